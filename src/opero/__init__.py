@@ -1,0 +1,99 @@
+"""opero: resilience as configuration.
+
+A `Policy` says what should happen around a function; a `Registry` holds policies by name, from YAML files and the
+environment; `@opero` and `@opmap` bind them to functions. Every name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opero.clock import Clock as Clock
+    from opero.decorators import opero as opero
+    from opero.decorators import opmap as opmap
+    from opero.errors import AllFailedError as AllFailedError
+    from opero.errors import BulkheadFullError as BulkheadFullError
+    from opero.errors import CallTimeoutError as CallTimeoutError
+    from opero.errors import CircuitOpenError as CircuitOpenError
+    from opero.errors import ConfigError as ConfigError
+    from opero.errors import MapError as MapError
+    from opero.errors import MissingExtraError as MissingExtraError
+    from opero.errors import OperoError as OperoError
+    from opero.errors import PolicyNotFoundError as PolicyNotFoundError
+    from opero.errors import RateLimitExceededError as RateLimitExceededError
+    from opero.errors import RejectedError as RejectedError
+    from opero.errors import ResultRejectedError as ResultRejectedError
+    from opero.errors import UnknownOptionError as UnknownOptionError
+    from opero.logs import configure_logging as configure_logging
+    from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
+    from opero.policies.cache import CachePolicy as CachePolicy
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
+    from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+    from opero.policies.parallel import ParallelPolicy as ParallelPolicy
+    from opero.policies.policy import Policy as Policy
+    from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
+    from opero.policies.retry import RetryPolicy as RetryPolicy
+    from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
+    from opero.registry import Registry as Registry
+    from opero.registry import get_default_registry as get_default_registry
+    from opero.registry import set_default_registry as set_default_registry
+    from opero.signatures import AsyncBound as AsyncBound
+    from opero.signatures import AsyncMapped as AsyncMapped
+    from opero.signatures import Bound as Bound
+    from opero.signatures import Mapped as Mapped
+    from opero.stats import Stats as Stats
+
+_MODULES = {
+    "clock": ("Clock",),
+    "decorators": ("opero", "opmap"),
+    "errors": (
+        "AllFailedError",
+        "BulkheadFullError",
+        "CallTimeoutError",
+        "CircuitOpenError",
+        "ConfigError",
+        "MapError",
+        "MissingExtraError",
+        "OperoError",
+        "PolicyNotFoundError",
+        "RateLimitExceededError",
+        "RejectedError",
+        "ResultRejectedError",
+        "UnknownOptionError",
+    ),
+    "logs": ("configure_logging",),
+    "policies": (
+        "BulkheadPolicy",
+        "CachePolicy",
+        "CircuitBreakerPolicy",
+        "FallbackPolicy",
+        "ParallelPolicy",
+        "Policy",
+        "RateLimitPolicy",
+        "RetryPolicy",
+        "TimeoutPolicy",
+    ),
+    "registry": ("Registry", "get_default_registry", "set_default_registry"),
+    "signatures": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
+    "stats": ("Stats",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used (PEP 562), so that `import opero` costs next to nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'opero' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"opero.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

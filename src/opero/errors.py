@@ -1,0 +1,219 @@
+"""Every error that opero raises of its own.
+
+    OperoError
+    ├── AllFailedError          every retry and fallback failed      (also an ExceptionGroup)
+    ├── CallTimeoutError        a timeout ended the attempt or call  (also a TimeoutError)
+    ├── ResultRejectedError     `retry_if_result` refused a result
+    ├── RejectedError           the function was not called at all
+    │   ├── CircuitOpenError        the circuit breaker is open
+    │   ├── RateLimitExceededError  no permit within `max_wait`
+    │   └── BulkheadFullError       no free place within `max_wait`
+    ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
+    ├── ConfigError             a policy, file or variable is wrong  (also a ValueError)
+    │   ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
+    │   └── UnknownOptionError      no option of that name           (also a TypeError)
+    └── MissingExtraError       a feature whose extra is missing     (also an ImportError)
+
+All of them pickle, so they cross process boundaries whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "AllFailedError",
+    "BulkheadFullError",
+    "CallTimeoutError",
+    "CircuitOpenError",
+    "ConfigError",
+    "MapError",
+    "MissingExtraError",
+    "OperoError",
+    "PolicyNotFoundError",
+    "RateLimitExceededError",
+    "RejectedError",
+    "ResultRejectedError",
+    "UnknownOptionError",
+    "nearest",
+]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant: `"; did you mean 'retries'?"`, or what there is to choose from."""
+    names = sorted({str(candidate) for candidate in known})
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {folded[close[0]]!r}?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"; known: {shown}"
+
+
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class OperoError(Exception):
+    """The base of every error that opero raises of its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class AllFailedError(OperoError, ExceptionGroup[Exception]):
+    """Every attempt of a call failed: its retries and fallbacks are exhausted.
+
+    Attributes:
+        errors: every attempt's exception, in the order tried. The last one is also the `__cause__`.
+
+    It is an `ExceptionGroup`, so a traceback shows every attempt and `except*` works.
+    """
+
+    def __new__(cls, message: str, errors: Sequence[Exception]) -> Self:
+        error = super().__new__(cls, message, errors)
+        error.__cause__ = errors[-1]
+        return error
+
+    @property
+    def errors(self) -> tuple[Exception, ...]:
+        return self.exceptions  # type: ignore[return-value]  # only `Exception`s go in, and groups are such
+
+    def derive(self, errors: Sequence[Exception], /) -> AllFailedError:  # type: ignore[override]
+        return AllFailedError(self.message, errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), (self.message, list(self.exceptions)), dict(self.__dict__))
+
+
+class CallTimeoutError(OperoError, TimeoutError):
+    """A timeout ended an attempt (`scope="attempt"`) or the whole call (`scope="total"`).
+
+    Attributes:
+        scope: `"attempt"` or `"total"`: which field of the `TimeoutPolicy` it was.
+        seconds: that field's value.
+        errors: the exceptions of the attempts before it, in the order tried; the last is the `__cause__`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        scope: str = "attempt",
+        seconds: float = 0.0,
+        waiting_for: str | None = None,
+        errors: Sequence[Exception] = (),
+    ) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.seconds = seconds
+        self.waiting_for = waiting_for
+        self.errors = tuple(errors)
+
+
+class ResultRejectedError(OperoError):
+    """`retry_if_result` asked for another attempt. It stands in `.errors` for the result that it refused.
+
+    Attributes:
+        result: what the function returned.
+    """
+
+    def __init__(self, message: str, *, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class RejectedError(OperoError):
+    """The call was turned away before the function was called.
+
+    Attributes:
+        retry_in: seconds until another call has a chance, or None where that cannot be known.
+    """
+
+    def __init__(self, message: str, *, retry_in: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_in = retry_in
+
+
+class CircuitOpenError(RejectedError):
+    """The circuit breaker is open: the service has failed too often, and is left alone for a while."""
+
+
+class RateLimitExceededError(RejectedError):
+    """The next permit is further away than the rate limit's `max_wait`."""
+
+
+class BulkheadFullError(RejectedError):
+    """As many calls as `max_concurrent` allows are running, and none ended within `max_wait`."""
+
+
+class MapError(OperoError, ExceptionGroup[Exception]):
+    """Items of a parallel map failed. Nothing is lost: it carries what succeeded too.
+
+    Attributes:
+        results: index → result, of the items that succeeded.
+        failures: index → exception, of the items that failed. The first is also the `__cause__`.
+    """
+
+    results: dict[int, Any]
+    failures: dict[int, Exception]
+
+    def __new__(cls, message: str, results: dict[int, Any], failures: dict[int, Exception]) -> Self:
+        error = super().__new__(cls, message, list(failures.values()))
+        error.results = results
+        error.failures = failures
+        error.__cause__ = next(iter(failures.values()))
+        return error
+
+    def __init__(self, message: str, results: dict[int, Any], failures: dict[int, Exception]) -> None:
+        # ExceptionGroup takes two arguments; ours keeps the indices too.
+        super().__init__(message, list(failures.values()))
+
+    def derive(self, errors: Sequence[Exception], /) -> MapError:  # type: ignore[override]
+        kept = {index: error for index, error in self.failures.items() if error in errors}
+        return MapError(self.message, self.results, kept or dict(enumerate(errors)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MapError, (self.message, self.results, self.failures)
+
+
+class ConfigError(OperoError, ValueError):
+    """A policy, a policy file or an environment variable is wrong. The message says what, where, and the cure."""
+
+
+class UnknownOptionError(ConfigError, TypeError):
+    """`@opero` or `@opmap` was given an option that does not exist."""
+
+
+class PolicyNotFoundError(ConfigError, KeyError):
+    """The registry holds no profile of that name.
+
+    Attributes:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+    __str__ = Exception.__str__  # KeyError shows its argument's repr, which would quote a sentence
+
+
+class MissingExtraError(OperoError, ImportError):
+    """A feature was used whose optional packages are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs the extra {extra!r}: pip install 'opero[{extra}]'")
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))

@@ -1,0 +1,23 @@
+"""What should happen: immutable models. They know nothing of threads, clocks or state."""
+
+from opero.policies.bulkhead import BulkheadPolicy
+from opero.policies.cache import CachePolicy
+from opero.policies.circuit_breaker import CircuitBreakerPolicy
+from opero.policies.fallback import FallbackPolicy
+from opero.policies.parallel import ParallelPolicy
+from opero.policies.policy import Policy
+from opero.policies.rate_limit import RateLimitPolicy
+from opero.policies.retry import RetryPolicy
+from opero.policies.timeout import TimeoutPolicy
+
+__all__ = [
+    "BulkheadPolicy",
+    "CachePolicy",
+    "CircuitBreakerPolicy",
+    "FallbackPolicy",
+    "ParallelPolicy",
+    "Policy",
+    "RateLimitPolicy",
+    "RetryPolicy",
+    "TimeoutPolicy",
+]

@@ -1,0 +1,145 @@
+"""What all policies have in common: frozen, hashable, strict, short to write and short to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from opero.errors import nearest
+from opero.policies.types import Unset
+
+if TYPE_CHECKING:
+    from opero.clock import Clock
+    from opero.signatures import AsyncBound, Bound
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+__all__ = ["BasePolicy", "StrictModel"]
+
+
+def _hashable(value: Any) -> Any:
+    """A hashable stand-in that is equal for equal values; what can be neither hashed nor opened counts by type."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(each) for each in value)
+    try:
+        hash(value)
+    except TypeError:
+        return type(value)
+    return value
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown fields and names the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for name in data:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_field",
+                        "unknown field {field} of {model}{hint}",
+                        {"field": repr(name), "model": cls.__name__, "hint": nearest(str(name), cls.model_fields), "key": name},
+                    )
+        return data
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unset = {name for name in type(self).model_fields if isinstance(getattr(self, name), Unset)}
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if name not in unset}
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(_hashable(getattr(self, name)) for name in type(self).model_fields)))
+
+    def __eq__(self, other: object) -> bool:
+        # pydantic compares which fields were set, too; a policy is a value, however it was written.
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Only what differs from the defaults."""
+        shown: list[tuple[str | None, Any]] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                shown.append((name, value))
+        return shown
+
+    def _given(self) -> dict[str, Any]:
+        """The fields that were set by whoever made this policy, as plain data that validates again."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+
+
+class BasePolicy(StrictModel):
+    """One policy: what should happen, as an immutable value. It knows nothing of threads, clocks or state."""
+
+    short: ClassVar[str | None] = None
+    """The field that a bare value sets: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`."""
+    kind: ClassVar[str] = ""
+    """The field of `Policy`, and so the YAML key, that holds this kind of policy."""
+
+    enabled: bool = True
+    """False switches the policy off and keeps its values."""
+
+    @classmethod
+    def expand(cls, value: Any) -> dict[str, Any]:
+        """The fields that any accepted way to write this policy sets: a policy, a mapping, true, false, or a bare value.
+
+        Raises:
+            ValueError: a bare value for a policy that has no short form.
+        """
+        if isinstance(value, cls):
+            return value._given()
+        if isinstance(value, bool):
+            return {"enabled": value}
+        if isinstance(value, Mapping):
+            return dict(value)
+        if cls.short is None:
+            raise ValueError(f"{value!r} does not say which field of {cls.__name__} it is; write a mapping")
+        return {cls.short: value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_short_form(cls, data: Any) -> Any:
+        return data if isinstance(data, cls) else cls.expand(data)
+
+    def replace(self, **changes: Any) -> Self:
+        """A policy like this one with some fields changed, validated anew.
+
+        Raises:
+            pydantic.ValidationError: an unknown field or a value out of range.
+        """
+        return type(self).model_validate(self._given() | changes)
+
+    @overload
+    def apply(self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None) -> AsyncBound[P, R]: ...
+    @overload
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
+    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
+        """Bind this policy, and no other, to `func`: a callable with the same signature that does what the policy says.
+
+        Args:
+            func: a function, async function, generator function, method, class method or static method.
+            clock: where time and chance come from; the system's unless given (see `opero.clock`).
+
+        Raises:
+            ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
+            NotImplementedError: an option whose executor does not exist yet; it is named.
+        """
+        from opero.policies.policy import Policy
+
+        return Policy.model_validate({self.kind: self}).apply(func, clock=clock)

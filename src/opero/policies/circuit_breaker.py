@@ -1,0 +1,106 @@
+"""When to leave a failing service alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+
+from opero.policies.base import BasePolicy
+from opero.policies.types import (
+    ExceptionTypes,
+    PositiveCount,
+    PositiveDuration,
+    Share,
+    format_duration,
+    parse_duration,
+)
+
+__all__ = ["CircuitBreakerPolicy"]
+
+
+def _window(value: Any) -> int | float:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"a window of {value} calls holds none; the least is 1")
+        return value
+    if isinstance(value, str) and value.strip().isdigit():
+        return _window(int(value))
+    seconds = parse_duration(value)
+    if seconds <= 0:
+        raise ValueError(f"a window of {seconds:g} s is not above 0")
+    return seconds
+
+
+Window = Annotated[
+    int | float,
+    BeforeValidator(_window, json_schema_input_type=int | str),
+    PlainSerializer(lambda window: format_duration(window) if isinstance(window, float) else window, when_used="json"),
+]
+
+
+class CircuitBreakerPolicy(BasePolicy):
+    """Stop calling a service that keeps failing: reject at once with `CircuitOpenError`, and probe it after a while.
+
+    It opens after `consecutive_failures`, or when a window's failure rate or rate of slow calls reaches its threshold.
+    After `open_for` it lets `half_open_calls` probes through: it closes when all succeed, and opens again when one
+    fails. Attempts that the rate limit or bulkhead turned away do not count.
+
+    A short form: `circuit_breaker: 5` means `circuit_breaker: {consecutive_failures: 5}`.
+
+    Attributes:
+        consecutive_failures: failures in a row that open it. Default 5, or None where a rate is set.
+        failure_rate: the share of failures (above 0, up to 1) within `window` that opens it. Default None.
+        window: what the rates are taken over: the last calls (a whole number) or a time ("30s"). Default 100 calls.
+        min_calls: calls that the window must hold before a rate is judged. Default: the window where that counts
+            calls, at most 10; 10 where it is a time.
+        slow_call: a call that takes longer than this is slow. Default None.
+        slow_rate: the share of slow calls within `window` that opens it. Default 1 where `slow_call` is set.
+        open_for: how long it stays open before it probes. Default "60s".
+        half_open_calls: probes at most, and successes needed to close it. Default 1.
+        ignore: exception classes that count neither as failure nor as success (in YAML their names). Default none.
+        scope: "profile": all functions bound to one named profile share the breaker; "function": each has its own.
+    """
+
+    short: ClassVar[str | None] = "consecutive_failures"
+    kind: ClassVar[str] = "circuit_breaker"
+
+    consecutive_failures: PositiveCount | None = 5
+    failure_rate: Share | None = None
+    window: Window = 100
+    min_calls: PositiveCount | None = None
+    slow_call: PositiveDuration | None = None
+    slow_rate: Share | None = None
+    open_for: PositiveDuration = 60.0
+    half_open_calls: PositiveCount = 1
+    ignore: ExceptionTypes = ()
+    scope: Literal["profile", "function"] = "profile"
+
+    @property
+    def least_calls(self) -> int:
+        """Calls that the window must hold before a rate is judged."""
+        if self.min_calls is not None:
+            return self.min_calls
+        return min(10, self.window) if isinstance(self.window, int) else 10
+
+    @model_validator(mode="after")
+    def _check_conditions(self) -> Self:
+        by_rate = self.failure_rate is not None or self.slow_call is not None
+        if by_rate and "consecutive_failures" not in self.model_fields_set:
+            object.__setattr__(self, "consecutive_failures", None)
+        if self.slow_rate is not None and self.slow_call is None:
+            raise ValueError("slow_rate needs slow_call, which says how long a slow call takes")
+        if not by_rate and self.consecutive_failures is None:
+            raise ValueError("nothing would ever open it; set consecutive_failures, failure_rate or slow_call")
+        if not by_rate:
+            idle = {"window", "min_calls"} & self.model_fields_set - self._defaulted()
+            if idle:
+                raise ValueError(f"{' and '.join(sorted(idle))} would have no effect without failure_rate or slow_call")
+        if isinstance(self.window, int) and self.least_calls > self.window:
+            raise ValueError(f"min_calls ({self.min_calls}) is more than the window of {self.window} calls can ever hold")
+        return self
+
+    def _defaulted(self) -> set[str]:
+        """Fields that were written down with their default values, as a JSON round trip does."""
+        fields = type(self).model_fields
+        return {name for name in self.model_fields_set if getattr(self, name) == fields[name].default}

@@ -1,0 +1,175 @@
+"""The whole of what should happen around a function, and the flat names of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+
+from pydantic import model_validator
+
+from opero.errors import UnknownOptionError, nearest
+from opero.policies.base import BasePolicy, StrictModel
+from opero.policies.bulkhead import BulkheadPolicy
+from opero.policies.cache import CachePolicy
+from opero.policies.circuit_breaker import CircuitBreakerPolicy
+from opero.policies.fallback import FallbackPolicy
+from opero.policies.parallel import ParallelPolicy
+from opero.policies.rate_limit import RateLimitPolicy
+from opero.policies.retry import RetryPolicy
+from opero.policies.timeout import TimeoutPolicy
+
+if TYPE_CHECKING:
+    from opero.clock import Clock
+    from opero.signatures import AsyncBound, Bound
+
+__all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+KINDS: dict[str, type[BasePolicy]] = {
+    policy.kind: policy
+    for policy in (
+        RetryPolicy,
+        FallbackPolicy,
+        CachePolicy,
+        RateLimitPolicy,
+        TimeoutPolicy,
+        CircuitBreakerPolicy,
+        BulkheadPolicy,
+        ParallelPolicy,
+    )
+}
+"""The fields of `Policy`, and the model that each holds."""
+
+
+def _flat_options() -> dict[str, tuple[str, str]]:
+    own = {name for name in BasePolicy.model_fields}
+
+    def fields(policy: type[BasePolicy]) -> list[str]:
+        return [name for name in policy.model_fields if name not in own]
+
+    flat = {name: (policy.kind, name) for policy in (RetryPolicy, ParallelPolicy) for name in fields(policy)}
+    flat |= {"arg_fallback": ("fallback", "arg"), "attempt_timeout": ("timeout", "attempt")}
+    flat |= {f"cache_{name.removeprefix('cache_')}": ("cache", name) for name in fields(CachePolicy)}
+    return flat
+
+
+FLAT_OPTIONS: dict[str, tuple[str, str]] = _flat_options()
+"""Flat option of `@opero` and `@opmap` → the policy and field that it sets. The kinds themselves are options, too."""
+
+
+class Policy(StrictModel):
+    """What should happen around a function: at most one policy of each kind. Immutable, hashable, picklable.
+
+    A layer exists only where its policy is set, so what is not used costs nothing. From outer to inner the layers are
+
+        cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
+        → timeout (attempt) → function
+
+    Attributes:
+        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, parallel: see their models. Each may be
+            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`.
+
+    Raises:
+        pydantic.ValidationError: an unknown field or a value out of range; it names the field and the nearest known.
+    """
+
+    retry: RetryPolicy | None = None
+    cache: CachePolicy | None = None
+    rate_limit: RateLimitPolicy | None = None
+    timeout: TimeoutPolicy | None = None
+    circuit_breaker: CircuitBreakerPolicy | None = None
+    bulkhead: BulkheadPolicy | None = None
+    fallback: FallbackPolicy | None = None
+    parallel: ParallelPolicy | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flag_off_is_absent(cls, data: Any) -> Any:
+        """`cache: false` on a profile with no cache of its own holds no values to keep."""
+        if isinstance(data, Mapping):
+            return {name: None if value is False else value for name, value in data.items()}
+        return data
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        """The policy that flat options describe: `Policy.from_options(retries=5, cache_ttl="30m", rate_limit=10)`.
+
+        Raises:
+            UnknownOptionError: an option that does not exist; it names the nearest that does.
+            pydantic.ValidationError: a value out of range.
+        """
+        return cls.model_validate(options_to_fields(options))
+
+    def fields(self) -> dict[str, Any]:
+        """What was given when this policy was made, as nested plain data: it merges, and validates to an equal policy."""
+        return {name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()}
+
+    def replace(self, **options: Any) -> Self:
+        """A policy like this one with some options changed, validated anew; an option may be a whole policy or None.
+
+        Raises:
+            UnknownOptionError, pydantic.ValidationError: as `from_options`.
+        """
+        return type(self).model_validate(merge(self.fields(), options_to_fields(options)))
+
+    def active(self, kind: str) -> BasePolicy | None:
+        """The policy of that kind if it is set and enabled."""
+        policy: BasePolicy | None = getattr(self, kind)
+        return policy if policy is not None and policy.enabled else None
+
+    @overload
+    def apply(self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None) -> AsyncBound[P, R]: ...
+    @overload
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
+    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
+        """Bind this policy to `func`: a callable with the same signature that does what the policy says.
+
+        Args:
+            func: a function, async function, generator function, method, class method or static method.
+            clock: where time and chance come from; the system's unless given (see `opero.clock`).
+
+        Raises:
+            ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
+            NotImplementedError: an option whose executor does not exist yet; it is named.
+        """
+        from opero.binding import bind
+
+        return bind(self, func, clock=clock)
+
+
+def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options as the nested fields of `Policy`: `{"cache_ttl": 5}` → `{"cache": {"ttl": 5}}`.
+
+    Raises:
+        UnknownOptionError: an option that does not exist; it names the nearest that does.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in KINDS:
+            whole = None if value is None else KINDS[name].expand(value)
+            fields[name] = {**fields.get(name, {}), **whole} if whole is not None else None
+        elif name not in FLAT_OPTIONS:
+            raise UnknownOptionError(f"unknown option {name!r}{nearest(name, [*FLAT_OPTIONS, *KINDS])}")
+    for name, value in options.items():
+        if name not in KINDS:
+            kind, field = FLAT_OPTIONS[name]
+            held = fields.setdefault(kind, {})
+            if held is not None:
+                held[field] = value
+            elif value is not None:
+                fields[kind] = {field: value}
+    return fields
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`lower` with `upper` laid over it, key by key; a None in `upper` removes what `lower` says."""
+    merged = dict(lower)
+    for kind, value in upper.items():
+        if kind in KINDS and value is not None:
+            held = merged.get(kind)
+            merged[kind] = {**(KINDS[kind].expand(held) if held is not None else {}), **KINDS[kind].expand(value)}
+        else:
+            merged[kind] = value
+    return merged

@@ -1,0 +1,64 @@
+"""How often to call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from opero.policies.base import BasePolicy
+from opero.policies.types import Duration, PositiveCount, Rate, dotted_name, resolve
+
+__all__ = ["RateLimitPolicy"]
+
+
+def _cost(value: Any) -> Any:
+    if isinstance(value, str) and ":" in value:
+        value = resolve(value)
+    if callable(value) or (isinstance(value, str) and value.isidentifier()):
+        return value
+    try:
+        amount = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise ValueError(f"{value!r} is no cost: give a number above 0, the name of an argument, or a function")
+    return amount
+
+
+Cost = Annotated[
+    Any,
+    BeforeValidator(_cost, json_schema_input_type=float | str),
+    PlainSerializer(lambda cost: dotted_name(cost) if callable(cost) else cost, when_used="json"),
+]
+
+
+class RateLimitPolicy(BasePolicy):
+    """Call no more often than the service allows; wait for a permit where there is none.
+
+    Permits are spaced evenly: `rate: 10` with the default burst lets a call through every 0.1 s, so five calls take at
+    least 0.4 s. One budget serves all who share it: threads, event loops, sync and async callers alike.
+
+    A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
+
+    Attributes:
+        rate: permits a second; a number, or text such as "50/s", "1000/min", "100/30s". Required.
+        burst: how many permits may be saved up and used at once. Default 1.
+        max_wait: the longest wait for a permit; a call that would wait longer raises `RateLimitExceededError` at
+            once. Default None: as long as it takes.
+        cost: permits that a call takes: a number, the name of the argument that holds it, or a function of the
+            call's arguments (in YAML "module:function"). A call that costs more than `burst` waits for a full
+            budget and leaves it in debt. Default 1.
+        scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
+        backend: "local" or "redis" (several machines share one budget).
+    """
+
+    short: ClassVar[str | None] = "rate"
+    kind: ClassVar[str] = "rate_limit"
+
+    rate: Rate
+    burst: PositiveCount = 1
+    max_wait: Duration | None = None
+    cost: Cost = 1.0
+    scope: Literal["profile", "function"] = "profile"
+    backend: Literal["local", "redis"] = "local"

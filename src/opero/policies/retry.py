@@ -1,0 +1,61 @@
+"""When and how to try again."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from opero.policies.base import BasePolicy
+from opero.policies.types import Count, Duration, ExceptionTypes, Factor, Function, StatusCodes, format_duration
+
+__all__ = ["RetryPolicy"]
+
+
+class RetryPolicy(BasePolicy):
+    """Retry a failed attempt, after an exponential delay with jitter.
+
+    The delay before retry n is `min_delay * backoff_factor ** (n - 1)`, at most `max_delay`. With `jitter` it is drawn
+    evenly from a window half as wide as that delay: above it where `max_delay` leaves room, else below.
+
+    A short form: `retry: 5` means `retry: {retries: 5}`.
+
+    Attributes:
+        retries: attempts after the first; 0 and up. 3 means up to 4 attempts. Default 3.
+        backoff_factor: what each delay is multiplied by to give the next; 1 and up. Default 1.5.
+        min_delay: the first delay, and the least; seconds or text such as "250ms". Default 0.1.
+        max_delay: the greatest delay, also for what a server asks by Retry-After. Default 30.
+        jitter: spread the delays, so that callers who failed together do not return together. Default true.
+        retry_on: exception classes to retry; in YAML their names (`ConnectionError`, `requests.HTTPError`; with a
+            trailing "?" a name whose package may be absent). Any other exception passes through untouched. Default
+            `Exception`. opero's own rejections (an open circuit, an exceeded limit, a full bulkhead) are retried only
+            where they are named here. `KeyboardInterrupt`, `SystemExit` and cancellation are never retried.
+        retry_on_status: HTTP statuses to retry: `[429, "5xx"]`. Where given, it alone decides for an exception that
+            carries a status (of requests, httpx, aiohttp, urllib, botocore and their like); `retry_on` for all others.
+        retry_if_result: a function of the result; where it answers true, the attempt counts as failed.
+        retry_after: wait as long as a Retry-After header asks, within `max_delay`. Default true.
+        reraise: when all attempts failed, raise the last exception itself instead of `AllFailedError`. Default false.
+    """
+
+    short: ClassVar[str | None] = "retries"
+    kind: ClassVar[str] = "retry"
+
+    retries: Count = 3
+    backoff_factor: Factor = 1.5
+    min_delay: Duration = 0.1
+    max_delay: Duration = 30.0
+    jitter: bool = True
+    retry_on: ExceptionTypes = (Exception,)
+    retry_on_status: StatusCodes | None = None
+    retry_if_result: Function | None = None
+    retry_after: bool = True
+    reraise: bool = False
+
+    @model_validator(mode="after")
+    def _check_delays(self) -> Self:
+        if self.min_delay > self.max_delay:
+            raise ValueError(
+                f"min_delay ({format_duration(self.min_delay)}) is greater than max_delay "
+                f"({format_duration(self.max_delay)}); lower the one or raise the other"
+            )
+        return self

@@ -1,0 +1,44 @@
+"""How long to wait for an answer."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from opero.policies.base import BasePolicy
+from opero.policies.types import PositiveDuration, format_duration
+
+__all__ = ["TimeoutPolicy"]
+
+
+class TimeoutPolicy(BasePolicy):
+    """End an attempt, or the whole call with its waits and retries, after some time, with `CallTimeoutError`.
+
+    An async function is cancelled. A sync function is interrupted where it runs in the main thread of a Unix process;
+    elsewhere its caller gets the error on time, while the attempt itself runs on in a thread of its own.
+
+    A short form: `timeout: 5s` means `timeout: {total: 5s}`.
+
+    Attributes:
+        total: the longest that a call may take with all its attempts and waits; a wait that cannot end before it is
+            not begun. Default None.
+        attempt: the longest that one attempt may take. Default None.
+    """
+
+    short: ClassVar[str | None] = "total"
+    kind: ClassVar[str] = "timeout"
+
+    total: PositiveDuration | None = None
+    attempt: PositiveDuration | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.total is None and self.attempt is None:
+            raise ValueError("sets no time; give total or attempt")
+        if self.total is not None and self.attempt is not None and self.attempt > self.total:
+            raise ValueError(
+                f"attempt ({format_duration(self.attempt)}) is longer than total ({format_duration(self.total)}), "
+                "so it could never end an attempt; lower the one or raise the other"
+            )
+        return self

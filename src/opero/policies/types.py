@@ -1,0 +1,285 @@
+"""Field types that the policies share: durations, rates, and things named by their import path."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+from opero.errors import nearest
+
+__all__ = [
+    "UNSET",
+    "Count",
+    "Duration",
+    "ExceptionTypes",
+    "Factor",
+    "Function",
+    "PositiveCount",
+    "PositiveDuration",
+    "Rate",
+    "Share",
+    "Size",
+    "StatusCodes",
+    "Unset",
+    "dotted_name",
+    "format_duration",
+    "parse_duration",
+    "parse_rate",
+    "resolve",
+]
+
+UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
+SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Unset:
+    """The type of `UNSET`: no value was given, where None is a value."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+    def __copy__(self) -> Unset:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Unset:
+        return self
+
+
+UNSET = Unset()
+
+
+def _number(value: object) -> float | None:
+    """The number that `value` is or spells, or None. True is no number here, and neither is NaN."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        number = float(value)
+    elif isinstance(value, str) and NUMBER.fullmatch(value.strip().lower()):
+        number = float(value)
+    else:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m"."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    number = _number(value)
+    if number is not None:
+        return number
+    if isinstance(value, str):
+        text = value.strip().lower()
+        parts = DURATION_PART.findall(text)
+        if parts and not DURATION_PART.sub("", text):
+            unknown = [unit for _, unit in parts if unit not in UNITS]
+            if unknown:
+                raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
+            return sum(float(amount) * UNITS[unit] for amount, unit in parts)
+    raise ValueError(f'{value!r} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads back as the very same number: 1800.0 → "30m"."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        amount = seconds / UNITS[unit]
+        if amount >= 1 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
+            return f"{int(amount)}{unit}"
+    return f"{seconds!r}s"
+
+
+def parse_rate(value: object) -> float:
+    """Permits a second, from a number (a second) or text such as "50/s", "1000/min", "100/30s"."""
+    number = _number(value)
+    if number is not None:
+        return number
+    if isinstance(value, str) and value.count("/") == 1:
+        amount, _, period = (part.strip().lower() for part in value.partition("/"))
+        permits = _number(amount)
+        if permits is not None:
+            seconds = UNITS.get(period) or UNITS.get(period.removesuffix("ute").removesuffix("ond"))
+            if seconds is None and period in ("hour", "day"):
+                seconds = UNITS[period[0]]
+            if seconds is None:
+                seconds = parse_duration(period)
+            if seconds > 0:
+                return permits / seconds
+    raise ValueError(f'{value!r} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from a number of bytes or text such as "512MB", "2GiB"."""
+    number = _number(value)
+    if number is not None and number == int(number):
+        return int(number)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower()) if isinstance(value, str) else None
+    if match and match[2] in SIZES:
+        return int(float(match[1]) * SIZES[match[2]])
+    raise ValueError(f'{value!r} is no size: write bytes or "512MB", "2GiB"')
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise ValueError(f"{value:g} is negative; the least is 0")
+    return value
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError(f"{value:g} is not above 0")
+    return value
+
+
+def _no_truth(value: object) -> object:
+    """True and False are no counts, though Python calls them integers."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is no number")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_not_negative)]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive)]
+Rate = Annotated[float, BeforeValidator(parse_rate), AfterValidator(_positive)]
+Factor = Annotated[float, BeforeValidator(_no_truth), Field(ge=1, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=1)]
+Size = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive)]
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
+PositiveCount = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
+
+
+def resolve(name: str) -> Any:
+    """The object that `name` names: "package.module:attribute", "package.module.attribute", or a builtin.
+
+    Raises:
+        ValueError: nothing of that name can be imported; it names the nearest that can.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon:
+        module_name, _, path = name.rpartition(".")
+    if not module_name:
+        if not hasattr(builtins, path):
+            raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
+        return getattr(builtins, path)
+    try:
+        found = importlib.import_module(module_name)
+    except ImportError as error:
+        if not colon and "." in module_name and getattr(error, "name", None) != module_name.split(".", maxsplit=1)[0]:
+            # "package.module.Class.attribute" without a colon: the module ends one dot earlier.
+            return _attribute(resolve(module_name), path, name)
+        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+    return _attribute(found, path, name)
+
+
+def _attribute(found: Any, path: str, name: str) -> Any:
+    for part in path.split("."):
+        if not hasattr(found, part):
+            where = getattr(found, "__name__", repr(found))
+            raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def dotted_name(target: object) -> str:
+    """The name by which `resolve` finds `target` again.
+
+    Raises:
+        ValueError: it has none (a lambda, a local function, an instance).
+    """
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if module is None or name is None or "<" in name:
+        raise ValueError(f"{target!r} has no import path, so it cannot be written down; define it at module level")
+    if module == "builtins":
+        return str(name)
+    return f"{module}.{name}" if "." not in name else f"{module}:{name}"
+
+
+def _exception_type(value: object) -> type[Exception] | None:
+    """One exception class, from itself or its name. A trailing "?" means: nothing, where its package is absent."""
+    if isinstance(value, str):
+        name = value.strip()
+        if name.endswith("?"):
+            name = name[:-1]
+            if importlib.util.find_spec(name.partition(".")[0].partition(":")[0]) is None:
+                return None
+        if not name:
+            raise ValueError("an exception's name is empty")
+        value = _nearby_exception(name)
+    if not isinstance(value, type) or not issubclass(value, BaseException):
+        raise ValueError(f"{value!r} is no exception class")
+    if not issubclass(value, Exception):
+        raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
+    return value
+
+
+def _nearby_exception(name: str) -> object:
+    if "." not in name and ":" not in name and not hasattr(builtins, name):
+        known = [each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)]
+        raise ValueError(f"{name!r} is no builtin exception{nearest(name, known)}; others need their module's name")
+    return resolve(name)
+
+
+def _exception_types(value: object) -> tuple[type[Exception], ...]:
+    if value is None:
+        return ()
+    each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+    return tuple(dict.fromkeys(found for one in each if (found := _exception_type(one)) is not None))
+
+
+def _exception_names(types: tuple[type[Exception], ...]) -> list[str]:
+    return [dotted_name(each) for each in types]
+
+
+ExceptionTypes = Annotated[
+    tuple[type[Exception], ...],
+    BeforeValidator(_exception_types, json_schema_input_type=str | list[str]),
+    PlainSerializer(_exception_names, return_type=list[str], when_used="json"),
+]
+
+
+def _function(value: object) -> object:
+    if isinstance(value, str):
+        value = resolve(value)
+    if not callable(value):
+        raise ValueError(f"{value!r} is not callable")
+    return value
+
+
+Function = Annotated[
+    Callable[..., Any],
+    BeforeValidator(_function, json_schema_input_type=str),
+    PlainSerializer(dotted_name, return_type=str, when_used="json"),
+]
+
+
+def _status_code(value: object) -> int | str:
+    text = str(value).strip().lower()
+    if re.fullmatch(r"[1-5]xx", text):
+        return text
+    if not isinstance(value, bool) and text.isdigit() and 100 <= int(text) <= 599:
+        return int(text)
+    raise ValueError(f'{value!r} is no HTTP status; write 100 to 599, or a class such as "5xx"')
+
+
+def _status_codes(value: object) -> tuple[int | str, ...]:
+    each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+    return tuple(dict.fromkeys(_status_code(one) for one in each))
+
+
+StatusCodes = Annotated[
+    tuple[int | str, ...],
+    BeforeValidator(_status_codes, json_schema_input_type=int | str | list[int | str]),
+]

@@ -1,0 +1,91 @@
+"""What a bound function has done so far."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Stats"]
+
+
+class Stats:
+    """Counts of one bound function, over all its callers. Read them at any time; `as_dict()` takes them all at once.
+
+    Attributes:
+        calls: calls of the bound function by its users.
+        failures: calls that ended in an exception.
+        retries: rounds of attempts after the first.
+        recoveries: calls that succeeded after a failed attempt.
+        fallbacks: attempts with another value of the fallback argument, and calls that a fallback result answered.
+        cache_hits, cache_misses: calls that the cache answered, or did not.
+        waits, waited: waits for a rate-limit permit or a bulkhead's place, and their seconds in all.
+        rejections: times that an open circuit, the rate limit or a full bulkhead turned an attempt away.
+        timeouts: attempts and calls that a timeout ended.
+        errors: name of an exception's type → failed attempts with it.
+    """
+
+    # Plain `+= 1` on an attribute is one step under CPython's global lock: no other thread runs between its read and
+    # its write, as no call and no backward jump lies there. A success can so be counted without taking a lock.
+    __slots__ = (
+        "cache_hits",
+        "cache_misses",
+        "calls",
+        "errors",
+        "executed",
+        "failures",
+        "fallbacks",
+        "layered",
+        "recoveries",
+        "rejections",
+        "retries",
+        "timeouts",
+        "waited",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.failures = 0
+        self.retries = 0
+        self.recoveries = 0
+        self.fallbacks = 0
+        self.cache_hits = 0
+        self.cache_misses = 0
+        self.waits = 0
+        self.waited = 0.0
+        self.rejections = 0
+        self.timeouts = 0
+        self.errors: dict[str, int] = {}
+        # A call without layers is itself its first attempt, and counts once; the others count what they execute.
+        self.layered = 0
+        self.executed = 0
+
+    @property
+    def attempts(self) -> int:
+        """Executions of the function."""
+        return self.calls - self.layered + self.executed
+
+    def count_error(self, error: BaseException) -> None:
+        """Count a failed attempt by its exception's type."""
+        name = type(error).__name__
+        self.errors[name] = self.errors.get(name, 0) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counts, as plain data."""
+        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "layered", "errors")}
+        return {"attempts": self.attempts, **counts, "errors": dict(self.errors)}
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Add counts that `as_dict` took elsewhere, such as in a worker process."""
+        for name, value in counts.items():
+            if name == "attempts":
+                self.executed += value
+                self.layered += counts["calls"]
+            elif name == "errors":
+                for kind, count in value.items():
+                    self.errors[kind] = self.errors.get(kind, 0) + count
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in self.as_dict().items() if value}
+        return f"Stats({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
