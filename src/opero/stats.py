@@ -74,6 +74,12 @@ class Stats:
         counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "layered", "errors")}
         return {"attempts": self.attempts, **counts, "errors": dict(self.errors)}
 
+    def drain(self) -> dict[str, Any]:
+        """All counts, as plain data, and begin again at 0. Only for one thread at a time."""
+        counts = self.as_dict()
+        self.__init__()  # type: ignore[misc]
+        return counts
+
     def add(self, counts: dict[str, Any]) -> None:
         """Add counts that `as_dict` took elsewhere, such as in a worker process."""
         for name, value in counts.items():
