@@ -54,21 +54,39 @@ class Chain:
     """The layers of a call, as one configuration built them.
 
     Attributes:
-        enter: the call itself, through all layers but an outermost retry.
-        fail: what follows an exception that came out of `enter`.
+        function: what to call, where there is no layer around it but an outermost retry; else None.
+        layer: the outermost layer, an outermost retry left out.
+        call: makes the `Call` that the layers pass on.
+        fail: what follows an exception that came out of `function` or `layer`: retry, where that is outermost.
+        whole: all layers within the cache, for a map that reads and fills the cache itself.
         policy: what it was built from.
         executors: kind of policy → its executor.
-        uncached: the layers within the cache, for a map that reads and fills the cache itself.
     """
 
-    __slots__ = ("enter", "executors", "fail", "policy", "uncached")
+    __slots__ = ("call", "executors", "fail", "function", "layer", "policy", "whole")
 
-    def __init__(self, enter: Callable[..., Any], fail: Callable[..., Any]) -> None:
-        self.enter = enter
+    def __init__(
+        self,
+        *,
+        function: Callable[..., Any] | None,
+        layer: Layer,
+        call: type[Call],
+        fail: Callable[..., Any],
+        whole: Layer,
+        policy: Policy,
+        executors: dict[str, Any],
+    ) -> None:
+        self.function = function
+        self.layer = layer
+        self.call = call
         self.fail = fail
-        self.policy = Policy()
-        self.executors: dict[str, Any] = {}
-        self.uncached: Layer | None = None
+        self.whole = whole
+        self.policy = policy
+        self.executors = executors
+
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Begin a call: its result, or under an async function something to await."""
+        return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
 
 
 class Binding:
@@ -79,6 +97,7 @@ class Binding:
         policy: what should happen around it, or a function that tells, called at the first call.
         clock: where time and chance come from. Default: the system's.
         share: gives the executors that several functions share, or None where this one has its own.
+        stats: counts to go on with. Default: new ones.
 
     Attributes:
         function: the function itself.
@@ -87,7 +106,7 @@ class Binding:
         stats: the counts; they outlive every swap of the policy.
     """
 
-    __slots__ = ("_lock", "_resolve", "callable", "chain", "clock", "function", "is_method", "kind", "name", "share", "stats")
+    __slots__ = ("_call", "_lock", "_resolve", "callable", "chain", "clock", "function", "is_method", "kind", "name", "share", "stats")
 
     def __init__(
         self,
@@ -95,7 +114,8 @@ class Binding:
         policy: Policy | Callable[[], Policy],
         *,
         clock: Clock | None = None,
-        share: Callable[[str, Any, Callable[[], Any]], Any] | None = None,
+        share: Callable[[str, Any, Callable[..., Any]], Any] | None = None,
+        stats: Stats | None = None,
     ) -> None:
         self.function = function
         self.clock = clock or SYSTEM
@@ -103,12 +123,13 @@ class Binding:
         self.kind = kind_of(function)
         self.name = getattr(function, "__qualname__", None) or repr(function)
         self.is_method = is_method(function)
-        self.stats = Stats()
+        self.stats = stats or Stats()
+        self._call = Call.of(self.stats)
         self.callable: Any = None
         self._lock = threading.Lock()
         self._resolve: Callable[[], Policy] | None = None
         if isinstance(policy, Policy):
-            self.chain = self.build(policy)
+            self._enforce(self.build(policy))
         else:
             self._resolve = policy
             self.chain = self._unresolved()
@@ -125,44 +146,45 @@ class Binding:
         if self._resolve is not None:
             with self._lock:
                 if self._resolve is not None:
-                    self.chain = self.build(self._resolve())
-                    self._resolve = None
-                    self._show_policy()
+                    self._enforce(self.build(self._resolve()))
         return self.chain
 
     def swap(self, policy: Policy) -> None:
         """Put another policy in force. Calls under way finish on the old one; counts go on."""
         chain = self.build(policy)
         with self._lock:
-            self.chain = chain
-            self._resolve = None
-            self._show_policy()
+            self._enforce(chain)
 
-    def _show_policy(self) -> None:
+    def _enforce(self, chain: Chain) -> None:
+        self.chain = chain
+        self._resolve = None
+        self.stats.count_bare(chain.function is not None)
         if self.callable is not None:
-            self.callable.policy = self.chain.policy
+            self.callable.policy = chain.policy
 
     def _unresolved(self) -> Chain:
         """A chain whose first call resolves the profile, and is made on the real one from beginning to end."""
 
-        def enter(*args: Any, **kwargs: Any) -> Any:
+        def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
             chain = self.resolved()
             try:
-                return chain.enter(*args, **kwargs)
+                return chain.start(args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in fail
                 return chain.fail(error, args, kwargs)
 
-        async def enter_async(*args: Any, **kwargs: Any) -> Any:
+        async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
             chain = self.resolved()
             try:
-                return await chain.enter(*args, **kwargs)
+                return await chain.start(args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in fail
                 return await chain.fail(error, args, kwargs)
 
         def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             raise error
 
-        return Chain(enter_async if self.is_async else enter, fail)
+        function = resolve_and_call_async if self.is_async else resolve_and_call
+        layer = self._innermost(function)
+        return Chain(function=function, layer=layer, call=self._call, fail=fail, whole=layer, policy=Policy(), executors={})
 
     @property
     def is_late(self) -> bool:
@@ -197,7 +219,7 @@ class Binding:
         """
         self._check(policy)
         executors: dict[str, Any] = {}
-        layer = self._innermost()
+        layer = self._innermost(self._start())
 
         def around(executor: Any, *args: Any) -> Layer:
             wrapped: Layer = (executor.wrap_async if self.is_async else executor.wrap)(layer, *args)
@@ -254,21 +276,23 @@ class Binding:
         if fallback and fallback.has_result:
             from opero.executors.fallback import FallbackExecutor
 
-            executors["fallback"] = FallbackExecutor(fallback, self.name, self._conversion())
+            executors["fallback"] = FallbackExecutor(fallback, self.name, self._conversion(), counts_errors=retry is None)
             layer, bare = around(executors["fallback"]), False
-        uncached = layer
+        whole = layer
         if caching := policy.active("cache"):
             from opero.executors.cache import CacheExecutor
 
             executors["cache"] = CacheExecutor(caching, self.clock, full_name(self.function), self.function, is_method=self.is_method)
             layer, bare = around(executors["cache"]), False
-
-        chain = Chain(
-            self._start() if bare else self._entering(attempt if fused else layer),
-            self._failing(retry if fused else None, attempt, bare=bare),
+        return Chain(
+            function=self._start() if bare else None,
+            layer=attempt if fused else layer,
+            call=self._call,
+            fail=self._failing(retry if fused else None, attempt, counts_errors="retry" not in executors and "fallback" not in executors),
+            whole=whole,
+            policy=policy,
+            executors=executors,
         )
-        chain.policy, chain.executors, chain.uncached = policy, executors, uncached
-        return chain
 
     def __reduce__(self) -> Any:
         # Locks, queues and breakers stay where they are: the copy, in another process, begins with its own.
@@ -317,48 +341,27 @@ class Binding:
             return start(self.function)
         return start_async(self.function) if self.kind == "async_generator" else self.function
 
-    def _innermost(self) -> Layer:
-        function, stats = self._start(), self.stats
+    def _innermost(self, function: Callable[..., Any]) -> Layer:
+        """The function as a layer. An async function's coroutine is passed on as it is: none is made around it."""
+        stats = self.stats
 
         def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             stats.executed += 1
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                stats.count_error(error)
-                raise
+            return function(*args, **kwargs)
 
-        async def invoke_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            stats.executed += 1
-            try:
-                return await function(*args, **kwargs)
-            except Exception as error:
-                stats.count_error(error)
-                raise
+        return invoke
 
-        return invoke_async if self.is_async else invoke
-
-    def _entering(self, layer: Layer) -> Callable[..., Any]:
-        """The way into the layers; for async functions it returns what the outermost layer's coroutine is."""
-        stats = self.stats
-
-        def enter(*args: Any, **kwargs: Any) -> Any:
-            stats.layered += 1
-            return layer(Call(stats), args, kwargs)
-
-        return enter
-
-    def _failing(self, retry: Any, attempt: Layer, *, bare: bool) -> Callable[..., Any]:
-        """What is done about an exception that came out of `enter`: retry, where that is the outermost layer; else nothing."""
-        stats = self.stats
+    def _failing(self, retry: Any, attempt: Layer, *, counts_errors: bool) -> Callable[..., Any]:
+        """What is done about an exception that came out of the layers: retry, where that is outermost; else nothing."""
+        stats, new_call = self.stats, self._call
 
         def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if bare:
-                stats.count_error(error)
             try:
                 if retry is None:
+                    if counts_errors:
+                        stats.count_error(error)
                     raise error
-                return retry.recover(attempt, Call(stats), args, kwargs, error)
+                return retry.recover(attempt, new_call(), args, kwargs, error)
             except BaseException:
                 stats.failures += 1
                 raise
@@ -366,12 +369,12 @@ class Binding:
                 del error
 
         async def fail_async(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if bare:
-                stats.count_error(error)
             try:
                 if retry is None:
+                    if counts_errors:
+                        stats.count_error(error)
                     raise error
-                return await retry.recover_async(attempt, Call(stats), args, kwargs, error)
+                return await retry.recover_async(attempt, new_call(), args, kwargs, error)
             except BaseException:
                 stats.failures += 1
                 raise
@@ -389,10 +392,7 @@ class Binding:
 
 
 def _restore(function: Callable[..., Any], policy: Policy, stats: Stats) -> Binding:
-    binding = Binding(function, policy)
-    binding.stats = stats
-    binding.swap(policy)  # build the layers anew, on these counts
-    return binding
+    return Binding(function, policy, stats=stats)
 
 
 def kind_of(function: Callable[..., Any]) -> FunctionKind:

@@ -22,7 +22,10 @@ def calling(binding: Binding) -> Callable[..., Any]:
         stats.calls += 1
         chain = binding.chain
         try:
-            return chain.enter(*args, **kwargs)
+            function = chain.function
+            if function is not None:
+                return function(*args, **kwargs)
+            return chain.layer(chain.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
             return chain.fail(error, args, kwargs)
 
@@ -30,7 +33,10 @@ def calling(binding: Binding) -> Callable[..., Any]:
         stats.calls += 1
         chain = binding.chain
         try:
-            return await chain.enter(*args, **kwargs)
+            function = chain.function
+            if function is not None:
+                return await function(*args, **kwargs)
+            return await chain.layer(chain.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
             return await chain.fail(error, args, kwargs)
 

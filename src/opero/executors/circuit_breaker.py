@@ -43,6 +43,8 @@ class CircuitBreakerExecutor:
         self._probes_begun = 0
         self._probes_passed = 0
         self._last_error = ""
+        self._alert = self.by_rate
+        """A success has something to change: there is a window to fill, a failure to forget, or a probe to count."""
         self._window = self._new_window()
 
     # What an operator may see and do
@@ -124,6 +126,7 @@ class CircuitBreakerExecutor:
                         self._enter("closed", now)
             elif self._state == "closed":
                 self._consecutive = self._consecutive + 1 if failed else 0
+                self._alert = self.by_rate or failed
                 if self.by_rate:
                     self._window.add(now, failed, slow)
                 if self._should_open(now):
@@ -151,6 +154,7 @@ class CircuitBreakerExecutor:
         self._since = self.clock.monotonic() if now is None else now
         self._period += 1
         self._consecutive = self._probes_begun = self._probes_passed = 0
+        self._alert = self.by_rate or state != "closed"
         if state == "closed":
             self._window = self._new_window()
 
@@ -175,10 +179,7 @@ class CircuitBreakerExecutor:
     # Around the function
 
     def enter(self, call: Call) -> int:
-        """The period the attempt belongs to; a closed circuit answers without taking its lock."""
-        period = self._period  # read first: should the state change in between, the result counts for neither
-        if self._state == "closed":
-            return period
+        """`admit`, for a circuit that is not simply closed."""
         try:
             return self.admit(self.clock.monotonic())
         except CircuitOpenError:
@@ -187,9 +188,8 @@ class CircuitBreakerExecutor:
             raise
 
     def succeeded(self, period: int, call: Call, started: float) -> None:
-        if self.by_rate or self._consecutive or self._state != "closed":
-            now = self.clock.monotonic()
-            self.record(period, now, None, now - started - call.waited if self.times_calls else None)
+        now = self.clock.monotonic()
+        self.record(period, now, None, now - started - call.waited if self.times_calls else None)
 
     def failed(self, period: int, call: Call, started: float, error: Exception) -> None:
         if call.turned_away or isinstance(error, self.policy.ignore):
@@ -200,14 +200,17 @@ class CircuitBreakerExecutor:
 
     def begin(self, call: Call) -> float:
         """The moment the attempt starts, where its time matters."""
-        if not self.times_calls:
-            return 0.0
         call.waited = 0.0
         return self.clock.monotonic()
 
+    # While the circuit is closed and nothing has failed, a call reads two attributes on its way in and one on its way
+    # out. The period is read first: should the state change in between, the result counts for neither.
+
     def wrap(self, layer: Layer) -> Layer:
         def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            period = self.enter(call)
+            period = self._period
+            if self._state != "closed":
+                period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:
                 result = layer(call, args, kwargs)
@@ -217,7 +220,7 @@ class CircuitBreakerExecutor:
             except BaseException:
                 self.release(period)
                 raise
-            if self.by_rate or self._consecutive or self._state != "closed":
+            if self._alert:
                 self.succeeded(period, call, started)
             return result
 
@@ -225,7 +228,9 @@ class CircuitBreakerExecutor:
 
     def wrap_async(self, layer: Layer) -> Layer:
         async def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            period = self.enter(call)
+            period = self._period
+            if self._state != "closed":
+                period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:
                 result = await layer(call, args, kwargs)
@@ -235,7 +240,7 @@ class CircuitBreakerExecutor:
             except BaseException:
                 self.release(period)
                 raise
-            if self.by_rate or self._consecutive or self._state != "closed":
+            if self._alert:
                 self.succeeded(period, call, started)
             return result
 

@@ -105,15 +105,26 @@ def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> A
 class FallbackExecutor:
     """Answers with a fallback result when all else has failed or run out of time."""
 
-    def __init__(self, policy: FallbackPolicy, name: str, convert: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        policy: FallbackPolicy,
+        name: str,
+        convert: Callable[[Any], Any] | None = None,
+        *,
+        counts_errors: bool = False,
+    ) -> None:
         self.policy = policy
         self.name = name
         self.convert = convert
         """Makes what a generator's attempt comes to of a fallback result."""
+        self.counts_errors = counts_errors
+        """No retry within has counted the failed attempt."""
 
     def answer(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
         """The fallback result; where it comes from an async function, something to await."""
         call.stats.fallbacks += 1
+        if self.counts_errors and not call.turned_away:
+            call.stats.count_error(error)
         logger.info("%s: answered by its fallback, after %r", self.name, error)
         if self.policy.function is not None:
             return self.policy.function(*args, **kwargs)

@@ -212,11 +212,15 @@ class RateLimitExecutor:
         host = AsyncHost(self.clock)
         reserve, monotonic, fixed = self.ledger.reserve, self.clock.monotonic, self.cost or 1.0
 
-        async def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], cost: float) -> Any:
+            await self.wait_in_queue(host, call, cost)
+            return await layer(call, args, kwargs)
+
+        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             cost = fixed if cost_of is None else cost_of(args, kwargs)
             if self._queued or reserve(monotonic(), cost, 0.0) > 0.0:
-                await self.wait_in_queue(host, call, cost)
-            return await layer(call, args, kwargs)
+                return wait_and_go_on(call, args, kwargs, cost)
+            return layer(call, args, kwargs)  # there is nothing to wait for, so no coroutine is made for it
 
         return limited
 

@@ -149,6 +149,7 @@ class RetryExecutor:
                             return self.ended(outcome.error, errors)
                         again.extend((each, outcome.error) for each in variants[position:])
                         break
+                    call.stats.count_error(outcome.error)
                     if call.time_left(self.clock.monotonic()) <= 0:
                         return self.ended(outcome.error, errors)
                     if self.retry.predicate(outcome.error):

@@ -41,9 +41,7 @@ class TimeoutExecutor:
         else:
             scope, seconds = "attempt", self.policy.attempt or 0.0
             message = f"an attempt of {self.name} took longer than its timeout of {format_duration(seconds)}"
-        error = CallTimeoutError(message, scope=scope, seconds=seconds)
-        call.stats.count_error(error)
-        return error
+        return CallTimeoutError(message, scope=scope, seconds=seconds)
 
     def start(self, call: Call) -> None:
         """Begin the call's total time."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MapError
-from opero.executors.call import Call, Outcome
+from opero.executors.call import Outcome
 from opero.parallel.batch import BatchRule
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.policy import Policy
@@ -196,11 +196,8 @@ class _Map:
         args, kwargs = self.arguments(self._argument(unit))
         if self.binding.cache is None:
             return self.mapper.single(*args, **kwargs)
-        layer = self.chain.uncached
-        assert layer is not None
         self.binding.stats.calls += 1
-        self.binding.stats.layered += 1
-        return layer(Call(self.binding.stats), args, kwargs)
+        return self.chain.whole(self.chain.call(), args, kwargs)
 
     def _workers(self) -> int:
         return worker_count(self.policy.workers, self.mode)
@@ -250,7 +247,6 @@ class _Map:
             if found is not None:
                 self.outcomes[index] = found
                 self.binding.stats.calls += 1
-                self.binding.stats.layered += 1
                 self.binding.stats.cache_hits += 1
             else:
                 self.binding.stats.cache_misses += 1
