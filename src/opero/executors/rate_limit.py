@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Host, Layer
     from opero.policies.rate_limit import RateLimitPolicy
 
-__all__ = ["Ledger", "RateLimitExecutor", "cost_function"]
+__all__ = ["Ledger", "Meter", "RateLimitExecutor", "cost_function"]
 
 FOREVER = float("inf")
 
@@ -115,7 +115,7 @@ class RateLimitExecutor:
         self.patience = FOREVER if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[AbstractEventLoop, _Queue] = {}
-        self._queued = 0
+        self.queued = 0
 
     # Decisions
 
@@ -166,18 +166,18 @@ class RateLimitExecutor:
         """The same, for a task: behind the other tasks of its loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
-        expected = self.ledger.reserve(started, cost, patience=-1.0) + self._queued * cost / self.policy.rate
+        expected = self.ledger.reserve(started, cost, patience=-1.0) + self.queued * cost / self.policy.rate
         if expected > patience:
             raise self.refusal(call, expected, started)
         queue = self._queue()
-        self._queued += 1
+        self.queued += 1
         try:
             async with timeout(None if patience == FOREVER else patience):
                 await queue.enter()
         except TimeoutError:
             raise self.refusal(call, expected, self.clock.monotonic()) from None
         finally:
-            self._queued -= 1
+            self.queued -= 1
             passed = self.clock.monotonic() - started
             call.waited += passed
             call.stats.waited += passed
@@ -195,30 +195,42 @@ class RateLimitExecutor:
             queue = self._queues[loop] = _Queue(self.policy, varying=self.cost is None)
         return queue
 
-    # Around the function
 
-    def wrap(self, layer: Layer, cost_of: Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None = None) -> Layer:
-        reserve, monotonic, fixed = self.ledger.reserve, self.clock.monotonic, self.cost or 1.0
+class Meter:
+    """The rate limit in front of one function: what its calls cost, and the two wrappers.
+
+    Raises:
+        ConfigError: the policy takes the cost from an argument that the function lacks.
+    """
+
+    def __init__(self, limiter: RateLimitExecutor, function: Callable[..., Any]) -> None:
+        self.limiter = limiter
+        self.cost_of = cost_function(limiter.policy.cost, function)
+
+    def wrap(self, layer: Layer) -> Layer:
+        limiter, cost_of = self.limiter, self.cost_of
+        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             cost = fixed if cost_of is None else cost_of(args, kwargs)
             if reserve(monotonic(), cost, 0.0) > 0.0:
-                run_blocking(self.wait(self.blocking, call, cost, self.patience_of(call, monotonic())))
+                patience = limiter.patience_of(call, monotonic())
+                run_blocking(limiter.wait(limiter.blocking, call, cost, patience))
             return layer(call, args, kwargs)
 
         return limited
 
-    def wrap_async(self, layer: Layer, cost_of: Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None = None) -> Layer:
-        host = AsyncHost(self.clock)
-        reserve, monotonic, fixed = self.ledger.reserve, self.clock.monotonic, self.cost or 1.0
+    def wrap_async(self, layer: Layer) -> Layer:
+        limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
+        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
 
         async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], cost: float) -> Any:
-            await self.wait_in_queue(host, call, cost)
+            await limiter.wait_in_queue(host, call, cost)
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             cost = fixed if cost_of is None else cost_of(args, kwargs)
-            if self._queued or reserve(monotonic(), cost, 0.0) > 0.0:
+            if limiter.queued or reserve(monotonic(), cost, 0.0) > 0.0:
                 return wait_and_go_on(call, args, kwargs, cost)
             return layer(call, args, kwargs)  # there is nothing to wait for, so no coroutine is made for it
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Future, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
 from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError
-from opero.executors.call import AsyncHost, BlockingHost, Call, Layer, Outcome, run_blocking
+from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.executors.http_errors import retry_after, status_of
 from opero.logs import logger
-from opero.policies.retry import RetryPolicy
 from opero.policies.types import format_duration
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
+    from opero.binding import Binding
     from opero.clock import Clock
-    from opero.executors.call import Host
+    from opero.executors.call import Call, Host, Layer
     from opero.executors.fallback import Alternatives
+    from opero.policies.retry import RetryPolicy
 
 __all__ = ["RetryExecutor", "backoff"]
 
-Variant = tuple[tuple[Any, ...], "Mapping[str, Any]"]
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+Variant = tuple[Args, Kwargs]
 
 
 def backoff(base: float, policy: RetryPolicy, random: random.Random) -> float:
@@ -103,7 +107,7 @@ class RetryExecutor:
             )
         return outcome
 
-    def variants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Variant]:
+    def variants(self, args: Args, kwargs: Kwargs) -> list[Variant]:
         """The arguments to try in a round, in order."""
         return [(args, kwargs)] if self.alternatives is None else self.alternatives.variants(args, kwargs)
 
@@ -213,47 +217,49 @@ class RetryExecutor:
 
     # Around the function
 
-    def recover(self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
+    @property
+    def prepares(self) -> bool:
+        """Whether something must be done before or after a first attempt that succeeds."""
+        return self.alternatives is not None or self.policy.retry_if_result is not None
+
+    def recover(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
         """All that follows a failed first attempt."""
-        rounds = self.rounds(self.blocking, layer, call, self.variants(args, kwargs), Outcome(error=error))
+        rounds = self.rounds(self.blocking, layer, call, [(args, kwargs)], Outcome(error=error))
         del error
         return run_blocking(rounds).get()
 
-    async def recover_async(
-        self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
-    ) -> Any:
-        rounds = self.rounds(self.asynchronous, layer, call, self.variants(args, kwargs), Outcome(error=error))
+    async def recover_async(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
+        """All that follows a failed first attempt of an async function."""
+        rounds = self.rounds(self.asynchronous, layer, call, [(args, kwargs)], Outcome(error=error))
         del error
         return (await rounds).get()
 
+    def recovering(self, layer: Layer, binding: Binding) -> Callable[..., Any]:
+        """What the bound function does about a failed first attempt, where it has made that itself."""
+        new_call = binding.call
+        recover = self.recover_async if binding.is_async else self.recover
+        return lambda error, args, kwargs: recover(layer, new_call(), args, kwargs, error)
+
     def wrap(self, layer: Layer) -> Layer:
-        if self.alternatives is not None or self.policy.retry_if_result is not None:
+        def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            return run_blocking(self.rounds(self.blocking, layer, call, self.variants(args, kwargs))).get()
 
-            def in_rounds(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-                return run_blocking(self.rounds(self.blocking, layer, call, self.variants(args, kwargs))).get()
-
-            return in_rounds
-
-        def retried(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        def retried(call: Call, args: Args, kwargs: Kwargs) -> Any:
             try:
                 return layer(call, args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in recover
                 return self.recover(layer, call, args, kwargs, error)
 
-        return retried
+        return in_rounds if self.prepares else retried
 
     def wrap_async(self, layer: Layer) -> Layer:
-        if self.alternatives is not None or self.policy.retry_if_result is not None:
+        async def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            return (await self.rounds(self.asynchronous, layer, call, self.variants(args, kwargs))).get()
 
-            async def in_rounds(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-                return (await self.rounds(self.asynchronous, layer, call, self.variants(args, kwargs))).get()
-
-            return in_rounds
-
-        async def retried(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        async def retried(call: Call, args: Args, kwargs: Kwargs) -> Any:
             try:
                 return await layer(call, args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in recover_async
                 return await self.recover_async(layer, call, args, kwargs, error)
 
-        return retried
+        return in_rounds if self.prepares else retried

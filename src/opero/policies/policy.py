@@ -127,9 +127,9 @@ class Policy(StrictModel):
         """
         return type(self).model_validate(merge(self.fields(), options_to_fields(options)))
 
-    def active(self, kind: str) -> BasePolicy | None:
-        """The policy of that kind if it is set and enabled."""
-        policy: BasePolicy | None = getattr(self, kind)
+    def active(self, kind: str) -> Any:
+        """The policy of that kind if it is set and enabled, else None."""
+        policy = getattr(self, kind)
         return policy if policy is not None and policy.enabled else None
 
     @overload
