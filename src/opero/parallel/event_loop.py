@@ -14,28 +14,33 @@ __all__ = ["map_in_tasks"]
 
 
 async def map_in_tasks(
-    work: Callable[[Any], Coroutine[Any, Any, Any]], items: Sequence[Any], workers: int, *, keep_going: bool
-) -> dict[int, Outcome]:
-    """The outcome of `await work(item)` for every item by its index, in the order in which they came.
+    work: Callable[[Any], Coroutine[Any, Any, Any]],
+    items: Sequence[Any],
+    workers: int,
+    take: Callable[[Any, Outcome], None],
+    *,
+    keep_going: bool,
+) -> None:
+    """Give `take` each item with the outcome of `await work(item)`, as they come.
 
-    When the caller is cancelled, so are the workers.
+    After a failed item nothing more is begun, and what runs is finished, unless `keep_going`. When the caller is
+    cancelled, so are the workers.
     """
-    outcomes: dict[int, Outcome] = {}
-    waiting = enumerate(items)
+    waiting = iter(items)
     stopped = False
 
     async def worker() -> None:
         nonlocal stopped
-        for index, item in waiting:
+        for item in waiting:
             try:
-                outcomes[index] = Outcome(await work(item))
+                outcome = Outcome(await work(item))
             except Exception as error:  # noqa: BLE001  # carried as a value
-                outcomes[index] = Outcome(error=error)
+                outcome = Outcome(error=error)
                 stopped = stopped or not keep_going
+            take(item, outcome)
             if stopped:
                 return
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(workers, len(items))):
             group.create_task(worker())
-    return outcomes

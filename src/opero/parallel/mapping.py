@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError, MapError
 from opero.executors.call import Outcome
 from opero.parallel.batch import BatchRule
+from opero.parallel.progress import progress_bar
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.policy import Policy
 
@@ -123,6 +124,7 @@ class _Map:
         self.kwargs = dict(kwargs)
         self.items = self._listed(args)
         self.outcomes: dict[int, Outcome] = {}
+        self.tick: Callable[[int], object] = lambda done: None
 
     def _listed(self, args: tuple[Any, ...]) -> list[Any]:
         position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
@@ -149,25 +151,23 @@ class _Map:
 
     def run(self) -> list[Any]:
         """All results, in threads, processes or both."""
-        self._read_cache()
-        pending = self._pending()
-        if self.mode == "auto":
-            pending = self._sample(pending)
-        for units, outcome in self._run_units(self._units(pending)):
-            self._take(units, outcome)
+        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
+            self._read_cache()
+            pending = self._pending()
+            if self.mode == "auto":
+                pending = self._sample(pending)
+            for unit, outcome in self._run_units(self._units(pending)):
+                self._take(unit, outcome)
         return self._results()
 
     async def run_async(self) -> list[Any]:
         """All results, in the running event loop."""
-        self._read_cache()
-        units = self._units(self._pending())
         from opero.parallel.event_loop import map_in_tasks
 
-        outcomes = await map_in_tasks(
-            lambda unit: self._call(unit), units, self._workers(), keep_going=self.policy.on_error != "raise"
-        )
-        for position, outcome in outcomes.items():
-            self._take(units[position], outcome)
+        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
+            self._read_cache()
+            units = self._units(self._pending())
+            await map_in_tasks(self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise")
         return self._results()
 
     def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
@@ -220,6 +220,7 @@ class _Map:
 
     def _take(self, unit: list[int], outcome: Outcome) -> None:
         """Note what became of a unit's items, and keep it in the cache."""
+        self.tick(len(unit))
         if outcome.error is None and self.in_batches:
             try:
                 values = self.rule.check(outcome.value, unit)
@@ -246,6 +247,7 @@ class _Map:
             found = cache.look_up(self._key(index)) if cache is not None else None
             if found is not None:
                 self.outcomes[index] = found
+                self.tick(1)
                 self.binding.stats.calls += 1
                 self.binding.stats.cache_hits += 1
             else:
