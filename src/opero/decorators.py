@@ -97,11 +97,7 @@ def opero(
         NotImplementedError: an option that has no executor yet; it is named.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=False)
-    if func is None:
-        return _Decorator(decorate)
-    if isinstance(func, str | Policy):
-        raise ConfigError(f"opero({func!r}) does not decorate a function; write @opero(policy={func!r})")
-    return decorate(func)
+    return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))
 
 
 @overload
@@ -140,7 +136,13 @@ def opmap(
         MapError: when called, and items failed; it carries every result and failure so far.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=True)
-    return _MapDecorator(decorate) if func is None else decorate(func)
+    return _MapDecorator(decorate) if func is None else decorate(_decorated(func, "opmap"))
+
+
+def _decorated(func: Any, decorator: str) -> Any:
+    if isinstance(func, str | Policy):
+        raise ConfigError(f"{decorator}({func!r}) decorates no function; write @{decorator}(policy={func!r})")
+    return func
 
 
 def _decorating(
