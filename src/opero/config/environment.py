@@ -85,7 +85,7 @@ def _flat(variable: str, by_name: Mapping[str, str]) -> Target | str:
         ways = [f"OPERO_POLICIES__{_spelt(name)}__{'__'.join(part.upper() for part in path if part)}" for name, *path in readings]
         return f"can be read in {len(ways)} ways; write {' or '.join(ways)}"
     known = [f"{PREFIX}{spelt}_{suffix}" for spelt in by_name for suffix in SUFFIXES]
-    close = nearest(variable, [*known, *RESERVED]).partition("; known")[0]
+    close = nearest(variable, [*known, *RESERVED], likeness=0.8).partition("; known")[0]
     profiles = ", ".join(sorted(by_name.values())) or "none"
     return f"names no option of a profile{close or f'; the profiles are: {profiles}'}"
 
