@@ -1,0 +1,180 @@
+"""A small, slow, moody HTTP service on loopback, in a process of its own: what the demo talks to.
+
+It serves `/records/<id>` and `/pages/<n>` (25 ids a page). It is as difficult as real services are, but the
+same way every time, for its dice are seeded:
+
+- every answer takes 3 to 30 ms;
+- a key other than `GOOD_KEY` is refused: 401;
+- one path in eight fails the first time: two in three of them with 503, the others with 429, Retry-After: 1;
+- a request beyond the rate limit is refused: 429, Retry-After: 1. All that arrives counts, the 401s too.
+
+It ends when its standard input does, so it cannot outlive whoever started it, and then reports what it saw.
+
+    with Service(limit=50, late=8, records=200) as service:
+        requests.get(f"{service.url}/records/1", headers={"Authorization": f"Bearer {GOOD_KEY}"})
+    print(service.report)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from threading import Lock, Thread
+from time import monotonic, sleep
+from typing import Any, Self
+
+GOOD_KEY = "key-of-this-year"
+PAGE, SEED = 25, 25
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "kelp", "larch")
+Record = dict[str, Any]
+
+
+def make_record(number: int) -> Record:
+    """What `/records/<number>` serves."""
+    dice = Random(f"{SEED} record {number}")
+    return {"id": number, "name": f"{dice.choice(WORDS)}-{number}", "words": dice.choices(WORDS, k=40)}
+
+
+class RateLimit:
+    """`limit` requests a second, evenly spaced: what opero means by a rate, seen from the wire's other end.
+
+    A request that left on time may arrive late, close before the next. A client with n connections has at
+    most n under way, so n at most are late together. So many, `late`, may run ahead of the even spacing, and
+    not one more: in t seconds `1 + late + limit * t` requests at most.
+    """
+
+    def __init__(self, limit: float, late: int) -> None:
+        self.limit, self.late = limit, late
+        self._due = 0.0  # when the next request would come if all were evenly spaced
+
+    def admits(self, now: float) -> bool:
+        due = max(self._due, now)
+        if due - now > self.late / self.limit:
+            return False
+        self._due = due + 1 / self.limit
+        return True
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the service saw."""
+
+    requests: int
+    statuses: dict[str, int]
+    busiest_second: int  # the most requests within any one second
+    over_limit: int  # requests that the rate limit refused
+    too_soon: int  # requests for a busy path before its Retry-After was over
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512
+
+    def __init__(self, limit: float, late: int, records: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.rate_limit = RateLimit(limit, late)
+        self.ids = range(1, records + 1)
+        self.lock = Lock()  # guards what follows
+        self.arrivals: list[float] = []
+        self.over_limit = self.too_soon = 0
+        self.statuses: Counter[int] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.busy_until: dict[str, float] = {}
+
+    def decide(self, path: str, authorization: str | None) -> int:
+        """Count a request, and decide the status of its answer."""
+        with self.lock:
+            self.arrivals.append(monotonic())
+            status = self._status(path, authorization, self.arrivals[-1])
+            self.statuses[status] += 1
+            return status
+
+    def _status(self, path: str, authorization: str | None, now: float) -> int:
+        if not self.rate_limit.admits(now):
+            self.over_limit += 1
+            return 429
+        if authorization != f"Bearer {GOOD_KEY}":
+            return 401
+        self.too_soon += now < self.busy_until.pop(path, now)
+        self.asked[path] += 1
+        mood = Random(f"{SEED} mood {path}").random() if self.asked[path] == 1 else 1.0
+        if mood < 0.08:
+            return 503
+        if mood < 0.12:
+            self.busy_until[path] = now + 1
+            return 429
+        return 200 if self.content(path) else 404
+
+    def content(self, path: str) -> Any:
+        kind, _, number = path[1:].partition("/")
+        n = int(number) if number.isdecimal() else 0
+        if kind == "records" and n in self.ids:
+            return make_record(n)
+        if kind == "pages" and n and (ids := list(self.ids[(n - 1) * PAGE : n * PAGE])):
+            return {"ids": ids, "next": f"/pages/{n + 1}" if ids[-1] < len(self.ids) else None}
+        return None
+
+    def report(self) -> Report:
+        with self.lock:
+            busiest = first = 0
+            for last, arrived in enumerate(self.arrivals):
+                while self.arrivals[first] <= arrived - 1:
+                    first += 1
+                busiest = max(busiest, last - first + 1)
+            statuses = {str(status): count for status, count in sorted(self.statuses.items())}
+            return Report(len(self.arrivals), statuses, busiest, self.over_limit, self.too_soon)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"  # keeps connections alive
+    disable_nagle_algorithm = True
+    wbufsize = -1  # an answer leaves in one piece
+
+    def do_GET(self) -> None:
+        status = self.server.decide(self.path, self.headers["Authorization"])
+        sleep(Random(f"{SEED} pace {self.path}").uniform(0.003, 0.030))
+        body = json.dumps(self.server.content(self.path) if status == 200 else {"error": status}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if status == 429:
+            self.send_header("Retry-After", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """The report says it all."""
+
+
+class Service:
+    """The service to whoever starts it: a `url` while the `with` block runs, a `report` after it."""
+
+    def __init__(self, *, limit: float, late: int, records: int) -> None:
+        self._command = [sys.executable, __file__, str(limit), str(late), str(records)]
+
+    def __enter__(self) -> Self:
+        # A session of its own keeps Ctrl-C away from it: the client stops first, then the service.
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(self._command, **pipes, start_new_session=True)
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"  # type: ignore[union-attr]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            written, _ = self.process.communicate(timeout=10)  # ends its standard input
+            self.report = Report(**json.loads(written))
+        finally:
+            self.process.kill()  # nothing, where it has ended
+
+
+if __name__ == "__main__":
+    server = _Server(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_port, flush=True)
+    sys.stdin.read()  # until whoever started this closes it, or is gone
+    print(json.dumps(asdict(server.report())), flush=True)

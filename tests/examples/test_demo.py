@@ -1,0 +1,104 @@
+"""The demo does its work on real traffic in every environment, and fails when it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, str(ROOT / "examples" / "demo.py")]
+RECORDS = 30  # two pages; seven are asked for twice; five fail once
+
+
+def environ(environment: str, **more: str) -> dict[str, str]:
+    """The process's own environment, but for what configures opero."""
+    own = {name: value for name, value in os.environ.items() if not name.upper().startswith("OPERO_")}
+    return own | {"OPERO_ENV": environment} | more
+
+
+def run(environment: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [*DEMO, "--records", str(RECORDS), *options]
+    variables = environ(environment, **more)
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def rows(output: str) -> dict[str, str]:
+    """The table, by the name at the head of each line."""
+    return {line[:18].strip(): line[18:].strip() for line in output.splitlines()}
+
+
+@pytest.mark.parametrize("environment", ["development", "staging", "production"])
+def test_every_record_arrives_within_the_limit_and_the_table_says_so(environment: str) -> None:
+    done = run(environment)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    table = {name: value.split() for name, value in rows(done.stdout).items()}
+    assert table["calls"] == [str(RECORDS + 2 + 7), str(RECORDS)]
+    assert table["retries"] == ["5", "0"]
+    assert table["recoveries"] == [str(RECORDS + 2), "0"]  # the first key is refused to every call
+    assert table["fallbacks"] == [str(RECORDS + 2 + 5), "0"]
+    assert table["cache hits"] == ["7", "0"]
+    assert table["attempts"] == [str(2 * (RECORDS + 2 + 5)), str(RECORDS)]
+    assert table["the service saw"][0] == table["attempts"][0]
+    assert re.search(r"limit [\d.]+: 0 too many", done.stdout)
+    assert environment in table["time"]
+    assert done.stdout.endswith("every record is here, and no rule broken\n")
+
+
+def test_it_fails_when_the_service_allows_less_than_the_profile_takes() -> None:
+    done = run("development", "--limit", "5")
+    assert done.returncode == 1
+    assert re.search(r"FAILED: the service refused [1-9]\d* requests as over its limit", done.stdout)
+
+
+def test_it_fails_when_a_record_is_not_what_it_should_be() -> None:
+    program = (
+        "import sys, demo\n"
+        "right = demo.make_record\n"
+        "demo.make_record = lambda number: right(number) | ({'name': 'other'} if number == 3 else {})\n"
+        "sys.exit(demo.main())"
+    )
+    command = [sys.executable, "-c", program, "--records", "5"]
+    variables = environ("development", PYTHONPATH=f"{ROOT / 'examples'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "FAILED: the records are not those of the service" in done.stdout
+
+
+def test_without_its_policies_it_fails() -> None:
+    done = run("development", OPERO_ENABLED="false")
+    assert done.returncode == 1
+    assert "401" in done.stderr
+
+
+def test_an_operator_tunes_it_without_touching_code() -> None:
+    done = run("development", OPERO_API_RATE_LIMIT="100", OPERO_API_RETRIES="4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "limit 100: 0 too many" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+def test_ctrl_c_ends_it_soon_and_leaves_no_process(seconds: float) -> None:
+    command = [*DEMO, "--records", "100"]
+    variables = environ("production")
+    pipe = subprocess.PIPE
+    demo = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, start_new_session=True)
+    with demo:
+        while not (started := psutil.Process(demo.pid).children(recursive=True)):
+            time.sleep(0.02)
+        time.sleep(seconds)
+        started += psutil.Process(demo.pid).children(recursive=True)
+        os.killpg(demo.pid, signal.SIGINT)
+        _, errors = demo.communicate(timeout=15)
+    _, alive = psutil.wait_procs(set(started), timeout=5)
+    assert demo.returncode != 0
+    assert b"KeyboardInterrupt" in errors
+    assert not alive
