@@ -26,6 +26,7 @@ class Stats:
     # Plain `+= 1` on an attribute is one step under CPython's global lock: no other thread runs between its read and
     # its write, as no call and no backward jump lies there. A success can so be counted without taking a lock.
     __slots__ = (
+        "_bare_since",
         "cache_hits",
         "cache_misses",
         "calls",
@@ -33,7 +34,6 @@ class Stats:
         "executed",
         "failures",
         "fallbacks",
-        "layered",
         "recoveries",
         "rejections",
         "retries",
@@ -55,14 +55,20 @@ class Stats:
         self.rejections = 0
         self.timeouts = 0
         self.errors: dict[str, int] = {}
-        # A call without layers is itself its first attempt, and counts once; the others count what they execute.
-        self.layered = 0
+        # Attempts that the layers counted. A call without layers is itself its first attempt, so the calls from
+        # `_bare_since` on count as such.
         self.executed = 0
+        self._bare_since: int | None = None
 
     @property
     def attempts(self) -> int:
         """Executions of the function."""
-        return self.calls - self.layered + self.executed
+        return self.executed + (0 if self._bare_since is None else self.calls - self._bare_since)
+
+    def count_bare(self, bare: bool) -> None:  # noqa: FBT001  # the one thing it is about
+        """From now on each call is itself an attempt (`bare`), or the layers count them."""
+        self.executed = self.attempts
+        self._bare_since = self.calls if bare else None
 
     def count_error(self, error: BaseException) -> None:
         """Count a failed attempt by its exception's type."""
@@ -71,15 +77,23 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """All counts, as plain data."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "layered", "errors")}
+        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "_bare_since", "errors")}
         return {"attempts": self.attempts, **counts, "errors": dict(self.errors)}
+
+    def drain(self) -> dict[str, Any]:
+        """All counts, as plain data, and begin again at 0. Only for one thread at a time."""
+        counts = self.as_dict()
+        bare = self._bare_since is not None
+        self.__init__()  # type: ignore[misc]
+        self.count_bare(bare)
+        return counts
 
     def add(self, counts: dict[str, Any]) -> None:
         """Add counts that `as_dict` took elsewhere, such as in a worker process."""
         for name, value in counts.items():
             if name == "attempts":
-                self.executed += value
-                self.layered += counts["calls"]
+                # The calls are added, too; where each counts as an attempt, that is so many of these already.
+                self.executed += value - (counts["calls"] if self._bare_since is not None else 0)
             elif name == "errors":
                 for kind, count in value.items():
                     self.errors[kind] = self.errors.get(kind, 0) + count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from opero.errors import UnknownOptionError, nearest
 from opero.policies.base import BasePolicy, StrictModel
@@ -102,6 +102,19 @@ class Policy(StrictModel):
         """
         return cls.model_validate(options_to_fields(options))
 
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Check fields that will be laid over others: each on its own, not whether they are complete or fit together.
+
+        Raises:
+            pydantic.ValidationError: a field that does not exist or a value out of range.
+        """
+        try:
+            cls.model_validate(fields)
+        except ValidationError as error:
+            if any(each["type"] == "unknown_field" or (len(each["loc"]) > 1 and each["type"] != "missing") for each in error.errors()):
+                raise
+
     def fields(self) -> dict[str, Any]:
         """What was given when this policy was made, as nested plain data: it merges, and validates to an equal policy."""
         return {name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()}
@@ -114,9 +127,9 @@ class Policy(StrictModel):
         """
         return type(self).model_validate(merge(self.fields(), options_to_fields(options)))
 
-    def active(self, kind: str) -> BasePolicy | None:
-        """The policy of that kind if it is set and enabled."""
-        policy: BasePolicy | None = getattr(self, kind)
+    def active(self, kind: str) -> Any:
+        """The policy of that kind if it is set and enabled, else None."""
+        policy = getattr(self, kind)
         return policy if policy is not None and policy.enabled else None
 
     @overload
@@ -134,7 +147,7 @@ class Policy(StrictModel):
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
             NotImplementedError: an option whose executor does not exist yet; it is named.
         """
-        from opero.binding import bind
+        from opero.bound import bind
 
         return bind(self, func, clock=clock)
 

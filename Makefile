@@ -1,0 +1,54 @@
+# Everything sets itself up: `make demo` and `make test` work on a fresh clone with Python >= 3.11, make and pip.
+# Each Python has a virtual environment of its own under .venv/, made anew when pyproject.toml changes.
+
+PYTHONS := $(shell sh tests/pythons.sh)
+FIRST := $(firstword $(PYTHONS))
+ifeq ($(FIRST),)
+$(error no Python of 3.11 or later was found; install one, or set PYTHON=/path/to/python)
+endif
+# A Python's path with its slashes as '@', so that it can be part of a target's name.
+name = $(subst /,@,$(1))
+DEMO := .venv/demo
+LINT := .venv/lint
+BENCH := .venv/bench
+
+.PHONY: demo test lint types bench clean $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+
+demo: $(DEMO)/ready
+	$(DEMO)/bin/python examples/demo.py
+
+test: $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+
+define suite
+.venv/test$(call name,$(1))/ready: pyproject.toml
+	$$(call make_venv,$(1),.venv/test$(call name,$(1)),-e . --group test)
+test-$(call name,$(1)): .venv/test$(call name,$(1))/ready
+	.venv/test$(call name,$(1))/bin/python -m pytest $$(ARGS)
+endef
+
+make_venv = rm -rf $(2) && $(1) -m venv $(2) && $(2)/bin/python -m pip install --quiet --upgrade pip \
+	&& $(2)/bin/python -m pip install --quiet $(3) && touch $(2)/ready
+
+$(foreach python,$(PYTHONS),$(eval $(call suite,$(python))))
+
+lint: $(LINT)/ready
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+
+types: $(LINT)/ready
+	$(LINT)/bin/mypy --strict src examples tests/typing
+
+bench: $(BENCH)/ready
+	$(BENCH)/bin/python -m tests.benchmarks
+
+$(DEMO)/ready: pyproject.toml
+	$(call make_venv,$(FIRST),$(DEMO),-e . --group demo)
+
+$(LINT)/ready: pyproject.toml
+	$(call make_venv,$(FIRST),$(LINT),-e . --group lint --group test)
+
+$(BENCH)/ready: pyproject.toml
+	$(call make_venv,$(FIRST),$(BENCH),-e . --group test --group bench)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,189 @@
+"""One function under one policy, live: it holds the layers of its calls, its state and its counts.
+
+A bound function is a plain function that looks at its binding's `chain` once a call. So a profile can be resolved at the
+first call, or swapped for another later, while calls under way finish on the chain they began with.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from opero.clock import SYSTEM
+from opero.executors.call import Call
+from opero.functions import is_method, kind_of, short_name
+from opero.layers import Chain, build, invoking
+from opero.policies.policy import Policy
+from opero.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opero.clock import Clock
+    from opero.executors.cache import CacheExecutor
+    from opero.executors.circuit_breaker import CircuitBreakerExecutor
+
+__all__ = ["Binding"]
+
+
+class Binding:
+    """One function under one policy.
+
+    Args:
+        function: the function as its user wrote it.
+        policy: what should happen around it, or a function that tells, called when the policy is first needed.
+        clock: where time and chance come from. Default: the system's.
+        share: gives the executors that several functions share: of a kind and policy, made by the function it gets,
+            unless there is one already. Default: this function has its own.
+        stats: counts to go on with. Default: new ones.
+
+    Attributes:
+        function, clock, share, stats: as above. The counts outlive every change of the policy.
+        kind: "sync", "async", "generator" or "async_generator".
+        is_method: it was defined in a class, and takes the instance first.
+        name: the function's qualified name, for messages.
+        chain: the layers of its calls.
+        callable: what its users call.
+
+    Raises:
+        ConfigError: the policy does not fit the function.
+        NotImplementedError: an option that has no executor yet.
+    """
+
+    __slots__ = (
+        "_lock",
+        "_resolve",
+        "call",
+        "callable",
+        "chain",
+        "clock",
+        "function",
+        "is_method",
+        "kind",
+        "name",
+        "share",
+        "stats",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        policy: Policy | Callable[[], Policy],
+        *,
+        clock: Clock | None = None,
+        share: Callable[[str, Any, Callable[..., Any]], Any] | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        self.function = function
+        self.clock = clock or SYSTEM
+        self.share = share
+        self.stats = stats or Stats()
+        self.kind = kind_of(function)
+        self.is_method = is_method(function)
+        self.name = short_name(function)
+        self.call = Call.of(self.stats)
+        self.callable: Any = None
+        self.chain: Chain
+        self._lock = threading.Lock()
+        self._resolve: Callable[[], Policy] | None = None
+        if isinstance(policy, Policy):
+            self._enforce(build(self, policy))
+        else:
+            self._resolve = policy
+            self.chain = self._unresolved()
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its attempts are awaited."""
+        return self.kind in ("async", "async_generator")
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its profile has not been needed yet."""
+        return self._resolve is not None
+
+    # The policy
+
+    @property
+    def policy(self) -> Policy:
+        """The effective policy. A profile that has not been needed yet is resolved now."""
+        return self.resolved().policy
+
+    def resolved(self) -> Chain:
+        """The layers; put together now, where a profile has not been needed yet.
+
+        Raises:
+            PolicyNotFoundError: there is no such profile.
+            ConfigError: the profile does not fit the function.
+        """
+        if self._resolve is not None:
+            with self._lock:
+                if self._resolve is not None:
+                    self._enforce(build(self, self._resolve()))
+        return self.chain
+
+    def swap(self, policy: Policy) -> None:
+        """Put another policy in force. Calls under way finish on the old one; counts go on.
+
+        Raises:
+            ConfigError: the policy does not fit the function; the old one stays.
+        """
+        chain = build(self, policy)
+        with self._lock:
+            self._enforce(chain)
+
+    def _enforce(self, chain: Chain) -> None:
+        self.chain = chain
+        self._resolve = None
+        self.stats.count_bare(chain.function is not None)
+        if self.callable is not None:
+            self.callable.policy = chain.policy
+
+    def _unresolved(self) -> Chain:
+        """Layers whose first call resolves the profile, and is made on the real ones from beginning to end."""
+
+        def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
+            chain = self.resolved()
+            try:
+                return chain.start(args, kwargs)
+            except Exception as error:  # noqa: BLE001  # decided in fail
+                return chain.fail(error, args, kwargs)
+
+        async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
+            chain = self.resolved()
+            try:
+                return await chain.start(args, kwargs)
+            except Exception as error:  # noqa: BLE001  # decided in fail
+                return await chain.fail(error, args, kwargs)
+
+        def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            raise error
+
+        function = resolve_and_call_async if self.is_async else resolve_and_call
+        layer = invoking(self, function)
+        return Chain(
+            function=function, layer=layer, call=self.call, fail=fail, whole=layer, policy=Policy(), executors={}
+        )
+
+    # State
+
+    @property
+    def circuit_breaker(self) -> CircuitBreakerExecutor | None:
+        """The circuit breaker: `.state`, `.force_open()`, `.force_closed()`, `.reset()`; None where there is none."""
+        return self.resolved().executors.get("circuit_breaker")
+
+    @property
+    def cache(self) -> CacheExecutor | None:
+        """The cache, or None where there is none."""
+        return self.resolved().executors.get("cache")
+
+    def __reduce__(self) -> Any:
+        # Locks, queues and breakers stay where they are: the copy, in another process, begins with its own.
+        return _restore, (self.function, self.policy, self.stats)
+
+    def __repr__(self) -> str:
+        return f"<binding of {self.name} {'to a profile not needed yet' if self.is_late else self.chain.policy}>"
+
+
+def _restore(function: Callable[..., Any], policy: Policy, stats: Stats) -> Binding:
+    return Binding(function, policy, stats=stats)

@@ -1,0 +1,187 @@
+"""What users hold: a function like their own, with its binding behind it. In a class body, a descriptor like a method."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+from opero.binding import Binding
+from opero.calling import calling
+from opero.errors import ConfigError
+from opero.parallel.mapping import Mapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.clock import Clock
+    from opero.policies.policy import Policy
+
+__all__ = ["BoundMethod", "bind", "dress"]
+
+
+def bind(
+    policy: Policy | Callable[[], Policy],
+    function: Any,
+    *,
+    clock: Clock | None = None,
+    share: Callable[[str, Any, Callable[..., Any]], Any] | None = None,
+    mapped: bool = False,
+) -> Any:
+    """Bind a policy to a function, method, class method or static method: a callable with the same signature.
+
+    Args:
+        policy: the policy, or a function that tells it, called when the policy is first needed.
+        function: what to call.
+        clock: where time and chance come from. Default: the system's.
+        share: gives the executors that several functions share.
+        mapped: the callable takes an iterable of items, and calls the function for each (`@opmap`).
+
+    Raises:
+        ConfigError: the policy does not fit the function, or this is no function.
+        NotImplementedError: an option that has no executor yet.
+    """
+    if isinstance(function, Method):
+        function = function.__func__
+    if isinstance(function, classmethod):
+        return ClassMethod(_dressed(policy, function.__func__, clock, share, mapped=mapped))
+    if isinstance(function, staticmethod):
+        return staticmethod(_dressed(policy, function.__func__, clock, share, mapped=mapped))
+    if not callable(function):
+        raise ConfigError(f"{function!r} is not callable; a policy is applied to a function, method or callable object")
+    dressed = _dressed(policy, function, clock, share, mapped=mapped)
+    return Method(dressed) if dressed.binding.is_method else dressed
+
+
+def _dressed(policy: Any, function: Any, clock: Any, share: Any, *, mapped: bool) -> Any:
+    binding = Binding(function, policy, clock=clock, share=share)
+    return dress(binding, mapped=mapped)
+
+
+def dress(binding: Binding, *, mapped: bool) -> Any:
+    """The function that users call, with all that it carries."""
+    single = calling(binding)
+    mapper = Mapper(binding, single)
+    bound: Any = functools.wraps(binding.function)(mapper.function() if mapped else single)
+    bound.__wrapped__ = binding.function
+    bound.binding = binding
+    bound.stats = binding.stats
+    bound.policy = _LatePolicy(binding) if binding.is_late else binding.chain.policy
+    bound.map = mapper.function()
+    bound.stream = mapper.stream
+    bound.cache_get = functools.partial(_cache_call, binding, "get")
+    bound.cache_delete = functools.partial(_cache_call, binding, "delete")
+    bound.cache_clear = functools.partial(_cache_call, binding, "clear")
+    binding.callable = bound
+    if mapped:
+        mapper.check()
+    return bound
+
+
+def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> Any:
+    cache = binding.cache
+    if cache is None:
+        raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
+    return getattr(cache, what)(*args, **kwargs)
+
+
+class _LatePolicy:
+    """Stands for a profile's policy until it is needed; whoever looks at it resolves it."""
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._binding.policy, name)
+
+    def __reduce__(self) -> Any:
+        return _LatePolicy, (self._binding,)
+
+    def __eq__(self, other: object) -> bool:
+        return self._binding.policy == (other._binding.policy if isinstance(other, _LatePolicy) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._binding.policy)
+
+    def __repr__(self) -> str:
+        return repr(self._binding.policy)
+
+
+class BoundMethod(functools.partial):  # type: ignore[type-arg]
+    """A bound function of a class, together with an instance: what `instance.method` gives.
+
+    Its `map`, `stream`, `cache_get` and `cache_delete` are the instance's, too.
+    """
+
+    @property
+    def __self__(self) -> Any:
+        return self.args[0]
+
+    @property
+    def __func__(self) -> Any:
+        return self.func
+
+    @property
+    def __wrapped__(self) -> Any:
+        return types.MethodType(self.func.__wrapped__, self.args[0])
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.func)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.func.__doc__
+
+    @property
+    def map(self) -> Callable[..., Any]:
+        return functools.partial(self.func.map, self.args[0])
+
+    @property
+    def stream(self) -> Callable[..., Any]:
+        return functools.partial(self.func.stream, self.args[0])
+
+    @property
+    def cache_get(self) -> Callable[..., Any]:
+        return functools.partial(self.func.cache_get, self.args[0])
+
+    @property
+    def cache_delete(self) -> Callable[..., Any]:
+        return functools.partial(self.func.cache_delete, self.args[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.func, name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BoundMethod) and self.func is other.func and self.args[0] is other.args[0]
+
+    def __hash__(self) -> int:
+        return hash((self.func, id(self.args[0])))
+
+    def __repr__(self) -> str:
+        return f"<bound method {self.func.__qualname__} of {self.args[0]!r}>"
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.args[0], self.func.__name__)
+
+
+class Method(staticmethod):  # type: ignore[type-arg]
+    """A bound function in a class body. It is a `staticmethod` only so that pydantic and others leave it in its class."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self.__func__ if instance is None else BoundMethod(self.__func__, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.__func__,)
+
+
+class ClassMethod(Method):
+    """A bound function that takes its class first."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return BoundMethod(self.__func__, type(instance) if owner is None else owner)

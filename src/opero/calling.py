@@ -1,0 +1,48 @@
+"""The path of every call. It is as short as it can be: measure whatever is added to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opero.executors.generators import relaying, relaying_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.binding import Binding
+
+__all__ = ["calling"]
+
+
+def calling(binding: Binding) -> Callable[..., Any]:
+    """The function that users call, of the binding's own kind. A success costs little more than the bare function."""
+    stats = binding.stats
+
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        stats.calls += 1
+        chain = binding.chain
+        try:
+            function = chain.function
+            if function is not None:
+                return function(*args, **kwargs)
+            return chain.layer(chain.call(), args, kwargs)
+        except Exception as error:  # noqa: BLE001  # decided in fail
+            return chain.fail(error, args, kwargs)
+
+    async def bound_async(*args: Any, **kwargs: Any) -> Any:
+        stats.calls += 1
+        chain = binding.chain
+        try:
+            function = chain.function
+            if function is not None:
+                return await function(*args, **kwargs)
+            return await chain.layer(chain.call(), args, kwargs)
+        except Exception as error:  # noqa: BLE001  # decided in fail
+            return await chain.fail(error, args, kwargs)
+
+    return {
+        "sync": bound,
+        "async": bound_async,
+        "generator": relaying(bound),
+        "async_generator": relaying_async(bound_async),
+    }[binding.kind]

@@ -1,0 +1,167 @@
+"""`@opero` and `@opmap`: options become a `Policy`, and binding does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+from opero.bound import bind
+from opero.errors import ConfigError
+from opero.policies.policy import Policy, merge, options_to_fields
+
+if TYPE_CHECKING:
+    from opero.clock import Clock
+    from opero.registry import Registry
+    from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
+
+__all__ = ["opero", "opmap"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_RETRIES = 3
+
+
+class _Decorator:
+    """`@opero(...)`: what turns a function into a bound one."""
+
+    @overload
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncBound[P, R]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Bound[P, R]: ...
+    def __call__(self, func: Any, /) -> Any:
+        return self.decorate(func)
+
+    def __init__(self, decorate: Callable[[Any], Any]) -> None:
+        self.decorate = decorate
+
+
+class _MapDecorator:
+    """`@opmap(...)`: what turns a function of one item, or of a list of items, into a function of many."""
+
+    @overload
+    def __call__(self, func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /) -> AsyncMapped[T, P, R]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /) -> AsyncMapped[T, P, R]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
+    @overload
+    def __call__(self, func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
+    def __call__(self, func: Any, /) -> Any:
+        return self.decorate(func)
+
+    def __init__(self, decorate: Callable[[Any], Any]) -> None:
+        self.decorate = decorate
+
+
+@overload
+def opero(func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncBound[P, R]: ...
+@overload
+def opero(func: Callable[P, R], /) -> Bound[P, R]: ...
+@overload
+def opero(
+    *,
+    policy: str | Policy | None = None,
+    registry: Registry | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> _Decorator: ...
+def opero(
+    func: Any = None,
+    /,
+    *,
+    policy: str | Policy | None = None,
+    registry: Registry | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Any:
+    """Make a function resilient: `@opero`, `@opero(retries=5, cache_ttl="5m")`, `@opero(policy="api")`.
+
+    Args:
+        func: a sync or async function, generator function, method, class method or static method.
+        policy: a profile's name, resolved at the first call, or a `Policy`. Without it the function gets `retries=3`,
+            unless the options say otherwise.
+        registry: the registry that holds the profile. Default: the default one, at the first call.
+        clock: where time and chance come from. Default: the system's.
+        **options: flat options (`retries`, `cache_ttl`, `rate_limit`, `arg_fallback`, `timeout`, ...) or whole
+            policies (`retry=RetryPolicy(...)`). They are laid over the profile, key by key.
+
+    Returns:
+        A callable with the same signature, which carries `.policy`, `.stats`, `.map`, `.binding` and `.cache_*`.
+
+    Raises:
+        UnknownOptionError: an option that does not exist; it names the nearest that does.
+        pydantic.ValidationError: an option's value is out of range.
+        ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
+        NotImplementedError: an option that has no executor yet; it is named.
+    """
+    decorate = _decorating(policy, registry, clock, options, mapped=False)
+    return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))
+
+
+@overload
+def opmap(func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /) -> AsyncMapped[T, P, R]: ...
+@overload
+def opmap(func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /) -> AsyncMapped[T, P, R]: ...
+@overload
+def opmap(func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
+@overload
+def opmap(func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
+@overload
+def opmap(
+    *,
+    policy: str | Policy | None = None,
+    registry: Registry | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> _MapDecorator: ...
+def opmap(
+    func: Any = None,
+    /,
+    *,
+    policy: str | Policy | None = None,
+    registry: Registry | None = None,
+    clock: Clock | None = None,
+    **options: Any,
+) -> Any:
+    """Make a function of one item a function of many: `resize(paths)` gives a list of results.
+
+    A function whose first parameter is annotated as a list receives batches and returns lists of equal length.
+    Further arguments of the call go to every item. An async function gives a list to be awaited.
+
+    Args, Raises: as `opero`; `mode`, `workers`, `ordered`, `batch`, `batch_size`, `on_error` say how.
+
+    Raises:
+        MapError: when called, and items failed; it carries every result and failure so far.
+    """
+    decorate = _decorating(policy, registry, clock, options, mapped=True)
+    return _MapDecorator(decorate) if func is None else decorate(_decorated(func, "opmap"))
+
+
+def _decorated(func: Any, decorator: str) -> Any:
+    if isinstance(func, str | Policy):
+        raise ConfigError(f"{decorator}({func!r}) decorates no function; write @{decorator}(policy={func!r})")
+    return func
+
+
+def _decorating(
+    policy: str | Policy | None, registry: Registry | None, clock: Clock | None, options: dict[str, Any], *, mapped: bool
+) -> Callable[[Any], Any]:
+    """What decorates a function with these options. They are checked here, once, before there is a function."""
+    fields = options_to_fields(options)
+    if isinstance(policy, str):
+        name = policy
+        Policy.check_fields(fields)
+
+        def decorate_named(func: Any) -> Any:
+            from opero.registry import bind_named
+
+            return bind_named(func, name, fields, registry=registry, clock=clock, mapped=mapped)
+
+        return decorate_named
+    if policy is not None and not isinstance(policy, Policy):
+        raise ConfigError(f"policy={policy!r} is neither a profile's name nor a Policy")
+    lower = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
+    effective = Policy.model_validate(merge(lower, fields))
+    return lambda func: bind(effective, func, clock=clock, mapped=mapped)

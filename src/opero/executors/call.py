@@ -1,0 +1,184 @@
+"""One call, as its layers see it, and what they may ask of whoever runs it: to sleep, to wait, to call on.
+
+What waits is written once, as a coroutine that awaits nothing but its host. An async caller awaits it. A sync caller
+drives it with one `send`, on a host whose methods block and never suspend; there is no event loop under a sync call.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from opero.clock import Clock
+    from opero.stats import Stats
+
+__all__ = ["AsyncHost", "BlockingHost", "Call", "Host", "Layer", "Outcome", "Waiter", "run_blocking"]
+
+T = TypeVar("T")
+
+
+class Call:
+    """One call on its way through the layers.
+
+    Each binding has a subclass of its own that holds its `stats`, so that making a call is one bare allocation.
+
+    Attributes:
+        stats: the counts of the function that is called.
+        deadline: the clock's reading at which the total timeout ends the call, or None.
+        waited: seconds that the running attempt has spent waiting for a permit or a place.
+        turned_away: a layer has just refused the attempt, which says nothing of the service behind it.
+    """
+
+    stats: Stats
+    deadline: float | None = None
+    waited: float = 0.0
+    turned_away: bool = False
+
+    @staticmethod
+    def of(stats: Stats) -> type[Call]:
+        """The class of the calls that count in `stats`."""
+        return type("Call", (Call,), {"stats": stats})
+
+    def time_left(self, now: float) -> float:
+        """Seconds until the deadline; infinite where there is none."""
+        return float("inf") if self.deadline is None else self.deadline - now
+
+
+class Layer(Protocol):
+    """What every layer is to the one around it: it takes the call, and the arguments as they came.
+
+    Under an async function it returns something to await, at once.
+    """
+
+    def __call__(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> Any: ...
+
+
+class Outcome:
+    """What an attempt came to: a value or an exception. Carried as a value, as a coroutine may not raise StopIteration."""
+
+    __slots__ = ("error", "value")
+
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    def get(self) -> Any:
+        """Return the value, or raise the exception, leaving no reference cycle behind."""
+        error = self.error
+        if error is None:
+            return self.value
+        try:
+            raise error
+        finally:
+            del error, self
+
+
+class Waiter(Protocol):
+    """A place in a queue: `wake` may be called from any thread."""
+
+    def wake(self) -> bool:
+        """Wake who waits; False if nobody can be woken any more."""
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Wait to be woken; False if that did not happen in time."""
+
+
+class Host(Protocol):
+    """What a coroutine that serves both kinds of callers may await."""
+
+    async def sleep(self, seconds: float) -> None: ...
+    async def attempt(self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome: ...
+    def waiter(self) -> Waiter: ...
+
+
+class BlockingHost:
+    """Serves sync callers: everything blocks the thread, nothing suspends."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    async def sleep(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+
+    async def attempt(self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
+        try:
+            return Outcome(layer(call, args, kwargs))
+        except Exception as error:  # noqa: BLE001  # carried as a value
+            return Outcome(error=error)
+
+    def waiter(self) -> Waiter:
+        return _BlockingWaiter(self.clock)
+
+
+class AsyncHost:
+    """Serves async callers: everything suspends the task, nothing blocks the thread."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    async def sleep(self, seconds: float) -> None:
+        await self.clock.async_sleep(seconds)
+
+    async def attempt(self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome:
+        try:
+            return Outcome(await layer(call, args, kwargs))
+        except Exception as error:  # noqa: BLE001  # carried as a value
+            return Outcome(error=error)
+
+    def waiter(self) -> Waiter:
+        return _AsyncWaiter()
+
+
+class _BlockingWaiter:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.event = threading.Event()
+
+    def wake(self) -> bool:
+        self.event.set()
+        return True
+
+    async def wait(self, seconds: float | None) -> bool:
+        return self.clock.wait(self.event, seconds)
+
+
+class _AsyncWaiter:
+    def __init__(self) -> None:
+        from asyncio import get_running_loop
+
+        self.loop = get_running_loop()
+        self.woken = self.loop.create_future()
+
+    def wake(self) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(self._set)
+        except RuntimeError:  # its loop has been closed
+            return False
+        return True
+
+    def _set(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(True)
+
+    async def wait(self, seconds: float | None) -> bool:
+        from asyncio import timeout
+
+        try:
+            async with timeout(seconds):
+                return bool(await self.woken)
+        except TimeoutError:
+            return False
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine whose host blocks: it comes to its end at once, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a blocking host was suspended")  # pragma: no cover  # a bug in opero

@@ -1,0 +1,153 @@
+"""Another argument value, another function, or a fixed answer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from opero.errors import ConfigError, nearest
+from opero.logs import logger
+from opero.policies.types import UNSET
+
+if TYPE_CHECKING:
+    from opero.executors.call import Call, Layer
+    from opero.policies.fallback import FallbackPolicy
+
+__all__ = ["Alternatives", "FallbackExecutor"]
+
+LISTS: tuple[Any, ...] = (list, tuple, Sequence, Collection, Iterable)
+
+
+def takes_list(annotation: Any) -> bool | None:
+    """Whether a parameter so annotated receives a list; None where the annotation does not say."""
+    if annotation in (inspect.Parameter.empty, Any, object):
+        return None
+    if isinstance(annotation, str):
+        head = annotation.replace("typing.", "").replace("collections.abc.", "").replace("t.", "", 1)
+        return any(part.strip().lower().startswith(("list", "tuple", "sequence", "collection", "iterable")) for part in head.split("|"))
+    origin = get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(takes_list(each) for each in get_args(annotation))
+    if origin is typing.Annotated:
+        return takes_list(get_args(annotation)[0])
+    return (origin or annotation) in LISTS
+
+
+class Alternatives:
+    """Finds the values of the fallback argument in a call, and makes the arguments to try with each.
+
+    Raises:
+        ConfigError: the function has no such parameter.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        signature = inspect.signature(function)
+        parameter = signature.parameters.get(name)
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+        if parameter is not None and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ConfigError(f"fallback argument {name!r} of {function.__qualname__} is no single parameter; name one that is")
+        if parameter is None and not takes_any:
+            where = getattr(function, "__qualname__", repr(function))
+            raise ConfigError(f"{where} has no parameter {name!r} to fall back on{nearest(name, signature.parameters)}")
+        self.default: Any = UNSET
+        self.position: int | None = None
+        annotation: Any = inspect.Parameter.empty
+        if parameter is not None:
+            annotation = _annotation(function, parameter)
+            if parameter.default is not parameter.empty:
+                self.default = parameter.default
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                self.position = list(signature.parameters).index(name)
+        self.takes_list = takes_list(annotation)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def variants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        """The arguments of each attempt of a round."""
+        if self.position is not None and len(args) > self.position:
+            given = args[self.position]
+        else:
+            given = kwargs.get(self.name, self.default)
+        if given is UNSET:
+            return [(args, kwargs)]
+        if not isinstance(given, list | tuple):
+            # A single value: no alternatives. A parameter annotated as a list still gets one.
+            return [self._with([given], args, kwargs)] if self.takes_list else [(args, kwargs)]
+        if not given:
+            return [(args, kwargs)]
+        if self.takes_list is False:
+            return [self._with(value, args, kwargs) for value in given]
+        # The list, with the value being tried first and the others behind it in their order.
+        return [self._with(given[i : i + 1] + given[:i] + given[i + 1 :], args, kwargs) for i in range(len(given))]
+
+    def _with(
+        self, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        if self.position is not None and len(args) > self.position:
+            return (*args[: self.position], value, *args[self.position + 1 :]), kwargs
+        return args, {**kwargs, self.name: value}
+
+
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    try:
+        hints = typing.get_type_hints(inspect.unwrap(function))
+    except Exception:  # noqa: BLE001  # a name that exists for type checkers only: its text must do
+        return parameter.annotation
+    return hints.get(parameter.name, parameter.annotation)
+
+
+class FallbackExecutor:
+    """Answers with a fallback result when all else has failed or run out of time."""
+
+    def __init__(
+        self,
+        policy: FallbackPolicy,
+        name: str,
+        convert: Callable[[Any], Any] | None = None,
+        *,
+        counts_errors: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.name = name
+        self.convert = convert
+        """Makes what a generator's attempt comes to of a fallback result."""
+        self.counts_errors = counts_errors
+        """No retry within has counted the failed attempt."""
+
+    def answer(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
+        """The fallback result; where it comes from an async function, something to await."""
+        call.stats.fallbacks += 1
+        if self.counts_errors and not call.turned_away:
+            call.stats.count_error(error)
+        logger.info("%s: answered by its fallback, after %r", self.name, error)
+        if self.policy.function is not None:
+            return self.policy.function(*args, **kwargs)
+        return copy.deepcopy(self.policy.default)
+
+    def wrap(self, layer: Layer) -> Layer:
+        def with_fallback(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            try:
+                return layer(call, args, kwargs)
+            except Exception as error:  # noqa: BLE001  # whatever it was, the fallback answers
+                answer = self.answer(call, args, kwargs, error)
+                return answer if self.convert is None else self.convert(answer)
+
+        return with_fallback
+
+    def wrap_async(self, layer: Layer) -> Layer:
+        async def with_fallback(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            try:
+                return await layer(call, args, kwargs)
+            except Exception as error:  # noqa: BLE001  # whatever it was, the fallback answers
+                answer = self.answer(call, args, kwargs, error)
+                if self.policy.function is not None and inspect.isawaitable(answer):
+                    answer = await answer
+                return answer if self.convert is None else await self.convert(answer)
+
+        return with_fallback

@@ -1,0 +1,261 @@
+"""Waiting for permits: one exact ledger for all callers, and a queue in front of it for each event loop."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from asyncio import Lock, get_running_loop, timeout
+from typing import TYPE_CHECKING, Any
+
+from aiolimiter import AsyncLimiter
+
+from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
+from opero.executors.call import AsyncHost, BlockingHost, run_blocking
+from opero.logs import logger
+from opero.policies.types import format_duration
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Mapping
+
+    from opero.clock import Clock
+    from opero.executors.call import Call, Host, Layer
+    from opero.policies.rate_limit import RateLimitPolicy
+
+__all__ = ["Ledger", "Meter", "RateLimitExecutor", "cost_function"]
+
+FOREVER = float("inf")
+
+
+class Ledger:
+    """The moments at which permits fall due, as one number (the generic cell rate algorithm).
+
+    A permit is reserved first and waited for afterwards, outside the lock: callers are served in the order in which
+    they reserve, and one that wakes late delays nobody behind it.
+    """
+
+    __slots__ = ("_due", "_interval", "_lock", "burst")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._lock = threading.Lock()
+        self._interval = 1.0 / rate
+        self.burst = burst
+        self._due = 0.0
+
+    def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
+        """Seconds until permits for `cost` fall due. They are reserved if that is no longer than `patience`."""
+        with self._lock:
+            due = self._due
+            if due < now:
+                due = now
+            wait = due - now
+            if self.burst != 1.0 or cost != 1.0:
+                saved = self.burst - (cost if cost < self.burst else self.burst)
+                wait = max(0.0, wait - saved * self._interval)
+            if wait <= patience:
+                self._due = due + cost * self._interval
+            return wait
+
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
+        """As `reserve`, and the receipt that `refund` takes."""
+        wait = self.reserve(now, cost, patience)
+        return wait, self._due
+
+    def refund(self, receipt: float, cost: float) -> None:
+        """Give back a reservation that will not be used, unless others have reserved behind it."""
+        with self._lock:
+            if self._due == receipt:
+                self._due -= cost * self._interval
+
+
+def cost_function(cost: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
+    """What a call of `function` costs, from its arguments; None where every call costs the same.
+
+    Raises:
+        ConfigError: `cost` names a parameter that the function lacks.
+    """
+    if isinstance(cost, float | int):
+        return None
+    if callable(cost):
+        return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
+    signature = inspect.signature(function)
+    if cost not in signature.parameters:
+        where = getattr(function, "__qualname__", repr(function))
+        raise ConfigError(f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}")
+
+    def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return _checked(bound.arguments[cost], function)
+
+    return from_argument
+
+
+def _checked(cost: Any, function: Callable[..., Any]) -> float:
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < FOREVER:
+        where = getattr(function, "__qualname__", repr(function))
+        raise ValueError(f"the rate-limit cost of a call of {where} is {cost!r}; it must be a number, 0 or more")
+    return float(cost)
+
+
+class RateLimitExecutor:
+    """One budget, shared by all functions that are bound to its profile, from threads and event loops alike.
+
+    A sync caller reserves from the ledger and sleeps. Async callers first stand in their loop's queue (aiolimiter),
+    which lets them through to the ledger about as fast as permits fall due: so a cancelled one has reserved nothing
+    yet, and sync callers never wait behind a long row of reserved tasks.
+    """
+
+    def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.name = name
+        self.ledger = Ledger(policy.rate, policy.burst)
+        self.cost = policy.cost if isinstance(policy.cost, float | int) else None
+        self.patience = FOREVER if policy.max_wait is None else policy.max_wait
+        self.blocking = BlockingHost(clock)
+        self._queues: dict[AbstractEventLoop, _Queue] = {}
+        self.queued = 0
+
+    # Decisions
+
+    def patience_of(self, call: Call, now: float) -> float:
+        """The longest wait that this call can bear."""
+        return min(self.patience, call.time_left(now))
+
+    def refusal(self, call: Call, wait: float, now: float) -> Exception:
+        """The error for a call whose permit is too far away."""
+        call.turned_away = True
+        away = format_duration(round(wait, 3))
+        if call.time_left(now) <= wait and call.time_left(now) < self.patience:
+            call.stats.timeouts += 1
+            left = format_duration(round(max(0.0, call.time_left(now)), 3))
+            return CallTimeoutError(
+                f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
+                scope="total",
+                waiting_for="rate_limit",
+            )
+        call.stats.rejections += 1
+        return RateLimitExceededError(
+            f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
+            f"{format_duration(self.patience)}",
+            retry_in=wait,
+        )
+
+    # What waits
+
+    async def wait(self, host: Host, call: Call, cost: float, patience: float) -> None:
+        """Reserve permits and wait until they fall due."""
+        now = self.clock.monotonic()
+        wait, receipt = self.ledger.book(now, cost, patience)
+        if wait > patience:
+            raise self.refusal(call, wait, now)
+        if wait <= 0:
+            return
+        call.stats.waits += 1
+        call.stats.waited += wait
+        call.waited += wait
+        logger.debug("%s: waits %.3g s for a permit", self.name, wait)
+        try:
+            await host.sleep(wait)
+        except BaseException:
+            self.ledger.refund(receipt, cost)
+            raise
+
+    async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
+        """The same, for a task: behind the other tasks of its loop."""
+        started = self.clock.monotonic()
+        patience = self.patience_of(call, started)
+        expected = self.ledger.reserve(started, cost, patience=-1.0) + self.queued * cost / self.policy.rate
+        if expected > patience:
+            raise self.refusal(call, expected, started)
+        queue = self._queue()
+        self.queued += 1
+        try:
+            async with timeout(None if patience == FOREVER else patience):
+                await queue.enter()
+        except TimeoutError:
+            raise self.refusal(call, expected, self.clock.monotonic()) from None
+        finally:
+            self.queued -= 1
+            passed = self.clock.monotonic() - started
+            call.waited += passed
+            call.stats.waited += passed
+        try:
+            await self.wait(host, call, cost, patience - passed)
+        finally:
+            queue.leave()
+
+    def _queue(self) -> _Queue:
+        loop = get_running_loop()
+        queue = self._queues.get(loop)
+        if queue is None:
+            for old in [each for each in list(self._queues) if each.is_closed()]:
+                self._queues.pop(old, None)
+            queue = self._queues[loop] = _Queue(self.policy, varying=self.cost is None)
+        return queue
+
+
+class Meter:
+    """The rate limit in front of one function: what its calls cost, and the two wrappers.
+
+    Raises:
+        ConfigError: the policy takes the cost from an argument that the function lacks.
+    """
+
+    def __init__(self, limiter: RateLimitExecutor, function: Callable[..., Any]) -> None:
+        self.limiter = limiter
+        self.cost_of = cost_function(limiter.policy.cost, function)
+
+    def wrap(self, layer: Layer) -> Layer:
+        limiter, cost_of = self.limiter, self.cost_of
+        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
+
+        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            cost = fixed if cost_of is None else cost_of(args, kwargs)
+            if reserve(monotonic(), cost, 0.0) > 0.0:
+                patience = limiter.patience_of(call, monotonic())
+                run_blocking(limiter.wait(limiter.blocking, call, cost, patience))
+            return layer(call, args, kwargs)
+
+        return limited
+
+    def wrap_async(self, layer: Layer) -> Layer:
+        limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
+        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
+
+        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], cost: float) -> Any:
+            await limiter.wait_in_queue(host, call, cost)
+            return await layer(call, args, kwargs)
+
+        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            cost = fixed if cost_of is None else cost_of(args, kwargs)
+            if limiter.queued or reserve(monotonic(), cost, 0.0) > 0.0:
+                return wait_and_go_on(call, args, kwargs, cost)
+            return layer(call, args, kwargs)  # there is nothing to wait for, so no coroutine is made for it
+
+        return limited
+
+
+class _Queue:
+    """Where the tasks of one event loop wait for their turn at the ledger.
+
+    aiolimiter lets tasks through at the limit's own rate, one more at a time than the burst, so that a timer that
+    fires late is made up for. Where costs differ it would let small ones overtake large ones for ever; those take
+    turns one by one instead.
+    """
+
+    def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
+        self.one_by_one = Lock() if varying else None
+        capacity = policy.burst + 1
+        cost = 1.0 if varying else float(policy.cost)
+        self.limiter: AsyncLimiter = AsyncLimiter(capacity, capacity * cost / policy.rate)
+
+    async def enter(self) -> None:
+        """Wait for this task's turn."""
+        await (self.limiter.acquire() if self.one_by_one is None else self.one_by_one.acquire())
+
+    def leave(self) -> None:
+        """Let the next task have its turn, where they come one by one."""
+        if self.one_by_one is not None:
+            self.one_by_one.release()

@@ -1,0 +1,265 @@
+"""Attempts after the first: rounds, delays, and what is raised in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Future, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity.wait import wait_base
+
+from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError
+from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
+from opero.executors.http_errors import retry_after, status_of
+from opero.logs import logger
+from opero.policies.types import format_duration
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from opero.binding import Binding
+    from opero.clock import Clock
+    from opero.executors.call import Call, Host, Layer
+    from opero.executors.fallback import Alternatives
+    from opero.policies.retry import RetryPolicy
+
+__all__ = ["RetryExecutor", "backoff"]
+
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
+Variant = tuple[Args, Kwargs]
+
+
+def backoff(base: float, policy: RetryPolicy, random: random.Random) -> float:
+    """The delay to use where the exponential one is `base`: the same, or with jitter drawn evenly around it.
+
+    The window is half as wide as `base`. It begins at `base`, or as much earlier as it needs to end by `max_delay`.
+    """
+    if not policy.jitter:
+        return base
+    upper = min(base * 1.5, policy.max_delay)
+    lower = max(upper - base / 2, policy.min_delay)
+    return random.uniform(lower, upper)
+
+
+class _Wait(wait_base):
+    """tenacity's exponential wait, with jitter from the clock's random source, and what the server asked for."""
+
+    def __init__(self, policy: RetryPolicy, clock: Clock) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.exponential = wait_exponential(
+            multiplier=policy.min_delay, exp_base=policy.backoff_factor, min=policy.min_delay, max=policy.max_delay
+        )
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        delay = backoff(self.exponential(retry_state), self.policy, self.clock.random)
+        outcome = retry_state.outcome
+        error = outcome.exception() if outcome is not None else None
+        asked: float | None = None
+        if isinstance(error, RejectedError):
+            asked = error.retry_in
+        elif self.policy.retry_after and isinstance(error, Exception):
+            asked = retry_after(error, self.clock.time())
+        return delay if asked is None else min(max(delay, asked), self.policy.max_delay)
+
+
+class RetryExecutor:
+    """Runs the rounds of attempts of one binding. It holds no state of its own between calls.
+
+    A round tries the function with each value of the fallback argument in turn, or once where there is none.
+    """
+
+    def __init__(self, policy: RetryPolicy, clock: Clock, name: str, alternatives: Alternatives | None = None) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.name = name
+        self.alternatives = alternatives
+        self.named_rejections = tuple(each for each in policy.retry_on if issubclass(each, RejectedError))
+        self.stop = stop_after_attempt(policy.retries + 1)
+        self.wait = _Wait(policy, clock)
+        self.retry = retry_if_exception(self.is_retryable)
+        self.blocking = BlockingHost(clock)
+        self.asynchronous = AsyncHost(clock)
+
+    # Decisions
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether the policy asks for another attempt after this exception."""
+        if isinstance(error, ResultRejectedError):
+            return True
+        if isinstance(error, RejectedError):
+            return isinstance(error, self.named_rejections)
+        statuses = self.policy.retry_on_status
+        if statuses is not None and isinstance(error, Exception):
+            status = status_of(error)
+            if status is not None:
+                return status in statuses or f"{status // 100}xx" in statuses
+        return isinstance(error, self.policy.retry_on)
+
+    def judge(self, outcome: Outcome) -> Outcome:
+        """The outcome, or a failed one in its stead where `retry_if_result` refuses the result."""
+        refuses = self.policy.retry_if_result
+        if outcome.error is None and refuses is not None and refuses(outcome.value):
+            return Outcome(
+                error=ResultRejectedError(f"{self.name}: retry_if_result refused {outcome.value!r:.200}", result=outcome.value)
+            )
+        return outcome
+
+    def variants(self, args: Args, kwargs: Kwargs) -> list[Variant]:
+        """The arguments to try in a round, in order."""
+        return [(args, kwargs)] if self.alternatives is None else self.alternatives.variants(args, kwargs)
+
+    def delay_after(self, state: RetryCallState, errors: list[Exception]) -> float:
+        """Seconds to wait before the next round: the longest that any of the round's failures asks for."""
+        longest = 0.0
+        for error in errors:
+            state.outcome = Future.construct(state.attempt_number, error, True)
+            longest = max(longest, self.wait(state))
+            state.outcome = None
+        return longest
+
+    # What waits
+
+    async def rounds(
+        self, host: Host, layer: Layer, call: Call, variants: list[Variant], first: Outcome | None = None
+    ) -> Outcome:
+        """Rounds of attempts until one succeeds or none is left; `first` is the first attempt's outcome, where it was made."""
+        several = len(variants) > 1
+        errors: list[Exception] = []
+        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # no Retrying object: we ask its parts
+        state.start_time = self.clock.monotonic()
+        try:
+            while True:
+                again: list[tuple[Variant, Exception]] = []
+                for position, variant in enumerate(variants):
+                    if first is None:
+                        if position:
+                            call.stats.fallbacks += 1
+                            logger.info("%s: trying the next %s", self.name, self.alternatives)
+                        outcome = self.judge(await host.attempt(layer, call, *variant))
+                    else:
+                        outcome, first = first, None
+                    if outcome.error is None:
+                        if errors:
+                            call.stats.recoveries += 1
+                            logger.info("%s: succeeded after %d failed attempts", self.name, len(errors))
+                        return outcome
+                    errors.append(outcome.error)
+                    if call.turned_away or isinstance(outcome.error, RejectedError):
+                        call.turned_away = False
+                        if not self.is_retryable(outcome.error):
+                            return self.ended(outcome.error, errors)
+                        again.extend((each, outcome.error) for each in variants[position:])
+                        break
+                    call.stats.count_error(outcome.error)
+                    if call.time_left(self.clock.monotonic()) <= 0:
+                        return self.ended(outcome.error, errors)
+                    if self.retry.predicate(outcome.error):
+                        again.append((variant, outcome.error))
+                    elif not several:
+                        return outcome
+                variants = [variant for variant, _ in again]
+                if not again or self.stop(state):
+                    return self.exhausted(errors, state.attempt_number)
+                delay = self.delay_after(state, [error for _, error in again])
+                if delay >= call.time_left(self.clock.monotonic()):
+                    return self.out_of_time(call, delay, errors)
+                logger.debug("%s: attempt %d failed with %r; next in %.3g s", self.name, len(errors), errors[-1], delay)
+                state.prepare_for_next_attempt()
+                call.stats.retries += 1
+                if delay > 0:
+                    await host.sleep(delay)
+        finally:
+            # The exceptions' tracebacks lead back to this frame: leave no cycle for the collector.
+            del errors
+            again = []
+            outcome = first = None  # type: ignore[assignment]
+
+    # What comes of it
+
+    def exhausted(self, errors: list[Exception], rounds: int) -> Outcome:
+        """No attempt is left: the function's own outcome where there was but one, or `reraise`; else all of them."""
+        last = errors[-1]
+        if len(errors) == 1 or self.policy.reraise:
+            return Outcome(last.result) if isinstance(last, ResultRejectedError) else Outcome(error=last)
+        return Outcome(
+            error=AllFailedError(
+                f"{self.name}: all {len(errors)} attempts failed in {rounds} {'round' if rounds == 1 else 'rounds'}; "
+                f"the last: {type(last).__name__}: {last}",
+                tuple(errors),
+            )
+        )
+
+    def ended(self, error: Exception, errors: list[Exception]) -> Outcome:
+        """A layer turned the attempt away, or the total timeout cut it off: no further attempt would fare better."""
+        earlier = errors[:-1]
+        if earlier and error.__cause__ is None:
+            error.__cause__ = earlier[-1]
+        if isinstance(error, CallTimeoutError) and earlier:
+            error.errors = tuple(earlier)
+        return Outcome(error=error)
+
+    def out_of_time(self, call: Call, delay: float, errors: list[Exception]) -> Outcome:
+        """The wait before the next round would pass the total timeout, so it is not begun."""
+        left = max(0.0, call.time_left(self.clock.monotonic()))
+        last = errors[-1]
+        error = CallTimeoutError(
+            f"{self.name}: the next attempt is {format_duration(round(delay, 3))} away, and the total timeout leaves "
+            f"{format_duration(round(left, 3))}; {len(errors)} failed, the last: {type(last).__name__}: {last}",
+            scope="total",
+            errors=errors,
+        )
+        error.__cause__ = last
+        call.stats.timeouts += 1
+        return Outcome(error=error)
+
+    # Around the function
+
+    @property
+    def prepares(self) -> bool:
+        """Whether something must be done before or after a first attempt that succeeds."""
+        return self.alternatives is not None or self.policy.retry_if_result is not None
+
+    def recover(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
+        """All that follows a failed first attempt."""
+        rounds = self.rounds(self.blocking, layer, call, [(args, kwargs)], Outcome(error=error))
+        del error
+        return run_blocking(rounds).get()
+
+    async def recover_async(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
+        """All that follows a failed first attempt of an async function."""
+        rounds = self.rounds(self.asynchronous, layer, call, [(args, kwargs)], Outcome(error=error))
+        del error
+        return (await rounds).get()
+
+    def recovering(self, layer: Layer, binding: Binding) -> Callable[..., Any]:
+        """What the bound function does about a failed first attempt, where it has made that itself."""
+        new_call = binding.call
+        recover = self.recover_async if binding.is_async else self.recover
+        return lambda error, args, kwargs: recover(layer, new_call(), args, kwargs, error)
+
+    def wrap(self, layer: Layer) -> Layer:
+        def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            return run_blocking(self.rounds(self.blocking, layer, call, self.variants(args, kwargs))).get()
+
+        def retried(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            try:
+                return layer(call, args, kwargs)
+            except Exception as error:  # noqa: BLE001  # decided in recover
+                return self.recover(layer, call, args, kwargs, error)
+
+        return in_rounds if self.prepares else retried
+
+    def wrap_async(self, layer: Layer) -> Layer:
+        async def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            return (await self.rounds(self.asynchronous, layer, call, self.variants(args, kwargs))).get()
+
+        async def retried(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            try:
+                return await layer(call, args, kwargs)
+            except Exception as error:  # noqa: BLE001  # decided in recover_async
+                return await self.recover_async(layer, call, args, kwargs, error)
+
+        return in_rounds if self.prepares else retried

@@ -1,0 +1,87 @@
+"""Ending an attempt that takes too long. The total timeout is a deadline that every attempt and every wait respects."""
+
+from __future__ import annotations
+
+from asyncio import timeout
+from typing import TYPE_CHECKING, Any
+
+from opero.errors import CallTimeoutError
+from opero.interrupts import Expired
+from opero.policies.types import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opero.clock import Clock
+    from opero.executors.call import Call, Layer
+    from opero.policies.timeout import TimeoutPolicy
+
+__all__ = ["TimeoutExecutor"]
+
+
+class TimeoutExecutor:
+    """Bounds one function's attempts by the attempt timeout and by what is left of the total."""
+
+    def __init__(self, policy: TimeoutPolicy, clock: Clock, name: str) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.name = name
+
+    def time_for(self, call: Call) -> float:
+        """Seconds that an attempt may take if it starts now."""
+        left = call.time_left(self.clock.monotonic())
+        return left if self.policy.attempt is None else min(left, self.policy.attempt)
+
+    def expired(self, call: Call, allowed: float) -> CallTimeoutError:
+        """The error for an attempt that did not end in the time it was allowed."""
+        call.stats.timeouts += 1
+        if self.policy.total is not None and (self.policy.attempt is None or allowed < self.policy.attempt):
+            scope, seconds = "total", self.policy.total
+            message = f"{self.name} took longer than its total timeout of {format_duration(seconds)}"
+        else:
+            scope, seconds = "attempt", self.policy.attempt or 0.0
+            message = f"an attempt of {self.name} took longer than its timeout of {format_duration(seconds)}"
+        return CallTimeoutError(message, scope=scope, seconds=seconds)
+
+    def start(self, call: Call) -> None:
+        """Begin the call's total time."""
+        if self.policy.total is not None:
+            call.deadline = self.clock.monotonic() + self.policy.total
+
+    # The whole call
+
+    def wrap_total(self, layer: Layer) -> Layer:
+        def timed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            self.start(call)
+            return layer(call, args, kwargs)  # for async callers the coroutine, which starts the moment it is awaited
+
+        return timed
+
+    # One attempt
+
+    def wrap(self, layer: Layer) -> Layer:
+        def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            allowed = self.time_for(call)
+            if allowed <= 0:
+                raise self.expired(call, allowed)
+            try:
+                return self.clock.run_within(allowed, layer, call, args, kwargs)
+            except Expired:
+                raise self.expired(call, allowed) from None
+
+        return bounded
+
+    def wrap_async(self, layer: Layer) -> Layer:
+        async def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            allowed = self.time_for(call)
+            if allowed <= 0:
+                raise self.expired(call, allowed)
+            try:
+                async with timeout(allowed) as limit:
+                    return await layer(call, args, kwargs)
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # the function's own
+                raise self.expired(call, allowed) from None
+
+        return bounded

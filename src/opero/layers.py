@@ -1,0 +1,259 @@
+"""The layers of a call, from outer to inner:
+
+    cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
+    → timeout (attempt) → function
+
+A layer exists only where its policy is set. They are put together here, once for each configuration of a binding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opero.errors import ConfigError
+from opero.functions import full_name, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opero.binding import Binding
+    from opero.clock import Clock
+    from opero.executors.call import Call, Layer
+    from opero.policies.policy import Policy
+
+__all__ = ["Chain", "build"]
+
+NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cache": {
+        "backend": ("memory",),
+        "stale_ttl": (None,),
+        "cache_errors": (False,),
+        "serializer": (None,),
+        "secret": (None,),
+        "allow_unsigned_pickle": (False,),
+        "arguments": (None,),
+    },
+    "rate_limit": {"backend": ("local",)},
+    "parallel": {
+        "mode": ("auto", "thread", "process", "async"),
+        "deadline": (None,),
+        "max_memory": (None,),
+    },
+}
+"""Options that are validated already but have no executor yet, and the values for which they need none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The layers of a call, as one configuration built them.
+
+    Attributes:
+        function: what to call, where there is no layer around it but an outermost retry; else None.
+        layer: the outermost layer, an outermost retry left out.
+        call: makes the `Call` that the layers pass on.
+        fail: what follows an exception that came out of `function` or `layer`: retry, where that is outermost.
+        whole: all layers within the cache, for a map that reads and fills the cache itself.
+        policy: what it was built from.
+        executors: kind of policy → its executor.
+    """
+
+    function: Callable[..., Any] | None
+    layer: Layer
+    call: type[Call]
+    fail: Callable[..., Any]
+    whole: Layer
+    policy: Policy
+    executors: Mapping[str, Any]
+
+    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Begin a call: its result, or under an async function something to await."""
+        return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
+
+
+def build(binding: Binding, policy: Policy) -> Chain:
+    """The layers for a function under a policy.
+
+    Raises:
+        ConfigError: the policy does not fit the function.
+        NotImplementedError: an option that has no executor yet.
+    """
+    check(binding, policy)
+    executors = _executors(binding, policy)
+    function = _starting(binding)
+    innermost = invoking(binding, function)
+
+    def around(layer: Layer, *kinds: str) -> Layer:
+        """The layer with those of these kinds around it that there are; the last is the outermost."""
+        for kind in kinds:
+            if kind in executors:
+                executor = executors[kind]
+                layer = executor.wrap_async(layer) if binding.is_async else executor.wrap(layer)
+        return layer
+
+    attempt = around(innermost, "timeout", "bulkhead", "rate_limit", "circuit_breaker")
+    retried = around(attempt, "retry")
+    timed = executors["timeout"].wrap_total(retried) if "timeout" in executors else retried
+    whole = around(timed, "fallback")
+    cached = around(whole, "cache")
+    # Where retry is outermost and its first attempt needs no preparation, the bound function itself does its part.
+    fused = cached is retried and retried is not attempt and not executors["retry"].prepares
+    layer = attempt if fused else cached
+    return Chain(
+        function=function if layer is innermost else None,
+        layer=layer,
+        call=binding.call,
+        fail=failing(binding, executors["retry"].recovering(attempt, binding) if fused else None, executors),
+        whole=whole,
+        policy=policy,
+        executors=executors,
+    )
+
+
+def check(binding: Binding, policy: Policy) -> None:
+    """Check all that can be known of a policy and a function before the first call."""
+    for kind, options in NOT_YET.items():
+        held = policy.active(kind)
+        for option, done in options.items() if held is not None else ():
+            if getattr(held, option) not in done:
+                raise NotImplementedError(
+                    f"{binding.name}: {kind}.{option}={getattr(held, option)!r} is not implemented yet; leave it out for now"
+                )
+    if binding.kind in ("generator", "async_generator"):
+        reasons = {
+            "cache": "its items come one by one, so there is no result to keep; cache a function that returns a list",
+            "parallel": "its items come one by one; map a function that returns a value",
+        }
+        for kind, reason in reasons.items():
+            if policy.active(kind) is not None:
+                raise ConfigError(f"{binding.name} is a generator function and cannot have {kind}: {reason}")
+        retry = policy.active("retry")
+        if retry is not None and retry.retry_if_result is not None:
+            raise ConfigError(f"{binding.name} is a generator function: it has no result that retry_if_result could judge")
+    fallback = policy.active("fallback")
+    if fallback is not None and fallback.function is not None and not binding.is_async:
+        kind = kind_of(fallback.function)
+        if kind.startswith("async"):
+            raise ConfigError(
+                f"{binding.name} is a sync function and its fallback {full_name(fallback.function)} is async: nobody "
+                "would await it; use a sync fallback"
+            )
+
+
+def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
+    """An executor for each policy that is set; each executor's module is loaded only when it is."""
+    executors: dict[str, Any] = {}
+    clock, name = binding.clock, binding.name
+    if timeout := policy.active("timeout"):
+        from opero.executors.timeout import TimeoutExecutor
+
+        executors["timeout"] = TimeoutExecutor(timeout, clock, name)
+    if bulkhead := policy.active("bulkhead"):
+        from opero.executors.bulkhead import BulkheadExecutor
+
+        executors["bulkhead"] = _shared(binding, "bulkhead", bulkhead, BulkheadExecutor)
+    if rate_limit := policy.active("rate_limit"):
+        from opero.executors.rate_limit import Meter, RateLimitExecutor
+
+        limiter = _shared(binding, "rate_limit", rate_limit, RateLimitExecutor)
+        executors["rate_limit"] = Meter(limiter, binding.function)
+    if circuit_breaker := policy.active("circuit_breaker"):
+        from opero.executors.circuit_breaker import CircuitBreakerExecutor
+
+        executors["circuit_breaker"] = _shared(binding, "circuit_breaker", circuit_breaker, CircuitBreakerExecutor)
+    fallback = policy.active("fallback")
+    retry = policy.active("retry")
+    if retry or (fallback and fallback.arg):
+        from opero.executors.fallback import Alternatives
+        from opero.executors.retry import RetryExecutor
+        from opero.policies.retry import RetryPolicy
+
+        alternatives = Alternatives(fallback.arg, binding.function) if fallback and fallback.arg else None
+        executors["retry"] = RetryExecutor(retry or RetryPolicy(retries=0), clock, name, alternatives)
+    if fallback and fallback.has_result:
+        from opero.executors.fallback import FallbackExecutor
+
+        executors["fallback"] = FallbackExecutor(
+            fallback, name, _conversion(binding), counts_errors="retry" not in executors
+        )
+    if cache := policy.active("cache"):
+        from opero.executors.cache import CacheExecutor
+
+        executors["cache"] = CacheExecutor(
+            cache, clock, full_name(binding.function), binding.function, is_method=binding.is_method
+        )
+    return executors
+
+
+def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
+    """An executor whose state several functions may share: the profile's where there is one, else this function's own."""
+
+    def make(name: str = binding.name) -> Any:
+        return executor(policy, binding.clock, name)
+
+    if binding.share is not None and policy.scope == "profile":
+        return binding.share(kind, policy, make)
+    return make()
+
+
+def _starting(binding: Binding) -> Callable[..., Any]:
+    """The function; of a generator function what starts it."""
+    from opero.executors.generators import start, start_async
+
+    if binding.kind == "generator":
+        return start(binding.function)
+    return start_async(binding.function) if binding.kind == "async_generator" else binding.function
+
+
+def _conversion(binding: Binding) -> Callable[[Any], Any] | None:
+    """What makes a started generator of a generator function's fallback result."""
+    from opero.executors.generators import from_items, from_items_async, start, start_async
+
+    if binding.kind == "generator":
+        return start(from_items)
+    return start_async(from_items_async) if binding.kind == "async_generator" else None
+
+
+def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
+    """The function as the innermost layer. An async function's coroutine is passed on as it is: none is made around it."""
+    stats = binding.stats
+
+    def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        stats.executed += 1
+        return function(*args, **kwargs)
+
+    return invoke
+
+
+def failing(binding: Binding, recover: Callable[..., Any] | None, executors: Mapping[str, Any]) -> Callable[..., Any]:
+    """What is done about an exception that came out of the layers: `recover`, where retry is outermost; else nothing."""
+    stats = binding.stats
+    counts_errors = "retry" not in executors and "fallback" not in executors  # these count those they see
+
+    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            if recover is not None:
+                return recover(error, args, kwargs)
+            if counts_errors:
+                stats.count_error(error)
+            raise error
+        except BaseException:
+            stats.failures += 1
+            raise
+        finally:
+            del error
+
+    async def fail_async(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            if recover is not None:
+                return await recover(error, args, kwargs)
+            if counts_errors:
+                stats.count_error(error)
+            raise error
+        except BaseException:
+            stats.failures += 1
+            raise
+        finally:
+            del error
+
+    return fail_async if binding.is_async else fail

@@ -1,0 +1,70 @@
+"""The batch rule: what one call receives is what its annotation says."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BatchRule"]
+
+
+class BatchRule:
+    """Tells whether one call of a function receives a batch, which is a list of items, or one item.
+
+    A parameter annotated as a list receives a batch, unless a single item is itself such a list.
+
+    Args:
+        function: the function that is mapped.
+        position: the place of the parameter that takes the items: 1 behind `self`, else 0.
+        forced: what the policy says; None: the annotation decides.
+    """
+
+    def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:  # noqa: FBT001
+        parameters = list(inspect.signature(function).parameters.values())
+        self.parameter = parameters[position] if len(parameters) > position else None
+        self.name = getattr(function, "__qualname__", repr(function))
+        self.forced = forced
+        annotation: Any = inspect.Parameter.empty if self.parameter is None else self.parameter.annotation
+        if isinstance(annotation, str) and self.parameter is not None:
+            try:
+                annotation = typing.get_type_hints(inspect.unwrap(function)).get(self.parameter.name, annotation)
+            except Exception:  # noqa: BLE001  # a name that exists for type checkers only: its text must do
+                annotation = list if annotation.replace("typing.", "").lower().startswith("list") else None
+        self.annotation = annotation
+
+    def applies(self, item: Any) -> bool:
+        """Whether calls receive batches of items such as this one."""
+        if self.forced is not None:
+            return self.forced
+        is_list = (get_origin(self.annotation) or self.annotation) is list
+        return is_list and not _fits(item, self.annotation)
+
+    def check(self, results: Any, items: list[Any]) -> list[Any]:
+        """The results of one batch, one an item.
+
+        Raises:
+            ValueError: they are no list of that length.
+        """
+        if isinstance(results, list | tuple) and len(results) == len(items):
+            return list(results)
+        got = f"a list of {len(results)}" if isinstance(results, list | tuple) else f"{type(results).__name__}"
+        raise ValueError(
+            f"{self.name} received a batch of {len(items)} items and returned {got}: as its parameter "
+            f"{self.parameter.name if self.parameter else '?'!r} is annotated as a list, a call gets a list of items and "
+            "must return a list of equal length; batch=False gives each call one item"
+        )
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is such as the annotation says, as far as lists go."""
+    origin = get_origin(annotation) or annotation
+    if origin is list:
+        inner = get_args(annotation)
+        return isinstance(value, list) and (not inner or not value or _fits(value[0], inner[0]))
+    if origin is Any or isinstance(origin, typing.TypeVar):
+        return True
+    return isinstance(value, origin) if isinstance(origin, type) else True

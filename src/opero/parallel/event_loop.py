@@ -1,0 +1,46 @@
+"""Items in tasks of the running event loop: a few workers share one iterator."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from opero.executors.call import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+__all__ = ["map_in_tasks"]
+
+
+async def map_in_tasks(
+    work: Callable[[Any], Coroutine[Any, Any, Any]],
+    items: Sequence[Any],
+    workers: int,
+    take: Callable[[Any, Outcome], None],
+    *,
+    keep_going: bool,
+) -> None:
+    """Give `take` each item with the outcome of `await work(item)`, as they come.
+
+    After a failed item nothing more is begun, and what runs is finished, unless `keep_going`. When the caller is
+    cancelled, so are the workers.
+    """
+    waiting = iter(items)
+    stopped = False
+
+    async def worker() -> None:
+        nonlocal stopped
+        for item in waiting:
+            try:
+                outcome = Outcome(await work(item))
+            except Exception as error:  # noqa: BLE001  # carried as a value
+                outcome = Outcome(error=error)
+                stopped = stopped or not keep_going
+            take(item, outcome)
+            if stopped:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(workers, len(items))):
+            group.create_task(worker())

@@ -1,0 +1,305 @@
+"""From a function of one item to a function of many: which mode, which workers, what each call receives."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from opero.errors import ConfigError, MapError
+from opero.executors.call import Outcome
+from opero.parallel.batch import BatchRule
+from opero.parallel.progress import progress_bar
+from opero.policies.parallel import ParallelPolicy
+from opero.policies.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from opero.binding import Binding, Chain
+
+__all__ = ["Mapper"]
+
+SAMPLE_SECONDS = 0.02
+SAMPLE_ITEMS = 16
+WORTH_PROCESSES = 0.5
+"""Seconds of computing still to do, from which on starting worker processes pays."""
+
+
+class Mapper:
+    """Maps one bound function.
+
+    Args:
+        binding: the function under its policy, whose `parallel` part says how.
+        single: the bound function, for one item.
+    """
+
+    def __init__(self, binding: Binding, single: Callable[..., Any]) -> None:
+        self.binding = binding
+        self.single = single
+        self.position = 1 if binding.is_method else 0
+
+    # What users call
+
+    def function(self) -> Callable[..., Any]:
+        """The function of many items: `(items, ...) -> list`; for async functions to be awaited."""
+
+        def mapped(*args: Any, **kwargs: Any) -> list[Any]:
+            return _Map(self, args, kwargs).run()
+
+        async def mapped_async(*args: Any, **kwargs: Any) -> list[Any]:
+            return await _Map(self, args, kwargs).run_async()
+
+        return mapped_async if self.binding.kind == "async" else mapped
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """Not implemented yet: results as they come."""
+        raise NotImplementedError(f"{self.binding.name}: stream is not implemented yet; use map, which returns a list")
+
+    def check(self) -> None:
+        """Check now what a map would run into: `@opmap` does so when it decorates.
+
+        Raises:
+            ConfigError: the mode does not serve such a function.
+            NotImplementedError: an option that has no executor yet.
+        """
+        if not self.binding.is_late:
+            self.mode_for(self.binding.chain)
+
+    # Decisions
+
+    def parallel(self, chain: Chain) -> ParallelPolicy:
+        policy = chain.policy.parallel
+        return policy if policy is not None and policy.enabled else ParallelPolicy()
+
+    def mode_for(self, chain: Chain) -> str:
+        """The policy's mode, where it serves this function; "auto" is left open for a sync function."""
+        mode = self.parallel(chain).mode
+        name, is_async = self.binding.name, self.binding.kind == "async"
+        if self.binding.kind not in ("sync", "async"):
+            raise ConfigError(f"{name} is a generator function and cannot be mapped: map a function that returns a value")
+        if mode == "auto":
+            return "async" if is_async else "auto"
+        if is_async and mode != "async":
+            raise ConfigError(f"{name} is an async function, which mode {mode!r} cannot run; use mode='async'")
+        if not is_async and mode == "async":
+            raise ConfigError(f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'")
+        if mode == "process":
+            shared = self.shared_kinds(chain)
+            if shared:
+                raise NotImplementedError(
+                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have one "
+                    "of its own; use mode='thread', or leave it out"
+                )
+        return mode
+
+    def shared_kinds(self, chain: Chain) -> list[str]:
+        """The policies whose state all workers would have to share."""
+        return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if chain.policy.active(kind) is not None]
+
+
+def worker_count(workers: int | str, mode: str) -> int:
+    """How many items at a time: the number itself, or what suits the mode."""
+    if isinstance(workers, int):
+        return workers
+    from joblib import cpu_count
+
+    cores = cpu_count()
+    return {"process": max(1, cores - 1), "async": 100}.get(mode, min(32, (os.cpu_count() or cores) + 4))
+
+
+class _Map:
+    """One map: its items, their calls, and what became of them."""
+
+    def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.mapper = mapper
+        self.binding = mapper.binding
+        self.chain = self.binding.resolved()
+        self.policy = mapper.parallel(self.chain)
+        self.mode = mapper.mode_for(self.chain)
+        self.rule = BatchRule(self.binding.function, mapper.position, self.policy.batch)
+        self.before = args[: mapper.position]
+        self.after = args[mapper.position + 1 :]
+        self.kwargs = dict(kwargs)
+        self.items = self._listed(args)
+        self.outcomes: dict[int, Outcome] = {}
+        self.tick: Callable[[int], object] = lambda done: None
+
+    def _listed(self, args: tuple[Any, ...]) -> list[Any]:
+        position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
+        if len(args) > position:
+            items = args[position]
+        elif name in self.kwargs:
+            items = self.kwargs.pop(name)
+        else:
+            raise TypeError(f"{self.binding.name} is mapped over items and got none: pass an iterable")
+        if isinstance(items, str | bytes | bytearray):
+            raise TypeError(
+                f"{self.binding.name} is mapped over items and got the bare {type(items).__name__} {items!r:.60}; "
+                "wrap it in a list, or pass list(text) for its characters"
+            )
+        if not isinstance(items, Iterable):
+            raise TypeError(f"{self.binding.name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
+        return list(items)
+
+    def arguments(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call for an item, or for a batch."""
+        return (*self.before, item, *self.after), self.kwargs
+
+    # The map
+
+    def run(self) -> list[Any]:
+        """All results, in threads, processes or both."""
+        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
+            self._read_cache()
+            pending = self._pending()
+            if self.mode == "auto":
+                pending = self._sample(pending)
+            for unit, outcome in self._run_units(self._units(pending)):
+                self._take(unit, outcome)
+        return self._results()
+
+    async def run_async(self) -> list[Any]:
+        """All results, in the running event loop."""
+        from opero.parallel.event_loop import map_in_tasks
+
+        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
+            self._read_cache()
+            units = self._units(self._pending())
+            await map_in_tasks(self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise")
+        return self._results()
+
+    def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
+        keep_going = self.policy.on_error != "raise"
+        if self.mode == "process":
+            from opero.parallel.processes import map_in_processes
+
+            inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
+            done = map_in_processes(
+                self.binding,
+                inner,
+                lambda unit: self.arguments(self._argument(unit)),
+                units,
+                self._workers(),
+                keep_going=keep_going,
+            )
+        else:
+            from opero.parallel.threads import map_in_threads
+
+            done = map_in_threads(self._call, units, self._workers(), keep_going=keep_going)
+        for position, outcome in done:
+            yield units[position], outcome
+
+    def _call(self, unit: list[int]) -> Any:
+        """Call the function for a unit beside the cache, which the map reads and fills itself."""
+        args, kwargs = self.arguments(self._argument(unit))
+        if self.binding.cache is None:
+            return self.mapper.single(*args, **kwargs)
+        self.binding.stats.calls += 1
+        return self.chain.whole(self.chain.call(), args, kwargs)
+
+    def _workers(self) -> int:
+        return worker_count(self.policy.workers, self.mode)
+
+    # Units: an item each, or a batch
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether a call receives a list of items."""
+        return bool(self.items) and self.rule.applies(self.items[0])
+
+    def _units(self, pending: list[int]) -> list[list[int]]:
+        if not self.in_batches:
+            return [[index] for index in pending]
+        size = self.policy.batch_size or max(1, -(-len(pending) // (self._workers() * 4)))
+        return [pending[start : start + size] for start in range(0, len(pending), size)]
+
+    def _argument(self, unit: list[int]) -> Any:
+        return [self.items[index] for index in unit] if self.in_batches else self.items[unit[0]]
+
+    def _take(self, unit: list[int], outcome: Outcome) -> None:
+        """Note what became of a unit's items, and keep it in the cache."""
+        self.tick(len(unit))
+        if outcome.error is None and self.in_batches:
+            try:
+                values = self.rule.check(outcome.value, unit)
+            except ValueError as error:
+                outcome, values = Outcome(error=error), []
+        else:
+            values = [outcome.value]
+        for position, index in enumerate(unit):
+            if outcome.error is not None:
+                self.outcomes[index] = outcome
+            else:
+                self.outcomes[index] = Outcome(values[position])
+                self._fill_cache(index, values[position])
+
+    # The cache: one for all workers, read and filled here
+
+    def _key(self, index: int) -> Any:
+        assert self.binding.cache is not None
+        return self.binding.cache.key(*self.arguments(self.items[index]))
+
+    def _read_cache(self) -> None:
+        cache = self.binding.cache
+        for index in range(len(self.items)) if cache is not None else ():
+            found = cache.look_up(self._key(index)) if cache is not None else None
+            if found is not None:
+                self.outcomes[index] = found
+                self.tick(1)
+                self.binding.stats.calls += 1
+                self.binding.stats.cache_hits += 1
+            else:
+                self.binding.stats.cache_misses += 1
+
+    def _fill_cache(self, index: int, value: Any) -> None:
+        if self.binding.cache is not None:
+            self.binding.cache.store(self._key(index), value)
+
+    # Auto
+
+    def _pending(self) -> list[int]:
+        return [index for index in range(len(self.items)) if index not in self.outcomes]
+
+    def _sample(self, pending: list[int]) -> list[int]:
+        """Run the first items here, and choose the mode by whether they computed or waited; what is left to do."""
+        started, computed = time.perf_counter(), time.thread_time()
+        done = 0
+        stop = False
+        while done < min(len(pending), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
+            unit = [pending[done]]
+            done += 1
+            try:
+                outcome = Outcome(self._call(unit))
+            except Exception as error:  # noqa: BLE001  # carried as a value
+                outcome = Outcome(error=error)
+                stop = self.policy.on_error == "raise"
+            self._take(unit, outcome)
+        seconds, computed = time.perf_counter() - started, time.thread_time() - computed
+        left = pending[done:] if not stop else []
+        computing = computed > seconds / 2 and computed / max(done, 1) * len(left) > WORTH_PROCESSES
+        self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
+        return left
+
+    # Results
+
+    def _results(self) -> list[Any]:
+        failures = {index: each.error for index, each in sorted(self.outcomes.items()) if each.error is not None}
+        if failures and self.policy.on_error == "raise":
+            results = {index: each.value for index, each in sorted(self.outcomes.items()) if each.error is None}
+            missing = len(self.items) - len(self.outcomes)
+            first, error = next(iter(failures.items()))
+            raise MapError(
+                f"{self.binding.name}: {len(failures)} of {len(self.items)} items failed, {len(results)} succeeded"
+                f"{f', {missing} were not begun' if missing else ''}; item {first}: {type(error).__name__}: {error}",
+                results,
+                failures,
+            )
+        order = sorted(self.outcomes) if self.policy.ordered else list(self.outcomes)
+        skip = self.policy.on_error == "skip"
+        return [
+            outcome.value if outcome.error is None else outcome.error
+            for outcome in (self.outcomes[index] for index in order)
+            if outcome.error is None or not skip
+        ]

@@ -1,0 +1,150 @@
+"""Items in worker processes: joblib's loky pool, kept between maps.
+
+A worker gets the function as (module, qualified name) and unwraps it there; by value only where that name does not lead
+back to it, as for locals and `__main__`. Retry, timeout and fallback run beside the function, in the worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from joblib.externals.loky import ProcessPoolExecutor
+
+from opero.binding import Binding
+from opero.calling import calling
+from opero.errors import ConfigError
+from opero.executors.call import Outcome
+from opero.parallel.window import Chunk, run_chunk, run_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor, Future
+
+    from opero.policies.policy import Policy
+
+__all__ = ["map_in_processes"]
+
+IDLE_SECONDS = 60
+
+_pools: dict[int, Any] = {}
+_lock = threading.Lock()
+
+
+def map_in_processes(
+    binding: Binding,
+    policy: Policy,
+    arguments: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
+    items: Sequence[Any],
+    workers: int,
+    *,
+    keep_going: bool,
+) -> Iterator[tuple[int, Outcome]]:
+    """The outcome of the function for every item with its index, as they come.
+
+    Args:
+        binding: the function; what its workers count is added to its counts.
+        policy: what runs around the function in the worker.
+        arguments: the arguments of the call for an item.
+        items: what to work on.
+        workers: processes.
+        keep_going: go on after a failed item.
+
+    Raises:
+        ConfigError: the function or its arguments do not pickle; nothing has been sent then.
+    """
+    task = _pickled((_reference(binding.function), policy), f"{binding.name} or its policy")
+    if items:
+        _pickled(arguments(items[0]), f"the arguments of {binding.name}")
+
+    def pool() -> Executor:
+        with _lock:
+            held = _pools.get(workers)
+            if held is None or held._flags.broken or held._flags.shutdown:
+                held = _pools[workers] = ProcessPoolExecutor(workers, timeout=IDLE_SECONDS)
+            return held  # type: ignore[no-any-return]
+
+    def submit(executor: Executor, chunk: Chunk) -> Future[bytes]:
+        return executor.submit(_work, task, cloudpickle.dumps([arguments(item) for item in chunk]))
+
+    def unpack(result: bytes) -> tuple[list[Outcome], float]:
+        outcomes, seconds, counts = pickle.loads(result)  # noqa: S301  # from our own worker
+        binding.stats.add(counts)
+        return outcomes, seconds
+
+    yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
+
+
+def _pickled(value: Any, what: str) -> bytes:
+    try:
+        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be sent to a worker process: {error}; use mode='thread' or make it picklable") from error
+
+
+def _faithful(error: Exception) -> Exception:
+    """An exception that arrives as itself in another process, with its traceback as a note; or a stand-in that says all it did."""
+    error.add_note("".join(["In the worker process:\n", *traceback.format_exception(error)]).rstrip())
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
+        if type(copy) is type(error):
+            return error
+    except Exception:  # noqa: BLE001  # its constructor takes other arguments, or it holds what does not pickle
+        pass
+    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+    stand_in.__notes__ = list(error.__notes__)
+    return stand_in
+
+
+def _reference(function: Callable[..., Any]) -> Any:
+    """How a worker finds the function: its module and name where they lead back to it, else the function itself."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
+    if module and module != "__main__" and "<" not in name and _find(module, name) is function:
+        return module, name
+    return function
+
+
+def _find(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    bound = getattr(found, "binding", None)
+    return bound.function if bound is not None else found
+
+
+# In the worker
+
+_bindings: dict[bytes, tuple[Binding, Callable[..., Any]]] = {}
+
+
+def _work(task: bytes, payload: bytes) -> bytes:
+    """Run a chunk: what became of its items, the seconds it took, and what the function's binding counted."""
+    if task not in _bindings:
+        reference, policy = cloudpickle.loads(task)
+        function = _find(*reference) if isinstance(reference, tuple) else reference
+        binding = Binding(function, policy)
+        _bindings[task] = binding, calling(binding)
+    binding, call = _bindings[task]
+    outcomes, seconds = run_chunk(lambda item: call(*item[0], **item[1]), cloudpickle.loads(payload))
+    for outcome in outcomes:
+        if outcome.error is not None:
+            outcome.error = _faithful(outcome.error)
+    counts = binding.stats.drain()
+    try:
+        return cloudpickle.dumps((outcomes, seconds, counts))  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001  # one of them does not pickle: find it
+        return cloudpickle.dumps(([_sendable(each) for each in outcomes], seconds, counts))  # type: ignore[no-any-return]
+
+
+def _sendable(outcome: Outcome) -> Outcome:
+    """The outcome, or one that says why it could not be sent back."""
+    try:
+        cloudpickle.dumps(outcome)
+    except Exception as error:  # noqa: BLE001  # it is told to the caller
+        return Outcome(error=TypeError(f"the result {outcome.value!r:.200} cannot be sent back from a worker process: {error}"))
+    return outcome

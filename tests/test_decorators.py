@@ -1,0 +1,160 @@
+"""`@opero` and `@opmap`: bare, called, with a policy; what is refused when decorating."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import pydantic
+import pytest
+
+from opero import ConfigError, Policy, Registry, RetryPolicy, UnknownOptionError, opero, opmap
+from opero.testing import VirtualClock
+
+
+def failing(times: int, error: type[Exception] = ConnectionError) -> Any:
+    """A function that fails so often, and then answers."""
+    left = [times]
+
+    def answer(value: int = 1) -> int:
+        if left[0]:
+            left[0] -= 1
+            raise error(f"{left[0]} left")
+        return value
+
+    return answer
+
+
+def test_bare_and_empty_decorators_mean_three_retries_and_nothing_else() -> None:
+    assert opero(failing(0)).policy == opero()(failing(0)).policy == Policy(retry=RetryPolicy(retries=3))
+
+
+def test_three_retries_are_up_to_four_attempts() -> None:
+    clock = VirtualClock()
+    bound = opero(clock=clock)(failing(3))
+    assert bound(5) == 5
+    assert (bound.stats.calls, bound.stats.attempts, bound.stats.retries) == (1, 4, 3)
+
+
+def test_options_keep_the_default_retries_unless_they_say_otherwise() -> None:
+    assert opero(cache=True)(failing(0)).policy.retry == RetryPolicy(retries=3)
+    assert opero(retries=1)(failing(0)).policy.retry == RetryPolicy(retries=1)
+    assert opero(backoff_factor=2)(failing(0)).policy.retry == RetryPolicy(retries=3, backoff_factor=2)
+    assert opero(retry=None)(failing(0)).policy.retry is None
+
+
+def test_options_are_laid_over_a_policy_object_which_has_only_what_it_names() -> None:
+    base = Policy(rate_limit={"rate": 10, "burst": 5}, timeout="5s")
+    policy = opero(policy=base, rate_limit="20/s", timeout=None)(failing(0)).policy
+    assert policy == Policy(rate_limit={"rate": 20, "burst": 5})
+
+
+def test_a_named_profile_is_resolved_at_the_first_call_not_when_decorating() -> None:
+    registry = Registry()
+
+    @opero(policy="api", registry=registry)
+    def fetch() -> int:
+        return 1
+
+    registry._policies["api"] = Policy(retry=2)
+    assert fetch() == 1
+    assert fetch.policy == Policy(retry=2)
+
+
+def test_looking_at_the_policy_resolves_it() -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    fetch = opero(policy="api", registry=registry, retries=4)(failing(0))
+    assert fetch.policy.retry == RetryPolicy(retries=4)
+    assert fetch.policy == Policy(retry=4)
+    assert repr(fetch.policy) == "Policy(retry=RetryPolicy(retries=4))"
+
+
+@pytest.mark.parametrize("decorator", [opero, opmap])
+def test_an_unknown_option_is_refused_with_the_nearest_name(decorator: Any) -> None:
+    with pytest.raises(UnknownOptionError, match="unknown option 'retires'; did you mean 'retries'?"):
+        decorator(retires=3)
+    with pytest.raises(TypeError, match="rate_limit"):
+        decorator(policy="api", ratelimit=3)
+
+
+@pytest.mark.parametrize("policy", [None, "api", Policy()])
+def test_a_bad_value_is_refused_when_decorating_with_or_without_a_profile(policy: Any) -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"retry\.retries"):
+        opero(policy=policy, retries=-1)
+    with pytest.raises(pydantic.ValidationError, match=r"rate_limit\.rate"):
+        opero(policy=policy, rate_limit="fast")
+
+
+def test_a_profile_may_be_completed_by_options_that_say_too_little_alone() -> None:
+    registry = Registry({"api": Policy(rate_limit="10/s")})
+    fetch = opero(policy="api", registry=registry, rate_limit={"burst": 3})(failing(0))
+    assert fetch.policy == Policy(rate_limit={"rate": 10, "burst": 3})
+
+
+def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating() -> None:
+    with pytest.raises(ConfigError, match="no parameter 'apikey' to fall back on; did you mean 'api_key'?"):
+
+        @opero(arg_fallback="apikey")
+        def fetch(url: str, api_key: str) -> None: ...
+
+
+def test_decorating_with_a_bare_profile_name_tells_the_way() -> None:
+    with pytest.raises(ConfigError, match=r"write @opero\(policy='api'\)"):
+        opero("api")  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match=r"write @opmap\(policy='api'\)"):
+        opmap("api")  # type: ignore[call-overload]
+
+
+def test_what_is_neither_name_nor_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="neither a profile's name nor a Policy"):
+        opero(policy={"retry": 3})  # type: ignore[call-overload]
+
+
+def test_the_bound_function_keeps_its_name_doc_signature_and_the_function_itself() -> None:
+    @opero
+    async def get_user(user_id: str, *, fresh: bool = False) -> dict[str, str]:
+        """Fetch a user."""
+        return {"id": user_id}
+
+    assert (get_user.__name__, get_user.__doc__) == ("get_user", "Fetch a user.")
+    assert str(inspect.signature(get_user)) == "(user_id: 'str', *, fresh: 'bool' = False) -> 'dict[str, str]'"
+    assert inspect.iscoroutinefunction(get_user)
+    assert inspect.iscoroutinefunction(get_user.__wrapped__)
+    assert asyncio.run(get_user("a")) == {"id": "a"}
+
+
+def test_decorated_functions_can_be_decorated_again_each_with_its_own_counts() -> None:
+    clock = VirtualClock()
+    inner = opero(retries=1, clock=clock)(failing(3))
+    outer = opero(retries=3, clock=clock)(inner)
+    assert outer() == 1
+    assert (outer.stats.calls, inner.stats.calls, inner.stats.attempts) == (1, 2, 4)
+
+
+def test_opmap_makes_a_function_of_many_items_and_map_is_the_same() -> None:
+    @opmap(mode="thread", workers=2)
+    def double(item: int, plus: int = 0) -> int:
+        return item * 2 + plus
+
+    assert double([1, 2, 3]) == double.map([1, 2, 3]) == [2, 4, 6]
+    assert double([1, 2], plus=1) == [3, 5]
+
+
+def test_parallel_options_on_opero_configure_map() -> None:
+    @opero(mode="thread", workers=2, on_error="skip", retries=0)
+    def odd(item: int) -> int:
+        if item % 2 == 0:
+            raise ValueError(item)
+        return item
+
+    assert odd.map(range(6)) == [1, 3, 5]
+    assert odd(1) == 1
+
+
+def test_profile_options_that_do_not_fit_are_found_at_the_first_use_and_named() -> None:
+    registry = Registry({"api": Policy(fallback={"arg": "key"})})
+    fetch = opero(policy="api", registry=registry)(failing(0))
+    for _ in range(2):  # and again, not only once
+        with pytest.raises(ConfigError, match="no parameter 'key'"):
+            fetch()
