@@ -24,9 +24,7 @@ def environ(environment: str, **more: str) -> dict[str, str]:
     return own | {"OPERO_ENV": environment} | more
 
 
-def finish(
-    command: list[str], variables: dict[str, str], directory: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+def finish(command: list[str], variables: dict[str, str], directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=directory, env=variables, capture_output=True, text=True, timeout=120, check=False
     )
@@ -101,9 +99,7 @@ def test_ctrl_c_ends_it_soon_and_leaves_no_process(at_work: str) -> None:
     with demo:
         # The service comes first; the worker processes, and loky's own, come when it is time to fingerprint.
         least = 1 if at_work == "fetching" else 2
-        while (
-            len(started := psutil.Process(demo.pid).children(recursive=True)) < least and demo.poll() is None
-        ):
+        while len(started := psutil.Process(demo.pid).children(recursive=True)) < least and demo.poll() is None:
             time.sleep(0.02)
         time.sleep(0.3)
         started += psutil.Process(demo.pid).children(recursive=True)
