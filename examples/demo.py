@@ -97,7 +97,7 @@ def show(report: Report, limit: float, seconds: float) -> None:
     print(f"{'errors':18}{json.dumps(fetch.stats.errors):>20}{json.dumps(fingerprint.stats.errors):>22}")
     print(f"{'the service saw':18}{report.requests} requests, by status {json.dumps(report.statuses)}")
     print(f"{'busiest second':18}{report.busiest_second}, limit {limit:g}: {report.over_limit} too many")
-    print(f"{'time':18}{seconds:.1f} s in {os.environ.get('OPERO_ENV', 'development')}")
+    print(f"{'time':18}{seconds:.1f} s in {os.environ.get('OPERO_ENV') or 'development'}")
 
 
 def main() -> int:

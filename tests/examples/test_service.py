@@ -174,7 +174,8 @@ def test_over_the_limit_answers_429_with_retry_after() -> None:
 
 def test_the_pages_list_every_record_and_the_last_has_no_next() -> None:
     with Service(limit=NO_LIMIT, late=0, records=60) as service, Client(service.url) as client:
-        ids, path = [], "/pages/1"
+        ids: list[int] = []
+        path = "/pages/1"
         while path:
             status, page, _ = client.get(path)
             if status == 200:
