@@ -32,26 +32,42 @@ class Ledger:
 
     A permit is reserved first and waited for afterwards, outside the lock: callers are served in the order in which
     they reserve, and one that wakes late delays nobody behind it.
+
+    Args:
+        rate: permits a second.
+        burst: how many may be saved up.
+        monotonic: tells the time.
+        cost: what `take` takes.
     """
 
-    __slots__ = ("_due", "_interval", "_lock", "burst")
+    __slots__ = ("_due", "_interval", "_lock", "_monotonic", "_saved", "_step", "burst")
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
         self._lock = threading.Lock()
+        self._monotonic = monotonic
         self._interval = 1.0 / rate
         self.burst = burst
         self._due = 0.0
+        # For `take`: how long before it falls due a permit can be used out of the burst, and what taking it moves.
+        self._saved = (burst - min(cost, burst)) * self._interval
+        self._step = cost * self._interval
+
+    def take(self) -> bool:
+        """Take the permits for a call of the usual cost, if they are due: the path of a call that has nothing to wait for."""
+        with self._lock:
+            now = self._monotonic()
+            due = self._due
+            if due - self._saved > now:
+                return False
+            self._due = (due if due > now else now) + self._step
+            return True
 
     def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
         """Seconds until permits for `cost` fall due. They are reserved if that is no longer than `patience`."""
         with self._lock:
-            due = self._due
-            if due < now:
-                due = now
-            wait = due - now
-            if self.burst != 1.0 or cost != 1.0:
-                saved = self.burst - (cost if cost < self.burst else self.burst)
-                wait = max(0.0, wait - saved * self._interval)
+            due = max(self._due, now)
+            saved = (self.burst - min(cost, self.burst)) * self._interval
+            wait = max(0.0, due - saved - now)
             if wait <= patience:
                 self._due = due + cost * self._interval
             return wait
@@ -110,8 +126,8 @@ class RateLimitExecutor:
         self.policy = policy
         self.clock = clock
         self.name = name
-        self.ledger = Ledger(policy.rate, policy.burst)
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
+        self.ledger = Ledger(policy.rate, policy.burst, clock.monotonic, self.cost or 1.0)
         self.patience = FOREVER if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[AbstractEventLoop, _Queue] = {}
@@ -208,30 +224,28 @@ class Meter:
         self.cost_of = cost_function(limiter.policy.cost, function)
 
     def wrap(self, layer: Layer) -> Layer:
-        limiter, cost_of = self.limiter, self.cost_of
-        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
+        limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic
+        take, usual = limiter.ledger.take, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            cost = fixed if cost_of is None else cost_of(args, kwargs)
-            if reserve(monotonic(), cost, 0.0) > 0.0:
-                patience = limiter.patience_of(call, monotonic())
-                run_blocking(limiter.wait(limiter.blocking, call, cost, patience))
+            if cost_of is not None or not take():
+                cost = usual if cost_of is None else cost_of(args, kwargs)
+                run_blocking(limiter.wait(limiter.blocking, call, cost, limiter.patience_of(call, now())))
             return layer(call, args, kwargs)
 
         return limited
 
     def wrap_async(self, layer: Layer) -> Layer:
         limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
-        reserve, monotonic, fixed = limiter.ledger.reserve, limiter.clock.monotonic, limiter.cost or 1.0
+        take, usual = limiter.ledger.take, limiter.cost or 1.0
 
-        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], cost: float) -> Any:
-            await limiter.wait_in_queue(host, call, cost)
+        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            await limiter.wait_in_queue(host, call, usual if cost_of is None else cost_of(args, kwargs))
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            cost = fixed if cost_of is None else cost_of(args, kwargs)
-            if limiter.queued or reserve(monotonic(), cost, 0.0) > 0.0:
-                return wait_and_go_on(call, args, kwargs, cost)
+            if cost_of is not None or limiter.queued or not take():
+                return wait_and_go_on(call, args, kwargs)
             return layer(call, args, kwargs)  # there is nothing to wait for, so no coroutine is made for it
 
         return limited
@@ -240,15 +254,19 @@ class Meter:
 class _Queue:
     """Where the tasks of one event loop wait for their turn at the ledger.
 
-    aiolimiter lets tasks through at the limit's own rate, one more at a time than the burst, so that a timer that
-    fires late is made up for. Where costs differ it would let small ones overtake large ones for ever; those take
-    turns one by one instead.
+    aiolimiter lets tasks through at the limit's own rate, one more at once than the burst, and as many more as fall due
+    within `AHEAD`: an event loop's timers are late by a millisecond and more, and a task that comes late to the ledger
+    finds its permit lapsed. Where costs differ it would let small ones overtake large ones for ever; those take turns
+    one by one instead.
     """
+
+    AHEAD = 0.02
+    """Seconds that a task may come to the ledger before its permit is due."""
 
     def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
         self.one_by_one = Lock() if varying else None
-        capacity = policy.burst + 1
         cost = 1.0 if varying else float(policy.cost)
+        capacity = policy.burst + max(1.0, policy.rate / cost * self.AHEAD)
         self.limiter: AsyncLimiter = AsyncLimiter(capacity, capacity * cost / policy.rate)
 
     async def enter(self) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Future, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential
-from tenacity.wait import wait_base
+from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
 from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError
 from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
@@ -43,28 +42,6 @@ def backoff(base: float, policy: RetryPolicy, random: random.Random) -> float:
     return random.uniform(lower, upper)
 
 
-class _Wait(wait_base):
-    """tenacity's exponential wait, with jitter from the clock's random source, and what the server asked for."""
-
-    def __init__(self, policy: RetryPolicy, clock: Clock) -> None:
-        self.policy = policy
-        self.clock = clock
-        self.exponential = wait_exponential(
-            multiplier=policy.min_delay, exp_base=policy.backoff_factor, min=policy.min_delay, max=policy.max_delay
-        )
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        delay = backoff(self.exponential(retry_state), self.policy, self.clock.random)
-        outcome = retry_state.outcome
-        error = outcome.exception() if outcome is not None else None
-        asked: float | None = None
-        if isinstance(error, RejectedError):
-            asked = error.retry_in
-        elif self.policy.retry_after and isinstance(error, Exception):
-            asked = retry_after(error, self.clock.time())
-        return delay if asked is None else min(max(delay, asked), self.policy.max_delay)
-
-
 class RetryExecutor:
     """Runs the rounds of attempts of one binding. It holds no state of its own between calls.
 
@@ -78,8 +55,9 @@ class RetryExecutor:
         self.alternatives = alternatives
         self.named_rejections = tuple(each for each in policy.retry_on if issubclass(each, RejectedError))
         self.stop = stop_after_attempt(policy.retries + 1)
-        self.wait = _Wait(policy, clock)
-        self.retry = retry_if_exception(self.is_retryable)
+        self.wait = wait_exponential(
+            multiplier=policy.min_delay, exp_base=policy.backoff_factor, min=policy.min_delay, max=policy.max_delay
+        )
         self.blocking = BlockingHost(clock)
         self.asynchronous = AsyncHost(clock)
 
@@ -112,13 +90,16 @@ class RetryExecutor:
         return [(args, kwargs)] if self.alternatives is None else self.alternatives.variants(args, kwargs)
 
     def delay_after(self, state: RetryCallState, errors: list[Exception]) -> float:
-        """Seconds to wait before the next round: the longest that any of the round's failures asks for."""
-        longest = 0.0
+        """Seconds to wait before the next round: tenacity's exponential delay with jitter, or as long as a failure asks for."""
+        delay = backoff(self.wait(state), self.policy, self.clock.random)
         for error in errors:
-            state.outcome = Future.construct(state.attempt_number, error, True)
-            longest = max(longest, self.wait(state))
-            state.outcome = None
-        return longest
+            if isinstance(error, RejectedError):
+                asked = error.retry_in
+            else:
+                asked = retry_after(error, self.clock.time()) if self.policy.retry_after else None
+            if asked is not None and asked > delay:
+                delay = min(asked, self.policy.max_delay)
+        return delay
 
     # What waits
 
@@ -156,7 +137,7 @@ class RetryExecutor:
                     call.stats.count_error(outcome.error)
                     if call.time_left(self.clock.monotonic()) <= 0:
                         return self.ended(outcome.error, errors)
-                    if self.retry.predicate(outcome.error):
+                    if self.is_retryable(outcome.error):
                         again.append((variant, outcome.error))
                     elif not several:
                         return outcome
