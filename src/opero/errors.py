@@ -86,7 +86,7 @@ class AllFailedError(OperoError, ExceptionGroup[Exception]):
 
     @property
     def errors(self) -> tuple[Exception, ...]:
-        return self.exceptions  # type: ignore[return-value]  # only `Exception`s go in, and groups are such
+        return self.exceptions
 
     def derive(self, errors: Sequence[Exception], /) -> AllFailedError:  # type: ignore[override]
         return AllFailedError(self.message, errors)

@@ -126,7 +126,9 @@ class BasePolicy(StrictModel):
         return type(self).model_validate(self._given() | changes)
 
     @overload
-    def apply(self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None) -> AsyncBound[P, R]: ...
+    def apply(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
+    ) -> AsyncBound[P, R]: ...
     @overload
     def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
     def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:

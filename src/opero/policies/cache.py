@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, SecretStr
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import Function, PositiveCount, PositiveDuration, dotted_name, parse_duration, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.policies.types import DurationLike
 
 __all__ = ["CachePolicy"]
 
@@ -70,3 +75,22 @@ class CachePolicy(BasePolicy):
     secret: SecretStr | None = None
     allow_unsigned_pickle: bool = False
     arguments: Mapping[str, Any] | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            ttl: DurationLike | Callable[[], DurationLike] | None = None,
+            backend: str = "memory",
+            key: Callable[..., Any] | str | None = None,
+            namespace: str = "opero",
+            max_size: int = 1000,
+            stale_ttl: DurationLike | None = None,
+            cache_errors: bool = False,
+            serializer: Literal["json", "pickle", "signed_pickle"] | None = None,
+            secret: SecretStr | str | None = None,
+            allow_unsigned_pickle: bool = False,
+            arguments: Mapping[str, Any] | None = None,
+        ) -> None: ...

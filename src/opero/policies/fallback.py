@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import UNSET, Function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["FallbackPolicy"]
 
@@ -29,6 +32,17 @@ class FallbackPolicy(BasePolicy):
     arg: str | None = None
     default: Any = UNSET
     function: Function | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            arg: str | None = None,
+            default: Any = UNSET,
+            function: Callable[..., Any] | str | None = None,
+        ) -> None: ...
 
     @property
     def has_result(self) -> bool:

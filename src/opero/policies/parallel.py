@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import PositiveCount, PositiveDuration, Size
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike
 
 __all__ = ["Mode", "ParallelPolicy"]
 
@@ -46,3 +49,20 @@ class ParallelPolicy(BasePolicy):
     on_error: Literal["raise", "return", "skip"] = "raise"
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            mode: Mode = "auto",
+            workers: int | Literal["auto"] = "auto",
+            ordered: bool = True,
+            progress: bool | Literal["auto"] = "auto",
+            batch: bool | None = None,
+            batch_size: int | None = None,
+            on_error: Literal["raise", "return", "skip"] = "raise",
+            deadline: DurationLike | None = None,
+            max_memory: int | str | None = None,
+        ) -> None: ...

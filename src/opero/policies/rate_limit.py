@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import Duration, PositiveCount, Rate, dotted_name, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.policies.types import DurationLike
 
 __all__ = ["RateLimitPolicy"]
 
@@ -62,3 +67,17 @@ class RateLimitPolicy(BasePolicy):
     cost: Cost = 1.0
     scope: Literal["profile", "function"] = "profile"
     backend: Literal["local", "redis"] = "local"
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            rate: float | str,
+            burst: int = 1,
+            max_wait: DurationLike | None = None,
+            cost: float | str | Callable[..., float] = 1.0,
+            scope: Literal["profile", "function"] = "profile",
+            backend: Literal["local", "redis"] = "local",
+        ) -> None: ...

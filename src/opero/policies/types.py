@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Annotated, Any
 
@@ -20,7 +20,9 @@ __all__ = [
     "UNSET",
     "Count",
     "Duration",
+    "DurationLike",
     "ExceptionTypes",
+    "ExceptionsLike",
     "Factor",
     "Function",
     "PositiveCount",
@@ -36,6 +38,11 @@ __all__ = [
     "parse_rate",
     "resolve",
 ]
+
+DurationLike = float | str | timedelta
+"""What code may write for a duration; the field itself holds float seconds."""
+ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
+"""What code may write for exception types; the field itself holds a tuple of classes."""
 
 UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*")
