@@ -8,10 +8,11 @@ and then do as meant. An ABC's methods may be empty, and nobody can make an inst
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
     from opero.binding import Binding
     from opero.policies.policy import Policy
     from opero.stats import Stats

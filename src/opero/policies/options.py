@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from pydantic import SecretStr
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
 
-from opero.policies.bulkhead import BulkheadPolicy
-from opero.policies.cache import CachePolicy
-from opero.policies.circuit_breaker import CircuitBreakerPolicy
-from opero.policies.fallback import FallbackPolicy
-from opero.policies.parallel import Mode, ParallelPolicy
-from opero.policies.rate_limit import RateLimitPolicy
-from opero.policies.retry import RetryPolicy
-from opero.policies.timeout import TimeoutPolicy
-from opero.policies.types import DurationLike, ExceptionsLike
+    from pydantic import SecretStr
+
+    from opero.policies.bulkhead import BulkheadPolicy
+    from opero.policies.cache import CachePolicy
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.policies.fallback import FallbackPolicy
+    from opero.policies.parallel import Mode, ParallelPolicy
+    from opero.policies.rate_limit import RateLimitPolicy
+    from opero.policies.retry import RetryPolicy
+    from opero.policies.timeout import TimeoutPolicy
+    from opero.policies.types import DurationLike, ExceptionsLike
 
 __all__ = ["Options"]
 
