@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, PlainSerializer, SecretStr
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Function, PositiveCount, PositiveDuration, dotted_name, parse_duration, resolve
+from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, parse_duration, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def _time_to_live(value: Any) -> Any:
 TimeToLive = Annotated[
     Any,
     BeforeValidator(_time_to_live, json_schema_input_type=float | str | None),
-    PlainSerializer(lambda ttl: dotted_name(ttl) if callable(ttl) else ttl, when_used="json"),
+    PlainSerializer(lambda ttl: import_path(ttl) if callable(ttl) else ttl, when_used="json"),
 ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount, Rate, dotted_name, resolve
+from opero.policies.types import Duration, PositiveCount, Rate, import_path, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ def _cost(value: Any) -> Any:
 Cost = Annotated[
     Any,
     BeforeValidator(_cost, json_schema_input_type=float | str),
-    PlainSerializer(lambda cost: dotted_name(cost) if callable(cost) else cost, when_used="json"),
+    PlainSerializer(lambda cost: import_path(cost) if callable(cost) else cost, when_used="json"),
 ]
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "Unset",
     "dotted_name",
     "format_duration",
+    "import_path",
     "parse_duration",
     "parse_rate",
     "resolve",
@@ -212,6 +213,16 @@ def dotted_name(target: object) -> str:
     if module == "builtins":
         return str(name)
     return f"{module}.{name}" if "." not in name else f"{module}:{name}"
+
+
+def import_path(target: object) -> str:
+    """As `dotted_name`, with a colon, for fields where a name without one is something else.
+
+    Raises:
+        ValueError: it has none.
+    """
+    dotted_name(target)
+    return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # just made sure of
 
 
 def _exception_type(value: object) -> type[Exception] | None:
