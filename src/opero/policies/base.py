@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
 from opero.policies.types import Unset
@@ -42,15 +49,20 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for name in data:
-                if name not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_field",
-                        "unknown field {field} of {model}{hint}",
-                        {"field": repr(name), "model": cls.__name__, "hint": nearest(str(name), cls.model_fields), "key": name},
-                    )
+        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
+        if unknown:
+            # The input of the error is the name, and not the mapping, which may hold a secret.
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [InitErrorDetails(type=cls._unknown(name), loc=(str(name),), input=name) for name in unknown],
+            )
         return data
+
+    @classmethod
+    def _unknown(cls, name: Any) -> PydanticCustomError:
+        context = {"field": repr(name), "model": cls.__name__, "key": name}
+        hint = nearest(str(name), cls.model_fields)
+        return PydanticCustomError("unknown_field", "unknown field {field} of {model}{hint}", {**context, "hint": hint})
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, SecretStr
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, parse_duration, resolve
@@ -37,6 +45,18 @@ TimeToLive = Annotated[
     BeforeValidator(_time_to_live, json_schema_input_type=float | str | None),
     PlainSerializer(lambda ttl: import_path(ttl) if callable(ttl) else ttl, when_used="json"),
 ]
+
+
+def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:  # which would show the value
+        wrong = PydanticCustomError("secret", "a secret is text, and this is of type {kind}", {"kind": type(value).__name__})
+        hidden = InitErrorDetails(type=wrong, input="**********")
+        raise ValidationError.from_exception_data("secret", [hidden]) from None
+
+
+Secret = Annotated[SecretStr, WrapValidator(_secret)]
 
 
 class CachePolicy(BasePolicy):
@@ -72,7 +92,7 @@ class CachePolicy(BasePolicy):
     stale_ttl: PositiveDuration | None = None
     cache_errors: bool = False
     serializer: Literal["json", "pickle", "signed_pickle"] | None = None
-    secret: SecretStr | None = None
+    secret: Secret | None = None
     allow_unsigned_pickle: bool = False
     arguments: Mapping[str, Any] | None = None
 
