@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
 from pydantic import (
@@ -41,6 +43,16 @@ def _hashable(value: Any) -> Any:
     return value
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal; where comparing gives no truth value, as for arrays, whether they pickle the same."""
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001  # whatever a user's type raises
+        with suppress(Exception):
+            return pickle.dumps(one) == pickle.dumps(other)
+        return False
+
+
 class StrictModel(BaseModel):
     """A frozen model that refuses unknown fields and names the nearest known one."""
 
@@ -77,7 +89,7 @@ class StrictModel(BaseModel):
         # pydantic compares which fields were set, too; a policy is a value, however it was written.
         if type(self) is not type(other):
             return NotImplemented
-        return self.__dict__ == other.__dict__
+        return _equal(self.__dict__, other.__dict__)
 
     def __str__(self) -> str:
         return repr(self)
@@ -87,7 +99,7 @@ class StrictModel(BaseModel):
         shown: list[tuple[str | None, Any]] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if field.is_required() or value != field.get_default(call_default_factory=True):
+            if field.is_required() or not _equal(value, field.get_default(call_default_factory=True)):
                 shown.append((name, value))
         return shown
 

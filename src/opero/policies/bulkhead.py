@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount
+from opero.policies.types import Duration, PositiveCount, Scope
 
 if TYPE_CHECKING:
     from opero.policies.types import DurationLike
@@ -32,7 +32,7 @@ class BulkheadPolicy(BasePolicy):
 
     max_concurrent: PositiveCount
     max_wait: Duration | None = 0.0
-    scope: Literal["profile", "function"] = "profile"
+    scope: Scope = "profile"
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 

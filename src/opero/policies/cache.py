@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, parse_duration, resolve
+from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, one_of, parse_duration, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,9 @@ def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 Secret = Annotated[SecretStr, WrapValidator(_secret)]
 
 
+Serializer = Literal["json", "pickle", "signed_pickle"]
+
+
 class CachePolicy(BasePolicy):
     """Remember results by the call's arguments, so that the same call again costs nothing.
 
@@ -91,7 +94,7 @@ class CachePolicy(BasePolicy):
     max_size: PositiveCount = 1000
     stale_ttl: PositiveDuration | None = None
     cache_errors: bool = False
-    serializer: Literal["json", "pickle", "signed_pickle"] | None = None
+    serializer: Annotated[Serializer, one_of(Serializer)] | None = None
     secret: Secret | None = None
     allow_unsigned_pickle: bool = False
     arguments: Mapping[str, Any] | None = None
@@ -109,7 +112,7 @@ class CachePolicy(BasePolicy):
             max_size: int = 1000,
             stale_ttl: DurationLike | None = None,
             cache_errors: bool = False,
-            serializer: Literal["json", "pickle", "signed_pickle"] | None = None,
+            serializer: Serializer | None = None,
             secret: SecretStr | str | None = None,
             allow_unsigned_pickle: bool = False,
             arguments: Mapping[str, Any] | None = None,

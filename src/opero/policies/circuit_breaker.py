@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
     ExceptionTypes,
     PositiveCount,
     PositiveDuration,
+    Scope,
     Share,
     format_duration,
     parse_duration,
@@ -77,7 +78,7 @@ class CircuitBreakerPolicy(BasePolicy):
     open_for: PositiveDuration = 60.0
     half_open_calls: PositiveCount = 1
     ignore: ExceptionTypes = ()
-    scope: Literal["profile", "function"] = "profile"
+    scope: Scope = "profile"
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import PositiveCount, PositiveDuration, Size
+from opero.policies.types import PositiveCount, PositiveDuration, Size, one_of
 
 if TYPE_CHECKING:
     from opero.policies.types import DurationLike
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Mode", "ParallelPolicy"]
 
 Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "ray"]
+OnError = Literal["raise", "return", "skip"]
 
 
 class ParallelPolicy(BasePolicy):
@@ -40,13 +41,13 @@ class ParallelPolicy(BasePolicy):
     short: ClassVar[str | None] = "mode"
     kind: ClassVar[str] = "parallel"
 
-    mode: Mode = "auto"
+    mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: PositiveCount | Literal["auto"] = "auto"
     ordered: bool = True
     progress: bool | Literal["auto"] = "auto"
     batch: bool | None = None
     batch_size: PositiveCount | None = None
-    on_error: Literal["raise", "return", "skip"] = "raise"
+    on_error: Annotated[OnError, one_of(OnError)] = "raise"
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
 
@@ -62,7 +63,7 @@ class ParallelPolicy(BasePolicy):
             progress: bool | Literal["auto"] = "auto",
             batch: bool | None = None,
             batch_size: int | None = None,
-            on_error: Literal["raise", "return", "skip"] = "raise",
+            on_error: OnError = "raise",
             deadline: DurationLike | None = None,
             max_memory: int | str | None = None,
         ) -> None: ...

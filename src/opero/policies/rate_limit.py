@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount, Rate, import_path, resolve
+from opero.policies.types import Duration, PositiveCount, Rate, Scope, import_path, one_of, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,9 @@ Cost = Annotated[
 ]
 
 
+Store = Literal["local", "redis"]
+
+
 class RateLimitPolicy(BasePolicy):
     """Call no more often than the service allows; wait for a permit where there is none.
 
@@ -65,8 +68,8 @@ class RateLimitPolicy(BasePolicy):
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0
-    scope: Literal["profile", "function"] = "profile"
-    backend: Literal["local", "redis"] = "local"
+    scope: Scope = "profile"
+    backend: Annotated[Store, one_of(Store)] = "local"
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
@@ -79,5 +82,5 @@ class RateLimitPolicy(BasePolicy):
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
-            backend: Literal["local", "redis"] = "local",
+            backend: Store = "local",
         ) -> None: ...

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
@@ -30,6 +30,7 @@ __all__ = [
     "PositiveCount",
     "PositiveDuration",
     "Rate",
+    "Scope",
     "Share",
     "Size",
     "StatusCodes",
@@ -37,6 +38,7 @@ __all__ = [
     "dotted_name",
     "format_duration",
     "import_path",
+    "one_of",
     "parse_duration",
     "parse_rate",
     "resolve",
@@ -170,6 +172,22 @@ Share = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive)]
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 PositiveCount = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
+
+
+def one_of(choices: Any) -> BeforeValidator:
+    """What refuses text that is none of a `Literal`'s choices, naming the nearest."""
+    known = get_args(choices)
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and value not in known:
+            hint = nearest(value, known).partition("; known")[0]
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}{hint}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
 
 
 def resolve(name: str) -> Any:
