@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
-from opero.policies.types import Unset
+from opero.policies.types import Unset, dotted_name
 
 if TYPE_CHECKING:
     from opero.clock import Clock
@@ -51,6 +51,24 @@ def _equal(one: Any, other: Any) -> bool:
         with suppress(Exception):
             return pickle.dumps(one) == pickle.dumps(other)
         return False
+
+
+class _Name(str):
+    """A name that shows without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _shown(value: Any) -> Any:
+    """Functions and classes by their names, as one would write them; anything else as it is."""
+    if isinstance(value, tuple) and value:
+        each = ", ".join(repr(_shown(one)) for one in value)
+        return _Name(f"({each},)" if len(value) == 1 else f"({each})")
+    try:
+        return _Name(dotted_name(value).replace(":", "."))
+    except ValueError:
+        return value
 
 
 class StrictModel(BaseModel):
@@ -100,7 +118,7 @@ class StrictModel(BaseModel):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if field.is_required() or not _equal(value, field.get_default(call_default_factory=True)):
-                shown.append((name, value))
+                shown.append((name, _shown(value)))
         return shown
 
     def _given(self) -> dict[str, Any]:
