@@ -6,7 +6,6 @@ import datetime
 from typing import Any
 
 from hypothesis import strategies as st
-from policies import named
 
 from opero import (
     BulkheadPolicy,
@@ -19,12 +18,14 @@ from opero import (
     RetryPolicy,
     TimeoutPolicy,
 )
+from policies import named
 
 counts = st.integers(0, 1000)
 positive_counts = st.integers(1, 1000)
 shares = st.floats(0.001, 1)
 exceptions = st.lists(
-    st.sampled_from([OSError, "KeyError", "json:JSONDecodeError", named.QuotaError, named.QuotaError.Hourly]), max_size=3
+    st.sampled_from([OSError, "KeyError", "json:JSONDecodeError", named.QuotaError, named.QuotaError.Hourly]),
+    max_size=3,
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-1000, 1000) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

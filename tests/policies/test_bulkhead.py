@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import BulkheadPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("max_concurrent", 1, 1),

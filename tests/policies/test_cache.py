@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policies import named
-from policies.checks import Bad, Good, accepts, covers, refuses
 from pydantic import SecretStr
 
 from opero import CachePolicy, Policy
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("ttl", None, None),

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import CircuitBreakerPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("consecutive_failures", 1, 1),

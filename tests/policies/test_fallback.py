@@ -5,11 +5,11 @@ import pickle
 from typing import Any
 
 import pytest
-from policies import named
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import FallbackPolicy, Policy
 from opero.policies.types import UNSET
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("arg", "api_key", "api_key"),
@@ -102,6 +102,8 @@ def test_defaults_that_cannot_be_hashed_leave_it_hashable_and_equal(one: Any, ot
     assert repr(first).startswith("FallbackPolicy(default=")
 
 
-@pytest.mark.parametrize(("one", "other"), [([1], [2]), ({"a": 1}, {"a": 2}), (Array(1, 2), Array(1, 3)), (Array(1), 3)])
+@pytest.mark.parametrize(
+    ("one", "other"), [([1], [2]), ({"a": 1}, {"a": 2}), (Array(1, 2), Array(1, 3)), (Array(1), 3)]
+)
 def test_policies_with_other_defaults_differ(one: Any, other: Any) -> None:
     assert FallbackPolicy(default=one) != FallbackPolicy(default=other)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 
-import policies.named
 import pytest
 from hypothesis import given, settings
-from policies.strategies import any_policy, kinds, whole_policies
 
+import policies.named
 from opero import CachePolicy, Policy
 from opero.policies.base import BasePolicy, StrictModel
 from opero.policies.policy import KINDS, merge
+from policies.strategies import any_policy, kinds, whole_policies
 
 settings.register_profile("laws", max_examples=40, deadline=None)
 laws = settings.get_profile("laws")
@@ -145,7 +145,14 @@ def test_a_secret_shows_nowhere() -> None:
     assert policy.cache is not None
     assert policy.cache.secret is not None
     assert policy.cache.secret.get_secret_value() == "s3cret"
-    shown = [repr(policy), str(policy), f"{policy}", repr(policy.cache), policy.model_dump_json(), repr(policy.fields())]
+    shown = [
+        repr(policy),
+        str(policy),
+        f"{policy}",
+        repr(policy.cache),
+        policy.model_dump_json(),
+        repr(policy.fields()),
+    ]
     for wrong in ({"max_size": 0}, {"backend": 3}, {"sekret": "s3cret"}, {"secret": ["s3cret"]}):
         with pytest.raises(ValueError, match="cache") as caught:
             Policy.model_validate({"cache": {"secret": "s3cret", **wrong}})

@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import ParallelPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     *(("mode", mode, mode) for mode in ("auto", "thread", "process", "async", "async_process", "dask", "ray")),

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from policies import named
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import Policy, RateLimitPolicy
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("rate", 10, 10.0),

@@ -4,10 +4,10 @@ import datetime
 from typing import Any
 
 import pytest
-from policies import named
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import Policy, RetryPolicy
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("retries", 0, 0),
@@ -91,7 +91,9 @@ def test_it_is_equal_however_it_is_written(same: Any) -> None:
 
 
 def test_its_repr_shows_only_what_differs_from_the_defaults() -> None:
-    assert repr(RetryPolicy(retries=5, min_delay=0.1, retry_on=OSError)) == "RetryPolicy(retries=5, retry_on=(OSError,))"
+    assert (
+        repr(RetryPolicy(retries=5, min_delay=0.1, retry_on=OSError)) == "RetryPolicy(retries=5, retry_on=(OSError,))"
+    )
     assert repr(RetryPolicy(retry_on_status=[429, "5xx"])) == "RetryPolicy(retry_on_status=(429, '5xx'))"
     assert repr(RetryPolicy(retry_if_result=named.is_none)) == "RetryPolicy(retry_if_result=policies.named.is_none)"
     assert "<lambda>" in repr(RetryPolicy(retry_if_result=lambda result: result))

@@ -4,9 +4,9 @@ import datetime
 from typing import Any
 
 import pytest
-from policies.checks import Bad, Good, accepts, covers, refuses
 
 from opero import Policy, TimeoutPolicy
+from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("total", "10s", 10.0),

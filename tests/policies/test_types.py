@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policies import named
 from pydantic import TypeAdapter
 
 from opero.policies.types import (
@@ -34,6 +33,7 @@ from opero.policies.types import (
     parse_size,
     resolve,
 )
+from policies import named
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity", True, False, "", "  ", None, "x", [], {}, b"3"]
 
@@ -118,7 +118,9 @@ def test_a_rate_may_be_written_in_many_ways(written: Any, permits: float) -> Non
     assert parse_rate(written) == pytest.approx(permits, rel=1e-12)
 
 
-@pytest.mark.parametrize("wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"])
+@pytest.mark.parametrize(
+    "wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"]
+)
 def test_what_is_no_rate_is_refused_with_its_value(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is no rate|is no duration"):
         parse_rate(wrong)
@@ -133,7 +135,15 @@ def test_a_wrong_rate_is_shown_as_a_whole(wrong: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "size"),
-    [(512, 512), ("512", 512), (1e6, 1000000), ("1kB", 1000), ("512MB", 512 * 10**6), ("2GiB", 2**31), ("1.5 KiB", 1536)],
+    [
+        (512, 512),
+        ("512", 512),
+        (1e6, 1000000),
+        ("1kB", 1000),
+        ("512MB", 512 * 10**6),
+        ("2GiB", 2**31),
+        ("1.5 KiB", 1536),
+    ],
 )
 def test_a_size_may_be_written_in_many_ways(written: Any, size: int) -> None:
     assert parse_size(written) == size
@@ -279,7 +289,11 @@ def test_what_is_no_exception_is_refused_with_the_nearest_name(wrong: Any, told:
 def test_functions_are_named_or_given() -> None:
     assert validate(Function, named.is_none) is named.is_none
     assert validate(Function, "policies.named:is_none") is named.is_none
-    for wrong, told in ((3, "3 is not callable"), ("policies.named:NOT_CALLABLE", "not callable"), ("nope", "no builtin")):
+    for wrong, told in (
+        (3, "3 is not callable"),
+        ("policies.named:NOT_CALLABLE", "not callable"),
+        ("nope", "no builtin"),
+    ):
         with pytest.raises(ValueError, match=told):
             validate(Function, wrong)
 
