@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.bound import bind
 from opero.errors import ConfigError
@@ -11,6 +11,7 @@ from opero.policies.policy import Policy, merge, options_to_fields
 
 if TYPE_CHECKING:
     from opero.clock import Clock
+    from opero.policies.options import Options
     from opero.registry import Registry
     from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
 
@@ -27,7 +28,9 @@ class _Decorator:
     """`@opero(...)`: what turns a function into a bound one."""
 
     @overload
-    def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncBound[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncBound[P, R]: ...
     @overload
     def __call__(self, func: Callable[P, R], /) -> Bound[P, R]: ...
     def __call__(self, func: Any, /) -> Any:
@@ -41,9 +44,13 @@ class _MapDecorator:
     """`@opmap(...)`: what turns a function of one item, or of a list of items, into a function of many."""
 
     @overload
-    def __call__(self, func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /) -> AsyncMapped[T, P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
+    ) -> AsyncMapped[T, P, R]: ...
     @overload
-    def __call__(self, func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /) -> AsyncMapped[T, P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncMapped[T, P, R]: ...
     @overload
     def __call__(self, func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
     @overload
@@ -56,7 +63,9 @@ class _MapDecorator:
 
 
 @overload
-def opero(func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncBound[P, R]: ...
+def opero(  # type: ignore[overload-overlap]  # the first that fits is meant
+    func: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncBound[P, R]: ...
 @overload
 def opero(func: Callable[P, R], /) -> Bound[P, R]: ...
 @overload
@@ -65,7 +74,7 @@ def opero(
     policy: str | Policy | None = None,
     registry: Registry | None = None,
     clock: Clock | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> _Decorator: ...
 def opero(
     func: Any = None,
@@ -74,7 +83,7 @@ def opero(
     policy: str | Policy | None = None,
     registry: Registry | None = None,
     clock: Clock | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Any:
     """Make a function resilient: `@opero`, `@opero(retries=5, cache_ttl="5m")`, `@opero(policy="api")`.
 
@@ -101,9 +110,13 @@ def opero(
 
 
 @overload
-def opmap(func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /) -> AsyncMapped[T, P, R]: ...
+def opmap(  # type: ignore[overload-overlap]  # the first that fits is meant
+    func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
+) -> AsyncMapped[T, P, R]: ...
 @overload
-def opmap(func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /) -> AsyncMapped[T, P, R]: ...
+def opmap(  # type: ignore[overload-overlap]
+    func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
+) -> AsyncMapped[T, P, R]: ...
 @overload
 def opmap(func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
 @overload
@@ -114,7 +127,7 @@ def opmap(
     policy: str | Policy | None = None,
     registry: Registry | None = None,
     clock: Clock | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> _MapDecorator: ...
 def opmap(
     func: Any = None,
@@ -123,7 +136,7 @@ def opmap(
     policy: str | Policy | None = None,
     registry: Registry | None = None,
     clock: Clock | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Any:
     """Make a function of one item a function of many: `resize(paths)` gives a list of results.
 
@@ -146,7 +159,7 @@ def _decorated(func: Any, decorator: str) -> Any:
 
 
 def _decorating(
-    policy: str | Policy | None, registry: Registry | None, clock: Clock | None, options: dict[str, Any], *, mapped: bool
+    policy: str | Policy | None, registry: Registry | None, clock: Clock | None, options: Options, *, mapped: bool
 ) -> Callable[[Any], Any]:
     """What decorates a function with these options. They are checked here, once, before there is a function."""
     fields = options_to_fields(options)

@@ -58,9 +58,18 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     error = cls.__new__(cls, *args)
-    error.args = args
     error.__dict__.update(state)
+    if not isinstance(error, BaseExceptionGroup):  # whose __new__ does both
+        error.args = args
+        error.__cause__ = next(reversed(state.get("errors", ())), None)
     return error
+
+
+def _leaves(error: BaseException) -> set[int]:
+    """The identities of the exceptions in a group, however deep; or of the one exception."""
+    if isinstance(error, BaseExceptionGroup):
+        return set().union(*map(_leaves, error.exceptions))
+    return {id(error)}
 
 
 class OperoError(Exception):
@@ -86,7 +95,7 @@ class AllFailedError(OperoError, ExceptionGroup[Exception]):
 
     @property
     def errors(self) -> tuple[Exception, ...]:
-        return self.exceptions  # type: ignore[return-value]  # only `Exception`s go in, and groups are such
+        return self.exceptions
 
     def derive(self, errors: Sequence[Exception], /) -> AllFailedError:  # type: ignore[override]
         return AllFailedError(self.message, errors)
@@ -118,6 +127,8 @@ class CallTimeoutError(OperoError, TimeoutError):
         self.seconds = seconds
         self.waiting_for = waiting_for
         self.errors = tuple(errors)
+        if self.errors:
+            self.__cause__ = self.errors[-1]
 
 
 class ResultRejectedError(OperoError):
@@ -179,11 +190,19 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         super().__init__(message, list(failures.values()))
 
     def derive(self, errors: Sequence[Exception], /) -> MapError:  # type: ignore[override]
-        kept = {index: error for index, error in self.failures.items() if error in errors}
-        return MapError(self.message, self.results, kept or dict(enumerate(errors)))
+        indices: dict[int, list[int]] = {}
+        for index, failure in self.failures.items():
+            indices.setdefault(id(failure), []).append(index)
+        kept: dict[int, Exception] = {}
+        for error in errors:
+            own = indices.get(id(error), ())
+            if not own and isinstance(error, BaseExceptionGroup):  # a part of a group that was an item's failure
+                own = [index for index, failure in self.failures.items() if _leaves(error) <= _leaves(failure)]
+            kept |= dict.fromkeys(own, error)
+        return MapError(self.message, self.results, dict(sorted(kept.items())) or dict(enumerate(errors)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MapError, (self.message, self.results, self.failures)
+        return _rebuild, (type(self), (self.message, self.results, self.failures), dict(self.__dict__))
 
 
 class ConfigError(OperoError, ValueError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ class BatchRule:
         forced: what the policy says; None: the annotation decides.
     """
 
-    def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:  # noqa: FBT001
+    def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:
         parameters = list(inspect.signature(function).parameters.values())
         self.parameter = parameters[position] if len(parameters) > position else None
         self.name = getattr(function, "__qualname__", repr(function))
@@ -40,8 +41,8 @@ class BatchRule:
         """Whether calls receive batches of items such as this one."""
         if self.forced is not None:
             return self.forced
-        is_list = (get_origin(self.annotation) or self.annotation) is list
-        return is_list and not _fits(item, self.annotation)
+        members = _members(self.annotation)
+        return any((get_origin(each) or each) is list for each in members) and not _fits(item, self.annotation)
 
     def check(self, results: Any, items: list[Any]) -> list[Any]:
         """The results of one batch, one an item.
@@ -52,19 +53,34 @@ class BatchRule:
         if isinstance(results, list | tuple) and len(results) == len(items):
             return list(results)
         got = f"a list of {len(results)}" if isinstance(results, list | tuple) else f"{type(results).__name__}"
+        parameter = self.parameter.name if self.parameter else "?"
+        reason = "with batch=True" if self.forced else f"as its parameter {parameter!r} is annotated as a list"
         raise ValueError(
-            f"{self.name} received a batch of {len(items)} items and returned {got}: as its parameter "
-            f"{self.parameter.name if self.parameter else '?'!r} is annotated as a list, a call gets a list of items and "
-            "must return a list of equal length; batch=False gives each call one item"
+            f"{self.name} received a batch of {len(items)} items and returned {got}: {reason}, a call gets a list of "
+            "items and must return a list of equal length; batch=False gives each call one item"
         )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the annotation itself."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    return get_args(annotation) if origin in (Union, types.UnionType) else (annotation,)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is such as the annotation says, as far as lists go."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return any(_fits(value, each) for each in members)
+    annotation = members[0]
     origin = get_origin(annotation) or annotation
     if origin is list:
         inner = get_args(annotation)
         return isinstance(value, list) and (not inner or not value or _fits(value[0], inner[0]))
+    if origin is None:
+        return value is None
     if origin is Any or isinstance(origin, typing.TypeVar):
         return True
     return isinstance(value, origin) if isinstance(origin, type) else True

@@ -17,7 +17,8 @@ from opero.policies.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from opero.binding import Binding, Chain
+    from opero.binding import Binding
+    from opero.layers import Chain
 
 __all__ = ["Mapper"]
 
@@ -105,7 +106,7 @@ def worker_count(workers: int | str, mode: str) -> int:
         return workers
     from joblib import cpu_count
 
-    cores = cpu_count()
+    cores: int = cpu_count()
     return {"process": max(1, cores - 1), "async": 100}.get(mode, min(32, (os.cpu_count() or cores) + 4))
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
-from opero.policies.types import Unset
+from opero.policies.types import Unset, dotted_name
 
 if TYPE_CHECKING:
     from opero.clock import Clock
@@ -34,6 +43,34 @@ def _hashable(value: Any) -> Any:
     return value
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal; where comparing gives no truth value, as for arrays, whether they pickle the same."""
+    try:
+        return bool(one == other)
+    except Exception:  # noqa: BLE001  # whatever a user's type raises
+        with suppress(Exception):
+            return pickle.dumps(one) == pickle.dumps(other)
+        return False
+
+
+class _Name(str):
+    """A name that shows without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _shown(value: Any) -> Any:
+    """Functions and classes by their names, as one would write them; anything else as it is."""
+    if isinstance(value, tuple) and value:
+        each = ", ".join(repr(_shown(one)) for one in value)
+        return _Name(f"({each},)" if len(value) == 1 else f"({each})")
+    try:
+        return _Name(dotted_name(value).replace(":", "."))
+    except ValueError:
+        return value
+
+
 class StrictModel(BaseModel):
     """A frozen model that refuses unknown fields and names the nearest known one."""
 
@@ -42,15 +79,20 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for name in data:
-                if name not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_field",
-                        "unknown field {field} of {model}{hint}",
-                        {"field": repr(name), "model": cls.__name__, "hint": nearest(str(name), cls.model_fields), "key": name},
-                    )
+        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
+        if unknown:
+            # The input of the error is the name, and not the mapping, which may hold a secret.
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [InitErrorDetails(type=cls._unknown(name), loc=(str(name),), input=name) for name in unknown],
+            )
         return data
+
+    @classmethod
+    def _unknown(cls, name: Any) -> PydanticCustomError:
+        context = {"field": repr(name), "model": cls.__name__, "key": name}
+        hint = nearest(str(name), cls.model_fields)
+        return PydanticCustomError("unknown_field", "unknown field {field} of {model}{hint}", {**context, "hint": hint})
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -65,7 +107,7 @@ class StrictModel(BaseModel):
         # pydantic compares which fields were set, too; a policy is a value, however it was written.
         if type(self) is not type(other):
             return NotImplemented
-        return self.__dict__ == other.__dict__
+        return _equal(self.__dict__, other.__dict__)
 
     def __str__(self) -> str:
         return repr(self)
@@ -75,8 +117,8 @@ class StrictModel(BaseModel):
         shown: list[tuple[str | None, Any]] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if field.is_required() or value != field.get_default(call_default_factory=True):
-                shown.append((name, value))
+            if field.is_required() or not _equal(value, field.get_default(call_default_factory=True)):
+                shown.append((name, _shown(value)))
         return shown
 
     def _given(self) -> dict[str, Any]:
@@ -126,7 +168,9 @@ class BasePolicy(StrictModel):
         return type(self).model_validate(self._given() | changes)
 
     @overload
-    def apply(self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None) -> AsyncBound[P, R]: ...
+    def apply(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
+    ) -> AsyncBound[P, R]: ...
     @overload
     def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
     def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount
+from opero.policies.types import Duration, PositiveCount, Scope
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike
 
 __all__ = ["BulkheadPolicy"]
 
@@ -29,4 +32,15 @@ class BulkheadPolicy(BasePolicy):
 
     max_concurrent: PositiveCount
     max_wait: Duration | None = 0.0
-    scope: Literal["profile", "function"] = "profile"
+    scope: Scope = "profile"
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            max_concurrent: int,
+            max_wait: DurationLike | None = 0.0,
+            scope: Literal["profile", "function"] = "profile",
+        ) -> None: ...

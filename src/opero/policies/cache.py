@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, SecretStr
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Function, PositiveCount, PositiveDuration, dotted_name, parse_duration, resolve
+from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, one_of, parse_duration, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.policies.types import DurationLike
 
 __all__ = ["CachePolicy"]
 
@@ -30,8 +43,23 @@ def _time_to_live(value: Any) -> Any:
 TimeToLive = Annotated[
     Any,
     BeforeValidator(_time_to_live, json_schema_input_type=float | str | None),
-    PlainSerializer(lambda ttl: dotted_name(ttl) if callable(ttl) else ttl, when_used="json"),
+    PlainSerializer(lambda ttl: import_path(ttl) if callable(ttl) else ttl, when_used="json"),
 ]
+
+
+def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:  # which would show the value
+        wrong = PydanticCustomError("secret", "a secret is text, and this is of type {kind}", {"kind": type(value).__name__})
+        hidden = InitErrorDetails(type=wrong, input="**********")
+        raise ValidationError.from_exception_data("secret", [hidden]) from None
+
+
+Secret = Annotated[SecretStr, WrapValidator(_secret)]
+
+
+Serializer = Literal["json", "pickle", "signed_pickle"]
 
 
 class CachePolicy(BasePolicy):
@@ -66,7 +94,26 @@ class CachePolicy(BasePolicy):
     max_size: PositiveCount = 1000
     stale_ttl: PositiveDuration | None = None
     cache_errors: bool = False
-    serializer: Literal["json", "pickle", "signed_pickle"] | None = None
-    secret: SecretStr | None = None
+    serializer: Annotated[Serializer, one_of(Serializer)] | None = None
+    secret: Secret | None = None
     allow_unsigned_pickle: bool = False
     arguments: Mapping[str, Any] | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            ttl: DurationLike | Callable[[], DurationLike] | None = None,
+            backend: str = "memory",
+            key: Callable[..., Any] | str | None = None,
+            namespace: str = "opero",
+            max_size: int = 1000,
+            stale_ttl: DurationLike | None = None,
+            cache_errors: bool = False,
+            serializer: Serializer | None = None,
+            secret: SecretStr | str | None = None,
+            allow_unsigned_pickle: bool = False,
+            arguments: Mapping[str, Any] | None = None,
+        ) -> None: ...

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
     ExceptionTypes,
     PositiveCount,
     PositiveDuration,
+    Scope,
     Share,
     format_duration,
     parse_duration,
 )
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike, ExceptionsLike
 
 __all__ = ["CircuitBreakerPolicy"]
 
@@ -74,7 +78,25 @@ class CircuitBreakerPolicy(BasePolicy):
     open_for: PositiveDuration = 60.0
     half_open_calls: PositiveCount = 1
     ignore: ExceptionTypes = ()
-    scope: Literal["profile", "function"] = "profile"
+    scope: Scope = "profile"
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            consecutive_failures: int | None = 5,
+            failure_rate: float | None = None,
+            window: DurationLike = 100,
+            min_calls: int | None = None,
+            slow_call: DurationLike | None = None,
+            slow_rate: float | None = None,
+            open_for: DurationLike = 60.0,
+            half_open_calls: int = 1,
+            ignore: ExceptionsLike | None = (),
+            scope: Literal["profile", "function"] = "profile",
+        ) -> None: ...
 
     @property
     def least_calls(self) -> int:

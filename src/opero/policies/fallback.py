@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, field_serializer, model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import UNSET, Function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["FallbackPolicy"]
 
@@ -30,10 +33,25 @@ class FallbackPolicy(BasePolicy):
     default: Any = UNSET
     function: Function | None = None
 
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            arg: str | None = None,
+            default: Any = UNSET,
+            function: Callable[..., Any] | str | None = None,
+        ) -> None: ...
+
     @property
     def has_result(self) -> bool:
         """Whether a call whose attempts all failed still has an answer."""
         return self.default is not UNSET or self.function is not None
+
+    @field_serializer("default", mode="wrap")
+    def _write_default(self, default: Any, handler: SerializerFunctionWrapHandler) -> Any:
+        return None if default is UNSET else handler(default)  # it is left out of what is written
 
     @model_validator(mode="after")
     def _check_one_is_set(self) -> Self:

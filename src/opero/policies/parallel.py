@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import PositiveCount, PositiveDuration, Size
+from opero.policies.types import PositiveCount, PositiveDuration, Size, one_of
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike
 
 __all__ = ["Mode", "ParallelPolicy"]
 
 Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "ray"]
+OnError = Literal["raise", "return", "skip"]
 
 
 class ParallelPolicy(BasePolicy):
@@ -37,12 +41,29 @@ class ParallelPolicy(BasePolicy):
     short: ClassVar[str | None] = "mode"
     kind: ClassVar[str] = "parallel"
 
-    mode: Mode = "auto"
+    mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: PositiveCount | Literal["auto"] = "auto"
     ordered: bool = True
     progress: bool | Literal["auto"] = "auto"
     batch: bool | None = None
     batch_size: PositiveCount | None = None
-    on_error: Literal["raise", "return", "skip"] = "raise"
+    on_error: Annotated[OnError, one_of(OnError)] = "raise"
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            mode: Mode = "auto",
+            workers: int | Literal["auto"] = "auto",
+            ordered: bool = True,
+            progress: bool | Literal["auto"] = "auto",
+            batch: bool | None = None,
+            batch_size: int | None = None,
+            on_error: OnError = "raise",
+            deadline: DurationLike | None = None,
+            max_memory: int | str | None = None,
+        ) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from pydantic import ValidationError, model_validator
 
@@ -20,6 +20,9 @@ from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
     from opero.clock import Clock
+    from opero.policies.options import Options
+    from opero.policies.parallel import Mode
+    from opero.policies.types import DurationLike
     from opero.signatures import AsyncBound, Bound
 
 __all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields"]
@@ -84,6 +87,21 @@ class Policy(StrictModel):
     fallback: FallbackPolicy | None = None
     parallel: ParallelPolicy | None = None
 
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            retry: RetryPolicy | Mapping[str, Any] | int | None = None,
+            cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
+            rate_limit: RateLimitPolicy | Mapping[str, Any] | float | str | None = None,
+            timeout: TimeoutPolicy | Mapping[str, Any] | DurationLike | None = None,
+            circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | int | None = None,
+            bulkhead: BulkheadPolicy | Mapping[str, Any] | int | None = None,
+            fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
+            parallel: ParallelPolicy | Mapping[str, Any] | Mode | bool | None = None,
+        ) -> None: ...
+
     @model_validator(mode="before")
     @classmethod
     def _flag_off_is_absent(cls, data: Any) -> Any:
@@ -93,7 +111,7 @@ class Policy(StrictModel):
         return data
 
     @classmethod
-    def from_options(cls, **options: Any) -> Self:
+    def from_options(cls, **options: Unpack[Options]) -> Self:
         """The policy that flat options describe: `Policy.from_options(retries=5, cache_ttl="30m", rate_limit=10)`.
 
         Raises:
@@ -119,7 +137,7 @@ class Policy(StrictModel):
         """What was given when this policy was made, as nested plain data: it merges, and validates to an equal policy."""
         return {name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()}
 
-    def replace(self, **options: Any) -> Self:
+    def replace(self, **options: Unpack[Options]) -> Self:
         """A policy like this one with some options changed, validated anew; an option may be a whole policy or None.
 
         Raises:
@@ -133,7 +151,9 @@ class Policy(StrictModel):
         return policy if policy is not None and policy.enabled else None
 
     @overload
-    def apply(self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None) -> AsyncBound[P, R]: ...
+    def apply(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
+    ) -> AsyncBound[P, R]: ...
     @overload
     def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
     def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount, Rate, dotted_name, resolve
+from opero.policies.types import Duration, PositiveCount, Rate, Scope, import_path, one_of, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.policies.types import DurationLike
 
 __all__ = ["RateLimitPolicy"]
 
@@ -29,8 +34,11 @@ def _cost(value: Any) -> Any:
 Cost = Annotated[
     Any,
     BeforeValidator(_cost, json_schema_input_type=float | str),
-    PlainSerializer(lambda cost: dotted_name(cost) if callable(cost) else cost, when_used="json"),
+    PlainSerializer(lambda cost: import_path(cost) if callable(cost) else cost, when_used="json"),
 ]
+
+
+Store = Literal["local", "redis"]
 
 
 class RateLimitPolicy(BasePolicy):
@@ -60,5 +68,19 @@ class RateLimitPolicy(BasePolicy):
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0
-    scope: Literal["profile", "function"] = "profile"
-    backend: Literal["local", "redis"] = "local"
+    scope: Scope = "profile"
+    backend: Annotated[Store, one_of(Store)] = "local"
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            rate: float | str,
+            burst: int = 1,
+            max_wait: DurationLike | None = None,
+            cost: float | str | Callable[..., float] = 1.0,
+            scope: Literal["profile", "function"] = "profile",
+            backend: Store = "local",
+        ) -> None: ...

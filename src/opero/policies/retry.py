@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import Count, Duration, ExceptionTypes, Factor, Function, StatusCodes, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from typing import Any
+
+    from opero.policies.types import DurationLike, ExceptionsLike
 
 __all__ = ["RetryPolicy"]
 
@@ -50,6 +56,24 @@ class RetryPolicy(BasePolicy):
     retry_if_result: Function | None = None
     retry_after: bool = True
     reraise: bool = False
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            retries: int = 3,
+            backoff_factor: float = 1.5,
+            min_delay: DurationLike = 0.1,
+            max_delay: DurationLike = 30.0,
+            jitter: bool = True,
+            retry_on: ExceptionsLike | None = Exception,
+            retry_on_status: int | str | Collection[int | str] | None = None,
+            retry_if_result: Callable[[Any], Any] | str | None = None,
+            retry_after: bool = True,
+            reraise: bool = False,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check_delays(self) -> Self:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import PositiveDuration, format_duration
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike
 
 __all__ = ["TimeoutPolicy"]
 
@@ -31,6 +34,16 @@ class TimeoutPolicy(BasePolicy):
 
     total: PositiveDuration | None = None
     attempt: PositiveDuration | None = None
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            enabled: bool = True,
+            total: DurationLike | None = None,
+            attempt: DurationLike | None = None,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

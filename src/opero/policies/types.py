@@ -8,9 +8,11 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
@@ -20,25 +22,35 @@ __all__ = [
     "UNSET",
     "Count",
     "Duration",
+    "DurationLike",
     "ExceptionTypes",
+    "ExceptionsLike",
     "Factor",
     "Function",
     "PositiveCount",
     "PositiveDuration",
     "Rate",
+    "Scope",
     "Share",
     "Size",
     "StatusCodes",
     "Unset",
     "dotted_name",
     "format_duration",
+    "import_path",
+    "one_of",
     "parse_duration",
     "parse_rate",
     "resolve",
 ]
 
+DurationLike = float | str | timedelta
+"""What code may write for a duration; the field itself holds float seconds."""
+ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
+"""What code may write for exception types; the field itself holds a tuple of classes."""
+
 UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zµ]+)\s*")
+DURATION_PART = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-zµ]+)\s*")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
 SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -115,8 +127,9 @@ def parse_rate(value: object) -> float:
             if seconds is None and period in ("hour", "day"):
                 seconds = UNITS[period[0]]
             if seconds is None:
-                seconds = parse_duration(period)
-            if seconds > 0:
+                with suppress(ValueError):
+                    seconds = parse_duration(period)
+            if seconds is not None and seconds > 0:
                 return permits / seconds
     raise ValueError(f'{value!r} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
 
@@ -161,6 +174,22 @@ Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 PositiveCount = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
 
 
+def one_of(choices: Any) -> BeforeValidator:
+    """What refuses text that is none of a `Literal`'s choices, naming the nearest."""
+    known = get_args(choices)
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and value not in known:
+            hint = nearest(value, known).partition("; known")[0]
+            raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}{hint}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
+
+
 def resolve(name: str) -> Any:
     """The object that `name` names: "package.module:attribute", "package.module.attribute", or a builtin.
 
@@ -170,18 +199,25 @@ def resolve(name: str) -> Any:
     module_name, colon, path = name.partition(":")
     if not colon:
         module_name, _, path = name.rpartition(".")
-    if not module_name:
+    if not module_name and "." not in name and not colon:
         if not hasattr(builtins, path):
             raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
         return getattr(builtins, path)
-    try:
-        found = importlib.import_module(module_name)
-    except ImportError as error:
-        if not colon and "." in module_name and getattr(error, "name", None) != module_name.split(".", maxsplit=1)[0]:
-            # "package.module.Class.attribute" without a colon: the module ends one dot earlier.
-            return _attribute(resolve(module_name), path, name)
-        raise ValueError(f"{name!r} cannot be imported: {error}") from error
-    return _attribute(found, path, name)
+    parts = module_name.split(".")
+    if not all((*parts, *path.split("."))):
+        raise ValueError(f"{name!r} cannot be imported: a part of it is empty; write \"package.module:name\"")
+    # "package.module.Class.attribute" without a colon: the module may end some dots earlier.
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:
+            if colon or end == 1 or getattr(error, "name", None) != module:
+                told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{name!r} cannot be imported: {told}") from error
+        else:
+            return _attribute(found, ".".join([*parts[end:], path]), name)
+    raise AssertionError("unreachable: the last round returns or raises")
 
 
 def _attribute(found: Any, path: str, name: str) -> Any:
@@ -197,32 +233,48 @@ def dotted_name(target: object) -> str:
     """The name by which `resolve` finds `target` again.
 
     Raises:
-        ValueError: it has none (a lambda, a local function, an instance).
+        ValueError: it has none (a lambda, a local function, an instance), or something else has that name.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    if module is None or name is None or "<" in name:
+    found: Any = sys.modules.get(module) if isinstance(module, str) else None
+    for part in name.split(".") if name is not None else ():
+        found = getattr(found, part, None)
+    if module is None or name is None or found is not target:
         raise ValueError(f"{target!r} has no import path, so it cannot be written down; define it at module level")
     if module == "builtins":
         return str(name)
     return f"{module}.{name}" if "." not in name else f"{module}:{name}"
 
 
+def import_path(target: object) -> str:
+    """As `dotted_name`, with a colon, for fields where a name without one is something else.
+
+    Raises:
+        ValueError: it has none.
+    """
+    dotted_name(target)
+    return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # just made sure of
+
+
 def _exception_type(value: object) -> type[Exception] | None:
     """One exception class, from itself or its name. A trailing "?" means: nothing, where its package is absent."""
     if isinstance(value, str):
         name = value.strip()
-        if name.endswith("?"):
-            name = name[:-1]
-            if importlib.util.find_spec(name.partition(".")[0].partition(":")[0]) is None:
-                return None
+        may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
             raise ValueError("an exception's name is empty")
+        if may_be_absent and not _is_installed(name.partition(".")[0].partition(":")[0]):
+            return None
         value = _nearby_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
         raise ValueError(f"{value!r} is no exception class")
     if not issubclass(value, Exception):
         raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
     return value
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or not package or importlib.util.find_spec(package) is not None
 
 
 def _nearby_exception(name: str) -> object:

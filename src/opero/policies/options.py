@@ -1,0 +1,76 @@
+"""The flat options of `@opero` and `@opmap`, typed: a misspelt option shows in the editor already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from pydantic import SecretStr
+
+    from opero.policies.bulkhead import BulkheadPolicy
+    from opero.policies.cache import CachePolicy
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.policies.fallback import FallbackPolicy
+    from opero.policies.parallel import Mode, ParallelPolicy
+    from opero.policies.rate_limit import RateLimitPolicy
+    from opero.policies.retry import RetryPolicy
+    from opero.policies.timeout import TimeoutPolicy
+    from opero.policies.types import DurationLike, ExceptionsLike
+
+__all__ = ["Options"]
+
+
+class Options(TypedDict, total=False):
+    """Every option, as code may write it. What it means stands with the field of the policy that it sets."""
+
+    # Whole policies, also short
+    retry: RetryPolicy | Mapping[str, Any] | int | None
+    fallback: FallbackPolicy | Mapping[str, Any] | bool | None
+    cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None
+    rate_limit: RateLimitPolicy | Mapping[str, Any] | float | str | None
+    timeout: TimeoutPolicy | Mapping[str, Any] | DurationLike | None
+    circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | int | None
+    bulkhead: BulkheadPolicy | Mapping[str, Any] | int | None
+    parallel: ParallelPolicy | Mapping[str, Any] | Mode | bool | None
+
+    # RetryPolicy
+    retries: int
+    backoff_factor: float
+    min_delay: DurationLike
+    max_delay: DurationLike
+    jitter: bool
+    retry_on: ExceptionsLike | None
+    retry_on_status: int | str | Collection[int | str] | None
+    retry_if_result: Callable[[Any], Any] | str | None
+    retry_after: bool
+    reraise: bool
+
+    # FallbackPolicy, TimeoutPolicy
+    arg_fallback: str | None
+    attempt_timeout: DurationLike | None
+
+    # CachePolicy
+    cache_ttl: DurationLike | Callable[[], DurationLike] | None
+    cache_backend: str
+    cache_key: Callable[..., Any] | str | None
+    cache_namespace: str
+    cache_max_size: int
+    cache_stale_ttl: DurationLike | None
+    cache_errors: bool
+    cache_serializer: Literal["json", "pickle", "signed_pickle"] | None
+    cache_secret: SecretStr | str | None
+    cache_allow_unsigned_pickle: bool
+    cache_arguments: Mapping[str, Any] | None
+
+    # ParallelPolicy
+    mode: Mode
+    workers: int | Literal["auto"]
+    ordered: bool
+    progress: bool | Literal["auto"]
+    batch: bool | None
+    batch_size: int | None
+    on_error: Literal["raise", "return", "skip"]
+    deadline: DurationLike | None
+    max_memory: int | str | None

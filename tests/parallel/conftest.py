@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from opero.parallel import processes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_is_left() -> Iterator[None]:
+    """At the end of a module its pools end, and no worker process stays behind."""
+    yield
+    for pool in list(processes._pools.values()):
+        pool.shutdown(wait=True, kill_workers=True)
+    processes._pools.clear()
+    until = time.monotonic() + 5
+    while (left := workers()) and time.monotonic() < until:
+        time.sleep(0.02)
+    for each in left:
+        os.kill(each.pid, signal.SIGKILL)
+    assert left == []
+
+
+def workers() -> list[psutil.Process]:
+    """This process's descendants, but for multiprocessing's and loky's resource trackers."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        try:
+            if each.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(each.cmdline()):
+                found.append(each)
+        except psutil.NoSuchProcess:
+            continue
+    return found

@@ -1,0 +1,138 @@
+"""Hypothesis strategies for arbitrary valid policies of every kind, and of a whole `Policy`."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from hypothesis import strategies as st
+
+from opero import (
+    BulkheadPolicy,
+    CachePolicy,
+    CircuitBreakerPolicy,
+    FallbackPolicy,
+    ParallelPolicy,
+    Policy,
+    RateLimitPolicy,
+    RetryPolicy,
+    TimeoutPolicy,
+)
+from policies import named
+
+counts = st.integers(0, 1000)
+positive_counts = st.integers(1, 1000)
+shares = st.floats(0.001, 1)
+exceptions = st.lists(
+    st.sampled_from([OSError, "KeyError", "json:JSONDecodeError", named.QuotaError, named.QuotaError.Hourly]),
+    max_size=3,
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1000, 1000) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def durations(draw: st.DrawFn, least: float = 0.0, most: float = 1e6) -> Any:
+    """A duration, however written."""
+    seconds = draw(st.floats(least, most, allow_subnormal=False))
+    whole = int(seconds)
+    return draw(
+        st.sampled_from(
+            [seconds, *([whole, f"{whole}s", datetime.timedelta(seconds=whole)] if whole >= max(least, 1) else [])]
+        )
+    )
+
+
+def given(required: dict[str, Any] | None = None, **optional: Any) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(required or {}, optional={"enabled": st.booleans(), **optional})
+
+
+scopes = st.sampled_from(["profile", "function"])
+
+retry = given(
+    retries=counts,
+    backoff_factor=st.floats(1, 100),
+    min_delay=durations(most=10),
+    max_delay=durations(least=10),
+    jitter=st.booleans(),
+    retry_on=exceptions,
+    retry_on_status=st.none() | st.lists(st.integers(100, 599) | st.sampled_from(["4xx", "5xx"]), max_size=3),
+    retry_if_result=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
+    retry_after=st.booleans(),
+    reraise=st.booleans(),
+).map(lambda fields: RetryPolicy(**fields))
+cache = given(
+    ttl=st.none() | durations(least=0.001) | st.sampled_from([named.an_hour, "policies.named:an_hour"]),
+    backend=st.sampled_from(["memory", "disk", "dogpile.cache.null"]),
+    key=st.sampled_from([None, named.cost]),
+    namespace=st.text(min_size=1, max_size=5),
+    max_size=positive_counts,
+    stale_ttl=st.none() | durations(least=0.001),
+    cache_errors=st.booleans(),
+    serializer=st.sampled_from([None, "json", "pickle", "signed_pickle"]),
+    allow_unsigned_pickle=st.booleans(),
+    arguments=st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=3),
+).map(lambda fields: CachePolicy(**fields))
+rate_limit = given(
+    {"rate": st.floats(0.001, 1e6) | st.integers(1, 1000).map(lambda permits: f"{permits}/min")},
+    burst=positive_counts,
+    max_wait=st.none() | durations(),
+    cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
+    scope=scopes,
+    backend=st.sampled_from(["local", "redis"]),
+).map(lambda fields: RateLimitPolicy(**fields))
+timeout = st.one_of(
+    given({"total": durations(least=0.001)}),
+    given({"attempt": durations(least=0.001)}),
+    given({"total": durations(least=10), "attempt": durations(least=0.001, most=10)}),
+).map(lambda fields: TimeoutPolicy(**fields))
+circuit_breaker = st.one_of(
+    given(consecutive_failures=positive_counts, open_for=durations(least=0.001), half_open_calls=positive_counts),
+    given(
+        {"failure_rate": shares},
+        consecutive_failures=st.none() | positive_counts,
+        window=st.integers(10, 1000) | st.integers(1, 1000).map(lambda seconds: f"{seconds}s") | st.floats(0.001, 1000),
+        min_calls=st.none() | st.integers(1, 10),
+        slow_call=durations(least=0.001),
+        ignore=exceptions,
+        scope=scopes,
+    ),
+    given({"slow_call": durations(least=0.001), "slow_rate": shares}),
+).map(lambda fields: CircuitBreakerPolicy(**fields))
+bulkhead = given({"max_concurrent": positive_counts}, max_wait=st.none() | durations(), scope=scopes).map(
+    lambda fields: BulkheadPolicy(**fields)
+)
+fallback = st.one_of(
+    given({"arg": st.text(min_size=1)}),
+    given({"default": json_values}, arg=st.none() | st.text(min_size=1)),
+    given({"function": st.sampled_from([named.cost, "policies.named:cost"])}),
+).map(lambda fields: FallbackPolicy(**fields))
+parallel = given(
+    mode=st.sampled_from(["auto", "thread", "process", "async", "async_process", "dask", "ray"]),
+    workers=st.just("auto") | positive_counts,
+    ordered=st.booleans(),
+    progress=st.just("auto") | st.booleans(),
+    batch=st.none() | st.booleans(),
+    batch_size=st.none() | positive_counts,
+    on_error=st.sampled_from(["raise", "return", "skip"]),
+    deadline=st.none() | durations(least=0.001),
+    max_memory=st.none() | st.integers(1, 10**12) | st.sampled_from(["512MB", "2GiB"]),
+).map(lambda fields: ParallelPolicy(**fields))
+
+kinds = {
+    "retry": retry,
+    "cache": cache,
+    "rate_limit": rate_limit,
+    "timeout": timeout,
+    "circuit_breaker": circuit_breaker,
+    "bulkhead": bulkhead,
+    "fallback": fallback,
+    "parallel": parallel,
+}
+any_policy = st.one_of(*kinds.values())
+whole_policies = st.fixed_dictionaries({}, optional={kind: st.none() | each for kind, each in kinds.items()}).map(
+    lambda fields: Policy(**fields)
+)

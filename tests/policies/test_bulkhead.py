@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opero import BulkheadPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("max_concurrent", 1, 1),
+    ("max_concurrent", "20", 20),
+    ("max_wait", None, None),
+    ("max_wait", "250ms", 0.25),
+    ("scope", "function", "function"),
+]
+BAD: Bad = [
+    ("max_concurrent", 0, "greater than or equal to 1"),
+    ("max_concurrent", False, "False is no number"),
+    ("max_concurrent", None, "valid integer"),
+    ("max_wait", -1, "-1 is negative"),
+    ("scope", "process", "'process' is none of 'profile', 'function'"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(BulkheadPolicy, field, written, held, max_concurrent=3)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(BulkheadPolicy, field, wrong, told, max_concurrent=3)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(BulkheadPolicy, GOOD, BAD)
+
+
+def test_its_size_is_required_and_by_default_nobody_queues() -> None:
+    with pytest.raises(ValueError, match="max_concurrent\n  Field required"):
+        BulkheadPolicy.model_validate({})
+    assert BulkheadPolicy(max_concurrent=3).max_wait == 0.0
+
+
+def test_it_may_be_written_short() -> None:
+    assert Policy(bulkhead=20) == Policy(bulkhead={"max_concurrent": "20"}) == Policy.from_options(bulkhead=20)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opero import CircuitBreakerPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("consecutive_failures", 1, 1),
+    ("consecutive_failures", None, None),
+    ("failure_rate", 1, 1.0),
+    ("window", 20, 20),
+    ("window", "20", 20),
+    ("window", "30s", 30.0),
+    ("window", 30.0, 30.0),
+    ("min_calls", 5, 5),
+    ("slow_call", "2s", 2.0),
+    ("slow_rate", 0.5, 0.5),
+    ("open_for", "5m", 300.0),
+    ("half_open_calls", 3, 3),
+    ("ignore", KeyError, (KeyError,)),
+    ("ignore", ["KeyError", "json.JSONDecodeError?"], (KeyError, __import__("json").JSONDecodeError)),
+    ("scope", "function", "function"),
+]
+BAD: Bad = [
+    ("consecutive_failures", 0, "greater than or equal to 1"),
+    ("consecutive_failures", True, "True is no number"),
+    ("failure_rate", 0, "greater than 0"),
+    ("failure_rate", 50, "less than or equal to 1"),
+    ("window", 0, "a window of 0 calls holds none; the least is 1"),
+    ("window", True, "True is no duration"),
+    ("window", "0s", "a window of 0 s is not above 0"),
+    ("window", "ten calls", "'ten calls' is no duration"),
+    ("min_calls", 0, "greater than or equal to 1"),
+    ("min_calls", 101, "min_calls .101. is more than the window of 100 calls can ever hold"),
+    ("slow_call", 0, "0 is not above 0"),
+    ("slow_rate", 1.1, "less than or equal to 1"),
+    ("open_for", 0, "0 is not above 0"),
+    ("half_open_calls", 0, "greater than or equal to 1"),
+    ("ignore", "KeyEror", "did you mean 'KeyError'"),
+    ("scope", "global", "'global' is none of 'profile', 'function'"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(CircuitBreakerPolicy, field, written, held, failure_rate=0.5, slow_call=1)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(CircuitBreakerPolicy, field, wrong, told, failure_rate=0.5, slow_call=1)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(CircuitBreakerPolicy, GOOD, BAD)
+
+
+def test_a_rate_replaces_the_default_count_of_failures() -> None:
+    assert CircuitBreakerPolicy().consecutive_failures == 5
+    assert CircuitBreakerPolicy(failure_rate=0.5).consecutive_failures is None
+    assert CircuitBreakerPolicy(slow_call="1s").consecutive_failures is None
+    assert CircuitBreakerPolicy(failure_rate=0.5, consecutive_failures=5).consecutive_failures == 5
+
+
+def test_the_least_calls_of_a_rate_follow_from_the_window() -> None:
+    assert CircuitBreakerPolicy(failure_rate=0.5).least_calls == 10
+    assert CircuitBreakerPolicy(failure_rate=0.5, window=4).least_calls == 4
+    assert CircuitBreakerPolicy(failure_rate=0.5, window="30s").least_calls == 10
+    assert CircuitBreakerPolicy(failure_rate=0.5, window=50, min_calls=20).least_calls == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"slow_rate": 0.5}, "slow_rate needs slow_call"),
+        ({"consecutive_failures": None}, "nothing would ever open it"),
+        ({"window": 50}, "window would have no effect without failure_rate or slow_call"),
+        ({"min_calls": 5, "window": "30s"}, "min_calls and window would have no effect"),
+        ({"failure_rate": 0.5, "window": 5, "min_calls": 6}, "min_calls .6. is more than the window of 5"),
+    ],
+)
+def test_conditions_that_cannot_work_together_are_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        CircuitBreakerPolicy(**fields)
+
+
+@pytest.mark.parametrize("same", [5, "5", True, {}, {"consecutive_failures": 5}, {"open_for": "1m"}])
+def test_it_is_equal_however_it_is_written(same: Any) -> None:
+    assert Policy(circuit_breaker=same) == Policy.from_options(circuit_breaker=CircuitBreakerPolicy())
+
+
+def test_replacing_the_condition_keeps_the_rest() -> None:
+    policy = CircuitBreakerPolicy(failure_rate=0.5, window="30s", open_for=5)
+    assert policy.replace(failure_rate=0.1) == CircuitBreakerPolicy(failure_rate=0.1, window="30s", open_for=5)

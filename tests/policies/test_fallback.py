@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import array
+import pickle
+from typing import Any
+
+import pytest
+
+from opero import FallbackPolicy, Policy
+from opero.policies.types import UNSET
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("arg", "api_key", "api_key"),
+    ("default", None, None),
+    ("default", {"a": [1]}, {"a": [1]}),
+    ("default", "text", "text"),
+    ("function", named.cost, named.cost),
+    ("function", "policies.named:cost", named.cost),
+]
+BAD: Bad = [
+    ("arg", 3, "valid string"),
+    ("default", UNSET, "names nothing to fall back to; set arg, default or function"),
+    ("function", 3, "3 is not callable"),
+    ("function", "policies.named:cots", "did you mean 'cost'"),
+]
+
+
+class Array:
+    """As numpy's: it cannot be hashed, and comparing gives no truth value."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, *values: int) -> None:
+        self.values = values
+
+    def __eq__(self, other: object) -> Any:
+        others = other.values if isinstance(other, Array) else [other] * len(self.values)
+        return Array(*(mine == theirs for mine, theirs in zip(self.values, others, strict=True)))
+
+    def __bool__(self) -> bool:
+        raise ValueError("The truth value of an array with more than one element is ambiguous")
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(FallbackPolicy, field, written, held)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(FallbackPolicy, field, wrong, told)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(FallbackPolicy, GOOD, BAD)
+
+
+def test_none_is_an_answer_and_unset_is_none() -> None:
+    assert FallbackPolicy(default=None).has_result
+    assert FallbackPolicy(function=named.cost).has_result
+    assert not FallbackPolicy(arg="key").has_result
+    assert FallbackPolicy(default=None) != FallbackPolicy(default=None, arg="key")
+    assert "default" not in FallbackPolicy(arg="key").model_dump()
+    assert FallbackPolicy(default=None).model_dump()["default"] is None
+
+
+def test_only_one_result_can_be_given() -> None:
+    with pytest.raises(ValueError, match="default and function are both set, and only one can answer"):
+        FallbackPolicy(default=1, function=named.cost)
+
+
+def test_it_has_no_short_form() -> None:
+    for bare in ("api_key", 3, ["a"]):
+        with pytest.raises(ValueError, match="does not say which field of FallbackPolicy it is; write a mapping"):
+            Policy.model_validate({"fallback": bare})
+    assert Policy.model_validate({"fallback": False}).fallback is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([1, [2]], [1, [2]]),
+        ({"a": {"b": [1]}}, {"a": {"b": [1]}}),
+        ({1, 2}, {2, 1}),
+        (bytearray(b"x"), bytearray(b"x")),
+        (array.array("i", [1]), array.array("i", [1])),
+        (Array(1, 2), Array(1, 2)),
+        ([Array(1, 2)], [Array(1, 2)]),
+        ({"a": Array(1)}, {"a": Array(1)}),
+    ],
+    ids=repr,
+)
+def test_defaults_that_cannot_be_hashed_leave_it_hashable_and_equal(one: Any, other: Any) -> None:
+    first, second = FallbackPolicy(default=one), FallbackPolicy(default=other)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first == pickle.loads(pickle.dumps(first))
+    assert Policy(fallback=first) == Policy(fallback=second)
+    assert hash(Policy(fallback=first)) == hash(Policy(fallback=second))
+    assert repr(first).startswith("FallbackPolicy(default=")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [([1], [2]), ({"a": 1}, {"a": 2}), (Array(1, 2), Array(1, 3)), (Array(1), 3)]
+)
+def test_policies_with_other_defaults_differ(one: Any, other: Any) -> None:
+    assert FallbackPolicy(default=one) != FallbackPolicy(default=other)

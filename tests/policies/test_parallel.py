@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opero import ParallelPolicy, Policy
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    *(("mode", mode, mode) for mode in ("auto", "thread", "process", "async", "async_process", "dask", "ray")),
+    ("workers", "auto", "auto"),
+    ("workers", 4, 4),
+    ("workers", "4", 4),
+    ("ordered", False, False),
+    ("progress", "auto", "auto"),
+    ("progress", True, True),
+    ("batch", None, None),
+    ("batch", True, True),
+    ("batch_size", 10, 10),
+    *(("on_error", choice, choice) for choice in ("raise", "return", "skip")),
+    ("deadline", "1h", 3600.0),
+    ("max_memory", "2GB", 2 * 10**9),
+]
+BAD: Bad = [
+    ("mode", "threads", "'threads' is none of 'auto', 'thread', 'process', .*; did you mean 'thread'"),
+    ("mode", None, "'auto', 'thread', 'process'"),
+    ("workers", 0, "greater than or equal to 1"),
+    ("workers", True, "workers"),
+    ("workers", "all", "'auto'"),
+    ("ordered", "x", "valid boolean"),
+    ("progress", "x", "progress"),
+    ("batch", "x", "valid boolean"),
+    ("batch_size", 0, "greater than or equal to 1"),
+    ("on_error", "ignore", "'ignore' is none of 'raise', 'return', 'skip'"),
+    ("deadline", 0, "0 is not above 0"),
+    ("max_memory", "lots", "'lots' is no size"),
+    ("max_memory", 0, "0 is not above 0"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(ParallelPolicy, field, written, held)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(ParallelPolicy, field, wrong, told)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(ParallelPolicy, GOOD, BAD)
+
+
+def test_it_may_be_written_short() -> None:
+    assert Policy(parallel="process") == Policy.from_options(mode="process") == Policy(parallel={"mode": "process"})
+    with pytest.raises(ValueError, match="mode"):
+        Policy.model_validate({"parallel": "procces"})

@@ -1,0 +1,247 @@
+"""The whole policy, its flat options, and how options are laid over one another."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pickle
+import textwrap
+import typing
+from typing import Any
+
+import pytest
+
+import opero
+from opero import (
+    BulkheadPolicy,
+    CachePolicy,
+    CircuitBreakerPolicy,
+    FallbackPolicy,
+    ParallelPolicy,
+    Policy,
+    RateLimitPolicy,
+    RetryPolicy,
+    TimeoutPolicy,
+    UnknownOptionError,
+)
+from opero.policies.options import Options
+from opero.policies.policy import FLAT_OPTIONS, KINDS, merge, options_to_fields
+from policies import named
+
+DESIGN = {
+    RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result retry_after reraise",
+    FallbackPolicy: "arg default function",
+    CachePolicy: "ttl backend key namespace max_size stale_ttl cache_errors serializer secret allow_unsigned_pickle arguments",
+    RateLimitPolicy: "rate burst max_wait cost scope backend",
+    TimeoutPolicy: "total attempt",
+    CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for half_open_calls "
+    "ignore scope",
+    BulkheadPolicy: "max_concurrent max_wait scope",
+    ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory",
+}
+"""The table of design.md section 2, and what its sections 3 to 7 add to it."""
+
+FLAT: list[tuple[str, Any, str, str]] = [
+    ("retries", 5, "retry", "retries"),
+    ("backoff_factor", 3.0, "retry", "backoff_factor"),
+    ("min_delay", 0.2, "retry", "min_delay"),
+    ("max_delay", 60.0, "retry", "max_delay"),
+    ("jitter", False, "retry", "jitter"),
+    ("retry_on", (OSError,), "retry", "retry_on"),
+    ("retry_on_status", (429,), "retry", "retry_on_status"),
+    ("retry_if_result", named.is_none, "retry", "retry_if_result"),
+    ("retry_after", False, "retry", "retry_after"),
+    ("reraise", True, "retry", "reraise"),
+    ("arg_fallback", "key", "fallback", "arg"),
+    ("attempt_timeout", 1.0, "timeout", "attempt"),
+    ("cache_ttl", 60.0, "cache", "ttl"),
+    ("cache_backend", "disk", "cache", "backend"),
+    ("cache_key", named.cost, "cache", "key"),
+    ("cache_namespace", "app", "cache", "namespace"),
+    ("cache_max_size", 5, "cache", "max_size"),
+    ("cache_stale_ttl", 9.0, "cache", "stale_ttl"),
+    ("cache_errors", True, "cache", "cache_errors"),
+    ("cache_serializer", "json", "cache", "serializer"),
+    ("cache_secret", "x", "cache", "secret"),
+    ("cache_allow_unsigned_pickle", True, "cache", "allow_unsigned_pickle"),
+    ("cache_arguments", {"a": 1}, "cache", "arguments"),
+    ("mode", "thread", "parallel", "mode"),
+    ("workers", 4, "parallel", "workers"),
+    ("ordered", False, "parallel", "ordered"),
+    ("progress", True, "parallel", "progress"),
+    ("batch", True, "parallel", "batch"),
+    ("batch_size", 4, "parallel", "batch_size"),
+    ("on_error", "skip", "parallel", "on_error"),
+    ("deadline", 9.0, "parallel", "deadline"),
+    ("max_memory", 1024, "parallel", "max_memory"),
+]
+
+
+@pytest.mark.parametrize("model", DESIGN, ids=lambda model: model.__name__)
+def test_a_policy_has_the_fields_of_the_design(model: type[Any]) -> None:
+    assert set(model.model_fields) == {"enabled", *DESIGN[model].split()}
+
+
+def test_a_policy_has_one_field_for_each_kind() -> None:
+    assert set(Policy.model_fields) == {model.kind for model in DESIGN}
+    assert {kind: KINDS[kind] for kind in Policy.model_fields} == KINDS
+
+
+@pytest.mark.parametrize(("option", "value", "kind", "field"), FLAT)
+def test_a_flat_option_sets_its_field(option: str, value: Any, kind: str, field: str) -> None:
+    held = getattr(Policy.from_options(**{option: value}), kind)
+    got = getattr(held, field)
+    assert (got.get_secret_value() if field == "secret" else got) == value
+    assert held == KINDS[kind](**{field: value})
+    assert got != KINDS[kind].model_fields[field].default
+
+
+def test_every_flat_option_is_tested() -> None:
+    assert {option: (kind, field) for option, _, kind, field in FLAT} == FLAT_OPTIONS
+
+
+def test_the_typed_options_are_all_there_are() -> None:
+    assert set(Options.__annotations__) == {*FLAT_OPTIONS, *KINDS}
+
+
+@pytest.mark.parametrize("model", [Policy, *KINDS.values()], ids=lambda model: model.__name__)
+def test_the_written_constructor_takes_exactly_the_fields_with_their_defaults(model: type[Any]) -> None:
+    """Type checkers read it; at run time it is pydantic's."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
+    [written] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    names = [each.arg for each in written.args.kwonlyargs]
+    assert sorted(names) == sorted(model.model_fields)
+    for name, default in zip(names, written.args.kw_defaults, strict=True):
+        field = model.model_fields[name]
+        assert (default is None) == field.is_required()
+        if default is not None and not isinstance(default, ast.Name):
+            assert field.default == ast.literal_eval(default)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("retris", "did you mean 'retries'"),
+        ("Retries", "did you mean 'retries'"),
+        ("timout", "did you mean 'timeout'"),
+        ("ttl", "unknown option 'ttl'"),
+        ("cach_ttl", "did you mean 'cache_ttl'"),
+        ("worker", "did you mean 'workers'"),
+        ("enabled", "unknown option 'enabled'"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest(option: str, told: str) -> None:
+    for make in (Policy.from_options, Policy(retry=1).replace, opero.opero, opero.opmap):
+        with pytest.raises(UnknownOptionError, match=told):
+            typing.cast("Any", make)(**{option: 1})
+
+
+def test_a_whole_policy_and_its_flat_options_go_together() -> None:
+    policy = Policy.from_options(cache=True, cache_ttl="5m", cache_max_size=3)
+    assert policy == Policy(cache=CachePolicy(ttl=300, max_size=3))
+    assert Policy.from_options(cache_ttl=5, cache=CachePolicy(max_size=3)) == Policy(
+        cache=CachePolicy(ttl=5, max_size=3)
+    )
+    assert Policy.from_options(timeout=10, attempt_timeout=2) == Policy(timeout=TimeoutPolicy(total=10, attempt=2))
+    assert Policy.from_options(retry=RetryPolicy(jitter=False), retries=2) == Policy(
+        retry=RetryPolicy(retries=2, jitter=False)
+    )
+
+
+def test_a_flat_option_beats_a_whole_policy_whichever_comes_first() -> None:
+    for options in ({"retry": 5, "retries": 2}, {"retries": 2, "retry": 5}):
+        assert Policy.from_options(**typing.cast("Options", options)).retry == RetryPolicy(retries=2)
+
+
+def test_false_switches_off_and_none_removes() -> None:
+    profile = Policy(cache=CachePolicy(ttl=5), retry=RetryPolicy(retries=1))
+    off = profile.replace(cache=False)
+    assert off.cache == CachePolicy(ttl=5, enabled=False)
+    assert off.active("cache") is None
+    assert off.replace(cache=True).active("cache") == CachePolicy(ttl=5)
+    assert profile.replace(cache=None) == Policy(retry=RetryPolicy(retries=1))
+    assert Policy(retry=1).replace(cache=None).cache is None
+
+
+def test_replace_changes_one_option_and_keeps_the_rest() -> None:
+    policy = Policy(retry=RetryPolicy(retries=1, jitter=False), cache="5m")
+    assert policy.replace(retries=2) == Policy(retry=RetryPolicy(retries=2, jitter=False), cache="5m")
+    assert policy.replace(rate_limit="5/s").rate_limit == RateLimitPolicy(rate=5)
+    with pytest.raises(ValueError, match="retries"):
+        policy.replace(retries=-1)
+    with pytest.raises(ValueError, match="min_delay .1m. is greater than max_delay"):
+        policy.replace(min_delay="1m")
+    assert policy == Policy(retry=RetryPolicy(retries=1, jitter=False), cache="5m")
+
+
+def test_what_is_laid_over_says_only_what_it_names() -> None:
+    lower = Policy(retry=RetryPolicy(retries=5, jitter=False)).fields()
+    assert merge(lower, {"retry": {"retries": 2}}) == {"retry": {"retries": 2, "jitter": False}}
+    assert merge(lower, {"retry": 2}) == {"retry": {"retries": 2, "jitter": False}}
+    assert merge(lower, {"retry": None}) == {"retry": None}
+    assert merge({"rate_limit": "5/s"}, {"rate_limit": {"burst": 2}}) == {"rate_limit": {"rate": "5/s", "burst": 2}}
+    assert merge(lower, {"retry": False}) == {"retry": {"retries": 5, "jitter": False, "enabled": False}}
+
+
+def test_merging_leaves_its_arguments_alone() -> None:
+    lower, upper = {"retry": {"retries": 1}}, {"retry": {"jitter": False}, "cache": {"ttl": 3}}
+    merge(lower, upper)["cache"]["ttl"] = 9
+    assert (lower, upper) == ({"retry": {"retries": 1}}, {"retry": {"jitter": False}, "cache": {"ttl": 3}})
+
+
+def test_fields_are_checked_on_their_own_before_there_is_a_profile() -> None:
+    Policy.check_fields({"rate_limit": {"burst": 3}})  # the rate may come from the profile
+    Policy.check_fields({"retry": {"min_delay": "1m"}})  # and so may a greater max_delay
+    for fields in ({"retry": {"retries": -1}}, {"rate_limit": {"burst": 0}}, {"cache": {"tl": 3}}):
+        with pytest.raises(ValueError, match="validation error"):
+            Policy.check_fields(fields)
+
+
+def test_options_that_are_no_policy_are_refused_with_the_field() -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Policy.model_validate({"timeout": [1]})
+    with pytest.raises(ValueError, match="unknown field 'retries' of Policy"):
+        Policy.model_validate({"retries": 3})
+    with pytest.raises(ValueError, match="does not say which field of FallbackPolicy"):
+        options_to_fields({"fallback": "key"})
+
+
+def test_all_wrong_fields_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match="validation error") as caught:
+        Policy.model_validate(
+            {"retry": {"retries": -1, "jitter": "x"}, "cache": {"tl": 1, "maxsize": 2}, "bulkhead": 0}
+        )
+    told = str(caught.value)
+    assert "5 validation errors" in told
+    for place in ("retry.retries", "retry.jitter", "cache.tl", "cache.maxsize", "bulkhead.max_concurrent"):
+        assert place in told
+
+
+def test_it_is_a_value() -> None:
+    one = Policy(retry=5, rate_limit="50/s", fallback=FallbackPolicy(default=[1]))
+    other = Policy(fallback={"default": [1]}, rate_limit={"rate": 50}, retry={"retries": 5}, cache=None)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert {one: 1}[other] == 1
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert one != Policy(retry=5)
+    assert one != "Policy"
+    with pytest.raises(ValueError, match="frozen"):
+        one.retry = None  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        del one.retry
+
+
+def test_its_repr_is_short() -> None:
+    assert repr(Policy()) == "Policy()"
+    assert (
+        repr(Policy(retry=5, timeout="5s")) == "Policy(retry=RetryPolicy(retries=5), timeout=TimeoutPolicy(total=5.0))"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.json_schema.PydanticJsonSchemaWarning")  # a class as a default
+def test_the_json_schema_can_be_made() -> None:
+    schema = Policy.model_json_schema()
+    assert set(schema["properties"]) == set(KINDS)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["ParallelPolicy"]["properties"]["mode"]["enum"][0] == "auto"

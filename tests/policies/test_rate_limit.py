@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opero import Policy, RateLimitPolicy
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("rate", 10, 10.0),
+    ("rate", "50/s", 50.0),
+    ("rate", "600/min", 10.0),
+    ("burst", 20, 20),
+    ("max_wait", None, None),
+    ("max_wait", 0, 0.0),
+    ("max_wait", "2s", 2.0),
+    ("cost", 2, 2.0),
+    ("cost", "tokens", "tokens"),
+    ("cost", named.cost, named.cost),
+    ("cost", "policies.named:cost", named.cost),
+    ("scope", "function", "function"),
+    ("backend", "redis", "redis"),
+]
+BAD: Bad = [
+    ("rate", 0, "0 is not above 0"),
+    ("rate", -1, "not above 0"),
+    ("rate", "50/fortnight", "'50/fortnight' is no rate"),
+    ("rate", True, "True is no rate"),
+    ("rate", None, "None is no rate"),
+    ("burst", 0, "greater than or equal to 1"),
+    ("burst", 1.5, "valid integer"),
+    ("max_wait", -1, "-1 is negative"),
+    ("cost", 0, "0 is no cost"),
+    ("cost", True, "True is no cost"),
+    ("cost", float("inf"), "inf is no cost"),
+    ("cost", "not a name", "'not a name' is no cost: give a number above 0, the name of an argument, or a function"),
+    ("cost", None, "None is no cost"),
+    ("scope", "global", "'global' is none of 'profile', 'function'"),
+    ("backend", "memcached", "'memcached' is none of 'local', 'redis'"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(RateLimitPolicy, field, written, held, rate=1)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(RateLimitPolicy, field, wrong, told, rate=1)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(RateLimitPolicy, GOOD, BAD)
+
+
+def test_a_rate_is_required() -> None:
+    with pytest.raises(ValueError, match="rate\n  Field required"):
+        RateLimitPolicy.model_validate({"burst": 3})
+    with pytest.raises(ValueError, match="rate\n  Field required"):
+        Policy(rate_limit=True)
+
+
+@pytest.mark.parametrize("same", [10, "10", "10/s", "600/min", {"rate": 10.0}, {"rate": "10/s", "burst": 1}])
+def test_it_is_equal_however_it_is_written(same: Any) -> None:
+    assert Policy(rate_limit=same) == Policy.from_options(rate_limit=RateLimitPolicy(rate=10))
+    assert hash(Policy(rate_limit=same)) == hash(Policy(rate_limit=RateLimitPolicy(rate=10)))
+
+
+def test_its_repr_shows_the_rate_always() -> None:
+    assert repr(RateLimitPolicy(rate="50/s")) == "RateLimitPolicy(rate=50.0)"
+    assert repr(RateLimitPolicy(rate=1, burst=1, max_wait=2)) == "RateLimitPolicy(rate=1.0, max_wait=2.0)"

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from opero import Policy, RetryPolicy
+from policies import named
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("retries", 0, 0),
+    ("retries", "7", 7),
+    ("backoff_factor", 1, 1.0),
+    ("backoff_factor", 2.5, 2.5),
+    ("min_delay", 0, 0.0),
+    ("min_delay", "250ms", 0.25),
+    ("max_delay", "1m", 60.0),
+    ("max_delay", datetime.timedelta(minutes=2), 120.0),
+    ("jitter", False, False),
+    ("retry_on", OSError, (OSError,)),
+    ("retry_on", ["KeyError", OSError], (KeyError, OSError)),
+    ("retry_on_status", [429, "5xx"], (429, "5xx")),
+    ("retry_on_status", 503, (503,)),
+    ("retry_if_result", named.is_none, named.is_none),
+    ("retry_if_result", "policies.named:is_none", named.is_none),
+    ("retry_after", False, False),
+    ("reraise", True, True),
+]
+BAD: Bad = [
+    ("retries", -1, "greater than or equal to 0.*input_value=-1"),
+    ("retries", True, "True is no number"),
+    ("retries", 1.5, "valid integer"),
+    ("retries", "many", "valid integer.*'many'"),
+    ("retries", None, "valid integer"),
+    ("backoff_factor", 0.5, "greater than or equal to 1"),
+    ("backoff_factor", float("nan"), "."),
+    ("min_delay", -0.1, "-0.1 is negative; the least is 0"),
+    ("min_delay", "31s", "min_delay .31s. is greater than max_delay .30s.; lower the one or raise the other"),
+    ("max_delay", "50ms", "min_delay .100ms. is greater than max_delay .50ms."),
+    ("max_delay", "soon", "'soon' is no duration"),
+    ("jitter", "perhaps", "valid boolean"),
+    ("retry_on", "ConectionError", "did you mean 'ConnectionError'"),
+    ("retry_on", KeyboardInterrupt, "KeyboardInterrupt is never retried"),
+    ("retry_on_status", 999, "999 is no HTTP status"),
+    ("retry_if_result", 3, "3 is not callable"),
+    ("retry_after", "x", "valid boolean"),
+    ("reraise", 2, "valid boolean"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(RetryPolicy, field, written, held)
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(RetryPolicy, field, wrong, told)
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(RetryPolicy, GOOD, BAD)
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    policy = RetryPolicy()
+    assert policy.model_dump() == {
+        "enabled": True,
+        "retries": 3,
+        "backoff_factor": 1.5,
+        "min_delay": 0.1,
+        "max_delay": 30.0,
+        "jitter": True,
+        "retry_on": (Exception,),
+        "retry_on_status": None,
+        "retry_if_result": None,
+        "retry_after": True,
+        "reraise": False,
+    }
+    assert repr(policy) == "RetryPolicy()"
+
+
+@pytest.mark.parametrize("same", [5, "5", {"retries": 5}, {"retries": "5", "jitter": True}, RetryPolicy(retries=5)])
+def test_it_is_equal_however_it_is_written(same: Any) -> None:
+    policy = Policy(retry=same)
+    assert policy == Policy(retry=RetryPolicy(retries=5))
+    assert hash(policy) == hash(Policy(retry=RetryPolicy(retries=5)))
+    assert policy.retry == RetryPolicy.model_validate(5)
+
+
+def test_its_repr_shows_only_what_differs_from_the_defaults() -> None:
+    assert (
+        repr(RetryPolicy(retries=5, min_delay=0.1, retry_on=OSError)) == "RetryPolicy(retries=5, retry_on=(OSError,))"
+    )
+    assert repr(RetryPolicy(retry_on_status=[429, "5xx"])) == "RetryPolicy(retry_on_status=(429, '5xx'))"
+    assert repr(RetryPolicy(retry_if_result=named.is_none)) == "RetryPolicy(retry_if_result=policies.named.is_none)"
+    assert "<lambda>" in repr(RetryPolicy(retry_if_result=lambda result: result))
+    assert str(RetryPolicy(jitter=False)) == "RetryPolicy(jitter=False)"
+
+
+def test_replace_judges_the_policy_as_a_whole() -> None:
+    policy = RetryPolicy(min_delay=1)
+    assert policy.replace(max_delay=2).min_delay == 1
+    with pytest.raises(ValueError, match="is greater than max_delay"):
+        policy.replace(max_delay=0.5)
+    with pytest.raises(ValueError, match="unknown field 'retry' of RetryPolicy"):
+        policy.replace(retry=3)

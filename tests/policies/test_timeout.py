@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from opero import Policy, TimeoutPolicy
+from policies.checks import Bad, Good, accepts, covers, refuses
+
+GOOD: Good = [
+    ("total", "10s", 10.0),
+    ("total", datetime.timedelta(minutes=1), 60.0),
+    ("attempt", 0.5, 0.5),
+    ("attempt", "1500ms", 1.5),
+]
+BAD: Bad = [
+    ("total", 0, "0 is not above 0"),
+    ("total", "-5s", "is no duration"),
+    ("total", "1s", "attempt .2s. is longer than total .1s."),
+    ("attempt", -1, "-1 is not above 0"),
+    ("attempt", "5h", "attempt .5h. is longer than total .1h., so it could never end an attempt"),
+]
+
+
+@pytest.mark.parametrize(("field", "written", "held"), GOOD)
+def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+    accepts(TimeoutPolicy, field, written, held, total="1h", attempt="0.5s")
+
+
+@pytest.mark.parametrize(("field", "wrong", "told"), BAD)
+def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+    refuses(TimeoutPolicy, field, wrong, told, total="1h", attempt="2s")
+
+
+def test_every_field_is_tested_with_good_and_bad_values() -> None:
+    covers(TimeoutPolicy, GOOD, BAD)
+
+
+def test_one_of_the_times_is_required() -> None:
+    with pytest.raises(ValueError, match="sets no time; give total or attempt"):
+        TimeoutPolicy()
+    assert TimeoutPolicy(attempt=1).total is None
+
+
+@pytest.mark.parametrize("same", [5, "5s", "5000ms", {"total": 5}, datetime.timedelta(seconds=5)])
+def test_it_is_equal_however_it_is_written(same: Any) -> None:
+    assert Policy(timeout=same) == Policy.from_options(timeout=TimeoutPolicy(total=5))

@@ -1,0 +1,316 @@
+"""Durations, rates, sizes, and things named by their import path."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from opero.policies.types import (
+    UNSET,
+    Count,
+    Duration,
+    ExceptionTypes,
+    Factor,
+    Function,
+    PositiveCount,
+    PositiveDuration,
+    Rate,
+    Share,
+    Size,
+    StatusCodes,
+    dotted_name,
+    format_duration,
+    import_path,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    resolve,
+)
+from policies import named
+
+NO_NUMBERS = [math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity", True, False, "", "  ", None, "x", [], {}, b"3"]
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (0, 0.0),
+        (30, 30.0),
+        (0.25, 0.25),
+        ("30", 30.0),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("250ms", 0.25),
+        ("250us", 0.00025),
+        ("250µs", 0.00025),
+        ("30s", 30.0),
+        ("30 s", 30.0),
+        (" 30S ", 30.0),
+        ("5m", 300.0),
+        ("5min", 300.0),
+        ("1.5h", 5400.0),
+        ("1h30m", 5400.0),
+        ("1h 30m 5s", 5405.0),
+        ("2d", 172800.0),
+        (datetime.timedelta(minutes=2, milliseconds=5), 120.005),
+    ],
+)
+def test_a_duration_may_be_written_in_many_ways(written: Any, seconds: float) -> None:
+    assert parse_duration(written) == pytest.approx(seconds, rel=1e-12)
+    assert type(parse_duration(written)) is float
+
+
+@pytest.mark.parametrize("wrong", [*NO_NUMBERS, "30x", "s", "30s!", "1h-30m", "ten", "1:30", "--3s", "1_000"])
+def test_what_is_no_duration_is_refused_with_its_value_and_examples(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is no duration") as caught:
+        parse_duration(wrong)
+    assert repr(wrong) in str(caught.value)
+
+
+def test_an_unknown_unit_is_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'30secs' is no duration: unknown unit 'secs'; did you mean 'sec'\?"):
+        parse_duration("30secs")
+
+
+@given(st.floats(0, 1e12, allow_subnormal=False))
+def test_a_formatted_duration_reads_back_as_the_same_number(seconds: float) -> None:
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1800.0, "30m"), (5400.0, "90m"), (86400.0, "1d"), (0.25, "250ms"), (30.0, "30s"), (0.0, "0.0s"), (1.5, "1500ms")],
+)
+def test_a_duration_is_formatted_in_its_largest_whole_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "permits"),
+    [
+        (10, 10.0),
+        (0.5, 0.5),
+        ("10", 10.0),
+        ("50/s", 50.0),
+        ("50 / s", 50.0),
+        ("50/sec", 50.0),
+        ("50/second", 50.0),
+        ("60/m", 1.0),
+        ("1000/min", 1000 / 60),
+        ("1000/minute", 1000 / 60),
+        ("7200/h", 2.0),
+        ("7200/hour", 2.0),
+        ("86400/d", 1.0),
+        ("86400/day", 1.0),
+        ("100/30s", 100 / 30),
+        ("0.5/ms", 500.0),
+    ],
+)
+def test_a_rate_may_be_written_in_many_ways(written: Any, permits: float) -> None:
+    assert parse_rate(written) == pytest.approx(permits, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"]
+)
+def test_what_is_no_rate_is_refused_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is no rate|is no duration"):
+        parse_rate(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["50/fortnight", "50/", "50/x"])
+def test_a_wrong_rate_is_shown_as_a_whole(wrong: str) -> None:
+    with pytest.raises(ValueError, match="is no rate") as caught:
+        parse_rate(wrong)
+    assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (512, 512),
+        ("512", 512),
+        (1e6, 1000000),
+        ("1kB", 1000),
+        ("512MB", 512 * 10**6),
+        ("2GiB", 2**31),
+        ("1.5 KiB", 1536),
+    ],
+)
+def test_a_size_may_be_written_in_many_ways(written: Any, size: int) -> None:
+    assert parse_size(written) == size
+    assert type(parse_size(written)) is int
+
+
+@pytest.mark.parametrize("wrong", [*NO_NUMBERS, "2XB", "MB", 1.5, "-1MB"])
+def test_what_is_no_size_is_refused_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is no size") as caught:
+        parse_size(wrong)
+    assert repr(wrong) in str(caught.value)
+
+
+def validate(field: Any, value: Any) -> Any:
+    return TypeAdapter(field).validate_python(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        (Duration, [0, "0s", 0.1, "1h"], [-1, "-1", "-1s", datetime.timedelta(seconds=-1), *NO_NUMBERS]),
+        (PositiveDuration, ["1ms", 0.1], [0, "0s", -1, datetime.timedelta(), *NO_NUMBERS]),
+        (Rate, [0.1, "1/h"], [0, "0/s", -1, *NO_NUMBERS]),
+        (Factor, [1, 1.5, 100, "2.5"], [0.99, 0, -1, *NO_NUMBERS[:-1]]),
+        (Share, [0.001, 0.5, 1, "0.5"], [0, 1.001, -0.5, *NO_NUMBERS[:-1]]),
+        (Size, [1, "1B", "2GB"], [0, -1, "0MB", *NO_NUMBERS]),
+        (Count, [0, 1, "3", 3.0], [-1, 1.5, "1.5", *NO_NUMBERS[:-1]]),
+        (PositiveCount, [1, "3"], [0, -1, 1.5, *NO_NUMBERS[:-1]]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_numbers_have_their_range(field: Any, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        assert validate(field, value) >= 0
+    for value in bad:
+        with pytest.raises(ValueError, match="validation error"):
+            validate(field, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("json:JSONDecodeError", json.JSONDecodeError),
+        ("json.JSONDecodeError", json.JSONDecodeError),
+        ("policies.named:QuotaError.Hourly", named.QuotaError.Hourly),
+        ("policies.named.QuotaError.Hourly", named.QuotaError.Hourly),
+        ("len", len),
+        ("builtins:len", len),
+    ],
+)
+def test_names_are_resolved(name: str, found: Any) -> None:
+    assert resolve(name) is found
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("json:JSONDecodeErorr", "json has no 'JSONDecodeErorr'; did you mean 'JSONDecodeError'"),
+        ("json.JSONDecodeErorr", "did you mean 'JSONDecodeError'"),
+        ("policies.named.QuotaErorr.Hourly", "policies.named has no 'QuotaErorr'; did you mean 'QuotaError'"),
+        ("no_such_package:thing", "No module named 'no_such_package'"),
+        ("no_such_package.inner.thing", "No module named 'no_such_package'"),
+        ("lenn", "'lenn' is no builtin; did you mean 'len'"),
+        ("json:", "cannot be imported"),
+        ("", "is no builtin"),
+        (":", "cannot be imported|is no builtin"),
+        (".relative", "cannot be imported"),
+        ("json..loads", "cannot be imported"),
+    ],
+)
+def test_a_name_that_does_not_resolve_is_told_with_the_nearest(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        resolve(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_what_has_a_name_is_written_by_it_and_what_has_none_is_refused() -> None:
+    for target in (OSError, json.JSONDecodeError, named.QuotaError, named.QuotaError.Hourly, named.is_none, len):
+        assert resolve(dotted_name(target)) is target
+        assert resolve(import_path(target)) is target
+        assert ":" in import_path(target)
+    assert dotted_name(OSError) == "OSError"
+    assert dotted_name(named.QuotaError) == "policies.named.QuotaError"
+    for nameless in (lambda: 1, object(), validate.__get__(3).__call__):
+        with pytest.raises(ValueError, match="has no import path"):
+            dotted_name(nameless)
+
+
+def test_a_function_that_its_name_does_not_lead_back_to_is_not_written_by_it() -> None:
+    def hidden() -> None: ...
+
+    hidden.__qualname__ = hidden.__name__ = "is_none"
+    hidden.__module__ = named.__name__
+    with pytest.raises(ValueError, match="has no import path"):
+        dotted_name(hidden)
+
+
+@pytest.mark.parametrize(
+    ("written", "types"),
+    [
+        (OSError, (OSError,)),
+        ("OSError", (OSError,)),
+        ([OSError, "KeyError"], (OSError, KeyError)),
+        (("KeyError", "KeyError", KeyError), (KeyError,)),
+        ({KeyError}, (KeyError,)),
+        ("json.JSONDecodeError", (json.JSONDecodeError,)),
+        ("json.JSONDecodeError?", (json.JSONDecodeError,)),
+        ("no_such_package.SomeError?", ()),
+        ("no_such_package.inner:SomeError?", ()),
+        (["no_such_package.SomeError?", " KeyError "], (KeyError,)),
+        ("policies.named.QuotaError.Hourly", (named.QuotaError.Hourly,)),
+        (None, ()),
+        ([], ()),
+    ],
+)
+def test_exceptions_are_named_or_given(written: Any, types: tuple[type, ...]) -> None:
+    assert validate(ExceptionTypes, written) == types
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("ConnectionEror", "'ConnectionEror' is no builtin exception; did you mean 'ConnectionError'"),
+        ("json.JSONDecodeErorr?", "did you mean 'JSONDecodeError'"),
+        ("len", "no exception class"),
+        (int, "<class 'int'> is no exception class"),
+        (OSError(), "is no exception class"),
+        (3, "3 is no exception class"),
+        ("", "name is empty"),
+        ("?", "name is empty"),
+        (KeyboardInterrupt, "KeyboardInterrupt is never retried"),
+        ("SystemExit", "SystemExit is never retried"),
+        (["asyncio.CancelledError"], "CancelledError is never retried"),
+        ("no_such_package.SomeError", "No module named 'no_such_package'"),
+        ({"a": OSError}, "no exception class"),
+    ],
+)
+def test_what_is_no_exception_is_refused_with_the_nearest_name(wrong: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        validate(ExceptionTypes, wrong)
+
+
+def test_functions_are_named_or_given() -> None:
+    assert validate(Function, named.is_none) is named.is_none
+    assert validate(Function, "policies.named:is_none") is named.is_none
+    for wrong, told in (
+        (3, "3 is not callable"),
+        ("policies.named:NOT_CALLABLE", "not callable"),
+        ("nope", "no builtin"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            validate(Function, wrong)
+
+
+def test_statuses_are_numbers_and_classes() -> None:
+    assert validate(StatusCodes, [429, "503", "5xx", "5XX", 429]) == (429, 503, "5xx")
+    assert validate(StatusCodes, 429) == (429,)
+    for wrong in (99, 600, "6xx", "0xx", "x", True, None, -1, 4.5, "", [[429]]):
+        with pytest.raises(ValueError, match="is no HTTP status"):
+            validate(StatusCodes, wrong)
+
+
+def test_unset_is_one_object_however_it_is_copied() -> None:
+    import copy
+    import pickle
+
+    assert pickle.loads(pickle.dumps(UNSET)) is UNSET
+    assert copy.copy(UNSET) is UNSET
+    assert copy.deepcopy([UNSET])[0] is UNSET
+    assert repr(UNSET) == "UNSET"

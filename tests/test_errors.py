@@ -1,0 +1,248 @@
+"""The errors: their tree, how they travel, and how the two that are groups behave."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from typing import Any
+
+import pytest
+
+from opero import (
+    AllFailedError,
+    BulkheadFullError,
+    CallTimeoutError,
+    CircuitOpenError,
+    ConfigError,
+    MapError,
+    MissingExtraError,
+    OperoError,
+    PolicyNotFoundError,
+    RateLimitExceededError,
+    RejectedError,
+    ResultRejectedError,
+    UnknownOptionError,
+    errors,
+)
+
+FIRST, SECOND = ValueError("first"), OSError(5, "second")
+
+
+def examples() -> list[OperoError]:
+    return [
+        OperoError("something", 3),
+        AllFailedError("all failed", [FIRST, SECOND]),
+        CallTimeoutError("late", scope="total", seconds=2.5, waiting_for="a permit", errors=[FIRST]),
+        ResultRejectedError("refused", result={"a": 1}),
+        RejectedError("away", retry_in=1.5),
+        CircuitOpenError("open", retry_in=2.0),
+        RateLimitExceededError("too many", retry_in=0.1),
+        BulkheadFullError("full"),
+        MapError("items failed", {0: "a", 3: "b"}, {1: FIRST, 2: SECOND}),
+        ConfigError("wrong"),
+        PolicyNotFoundError("no profile 'x'", name="x"),
+        UnknownOptionError("unknown option"),
+        MissingExtraError("the redis cache", "redis"),
+    ]
+
+
+every = pytest.mark.parametrize("error", examples(), ids=lambda error: type(error).__name__)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Exceptions compare by identity; these say the same."""
+    if isinstance(one, BaseException):
+        return type(one) is type(other) and one.args[:1] == other.args[:1] and same(vars(one), vars(other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def drawn() -> dict[str, tuple[str, str | None]]:
+    """Class → (its parent in the docstring's tree, what it is also)."""
+    parents: list[str] = []
+    tree = {}
+    for line in inspect.getdoc(errors).splitlines():  # type: ignore[union-attr]
+        match = re.match(r"^([ │├└─]*)(\w+Error)(?:\s.*?(?:also an? (\w+)\))?)?$", line)
+        if match:
+            depth = len(match[1]) // 4 - 1  # the tree is indented
+            parents[depth:] = [match[2]]
+            tree[match[2]] = (parents[depth - 1] if depth else "Exception", match[3])
+    return tree
+
+
+def test_the_tree_is_as_the_docstring_draws_it() -> None:
+    tree = drawn()
+    assert set(tree) == {name for name in errors.__all__ if name.endswith("Error")}
+    for name, (parent, also) in tree.items():
+        bases = [base.__name__ for base in getattr(errors, name).__bases__]
+        assert bases == [parent, *([also] if also else [])], name
+
+
+def test_every_error_has_an_example_here() -> None:
+    assert {type(error).__name__ for error in examples()} == set(drawn())
+
+
+@every
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_it_pickles_whole(error: OperoError, protocol: int) -> None:
+    error = copy.copy(error)
+    error.add_note("said later")
+    copied = pickle.loads(pickle.dumps(error, protocol))
+    assert type(copied) is type(error)
+    assert str(copied) == str(error)
+    assert same(vars(copied), vars(error))
+    assert copied.__notes__ == ["said later"]
+    assert type(copied.__cause__) is type(error.__cause__)
+    if isinstance(error, BaseExceptionGroup):
+        assert same(copied.exceptions, error.exceptions)
+        assert same(copied.args, error.args)
+
+
+@every
+def test_it_can_be_copied(error: OperoError) -> None:
+    assert same(copy.copy(error), error)
+    assert same(copy.deepcopy(error), error)
+
+
+@every
+def test_an_application_can_subclass_it_and_it_still_pickles(error: OperoError) -> None:
+    class Own(type(error)):  # type: ignore[misc]
+        pass
+
+    Own.__qualname__, Own.__module__ = "Own", __name__
+    globals()["Own"] = Own
+    own = Own.__new__(Own, *error.__reduce__()[1][1]) if not isinstance(error, BaseExceptionGroup) else None
+    if own is not None:
+        assert type(pickle.loads(pickle.dumps(own))) is Own
+
+
+def test_its_message_is_what_is_shown() -> None:
+    assert str(PolicyNotFoundError("no profile 'x'")) == "no profile 'x'"
+    assert str(UnknownOptionError("unknown option")) == "unknown option"
+    assert str(MissingExtraError("the redis cache", "redis")) == (
+        "the redis cache needs the extra 'redis': pip install 'opero[redis]'"
+    )
+    assert str(AllFailedError("all failed", [FIRST, SECOND])) == "all failed (2 sub-exceptions)"
+
+
+def test_the_last_attempt_is_the_cause_and_the_first_failed_item_too() -> None:
+    assert AllFailedError("all failed", [FIRST, SECOND]).__cause__ is SECOND
+    assert CallTimeoutError("late", errors=[FIRST, SECOND]).__cause__ is SECOND
+    assert MapError("failed", {}, {4: FIRST, 9: SECOND}).__cause__ is FIRST
+
+
+def test_nothing_failed_is_no_error() -> None:
+    with pytest.raises(ValueError, match="non-empty"):
+        AllFailedError("all failed", [])
+    with pytest.raises(ValueError, match="non-empty"):
+        MapError("failed", {0: 1}, {})
+
+
+# Groups
+
+
+def test_except_star_sees_every_attempt() -> None:
+    seen: list[Exception] = []
+    try:
+        raise AllFailedError("all failed", [FIRST, SECOND])
+    except* OSError as group:
+        assert isinstance(group, AllFailedError)
+        seen += group.errors
+    except* ValueError as group:
+        seen += group.exceptions
+    assert seen == [SECOND, FIRST]
+
+
+def test_attempts_split_by_their_type() -> None:
+    error = AllFailedError("all failed", [FIRST, SECOND, KeyError("k")])
+    error.add_note("a note")
+    matching, rest = error.split(LookupError)
+    assert isinstance(matching, AllFailedError)
+    assert isinstance(rest, AllFailedError)
+    assert [type(each) for each in matching.errors] == [KeyError]
+    assert rest.errors == (FIRST, SECOND)
+    assert matching.__notes__ == ["a note"]
+    assert error.subgroup(ZeroDivisionError) is None
+    assert error.split(Exception) == (error, None)
+
+
+def test_the_errors_that_a_group_holds_are_all_its_attempts() -> None:
+    nested = ExceptionGroup("inner", [KeyError("k")])
+    error = AllFailedError("all failed", [nested, SECOND])
+    assert error.errors == error.exceptions == (nested, SECOND)
+    subgroup = error.subgroup(KeyError)
+    assert isinstance(subgroup, AllFailedError)
+    assert isinstance(subgroup.errors[0], ExceptionGroup)
+
+
+def test_except_star_sees_every_failed_item_with_its_index() -> None:
+    error = MapError("failed", {0: "a"}, {1: FIRST, 2: SECOND, 5: OSError("third")})
+    found: dict[int, Exception] = {}
+    try:
+        raise error
+    except* OSError as group:
+        assert isinstance(group, MapError)
+        assert group.results == {0: "a"}
+        found |= group.failures
+    except* ValueError as group:
+        assert isinstance(group, MapError)
+        assert group.failures == {1: FIRST}
+    assert found == {2: SECOND, 5: error.failures[5]}
+
+
+def test_failed_items_keep_their_indices_when_a_group_among_them_is_split() -> None:
+    attempts = AllFailedError("all failed", [FIRST, SECOND])
+    error = MapError("failed", {0: "a"}, {7: attempts, 9: KeyError("k")})
+    matching, rest = error.split(OSError)
+    assert isinstance(matching, MapError)
+    assert isinstance(rest, MapError)
+    assert list(matching.failures) == [7]
+    assert matching.failures[7].exceptions == (SECOND,)  # type: ignore[attr-defined]
+    assert list(rest.failures) == [7, 9]
+    assert rest.failures[7].exceptions == (FIRST,)  # type: ignore[attr-defined]
+
+
+def test_failures_that_compare_equal_keep_their_own_indices() -> None:
+    class Equal(Exception):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Equal)
+
+        __hash__ = Exception.__hash__
+
+    one, two = Equal("one"), Equal("two")
+    error = MapError("failed", {}, {3: one, 8: two, 9: FIRST})
+    group = error.subgroup(lambda each: each is two)
+    assert isinstance(group, MapError)
+    assert group.failures == {8: two}
+    assert group.failures[8] is two
+
+
+def test_one_exception_that_failed_two_items_stands_for_both() -> None:
+    error = MapError("failed", {}, {3: FIRST, 8: FIRST, 9: SECOND})
+    group = error.subgroup(ValueError)
+    assert isinstance(group, MapError)
+    assert group.failures == {3: FIRST, 8: FIRST}
+
+
+def test_an_exception_of_the_system_is_refused() -> None:
+    with pytest.raises(TypeError, match="BaseException"):
+        AllFailedError("all failed", [KeyboardInterrupt()])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "told"),
+    [
+        ("retrys", ["retries", "cache"], "; did you mean 'retries'?"),
+        ("RETRIES", ["retries"], "; did you mean 'retries'?"),
+        ("zzz", ["b", "a"], "; known: a, b"),
+        ("zzz", [], ""),
+        ("zzz", map(str, range(20)), "; known: 0, 1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, …"),
+    ],
+)
+def test_the_nearest_known_name_is_told(name: str, known: Any, told: str) -> None:
+    assert errors.nearest(name, known) == told

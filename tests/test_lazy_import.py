@@ -1,0 +1,101 @@
+"""Importing opero costs next to nothing, and each name only what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import opero
+
+HEAVY = [
+    "tenacity",
+    "dogpile",
+    "joblib",
+    "asyncio",
+    "pydantic",
+    "pydantic_settings",
+    "yaml",
+    "aiolimiter",
+    "cloudpickle",
+]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after this code."""
+    code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_importing_opero_loads_nothing_heavy() -> None:
+    assert loaded_by("import opero").isdisjoint(HEAVY)
+
+
+def test_looking_at_what_there_is_loads_nothing_heavy() -> None:
+    assert loaded_by("import opero; dir(opero); opero.__version__; opero.__all__").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("code", "unneeded"),
+    [
+        ("from opero import Policy", {"tenacity", "dogpile", "joblib", "pydantic_settings", "aiolimiter"}),
+        (
+            "from opero import Policy; Policy(retry=3, cache=True)",
+            {"tenacity", "dogpile", "joblib", "pydantic_settings"},
+        ),
+        ("from opero import OperoError, AllFailedError", set(HEAVY)),
+        ("from opero import configure_logging; configure_logging()", set(HEAVY)),
+        ("from opero import opero, opmap", {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml"}),
+        (
+            "from opero import opero\n@opero\ndef f():\n    return 1\nf()",
+            {"dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
+        ),
+        (
+            "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nassert f([1, 2]) == [1, 2]",
+            {"dogpile", "joblib", "pydantic_settings", "yaml", "cloudpickle"},
+        ),
+        ("from opero import Stats, Bound, Clock", {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml"}),
+    ],
+)
+def test_a_name_loads_only_what_it_needs(code: str, unneeded: set[str]) -> None:
+    assert loaded_by(code) & unneeded == set()
+
+
+@pytest.mark.parametrize("name", opero.__all__)
+def test_every_public_name_loads(name: str) -> None:
+    assert getattr(opero, name) is getattr(opero, name)
+
+
+def test_all_names_are_listed() -> None:
+    assert set(opero.__all__) <= set(dir(opero))
+    assert len(set(opero.__all__)) == len(opero.__all__)
+    namespace: dict[str, object] = {}
+    exec("from opero import *", namespace)
+    assert set(opero.__all__) <= set(namespace)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'opero' has no attribute 'nothing'"):
+        opero.nothing  # noqa: B018
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from opero import nothing")
+    assert not hasattr(opero, "__wrapped__")
+
+
+def test_the_names_that_type_checkers_see_are_those_that_load() -> None:
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(opero))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(opero.__all__) - {"__version__"}
+
+
+def test_the_decorator_wins_over_nothing_when_submodules_are_loaded() -> None:
+    """`opero.opero` is the decorator, whatever has been imported before it."""
+    code = "import opero.decorators, opero.registry, opero.policies.policy, opero\nassert callable(opero.opero), opero.opero"
+    loaded_by(code)

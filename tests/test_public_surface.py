@@ -1,0 +1,72 @@
+"""The public surface, frozen in a file, so that every change of it shows.
+
+When a change is meant: `python tests/test_public_surface.py` writes the file anew; say it in CHANGELOG.md, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import opero
+from opero.policies.base import StrictModel
+
+FILE = Path(__file__).with_name("public_surface.txt")
+
+
+def signature(function: Any) -> str:
+    return re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>| at 0x\w+", r"\1", str(inspect.signature(function))).replace(
+        "'", ""
+    )
+
+
+def members(cls: type[Any]) -> list[str]:
+    """The public methods, properties and slots that a class and its own bases define."""
+    lines = []
+    for name in sorted({name for base in cls.__mro__ if base.__module__.startswith("opero") for name in vars(base)}):
+        if name.startswith("_") and name not in ("__call__", "__init__", "__new__"):
+            continue
+        found = inspect.getattr_static(cls, name)
+        if issubclass(cls, StrictModel) and (name in cls.model_fields or name.startswith("model_")):
+            continue
+        function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+        if inspect.isfunction(function):
+            lines.append(f"    {name}{signature(function)}")
+        elif isinstance(found, property):
+            lines.append(f"    {name}: property")
+        elif inspect.ismemberdescriptor(found):
+            lines.append(f"    {name}")
+    return lines
+
+
+def described(name: str) -> list[str]:
+    value = getattr(opero, name)
+    if not callable(value):
+        return [name]
+    if not inspect.isclass(value):
+        return [f"{name}{signature(value)}"]
+    lines = [f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"]
+    if issubclass(value, StrictModel):
+        for field, info in value.model_fields.items():
+            default = "" if info.is_required() else f" = {info.get_default(call_default_factory=True)!r}"
+            written = next(
+                base.__annotations__[field] for base in value.__mro__ if field in vars(base).get("__annotations__", ())
+            )
+            lines.append(f"    {field}: {written}{default}")
+    return lines + members(value)
+
+
+def surface() -> str:
+    return "\n".join(line for name in opero.__all__ for line in described(name)) + "\n"
+
+
+def test_the_public_surface_is_as_written_down() -> None:
+    assert surface() == FILE.read_text(), (
+        "the public surface has changed; if that is meant: python tests/test_public_surface.py"
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(surface())

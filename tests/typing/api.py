@@ -1,0 +1,311 @@
+"""User code that type checkers must accept, with the types they must see. It is checked, and never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import timedelta
+from typing import Any, assert_type
+
+from opero import (
+    AsyncBound,
+    AsyncMapped,
+    Bound,
+    BulkheadPolicy,
+    CachePolicy,
+    CircuitBreakerPolicy,
+    Clock,
+    FallbackPolicy,
+    MapError,
+    Mapped,
+    ParallelPolicy,
+    Policy,
+    RateLimitPolicy,
+    Registry,
+    RetryPolicy,
+    Stats,
+    TimeoutPolicy,
+    opero,
+    opmap,
+)
+
+# A function keeps its signature, bare and called
+
+
+@opero
+def fetch(url: str, timeout: float = 1.0, *, verify: bool = True) -> bytes:
+    return url.encode()
+
+
+@opero()
+def with_defaults(url: str) -> int:
+    return len(url)
+
+
+@opero(policy="api")
+def named(url: str) -> int:
+    return len(url)
+
+
+@opero(policy=Policy(retry=5), registry=Registry({}), clock=Clock())
+def with_policy(url: str) -> int:
+    return len(url)
+
+
+@opero(retries=5, cache=True, cache_ttl="5m", rate_limit="50/s", timeout=2, arg_fallback="key", retry_on=OSError)
+def with_options(url: str, key: str | list[str] = "k") -> int:
+    return len(url)
+
+
+assert_type(fetch("/", 2.0, verify=False), bytes)
+assert_type(fetch(url="/"), bytes)
+assert_type(with_defaults("/"), int)
+assert_type(named("/"), int)
+assert_type(with_policy("/"), int)
+assert_type(with_options("/", key=["a", "b"]), int)
+
+assert_type(fetch.policy, Policy)
+assert_type(fetch.policy.retry, RetryPolicy | None)
+assert_type(fetch.stats, Stats)
+assert_type(fetch.stats.calls, int)
+assert_type(fetch.__name__, str)
+assert_type(fetch.map(["/a", "/b"]), list[bytes])
+assert_type(fetch.map(("/a", "/b"), 2.0, verify=False), list[bytes])
+assert_type(fetch.cache_get("/"), bytes | None)
+fetch.cache_delete("/")
+fetch.cache_clear()
+
+
+def takes_a_callable(function: Callable[[str], bytes]) -> None: ...
+
+
+takes_a_callable(fetch)
+
+
+async def takes_a_coroutine_function(function: Callable[[str], Coroutine[Any, Any, bytes]]) -> None: ...
+
+
+# Async functions
+
+
+@opero
+async def fetch_async(url: str, timeout: float = 1.0) -> bytes:
+    return url.encode()
+
+
+@opero(retries=2)
+async def fetch_async_with_options(url: str) -> bytes:
+    return url.encode()
+
+
+async def uses_async() -> None:
+    assert_type(await fetch_async("/", timeout=2), bytes)
+    assert_type(await fetch_async_with_options("/"), bytes)
+    assert_type(await fetch_async.map(["/"], timeout=2), list[bytes])
+    assert_type(fetch_async.stats, Stats)
+    assert_type(fetch_async.policy, Policy)
+    assert_type(fetch_async.cache_get("/"), bytes | None)
+    await takes_a_coroutine_function(fetch_async)
+
+
+# Generators of both kinds
+
+
+@opero
+def lines(path: str) -> Iterator[str]:
+    yield path
+
+
+@opero(retries=2)
+async def lines_async(path: str) -> AsyncIterator[str]:
+    yield path
+
+
+assert_type(lines("/"), Iterator[str])
+assert_type(lines_async("/"), AsyncIterator[str])
+
+
+# Methods, class methods, static methods
+
+
+class Service:
+    @opero
+    def get(self, key: int, *, fresh: bool = False) -> str:
+        return str(key)
+
+    @opero(retries=2)
+    async def get_async(self, key: int) -> str:
+        return str(key)
+
+    @classmethod
+    @opero
+    def build(cls, name: str) -> Service:
+        return cls()
+
+    @opero
+    @classmethod
+    def build_below(cls, name: str) -> Service:
+        return cls()
+
+    @classmethod
+    @opero
+    async def build_async(cls, name: str) -> Service:
+        return cls()
+
+    @staticmethod
+    @opero
+    def parse(text: str) -> int:
+        return int(text)
+
+    @opmap
+    def load(self, key: int, fresh: bool = False) -> str:
+        return str(key)
+
+    @opmap(mode="thread")
+    def load_batch(self, keys: list[int]) -> list[str]:
+        return [str(key) for key in keys]
+
+    @opmap
+    async def load_async(self, key: int) -> str:
+        return str(key)
+
+    @opmap
+    async def load_batch_async(self, keys: list[int]) -> list[str]:
+        return [str(key) for key in keys]
+
+    @opmap
+    @classmethod
+    def load_all(cls, key: int) -> str:
+        return str(key)
+
+
+service = Service()
+assert_type(service.get(1, fresh=True), str)
+assert_type(service.get.map([1, 2], fresh=True), list[str])
+assert_type(service.get.stats, Stats)
+assert_type(service.get.cache_get(1), str | None)
+assert_type(Service.get(service, 1), str)
+assert_type(Service.build("x"), Service)
+assert_type(service.build("x"), Service)
+assert_type(Service.build.map(["x"]), list[Service])
+assert_type(Service.build_below("x"), Service)
+assert_type(Service.parse("1"), int)
+assert_type(service.parse("1"), int)
+assert_type(service.load([1, 2]), list[str])
+assert_type(service.load([1, 2], fresh=True), list[str])
+assert_type(service.load.stats, Stats)
+assert_type(service.load_batch([1, 2]), list[str])
+assert_type(Service.load_all([1]), list[str])
+
+
+async def uses_async_methods() -> None:
+    assert_type(await service.get_async(1), str)
+    assert_type(await service.get_async.map([1]), list[str])
+    assert_type(await Service.build_async("x"), Service)
+    assert_type(await service.load_async([1]), list[str])
+    assert_type(await service.load_batch_async([1]), list[str])
+
+
+# Maps
+
+
+@opmap
+def resize(path: str, width: int = 100) -> bytes:
+    return path.encode()
+
+
+@opmap(policy="batch", mode="process", workers=4)
+def resize_with_options(path: str) -> bytes:
+    return path.encode()
+
+
+@opmap
+def load_users(ids: list[int], region: str = "eu") -> list[str]:
+    return [str(each) for each in ids]
+
+
+@opmap
+async def resize_async(path: str, width: int = 100) -> bytes:
+    return path.encode()
+
+
+@opmap(batch_size=10)
+async def load_users_async(ids: list[int]) -> list[str]:
+    return [str(each) for each in ids]
+
+
+assert_type(resize(["a", "b"]), list[bytes])
+assert_type(resize(iter("ab"), width=3), list[bytes])
+assert_type(resize.map(["a"], 3), list[bytes])
+assert_type(resize.stats, Stats)
+assert_type(resize.policy, Policy)
+assert_type(resize_with_options(["a"]), list[bytes])
+assert_type(load_users([1, 2]), list[str])
+assert_type(load_users(range(3), region="us"), list[str])
+
+try:
+    resize(["a"])
+except MapError as caught:
+    assert_type(caught.results, dict[int, Any])
+    assert_type(caught.failures, dict[int, Exception])
+
+
+async def uses_async_maps() -> None:
+    assert_type(await resize_async(["a"], width=3), list[bytes])
+    assert_type(await load_users_async([1]), list[str])
+    assert_type(await resize_async.map(["a"]), list[bytes])
+
+
+# The same as objects
+
+
+def plain(url: str, timeout: float = 1.0) -> bytes:
+    return url.encode()
+
+
+async def plain_async(url: str) -> bytes:
+    return url.encode()
+
+
+def plain_lines(path: str) -> Iterator[str]:
+    yield path
+
+
+policy = Policy(retry=RetryPolicy(retries=5), timeout=TimeoutPolicy(total="10s"))
+assert_type(policy.apply(plain)("/", timeout=2), bytes)
+assert_type(policy.apply(plain).stats, Stats)
+assert_type(policy.apply(plain_lines)("/"), Iterator[str])
+assert_type(RetryPolicy().apply(plain)("/"), bytes)
+assert_type(policy.replace(retries=3), Policy)
+assert_type(RetryPolicy().replace(retries=3), RetryPolicy)
+bound: Bound[[str, float], bytes] = policy.apply(plain)
+async_bound: AsyncBound[[str], bytes] = policy.apply(plain_async)
+mapped: Mapped[str, [int], bytes] = resize
+async_mapped: AsyncMapped[str, [int], bytes] = resize_async
+
+
+async def uses_applied() -> None:
+    assert_type(await policy.apply(plain_async)("/"), bytes)
+    assert_type(await RetryPolicy().apply(plain_async, clock=Clock())("/"), bytes)
+
+
+# Policies, in every way to write them
+
+Policy(retry=5, cache=True, rate_limit="50/s", timeout="5s", circuit_breaker=5, bulkhead=20, parallel="process")
+Policy(retry={"retries": 5}, cache="30m", rate_limit=10, timeout=timedelta(seconds=5), circuit_breaker=False)
+Policy(cache=None, fallback=FallbackPolicy(default=None))
+RetryPolicy(min_delay="250ms", max_delay=timedelta(minutes=1), retry_on=[ConnectionError, "requests.HTTPError?"])
+RetryPolicy(retry_on=OSError, retry_on_status=[429, "5xx"], retry_if_result=lambda result: result is None)
+CachePolicy(ttl="30m", key=lambda *args, **kwargs: args)
+CachePolicy(ttl=lambda: 3.0, secret="s3cret", arguments={"path": "x"})
+RateLimitPolicy(rate="1000/min", max_wait="2s", cost="tokens")
+RateLimitPolicy(rate=0.5, cost=lambda: 2.0)
+TimeoutPolicy(total=5, attempt="1s")
+CircuitBreakerPolicy(failure_rate=0.5, window="30s", slow_call="2s", ignore=[KeyError])
+BulkheadPolicy(max_concurrent=3, max_wait="1s", scope="function")
+FallbackPolicy(arg="api_key")
+FallbackPolicy(function="app.module:backup")
+ParallelPolicy(mode="thread", workers=4, deadline="1h", max_memory="2GB")
+assert_type(RetryPolicy().min_delay, float)
+assert_type(TimeoutPolicy(total=1).total, float | None)
+assert_type(Policy.from_options(retries=3, cache_ttl=5), Policy)
+assert_type(Registry({})["api"], Policy)
