@@ -67,6 +67,7 @@ def test_looking_at_the_policy_resolves_it() -> None:
     fetch = opero(policy="api", registry=registry, retries=4)(failing(0))
     assert fetch.policy.retry == RetryPolicy(retries=4)
     assert fetch.policy == Policy(retry=4)
+    assert isinstance(fetch.policy, Policy)
     assert repr(fetch.policy) == "Policy(retry=RetryPolicy(retries=4))"
 
 
@@ -97,6 +98,12 @@ def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating(
 
         @opero(arg_fallback="apikey")
         def fetch(url: str, api_key: str) -> None: ...
+
+
+@pytest.mark.parametrize("options", [{"arg_fallback": "kee"}, {"rate_limit": {"rate": 1, "cost": "kee"}}])
+def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_under_a_profile_too(options: Any) -> None:
+    with pytest.raises(ConfigError, match="no parameter 'kee'"):
+        opero(policy="api", **options)(failing(0))
 
 
 def test_decorating_with_a_bare_profile_name_tells_the_way() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def test_an_unknown_profile_is_named_with_the_nearest_and_all_that_there_are() -
     assert caught.value.name == "apy"
     assert isinstance(caught.value, KeyError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_without_any_policy_files_it_says_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PolicyNotFoundError, match=r"there is no \./policies here; set OPERO_CONFIG"):
+        Registry.load(environ={})["api"]
 
 
 def test_binding_to_an_unknown_profile_fails_at_once_and_a_decorated_one_at_its_first_call() -> None:

@@ -11,12 +11,12 @@ from opero.binding import Binding
 from opero.calling import calling
 from opero.errors import ConfigError
 from opero.parallel.mapping import Mapper
+from opero.policies.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.clock import Clock
-    from opero.policies.policy import Policy
 
 __all__ = ["BoundMethod", "bind", "dress"]
 
@@ -92,6 +92,10 @@ class _LatePolicy:
     def __init__(self, binding: Binding) -> None:
         self._binding = binding
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return Policy
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._binding.policy, name)
 
@@ -124,7 +128,7 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
 
     @property
     def __wrapped__(self) -> Any:
-        return types.MethodType(self.func.__wrapped__, self.args[0])
+        return types.MethodType(self.__func__.__wrapped__, self.args[0])
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -137,19 +141,19 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
 
     @property
     def map(self) -> Callable[..., Any]:
-        return functools.partial(self.func.map, self.args[0])
+        return functools.partial(self.__func__.map, self.args[0])
 
     @property
     def stream(self) -> Callable[..., Any]:
-        return functools.partial(self.func.stream, self.args[0])
+        return functools.partial(self.__func__.stream, self.args[0])
 
     @property
     def cache_get(self) -> Callable[..., Any]:
-        return functools.partial(self.func.cache_get, self.args[0])
+        return functools.partial(self.__func__.cache_get, self.args[0])
 
     @property
     def cache_delete(self) -> Callable[..., Any]:
-        return functools.partial(self.func.cache_delete, self.args[0])
+        return functools.partial(self.__func__.cache_delete, self.args[0])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.func, name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 
 from opero.bound import bind
 from opero.errors import ConfigError
+from opero.layers import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def _decorating(
 
         def decorate_named(func: Any) -> Any:
             from opero.registry import bind_named
+
+            check_arguments(fields, func)
 
             return bind_named(func, name, fields, registry=registry, clock=clock, mapped=mapped)
 

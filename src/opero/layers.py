@@ -140,6 +140,25 @@ def check(binding: Binding, policy: Policy) -> None:
             )
 
 
+def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
+    """Check the parameters that a function's own options name, whatever profile they will be laid over.
+
+    Raises:
+        ConfigError: the function lacks one of them.
+    """
+    function = getattr(function, "__func__", function)
+    name = (fields.get("fallback") or {}).get("arg")
+    cost = (fields.get("rate_limit") or {}).get("cost")
+    if name is not None:
+        from opero.executors.fallback import Alternatives
+
+        Alternatives(name, function)
+    if isinstance(cost, str) and ":" not in cost:
+        from opero.executors.rate_limit import cost_function
+
+        cost_function(cost, function)
+
+
 def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     """An executor for each policy that is set; each executor's module is loaded only when it is."""
     executors: dict[str, Any] = {}

@@ -65,14 +65,19 @@ class Registry(Mapping[str, Policy]):
         try:
             return self._policies[name]
         except KeyError:
-            known = ", ".join(sorted(self._policies)) or "none"
-            where = ""
-            if self.configuration is not None:
-                where = f" of environment {self.configuration.environment!r} in {self.configuration.directory or 'no directory'}"
-            raise PolicyNotFoundError(
-                f"no profile {name!r} among the profiles{where} ({known}){nearest(name, self._policies).partition('; known')[0]}",
-                name=name,
-            ) from None
+            raise PolicyNotFoundError(self._missing(name), name=name) from None
+
+    def _missing(self, name: str) -> str:
+        if self.configuration is not None and self.configuration.directory is None:
+            return (
+                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, or "
+                "config of [tool.opero] in pyproject.toml, to their directory"
+            )
+        known = ", ".join(sorted(self._policies)) or "none"
+        where = ""
+        if self.configuration is not None:
+            where = f" of environment {self.configuration.environment!r} in {self.configuration.directory}"
+        return f"no profile {name!r} among the profiles{where} ({known}){nearest(name, self._policies).partition('; known')[0]}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._policies)

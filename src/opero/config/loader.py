@@ -211,9 +211,9 @@ def _layers(files: list[Path], environ: Mapping[str, str], problems: Problems) -
     class Settings(_Settings):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+            cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            from_files = [_Source(settings_cls, name, partial(said.get, name)) for name in reversed(said)]
+            from_files = [_Source(settings_cls, name, partial(said.__getitem__, name)) for name in reversed(said)]
             from_environment = _Source(settings_cls, "environment", lambda: overrides_of(environ, names, problems))
             return from_environment, *from_files
 
@@ -239,15 +239,12 @@ def _validated(name: str, kinds: Kinds, profile: Profile, problems: Problems) ->
 
 
 def _message(error: ErrorDetails) -> str:
-    """What pydantic says is wrong, with the value and the nearest valid choice."""
+    """What is wrong, with the value where pydantic leaves it out."""
     message = error["msg"].removeprefix("Value error, ")
     if message.startswith("Input should"):
         message = message.removeprefix("Input ")
         if len(error["loc"]) > 1 and error["loc"][1] != "secret":
             message = f"{error['input']!r:.40} {message}"
-    if error["type"] == "literal_error":
-        choices = str(error["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        message += nearest(str(error["input"]), choices).partition("; known")[0]
     return message
 
 

@@ -52,7 +52,8 @@ class CacheExecutor:
         self.clock = clock
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
-        self.region = make_region(name=self.name).configure("opero.memory", arguments={"max_size": policy.max_size})
+        # dogpile types keys as text; the memory backend takes whatever is hashable, and tells 1 from 1.0 and True so.
+        self.region: Any = make_region(name=self.name).configure("opero.memory", arguments={"max_size": policy.max_size})
         self.backend: MemoryBackend = self.region.backend
         self._flights: dict[Hashable, _Flight] = {}
         self._lock = threading.Lock()

@@ -84,7 +84,8 @@ class Alternatives:
         if self.takes_list is False:
             return [self._with(value, args, kwargs) for value in given]
         # The list, with the value being tried first and the others behind it in their order.
-        return [self._with(given[i : i + 1] + given[:i] + given[i + 1 :], args, kwargs) for i in range(len(given))]
+        orders = [[given[i], *given[:i], *given[i + 1 :]] for i in range(len(given))]
+        return [self._with(order if isinstance(given, list) else tuple(order), args, kwargs) for order in orders]
 
     def _with(
         self, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
