@@ -59,6 +59,8 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
     running = True
     fired = False
     started = time.monotonic()
+    outer_due: float | None = None
+    outer_interval = 0.0
 
     def on_alarm(signum: int, frame: FrameType | None) -> None:
         nonlocal fired, outer_due
@@ -81,8 +83,6 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
             due.append(outer_due)
         signal.setitimer(signal.ITIMER_REAL, max(min(due) - now, 1e-6) if due else 0.0)
 
-    outer_due: float | None = None
-    outer_interval = 0.0
     outer_handler = signal.signal(signal.SIGALRM, on_alarm)
     remaining, outer_interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     if remaining:

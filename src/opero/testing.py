@@ -102,7 +102,7 @@ class VirtualClock(Clock):
             self.now = max(self.now, moment)
 
 
-class _VirtualSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # the platform's own class
+class _VirtualSelector(selectors.DefaultSelector):
     """Where the loop would wait for its next timer, the clock jumps there instead."""
 
     clock: VirtualClock

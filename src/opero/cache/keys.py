@@ -50,6 +50,11 @@ class _Identity:
         return isinstance(other, _Identity) and self.instance is other.instance
 
 
+def _is_value(kind: Any) -> bool:
+    """Whether instances of a class are equal by what they hold, and hashable."""
+    return kind.__eq__ is not object.__eq__ and kind.__hash__ is not None
+
+
 class KeyMaker:
     """Makes the keys of one function's calls.
 
@@ -83,7 +88,7 @@ class KeyMaker:
         own = getattr(instance, "__opero_key__", None)
         if own is not None:
             return kind, freeze(own() if callable(own) else own)
-        if isinstance(instance, type) or (kind.__eq__ is not object.__eq__ and kind.__hash__ is not None):
+        if isinstance(instance, type) or _is_value(kind):
             return kind, instance
         held = self._tokens.get(id(instance))
         if held is not None and held[0]() is instance:

@@ -6,16 +6,16 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
-from dogpile.cache.region import register_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["MemoryBackend"]
 
 
-class MemoryBackend(CacheBackend):  # type: ignore[misc]  # dogpile.cache has no types
+class MemoryBackend(CacheBackend):
     """Keeps values in this process, as they are.
 
     Args:
@@ -38,7 +38,7 @@ class MemoryBackend(CacheBackend):  # type: ignore[misc]  # dogpile.cache has no
                 self._values.move_to_end(key)
             return value
 
-    def get_multi(self, keys: Sequence[Any]) -> list[Any]:
+    def get_multi(self, keys: Iterable[Any]) -> list[Any]:
         return [self.get(key) for key in keys]
 
     def set(self, key: Any, value: Any) -> None:
@@ -57,7 +57,7 @@ class MemoryBackend(CacheBackend):  # type: ignore[misc]  # dogpile.cache has no
         with self._lock:
             self._values.pop(key, None)
 
-    def delete_multi(self, keys: Sequence[Any]) -> None:
+    def delete_multi(self, keys: Iterable[Any]) -> None:
         for key in keys:
             self.delete(key)
 
@@ -67,4 +67,4 @@ class MemoryBackend(CacheBackend):  # type: ignore[misc]  # dogpile.cache has no
             self._values.clear()
 
 
-register_backend("opero.memory", "opero.cache.memory", "MemoryBackend")
+register_backend("opero.memory", "opero.cache.memory", "MemoryBackend")  # type: ignore[no-untyped-call]
