@@ -17,7 +17,6 @@ from opero import (
     CircuitOpenError,
     ConfigError,
     MapError,
-    MissingExtraError,
     OperoError,
     PolicyNotFoundError,
     RateLimitExceededError,
@@ -44,7 +43,6 @@ def examples() -> list[OperoError]:
         ConfigError("wrong"),
         PolicyNotFoundError("no profile 'x'", name="x"),
         UnknownOptionError("unknown option"),
-        MissingExtraError("the redis cache", "redis"),
     ]
 
 
@@ -124,9 +122,6 @@ def test_an_application_can_subclass_it_and_it_still_pickles(error: OperoError) 
 def test_its_message_is_what_is_shown() -> None:
     assert str(PolicyNotFoundError("no profile 'x'")) == "no profile 'x'"
     assert str(UnknownOptionError("unknown option")) == "unknown option"
-    assert str(MissingExtraError("the redis cache", "redis")) == (
-        "the redis cache needs the extra 'redis': pip install 'opero[redis]'"
-    )
     assert str(AllFailedError("all failed", [FIRST, SECOND])) == "all failed (2 sub-exceptions)"
 
 

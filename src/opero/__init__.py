@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from opero.errors import CircuitOpenError as CircuitOpenError
     from opero.errors import ConfigError as ConfigError
     from opero.errors import MapError as MapError
-    from opero.errors import MissingExtraError as MissingExtraError
     from opero.errors import OperoError as OperoError
     from opero.errors import PolicyNotFoundError as PolicyNotFoundError
     from opero.errors import RateLimitExceededError as RateLimitExceededError
@@ -54,7 +53,6 @@ _MODULES = {
         "CircuitOpenError",
         "ConfigError",
         "MapError",
-        "MissingExtraError",
         "OperoError",
         "PolicyNotFoundError",
         "RateLimitExceededError",

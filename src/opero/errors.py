@@ -9,10 +9,9 @@
     │   ├── RateLimitExceededError  no permit within `max_wait`
     │   └── BulkheadFullError       no free place within `max_wait`
     ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
-    ├── ConfigError             a policy, file or variable is wrong  (also a ValueError)
-    │   ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
-    │   └── UnknownOptionError      no option of that name           (also a TypeError)
-    └── MissingExtraError       a feature whose extra is missing     (also an ImportError)
+    └── ConfigError             a policy, file or variable is wrong  (also a ValueError)
+        ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
+        └── UnknownOptionError      no option of that name           (also a TypeError)
 
 All of them pickle, so they cross process boundaries whole.
 """
@@ -32,7 +31,6 @@ __all__ = [
     "CircuitOpenError",
     "ConfigError",
     "MapError",
-    "MissingExtraError",
     "OperoError",
     "PolicyNotFoundError",
     "RateLimitExceededError",
@@ -225,14 +223,3 @@ class PolicyNotFoundError(ConfigError, KeyError):
         self.name = name
 
     __str__ = Exception.__str__  # KeyError shows its argument's repr, which would quote a sentence
-
-
-class MissingExtraError(OperoError, ImportError):
-    """A feature was used whose optional packages are not installed."""
-
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra {extra!r}: pip install 'opero[{extra}]'")
-        self.extra = extra
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args, dict(self.__dict__))

@@ -44,6 +44,10 @@ NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
 """Options that are validated already but have no executor yet, and the values for which they need none."""
 
 
+EXTRAS = ("redis", "dask", "ray")
+"""Values that will need the extra of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """The layers of a call, as one configuration built them.
@@ -103,7 +107,7 @@ def build(binding: Binding, policy: Policy) -> Chain:
         function=function if layer is innermost else None,
         layer=layer,
         call=binding.call,
-        fail=failing(binding, executors["retry"].recovering(attempt, binding) if fused else None, executors),
+        fail=failing(binding, recovering(binding, executors["retry"], attempt) if fused else None, executors),
         whole=whole,
         policy=policy,
         executors=executors,
@@ -116,8 +120,10 @@ def check(binding: Binding, policy: Policy) -> None:
         held = policy.active(kind)
         for option, done in options.items() if held is not None else ():
             if getattr(held, option) not in done:
+                value = getattr(held, option)
+                extra = f" (it will come with the extra {value!r})" if value in EXTRAS else ""
                 raise NotImplementedError(
-                    f"{binding.name}: {kind}.{option}={getattr(held, option)!r} is not implemented yet; leave it out for now"
+                    f"{binding.name}: {kind}.{option}={value!r} is not implemented yet{extra}; leave it out for now"
                 )
     if binding.kind in ("generator", "async_generator"):
         reasons = {
@@ -242,6 +248,13 @@ def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
         return function(*args, **kwargs)
 
     return invoke
+
+
+def recovering(binding: Binding, retry: Any, attempt: Layer) -> Callable[..., Any]:
+    """What follows a failed first attempt that the bound function has made itself."""
+    new_call = binding.call
+    recover = retry.recover_async if binding.is_async else retry.recover
+    return lambda error, args, kwargs: recover(attempt, new_call(), args, kwargs, error)
 
 
 def failing(binding: Binding, recover: Callable[..., Any] | None, executors: Mapping[str, Any]) -> Callable[..., Any]:

@@ -153,7 +153,7 @@ class CacheExecutor:
         self, host: Host, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Hashable
     ) -> Outcome:
         outcome = await host.attempt(layer, call, args, kwargs)
-        if outcome.error is None:
+        if outcome.error is None and not call.fell_back:
             self.store(key, outcome.value)
         return outcome
 

@@ -30,12 +30,14 @@ class Call:
         deadline: the clock's reading at which the total timeout ends the call, or None.
         waited: seconds that the running attempt has spent waiting for a permit or a place.
         turned_away: a layer has just refused the attempt, which says nothing of the service behind it.
+        fell_back: the answer is a fallback result, which is not kept.
     """
 
     stats: Stats
     deadline: float | None = None
     waited: float = 0.0
     turned_away: bool = False
+    fell_back: bool = False
 
     @staticmethod
     def of(stats: Stats) -> type[Call]:

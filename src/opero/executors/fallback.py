@@ -124,6 +124,7 @@ class FallbackExecutor:
     def answer(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
         """The fallback result; where it comes from an async function, something to await."""
         call.stats.fallbacks += 1
+        call.fell_back = True
         if self.counts_errors and not call.turned_away:
             call.stats.count_error(error)
         logger.info("%s: answered by its fallback, after %r", self.name, error)

@@ -15,9 +15,6 @@ from opero.policies.types import format_duration
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
-
-    from opero.binding import Binding
     from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer
     from opero.executors.fallback import Alternatives
@@ -214,12 +211,6 @@ class RetryExecutor:
         rounds = self.rounds(self.asynchronous, layer, call, [(args, kwargs)], Outcome(error=error))
         del error
         return (await rounds).get()
-
-    def recovering(self, layer: Layer, binding: Binding) -> Callable[..., Any]:
-        """What the bound function does about a failed first attempt, where it has made that itself."""
-        new_call = binding.call
-        recover = self.recover_async if binding.is_async else self.recover
-        return lambda error, args, kwargs: recover(layer, new_call(), args, kwargs, error)
 
     def wrap(self, layer: Layer) -> Layer:
         def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:

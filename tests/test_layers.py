@@ -1,0 +1,140 @@
+"""The order of the layers, what is fused, and what is refused when a policy is bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from opero import AllFailedError, CircuitOpenError, ConfigError, Policy
+from opero.layers import NOT_YET
+from opero.policies.policy import KINDS
+from opero.testing import VirtualClock
+
+
+def one(key: str = "") -> int:
+    return 1
+
+
+def generator() -> Any:
+    yield 1
+
+
+async def one_async() -> int:
+    return 1
+
+
+NOT_DONE: dict[str, Any] = {
+    "cache.backend": "redis",
+    "cache.stale_ttl": 5,
+    "cache.cache_errors": True,
+    "cache.serializer": "json",
+    "cache.secret": "s",
+    "cache.allow_unsigned_pickle": True,
+    "cache.arguments": {"a": 1},
+    "rate_limit.backend": "redis",
+    "parallel.mode": "ray",
+    "parallel.deadline": 5,
+    "parallel.max_memory": "1GB",
+}
+
+
+def test_there_is_an_example_for_every_option_that_is_not_done() -> None:
+    assert set(NOT_DONE) == {f"{kind}.{option}" for kind, options in NOT_YET.items() for option in options}
+    for kind, options in NOT_YET.items():
+        assert set(options) <= set(KINDS[kind].model_fields)
+
+
+@pytest.mark.parametrize(("option", "value"), NOT_DONE.items())
+def test_an_option_without_an_executor_is_named_when_bound(option: str, value: Any) -> None:
+    kind, field = option.split(".")
+    policy = Policy.model_validate({kind: {"rate": 1, field: value} if kind == "rate_limit" else {field: value}})
+    with pytest.raises(NotImplementedError, match=rf"one: {option}="):
+        policy.apply(one)
+    Policy.model_validate({kind: getattr(policy, kind).replace(enabled=False)}).apply(one)  # switched off, it asks nothing
+
+
+def test_what_will_need_an_extra_names_it() -> None:
+    with pytest.raises(NotImplementedError, match="it will come with the extra 'redis'"):
+        Policy(cache={"backend": "redis"}).apply(one)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"cache": True}, "cannot have cache: its items come one by one"),
+        ({"parallel": "thread"}, "cannot have parallel"),
+        ({"retry": {"retry_if_result": bool}}, "no result that retry_if_result could judge"),
+    ],
+)
+def test_what_makes_no_sense_for_generators_is_refused_when_bound(policy: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Policy(**policy).apply(generator)
+
+
+def test_a_sync_function_cannot_have_an_async_fallback() -> None:
+    with pytest.raises(ConfigError, match="nobody would await it; use a sync fallback"):
+        Policy(fallback={"function": one_async}).apply(one)
+
+
+def test_the_layers_are_passed_in_the_order_that_design_fixes() -> None:
+    """Each pair of neighbours is told apart by what happens where they meet."""
+    clock = VirtualClock()
+    failing = True
+
+    def function(key: str = "a") -> str:
+        if failing:
+            raise ConnectionError(key)
+        return key
+
+    def bound(**kinds: Any) -> Any:
+        return Policy.model_validate(kinds).apply(function, clock=clock)
+
+    # cache → fallback result: the fallback's answer is not cached
+    cached = bound(cache=True, fallback={"default": "none"})
+    assert cached() == "none"
+    failing = False
+    assert cached() == "a"
+    failing = True
+    assert cached() == "a"
+    # fallback result → timeout (total): it answers for a call that ran out of time
+    assert bound(fallback={"default": "late"}, timeout=0.05, retry={"min_delay": 1, "max_delay": 1})() == "late"
+    # timeout (total) → retry: the delays count
+    with pytest.raises(TimeoutError):
+        bound(timeout=0.05, retry={"min_delay": 1, "max_delay": 1})()
+    # retry → fallback values: a round tries all of them before it waits
+    with pytest.raises(AllFailedError) as caught:
+        bound(retry=1, fallback={"arg": "key"})(["a", "b"])
+    assert [str(error) for error in caught.value.errors] == [repr(each) for each in (["a", "b"], ["b", "a"])] * 2
+    # fallback values → circuit breaker: it counts every value's attempt
+    breaking = bound(fallback={"arg": "key"}, circuit_breaker=2)
+    with pytest.raises(AllFailedError):
+        breaking(["a", "b"])
+    assert breaking.binding.circuit_breaker.state == "open"
+    # circuit breaker → rate limit: an open circuit takes no permit
+    started = clock.monotonic()
+    limited = bound(circuit_breaker=1, rate_limit=1)
+    with pytest.raises(ConnectionError):
+        limited()
+    for _ in range(5):
+        with pytest.raises(CircuitOpenError):
+            limited()
+    assert clock.monotonic() == started
+
+
+@pytest.mark.parametrize(
+    ("policy", "direct"),
+    [
+        ({}, True),
+        ({"retry": 3}, True),
+        ({"retry": 3, "parallel": "thread"}, True),
+        ({"retry": {"retry_if_result": bool}}, False),
+        ({"retry": 3, "fallback": {"arg": "key"}}, False),
+        ({"retry": 3, "timeout": 5}, False),
+        ({"retry": 3, "circuit_breaker": 5}, False),
+        ({"retry": {"enabled": False}, "cache": {"enabled": False}}, True),
+    ],
+)
+def test_without_a_layer_the_function_is_called_directly(policy: Any, direct: bool) -> None:
+    chain = Policy.model_validate(policy).apply(one).binding.chain
+    assert (chain.function is one) is direct
