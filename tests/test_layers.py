@@ -105,7 +105,7 @@ def test_the_layers_are_passed_in_the_order_that_design_fixes() -> None:
     # retry → fallback values: a round tries all of them before it waits
     with pytest.raises(AllFailedError) as caught:
         bound(retry=1, fallback={"arg": "key"})(["a", "b"])
-    assert [str(error) for error in caught.value.errors] == [repr(each) for each in (["a", "b"], ["b", "a"])] * 2
+    assert [str(error) for error in caught.value.errors] == ["a", "b", "a", "b"]
     # fallback values → circuit breaker: it counts every value's attempt
     breaking = bound(fallback={"arg": "key"}, circuit_breaker=2)
     with pytest.raises(AllFailedError):
