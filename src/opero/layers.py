@@ -103,11 +103,12 @@ def build(binding: Binding, policy: Policy) -> Chain:
     # Where retry is outermost and its first attempt needs no preparation, the bound function itself does its part.
     fused = cached is retried and retried is not attempt and not executors["retry"].prepares
     layer = attempt if fused else cached
+    recover = (executors["retry"].recover_async if binding.is_async else executors["retry"].recover) if fused else None
     return Chain(
         function=function if layer is innermost else None,
         layer=layer,
         call=binding.call,
-        fail=failing(binding, recovering(binding, executors["retry"], attempt) if fused else None, executors),
+        fail=failing(binding, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
         whole=whole,
         policy=policy,
         executors=executors,
@@ -250,23 +251,24 @@ def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
     return invoke
 
 
-def recovering(binding: Binding, retry: Any, attempt: Layer) -> Callable[..., Any]:
-    """What follows a failed first attempt that the bound function has made itself."""
-    new_call = binding.call
-    recover = retry.recover_async if binding.is_async else retry.recover
-    return lambda error, args, kwargs: recover(attempt, new_call(), args, kwargs, error)
+def failing(binding: Binding, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool) -> Callable[..., Any]:
+    """What is done about an exception that came out of the layers.
 
+    Args:
+        binding: the function's binding.
+        recover: makes the further attempts, where retry is outermost; else None.
+        attempt: what such an attempt goes through.
+        counts: no layer has counted the failed attempt's error.
+    """
+    stats, new_call = binding.stats, binding.call
 
-def failing(binding: Binding, recover: Callable[..., Any] | None, executors: Mapping[str, Any]) -> Callable[..., Any]:
-    """What is done about an exception that came out of the layers: `recover`, where retry is outermost; else nothing."""
-    stats = binding.stats
-    counts_errors = "retry" not in executors and "fallback" not in executors  # these count those they see
+    # An exception's traceback leads to the frames it came through: none of them may go on holding the exception.
 
     def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
             if recover is not None:
-                return recover(error, args, kwargs)
-            if counts_errors:
+                return recover(attempt, new_call(), args, kwargs, error)
+            if counts:
                 stats.count_error(error)
             raise error
         except BaseException:
@@ -278,8 +280,8 @@ def failing(binding: Binding, recover: Callable[..., Any] | None, executors: Map
     async def fail_async(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
             if recover is not None:
-                return await recover(error, args, kwargs)
-            if counts_errors:
+                return await recover(attempt, new_call(), args, kwargs, error)
+            if counts:
                 stats.count_error(error)
             raise error
         except BaseException:

@@ -1,0 +1,217 @@
+"""Attempts after the first: which, when, and what is raised in the end. Every test runs for sync and async callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import pickle
+import random
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero import AllFailedError, CircuitOpenError, Policy, ResultRejectedError, RetryPolicy
+from opero.executors.retry import backoff
+
+ERROR = ConnectionError("down")
+PLAIN = {"jitter": False, "min_delay": 1, "backoff_factor": 2}
+
+
+@given(
+    retries=st.integers(1, 12),
+    min_delay=st.floats(0, 10),
+    span=st.floats(0, 100),
+    factor=st.floats(1, 5),
+    jitter=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_every_delay_keeps_its_bounds(
+    retries: int, min_delay: float, span: float, factor: float, jitter: bool, seed: int
+) -> None:
+    policy = RetryPolicy(
+        retries=retries, min_delay=min_delay, max_delay=min_delay + span, backoff_factor=factor, jitter=jitter
+    )
+    chance = random.Random(seed)
+    for number in range(retries):
+        base = min(policy.max_delay, min_delay * factor**number)
+        delay = backoff(base, policy, chance)
+        assert policy.min_delay <= delay <= policy.max_delay + 1e-9
+        assert base / 2 - 1e-9 <= delay <= base * 1.5 + 1e-9
+        assert jitter or delay == base
+
+
+def test_delays_grow_by_the_factor_up_to_the_greatest(bind: Any, script: Any) -> None:
+    call = bind(Policy(retry={**PLAIN, "retries": 5, "max_delay": 6}), script(ERROR))
+    with pytest.raises(AllFailedError):
+        call()
+    assert bind.slept == [1, 2, 4, 6, 6]
+
+
+def test_jitter_draws_from_the_clocks_random_source(bind: Any, script: Any) -> None:
+    call = bind(Policy(retry={"retries": 6, "min_delay": 1}), script(ERROR))
+    with pytest.raises(AllFailedError):
+        call()
+    chance = random.Random(0)
+    bases = [min(30.0, 1.5**n) for n in range(6)]
+    assert bind.slept == pytest.approx([backoff(base, RetryPolicy(min_delay=1), chance) for base in bases])
+    assert len(set(bind.slept)) == 6
+
+
+def test_a_delay_of_zero_is_not_slept(bind: Any, script: Any) -> None:
+    assert bind(Policy(retry={"min_delay": 0, "max_delay": 0}), script(ERROR, ERROR, 7))() == 7
+    assert bind.slept == []
+    assert bind.bound.stats.retries == 2
+
+
+def test_all_attempts_stand_in_the_error_in_order_and_the_last_is_the_cause(bind: Any, script: Any) -> None:
+    errors = [ConnectionError(number) for number in range(3)]
+    with pytest.raises(AllFailedError, match="all 3 attempts failed.*the last: ConnectionError: 2") as caught:
+        bind(Policy(retry=2), script(*errors))()
+    assert caught.value.errors == tuple(errors)
+    assert caught.value.__cause__ is errors[-1]
+    assert [str(each) for each in pickle.loads(pickle.dumps(caught.value)).errors] == ["0", "1", "2"]
+    try:
+        raise caught.value
+    except* ConnectionError as group:
+        assert group.exceptions == tuple(errors)
+    assert bind.bound.stats.errors == {"ConnectionError": 3}
+    assert bind.bound.stats.failures == 1
+
+
+def test_reraise_gives_the_last_exception_itself(bind: Any, script: Any) -> None:
+    with pytest.raises(ConnectionError) as caught:
+        bind(Policy(retry={"retries": 1, "reraise": True}), script(ValueError(), ERROR))()
+    assert caught.value is ERROR
+
+
+@pytest.mark.parametrize("policy", [{"retries": 0}, {"retry_on": KeyError}])
+def test_where_there_was_one_attempt_its_own_exception_is_raised(bind: Any, script: Any, policy: Any) -> None:
+    with pytest.raises(ConnectionError) as caught:
+        bind(Policy(retry=policy), script(ERROR))()
+    assert caught.value is ERROR
+
+
+def test_an_exception_that_is_not_named_passes_untouched_also_after_retries(bind: Any, script: Any) -> None:
+    last = ValueError("no")
+    function = script(ERROR, last)
+    with pytest.raises(ValueError, match="no") as caught:
+        bind(Policy(retry={"retry_on": ConnectionError}), function)()
+    assert caught.value is last
+    assert len(function.calls) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+def test_what_is_no_exception_is_never_retried(bind: Any, script: Any, error: BaseException) -> None:
+    function = script(error, 1)
+    with pytest.raises(type(error)):
+        bind(Policy(retry=3, circuit_breaker=1), function)()
+    assert len(function.calls) == 1
+
+
+def test_results_that_are_refused_are_retried(bind: Any, script: Any) -> None:
+    policy = Policy(retry={"retries": 2, "retry_if_result": lambda result: result is None})
+    assert bind(policy, script(None, None, 5))() == 5
+    with pytest.raises(AllFailedError) as caught:
+        bind(policy, script(None))()
+    assert [type(each) for each in caught.value.errors] == [ResultRejectedError] * 3
+
+
+@pytest.mark.parametrize("options", [{"retries": 0}, {"retries": 2, "reraise": True}])
+def test_a_refused_result_comes_through_where_the_functions_own_outcome_is_asked_for(
+    bind: Any, script: Any, options: Any
+) -> None:
+    policy = Policy(retry={**options, "retry_if_result": lambda result: not result})
+    assert bind(policy, script(0))() == 0
+
+
+def test_an_open_circuit_is_not_hammered(bind: Any, script: Any) -> None:
+    function = script(ERROR)
+    call = bind(Policy(retry={"retries": 9, **PLAIN}, circuit_breaker=3), function)
+    with pytest.raises(CircuitOpenError) as caught:
+        call()
+    assert len(function.calls) == 3
+    assert caught.value.__cause__ is ERROR
+    before = list(bind.slept)
+    with pytest.raises(CircuitOpenError):
+        call()
+    assert (len(function.calls), bind.slept) == (3, before)
+    assert bind.bound.stats.rejections == 2
+
+
+def test_an_open_circuit_that_retry_on_names_is_waited_for(bind: Any, script: Any) -> None:
+    policy = Policy(
+        retry={"retries": 2, "retry_on": (ConnectionError, CircuitOpenError), "max_delay": 60, **PLAIN},
+        circuit_breaker={"consecutive_failures": 1, "open_for": 20},
+    )
+    assert bind(policy, script(ERROR, 5))() == 5
+    assert bind.slept == [1, 19]
+
+
+def test_the_users_stop_iteration_passes_unharmed(script: Any) -> None:
+    from opero.testing import VirtualClock
+
+    bound = Policy(retry={"retries": 1, "reraise": True}).apply(script(StopIteration(4)), clock=VirtualClock())
+    with pytest.raises(StopIteration) as caught:
+        bound()
+    assert caught.value.value == 4
+
+
+class Tracked(Exception):  # noqa: N818
+    """An exception of which it can be told whether it lives on."""
+
+    alive: list[weakref.ref[Tracked]] = []
+
+    def __init__(self) -> None:
+        self.alive.append(weakref.ref(self))
+
+    @classmethod
+    def survivors(cls) -> int:
+        return sum(each() is not None for each in cls.alive)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    Tracked.alive.clear()
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("kinds", [{}, {"circuit_breaker": 9, "timeout": 100}, {"fallback": {"arg": "key"}}])
+@pytest.mark.parametrize("reraise", [False, True])
+def test_a_failed_call_leaves_no_reference_cycle(bind: Any, retries: int, kinds: Any, reraise: bool) -> None:
+    def function(key: Any = None) -> None:
+        raise Tracked
+
+    bind(Policy(retry={"retries": retries, "reraise": reraise}, **kinds), function)
+
+    async def call_async() -> int:
+        with contextlib.suppress(Exception):
+            await bind.bound()
+        return Tracked.survivors()  # asked here, as the event loop keeps a task's exception a little longer
+
+    def call() -> int:
+        with contextlib.suppress(Exception):
+            bind.bound()
+        return Tracked.survivors()
+
+    assert (call() if bind.kind == "sync" else bind.clock.run(call_async())) == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_recovered_call_leaves_no_reference_cycle(bind: Any) -> None:
+    def function() -> int:
+        if len(Tracked.alive) < 2:
+            raise Tracked
+        return 1
+
+    assert bind(Policy(retry=3), function)() == 1
+    assert Tracked.survivors() == 0
