@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from opero.errors import CircuitOpenError
 from opero.executors.windows import CountWindow, TimeWindow
 from opero.logs import logger
-from opero.policies.types import format_duration
+from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,7 +116,7 @@ class CircuitBreakerExecutor:
             if failed:
                 self._last_error = f"{type(error).__name__}: {error}"[:200]
             elif slow:
-                self._last_error = f"a call took {format_duration(round(seconds or 0.0, 3))}"
+                self._last_error = f"a call took {approximate_duration(seconds or 0.0)}"
             if self._state == "half_open":
                 if failed or slow:
                     self._enter("open", now)
@@ -172,7 +172,7 @@ class CircuitBreakerExecutor:
             return CircuitOpenError(f"{self.name}: the circuit is half open and its probes are under way", retry_in=0.0)
         left = max(0.0, self._open_left(now))
         return CircuitOpenError(
-            f"{self.name}: the circuit is open for another {format_duration(round(left, 3))}; it opened after {self._last_error}",
+            f"{self.name}: the circuit is open for another {approximate_duration(left)}; it opened after {self._last_error}",
             retry_in=left,
         )
 

@@ -12,7 +12,7 @@ from aiolimiter import AsyncLimiter
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
-from opero.policies.types import format_duration
+from opero.policies.types import approximate_duration, format_duration
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -142,10 +142,10 @@ class RateLimitExecutor:
     def refusal(self, call: Call, wait: float, now: float) -> Exception:
         """The error for a call whose permit is too far away."""
         call.turned_away = True
-        away = format_duration(round(wait, 3))
+        away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             call.stats.timeouts += 1
-            left = format_duration(round(max(0.0, call.time_left(now)), 3))
+            left = approximate_duration(max(0.0, call.time_left(now)))
             return CallTimeoutError(
                 f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
                 scope="total",

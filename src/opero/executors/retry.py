@@ -11,7 +11,7 @@ from opero.errors import AllFailedError, CallTimeoutError, RejectedError, Result
 from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.executors.http_errors import retry_after, status_of
 from opero.logs import logger
-from opero.policies.types import format_duration
+from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
     import random
@@ -127,7 +127,7 @@ class RetryExecutor:
                     errors.append(outcome.error)
                     if call.turned_away or isinstance(outcome.error, RejectedError):
                         call.turned_away = False
-                        if not self.is_retryable(outcome.error):
+                        if not isinstance(outcome.error, self.named_rejections):
                             return self.ended(outcome.error, errors)
                         again.extend((each, outcome.error) for each in variants[position:])
                         break
@@ -184,8 +184,8 @@ class RetryExecutor:
         left = max(0.0, call.time_left(self.clock.monotonic()))
         last = errors[-1]
         error = CallTimeoutError(
-            f"{self.name}: the next attempt is {format_duration(round(delay, 3))} away, and the total timeout leaves "
-            f"{format_duration(round(left, 3))}; {len(errors)} failed, the last: {type(last).__name__}: {last}",
+            f"{self.name}: the next attempt is {approximate_duration(delay)} away, and the total timeout leaves "
+            f"{approximate_duration(left)}; {len(errors)} failed, the last: {type(last).__name__}: {last}",
             scope="total",
             errors=errors,
         )

@@ -35,6 +35,7 @@ __all__ = [
     "Size",
     "StatusCodes",
     "Unset",
+    "approximate_duration",
     "dotted_name",
     "format_duration",
     "import_path",
@@ -112,6 +113,11 @@ def format_duration(seconds: float) -> str:
         if amount >= 1 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
             return f"{int(amount)}{unit}"
     return f"{seconds!r}s"
+
+
+def approximate_duration(seconds: float) -> str:
+    """A measured duration for a message, to three digits: "9.38s", "2m"."""
+    return format_duration(round(seconds)) if seconds >= 100 else f"{seconds:.3g}s"
 
 
 def parse_rate(value: object) -> float:

@@ -1,0 +1,203 @@
+"""Another argument value, another function, a fixed answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional, Union
+
+import pytest
+
+from opero import AllFailedError, ConfigError, Policy
+from opero.executors.fallback import Alternatives
+
+KEYS = ["a", "b", "c"]
+NO_WAIT = {"jitter": False, "min_delay": 1, "backoff_factor": 1}
+
+
+class Refusing:
+    """Records what it is asked with, and refuses some of it."""
+
+    def __init__(self, *refused: str, error: type[Exception] = PermissionError) -> None:
+        self.refused = refused
+        self.error = error
+        self.asked: list[Any] = []
+
+    def answer(self, key: Any) -> Any:
+        self.asked.append(key)
+        if (key[0] if isinstance(key, list | tuple) else key) in self.refused:
+            raise self.error(key)
+        return key
+
+
+def test_each_value_is_tried_in_turn_without_waiting(bind: Any) -> None:
+    service = Refusing("a", "b")
+
+    def function(key: str) -> Any:
+        return service.answer(key)
+
+    assert bind(Policy(retry=3, fallback={"arg": "key"}), function)(KEYS) == "c"
+    assert (service.asked, bind.slept) == (KEYS, [])
+    assert (bind.bound.stats.fallbacks, bind.bound.stats.recoveries, bind.bound.stats.retries) == (2, 1, 0)
+
+
+def test_only_when_all_have_failed_does_a_next_round_begin_after_a_delay(bind: Any) -> None:
+    service = Refusing("a", "b")
+
+    def function(key: str) -> Any:
+        return service.answer(key)
+
+    with pytest.raises(AllFailedError, match="all 4 attempts failed in 2 rounds"):
+        bind(Policy(retry={"retries": 1, **NO_WAIT}, fallback={"arg": "key"}), function)(["a", "b"])
+    assert (service.asked, bind.slept) == (["a", "b", "a", "b"], [1])
+
+
+def test_the_next_round_leaves_out_values_whose_error_is_not_retried(bind: Any) -> None:
+    asked = []
+
+    def function(key: str) -> Any:
+        asked.append(key)
+        raise (PermissionError if key == "a" else ConnectionError)(key)
+
+    policy = Policy(retry={"retries": 2, "retry_on": ConnectionError, **NO_WAIT}, fallback={"arg": "key"})
+    with pytest.raises(AllFailedError) as caught:
+        bind(policy, function)(["a", "b"])
+    assert asked == ["a", "b", "b", "b"]
+    assert len(caught.value.errors) == 4
+
+
+def test_without_retry_each_value_is_tried_once(bind: Any) -> None:
+    service = Refusing("a", "b")
+
+    def function(key: str) -> Any:
+        return service.answer(key)
+
+    with pytest.raises(AllFailedError):
+        bind(Policy(fallback={"arg": "key"}), function)(["a", "b"])
+    assert service.asked == ["a", "b"]
+
+
+@pytest.mark.parametrize("annotation", [str, int | str, Optional[str], Union[int, str], "str", "str | None", bytes])
+def test_a_parameter_annotated_as_no_list_gets_one_value_at_a_time(annotation: Any) -> None:
+    def function(url: str, key: Any) -> None: ...
+
+    function.__annotations__["key"] = annotation
+    assert [kwargs["key"] for _, kwargs in Alternatives("key", function).variants(("u",), {"key": KEYS})] == KEYS
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [list[str], list, "list[str]", Sequence[str], Optional[list[str]], str | list[str], tuple[str, ...], "Sequence[str]", Any, None],
+)
+def test_a_parameter_annotated_as_a_list_or_not_at_all_gets_the_list_with_the_value_first(annotation: Any) -> None:
+    def function(url, key): ...  # type: ignore[no-untyped-def]
+
+    if annotation is not None:
+        function.__annotations__["key"] = annotation
+    variants = [args[1] for args, _ in Alternatives("key", function).variants(("u", KEYS), {})]
+    assert variants == [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"]]
+
+
+def test_tuples_stay_tuples_and_the_callers_list_stays_as_it_is() -> None:
+    def function(key: tuple[str, ...]) -> None: ...
+
+    keys = list(KEYS)
+    assert Alternatives("key", function).variants((("a", "b"),), {})[1][0] == (("b", "a"),)
+    Alternatives("key", function).variants((keys,), {})
+    assert keys == KEYS
+
+
+def test_values_come_from_the_call_or_the_parameters_default(bind: Any) -> None:
+    service = Refusing("a")
+
+    def function(url: str, *, key: list[str] = KEYS) -> Any:
+        return service.answer(key)
+
+    call = bind(Policy(fallback={"arg": "key"}), function)
+    assert call("u") == ["b", "a", "c"]
+    assert call("u", key=["a", "z"]) == ["z", "a"]
+
+
+@pytest.mark.parametrize(("given", "received"), [("only", ["only"]), ([], []), (None, [None])])
+def test_a_single_value_or_an_empty_list_means_no_alternatives(bind: Any, given: Any, received: Any) -> None:
+    asked = []
+
+    def function(key: list[str]) -> Any:
+        asked.append(key)
+        raise PermissionError
+
+    with pytest.raises(PermissionError):
+        bind(Policy(fallback={"arg": "key"}), function)(given)
+    assert asked == [received]
+
+
+def test_an_unannotated_single_value_is_passed_as_it_is(bind: Any) -> None:
+    assert bind(Policy(fallback={"arg": "key"}), lambda key: key)("abc") == "abc"
+
+
+def test_the_argument_may_come_through_keywords_of_any_name(bind: Any) -> None:
+    def function(**options: Any) -> Any:
+        if options["key"][0] == "a":
+            raise PermissionError
+        return options["key"]
+
+    assert bind(Policy(fallback={"arg": "key"}), function)(key=["a", "b"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("name", ["kee", "args"])
+def test_a_parameter_that_the_function_lacks_is_refused_when_bound(name: str) -> None:
+    def function(key: str, *args: str) -> None: ...
+
+    with pytest.raises(ConfigError, match=name):
+        Policy(fallback={"arg": name}).apply(function)
+
+
+def test_a_default_answers_when_all_attempts_have_failed_and_is_a_copy_each_time(bind: Any, script: Any) -> None:
+    default: list[Any] = [[]]
+    call = bind(Policy(retry=1, fallback={"default": default}), script(ConnectionError()))
+    call()[0].append("changed")
+    assert call() == [[]]
+    assert default == [[]]
+    assert (bind.bound.stats.fallbacks, bind.bound.stats.failures, bind.bound.stats.attempts) == (2, 0, 4)
+
+
+def test_none_is_an_answer_and_errors_are_counted_without_retry_too(bind: Any, script: Any) -> None:
+    assert bind(Policy(fallback={"default": None}), script(ConnectionError()))() is None
+    assert bind.bound.stats.errors == {"ConnectionError": 1}
+
+
+def test_a_function_answers_with_the_same_arguments(bind: Any, script: Any) -> None:
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    assert bind(Policy(fallback={"function": instead}), script(ConnectionError()))(1, 2) == ((1, 2), {})
+
+
+def test_an_async_function_answers_for_an_async_one() -> None:
+    from opero.testing import VirtualClock
+
+    async def instead(key: str) -> str:
+        return key.upper()
+
+    async def function(key: str) -> str:
+        raise ConnectionError
+
+    clock = VirtualClock()
+    assert clock.run(Policy(fallback={"function": instead}).apply(function, clock=clock)("a")) == "A"
+
+
+def test_a_fallback_that_fails_shows_what_it_stood_in_for(bind: Any, script: Any) -> None:
+    def instead() -> None:
+        raise KeyError("also broken")
+
+    with pytest.raises(KeyError) as caught:
+        bind(Policy(fallback={"function": instead}), script(ConnectionError("first")))()
+    assert isinstance(caught.value.__context__, ConnectionError)
+
+
+@pytest.mark.parametrize("fallback", [{"default": [7, 8]}, {"function": lambda: iter([7, 8])}])
+def test_a_generator_falls_back_to_other_items(fallback: Any) -> None:
+    def function() -> Any:
+        raise ConnectionError
+        yield
+
+    assert list(Policy(fallback=fallback).apply(function)()) == [7, 8]
