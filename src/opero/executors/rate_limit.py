@@ -252,28 +252,35 @@ class Meter:
 
 
 class _Queue:
-    """Where the tasks of one event loop wait for their turn at the ledger.
+    """Where the tasks of one event loop wait for their turn at the ledger: first come, first served.
 
-    aiolimiter lets tasks through at the limit's own rate, one more at once than the burst, and as many more as fall due
-    within `AHEAD`: an event loop's timers are late by a millisecond and more, and a task that comes late to the ledger
-    finds its permit lapsed. Where costs differ it would let small ones overtake large ones for ever; those take turns
-    one by one instead.
+    The first in the row passes aiolimiter, which lets tasks through at the limit's own rate, one more at once than the
+    burst, and as many more as fall due within `AHEAD`: an event loop's timers are late by a millisecond and more, and a
+    task that comes late to the ledger finds its permit lapsed. (A row in front of it, as it would let a newcomer pass
+    who comes at the right moment.) Where costs differ the first keeps its turn until its permits are due.
     """
 
     AHEAD = 0.02
     """Seconds that a task may come to the ledger before its permit is due."""
 
     def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
-        self.one_by_one = Lock() if varying else None
-        cost = 1.0 if varying else float(policy.cost)
-        capacity = policy.burst + max(1.0, policy.rate / cost * self.AHEAD)
-        self.limiter: AsyncLimiter = AsyncLimiter(capacity, capacity * cost / policy.rate)
+        self.turn = Lock()
+        self.limiter: AsyncLimiter | None = None
+        if not varying:
+            rate = policy.rate / policy.cost
+            capacity = policy.burst + max(1.0, rate * self.AHEAD)
+            self.limiter = AsyncLimiter(capacity, capacity / rate)
 
     async def enter(self) -> None:
         """Wait for this task's turn."""
-        await (self.limiter.acquire() if self.one_by_one is None else self.one_by_one.acquire())
+        await self.turn.acquire()
+        if self.limiter is not None:
+            try:
+                await self.limiter.acquire()
+            finally:
+                self.turn.release()
 
     def leave(self) -> None:
-        """Let the next task have its turn, where they come one by one."""
-        if self.one_by_one is not None:
-            self.one_by_one.release()
+        """Let the next task have its turn, where this one has kept it."""
+        if self.limiter is None:
+            self.turn.release()
