@@ -112,7 +112,9 @@ def test_the_number_of_workers_follows_from_the_mode() -> None:
     [("mode", "async_process"), ("mode", "dask"), ("mode", "ray"), ("deadline", "1h"), ("max_memory", "1GB")],
 )
 def test_an_option_that_is_not_there_yet_is_named(decorator: Any, option: str, value: str, function: Any) -> None:
-    with pytest.raises(NotImplementedError, match=rf"plain.*: parallel.{option}=.* is not implemented yet; leave it out"):
+    with pytest.raises(
+        NotImplementedError, match=rf"plain.*: parallel.{option}=.* is not implemented yet; leave it out"
+    ):
         decorator(**{option: value})(function)
 
 
@@ -126,7 +128,9 @@ def test_an_option_that_is_not_there_yet_is_named(decorator: Any, option: str, v
     ],
 )
 def test_state_that_processes_would_share_is_refused_in_process_mode(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(NotImplementedError, match=rf"plain: {named} in process mode is not implemented yet.*mode='thread'"):
+    with pytest.raises(
+        NotImplementedError, match=rf"plain: {named} in process mode is not implemented yet.*mode='thread'"
+    ):
         opmap(mode="process", **options)(plain)
 
 

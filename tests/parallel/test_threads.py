@@ -104,7 +104,9 @@ def test_an_input_that_raises_raises_its_own_error() -> None:
 
 @pytest.mark.parametrize("text", ["items", b"items", bytearray(b"items")])
 def test_a_bare_text_is_refused_with_the_way_out(text: Any) -> None:
-    with pytest.raises(TypeError, match=r"half is mapped over items and got the bare (str|bytes|bytearray) .*wrap it in a list"):
+    with pytest.raises(
+        TypeError, match=r"half is mapped over items and got the bare (str|bytes|bytearray) .*wrap it in a list"
+    ):
         mapped()(text)
 
 
@@ -337,7 +339,9 @@ def test_an_async_function_is_refused_in_thread_and_process_mode() -> None:
         return item
 
     for mode in ("thread", "process"):
-        with pytest.raises(ConfigError, match=rf"fetch is an async function, which mode '{mode}' cannot run; use mode='async'"):
+        with pytest.raises(
+            ConfigError, match=rf"fetch is an async function, which mode '{mode}' cannot run; use mode='async'"
+        ):
             opmap(mode=mode)(fetch)  # type: ignore[call-overload]
 
 
