@@ -82,7 +82,20 @@ def map_in_processes(
         binding.stats.add(counts)
         return outcomes, seconds
 
-    yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
+    try:
+        yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C, or nobody reads on: nobody waits for what still runs
+            _end_pool(workers)
+        raise
+
+
+def _end_pool(workers: int) -> None:
+    """Kill the workers of a pool. Other maps that use it go on with a new one."""
+    with _lock:
+        held = _pools.pop(workers, None)
+    if held is not None:
+        held.shutdown(wait=False, kill_workers=True)
 
 
 def _pickled(value: Any, what: str) -> bytes:
