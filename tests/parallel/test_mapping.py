@@ -146,7 +146,7 @@ def test_a_single_call_does_not_care_about_the_mode_of_maps() -> None:
 
 
 def test_a_wrong_option_is_refused_before_there_is_a_function() -> None:
-    with pytest.raises(ValueError, match="'proces' is none of .*; did you mean 'process'"):
+    with pytest.raises(ValueError, match=r"'proces' is none of .*; did you mean 'process'"):
         opmap(mode="proces")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         opmap(workers=0)

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from opero import ConfigError, MapError, Policy, opero, opmap
@@ -232,7 +233,7 @@ def test_a_later_item_that_does_not_pickle_fails_alone() -> None:
 
 def test_a_function_that_does_not_pickle_is_named() -> None:
     lock = threading.Lock()
-    with pytest.raises(ConfigError, match="cannot be sent to a worker process.*mode='thread'"):
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*mode='thread'"):
         mapped(lambda number: lock)([1])
 
 
@@ -347,6 +348,37 @@ def test_two_threads_may_map_at_the_same_time() -> None:
     for thread in threads:
         thread.join(20)
     assert results == {number: [number * number] * 20 for number in range(3)}
+
+
+def test_ctrl_c_ends_the_map_and_the_script_at_once_and_leaves_no_process_behind() -> None:
+    code = """
+        import os, signal, threading, time, psutil
+        from opero import opmap
+
+        @opmap(mode="process", workers=2)
+        def nap(seconds: float) -> None:
+            time.sleep(seconds)
+
+        nap([0.0, 0.0])
+        workers = psutil.Process().children(recursive=True)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            nap([60.0, 60.0, 60.0])
+        except KeyboardInterrupt:
+            print("interrupted", *(worker.pid for worker in workers))
+    """
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stderr == ""
+    told, *pids = done.stdout.split()
+    assert told == "interrupted"
+    assert time.monotonic() - started < 15
+    until = time.monotonic() + 5
+    while any(psutil.pid_exists(int(pid)) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert [pid for pid in pids if psutil.pid_exists(int(pid))] == []
 
 
 def test_a_script_ends_at_once_and_leaves_no_process_behind() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from opero import ConfigError, MapError, ParallelPolicy, Policy, RetryPolicy, opero, opmap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def half(number: int) -> int:
