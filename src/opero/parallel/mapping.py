@@ -125,6 +125,8 @@ class _Map:
         self.kwargs = dict(kwargs)
         self.items = self._listed(args)
         self.outcomes: dict[int, Outcome] = {}
+        self.keys: dict[int, Any] = {}
+        self.repeats: dict[int, list[int]] = {}
         self.tick: Callable[[int], object] = lambda done: None
 
     def _listed(self, args: tuple[Any, ...]) -> list[Any]:
@@ -154,10 +156,10 @@ class _Map:
         """All results, in threads, processes or both."""
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
             self._read_cache()
-            pending = self._pending()
+            units = self._units(self._pending())
             if self.mode == "auto":
-                pending = self._sample(pending)
-            for unit, outcome in self._run_units(self._units(pending)):
+                units = self._sample(units)
+            for unit, outcome in self._run_units(units):
                 self._take(unit, outcome)
         return self._results()
 
@@ -221,7 +223,6 @@ class _Map:
 
     def _take(self, unit: list[int], outcome: Outcome) -> None:
         """Note what became of a unit's items, and keep it in the cache."""
-        self.tick(len(unit))
         if outcome.error is None and self.in_batches:
             try:
                 values = self.rule.check(outcome.value, unit)
@@ -230,46 +231,56 @@ class _Map:
         else:
             values = [outcome.value]
         for position, index in enumerate(unit):
-            if outcome.error is not None:
-                self.outcomes[index] = outcome
-            else:
-                self.outcomes[index] = Outcome(values[position])
-                self._fill_cache(index, values[position])
+            self._note(index, outcome if outcome.error is not None else Outcome(values[position]))
+
+    def _note(self, index: int, outcome: Outcome) -> None:
+        self.outcomes[index] = outcome
+        if self.binding.cache is not None and outcome.error is None:
+            self.binding.cache.store(self.keys[index], outcome.value)
+        repeats = self.repeats.get(index, ())
+        for repeat in repeats:
+            self._answer(repeat, outcome)
+        self.tick(1)
 
     # The cache: one for all workers, read and filled here
 
-    def _key(self, index: int) -> Any:
-        assert self.binding.cache is not None
-        return self.binding.cache.key(*self.arguments(self.items[index]))
-
     def _read_cache(self) -> None:
+        """Take from the cache what is there. An item that comes twice is computed once, as in calls one by one."""
         cache = self.binding.cache
-        for index in range(len(self.items)) if cache is not None else ():
-            found = cache.look_up(self._key(index)) if cache is not None else None
+        first: dict[Any, int] = {}
+        for index, item in enumerate(self.items if cache is not None else ()):
+            assert cache is not None
+            key = self.keys[index] = cache.key(*self.arguments(item))
+            found = cache.look_up(key)
             if found is not None:
-                self.outcomes[index] = found
-                self.tick(1)
-                self.binding.stats.calls += 1
-                self.binding.stats.cache_hits += 1
+                self._answer(index, found)
+            elif key in first:
+                self.repeats.setdefault(first[key], []).append(index)
             else:
+                first[key] = index
                 self.binding.stats.cache_misses += 1
 
-    def _fill_cache(self, index: int, value: Any) -> None:
-        if self.binding.cache is not None:
-            self.binding.cache.store(self._key(index), value)
+    def _answer(self, index: int, outcome: Outcome) -> None:
+        """An item that needs no call of its own."""
+        self.outcomes[index] = outcome
+        self.tick(1)
+        self.binding.stats.calls += 1
+        self.binding.stats.cache_hits += outcome.error is None
+
+    def _pending(self) -> list[int]:
+        """The items that need a call."""
+        waiting = {index for repeats in self.repeats.values() for index in repeats}
+        return [index for index in range(len(self.items)) if index not in self.outcomes and index not in waiting]
 
     # Auto
 
-    def _pending(self) -> list[int]:
-        return [index for index in range(len(self.items)) if index not in self.outcomes]
-
-    def _sample(self, pending: list[int]) -> list[int]:
-        """Run the first items here, and choose the mode by whether they computed or waited; what is left to do."""
+    def _sample(self, units: list[list[int]]) -> list[list[int]]:
+        """Run the first units here, and choose the mode by whether they computed or waited; what is left to do."""
         started, computed = time.perf_counter(), time.thread_time()
         done = 0
         stop = False
-        while done < min(len(pending), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
-            unit = [pending[done]]
+        while done < min(len(units), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
+            unit = units[done]
             done += 1
             try:
                 outcome = Outcome(self._call(unit))
@@ -278,7 +289,7 @@ class _Map:
                 stop = self.policy.on_error == "raise"
             self._take(unit, outcome)
         seconds, computed = time.perf_counter() - started, time.thread_time() - computed
-        left = pending[done:] if not stop else []
+        left = units[done:] if not stop else []
         computing = computed > seconds / 2 and computed / max(done, 1) * len(left) > WORTH_PROCESSES
         self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
         return left

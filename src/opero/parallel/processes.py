@@ -70,14 +70,32 @@ def map_in_processes(
             return held  # type: ignore[no-any-return]
 
     def submit(executor: Executor, chunk: Chunk) -> Future[bytes]:
-        return executor.submit(_work, task, cloudpickle.dumps([arguments(item) for item in chunk]))
+        calls: list[Any] = [arguments(item) for item in chunk]
+        try:
+            payload = cloudpickle.dumps(calls)
+        except Exception:  # noqa: BLE001  # one of them does not pickle: it alone fails
+            payload = cloudpickle.dumps([_Unsendable.unless_sendable(call, binding.name) for call in calls])
+        return executor.submit(_work, task, payload)
 
     def unpack(result: bytes) -> tuple[list[Outcome], float]:
-        outcomes, seconds, counts = pickle.loads(result)  # noqa: S301  # from our own worker
+        outcomes, seconds, counts = pickle.loads(result)  # from our own worker
         binding.stats.add(counts)
         return outcomes, seconds
 
-    yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
+    try:
+        yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C, or nobody reads on: nobody waits for what still runs
+            _end_pool(workers)
+        raise
+
+
+def _end_pool(workers: int) -> None:
+    """Kill the workers of a pool. Other maps that use it go on with a new one."""
+    with _lock:
+        held = _pools.pop(workers, None)
+    if held is not None:
+        held.shutdown(wait=False, kill_workers=True)
 
 
 def _pickled(value: Any, what: str) -> bytes:
@@ -87,11 +105,27 @@ def _pickled(value: Any, what: str) -> bytes:
         raise ConfigError(f"{what} cannot be sent to a worker process: {error}; use mode='thread' or make it picklable") from error
 
 
+class _Unsendable:
+    """Stands for the arguments of a call that do not pickle."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    @classmethod
+    def unless_sendable(cls, call: Any, name: str) -> Any:
+        """The call, or what stands for it."""
+        try:
+            _pickled(call, f"the arguments of {name}")
+        except ConfigError as error:
+            return cls(str(error))
+        return call
+
+
 def _faithful(error: Exception) -> Exception:
     """An exception that arrives as itself in another process, with its traceback as a note; or a stand-in that says all it did."""
     error.add_note("".join(["In the worker process:\n", *traceback.format_exception(error)]).rstrip())
     try:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
+        copy = pickle.loads(cloudpickle.dumps(error))
         if type(copy) is type(error):
             return error
     except Exception:  # noqa: BLE001  # its constructor takes other arguments, or it holds what does not pickle
@@ -130,7 +164,13 @@ def _work(task: bytes, payload: bytes) -> bytes:
         binding = Binding(function, policy)
         _bindings[task] = binding, calling(binding)
     binding, call = _bindings[task]
-    outcomes, seconds = run_chunk(lambda item: call(*item[0], **item[1]), cloudpickle.loads(payload))
+
+    def make(arguments: Any) -> Any:
+        if isinstance(arguments, _Unsendable):
+            raise ConfigError(arguments.message)
+        return call(*arguments[0], **arguments[1])
+
+    outcomes, seconds = run_chunk(make, cloudpickle.loads(payload))
     for outcome in outcomes:
         if outcome.error is not None:
             outcome.error = _faithful(outcome.error)
