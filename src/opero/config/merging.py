@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero.config.sources import DEFAULT, Block, Layer, Leaf, Section, Source
 from opero.errors import nearest
 from opero.policies.policy import KINDS
+from opero.policies.types import Unset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,8 +123,8 @@ class Profile:
         held.present = True
         for field, leaf in block.fields.items():
             # The field moves to the end, so that the last one is the one that was said last.
-            shadowed = held.fields.pop(field, None) or held.removal or _default(kind, field)
-            held.fields[field] = replace(leaf, shadowed=shadowed)
+            below = held.fields.pop(field, None) or held.removal
+            held.fields[field] = replace(leaf, shadowed=_over_default(kind, field, below))
 
     def _remove(self, held: _Held, block: Block) -> None:
         gone = Leaf(None, block.source, removed=True)
@@ -163,15 +164,16 @@ class Profile:
             if not held.present and held.removal is not None:
                 leaves[kind] = held.removal
             for field in KINDS[kind].model_fields:
-                leaf = held.fields.get(field) or (_default(kind, field) if held.present else None)
+                below = held.fields.get(field)
+                leaf = _over_default(kind, field, below) if held.present else below
                 if leaf is not None:
-                    leaves[f"{kind}.{field}"] = _without_removal(kind, field, leaf) if held.present else leaf
+                    leaves[f"{kind}.{field}"] = leaf
         return leaves
 
 
-def _without_removal(kind: str, field: str, leaf: Leaf) -> Leaf:
-    """A policy that was removed and then set again has its defaults; they shadow the removal."""
-    if not leaf.removed:
+def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:
+    """What holds where the policy is there: the leaf; where that is none or was removed, the default."""
+    if leaf is not None and not leaf.removed:
         return leaf
     default = _default(kind, field)
     return leaf if default is None else replace(default, shadowed=leaf)
@@ -180,6 +182,6 @@ def _without_removal(kind: str, field: str, leaf: Leaf) -> Leaf:
 def _default(kind: str, field: str) -> Leaf | None:
     """The model's own value; None where the field has none."""
     info = KINDS[kind].model_fields[field]
-    if info.is_required() or type(info.default).__name__ == "Unset":
+    if info.is_required() or isinstance(info.default, Unset):
         return None
     return Leaf(info.default, DEFAULT)

@@ -175,7 +175,7 @@ class _Reader:
             self._open.pop()
 
     def _read_scalar(self, node: yaml.ScalarNode, key: Source | None) -> Marked:
-        plain = node.style is None and node.tag in NUMBERS
+        plain = not node.style and node.tag in NUMBERS  # the C parser writes no style as ""
         if plain and ":" in node.value:
             return self._broken(
                 node,
