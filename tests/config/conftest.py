@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from opero.config import Configuration, load
 from opero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Policies:

@@ -25,7 +25,7 @@ def retries(policies: Policies, environment: str | None = None, **environ: str) 
 def test_the_environment_is_the_argument_then_opero_env_then_environment_then_development(
     policies: Policies,
 ) -> None:
-    policies.write(**{name: EMPTY for name in ("base", "a", "b", "c", "development")})
+    policies.write(**dict.fromkeys(("base", "a", "b", "c", "development"), EMPTY))
     assert policies.load("a", OPERO_ENV="b", ENVIRONMENT="c").environment == "a"
     assert policies.load(OPERO_ENV="b", ENVIRONMENT="c").environment == "b"
     assert policies.load(opero_env=" b ", ENVIRONMENT="c").environment == "b"

@@ -34,7 +34,11 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
             number = next(numbers)
             fields[field] = Leaf(number, Source("file", number, 1), section)
         blocks[kind] = Block(source, fields)
-    extends = Leaf(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1), section) if parents and draw(st.booleans()) else None
+    extends = (
+        Leaf(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1), section)
+        if parents and draw(st.booleans())
+        else None
+    )
     return Section(Source("section", next(numbers), 1), blocks, extends)
 
 
@@ -43,17 +47,26 @@ def layers(draw: st.DrawFn) -> list[Layer]:
     """Up to three layers of up to four profiles; each may extend those before it."""
     made: list[Layer] = []
     for name in ("base", "production", "variables"):
-        profiles = {each: draw(sections(each, NAMES[:index])) for index, each in enumerate(NAMES) if draw(st.booleans())}
+        profiles = {
+            each: draw(sections(each, NAMES[:index]))
+            for index, each in enumerate(NAMES)
+            if draw(st.booleans())
+        }
         defaults = draw(sections("defaults")) if draw(st.booleans()) else None
         made.append(Layer(name, defaults, profiles))
     known = set(profile_names(made))
     return [
-        replace(layer, profiles={name: _known(section, known) for name, section in layer.profiles.items()}) for layer in made
+        replace(layer, profiles={name: _known(section, known) for name, section in layer.profiles.items()})
+        for layer in made
     ]
 
 
 def _known(section: Section, names: set[str]) -> Section:
-    return section if section.extends is None or section.extends.value in names else replace(section, extends=None)
+    return (
+        section
+        if section.extends is None or section.extends.value in names
+        else replace(section, extends=None)
+    )
 
 
 def plain(section: Section) -> dict[str, Any]:
@@ -73,13 +86,17 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
         return replace(
             section,
             blocks={
-                kind: replace(block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source})
+                kind: replace(
+                    block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source}
+                )
                 for kind, block in section.blocks.items()
             },
         )
 
     return [
-        Layer(layer.name, cut(layer.defaults), {name: cut(section) for name, section in layer.profiles.items()})  # type: ignore[misc]
+        Layer(
+            layer.name, cut(layer.defaults), {name: cut(section) for name, section in layer.profiles.items()}
+        )  # type: ignore[misc]
         for layer in made
     ]
 

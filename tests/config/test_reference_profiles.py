@@ -20,7 +20,11 @@ def profiles(environment: str, **environ: str) -> Configuration:
 
 @pytest.mark.parametrize(
     ("environment", "retries", "backoff_factor", "ttl", "rate", "workers"),
-    [("production", 5, 2.0, 3600, 20, 20), ("staging", 3, 1.5, 600, 15, 15), ("development", 1, 1.0, 60, 5, 5)],
+    [
+        ("production", 5, 2.0, 3600, 20, 20),
+        ("staging", 3, 1.5, 600, 15, 15),
+        ("development", 1, 1.0, 60, 5, 5),
+    ],
 )
 def test_default_has_the_values_of_configuration_management(
     environment: str, retries: int, backoff_factor: float, ttl: float, rate: float, workers: int

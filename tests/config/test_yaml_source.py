@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,8 @@ from opero.config import yaml_source
 from opero.config.report import Report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Policies
 
 

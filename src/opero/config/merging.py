@@ -164,8 +164,8 @@ class Profile:
             if not held.present and held.removal is not None:
                 leaves[kind] = held.removal
             for field in KINDS[kind].model_fields:
-                below = held.fields.get(field)
-                leaf = _over_default(kind, field, below) if held.present else below
+                below = held.fields.get(field) or held.removal
+                leaf = _over_default(kind, field, below) if held.present else held.fields.get(field)
                 if leaf is not None:
                     leaves[f"{kind}.{field}"] = leaf
         return leaves
