@@ -12,6 +12,8 @@ from opero.errors import ConfigError, PolicyNotFoundError
 from opero.policies import CachePolicy, Policy, RateLimitPolicy, RetryPolicy, TimeoutPolicy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Policies
 
 
@@ -412,6 +414,20 @@ def test_secrets_appear_in_no_message_and_no_source(policies: Policies) -> None:
     secret = loaded.policies["a"].cache.secret  # type: ignore[union-attr]
     assert secret is not None
     assert secret.get_secret_value() == "hunter2"
+
+
+def test_a_module_that_fails_while_it_is_imported_is_told_where_it_is_named(
+    policies: Policies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "opero_broken_module.py").write_text("raise RuntimeError('no database')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    policies.write(
+        base="policies: {a: {retry: {retries: 5, retry_on: [opero_broken_module.Error]}, rate_limit: 5}}"
+    )
+    assert policies.error() == (
+        "policies/base.yaml:1:46: policies.a.retry.retry_on: "
+        "a module that it names fails: RuntimeError('no database')"
+    )
 
 
 def test_only_variables_of_opero_are_read(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -135,12 +135,12 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
     ],
 )
 def test_a_place_that_does_not_exist_is_told_with_who_named_it(
-    policies: Policies, arguments: tuple[str, ...], environ: dict[str, str], pyproject: str, said: str
+    policies: Policies, arguments: tuple[Any, ...], environ: dict[str, str], pyproject: str, said: str
 ) -> None:
     if pyproject:
         Path("pyproject.toml").write_text(pyproject)
     with pytest.raises(ConfigError) as caught:
-        load(*arguments, environ=environ)
+        load(*[*arguments, None, None][:2], environ)
     assert str(caught.value).startswith(said)
 
 

@@ -80,9 +80,7 @@ def plain(section: Section) -> dict[str, Any]:
 def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
     """The layers without one value."""
 
-    def cut(section: Section | None) -> Section | None:
-        if section is None:
-            return None
+    def cut(section: Section) -> Section:
         return replace(
             section,
             blocks={
@@ -95,8 +93,10 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
 
     return [
         Layer(
-            layer.name, cut(layer.defaults), {name: cut(section) for name, section in layer.profiles.items()}
-        )  # type: ignore[misc]
+            layer.name,
+            layer.defaults and cut(layer.defaults),
+            {name: cut(section) for name, section in layer.profiles.items()},
+        )
         for layer in made
     ]
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from opero.config.document import shown
 from opero.config.fields import is_hidden
 from opero.errors import nearest
-from opero.policies.policy import Policy
+from opero.policies.policy import KINDS, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,16 +37,33 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
             _report_fields(kind, found, profile, report)
             if not profile.is_flawed(kind):
                 _report_whole(name, kind, found, profile, report)
+    except Exception:  # noqa: BLE001  # what a module that is named here raises while it is imported
+        _report_imports(profile, report)
     return None
 
 
 def check_fields(profile: Profile, report: Report) -> None:
-    """Judge the values of `defaults`, which may be too few for policies of their own."""
+    """Judge values alone, not whether they make a policy: some may be missing, as in `defaults`."""
     try:
         Policy.model_validate(_data(profile))
     except ValidationError as error:
         for kind, found in _by_kind(error).items():
             _report_fields(kind, found, profile, report)
+    except Exception:  # noqa: BLE001
+        _report_imports(profile, report)
+
+
+def _report_imports(profile: Profile, report: Report) -> None:
+    """Some value names a module that fails when it is imported; find out which."""
+    for kind in profile.kinds():
+        for field, leaf in profile.given(kind).items():
+            try:
+                KINDS[kind].model_validate({field: leaf.value})
+            except ValidationError:
+                continue  # the policy's other fields are not there
+            except Exception as error:  # noqa: BLE001
+                text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
+                report.add(leaf.source, text)
 
 
 def _data(profile: Profile) -> dict[str, Any]:
