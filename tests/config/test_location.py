@@ -139,8 +139,9 @@ def test_a_place_that_does_not_exist_is_told_with_who_named_it(
 ) -> None:
     if pyproject:
         Path("pyproject.toml").write_text(pyproject)
+    directory, named = [*arguments, None, None][:2]
     with pytest.raises(ConfigError) as caught:
-        load(*[*arguments, None, None][:2], environ)
+        load(directory, named, environ)
     assert str(caught.value).startswith(said)
 
 

@@ -36,7 +36,7 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
         blocks[kind] = Block(source, fields)
     extends = (
         Leaf(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1), section)
-        if parents and draw(st.booleans())
+        if bool(parents) and draw(st.booleans())
         else None
     )
     return Section(Source("section", next(numbers), 1), blocks, extends)
