@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opero.config.merging import compose, extends_leaf, inherit, profile_names
@@ -16,6 +16,8 @@ from opero.policies.policy import KINDS, merge
 
 FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
 NAMES = ("a", "b", "c", "d")
+# A machine that is busy with other things proves nothing against a law.
+EACH = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -108,6 +110,7 @@ def lineages(made: list[Layer]) -> dict[str, list[str]]:
     return {name: lineage for name, lineage in found.items() if lineage is not None}
 
 
+@EACH
 @given(layers())
 def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Layer]) -> None:
     for lineage in lineages(made).values():
@@ -120,6 +123,7 @@ def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Laye
         assert compose(lineage, made).values() == expected
 
 
+@EACH
 @given(layers())
 def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> None:
     for name, lineage in lineages(made).items():
@@ -128,6 +132,7 @@ def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> Non
         assert lineage[:-1] == ([] if extends is None else lineages(made)[extends.value])
 
 
+@EACH
 @given(layers())
 def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> None:
     written = {
@@ -152,6 +157,7 @@ def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> No
                     assert info.is_required()
 
 
+@EACH
 @given(layers())
 def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: list[Layer]) -> None:
     for lineage in lineages(made).values():
@@ -162,6 +168,7 @@ def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: li
                 assert uncovered == leaf.shadowed
 
 
+@EACH
 @given(layers())
 def test_no_value_shadows_itself(made: list[Layer]) -> None:
     for lineage in lineages(made).values():

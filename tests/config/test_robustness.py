@@ -43,7 +43,11 @@ DOCUMENTS = st.fixed_dictionaries(
     },
 )
 PLACE = re.compile(r"(policies/[\w.]+:\d+:\d+|OPERO_\w+): ")
-EACH = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EACH = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def loads_or_tells(policies: Policies, text: bytes, environ: dict[str, str]) -> None:
