@@ -128,6 +128,20 @@ def test_a_disabled_registry_calls_functions_plainly_but_a_fallback_result_still
     assert safe.stats.attempts == 1
 
 
+@pytest.mark.parametrize("name", ["OPERO_ENABLED", "opero_enabled"])
+def test_opero_enabled_switches_inline_policies_off_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "false")
+    calls = []
+    plainly = opero(retries=5, cache=True)(lambda: calls.append(1) or broken())
+    with pytest.raises(ConnectionError):
+        plainly()
+    assert calls == [1]
+    assert opero(retries=5, fallback={"default": 7})(broken)() == 7
+    monkeypatch.setenv(name, "perhaps")
+    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is neither true nor false"):
+        opero(one)
+
+
 def test_the_default_registry_can_be_set_and_is_asked_at_the_first_call() -> None:
     late = opero(policy="api")(one)
     set_default_registry(Registry({"api": Policy(retry=9)}))

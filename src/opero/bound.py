@@ -12,6 +12,7 @@ from opero.calling import calling
 from opero.errors import ConfigError
 from opero.parallel.mapping import Mapper
 from opero.policies.policy import Policy
+from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ def bind(
 
 
 def _dressed(policy: Any, function: Any, clock: Any, share: Any, *, mapped: bool) -> Any:
+    if isinstance(policy, Policy) and not is_on():
+        policy = plain(policy)
     binding = Binding(function, policy, clock=clock, share=share)
     return dress(binding, mapped=mapped)
 

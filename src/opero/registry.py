@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from opero.bound import bind
 from opero.errors import PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, merge
+from opero.policies.policy import Policy, merge, options_to_fields
+from opero.switch import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from opero.clock import Clock
     from opero.config import Configuration
+    from opero.policies.options import Options
 
 __all__ = ["Registry", "bind_named", "get_default_registry", "set_default_registry"]
 
@@ -89,7 +91,7 @@ class Registry(Mapping[str, Policy]):
         return f"Registry({', '.join(sorted(self._policies))})"
 
     def bind(
-        self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Any
+        self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
         """Bind a function to a profile, now: a callable with the same signature.
 
@@ -104,9 +106,7 @@ class Registry(Mapping[str, Policy]):
             PolicyNotFoundError: no profile of that name.
             ConfigError: the policy does not fit the function.
         """
-        from opero.policies.policy import options_to_fields
-
-        policy = self.effective(name, options_to_fields(options))
+        policy = self.effective(name, options_to_fields(dict(options)))
         return bind(policy, func, clock=clock, share=self._sharing(name), mapped=mapped)
 
     def effective(self, name: str, fields: Mapping[str, Any]) -> Policy:
@@ -119,7 +119,7 @@ class Registry(Mapping[str, Policy]):
         policy = self[name]
         if fields:
             policy = Policy.model_validate(merge(policy.fields(), fields))
-        return policy if self._enabled else _plain(policy)
+        return policy if self._enabled else plain(policy)
 
     def _sharing(self, name: str) -> Callable[[str, Any, Callable[..., Any]], Any]:
         def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
@@ -134,14 +134,6 @@ class Registry(Mapping[str, Policy]):
                 return held[1]
 
         return share
-
-
-def _plain(policy: Policy) -> Policy:
-    """What is left of a policy when opero is switched off: a fallback result still answers."""
-    fallback = policy.fallback
-    if fallback is None or not fallback.enabled or not fallback.has_result:
-        return Policy(parallel=policy.parallel)
-    return Policy(fallback=fallback.replace(arg=None), parallel=policy.parallel)
 
 
 _default: Registry | None = None
