@@ -23,8 +23,8 @@ AHEAD = 2
 """Chunks in the window, for each worker."""
 
 
-def run_chunk(work: Callable[[Any], Any], chunk: Chunk) -> tuple[list[Outcome], float]:
-    """What became of each of a chunk's items, and the seconds it took."""
+def run_chunk(work: Callable[[Any], Any], chunk: Chunk, keep_going: bool = True) -> tuple[list[Outcome], float]:  # noqa: FBT001, FBT002
+    """What became of each of a chunk's items, and the seconds it took; unless `keep_going`, none after one that failed."""
     started = time.perf_counter()
     outcomes = []
     for item in chunk:
@@ -32,6 +32,8 @@ def run_chunk(work: Callable[[Any], Any], chunk: Chunk) -> tuple[list[Outcome], 
             outcomes.append(Outcome(work(item)))
         except Exception as error:  # noqa: BLE001  # carried as a value
             outcomes.append(Outcome(error=error))
+            if not keep_going:
+                break
     return outcomes, time.perf_counter() - started
 
 
@@ -98,6 +100,9 @@ def run_window(
                 for offset, outcome in enumerate(outcomes):
                     stopped = stopped or (outcome.error is not None and not keep_going)
                     yield first + offset, outcome
+            if stopped:  # what no worker has begun is not begun any more
+                for future in [each for each in window if each.cancel()]:
+                    del window[future]
             alone = alone and bool(window)
     finally:
         for future in window:
