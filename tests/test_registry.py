@@ -48,7 +48,9 @@ def test_an_unknown_profile_is_named_with_the_nearest_and_all_that_there_are() -
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_without_any_policy_files_it_says_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_policy_files_it_says_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PolicyNotFoundError, match=r"there is no \./policies here; set OPERO_CONFIG"):
         Registry.load(environ={})["api"]
@@ -120,7 +122,10 @@ def test_inline_options_get_state_of_their_own() -> None:
 
 
 def test_a_disabled_registry_calls_functions_plainly_but_a_fallback_result_still_answers() -> None:
-    registry = Registry({"api": Policy(retry=5, cache=True, rate_limit=1), "safe": Policy(retry=5, fallback={"default": 7})}, enabled=False)
+    registry = Registry(
+        {"api": Policy(retry=5, cache=True, rate_limit=1), "safe": Policy(retry=5, fallback={"default": 7})},
+        enabled=False,
+    )
     with pytest.raises(ConnectionError):
         registry.bind(broken, "api")()
     safe = registry.bind(broken, "safe")

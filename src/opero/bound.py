@@ -1,4 +1,4 @@
-"""What users hold: a function like their own, with its binding behind it. In a class body, a descriptor like a method."""
+"""What users hold: a function like their own, its binding behind it; in a class body, a descriptor like a method."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
 
 
 class Method(staticmethod):  # type: ignore[type-arg]
-    """A bound function in a class body. It is a `staticmethod` only so that pydantic and others leave it in its class."""
+    """A bound function in a class body. It is a `staticmethod` so that pydantic and others leave it in its class."""
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self.__func__ if instance is None else BoundMethod(self.__func__, instance)

@@ -46,10 +46,11 @@ class Registry(Mapping[str, Policy]):
         environment: str | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Registry:
-        """The profiles of an environment: `base.yaml`, `<environment>.yaml` laid over it, environment variables over both.
+        """The profiles of an environment: `base.yaml`, `<environment>.yaml` over it, environment variables over both.
 
         Args:
-            directory: where the files are. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else ./policies.
+            directory: where the files are. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else
+                ./policies.
             environment: its name. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
             environ: the environment variables. Default: the process's own.
 
@@ -72,14 +73,15 @@ class Registry(Mapping[str, Policy]):
     def _missing(self, name: str) -> str:
         if self.configuration is not None and self.configuration.directory is None:
             return (
-                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, or "
-                "config of [tool.opero] in pyproject.toml, to their directory"
+                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, "
+                "or config of [tool.opero] in pyproject.toml, to their directory"
             )
         known = ", ".join(sorted(self._policies)) or "none"
         where = ""
         if self.configuration is not None:
             where = f" of environment {self.configuration.environment!r} in {self.configuration.directory}"
-        return f"no profile {name!r} among the profiles{where} ({known}){nearest(name, self._policies).partition('; known')[0]}"
+        hint = nearest(name, self._policies).partition("; known")[0]
+        return f"no profile {name!r} among the profiles{where} ({known}){hint}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._policies)
@@ -142,7 +144,7 @@ _default_lock = threading.Lock()
 
 def get_default_registry() -> Registry:
     """The registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
-    global _default
+    global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         if _default is None:
             _default = Registry.load()
@@ -151,7 +153,7 @@ def get_default_registry() -> Registry:
 
 def set_default_registry(registry: Registry | None) -> None:
     """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
-    global _default
+    global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         _default = registry
 
@@ -159,7 +161,7 @@ def set_default_registry(registry: Registry | None) -> None:
 def bind_named(
     func: Any, name: str, fields: Mapping[str, Any], *, registry: Registry | None, clock: Clock | None, mapped: bool
 ) -> Any:
-    """Bind a function to a profile that is resolved when it is first needed, so that modules load before configuration."""
+    """Bind a function to a profile that is resolved when it is first needed: modules may load before configuration."""
 
     def registry_now() -> Registry:
         return registry if registry is not None else get_default_registry()

@@ -89,7 +89,7 @@ def test_the_key_function_gets_exactly_the_calls_arguments(bind: Any) -> None:
 
 def test_the_least_recently_used_result_goes_first(bind: Any) -> None:
     counting = Counting()
-    call = bind(Policy(cache={"max_size": 2}), lambda x: counting(x))
+    call = bind(Policy(cache={"max_size": 2}), counting)
     for x in (1, 2, 1, 3, 1, 2):
         call(x)
     assert [args[0] for args, _ in counting.calls] == [1, 2, 3, 2]

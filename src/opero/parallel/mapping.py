@@ -81,19 +81,23 @@ class Mapper:
         mode = self.parallel(chain).mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
-            raise ConfigError(f"{name} is a generator function and cannot be mapped: map a function that returns a value")
+            raise ConfigError(
+                f"{name} is a generator function and cannot be mapped: map a function that returns a value"
+            )
         if mode == "auto":
             return "async" if is_async else "auto"
         if is_async and mode != "async":
             raise ConfigError(f"{name} is an async function, which mode {mode!r} cannot run; use mode='async'")
         if not is_async and mode == "async":
-            raise ConfigError(f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'")
+            raise ConfigError(
+                f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'"
+            )
         if mode == "process":
             shared = self.shared_kinds(chain)
             if shared:
                 raise NotImplementedError(
-                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have one "
-                    "of its own; use mode='thread', or leave it out"
+                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have "
+                    "one of its own; use mode='thread', or leave it out"
                 )
         return mode
 
@@ -181,7 +185,9 @@ class _Map:
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
             self._read_cache()
             units = self._units(self._pending())
-            await map_in_tasks(self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise")
+            await map_in_tasks(
+                self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise"
+            )
         return self._results()
 
     def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:

@@ -115,7 +115,9 @@ def _pickled(value: Any, what: str) -> bytes:
     try:
         return cloudpickle.dumps(value)  # type: ignore[no-any-return]
     except Exception as error:
-        raise ConfigError(f"{what} cannot be sent to a worker process: {error}; use mode='thread' or make it picklable") from error
+        raise ConfigError(
+            f"{what} cannot be sent to a worker process: {error}; use mode='thread' or make it picklable"
+        ) from error
 
 
 class _Unsendable:
@@ -135,7 +137,7 @@ class _Unsendable:
 
 
 def _faithful(error: Exception) -> Exception:
-    """An exception that arrives as itself in another process, with its traceback as a note; or a stand-in that says all it did."""
+    """An exception that arrives as itself in another process, its traceback as a note; or one that says as much."""
     error.add_note("".join(["In the worker process:\n", *traceback.format_exception(error)]).rstrip())
     try:
         copy = pickle.loads(cloudpickle.dumps(error))
@@ -210,5 +212,7 @@ def _sendable(outcome: Outcome) -> Outcome:
     try:
         cloudpickle.dumps(outcome)
     except Exception as error:  # noqa: BLE001  # it is told to the caller
-        return Outcome(error=TypeError(f"the result {outcome.value!r:.200} cannot be sent back from a worker process: {error}"))
+        return Outcome(
+            error=TypeError(f"the result {outcome.value!r:.200} cannot be sent back from a worker process: {error}")
+        )
     return outcome
