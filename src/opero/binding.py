@@ -84,7 +84,7 @@ class Binding:
         self.call = Call.of(self.stats)
         self.callable: Any = None
         self.chain: Chain
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # resolving may import modules that call this very function
         self._resolve: Callable[[], Policy] | None = None
         if isinstance(policy, Policy):
             self._enforce(build(self, policy))

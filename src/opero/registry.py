@@ -139,7 +139,7 @@ class Registry(Mapping[str, Policy]):
 
 
 _default: Registry | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()  # loading may import modules that ask for it
 
 
 def get_default_registry() -> Registry:

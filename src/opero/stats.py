@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 __all__ = ["Stats"]
+
+
+_lock = threading.Lock()
+"""For the counts that are no plain number: they change only where something has failed."""
 
 
 class Stats:
@@ -73,7 +78,8 @@ class Stats:
     def count_error(self, error: BaseException) -> None:
         """Count a failed attempt by its exception's type."""
         name = type(error).__name__
-        self.errors[name] = self.errors.get(name, 0) + 1
+        with _lock:
+            self.errors[name] = self.errors.get(name, 0) + 1
 
     def as_dict(self) -> dict[str, Any]:
         """All counts, as plain data."""

@@ -231,6 +231,11 @@ def test_a_function_that_asks_itself_the_same_does_not_wait_for_itself(bind: Any
     assert bound() == 2
 
 
+def test_the_region_is_named_by_namespace_and_function() -> None:
+    bound = Policy(cache={"namespace": "mine"}).apply(Client.get)
+    assert bound.binding.cache.region.name == f"mine:{__name__}.Client.get"  # type: ignore[union-attr]
+
+
 def test_a_hit_costs_no_permit(bind: Any) -> None:
     call = bind(Policy(cache=True, rate_limit=0.001), lambda: 1)
     before = bind.clock.monotonic()

@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 if TYPE_CHECKING:
@@ -65,6 +64,3 @@ class MemoryBackend(CacheBackend):
         """Forget everything."""
         with self._lock:
             self._values.clear()
-
-
-register_backend("opero.memory", "opero.cache.memory", "MemoryBackend")  # type: ignore[no-untyped-call]
