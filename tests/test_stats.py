@@ -47,6 +47,24 @@ def test_under_threads_no_call_goes_uncounted(policy: Any) -> None:
     assert (bound.stats.calls, bound.stats.attempts) == (40_000, 40_000)
 
 
+def test_under_threads_no_error_goes_uncounted() -> None:
+    def broken() -> None:
+        raise KeyError
+
+    bound = Policy(fallback={"default": None}).apply(broken)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [bound() for _ in range(1000)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert bound.stats.errors == {"KeyError": 8000}
+
+
 @pytest.mark.parametrize("bare", [True, False])
 def test_counts_taken_elsewhere_are_added_once(bare: bool) -> None:
     stats = Stats()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 __all__ = ["Stats"]
+
+
+_lock = threading.Lock()
+"""For the counts that are no plain number: they change only where something has failed."""
 
 
 class Stats:
@@ -65,7 +70,7 @@ class Stats:
         """Executions of the function."""
         return self.executed + (0 if self._bare_since is None else self.calls - self._bare_since)
 
-    def count_bare(self, bare: bool) -> None:  # noqa: FBT001  # the one thing it is about
+    def count_bare(self, bare: bool) -> None:  # the one thing it is about
         """From now on each call is itself an attempt (`bare`), or the layers count them."""
         self.executed = self.attempts
         self._bare_since = self.calls if bare else None
@@ -73,11 +78,14 @@ class Stats:
     def count_error(self, error: BaseException) -> None:
         """Count a failed attempt by its exception's type."""
         name = type(error).__name__
-        self.errors[name] = self.errors.get(name, 0) + 1
+        with _lock:
+            self.errors[name] = self.errors.get(name, 0) + 1
 
     def as_dict(self) -> dict[str, Any]:
         """All counts, as plain data."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "_bare_since", "errors")}
+        counts = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "_bare_since", "errors")
+        }
         return {"attempts": self.attempts, **counts, "errors": dict(self.errors)}
 
     def drain(self) -> dict[str, Any]:

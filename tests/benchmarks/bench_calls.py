@@ -9,9 +9,9 @@ from typing import Any
 import pyresilience
 import stamina
 import tenacity
+from tests.benchmarks.harness import Row, compare, compare_async
 
 from opero import Policy, Registry, opero
-from tests.benchmarks.harness import Row, compare, compare_async
 
 NEVER = 10**9  # a limit that is never reached
 
@@ -82,7 +82,9 @@ def run(rounds: int) -> list[Row]:
     hand, hand_async = by_hand(value), by_hand_async(value_async)
     rows = [
         compare("success under retry", lambda: plain(1), "by hand", lambda: hand(1), 1.5, rounds),
-        compare_async("success under retry, async", lambda: plain_async(1), "by hand", lambda: hand_async(1), 1.5, rounds),
+        compare_async(
+            "success under retry, async", lambda: plain_async(1), "by hand", lambda: hand_async(1), 1.5, rounds
+        ),
         compare("success under a named profile", lambda: named(1), "opero, inline", lambda: plain(1), None, rounds),
         compare("success of a method", lambda: client.bound(1), "by hand", lambda: client.by_hand(1), None, rounds),
     ]
@@ -90,7 +92,14 @@ def run(rounds: int) -> list[Row]:
         peer, peer_async = decorator(value), decorator(value_async)
         rows += [
             compare("success under retry", lambda: plain(1), name, functools.partial(peer, 1), None, rounds),
-            compare_async("success under retry, async", lambda: plain_async(1), name, functools.partial(peer_async, 1), None, rounds),
+            compare_async(
+                "success under retry, async",
+                lambda: plain_async(1),
+                name,
+                functools.partial(peer_async, 1),
+                None,
+                rounds,
+            ),
         ]
     ours, ours_async = opero(**three)(value), opero(**three)(value_async)
     peer, peer_async = theirs(value), theirs(value_async)
@@ -98,6 +107,11 @@ def run(rounds: int) -> list[Row]:
         *rows,
         compare("retry + breaker + rate limit", lambda: ours(1), "pyresilience", lambda: peer(1), 0.35, rounds),
         compare_async(
-            "retry + breaker + rate limit, async", lambda: ours_async(1), "pyresilience", lambda: peer_async(1), 0.35, rounds
+            "retry + breaker + rate limit, async",
+            lambda: ours_async(1),
+            "pyresilience",
+            lambda: peer_async(1),
+            0.35,
+            rounds,
         ),
     ]

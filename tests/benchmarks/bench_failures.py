@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import tenacity
+from tests.benchmarks.harness import Row, compare, compare_async
 
 from opero import opero
-from tests.benchmarks.harness import Row, compare, compare_async
 
 
 def flaky() -> Callable[[], int]:
@@ -45,5 +45,7 @@ def run(rounds: int) -> list[Row]:
     peer_async = tenacity.retry(**settings, sleep=no_sleep)(flaky_async())
     return [
         compare("two failures, then success", ours(flaky()), "tenacity, no-op sleep", peer, 0.4, rounds),
-        compare_async("two failures, then success, async", ours(flaky_async()), "tenacity, no-op sleep", peer_async, None, rounds),
+        compare_async(
+            "two failures, then success, async", ours(flaky_async()), "tenacity, no-op sleep", peer_async, None, rounds
+        ),
     ]

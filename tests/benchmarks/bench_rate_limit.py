@@ -11,13 +11,13 @@ from typing import Any
 
 import aiolimiter
 import pyresilience
+from tests.benchmarks.harness import Row, compare, compare_async
 
 from opero import Policy, RateLimitPolicy
 from opero.clock import SYSTEM
 from opero.executors.call import Call
 from opero.executors.rate_limit import Meter, RateLimitExecutor
 from opero.stats import Stats
-from tests.benchmarks.harness import Row, compare, compare_async
 
 NEVER = 10**9
 RATE, ACQUISITIONS, CALLERS = 1000, 2000, 8
@@ -52,9 +52,9 @@ def run(rounds: int) -> list[Row]:
     meter = Meter(RateLimitExecutor(RateLimitPolicy(rate=NEVER), SYSTEM, "bench"), nothing)
     theirs = pyresilience.RateLimiter(pyresilience.RateLimiterConfig(max_calls=NEVER, period=1.0))
     ours_whole = Policy(rate_limit=NEVER).apply(nothing)
-    theirs_whole = pyresilience.resilient(
-        rate_limiter=pyresilience.RateLimiterConfig(max_calls=NEVER, period=1.0)
-    )(nothing)
+    theirs_whole = pyresilience.resilient(rate_limiter=pyresilience.RateLimiterConfig(max_calls=NEVER, period=1.0))(
+        nothing
+    )
     queue = functools.cache(lambda loop: aiolimiter.AsyncLimiter(NEVER, 1))
 
     def acquire_async() -> Any:
@@ -62,11 +62,18 @@ def run(rounds: int) -> list[Row]:
 
     return [
         compare("permit at once", take, "pyresilience", theirs.acquire, 0.5, rounds),
-        compare("permit at once, the whole layer", limited(meter.wrap(ready)), "pyresilience", theirs.acquire, None, rounds),
+        compare(
+            "permit at once, the whole layer", limited(meter.wrap(ready)), "pyresilience", theirs.acquire, None, rounds
+        ),
         compare("permit at once, the whole call", ours_whole, "pyresilience", theirs_whole, None, rounds),
         compare_async("permit at once, async", acquire, "aiolimiter", acquire_async, 0.7, rounds),
         compare_async(
-            "permit at once, async, the whole layer", limited(meter.wrap_async(ready_async)), "aiolimiter", acquire_async, None, rounds
+            "permit at once, async, the whole layer",
+            limited(meter.wrap_async(ready_async)),
+            "aiolimiter",
+            acquire_async,
+            None,
+            rounds,
         ),
         exact("2000 permits at 1000/s, 8 threads", with_threads()),
         exact("2000 permits at 1000/s, 8 tasks", asyncio.run(with_tasks())),

@@ -41,7 +41,12 @@ def compare(
 
 
 def compare_async(
-    name: str, ours: Callable[[], Awaitable[Any]], peer: str, theirs: Callable[[], Awaitable[Any]], target: float | None, rounds: int
+    name: str,
+    ours: Callable[[], Awaitable[Any]],
+    peer: str,
+    theirs: Callable[[], Awaitable[Any]],
+    target: float | None,
+    rounds: int,
 ) -> Row:
     """Time two async callables against each other, each awaited in a loop within one task."""
     with asyncio.Runner() as runner:
@@ -71,9 +76,7 @@ def _number(timed: Callable[[int], float]) -> int:
     return max(10, int(SECONDS_A_ROUND * 1e9 / timed(100)))
 
 
-def _pairs(
-    a: Callable[[int], float], b: Callable[[int], float], number: int, rounds: int
-) -> list[tuple[float, float]]:
+def _pairs(a: Callable[[int], float], b: Callable[[int], float], number: int, rounds: int) -> list[tuple[float, float]]:
     pairs = []
     b(100)
     gc.collect()

@@ -33,9 +33,7 @@ class Policies:
         """The message of the ConfigError that loading raises."""
         with pytest.raises(ConfigError) as caught:
             self.load(environment, **environ)
-        assert caught.value.__cause__ is None, (
-            "a cause would show pydantic's message, with secret input in it"
-        )
+        assert caught.value.__cause__ is None, "a cause would show pydantic's message, with secret input in it"
         assert caught.value.__context__ is None
         return str(caught.value)
 

@@ -66,9 +66,7 @@ FLAT = {
 
 
 @pytest.mark.parametrize(("name", "value", "policy"), [(name, *rest) for name, rest in FLAT.items()])
-def test_a_variable_sets_its_option_in_either_case(
-    policies: Policies, name: str, value: str, policy: Policy
-) -> None:
+def test_a_variable_sets_its_option_in_either_case(policies: Policies, name: str, value: str, policy: Policy) -> None:
     assert api(policies, **{name: value}) == policy
     assert api(policies, **{name.lower(): value}) == policy
 
@@ -88,9 +86,7 @@ def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field:
     policies.write(base="policies: {api: }")
     for root in ("POLICIES__API", "DEFAULTS"):
         name = f"OPERO_{root}__{kind}__{field}".upper()
-        assert policies.error(**{name: " " if field != "secret" else ""}).startswith(
-            f"{name}: is empty; unset it"
-        )
+        assert policies.error(**{name: " " if field != "secret" else ""}).startswith(f"{name}: is empty; unset it")
 
 
 def test_a_variable_keeps_what_the_file_says_beside_it(policies: Policies) -> None:
@@ -156,9 +152,7 @@ def test_a_variable_that_can_be_read_two_ways_names_both_and_the_way_out(policie
         "or as policies.api_attempt.timeout; "
         "write OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT"
     )
-    loaded = policies.load(
-        OPERO_POLICIES__API__TIMEOUT__ATTEMPT="5", OPERO_POLICIES__API_ATTEMPT__TIMEOUT="6"
-    )
+    loaded = policies.load(OPERO_POLICIES__API__TIMEOUT__ATTEMPT="5", OPERO_POLICIES__API_ATTEMPT__TIMEOUT="6")
     assert loaded.policies == {
         "api": Policy(timeout=TimeoutPolicy(attempt=5)),
         "api_attempt": Policy(timeout=TimeoutPolicy(total=6)),
@@ -229,9 +223,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize(("name", "said"), UNKNOWN.items(), ids=UNKNOWN)
-def test_a_variable_that_names_nothing_is_an_error_with_the_nearest(
-    policies: Policies, name: str, said: str
-) -> None:
+def test_a_variable_that_names_nothing_is_an_error_with_the_nearest(policies: Policies, name: str, said: str) -> None:
     policies.write(base="policies: {api: , db: }")
     assert policies.error(**{name: "hunter2"}).startswith(f"{name}: {said}")
     assert "hunter2" not in policies.error(**{name: "hunter2"})
@@ -288,9 +280,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize(("environ", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
-def test_a_bad_value_is_told_with_its_variable(
-    policies: Policies, environ: dict[str, str], said: str
-) -> None:
+def test_a_bad_value_is_told_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
     policies.write(base="policies: {api: }")
     message = policies.error(**environ)
     assert message.startswith(said)

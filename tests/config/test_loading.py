@@ -107,13 +107,9 @@ def test_defaults_lie_under_every_profile_and_are_a_policy_of_none(policies: Pol
 
 def test_each_level_lies_over_the_one_below(policies: Policies) -> None:
     """Model defaults, `defaults:`, the base file, the environment's file, a variable."""
-    policies.write(
-        base="{defaults: {retry: 10}, policies: {a: {retry: 20}}}", production="policies: {a: {retry: 30}}"
-    )
+    policies.write(base="{defaults: {retry: 10}, policies: {a: {retry: 20}}}", production="policies: {a: {retry: 30}}")
     loaded = policies.load("production", OPERO_A_RETRIES="40")
-    assert [
-        (leaf.value, str(leaf.source), leaf.section) for leaf in loaded.source("a", "retry.retries").chain()
-    ] == [
+    assert [(leaf.value, str(leaf.source), leaf.section) for leaf in loaded.source("a", "retry.retries").chain()] == [
         ("40", "OPERO_A_RETRIES", "policies.a"),
         (30, "policies/production.yaml:1:23", "policies.a"),
         (20, "policies/base.yaml:1:47", "policies.a"),
@@ -183,9 +179,7 @@ def test_asking_for_an_unknown_source_names_the_nearest(policies: Policies) -> N
     loaded = policies.load()
     with pytest.raises(PolicyNotFoundError, match="there is no profile 'apy'; did you mean 'api'"):
         loaded.source("apy", "retry.retries")
-    with pytest.raises(
-        ConfigError, match=r"the profile 'api' has no 'retry.retires'; did you mean 'retry.retries'"
-    ):
+    with pytest.raises(ConfigError, match=r"the profile 'api' has no 'retry.retires'; did you mean 'retry.retries'"):
         loaded.source("api", "retry.retires")
 
 
@@ -256,7 +250,7 @@ BAD_TEXTS = {
     ),
     "no such choice": (
         "policies: {api: {parallel: proces}}\n",
-        "'process', 'async', 'async_process', 'dask' or 'ray'; did you mean 'process'?",
+        "'async_process', 'dask', 'ray'; did you mean 'process'?",
     ),
     "one of several types": (
         "policies: {api: {parallel: {workers: 0}}}\n",
@@ -312,9 +306,7 @@ def test_a_mistake_is_told_with_its_place_and_a_cure(policies: Policies, text: s
 @pytest.mark.parametrize("key", ["functions", "import_from"])
 def test_keys_of_a_later_release_are_named_as_such(policies: Policies, key: str) -> None:
     policies.write(base=f"policies: {{}}\n{key}: {{}}\n")
-    with pytest.raises(
-        NotImplementedError, match=rf"policies/base.yaml:2:1: `{key}:` is not implemented yet"
-    ):
+    with pytest.raises(NotImplementedError, match=rf"policies/base.yaml:2:1: `{key}:` is not implemented yet"):
         policies.load()
 
 
@@ -324,8 +316,7 @@ def test_all_problems_of_all_files_and_variables_are_told_at_once(policies: Poli
         production="policies: {api: {cache: {tttl: 5}}}\n",
     )
     assert [
-        line.partition(": ")[0]
-        for line in policies.problems("production", OPERO_API_CACHE_MAX_SIZE="x", OPERO_X="1")
+        line.partition(": ")[0] for line in policies.problems("production", OPERO_API_CACHE_MAX_SIZE="x", OPERO_X="1")
     ] == [
         "OPERO_API_CACHE_MAX_SIZE",
         "OPERO_X",
@@ -334,15 +325,11 @@ def test_all_problems_of_all_files_and_variables_are_told_at_once(policies: Poli
         "policies/base.yaml:3:42",
         "policies/production.yaml:1:26",
     ]
-    assert policies.error("production", OPERO_X="1").startswith(
-        "the configuration has 5 problems:\n  OPERO_X: "
-    )
+    assert policies.error("production", OPERO_X="1").startswith("the configuration has 5 problems:\n  OPERO_X: ")
 
 
 def test_a_circle_is_told_once(policies: Policies) -> None:
-    policies.write(
-        base="policies: {c: {extends: b}, b: {extends: a}, a: {extends: c}, outside: {extends: a}}"
-    )
+    policies.write(base="policies: {c: {extends: b}, b: {extends: a}, a: {extends: c}, outside: {extends: a}}")
     assert policies.error() == (
         "policies/base.yaml:1:59: profiles extend each other in a circle: a → c → b → a; remove one `extends`"
     )
@@ -357,16 +344,12 @@ def test_a_mistake_in_defaults_or_a_parent_is_told_once(policies: Policies) -> N
 
 
 def test_a_mistake_is_told_where_the_effective_value_stands(policies: Policies) -> None:
-    policies.write(
-        base="policies: {a: {retry: {min_delay: 5}}}", production="policies: {a: {retry: {max_delay: 4}}}"
-    )
+    policies.write(base="policies: {a: {retry: {min_delay: 5}}}", production="policies: {a: {retry: {max_delay: 4}}}")
     assert policies.error("production") == (
         "policies/production.yaml:1:35: policies.a.retry: min_delay (5s) is greater than max_delay (4s); "
         "lower the one or raise the other (see also policies/base.yaml:1:35)"
     )
-    assert policies.error("production", OPERO_A_MIN_DELAY="6", OPERO_A_MAX_DELAY="x").startswith(
-        "OPERO_A_MAX_DELAY: "
-    )
+    assert policies.error("production", OPERO_A_MIN_DELAY="6", OPERO_A_MAX_DELAY="x").startswith("OPERO_A_MAX_DELAY: ")
 
 
 def test_one_mistake_does_not_bring_forth_another(policies: Policies) -> None:
@@ -377,9 +360,7 @@ def test_one_mistake_does_not_bring_forth_another(policies: Policies) -> None:
 
 
 def test_what_an_unreadable_file_may_hold_is_not_called_missing(policies: Policies) -> None:
-    policies.write(
-        base="policies: [", production="policies: {a: {extends: b, rate_limit: {burst: 5}}, c: {retry: x}}"
-    )
+    policies.write(base="policies: [", production="policies: {a: {extends: b, rate_limit: {burst: 5}}, c: {retry: x}}")
     problems = policies.problems("production", OPERO_B_RETRIES="1", OPERO_A_RETRIES="y")
     assert [line.partition(": ")[0].partition(":")[0] for line in problems] == [
         "OPERO_A_RETRIES",
@@ -421,12 +402,10 @@ def test_a_module_that_fails_while_it_is_imported_is_told_where_it_is_named(
 ) -> None:
     (tmp_path / "opero_broken_module.py").write_text("raise RuntimeError('no database')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    policies.write(
-        base="policies: {a: {retry: {retries: 5, retry_on: [opero_broken_module.Error]}, rate_limit: 5}}"
-    )
+    policies.write(base="policies: {a: {retry: {retries: 5, retry_on: [opero_broken_module.Error]}, rate_limit: 5}}")
     assert policies.error() == (
         "policies/base.yaml:1:46: policies.a.retry.retry_on: "
-        "a module that it names fails: RuntimeError('no database')"
+        "'opero_broken_module.Error' cannot be imported: RuntimeError: no database"
     )
 
 

@@ -56,9 +56,7 @@ def test_yml_is_as_good_as_yaml(policies: Policies) -> None:
 def test_a_file_with_both_suffixes_is_an_error(policies: Policies) -> None:
     policies.write(base=EMPTY)
     (policies.directory / "base.yml").write_text(EMPTY)
-    assert policies.error() == (
-        "policies/base.yml: stands beside base.yaml, and only one can hold; remove one of them"
-    )
+    assert policies.error() == ("policies/base.yml: stands beside base.yaml, and only one can hold; remove one of them")
 
 
 def test_the_directory_is_the_argument_then_opero_config_then_pyproject_then_policies(

@@ -50,9 +50,7 @@ def layers(draw: st.DrawFn) -> list[Layer]:
     made: list[Layer] = []
     for name in ("base", "production", "variables"):
         profiles = {
-            each: draw(sections(each, NAMES[:index]))
-            for index, each in enumerate(NAMES)
-            if draw(st.booleans())
+            each: draw(sections(each, NAMES[:index])) for index, each in enumerate(NAMES) if draw(st.booleans())
         }
         defaults = draw(sections("defaults")) if draw(st.booleans()) else None
         made.append(Layer(name, defaults, profiles))
@@ -64,11 +62,7 @@ def layers(draw: st.DrawFn) -> list[Layer]:
 
 
 def _known(section: Section, names: set[str]) -> Section:
-    return (
-        section
-        if section.extends is None or section.extends.value in names
-        else replace(section, extends=None)
-    )
+    return section if section.extends is None or section.extends.value in names else replace(section, extends=None)
 
 
 def plain(section: Section) -> dict[str, Any]:
@@ -86,9 +80,7 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
         return replace(
             section,
             blocks={
-                kind: replace(
-                    block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source}
-                )
+                kind: replace(block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source})
                 for kind, block in section.blocks.items()
             },
         )

@@ -40,9 +40,7 @@ def test_default_has_the_values_of_configuration_management(
 def test_production_has_the_values_of_configuration_for_production() -> None:
     found = profiles("production").policies
     assert found["api"] == Policy(
-        retry=RetryPolicy(
-            retries=5, backoff_factor=2.0, retry_on=(ConnectionError, TimeoutError, requests.HTTPError)
-        ),
+        retry=RetryPolicy(retries=5, backoff_factor=2.0, retry_on=(ConnectionError, TimeoutError, requests.HTTPError)),
         cache=CachePolicy(ttl=1800),
         rate_limit=RateLimitPolicy(rate=50),
     )

@@ -16,17 +16,13 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from conftest import Policies
 
-WORDS = sorted(
-    {*KINDS, *(name for model in KINDS.values() for name in model.model_fields), "extends", "a", "b", "<<"}
-)
+WORDS = sorted({*KINDS, *(name for model in KINDS.values() for name in model.model_fields), "extends", "a", "b", "<<"})
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-5, 200),
     st.floats(allow_nan=False),
-    st.sampled_from(
-        ["5s", "50/s", "process", "auto", "ValueError", "json:dumps", "a", "x y", "", "1:30", "{", "[1"]
-    ),
+    st.sampled_from(["5s", "50/s", "process", "auto", "ValueError", "json:dumps", "a", "x y", "", "1:30", "{", "[1"]),
     st.text("ab:#&*!%@`'\"{}[]|>-? \t\n\x01é", max_size=8),
 )
 VALUES = st.recursive(
@@ -68,9 +64,7 @@ def test_any_structure_loads_or_is_told(policies: Policies, document: Any) -> No
 
 
 @EACH
-@given(
-    text=st.binary(max_size=60) | st.text("policies:{}[]&*!<>-?'\"\n\t ~1é\x01", max_size=60).map(str.encode)
-)
+@given(text=st.binary(max_size=60) | st.text("policies:{}[]&*!<>-?'\"\n\t ~1é\x01", max_size=60).map(str.encode))
 def test_any_bytes_load_or_are_told(policies: Policies, text: bytes) -> None:
     loads_or_tells(policies, text, {})
 

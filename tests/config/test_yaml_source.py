@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def _each_parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "C" and not yaml.__with_libyaml__:
         pytest.skip("PyYAML has no C parser here")
-    monkeypatch.setattr(
-        yaml_source, "SAFE_LOADER", yaml.CSafeLoader if request.param == "C" else yaml.SafeLoader
-    )
+    monkeypatch.setattr(yaml_source, "SAFE_LOADER", yaml.CSafeLoader if request.param == "C" else yaml.SafeLoader)
 
 
 BAD_FILES = {
@@ -137,10 +135,7 @@ def test_aliases_that_multiply_beyond_measure_are_refused(policies: Policies) ->
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     ]
     policies.write(base="\n".join(lines))
-    assert any(
-        "comes to more than 100000 values with its aliases written out" in line
-        for line in policies.problems()
-    )
+    assert any("comes to more than 100000 values with its aliases written out" in line for line in policies.problems())
 
 
 def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
@@ -168,9 +163,7 @@ def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
 
 
 def test_a_key_beside_a_merge_key_wins_wherever_it_stands(policies: Policies) -> None:
-    policies.write(
-        base="policies: {a: &a {retry: 1, cache: 5}, b: {retry: 2, <<: *a}, c: {<<: *a, retry: 3}}"
-    )
+    policies.write(base="policies: {a: &a {retry: 1, cache: 5}, b: {retry: 2, <<: *a}, c: {<<: *a, retry: 3}}")
     found = policies.load().policies
     assert [found[name].retry.retries for name in "abc"] == [1, 2, 3]  # type: ignore[union-attr]
     assert found["b"].cache == found["a"].cache

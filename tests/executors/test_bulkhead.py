@@ -21,7 +21,9 @@ from opero.testing import VirtualClock
     places=st.integers(1, 4),
     max_wait=st.one_of(st.none(), st.floats(0, 2)),
     calls=st.lists(
-        st.tuples(st.floats(0, 3), st.floats(0, 2), st.one_of(st.none(), st.floats(0, 2)), st.booleans()), min_size=1, max_size=25
+        st.tuples(st.floats(0, 3), st.floats(0, 2), st.one_of(st.none(), st.floats(0, 2)), st.booleans()),
+        min_size=1,
+        max_size=25,
     ),
 )
 def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None, calls: list[Any]) -> None:

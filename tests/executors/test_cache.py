@@ -89,7 +89,7 @@ def test_the_key_function_gets_exactly_the_calls_arguments(bind: Any) -> None:
 
 def test_the_least_recently_used_result_goes_first(bind: Any) -> None:
     counting = Counting()
-    call = bind(Policy(cache={"max_size": 2}), lambda x: counting(x))
+    call = bind(Policy(cache={"max_size": 2}), counting)
     for x in (1, 2, 1, 3, 1, 2):
         call(x)
     assert [args[0] for args, _ in counting.calls] == [1, 2, 3, 2]
@@ -229,6 +229,11 @@ def test_a_function_that_asks_itself_the_same_does_not_wait_for_itself(bind: Any
 
     bound: Any = Policy(cache=True).apply(function)
     assert bound() == 2
+
+
+def test_the_region_is_named_by_namespace_and_function() -> None:
+    bound = Policy(cache={"namespace": "mine"}).apply(Client.get)
+    assert bound.binding.cache.region.name == f"mine:{__name__}.Client.get"  # type: ignore[union-attr]
 
 
 def test_a_hit_costs_no_permit(bind: Any) -> None:

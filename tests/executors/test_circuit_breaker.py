@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -124,7 +125,9 @@ class BreakerAndModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(
-        which=st.integers(0, 100), result=st.sampled_from(["success", "failure", "failure", "nothing"]), slow=st.booleans()
+        which=st.integers(0, 100),
+        result=st.sampled_from(["success", "failure", "failure", "nothing"]),
+        slow=st.booleans(),
     )
     def call_ends(self, which: int, result: str, slow: bool) -> None:
         period, expected = self.running.pop(which % len(self.running))
@@ -263,10 +266,8 @@ def test_under_threads_exactly_as_many_probes_get_through_as_may(probes: int) ->
     def hammer() -> None:
         start.wait()
         for _ in range(200):
-            try:
+            with contextlib.suppress(CircuitOpenError):
                 admitted.append(breaker.admit(clock.now))
-            except CircuitOpenError:
-                pass
 
     run_threads(hammer)
     assert len(admitted) == probes

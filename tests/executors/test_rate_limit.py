@@ -32,7 +32,13 @@ def assert_keeps_the_rate(grants: list[tuple[float, float]], rate: float, burst:
             assert total - cost + min(cost, burst) <= burst + width * rate + 1e-6
 
 
-@given(steps=STEPS, rate=RATES, burst=BURSTS, costs=st.lists(st.floats(0.1, 8), min_size=1, max_size=5), patience=st.floats(0, 3))
+@given(
+    steps=STEPS,
+    rate=RATES,
+    burst=BURSTS,
+    costs=st.lists(st.floats(0.1, 8), min_size=1, max_size=5),
+    patience=st.floats(0, 3),
+)
 def test_reservations_keep_the_rate_and_refused_ones_take_nothing(
     steps: list[float], rate: float, burst: int, costs: list[float], patience: float
 ) -> None:

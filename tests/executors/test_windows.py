@@ -20,7 +20,9 @@ def test_a_count_window_holds_the_last_calls(results: list[tuple[float, bool, bo
 
 
 @given(results=RESULTS, seconds=st.floats(0.5, 30))
-def test_a_time_window_holds_the_last_seconds_to_a_tenth(results: list[tuple[float, bool, bool]], seconds: float) -> None:
+def test_a_time_window_holds_the_last_seconds_to_a_tenth(
+    results: list[tuple[float, bool, bool]], seconds: float
+) -> None:
     window = TimeWindow(seconds)
     now = 0.0
     happened = []

@@ -86,7 +86,7 @@ def test_string_annotations_count_as_what_they_say() -> None:
 
 def test_an_optional_list_takes_batches_too() -> None:
     def load(keys: list[int] | None) -> Any: ...
-    def load_typing(keys: typing.Optional[list[int]]) -> Any: ...  # noqa: UP045
+    def load_typing(keys: typing.Optional[list[int]]) -> Any: ...
 
     assert BatchRule(load, 0, None).applies(3)
     assert BatchRule(load_typing, 0, None).applies(3)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero import Policy, opero, opmap
+from opero import MapError, Policy, opero, opmap
 from opero.parallel import mapping
 from opero.parallel.mapping import worker_count
 
@@ -170,3 +170,34 @@ def test_progress_is_shown_where_it_is_asked_for(function: Any, capsys: pytest.C
 def test_progress_is_not_shown_where_there_is_no_terminal(progress: Any, capsys: pytest.CaptureFixture[str]) -> None:
     opmap(mode="thread", progress=progress)(plain)(range(3))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_fallback_result_answers_for_an_item_and_is_not_kept(mode: Any, batch: bool) -> None:
+    def broken(item: Any) -> Any:
+        raise ConnectionError
+
+    def instead(item: Any) -> Any:
+        return ["instead"] * len(item) if isinstance(item, list) else "instead"
+
+    bound = Policy(
+        cache=True, fallback={"function": instead}, parallel={"mode": mode, "workers": 2, "batch": batch}
+    ).apply(broken)
+    assert bound.map([1, 2, 3]) == ["instead"] * 3
+    assert bound.cache_get(1) is None
+    assert bound.stats.failures == 0
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_on_error_raise_begins_nothing_after_a_failed_item_of_a_chunk(mode: Any) -> None:
+    def fail_late(item: int) -> int:
+        if item == 3000:
+            raise ValueError(item)
+        return item
+
+    bound = Policy(parallel={"mode": mode, "workers": 1}).apply(fail_late)
+    with pytest.raises(MapError) as caught:
+        bound.map(range(50_000))
+    assert len(caught.value.results) + 1 < 20_000
+    assert set(caught.value.failures) == {3000}

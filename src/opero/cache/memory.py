@@ -1,4 +1,4 @@
-"""The `memory` backend: a dogpile.cache backend that holds a bounded number of results, the least recently used going first."""
+"""The `memory` backend of dogpile.cache: it holds so many results, and the least recently used goes first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 if TYPE_CHECKING:
@@ -65,6 +64,3 @@ class MemoryBackend(CacheBackend):
         """Forget everything."""
         with self._lock:
             self._values.clear()
-
-
-register_backend("opero.memory", "opero.cache.memory", "MemoryBackend")  # type: ignore[no-untyped-call]

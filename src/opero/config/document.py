@@ -59,9 +59,7 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         else:
-            found = _mapping(
-                entry, "`policies:`", report, cure="write each profile's name and its policies below it"
-            )
+            found = _mapping(entry, "`policies:`", report, cure="write each profile's name and its policies below it")
             profiles = {each: _read_section(body, f"policies.{each}", report) for each, body in found.items()}
     return Layer(name, defaults, profiles)
 
@@ -91,9 +89,7 @@ def _read_section(marked: Marked, section: str, report: Report) -> Section:
         elif key == "extends":
             report.add(entry.place, "`defaults:` lies under every profile and extends none; remove this")
         else:
-            report.add(
-                entry.place, f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain())}"
-            )
+            report.add(entry.place, f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain())}")
     return Section(marked.place, blocks, extends, flawed)
 
 
@@ -102,9 +98,7 @@ def read_extends(marked: Marked, section: str, report: Report) -> Leaf | None:
     if marked.value is None or isinstance(marked.value, str):
         return Leaf(marked.value, marked.source, section)
     if marked.value is not BROKEN:
-        report.add(
-            marked.source, f"{section}.extends takes the name of one profile, not {shown(marked.value)}"
-        )
+        report.add(marked.source, f"{section}.extends takes the name of one profile, not {shown(marked.value)}")
     return None
 
 
@@ -129,9 +123,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
         entries: dict[str, Marked] = value
     else:
         try:
-            entries = {
-                field: Marked(bare, marked.source) for field, bare in KINDS[kind].expand(value).items()
-            }
+            entries = {field: Marked(bare, marked.source) for field, bare in KINDS[kind].expand(value).items()}
         except ValueError as error:
             report.add(marked.source, f"{section}.{kind}: {error}")
             return Block(place, flawed=True)

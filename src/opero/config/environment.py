@@ -110,9 +110,7 @@ def read_variables(
             except ValueError as error:
                 report.add(source, str(error))
                 value = None
-            sections.setdefault(target.profile, _Collected(target.section, source, report)).take(
-                target, source, value
-            )
+            sections.setdefault(target.profile, _Collected(target.section, source, report)).take(target, source, value)
         elif complete and upper not in RESERVED and not upper.startswith(RESERVED_PREFIX):
             report.add(source, _explain_unknown(upper, names))
     read = {profile: each.section() for profile, each in sections.items()}
@@ -219,9 +217,7 @@ class _Collected:
             self._report.add(block.source, text)
         for field in sorted(held.fields.keys() & block.fields.keys()):
             other = held.fields[field].source
-            self._report.add(
-                block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them"
-            )
+            self._report.add(block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them")
         return Block(held.source, {**held.fields, **block.fields}, flawed=held.flawed or block.flawed)
 
     def section(self) -> Section:
@@ -250,9 +246,7 @@ def _explain_unknown(name: str, profiles: list[str]) -> str:
         if option == rest:
             continue
         reasons.append(f"the profile {profile!r} has no option {option!r}")
-        homes = [
-            _Target(profile, kind, option) for kind, model in KINDS.items() if option in model.model_fields
-        ]
+        homes = [_Target(profile, kind, option) for kind, model in KINDS.items() if option in model.model_fields]
         if homes:
             return f"{reasons[-1]}; write {' or '.join(target.nested for target in homes)}"
     known = [option for option in OPTIONS if rest.endswith(f"_{option}")]
@@ -263,9 +257,7 @@ def _explain_unknown(name: str, profiles: list[str]) -> str:
     why = ", and ".join(reasons) or "names no profile"
     if close:
         return f"{why}; did you mean {close[0]}?"
-    there_are = (
-        f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines any profile"
-    )
+    there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines any profile"
     return f"{why}; {there_are}"
 
 

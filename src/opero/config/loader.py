@@ -54,9 +54,7 @@ class Configuration:
             ConfigError: the profile has no such policy, or that has no such field.
         """
         if profile not in self.sources:
-            raise PolicyNotFoundError(
-                f"there is no profile {profile!r}{nearest(profile, self.sources)}", name=profile
-            )
+            raise PolicyNotFoundError(f"there is no profile {profile!r}{nearest(profile, self.sources)}", name=profile)
         leaves = self.sources[profile]
         if path not in leaves:
             raise ConfigError(f"the profile {profile!r} has no {path!r}{nearest(path, leaves)}")

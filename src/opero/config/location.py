@@ -89,9 +89,7 @@ def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
     hint = nearest(env.value, known)
     cure = hint if "did you mean" in hint else f"; create {env.value}.yaml (`policies: {{}}` changes nothing)"
     where = f"{env.by}: " if env.by else ""
-    raise ConfigError(
-        f"{where}{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}"
-    )
+    raise ConfigError(f"{where}{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
 
 
 def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
@@ -142,9 +140,7 @@ def _from_pyproject(path: Path) -> _Named | None:
     if config is None:
         return None
     if not isinstance(config, str) or not config:
-        raise ConfigError(
-            f"{path.name}: config in [tool.opero] must be the path of a directory, not {config!r}"
-        )
+        raise ConfigError(f"{path.name}: config in [tool.opero] must be the path of a directory, not {config!r}")
     return _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]")
 
 

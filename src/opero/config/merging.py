@@ -135,9 +135,7 @@ class Profile:
     def given(self, kind: str) -> Mapping[str, Leaf]:
         """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
         held = self._kinds.get(kind)
-        return (
-            {} if held is None else {field: leaf for field, leaf in held.fields.items() if not leaf.removed}
-        )
+        return {} if held is None else {field: leaf for field, leaf in held.fields.items() if not leaf.removed}
 
     def kinds(self) -> list[str]:
         """The policies that the profile has."""
@@ -152,9 +150,7 @@ class Profile:
 
     def values(self) -> dict[str, dict[str, Any]]:
         """Plain data for `Policy`."""
-        return {
-            kind: {field: leaf.value for field, leaf in self.given(kind).items()} for kind in self.kinds()
-        }
+        return {kind: {field: leaf.value for field, leaf in self.given(kind).items()} for kind in self.kinds()}
 
     def leaves(self) -> dict[str, Leaf]:
         """Path ("retry.retries") → leaf: every field of every policy that it has, defaults included, and what

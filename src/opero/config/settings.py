@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import InstanceOf  # noqa: TC002  # pydantic reads the annotation
+from pydantic import InstanceOf  # pydantic reads the annotation
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from opero.config.document import read_document
 from opero.config.environment import read_enabled, read_variables
 from opero.config.location import show_path
 from opero.config.merging import profile_names
-from opero.config.sources import Layer  # noqa: TC001
+from opero.config.sources import Layer
 from opero.config.yaml_source import read_yaml
 
 if TYPE_CHECKING:

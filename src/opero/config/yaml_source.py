@@ -103,9 +103,7 @@ class _Reader:
         except RecursionError:
             raise _UnreadableError(f"nests deeper than {MAX_DEPTH} levels") from None
         if node is None:
-            raise _UnreadableError(
-                "is empty; write `policies:` and the profiles below it, or remove the file"
-            )
+            raise _UnreadableError("is empty; write `policies:` and the profiles below it, or remove the file")
         return self._read(node)
 
     def _check_depth(self, text: str) -> None:
@@ -128,13 +126,9 @@ class _Reader:
         lines = text.splitlines()
         written = lines[line] if line < len(lines) else ""
         if "\t" in written[: len(written) - len(written.lstrip())]:
-            raise _UnreadableError(
-                "a tab indents this line; YAML indents with spaces alone", line, column
-            ) from error
+            raise _UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
         if "another document" in problem:
-            raise _UnreadableError(
-                "begins a second document (`---`); keep one a file", line, column
-            ) from error
+            raise _UnreadableError("begins a second document (`---`); keep one a file", line, column) from error
         context = getattr(error, "context", None)
         cure = next((cure for part, cure in CURES.items() if part in problem), "")
         raise _UnreadableError(
@@ -155,9 +149,7 @@ class _Reader:
         # Aliases are written out here, so what they may come to is bounded here, too.
         self._values += 1
         if self._values > MAX_VALUES:
-            self._fatal(
-                node, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer"
-            )
+            self._fatal(node, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer")
         if id(node) in self._open:
             return self._broken(node, "contains itself by an alias; write the value out", key)
         if len(self._open) >= MAX_DEPTH:

@@ -112,7 +112,7 @@ class CircuitBreakerExecutor:
             self._tell()
 
     def release(self, period: int) -> None:
-        """A call ended without saying anything of the service: it was cancelled, turned away, or failed by an ignored error."""
+        """A call ended without saying anything of the service: cancelled, turned away, or by an ignored error."""
         with self._lock:
             if period == self._period and self._state == "half_open":
                 self._probes_begun -= 1
@@ -205,7 +205,8 @@ class CircuitBreakerExecutor:
             return CircuitOpenError(f"{self.name}: the circuit is half open and its probes are under way", retry_in=0.0)
         left = max(0.0, self._open_left(now))
         return CircuitOpenError(
-            f"{self.name}: the circuit is open for another {approximate_duration(left)}; it opened after {self._last_error}",
+            f"{self.name}: the circuit is open for another {approximate_duration(left)}; "
+            f"it opened after {self._last_error}",
             retry_in=left,
         )
 

@@ -53,13 +53,13 @@ class Ledger:
         self._step = cost * self._interval
 
     def take(self) -> bool:
-        """Take the permits for a call of the usual cost, if they are due: the path of a call that has nothing to wait for."""
+        """Take the permits for a call of the usual cost if they are due: what a call does that need not wait."""
         with self._lock:
             now = self._monotonic()
             due = self._due
             if due - self._saved > now:
                 return False
-            self._due = (due if due > now else now) + self._step
+            self._due = (max(now, due)) + self._step
             return True
 
     def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
@@ -84,7 +84,9 @@ class Ledger:
                 self._due -= cost * self._interval
 
 
-def cost_function(cost: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
+def cost_function(
+    cost: Any, function: Callable[..., Any]
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
     """What a call of `function` costs, from its arguments; None where every call costs the same.
 
     Raises:
@@ -97,7 +99,9 @@ def cost_function(cost: Any, function: Callable[..., Any]) -> Callable[[tuple[An
     signature = inspect.signature(function)
     if cost not in signature.parameters:
         where = getattr(function, "__qualname__", repr(function))
-        raise ConfigError(f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}")
+        raise ConfigError(
+            f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}"
+        )
 
     def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         bound = signature.bind(*args, **kwargs)

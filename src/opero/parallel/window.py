@@ -23,8 +23,8 @@ AHEAD = 2
 """Chunks in the window, for each worker."""
 
 
-def run_chunk(work: Callable[[Any], Any], chunk: Chunk) -> tuple[list[Outcome], float]:
-    """What became of each of a chunk's items, and the seconds it took."""
+def run_chunk(work: Callable[[Any], Any], chunk: Chunk, keep_going: bool = True) -> tuple[list[Outcome], float]:
+    """What became of a chunk's items, and the seconds it took; unless `keep_going`, none after one that failed."""
     started = time.perf_counter()
     outcomes = []
     for item in chunk:
@@ -32,6 +32,8 @@ def run_chunk(work: Callable[[Any], Any], chunk: Chunk) -> tuple[list[Outcome], 
             outcomes.append(Outcome(work(item)))
         except Exception as error:  # noqa: BLE001  # carried as a value
             outcomes.append(Outcome(error=error))
+            if not keep_going:
+                break
     return outcomes, time.perf_counter() - started
 
 
@@ -54,8 +56,8 @@ def run_window(
         keep_going: go on after a failed item; else nothing more is sent, and what runs is finished.
         unpack: makes what `run_chunk` returns of what the executor's future gives.
 
-    When a worker dies, its executor is broken, and with it every chunk in the window, whichever was to blame. So each of
-    them is sent again, alone; one that breaks the executor again, item by item; and an item that does so has failed.
+    When a worker dies, its executor is broken, and with it every chunk in the window, whichever was to blame. So each
+    of them is sent again, alone; one that breaks the executor again, item by item; and an item that does so has failed.
     """
     position = 0
     size = 1
@@ -78,7 +80,9 @@ def run_window(
             if suspects and not window:
                 send(*suspects.popleft())
                 alone = True
-            while not suspects and not alone and position < len(items) and not stopped and len(window) < workers * AHEAD:
+            while (
+                not suspects and not alone and position < len(items) and not stopped and len(window) < workers * AHEAD
+            ):
                 # Towards the end the chunks shrink, so that no worker is left with the last long one alone.
                 count = max(1, min(size, (len(items) - position) // (workers * AHEAD) + 1))
                 send(position, count)
@@ -98,6 +102,9 @@ def run_window(
                 for offset, outcome in enumerate(outcomes):
                     stopped = stopped or (outcome.error is not None and not keep_going)
                     yield first + offset, outcome
+            if stopped:  # what no worker has begun is not begun any more
+                for future in [each for each in window if each.cancel()]:
+                    del window[future]
             alone = alone and bool(window)
     finally:
         for future in window:
