@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
 from opero.errors import CircuitOpenError
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["CircuitBreakerExecutor", "State"]
 
 State = Literal["closed", "open", "half_open", "forced_open", "forced_closed"]
+
+
+def _describe(error: Exception) -> str:
+    """An exception in one line, even one that cannot say what it is."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"[:200]
+    except Exception:  # noqa: BLE001  # its own __str__ fails
+        return name
 
 
 class CircuitBreakerExecutor:
@@ -46,6 +56,8 @@ class CircuitBreakerExecutor:
         self._alert = self.by_rate
         """A success has something to change: there is a window to fill, a failure to forget, or a probe to count."""
         self._window = self._new_window()
+        self._news: deque[str] = deque()
+        """Changes of state that have not been logged yet."""
 
     # What an operator may see and do
 
@@ -61,16 +73,19 @@ class CircuitBreakerExecutor:
         """Reject every call until `reset` or `force_closed`."""
         with self._lock:
             self._enter("forced_open")
+        self._tell()
 
     def force_closed(self) -> None:
         """Let every call through, whatever comes of it, until `reset` or `force_open`."""
         with self._lock:
             self._enter("forced_closed")
+        self._tell()
 
     def reset(self) -> None:
         """Close the circuit and forget what has been counted."""
         with self._lock:
             self._enter("closed")
+        self._tell()
 
     # Decisions
 
@@ -80,18 +95,21 @@ class CircuitBreakerExecutor:
         Raises:
             CircuitOpenError: the circuit is open, or as many probes as may be are under way.
         """
-        with self._lock:
-            if self._state == "open" and self._open_left(now) <= 0:
-                self._enter("half_open", now)
-            if self._state == "half_open":
-                if self._probes_begun >= self.policy.half_open_calls and now - self._since >= self.policy.open_for:
-                    self._enter("half_open", now)  # probes that never came back are written off
-                if self._probes_begun < self.policy.half_open_calls:
-                    self._probes_begun += 1
+        try:
+            with self._lock:
+                if self._state == "open" and self._open_left(now) <= 0:
+                    self._enter("half_open", now)
+                if self._state == "half_open":
+                    if self._probes_begun >= self.policy.half_open_calls and now - self._since >= self.policy.open_for:
+                        self._enter("half_open", now)  # probes that never came back are written off
+                    if self._probes_begun < self.policy.half_open_calls:
+                        self._probes_begun += 1
+                        return self._period
+                elif self._state in ("closed", "forced_closed"):
                     return self._period
-            elif self._state in ("closed", "forced_closed"):
-                return self._period
-            raise self._rejection(now)
+                raise self._rejection(now)
+        finally:
+            self._tell()
 
     def release(self, period: int) -> None:
         """A call ended without saying anything of the service: cancelled, turned away, or by an ignored error."""
@@ -110,13 +128,18 @@ class CircuitBreakerExecutor:
         """
         failed = error is not None
         slow = seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call
+        trouble = (
+            _describe(error)
+            if error is not None
+            else f"a call took {approximate_duration(seconds or 0.0)}"
+            if slow
+            else ""
+        )
         with self._lock:
             if period != self._period:
                 return
-            if failed:
-                self._last_error = f"{type(error).__name__}: {error}"[:200]
-            elif slow:
-                self._last_error = f"a call took {approximate_duration(seconds or 0.0)}"
+            if trouble:
+                self._last_error = trouble
             if self._state == "half_open":
                 if failed or slow:
                     self._enter("open", now)
@@ -131,6 +154,8 @@ class CircuitBreakerExecutor:
                     self._window.add(now, failed, slow)
                 if self._should_open(now):
                     self._enter("open", now)
+        if self._news:
+            self._tell()
 
     def _should_open(self, now: float) -> bool:
         policy = self.policy
@@ -141,18 +166,14 @@ class CircuitBreakerExecutor:
         counts = self._window.counts(now)
         if counts.calls < policy.least_calls:
             return False
-        if policy.failure_rate is not None and counts.failures >= policy.failure_rate * counts.calls:
+        # Divided, not multiplied: 7 / 100 is the very number 0.07, while 0.07 * 100 is a little above 7.
+        if policy.failure_rate is not None and counts.failures / counts.calls >= policy.failure_rate:
             return True
-        return policy.slow_call is not None and counts.slow >= (policy.slow_rate or 1.0) * counts.calls
+        return policy.slow_call is not None and counts.slow / counts.calls >= (policy.slow_rate or 1.0)
 
     def _enter(self, state: State, now: float | None = None) -> None:
         if state != self._state:
-            logger.warning(
-                "%s: circuit %s%s",
-                self.name,
-                state.replace("_", " "),
-                f" after {self._last_error}" if state == "open" else "",
-            )
+            self._news.append(state.replace("_", " ") + (f" after {self._last_error}" if state == "open" else ""))
         self._state = state
         self._since = self.clock.monotonic() if now is None else now
         self._period += 1
@@ -160,6 +181,15 @@ class CircuitBreakerExecutor:
         self._alert = self.by_rate or state != "closed"
         if state == "closed":
             self._window = self._new_window()
+
+    def _tell(self) -> None:
+        """Log the changes of state, now that the lock is free: a log handler may ask the breaker how it is."""
+        while self._news:
+            try:
+                news = self._news.popleft()
+            except IndexError:  # another thread has told it
+                return
+            logger.warning("%s: circuit %s", self.name, news)
 
     def _new_window(self) -> CountWindow | TimeWindow:
         window = self.policy.window

@@ -43,7 +43,7 @@ class CountWindow:
 
 
 class TimeWindow:
-    """The calls of the last `seconds`, kept in tenths: a call leaves the window at most a tenth of it late."""
+    """The calls of the last `seconds`, kept in tenths: a call leaves the window at most a tenth of it early."""
 
     PARTS = 10
 
