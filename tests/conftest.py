@@ -51,7 +51,7 @@ def bind(request: pytest.FixtureRequest) -> Caller:
 
 
 class Script:
-    """A function that does one thing after the other: raises exceptions, returns anything else. The last is repeated."""
+    """A function that does one thing after the other: raises exceptions, returns all else. The last is repeated."""
 
     def __init__(self, *steps: Any) -> None:
         self.steps = steps

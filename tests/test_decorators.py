@@ -101,7 +101,9 @@ def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating(
 
 
 @pytest.mark.parametrize("options", [{"arg_fallback": "kee"}, {"rate_limit": {"rate": 1, "cost": "kee"}}])
-def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_under_a_profile_too(options: Any) -> None:
+def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_under_a_profile_too(
+    options: Any,
+) -> None:
     with pytest.raises(ConfigError, match="no parameter 'kee'"):
         opero(policy="api", **options)(failing(0))
 

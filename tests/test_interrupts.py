@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import signal
 import threading
@@ -24,7 +25,7 @@ def in_thread(function: Any) -> Any:
     def work() -> None:
         try:
             outcome.append((function(), None))
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             outcome.append((None, error))
 
     thread = threading.Thread(target=work)
@@ -63,7 +64,7 @@ def test_except_exception_does_not_swallow_the_interruption_and_finally_runs() -
     def careless() -> None:
         try:
             time.sleep(LONG)
-        except Exception:  # noqa: BLE001
+        except Exception:
             done.append("swallowed")
         finally:
             done.append("finally")
@@ -75,10 +76,8 @@ def test_except_exception_does_not_swallow_the_interruption_and_finally_runs() -
 
 def test_a_function_that_swallows_the_interruption_has_expired_all_the_same() -> None:
     def stubborn() -> str:
-        try:
+        with contextlib.suppress(Interruption):
             time.sleep(LONG)
-        except Interruption:
-            pass
         return "late"
 
     with pytest.raises(Expired):

@@ -51,7 +51,9 @@ def test_an_option_without_an_executor_is_named_when_bound(option: str, value: A
     policy = Policy.model_validate({kind: {"rate": 1, field: value} if kind == "rate_limit" else {field: value}})
     with pytest.raises(NotImplementedError, match=rf"one: {option}="):
         policy.apply(one)
-    Policy.model_validate({kind: getattr(policy, kind).replace(enabled=False)}).apply(one)  # switched off, it asks nothing
+    Policy.model_validate({kind: getattr(policy, kind).replace(enabled=False)}).apply(
+        one
+    )  # switched off, it asks nothing
 
 
 def test_what_will_need_an_extra_names_it() -> None:

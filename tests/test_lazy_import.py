@@ -54,7 +54,7 @@ def test_looking_at_what_there_is_loads_nothing_heavy() -> None:
             {"dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
         ),
         (
-            "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nassert f([1, 2]) == [1, 2]",
+            "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nf([1, 2])",
             {"dogpile", "joblib", "pydantic_settings", "yaml", "cloudpickle"},
         ),
         ("from opero import Stats, Bound, Clock", {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml"}),
@@ -97,5 +97,5 @@ def test_the_names_that_type_checkers_see_are_those_that_load() -> None:
 
 def test_the_decorator_wins_over_nothing_when_submodules_are_loaded() -> None:
     """`opero.opero` is the decorator, whatever has been imported before it."""
-    code = "import opero.decorators, opero.registry, opero.policies.policy, opero\nassert callable(opero.opero), opero.opero"
+    code = "import opero.decorators, opero.registry, opero.policies.policy\nassert callable(opero.opero)"
     loaded_by(code)

@@ -48,7 +48,9 @@ def test_an_unknown_profile_is_named_with_the_nearest_and_all_that_there_are() -
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_without_any_policy_files_it_says_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_policy_files_it_says_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PolicyNotFoundError, match=r"there is no \./policies here; set OPERO_CONFIG"):
         Registry.load(environ={})["api"]
@@ -120,12 +122,29 @@ def test_inline_options_get_state_of_their_own() -> None:
 
 
 def test_a_disabled_registry_calls_functions_plainly_but_a_fallback_result_still_answers() -> None:
-    registry = Registry({"api": Policy(retry=5, cache=True, rate_limit=1), "safe": Policy(retry=5, fallback={"default": 7})}, enabled=False)
+    registry = Registry(
+        {"api": Policy(retry=5, cache=True, rate_limit=1), "safe": Policy(retry=5, fallback={"default": 7})},
+        enabled=False,
+    )
     with pytest.raises(ConnectionError):
         registry.bind(broken, "api")()
     safe = registry.bind(broken, "safe")
     assert safe() == 7
     assert safe.stats.attempts == 1
+
+
+@pytest.mark.parametrize("name", ["OPERO_ENABLED", "opero_enabled"])
+def test_opero_enabled_switches_inline_policies_off_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "false")
+    calls = []
+    plainly = opero(retries=5, cache=True)(lambda: calls.append(1) or broken())
+    with pytest.raises(ConnectionError):
+        plainly()
+    assert calls == [1]
+    assert opero(retries=5, fallback={"default": 7})(broken)() == 7
+    monkeypatch.setenv(name, "perhaps")
+    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is neither true nor false"):
+        opero(one)
 
 
 def test_the_default_registry_can_be_set_and_is_asked_at_the_first_call() -> None:

@@ -1,7 +1,7 @@
 """One function under one policy, live: it holds the layers of its calls, its state and its counts.
 
-A bound function is a plain function that looks at its binding's `chain` once a call. So a profile can be resolved at the
-first call, or swapped for another later, while calls under way finish on the chain they began with.
+A bound function is a plain function that looks at its binding's `chain` once a call. So a profile can be resolved at
+the first call, or swapped for another later, while calls under way finish on the chain they began with.
 """
 
 from __future__ import annotations

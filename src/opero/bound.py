@@ -1,4 +1,4 @@
-"""What users hold: a function like their own, with its binding behind it. In a class body, a descriptor like a method."""
+"""What users hold: a function like their own, its binding behind it; in a class body, a descriptor like a method."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from opero.calling import calling
 from opero.errors import ConfigError
 from opero.parallel.mapping import Mapper
 from opero.policies.policy import Policy
+from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ def bind(
 
 
 def _dressed(policy: Any, function: Any, clock: Any, share: Any, *, mapped: bool) -> Any:
+    if isinstance(policy, Policy) and not is_on():
+        policy = plain(policy)
     binding = Binding(function, policy, clock=clock, share=share)
     return dress(binding, mapped=mapped)
 
@@ -172,7 +175,7 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
 
 
 class Method(staticmethod):  # type: ignore[type-arg]
-    """A bound function in a class body. It is a `staticmethod` only so that pydantic and others leave it in its class."""
+    """A bound function in a class body. It is a `staticmethod` so that pydantic and others leave it in its class."""
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self.__func__ if instance is None else BoundMethod(self.__func__, instance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.bound import bind
@@ -11,6 +10,8 @@ from opero.layers import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from opero.clock import Clock
     from opero.policies.options import Options
     from opero.registry import Registry

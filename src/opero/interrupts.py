@@ -73,7 +73,7 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
                 outer_handler(signum, frame)
         elif running and now >= started + seconds:
             fired = True
-            raise interruption
+            raise interruption  # noqa: F821  # the handler is gone before it is deleted
         else:
             arm(now)
 

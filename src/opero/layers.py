@@ -136,7 +136,9 @@ def check(binding: Binding, policy: Policy) -> None:
                 raise ConfigError(f"{binding.name} is a generator function and cannot have {kind}: {reason}")
         retry = policy.active("retry")
         if retry is not None and retry.retry_if_result is not None:
-            raise ConfigError(f"{binding.name} is a generator function: it has no result that retry_if_result could judge")
+            raise ConfigError(
+                f"{binding.name} is a generator function: it has no result that retry_if_result could judge"
+            )
     fallback = policy.active("fallback")
     if fallback is not None and fallback.function is not None and not binding.is_async:
         kind = kind_of(fallback.function)
@@ -212,7 +214,7 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
 
 
 def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
-    """An executor whose state several functions may share: the profile's where there is one, else this function's own."""
+    """An executor whose state functions may share: the profile's where there is one, else this function's own."""
 
     def make(name: str = binding.name) -> Any:
         return executor(policy, binding.clock, name)
@@ -241,7 +243,7 @@ def _conversion(binding: Binding) -> Callable[[Any], Any] | None:
 
 
 def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
-    """The function as the innermost layer. An async function's coroutine is passed on as it is: none is made around it."""
+    """The function as the innermost layer. An async function's coroutine is passed on; none is made around it."""
     stats = binding.stats
 
     def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -251,7 +253,9 @@ def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
     return invoke
 
 
-def failing(binding: Binding, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool) -> Callable[..., Any]:
+def failing(
+    binding: Binding, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool
+) -> Callable[..., Any]:
     """What is done about an exception that came out of the layers.
 
     Args:

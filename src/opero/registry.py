@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from opero.bound import bind
 from opero.errors import PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, merge
+from opero.policies.policy import Policy, merge, options_to_fields
+from opero.switch import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from opero.clock import Clock
     from opero.config import Configuration
+    from opero.policies.options import Options
 
 __all__ = ["Registry", "bind_named", "get_default_registry", "set_default_registry"]
 
@@ -44,10 +46,11 @@ class Registry(Mapping[str, Policy]):
         environment: str | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Registry:
-        """The profiles of an environment: `base.yaml`, `<environment>.yaml` laid over it, environment variables over both.
+        """The profiles of an environment: `base.yaml`, `<environment>.yaml` over it, environment variables over both.
 
         Args:
-            directory: where the files are. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else ./policies.
+            directory: where the files are. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else
+                ./policies.
             environment: its name. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
             environ: the environment variables. Default: the process's own.
 
@@ -70,14 +73,15 @@ class Registry(Mapping[str, Policy]):
     def _missing(self, name: str) -> str:
         if self.configuration is not None and self.configuration.directory is None:
             return (
-                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, or "
-                "config of [tool.opero] in pyproject.toml, to their directory"
+                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, "
+                "or config of [tool.opero] in pyproject.toml, to their directory"
             )
         known = ", ".join(sorted(self._policies)) or "none"
         where = ""
         if self.configuration is not None:
             where = f" of environment {self.configuration.environment!r} in {self.configuration.directory}"
-        return f"no profile {name!r} among the profiles{where} ({known}){nearest(name, self._policies).partition('; known')[0]}"
+        hint = nearest(name, self._policies).partition("; known")[0]
+        return f"no profile {name!r} among the profiles{where} ({known}){hint}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._policies)
@@ -89,7 +93,7 @@ class Registry(Mapping[str, Policy]):
         return f"Registry({', '.join(sorted(self._policies))})"
 
     def bind(
-        self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Any
+        self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
         """Bind a function to a profile, now: a callable with the same signature.
 
@@ -104,9 +108,7 @@ class Registry(Mapping[str, Policy]):
             PolicyNotFoundError: no profile of that name.
             ConfigError: the policy does not fit the function.
         """
-        from opero.policies.policy import options_to_fields
-
-        policy = self.effective(name, options_to_fields(options))
+        policy = self.effective(name, options_to_fields(dict(options)))
         return bind(policy, func, clock=clock, share=self._sharing(name), mapped=mapped)
 
     def effective(self, name: str, fields: Mapping[str, Any]) -> Policy:
@@ -119,7 +121,7 @@ class Registry(Mapping[str, Policy]):
         policy = self[name]
         if fields:
             policy = Policy.model_validate(merge(policy.fields(), fields))
-        return policy if self._enabled else _plain(policy)
+        return policy if self._enabled else plain(policy)
 
     def _sharing(self, name: str) -> Callable[[str, Any, Callable[..., Any]], Any]:
         def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
@@ -136,21 +138,13 @@ class Registry(Mapping[str, Policy]):
         return share
 
 
-def _plain(policy: Policy) -> Policy:
-    """What is left of a policy when opero is switched off: a fallback result still answers."""
-    fallback = policy.fallback
-    if fallback is None or not fallback.enabled or not fallback.has_result:
-        return Policy(parallel=policy.parallel)
-    return Policy(fallback=fallback.replace(arg=None), parallel=policy.parallel)
-
-
 _default: Registry | None = None
 _default_lock = threading.Lock()
 
 
 def get_default_registry() -> Registry:
     """The registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
-    global _default
+    global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         if _default is None:
             _default = Registry.load()
@@ -159,7 +153,7 @@ def get_default_registry() -> Registry:
 
 def set_default_registry(registry: Registry | None) -> None:
     """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
-    global _default
+    global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         _default = registry
 
@@ -167,7 +161,7 @@ def set_default_registry(registry: Registry | None) -> None:
 def bind_named(
     func: Any, name: str, fields: Mapping[str, Any], *, registry: Registry | None, clock: Clock | None, mapped: bool
 ) -> Any:
-    """Bind a function to a profile that is resolved when it is first needed, so that modules load before configuration."""
+    """Bind a function to a profile that is resolved when it is first needed: modules may load before configuration."""
 
     def registry_now() -> Registry:
         return registry if registry is not None else get_default_registry()

@@ -65,7 +65,7 @@ class Stats:
         """Executions of the function."""
         return self.executed + (0 if self._bare_since is None else self.calls - self._bare_since)
 
-    def count_bare(self, bare: bool) -> None:  # noqa: FBT001  # the one thing it is about
+    def count_bare(self, bare: bool) -> None:  # the one thing it is about
         """From now on each call is itself an attempt (`bare`), or the layers count them."""
         self.executed = self.attempts
         self._bare_since = self.calls if bare else None
@@ -77,7 +77,9 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         """All counts, as plain data."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "_bare_since", "errors")}
+        counts = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("executed", "_bare_since", "errors")
+        }
         return {"attempts": self.attempts, **counts, "errors": dict(self.errors)}
 
     def drain(self) -> dict[str, Any]:

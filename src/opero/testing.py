@@ -102,15 +102,24 @@ class VirtualClock(Clock):
             self.now = max(self.now, moment)
 
 
+MOST_TURNS = 1000
+TICK = 1e-9
+"""Seconds that pass when the loop has made so many turns in one moment: else code that tries again until the clock has
+moved on would never end."""
+
+
 class _VirtualSelector(selectors.DefaultSelector):
     """Where the loop would wait for its next timer, the clock jumps there instead."""
 
     clock: VirtualClock
+    turns = 0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(None if timeout is None else 0)
-        if not ready and timeout is not None and timeout > 0:
-            self.clock.advance(timeout)
+        before = self.clock.now
+        if not ready and timeout is not None:
+            self.clock.advance(timeout if self.turns < MOST_TURNS else max(timeout, TICK))
+        self.turns = 0 if self.clock.now > before else self.turns + 1
         return ready
 
 

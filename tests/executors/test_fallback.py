@@ -86,7 +86,18 @@ def test_a_parameter_annotated_as_no_list_gets_one_value_at_a_time(annotation: A
 
 @pytest.mark.parametrize(
     "annotation",
-    [list[str], list, "list[str]", Sequence[str], Optional[list[str]], str | list[str], tuple[str, ...], "Sequence[str]", Any, None],
+    [
+        list[str],
+        list,
+        "list[str]",
+        Sequence[str],
+        Optional[list[str]],
+        str | list[str],
+        tuple[str, ...],
+        "Sequence[str]",
+        Any,
+        None,
+    ],
 )
 def test_a_parameter_annotated_as_a_list_or_not_at_all_gets_the_list_with_the_value_first(annotation: Any) -> None:
     def function(url, key): ...  # type: ignore[no-untyped-def]

@@ -47,7 +47,7 @@ def run(request: pytest.FixtureRequest) -> Any:
         started = clock.monotonic()
         try:
             result = bound() if request.param == "sync" else clock.run(bound())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             result = error
         return result, round(clock.monotonic() - started, 6), bound, slow
 
@@ -131,7 +131,9 @@ def test_the_functions_own_timeout_error_is_not_mistaken(bind: Any, script: Any)
 
 
 def test_errors_before_the_end_are_told_and_reraise_does_not_hide_that_time_ran_out(bind: Any, script: Any) -> None:
-    policy = Policy(timeout=3, retry={"retries": 9, "jitter": False, "min_delay": 1, "backoff_factor": 1, "reraise": True})
+    policy = Policy(
+        timeout=3, retry={"retries": 9, "jitter": False, "min_delay": 1, "backoff_factor": 1, "reraise": True}
+    )
     with pytest.raises(CallTimeoutError) as caught:
         bind(policy, script(ConnectionError("down")))()
     assert [str(error) for error in caught.value.errors] == ["down"] * 3

@@ -3,12 +3,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from opero.parallel import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True, scope="module")

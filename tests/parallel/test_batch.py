@@ -86,7 +86,7 @@ def test_string_annotations_count_as_what_they_say() -> None:
 
 def test_an_optional_list_takes_batches_too() -> None:
     def load(keys: list[int] | None) -> Any: ...
-    def load_typing(keys: typing.Optional[list[int]]) -> Any: ...  # noqa: UP045
+    def load_typing(keys: typing.Optional[list[int]]) -> Any: ...
 
     assert BatchRule(load, 0, None).applies(3)
     assert BatchRule(load_typing, 0, None).applies(3)
@@ -151,7 +151,7 @@ def test_a_wrong_length_fails_the_batch_and_says_how_to_get_single_items() -> No
     def load(ids: list[int]) -> list[int]:
         return ids[:1]
 
-    with pytest.raises(MapError, match="returned a list of 1.*batch=False") as caught:
+    with pytest.raises(MapError, match=r"returned a list of 1.*batch=False") as caught:
         load([1, 2, 3])
     assert list(caught.value.failures) == [0, 1]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.policies.base import BasePolicy
+if TYPE_CHECKING:
+    from opero.policies.base import BasePolicy
 
 Good = list[tuple[str, Any, Any]]
 Bad = list[tuple[str, Any, str]]

@@ -8,7 +8,7 @@ from typing import Any
 class QuotaError(Exception):
     """An exception of an application."""
 
-    class Hourly(Exception):
+    class HourlyError(Exception):
         """One within another."""
 
 

@@ -24,7 +24,7 @@ counts = st.integers(0, 1000)
 positive_counts = st.integers(1, 1000)
 shares = st.floats(0.001, 1)
 exceptions = st.lists(
-    st.sampled_from([OSError, "KeyError", "json:JSONDecodeError", named.QuotaError, named.QuotaError.Hourly]),
+    st.sampled_from([OSError, "KeyError", "json:JSONDecodeError", named.QuotaError, named.QuotaError.HourlyError]),
     max_size=3,
 )
 json_values = st.recursive(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 
 import policies.named
 from opero import CachePolicy, Policy
-from opero.policies.base import BasePolicy, StrictModel
 from opero.policies.policy import KINDS, merge
 from policies.strategies import any_policy, kinds, whole_policies
+
+if TYPE_CHECKING:
+    from opero.policies.base import BasePolicy, StrictModel
 
 settings.register_profile("laws", max_examples=40, deadline=None)
 laws = settings.get_profile("laws")

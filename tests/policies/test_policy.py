@@ -29,13 +29,15 @@ from opero.policies.policy import FLAT_OPTIONS, KINDS, merge, options_to_fields
 from policies import named
 
 DESIGN = {
-    RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result retry_after reraise",
+    RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
+    "retry_after reraise",
     FallbackPolicy: "arg default function",
-    CachePolicy: "ttl backend key namespace max_size stale_ttl cache_errors serializer secret allow_unsigned_pickle arguments",
+    CachePolicy: "ttl backend key namespace max_size stale_ttl cache_errors serializer secret allow_unsigned_pickle "
+    "arguments",
     RateLimitPolicy: "rate burst max_wait cost scope backend",
     TimeoutPolicy: "total attempt",
-    CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for half_open_calls "
-    "ignore scope",
+    CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
+    "half_open_calls ignore scope",
     BulkheadPolicy: "max_concurrent max_wait scope",
     ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory",
 }
@@ -169,7 +171,7 @@ def test_replace_changes_one_option_and_keeps_the_rest() -> None:
     assert policy.replace(rate_limit="5/s").rate_limit == RateLimitPolicy(rate=5)
     with pytest.raises(ValueError, match="retries"):
         policy.replace(retries=-1)
-    with pytest.raises(ValueError, match="min_delay .1m. is greater than max_delay"):
+    with pytest.raises(ValueError, match=r"min_delay .1m. is greater than max_delay"):
         policy.replace(min_delay="1m")
     assert policy == Policy(retry=RetryPolicy(retries=1, jitter=False), cache="5m")
 

@@ -122,7 +122,7 @@ def test_a_rate_may_be_written_in_many_ways(written: Any, permits: float) -> Non
     "wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"]
 )
 def test_what_is_no_rate_is_refused_with_its_value(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="is no rate|is no duration"):
+    with pytest.raises(ValueError, match="is no rate"):
         parse_rate(wrong)
 
 
@@ -188,8 +188,8 @@ def test_numbers_have_their_range(field: Any, good: list[Any], bad: list[Any]) -
     [
         ("json:JSONDecodeError", json.JSONDecodeError),
         ("json.JSONDecodeError", json.JSONDecodeError),
-        ("policies.named:QuotaError.Hourly", named.QuotaError.Hourly),
-        ("policies.named.QuotaError.Hourly", named.QuotaError.Hourly),
+        ("policies.named:QuotaError.HourlyError", named.QuotaError.HourlyError),
+        ("policies.named.QuotaError.HourlyError", named.QuotaError.HourlyError),
         ("len", len),
         ("builtins:len", len),
     ],
@@ -203,7 +203,7 @@ def test_names_are_resolved(name: str, found: Any) -> None:
     [
         ("json:JSONDecodeErorr", "json has no 'JSONDecodeErorr'; did you mean 'JSONDecodeError'"),
         ("json.JSONDecodeErorr", "did you mean 'JSONDecodeError'"),
-        ("policies.named.QuotaErorr.Hourly", "policies.named has no 'QuotaErorr'; did you mean 'QuotaError'"),
+        ("policies.named.QuotaErorr.HourlyError", "policies.named has no 'QuotaErorr'; did you mean 'QuotaError'"),
         ("no_such_package:thing", "No module named 'no_such_package'"),
         ("no_such_package.inner.thing", "No module named 'no_such_package'"),
         ("lenn", "'lenn' is no builtin; did you mean 'len'"),
@@ -221,7 +221,7 @@ def test_a_name_that_does_not_resolve_is_told_with_the_nearest(name: str, told: 
 
 
 def test_what_has_a_name_is_written_by_it_and_what_has_none_is_refused() -> None:
-    for target in (OSError, json.JSONDecodeError, named.QuotaError, named.QuotaError.Hourly, named.is_none, len):
+    for target in (OSError, json.JSONDecodeError, named.QuotaError, named.QuotaError.HourlyError, named.is_none, len):
         assert resolve(dotted_name(target)) is target
         assert resolve(import_path(target)) is target
         assert ":" in import_path(target)
@@ -254,7 +254,7 @@ def test_a_function_that_its_name_does_not_lead_back_to_is_not_written_by_it() -
         ("no_such_package.SomeError?", ()),
         ("no_such_package.inner:SomeError?", ()),
         (["no_such_package.SomeError?", " KeyError "], (KeyError,)),
-        ("policies.named.QuotaError.Hourly", (named.QuotaError.Hourly,)),
+        ("policies.named.QuotaError.HourlyError", (named.QuotaError.HourlyError,)),
         (None, ()),
         ([], ()),
     ],

@@ -94,7 +94,7 @@ def run(code: str, host: str = "", /, **given: Any) -> dict[str, Any]:
         "opmap": opmap,
         **given,
     }
-    exec(compile(code, "best-practices.md", "exec", dont_inherit=True), names)  # noqa: S102
+    exec(compile(code, "best-practices.md", "exec", dont_inherit=True), names)
     return names
 
 
@@ -162,7 +162,9 @@ def test_smart_caching_calls_each_function_once_an_argument() -> None:
     names = run(
         block_with("class SmartCacheManager"),
         fetch_user_data=lambda user_id: fetched.append(user_id) or {"user": user_id},
-        fetch_product_data=lambda product_id, category: fetched.append((product_id, category)) or (product_id, category),
+        fetch_product_data=lambda product_id, category: (
+            fetched.append((product_id, category)) or (product_id, category)
+        ),
     )
     assert names["get_user_profile"]("u1") == names["get_user_profile"]("u1") == {"user": "u1"}
     assert names["get_product_info"]("p1", category="books") == names["get_product_info"]("p1", category="books")

@@ -1,4 +1,4 @@
-"""The key of a call: its arguments, normalised to the function's signature, so that equal calls share it and no others."""
+"""The key of a call: its arguments, normalised to the function's signature, so that just equal calls share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `memory` backend: a dogpile.cache backend that holds a bounded number of results, the least recently used going first."""
+"""The `memory` backend of dogpile.cache: it holds so many results, and the least recently used goes first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where policies come from: YAML files with line marks, environment variables, and how they are laid over each other."""
+"""Profiles from YAML files and environment variables, every value with its place."""
 
 from opero.config.loader import Configuration, load
 from opero.config.sources import Leaf, Source

@@ -1,144 +1,275 @@
-"""Environment variables that override a profile: OPERO_API_RETRIES, or OPERO_POLICIES__API__RETRY__RETRIES."""
+"""Reads environment variables as a layer of configuration."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.config.profiles import Profile, expand
-from opero.config.sources import Leaf, Source, lay_over
+from opero.config.document import read_block, read_extends
+from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
+from opero.config.sources import Block, Layer, Leaf, Marked, Section, Source
 from opero.errors import nearest
-from opero.policies.policy import FLAT_OPTIONS, KINDS
+from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from opero.config.sources import Kinds, Problems
+    from opero.config.report import Report
 
-__all__ = ["overrides_of"]
+__all__ = ["read_enabled", "read_variables"]
 
 PREFIX = "OPERO_"
 RESERVED = ("OPERO_ENV", "OPERO_CONFIG", "OPERO_ENABLED", "OPERO_CACHE_REDIS_URL")
-RESERVED_PREFIXES = ("OPERO_TEST_",)
-LISTS = {"retry_on", "retry_on_status", "ignore"}
-STRUCTURED = {"default", "arguments"}
-
-SUFFIXES: dict[str, tuple[str, str | None]] = {
-    **{name.upper(): path for name, path in FLAT_OPTIONS.items()},
-    "BACKOFF": ("retry", "backoff_factor"),
-    **{kind.upper(): (kind, None) for kind in KINDS},
-}
-"""What follows the profile's name → the policy and field that it sets; no field: the whole policy, or its short form."""
+"""Variables that set no option of a profile. So do all that begin with `OPERO_TEST_`, unless a profile is
+called test."""
+RESERVED_PREFIX = "OPERO_TEST_"
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NOTHING = ("null", "none")
 
 
-def overrides_of(
-    environ: Mapping[str, str], names: Iterable[str], problems: Problems
-) -> tuple[dict[str, Profile], Kinds]:
-    """What the environment says of these profiles, and of the defaults.
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a variable's name may mean: a whole policy (no field), one field, or `extends` (no kind)."""
 
-    A list is written with commas or as JSON; `null` or `none` is no value; a whole policy may be a JSON object.
+    profile: str | None
+    kind: str | None
+    field: str | None = None
+
+    @property
+    def section(self) -> str:
+        return "defaults" if self.profile is None else f"policies.{self.profile}"
+
+    @property
+    def nested(self) -> str:
+        """The variable that means this and nothing else."""
+        path = ["DEFAULTS"] if self.profile is None else ["POLICIES", _fold(self.profile).upper()]
+        return PREFIX + "__".join(
+            [*path, (self.kind or "extends").upper(), *([self.field.upper()] if self.field else [])]
+        )
+
+    def __str__(self) -> str:
+        return f"{self.section}.{self.kind or 'extends'}{f'.{self.field}' if self.field else ''}"
+
+
+def _fold(profile: str) -> str:
+    """A profile's name as variables spell it, in lower case: `Geo-API.v2` → `geo_api_v2`."""
+    return re.sub(r"\W", "_", profile.lower())
+
+
+def read_enabled(environ: Mapping[str, str], report: Report) -> bool | None:
+    """`OPERO_ENABLED`, or None where it is not set."""
+    for name, text in environ.items():
+        if name.upper() == "OPERO_ENABLED":
+            value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
+            if value is None:
+                report.add(Source(name), f"{text!r} is neither true nor false")
+            return value
+    return None
+
+
+def read_variables(
+    environ: Mapping[str, str], profiles: Iterable[str], report: Report, *, complete: bool = True
+) -> Layer:
+    """What the variables that begin with OPERO_ say, in upper or lower case, in either of two forms.
+
+    - flat, `OPERO_<PROFILE>_<OPTION>`: the flat options of `@opero` and `@opmap` (`OPERO_API_RETRIES`,
+      `OPERO_API_CACHE_TTL`), `BACKOFF` for `BACKOFF_FACTOR`, and each policy by its name, which takes its
+      short form, true, false, null, or a JSON mapping (`OPERO_API_RATE_LIMIT=50/s`, `OPERO_API_CACHE=false`);
+    - nested, `OPERO_POLICIES__API__RETRY__RETRIES` and `OPERO_DEFAULTS__RETRY__RETRIES`, for every field.
+
+    Lists are written with commas or as JSON. "null" or "none" removes a policy, or means no value where a
+    field admits that. An empty value is an error, since it may mean either. Every character of a profile's
+    name that is no letter or digit is written "_".
+
+    Args:
+        environ: the environment variables.
+        profiles: the names that the files define; a variable cannot make a new one.
+        report: takes variables that name nothing, can be read two ways, or contradict each other.
+        complete: whether `profiles` are all. If not, a variable that names nothing may well be right.
     """
-    profiles: dict[str, Profile] = {}
-    defaults: Kinds = {}
-    by_name = {_spelt(name): name for name in names}
-    for variable, text in sorted(environ.items()):
-        upper = variable.upper()
-        if not upper.startswith(PREFIX) or upper in RESERVED or upper.startswith(RESERVED_PREFIXES):
-            continue
+    names = list(profiles)
+    sections: dict[str | None, _Collected] = {}
+    spelled: dict[str, str] = {}
+    for variable in sorted(name for name in environ if name.upper().startswith(PREFIX)):
         source = Source(variable)
-        target = _nested(upper, by_name) if "__" in upper else _flat(upper, by_name)
-        if isinstance(target, str):
-            problems.add(source, target)
+        upper = variable.upper()
+        if upper in spelled:
+            report.add(source, f"is also set as {spelled[upper]}, and case does not count; unset one of them")
             continue
-        profile, kind, field = target
-        if not text.strip():
-            problems.add(source, "is empty; unset it, or write null for no value")
-            continue
-        kinds = _kinds(kind, field, text.strip(), source, problems)
-        if profile is None:
-            defaults = lay_over(defaults, kinds)
-        else:
-            profiles[profile] = Profile(kinds, source=source).over(profiles.get(profile, Profile()))
-    return profiles, defaults
+        spelled[upper] = variable
+        targets = _targets(upper.removeprefix(PREFIX).lower(), names)
+        if len(targets) > 1:
+            _report_ambiguous(source, targets, report)
+        elif targets:
+            target = targets[0]
+            try:
+                value = _mark(_parse(target, environ[variable]), source)
+            except ValueError as error:
+                report.add(source, str(error))
+                value = None
+            sections.setdefault(target.profile, _Collected(target.section, source, report)).take(target, source, value)
+        elif complete and upper not in RESERVED and not upper.startswith(RESERVED_PREFIX):
+            report.add(source, _explain_unknown(upper, names))
+    read = {profile: each.section() for profile, each in sections.items()}
+    defaults = read.pop(None, None)
+    return Layer(
+        "environment variables",
+        defaults,
+        {name: section for name, section in read.items() if name is not None},
+    )
 
 
-def _spelt(name: str) -> str:
-    """A profile's name as variables spell it."""
-    return re.sub(r"[^A-Z0-9]+", "_", name.upper())
+def _targets(name: str, profiles: Iterable[str]) -> list[_Target]:
+    """Everything that a variable's name, in lower case and without its prefix, can mean."""
+    found: list[_Target] = []
+    if name.startswith("defaults__"):
+        found += _nested(None, name.removeprefix("defaults__"))
+    for profile in profiles:
+        folded = _fold(profile)
+        if name.startswith(f"policies__{folded}__"):
+            found += _nested(profile, name.removeprefix(f"policies__{folded}__"))
+        if name.startswith(f"{folded}_") and (option := name.removeprefix(f"{folded}_")) in OPTIONS:
+            found.append(_Target(profile, *OPTIONS[option]))
+    return found
 
 
-Target = tuple[str | None, str, str | None]
+def _nested(profile: str | None, path: str) -> list[_Target]:
+    kind, separator, field = path.partition("__")
+    if kind == "extends" and not separator and profile is not None:
+        return [_Target(profile, None)]
+    if kind not in KINDS or (separator and field not in KINDS[kind].model_fields):
+        return []
+    return [_Target(profile, kind, field or None)]
 
 
-def _flat(variable: str, by_name: Mapping[str, str]) -> Target | str:
-    """The profile, policy and field that OPERO_<PROFILE>_<OPTION> names; or what is wrong."""
-    rest = variable.removeprefix(PREFIX)
-    readings = [
-        (name, *SUFFIXES[rest.removeprefix(f"{spelt}_")])
-        for spelt, name in by_name.items()
-        if rest.startswith(f"{spelt}_") and rest.removeprefix(f"{spelt}_") in SUFFIXES
-    ]
-    if len(readings) == 1:
-        return readings[0]
-    if readings:
-        ways = [f"OPERO_POLICIES__{_spelt(name)}__{'__'.join(part.upper() for part in path if part)}" for name, *path in readings]
-        return f"can be read in {len(ways)} ways; write {' or '.join(ways)}"
-    known = [f"{PREFIX}{spelt}_{suffix}" for spelt in by_name for suffix in SUFFIXES]
-    close = nearest(variable, [*known, *RESERVED], likeness=0.8).partition("; known")[0]
-    profiles = ", ".join(sorted(by_name.values())) or "none"
-    return f"names no option of a profile{close or f'; the profiles are: {profiles}'}"
-
-
-def _nested(variable: str, by_name: Mapping[str, str]) -> Target | str:
-    """The same for OPERO_POLICIES__<PROFILE>__<POLICY>__<FIELD> and OPERO_DEFAULTS__<POLICY>__<FIELD>."""
-    head, *path = variable.removeprefix(PREFIX).split("__")
-    if head not in ("POLICIES", "DEFAULTS"):
-        return f"begins with neither OPERO_POLICIES__ nor OPERO_DEFAULTS__{nearest(head, ['POLICIES', 'DEFAULTS'])}"
-    profile: str | None = None
-    if head == "POLICIES":
-        if not path or path[0] not in by_name:
-            return f"names no profile{nearest(path[0] if path else '', by_name)}"
-        profile = by_name[path.pop(0)]
-    kind = path[0].lower() if path else ""
-    if kind not in KINDS:
-        return f"names no policy{nearest(kind, KINDS)}"
-    if len(path) == 1:
-        return profile, kind, None
-    field = path[1].lower()
-    if field not in KINDS[kind].model_fields or len(path) > 2:
-        return f"names no field of {kind}{nearest('__'.join(path[1:]).lower(), KINDS[kind].model_fields)}"
-    return profile, kind, field
-
-
-def _kinds(kind: str, field: str | None, text: str, source: Source, problems: Problems) -> Kinds:
-    if field is not None:
-        return {kind: {field: Leaf(_value(field, text, source, problems), source)}}
-    value: Any = text
-    if text.lower() in ("null", "none"):
-        value = None
-    elif text.lower() in ("true", "yes", "on", "false", "no", "off"):
-        value = text.lower() in ("true", "yes", "on")
-    elif text.startswith("{"):
-        value = _json(text, source, problems)
-        unknown = [name for name in value or () if name not in KINDS[kind].model_fields]
-        for name in unknown:
-            problems.add(source, f"unknown field {name!r} of {kind}{nearest(name, KINDS[kind].model_fields)}")
-        value = {name: each for name, each in (value or {}).items() if name not in unknown}
-    return {kind: expand(kind, Leaf(value, source), problems)}
-
-
-def _value(field: str, text: str, source: Source, problems: Problems) -> Any:
-    if text.lower() in ("null", "none"):
+def _parse(target: _Target, text: str) -> Any:
+    """The value that a variable's text spells; numbers and durations are left to the policy's model."""
+    if text and target.kind is not None and target.field is not None and is_secret(target.kind, target.field):
+        return text  # its spaces may matter
+    text = text.strip()
+    word = text.lower()
+    if not text:
+        whole = target.kind is not None and target.field is None
+        raise ValueError(f"is empty; unset it{', or write null to remove the policy' if whole else ''}")
+    if target.kind is None:
+        return None if word in NOTHING else text
+    if target.field is None:
+        if word in NOTHING or word in TRUTH:
+            return TRUTH.get(word)
+        return _json(text) if text.startswith("{") else text
+    if word in NOTHING and admits_none(target.kind, target.field):
         return None
-    if field in STRUCTURED or (field in LISTS and text.startswith("[")):
-        return _json(text, source, problems) if text[0] in '[{"' else text
-    return [part.strip() for part in text.split(",")] if field in LISTS else text
+    if is_list(target.kind, target.field):
+        return _json(text) if text.startswith("[") else [each.strip() for each in text.split(",")]
+    if is_json(target.kind, target.field):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
 
 
-def _json(text: str, source: Source, problems: Problems) -> Any:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        problems.add(source, f"is not JSON: {error}")
-        return None
+        raise ValueError(f"is not JSON: {error}") from error
+
+
+def _mark(value: Any, source: Source) -> Marked:
+    if isinstance(value, dict):
+        return Marked({name: _mark(each, source) for name, each in value.items()}, source)
+    if isinstance(value, list):
+        return Marked([_mark(each, source) for each in value], source)
+    return Marked(value, source)
+
+
+class _Collected:
+    """What several variables say of one section. No two may speak of the same thing: neither would come
+    first."""
+
+    def __init__(self, name: str, source: Source, report: Report) -> None:
+        self._name = name
+        self._source = source
+        self._report = report
+        self._blocks: dict[str, Block] = {}
+        self._extends: Leaf | None = None
+
+    def take(self, target: _Target, source: Source, value: Marked | None) -> None:
+        """Add one variable's value; None where it could not be read."""
+        if target.kind is None:
+            self._extends = read_extends(value, self._name, self._report) if value is not None else None
+            return
+        if value is None:
+            block = Block(source, flawed=True)
+        else:
+            whole = value if target.field is None else Marked({target.field: value}, source)
+            block = read_block(target.kind, whole, self._name, self._report)
+        held = self._blocks.get(target.kind)
+        self._blocks[target.kind] = block if held is None else self._join(target.kind, held, block)
+
+    def _join(self, kind: str, held: Block, block: Block) -> Block:
+        if held.removed or block.removed:
+            text = f"removes or sets {self._name}.{kind}, and {held.source} says otherwise; unset one of them"
+            self._report.add(block.source, text)
+        for field in sorted(held.fields.keys() & block.fields.keys()):
+            other = held.fields[field].source
+            self._report.add(block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them")
+        return Block(held.source, {**held.fields, **block.fields}, flawed=held.flawed or block.flawed)
+
+    def section(self) -> Section:
+        return Section(self._source, self._blocks, self._extends)
+
+
+def _report_ambiguous(source: Source, targets: list[_Target], report: Report) -> None:
+    ways = list(dict.fromkeys(target.nested for target in targets))
+    cure = (
+        f"write {' or '.join(ways)}"
+        if len(ways) > 1
+        else "rename one of the profiles, whose names differ in no letter or digit"
+    )
+    report.add(source, f"can be read as {' or as '.join(map(str, targets))}; {cure}")
+
+
+def _explain_unknown(name: str, profiles: list[str]) -> str:
+    """Why a variable names nothing, and what was probably meant; never its value, which may be secret."""
+    rest = name.removeprefix(PREFIX).lower()
+    folded = {_fold(profile): profile for profile in profiles}
+    if rest.startswith(("policies__", "defaults__")):
+        return _explain_nested(rest, folded)
+    reasons: list[str] = []
+    for short, profile in folded.items():
+        option = rest.removeprefix(f"{short}_")
+        if option == rest:
+            continue
+        reasons.append(f"the profile {profile!r} has no option {option!r}")
+        homes = [_Target(profile, kind, option) for kind, model in KINDS.items() if option in model.model_fields]
+        if homes:
+            return f"{reasons[-1]}; write {' or '.join(target.nested for target in homes)}"
+    known = [option for option in OPTIONS if rest.endswith(f"_{option}")]
+    if known:
+        reasons.append(f"there is no profile {rest.removesuffix(f'_{max(known, key=len)}')!r}")
+    candidates = [*RESERVED, *(f"{PREFIX}{each}_{option}".upper() for each in folded for option in OPTIONS)]
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+    why = ", and ".join(reasons) or "names no profile"
+    if close:
+        return f"{why}; did you mean {close[0]}?"
+    there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines any profile"
+    return f"{why}; {there_are}"
+
+
+def _explain_nested(rest: str, folded: Mapping[str, str]) -> str:
+    root, _, path = rest.partition("__")
+    if root == "policies":
+        short = max((each for each in folded if path.startswith(f"{each}__")), key=len, default=None)
+        if short is None:
+            wanted = path.partition("__")[0]
+            return f"there is no profile {wanted!r}{nearest(wanted, folded) or '; no file defines any'}"
+        path = path.removeprefix(f"{short}__")
+    kind, _, field = path.partition("__")
+    if kind not in KINDS:
+        return f"there is no policy {kind!r}{nearest(kind, KINDS)}"
+    return f"{kind} has no field {field!r}{nearest(field, KINDS[kind].model_fields)}"

@@ -1,124 +1,147 @@
-"""Every value knows where it came from, and what it shadows."""
+"""Where values come from: a mark on each, kept from the file or variable to the effective policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
-__all__ = ["Fields", "Kinds", "Leaf", "Problems", "Source", "lay_over", "leaves_of", "place_of"]
+__all__ = ["BROKEN", "DEFAULT", "Block", "Layer", "Leaf", "Marked", "Section", "Source"]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value came from: a place in a file, an environment variable, or a model's default.
+    """The place that gave a value.
 
     Attributes:
-        name: the file's path, the variable's name, or "default".
-        line, column: the place in the file, from 1; 0 where there is none.
+        name: the file (relative to the working directory where it lies below), the environment variable, or
+            "default".
+        line, column: where in the file, counted from 1; None for a variable and for a default.
     """
 
     name: str
-    line: int = 0
-    column: int = 0
+    line: int | None = None
+    column: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.line}:{self.column}" if self.line else self.name
+        return self.name if self.line is None else f"{self.name}:{self.line}:{self.column}"
+
+
+DEFAULT = Source("default")
+"""The source of what no one wrote down: the policy model's own default."""
+
+
+class _Broken:
+    def __repr__(self) -> str:
+        return "BROKEN"
+
+
+BROKEN = _Broken()
+"""Stands for a value that could not be read, and has been reported."""
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
-    """A value, its source, and the value that would hold without it.
+class Marked:
+    """Plain data as it was read, every part of it with its place.
 
     Attributes:
-        value: as it was written; the policy that is made of it holds it validated.
-        source: where it was written.
-        shadowed: the runner-up, or None.
+        value: a scalar, a list of `Marked`, a dict of `Marked` by name, or `BROKEN`.
+        source: where the value stands.
+        key: where the key before it stands; None in a list and at the top.
     """
 
     value: Any
     source: Source
+    key: Source | None = None
+
+    @property
+    def place(self) -> Source:
+        """Where its key stands, or else the value itself."""
+        return self.key or self.source
+
+    def plain(self) -> Any:
+        """The data without its marks."""
+        if isinstance(self.value, dict):
+            return {name: each.plain() for name, each in self.value.items()}
+        if isinstance(self.value, list):
+            return [each.plain() for each in self.value]
+        return self.value
+
+    def is_whole(self) -> bool:
+        """Whether all of it could be read."""
+        if isinstance(self.value, dict):
+            return all(each.is_whole() for each in self.value.values())
+        if isinstance(self.value, list):
+            return all(each.is_whole() for each in self.value)
+        return self.value is not BROKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One field's value, where it came from, and what it shadows.
+
+    Attributes:
+        value: as it was written ("30m", not 1800.0); None where a `null` removed it; a `SecretStr` for a
+            secret.
+        source: the place that gave it.
+        section: the part of the configuration that it stands in: "defaults", "policies.api"; "" for a
+            default.
+        removed: whether a `null` took it away.
+        shadowed: the value that would hold without this one, with its own source and shadow; None at the
+            bottom.
+    """
+
+    value: Any
+    source: Source
+    section: str = ""
+    removed: bool = False
     shadowed: Leaf | None = None
 
-    def over(self, lower: Leaf | None) -> Leaf:
-        """This value with `lower` beneath everything that it shadows already."""
-        if lower is None:
-            return self
-        return replace(self, shadowed=lower if self.shadowed is None else self.shadowed.over(lower))
-
     def chain(self) -> Iterator[Leaf]:
-        """This value and all that it shadows, highest first."""
+        """This value, then each that it shadows, down to the model's default."""
         leaf: Leaf | None = self
         while leaf is not None:
             yield leaf
             leaf = leaf.shadowed
 
 
-Fields = dict[str, Leaf]
-"""The fields of one policy."""
-Kinds = dict[str, "Fields | Leaf"]
-"""The policies of one profile by kind; a leaf whose value is None where one is removed."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one section of one layer says about one policy.
+
+    Attributes:
+        source: where the policy's key stands.
+        fields: field → value; empty for `cache: {}`, which asks for the defaults.
+        removed: a `null` stands in its place: whatever was said below is gone.
+        flawed: part of it could not be read, so what is missing may be no second mistake.
+    """
+
+    source: Source
+    fields: Mapping[str, Leaf] = field(default_factory=dict)
+    removed: bool = False
+    flawed: bool = False
 
 
-def lay_over(lower: Kinds, upper: Kinds) -> Kinds:
-    """`upper` over `lower`, key by key. Every leaf keeps what it shadows; a removed policy begins anew."""
-    merged = dict(lower)
-    for kind, fields in upper.items():
-        beneath = merged.get(kind)
-        if isinstance(fields, Leaf) or not isinstance(beneath, dict):
-            merged[kind] = fields
-        else:
-            merged[kind] = {**beneath, **{name: leaf.over(beneath.get(name)) for name, leaf in fields.items()}}
-    return merged
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What one layer says about one profile, or about all of them (`defaults`)."""
+
+    source: Source
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+    extends: Leaf | None = None
+    flawed: bool = False
 
 
-def leaves_of(kinds: Kinds) -> Iterator[tuple[str, Leaf]]:
-    """Every value with its path: "retry.retries"."""
-    for kind, fields in kinds.items():
-        if isinstance(fields, Leaf):
-            yield kind, fields
-        else:
-            for name, leaf in fields.items():
-                yield f"{kind}.{name}", leaf
+@dataclass(frozen=True, slots=True, repr=False)
+class Layer:
+    """Everything that one file, or the environment, says."""
 
+    name: str
+    defaults: Section | None = None
+    profiles: Mapping[str, Section] = field(default_factory=dict)
 
-def place_of(path: Path) -> str:
-    """A file's path for a message: from here, where it lies below."""
-    from pathlib import Path as ActualPath
-
-    try:
-        return str(path.resolve().relative_to(ActualPath.cwd().resolve()))
-    except ValueError:
-        return str(path)
-
-
-class Problems:
-    """All that is wrong, so that it can be told at once."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[Source, str], str] = {}
-
-    def add(self, source: Source, what: str, *, of: str = "") -> None:
-        """Note what is wrong, where, and of which profile; a value that several profiles inherit is told once."""
-        self.found.setdefault((source, what), of)
-
-    def raise_if_any(self) -> None:
-        """Raise one `ConfigError` that tells all of them, in the order of their places."""
-        if not self.found:
-            return
-        from opero.errors import ConfigError
-
-        lines = [
-            f"{source}: {f'{self.found[source, what]}.' if self.found[source, what] else ''}{what}"
-            for source, what in sorted(self.found, key=lambda each: _order(each[0]))
-        ]
-        raise ConfigError(
-            lines[0] if len(lines) == 1 else f"{len(lines)} problems in opero's configuration\n  " + "\n  ".join(lines)
-        )
-
-
-def _order(source: Source) -> tuple[bool, str, int, int]:
-    return not source.line, source.name, source.line, source.column
+    def __repr__(self) -> str:
+        # pydantic-settings logs what each source delivers; values may be secret, so names alone are shown.
+        return f"Layer({self.name!r}, profiles={sorted(self.profiles)})"

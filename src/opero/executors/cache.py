@@ -10,7 +10,6 @@ from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
 
 from opero.cache.keys import KeyMaker
-from opero.cache.memory import MemoryBackend
 from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.logs import logger
 from opero.policies.types import parse_duration
@@ -18,6 +17,7 @@ from opero.policies.types import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
+    from opero.cache.memory import MemoryBackend
     from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer, Waiter
     from opero.policies.cache import CachePolicy
@@ -53,7 +53,9 @@ class CacheExecutor:
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
         # dogpile types keys as text; the memory backend takes whatever is hashable, and tells 1 from 1.0 and True so.
-        self.region: Any = make_region(name=self.name).configure("opero.memory", arguments={"max_size": policy.max_size})
+        self.region: Any = make_region(name=self.name).configure(
+            "opero.memory", arguments={"max_size": policy.max_size}
+        )
         self.backend: MemoryBackend = self.region.backend
         self._flights: dict[Hashable, _Flight] = {}
         self._lock = threading.Lock()
@@ -92,7 +94,7 @@ class CacheExecutor:
         if callable(ttl):
             try:
                 ttl = parse_duration(ttl())
-            except Exception:
+            except Exception:  # noqa: BLE001  # whatever a user's function raises
                 logger.exception("%s: the cache_ttl function gave no time, so the result was not kept", self.name)
                 return
         expires = FOREVER if ttl is None else self.clock.monotonic() + ttl
@@ -122,7 +124,14 @@ class CacheExecutor:
     # What waits
 
     async def compute(
-        self, host: Host, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Hashable, owner: object
+        self,
+        host: Host,
+        layer: Layer,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        key: Hashable,
+        owner: object,
     ) -> Outcome:
         """The result of a call that is not in the cache: computed once, whoever asks for it meanwhile."""
         while True:

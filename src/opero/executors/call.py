@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Coroutine, Mapping
 
     from opero.clock import Clock
     from opero.stats import Stats
@@ -59,7 +59,7 @@ class Layer(Protocol):
 
 
 class Outcome:
-    """What an attempt came to: a value or an exception. Carried as a value, as a coroutine may not raise StopIteration."""
+    """What an attempt came to. An exception is carried as a value, as a coroutine cannot raise StopIteration."""
 
     __slots__ = ("error", "value")
 

@@ -94,7 +94,7 @@ class CircuitBreakerExecutor:
             raise self._rejection(now)
 
     def release(self, period: int) -> None:
-        """A call ended without saying anything of the service: it was cancelled, turned away, or failed by an ignored error."""
+        """A call ended without saying anything of the service: cancelled, turned away, or by an ignored error."""
         with self._lock:
             if period == self._period and self._state == "half_open":
                 self._probes_begun -= 1
@@ -148,7 +148,10 @@ class CircuitBreakerExecutor:
     def _enter(self, state: State, now: float | None = None) -> None:
         if state != self._state:
             logger.warning(
-                "%s: circuit %s%s", self.name, state.replace("_", " "), f" after {self._last_error}" if state == "open" else ""
+                "%s: circuit %s%s",
+                self.name,
+                state.replace("_", " "),
+                f" after {self._last_error}" if state == "open" else "",
             )
         self._state = state
         self._since = self.clock.monotonic() if now is None else now
@@ -172,7 +175,8 @@ class CircuitBreakerExecutor:
             return CircuitOpenError(f"{self.name}: the circuit is half open and its probes are under way", retry_in=0.0)
         left = max(0.0, self._open_left(now))
         return CircuitOpenError(
-            f"{self.name}: the circuit is open for another {approximate_duration(left)}; it opened after {self._last_error}",
+            f"{self.name}: the circuit is open for another {approximate_duration(left)}; "
+            f"it opened after {self._last_error}",
             retry_in=left,
         )
 

@@ -28,7 +28,10 @@ def takes_list(annotation: Any) -> bool | None:
         return None
     if isinstance(annotation, str):
         head = annotation.replace("typing.", "").replace("collections.abc.", "").replace("t.", "", 1)
-        return any(part.strip().lower().startswith(("list", "tuple", "sequence", "collection", "iterable")) for part in head.split("|"))
+        return any(
+            part.strip().lower().startswith(("list", "tuple", "sequence", "collection", "iterable"))
+            for part in head.split("|")
+        )
     origin = get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(takes_list(each) for each in get_args(annotation))
@@ -50,7 +53,9 @@ class Alternatives:
         parameter = signature.parameters.get(name)
         takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
         if parameter is not None and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ConfigError(f"fallback argument {name!r} of {function.__qualname__} is no single parameter; name one that is")
+            raise ConfigError(
+                f"fallback argument {name!r} of {function.__qualname__} is no single parameter; name one that is"
+            )
         if parameter is None and not takes_any:
             where = getattr(function, "__qualname__", repr(function))
             raise ConfigError(f"{where} has no parameter {name!r} to fall back on{nearest(name, signature.parameters)}")
@@ -68,7 +73,9 @@ class Alternatives:
     def __str__(self) -> str:
         return self.name
 
-    def variants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    def variants(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         """The arguments of each attempt of a round."""
         if self.position is not None and len(args) > self.position:
             given = args[self.position]

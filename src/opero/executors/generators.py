@@ -64,7 +64,7 @@ def start_async(function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[.
 
 
 def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any, Any]]:
-    """A generator function that begins so, and relays all items; what is sent or thrown in goes to the generator itself."""
+    """A generator function that begins so and relays all items, and what is sent or thrown in."""
 
     def relayed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         started = begin(*args, **kwargs)

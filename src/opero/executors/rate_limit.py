@@ -53,13 +53,13 @@ class Ledger:
         self._step = cost * self._interval
 
     def take(self) -> bool:
-        """Take the permits for a call of the usual cost, if they are due: the path of a call that has nothing to wait for."""
+        """Take the permits for a call of the usual cost if they are due: what a call does that need not wait."""
         with self._lock:
             now = self._monotonic()
             due = self._due
             if due - self._saved > now:
                 return False
-            self._due = (due if due > now else now) + self._step
+            self._due = (max(now, due)) + self._step
             return True
 
     def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
@@ -84,7 +84,9 @@ class Ledger:
                 self._due -= cost * self._interval
 
 
-def cost_function(cost: Any, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
+def cost_function(
+    cost: Any, function: Callable[..., Any]
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
     """What a call of `function` costs, from its arguments; None where every call costs the same.
 
     Raises:
@@ -97,7 +99,9 @@ def cost_function(cost: Any, function: Callable[..., Any]) -> Callable[[tuple[An
     signature = inspect.signature(function)
     if cost not in signature.parameters:
         where = getattr(function, "__qualname__", repr(function))
-        raise ConfigError(f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}")
+        raise ConfigError(
+            f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}"
+        )
 
     def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         bound = signature.bind(*args, **kwargs)
@@ -252,28 +256,35 @@ class Meter:
 
 
 class _Queue:
-    """Where the tasks of one event loop wait for their turn at the ledger.
+    """Where the tasks of one event loop wait for their turn at the ledger: first come, first served.
 
-    aiolimiter lets tasks through at the limit's own rate, one more at once than the burst, and as many more as fall due
-    within `AHEAD`: an event loop's timers are late by a millisecond and more, and a task that comes late to the ledger
-    finds its permit lapsed. Where costs differ it would let small ones overtake large ones for ever; those take turns
-    one by one instead.
+    The first in the row passes aiolimiter, which lets tasks through at the limit's own rate, one more at once than the
+    burst, and as many more as fall due within `AHEAD`: an event loop's timers are late by a millisecond and more, and a
+    task that comes late to the ledger finds its permit lapsed. (A row in front of it, as it would let a newcomer pass
+    who comes at the right moment.) Where costs differ the first keeps its turn until its permits are due.
     """
 
     AHEAD = 0.02
     """Seconds that a task may come to the ledger before its permit is due."""
 
     def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
-        self.one_by_one = Lock() if varying else None
-        cost = 1.0 if varying else float(policy.cost)
-        capacity = policy.burst + max(1.0, policy.rate / cost * self.AHEAD)
-        self.limiter: AsyncLimiter = AsyncLimiter(capacity, capacity * cost / policy.rate)
+        self.turn = Lock()
+        self.limiter: AsyncLimiter | None = None
+        if not varying:
+            rate = policy.rate / policy.cost
+            capacity = policy.burst + max(1.0, rate * self.AHEAD)
+            self.limiter = AsyncLimiter(capacity, capacity / rate)
 
     async def enter(self) -> None:
         """Wait for this task's turn."""
-        await (self.limiter.acquire() if self.one_by_one is None else self.one_by_one.acquire())
+        await self.turn.acquire()
+        if self.limiter is not None:
+            try:
+                await self.limiter.acquire()
+            finally:
+                self.turn.release()
 
     def leave(self) -> None:
-        """Let the next task have its turn, where they come one by one."""
-        if self.one_by_one is not None:
-            self.one_by_one.release()
+        """Let the next task have its turn, where this one has kept it."""
+        if self.limiter is None:
+            self.turn.release()

@@ -15,6 +15,7 @@ from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
     import random
+
     from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer
     from opero.executors.fallback import Alternatives
@@ -78,7 +79,9 @@ class RetryExecutor:
         refuses = self.policy.retry_if_result
         if outcome.error is None and refuses is not None and refuses(outcome.value):
             return Outcome(
-                error=ResultRejectedError(f"{self.name}: retry_if_result refused {outcome.value!r:.200}", result=outcome.value)
+                error=ResultRejectedError(
+                    f"{self.name}: retry_if_result refused {outcome.value!r:.200}", result=outcome.value
+                )
             )
         return outcome
 
@@ -87,7 +90,7 @@ class RetryExecutor:
         return [(args, kwargs)] if self.alternatives is None else self.alternatives.variants(args, kwargs)
 
     def delay_after(self, state: RetryCallState, errors: list[Exception]) -> float:
-        """Seconds to wait before the next round: tenacity's exponential delay with jitter, or as long as a failure asks for."""
+        """Seconds until the next round: tenacity's exponential delay with jitter, or as long as a failure asks for."""
         delay = backoff(self.wait(state), self.policy, self.clock.random)
         for error in errors:
             if isinstance(error, RejectedError):
@@ -103,7 +106,7 @@ class RetryExecutor:
     async def rounds(
         self, host: Host, layer: Layer, call: Call, variants: list[Variant], first: Outcome | None = None
     ) -> Outcome:
-        """Rounds of attempts until one succeeds or none is left; `first` is the first attempt's outcome, where it was made."""
+        """Rounds of attempts until one succeeds or none is left; `first` is the first one's outcome, if it was made."""
         several = len(variants) > 1
         errors: list[Exception] = []
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # no Retrying object: we ask its parts

@@ -16,7 +16,7 @@ class Counts:
     failures: int = 0
     slow: int = 0
 
-    def add(self, failed: bool, slow: bool, times: int = 1) -> None:  # noqa: FBT001  # two facts of one call
+    def add(self, failed: bool, slow: bool, times: int = 1) -> None:  # two facts of one call
         self.calls += times
         self.failures += times * failed
         self.slow += times * slow
@@ -30,7 +30,7 @@ class CountWindow:
         self._results: deque[tuple[bool, bool]] = deque()
         self._sum = Counts()
 
-    def add(self, now: float, failed: bool, slow: bool) -> None:  # noqa: FBT001
+    def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
         if len(self._results) == self._size:
             self._sum.add(*self._results.popleft(), times=-1)
@@ -52,7 +52,7 @@ class TimeWindow:
         self._parts: deque[tuple[int, Counts]] = deque()
         self._sum = Counts()
 
-    def add(self, now: float, failed: bool, slow: bool) -> None:  # noqa: FBT001
+    def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
         self._drop_old(now)
         part = int(now // self._width)

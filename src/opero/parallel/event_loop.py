@@ -24,16 +24,20 @@ async def map_in_tasks(
     """Give `take` each item with the outcome of `await work(item)`, as they come.
 
     After a failed item nothing more is begun, and what runs is finished, unless `keep_going`. When the caller is
-    cancelled, so are the workers.
+    cancelled, so are the workers. An item that cancels itself ends the map as if its caller were cancelled.
     """
     waiting = iter(items)
     stopped = False
+    cancelled: asyncio.CancelledError | None = None
 
     async def worker() -> None:
-        nonlocal stopped
+        nonlocal stopped, cancelled
         for item in waiting:
             try:
                 outcome = Outcome(await work(item))
+            except asyncio.CancelledError as error:
+                stopped, cancelled = True, error  # a task group takes it for the worker's own, and says nothing
+                raise
             except Exception as error:  # noqa: BLE001  # carried as a value
                 outcome = Outcome(error=error)
                 stopped = stopped or not keep_going
@@ -44,3 +48,5 @@ async def map_in_tasks(
     async with asyncio.TaskGroup() as group:
         for _ in range(min(workers, len(items))):
             group.create_task(worker())
+    if cancelled is not None:
+        raise cancelled

@@ -11,6 +11,7 @@ from opero.errors import ConfigError, MapError
 from opero.executors.call import Outcome
 from opero.parallel.batch import BatchRule
 from opero.parallel.progress import progress_bar
+from opero.policies.fallback import FallbackPolicy
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.policy import Policy
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from opero.binding import Binding
+    from opero.executors.call import Call
     from opero.layers import Chain
 
 __all__ = ["Mapper"]
@@ -79,25 +81,37 @@ class Mapper:
         mode = self.parallel(chain).mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
-            raise ConfigError(f"{name} is a generator function and cannot be mapped: map a function that returns a value")
+            raise ConfigError(
+                f"{name} is a generator function and cannot be mapped: map a function that returns a value"
+            )
         if mode == "auto":
             return "async" if is_async else "auto"
         if is_async and mode != "async":
             raise ConfigError(f"{name} is an async function, which mode {mode!r} cannot run; use mode='async'")
         if not is_async and mode == "async":
-            raise ConfigError(f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'")
+            raise ConfigError(
+                f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'"
+            )
         if mode == "process":
             shared = self.shared_kinds(chain)
             if shared:
                 raise NotImplementedError(
-                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have one "
-                    "of its own; use mode='thread', or leave it out"
+                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have "
+                    "one of its own; use mode='thread', or leave it out"
                 )
         return mode
 
     def shared_kinds(self, chain: Chain) -> list[str]:
         """The policies whose state all workers would have to share."""
         return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if chain.policy.active(kind) is not None]
+
+
+def _without_result(policy: Policy) -> Policy:
+    fallback = policy.active("fallback")
+    if fallback is None or not fallback.has_result:
+        return policy
+    arg = FallbackPolicy(arg=fallback.arg) if fallback.arg is not None else None
+    return Policy(retry=policy.retry, timeout=policy.timeout, fallback=arg)
 
 
 def worker_count(workers: int | str, mode: str) -> int:
@@ -125,6 +139,9 @@ class _Map:
         self.kwargs = dict(kwargs)
         self.items = self._listed(args)
         self.outcomes: dict[int, Outcome] = {}
+        self.keys: dict[int, Any] = {}
+        self.repeats: dict[int, list[int]] = {}
+        self.fell_back: set[int] = set()
         self.tick: Callable[[int], object] = lambda done: None
 
     def _listed(self, args: tuple[Any, ...]) -> list[Any]:
@@ -154,11 +171,11 @@ class _Map:
         """All results, in threads, processes or both."""
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
             self._read_cache()
-            pending = self._pending()
+            units = self._units(self._pending())
             if self.mode == "auto":
-                pending = self._sample(pending)
-            for unit, outcome in self._run_units(self._units(pending)):
-                self._take(unit, outcome)
+                units = self._sample(units)
+            for unit, outcome in self._run_units(units):
+                self._take(unit, self._fall_back(unit, outcome))
         return self._results()
 
     async def run_async(self) -> list[Any]:
@@ -168,21 +185,26 @@ class _Map:
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
             self._read_cache()
             units = self._units(self._pending())
-            await map_in_tasks(self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise")
+            await map_in_tasks(
+                self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise"
+            )
         return self._results()
 
     def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
         keep_going = self.policy.on_error != "raise"
         if self.mode == "process":
-            from opero.parallel.processes import map_in_processes
+            from opero.parallel.processes import Rest, map_in_processes
 
             inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
+            if self.binding.cache is not None:
+                inner = _without_result(inner)  # it answers here, where it can be told from what is to be kept
             done = map_in_processes(
                 self.binding,
                 inner,
-                lambda unit: self.arguments(self._argument(unit)),
+                Rest(self.before, self.after, self.kwargs),
                 units,
                 self._workers(),
+                argument=self._argument,
                 keep_going=keep_going,
             )
         else:
@@ -193,12 +215,44 @@ class _Map:
             yield units[position], outcome
 
     def _call(self, unit: list[int]) -> Any:
-        """Call the function for a unit beside the cache, which the map reads and fills itself."""
+        """Call the function for a unit, beside the cache, which the map reads and fills itself."""
         args, kwargs = self.arguments(self._argument(unit))
         if self.binding.cache is None:
             return self.mapper.single(*args, **kwargs)
         self.binding.stats.calls += 1
-        return self.chain.whole(self.chain.call(), args, kwargs)
+        call = self.chain.call()
+        if self.binding.is_async:
+            return self._finish(unit, call, self.chain.whole(call, args, kwargs))
+        try:
+            return self.chain.whole(call, args, kwargs)
+        except Exception:
+            self.binding.stats.failures += 1
+            raise
+        finally:
+            self.fell_back.update(unit if call.fell_back else ())
+
+    async def _finish(self, unit: list[int], call: Call, result: Any) -> Any:
+        try:
+            return await result
+        except Exception:
+            self.binding.stats.failures += 1
+            raise
+        finally:
+            self.fell_back.update(unit if call.fell_back else ())
+
+    def _fall_back(self, unit: list[int], outcome: Outcome) -> Outcome:
+        """What a worker process left to this one: the fallback result of a unit that failed there."""
+        fallback = self.chain.executors.get("fallback")
+        if outcome.error is None or fallback is None or self.mode != "process" or self.binding.cache is None:
+            return outcome
+        self.fell_back.update(unit)
+        self.binding.stats.failures -= 1
+        args, kwargs = self.arguments(self._argument(unit))
+        try:
+            return Outcome(fallback.answer(self.chain.call(), args, kwargs, outcome.error))
+        except Exception as error:  # noqa: BLE001  # the fallback's own
+            self.binding.stats.failures += 1
+            return Outcome(error=error)
 
     def _workers(self) -> int:
         return worker_count(self.policy.workers, self.mode)
@@ -221,7 +275,6 @@ class _Map:
 
     def _take(self, unit: list[int], outcome: Outcome) -> None:
         """Note what became of a unit's items, and keep it in the cache."""
-        self.tick(len(unit))
         if outcome.error is None and self.in_batches:
             try:
                 values = self.rule.check(outcome.value, unit)
@@ -230,46 +283,56 @@ class _Map:
         else:
             values = [outcome.value]
         for position, index in enumerate(unit):
-            if outcome.error is not None:
-                self.outcomes[index] = outcome
-            else:
-                self.outcomes[index] = Outcome(values[position])
-                self._fill_cache(index, values[position])
+            self._note(index, outcome if outcome.error is not None else Outcome(values[position]))
+
+    def _note(self, index: int, outcome: Outcome) -> None:
+        self.outcomes[index] = outcome
+        if self.binding.cache is not None and outcome.error is None and index not in self.fell_back:
+            self.binding.cache.store(self.keys[index], outcome.value)
+        repeats = self.repeats.get(index, ())
+        for repeat in repeats:
+            self._answer(repeat, outcome)
+        self.tick(1)
 
     # The cache: one for all workers, read and filled here
 
-    def _key(self, index: int) -> Any:
-        assert self.binding.cache is not None
-        return self.binding.cache.key(*self.arguments(self.items[index]))
-
     def _read_cache(self) -> None:
+        """Take from the cache what is there. An item that comes twice is computed once, as in calls one by one."""
         cache = self.binding.cache
-        for index in range(len(self.items)) if cache is not None else ():
-            found = cache.look_up(self._key(index)) if cache is not None else None
+        first: dict[Any, int] = {}
+        for index, item in enumerate(self.items if cache is not None else ()):
+            assert cache is not None
+            key = self.keys[index] = cache.key(*self.arguments(item))
+            found = cache.look_up(key)
             if found is not None:
-                self.outcomes[index] = found
-                self.tick(1)
-                self.binding.stats.calls += 1
-                self.binding.stats.cache_hits += 1
+                self._answer(index, found)
+            elif key in first:
+                self.repeats.setdefault(first[key], []).append(index)
             else:
+                first[key] = index
                 self.binding.stats.cache_misses += 1
 
-    def _fill_cache(self, index: int, value: Any) -> None:
-        if self.binding.cache is not None:
-            self.binding.cache.store(self._key(index), value)
+    def _answer(self, index: int, outcome: Outcome) -> None:
+        """An item that needs no call of its own."""
+        self.outcomes[index] = outcome
+        self.tick(1)
+        self.binding.stats.calls += 1
+        self.binding.stats.cache_hits += outcome.error is None
+
+    def _pending(self) -> list[int]:
+        """The items that need a call."""
+        waiting = {index for repeats in self.repeats.values() for index in repeats}
+        return [index for index in range(len(self.items)) if index not in self.outcomes and index not in waiting]
 
     # Auto
 
-    def _pending(self) -> list[int]:
-        return [index for index in range(len(self.items)) if index not in self.outcomes]
-
-    def _sample(self, pending: list[int]) -> list[int]:
-        """Run the first items here, and choose the mode by whether they computed or waited; what is left to do."""
+    def _sample(self, units: list[list[int]]) -> list[list[int]]:
+        """Run the first units here, and choose the mode by whether they computed or waited; what is left to do."""
         started, computed = time.perf_counter(), time.thread_time()
         done = 0
         stop = False
-        while done < min(len(pending), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
-            unit = [pending[done]]
+        while done < min(len(units), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
+            unit = units[done]
             done += 1
             try:
                 outcome = Outcome(self._call(unit))
@@ -278,7 +341,7 @@ class _Map:
                 stop = self.policy.on_error == "raise"
             self._take(unit, outcome)
         seconds, computed = time.perf_counter() - started, time.thread_time() - computed
-        left = pending[done:] if not stop else []
+        left = units[done:] if not stop else []
         computing = computed > seconds / 2 and computed / max(done, 1) * len(left) > WORTH_PROCESSES
         self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
         return left

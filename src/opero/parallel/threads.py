@@ -22,7 +22,12 @@ def map_in_threads(
     """The outcome of `work(item)` for every item with its index, as they come. Context variables reach the threads."""
 
     def submit(executor: Executor, chunk: Chunk) -> Future[tuple[list[Outcome], float]]:
-        return executor.submit(contextvars.copy_context().run, run_chunk, work, chunk)
+        return executor.submit(contextvars.copy_context().run, run_chunk, work, chunk, keep_going)
 
-    with ThreadPoolExecutor(min(workers, max(1, len(items))), thread_name_prefix="opero-map") as pool:
+    pool = ThreadPoolExecutor(min(workers, max(1, len(items))), thread_name_prefix="opero-map")
+    try:
         yield from run_window(lambda: pool, submit, items, workers, keep_going=keep_going)
+    except BaseException:  # Ctrl-C, or nobody reads on: what runs is not waited for
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -44,7 +44,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal; where comparing gives no truth value, as for arrays, whether they pickle the same."""
+    """Whether two values are equal; where comparing gives no truth, as for arrays, whether they pickle the same."""
     try:
         return bool(one == other)
     except Exception:  # noqa: BLE001  # whatever a user's type raises
@@ -139,7 +139,7 @@ class BasePolicy(StrictModel):
 
     @classmethod
     def expand(cls, value: Any) -> dict[str, Any]:
-        """The fields that any accepted way to write this policy sets: a policy, a mapping, true, false, or a bare value.
+        """The fields that any way to write this policy sets: a policy, a mapping, true, false, or a bare value.
 
         Raises:
             ValueError: a bare value for a policy that has no short form.

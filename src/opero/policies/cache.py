@@ -51,7 +51,9 @@ def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     try:
         return handler(value)
     except ValidationError:  # which would show the value
-        wrong = PydanticCustomError("secret", "a secret is text, and this is of type {kind}", {"kind": type(value).__name__})
+        wrong = PydanticCustomError(
+            "secret", "a secret is text, and this is of type {kind}", {"kind": type(value).__name__}
+        )
         hidden = InitErrorDetails(type=wrong, input="**********")
         raise ValidationError.from_exception_data("secret", [hidden]) from None
 

@@ -119,7 +119,9 @@ class CircuitBreakerPolicy(BasePolicy):
             if idle:
                 raise ValueError(f"{' and '.join(sorted(idle))} would have no effect without failure_rate or slow_call")
         if isinstance(self.window, int) and self.least_calls > self.window:
-            raise ValueError(f"min_calls ({self.min_calls}) is more than the window of {self.window} calls can ever hold")
+            raise ValueError(
+                f"min_calls ({self.min_calls}) is more than the window of {self.window} calls can ever hold"
+            )
         return self
 
     def _defaulted(self) -> set[str]:

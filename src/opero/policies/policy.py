@@ -47,7 +47,7 @@ KINDS: dict[str, type[BasePolicy]] = {
 
 
 def _flat_options() -> dict[str, tuple[str, str]]:
-    own = {name for name in BasePolicy.model_fields}
+    own = set(BasePolicy.model_fields)
 
     def fields(policy: type[BasePolicy]) -> list[str]:
         return [name for name in policy.model_fields if name not in own]
@@ -130,12 +130,17 @@ class Policy(StrictModel):
         try:
             cls.model_validate(fields)
         except ValidationError as error:
-            if any(each["type"] == "unknown_field" or (len(each["loc"]) > 1 and each["type"] != "missing") for each in error.errors()):
+            if any(
+                each["type"] == "unknown_field" or (len(each["loc"]) > 1 and each["type"] != "missing")
+                for each in error.errors()
+            ):
                 raise
 
     def fields(self) -> dict[str, Any]:
-        """What was given when this policy was made, as nested plain data: it merges, and validates to an equal policy."""
-        return {name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()}
+        """What was given when this policy was made, as nested plain data that merges, and validates to an equal one."""
+        return {
+            name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()
+        }
 
     def replace(self, **options: Unpack[Options]) -> Self:
         """A policy like this one with some options changed, validated anew; an option may be a whole policy or None.

@@ -79,9 +79,7 @@ def _number(value: object) -> float | None:
     """The number that `value` is or spells, or None. True is no number here, and neither is NaN."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        number = float(value)
-    elif isinstance(value, str) and NUMBER.fullmatch(value.strip().lower()):
+    if isinstance(value, int | float) or (isinstance(value, str) and NUMBER.fullmatch(value.strip().lower())):
         number = float(value)
     else:
         return None
@@ -211,7 +209,7 @@ def resolve(name: str) -> Any:
         return getattr(builtins, path)
     parts = module_name.split(".")
     if not all((*parts, *path.split("."))):
-        raise ValueError(f"{name!r} cannot be imported: a part of it is empty; write \"package.module:name\"")
+        raise ValueError(f'{name!r} cannot be imported: a part of it is empty; write "package.module:name"')
     # "package.module.Class.attribute" without a colon: the module may end some dots earlier.
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])
@@ -285,7 +283,9 @@ def _is_installed(package: str) -> bool:
 
 def _nearby_exception(name: str) -> object:
     if "." not in name and ":" not in name and not hasattr(builtins, name):
-        known = [each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)]
+        known = [
+            each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)
+        ]
         raise ValueError(f"{name!r} is no builtin exception{nearest(name, known)}; others need their module's name")
     return resolve(name)
 

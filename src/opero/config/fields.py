@@ -1,0 +1,91 @@
+"""What the policy models say of their fields: which hold lists, None, JSON, or secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from pydantic import SecretStr
+
+from opero.errors import nearest
+from opero.policies.policy import FLAT_OPTIONS, KINDS
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+__all__ = ["ALIASES", "OPTIONS", "admits_none", "is_hidden", "is_json", "is_list", "is_secret", "suggest_key"]
+
+ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]}
+"""Second names of flat options, in environment variables alone."""
+
+OPTIONS: dict[str, tuple[str, str | None]] = {
+    **FLAT_OPTIONS,
+    **ALIASES,
+    **{kind: (kind, None) for kind in KINDS},
+}
+"""What may follow a profile's name in a flat variable → the policy and field; None: the whole policy, or its
+short form."""
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Every type that an annotation is made of."""
+    yield get_origin(annotation) or annotation
+    for each in get_args(annotation):
+        yield from _types(each)
+
+
+@cache
+def _held(kind: str, field: str) -> tuple[FieldInfo | None, frozenset[Any]]:
+    info = KINDS[kind].model_fields.get(field)
+    return info, frozenset() if info is None else frozenset(_types(info.annotation))
+
+
+def is_secret(kind: str, field: str) -> bool:
+    return SecretStr in _held(kind, field)[1]
+
+
+def is_hidden(kind: str, field: str) -> bool:
+    """Whether messages must not show its value: a secret, or free data that may hold one, as a URL does."""
+    return bool(_held(kind, field)[1] & {SecretStr, Mapping})
+
+
+def is_list(kind: str, field: str) -> bool:
+    return tuple in _held(kind, field)[1]
+
+
+def is_json(kind: str, field: str) -> bool:
+    """Whether it holds free data, which text can only spell as JSON."""
+    info, types = _held(kind, field)
+    return Mapping in types or (info is not None and info.annotation is Any and not info.metadata)
+
+
+def admits_none(kind: str, field: str) -> bool:
+    info, types = _held(kind, field)
+    return NoneType in types or (info is not None and info.annotation is Any and info.default is None)
+
+
+def suggest_key(key: str, kind: str | None = None, value: object = None) -> str:
+    """The cure for an unknown key of a profile or a policy: where it belongs, or the nearest known one."""
+    option = (FLAT_OPTIONS | ALIASES).get(key)
+    if kind is not None:
+        if option is not None and option[0] == kind:
+            return f"; did you mean {option[1]!r}?"
+        return nearest(key, KINDS[kind].model_fields)
+    homes = (
+        [option]
+        if option
+        else [(each, key) for each, model in KINDS.items() if key in model.model_fields and key != "enabled"]
+    )
+    if homes:
+        return "; write " + " or ".join(
+            f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes
+        )
+    return nearest(key, [*KINDS, "extends"])
+
+
+def _example(kind: str, field: str, value: object) -> str:
+    if is_hidden(kind, field) or not isinstance(value, str | int | float):
+        return "…"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,174 @@
+"""Which environment, and which files: the questions before any configuration is read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opero.config.sources import Source
+from opero.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opero.config.report import Report
+
+__all__ = ["Location", "locate", "show_path"]
+
+DEFAULT_ENVIRONMENT = "development"
+DEFAULT_DIRECTORY = "policies"
+BASE = "base"
+SUFFIXES = (".yaml", ".yml")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the configuration lies.
+
+    Attributes:
+        environment: its name.
+        directory: absolute; None where nobody named one and `./policies` does not exist.
+        files: what to read, lowest precedence first.
+    """
+
+    environment: str
+    directory: Path | None
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A text, and who said it ("" for nobody: it is the default)."""
+
+    value: str
+    by: str = ""
+
+
+def locate(
+    directory: str | Path | None, environment: str | None, environ: Mapping[str, str], report: Report
+) -> Location:
+    """Find the environment's name and the files to read.
+
+    Args:
+        directory: as given to `load`; else `OPERO_CONFIG`, else `config` in `[tool.opero]` of
+            `./pyproject.toml` (relative to that file), else `./policies`, which alone may be absent.
+        environment: as given to `load`; else `OPERO_ENV`, else `ENVIRONMENT`, else "development".
+        environ: the environment variables.
+        report: takes a file that exists with both suffixes.
+
+    Raises:
+        ConfigError: a named directory or environment does not exist; it names those that do.
+    """
+    env = _environment(environment, environ)
+    named = _directory(directory, environ)
+    folder = Path(named.value).expanduser()
+    if not folder.is_absolute():
+        folder = Path.cwd() / folder
+    if not folder.is_dir():
+        if not named.by:
+            return Location(env.value, None, ())
+        fault = "is a file; name the directory that holds it" if folder.exists() else "does not exist"
+        raise ConfigError(f"{named.by}: the directory {show_path(folder)} {fault}")
+    found = _files(folder, report)
+    files = tuple(found[name] for name in (BASE, env.value) if name in found)
+    missing = env.value not in found
+    # development is what a library's user gets without asking; any other name was meant, and a typo must not
+    # pass.
+    if missing and ((named.by and not files) or (files and env.by and env.value != DEFAULT_ENVIRONMENT)):
+        _refuse(env, folder, found)
+    return Location(env.value, folder, files)
+
+
+def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
+    known = sorted(set(found) - {BASE})
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    hint = nearest(env.value, known)
+    cure = hint if "did you mean" in hint else f"; create {env.value}.yaml (`policies: {{}}` changes nothing)"
+    where = f"{env.by}: " if env.by else ""
+    raise ConfigError(f"{where}{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
+
+
+def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
+    if argument is not None:
+        named = _Named(argument, "environment")
+    elif (value := _variable(environ, "OPERO_ENV")) is not None:
+        named = _Named(value.strip(), "OPERO_ENV")
+    elif value := environ.get("ENVIRONMENT", "").strip():  # not ours alone: empty means unset
+        named = _Named(value, "ENVIRONMENT")
+    else:
+        return _Named(DEFAULT_ENVIRONMENT)
+    if not NAME.fullmatch(named.value) or named.value == BASE:
+        why = (
+            "base.yaml holds for every environment"
+            if named.value == BASE
+            else "write letters, digits, '-', '_' and '.'"
+        )
+        raise ConfigError(f"{named.by}: {named.value!r} cannot name an environment; {why}")
+    return named
+
+
+def _directory(argument: str | Path | None, environ: Mapping[str, str]) -> _Named:
+    if argument is not None:
+        return _Named(str(argument), "directory")
+    value = _variable(environ, "OPERO_CONFIG")
+    if value is not None:
+        if not value.strip():
+            raise ConfigError("OPERO_CONFIG: is empty; unset it, or name a directory")
+        return _Named(value.strip(), "OPERO_CONFIG")
+    return _from_pyproject(Path.cwd() / "pyproject.toml") or _Named(DEFAULT_DIRECTORY)
+
+
+def _from_pyproject(path: Path) -> _Named | None:
+    if not path.is_file():
+        return None
+    try:
+        tool = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("opero", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+        place = f":{found[1]}:{found[2]}" if found else ""
+        raise ConfigError(f"{path.name}{place}: is not TOML: {error}") from error
+    if not isinstance(tool, dict):
+        raise ConfigError(f'{path.name}: [tool.opero] must be a table; write `config = "policies"` in it')
+    for key in tool:
+        if key != "config":
+            raise ConfigError(f"{path.name}: unknown key {key!r} in [tool.opero]{nearest(key, ['config'])}")
+    config = tool.get("config")
+    if config is None:
+        return None
+    if not isinstance(config, str) or not config:
+        raise ConfigError(f"{path.name}: config in [tool.opero] must be the path of a directory, not {config!r}")
+    return _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]")
+
+
+def _files(folder: Path, report: Report) -> dict[str, Path]:
+    """Environment → its file. Names come from the listing, so case matters on every system alike."""
+    found: dict[str, Path] = {}
+    for suffix in SUFFIXES:
+        for path in sorted(folder.glob(f"*{suffix}")):
+            if path.stem in found:
+                other = found[path.stem].name
+                report.add(
+                    Source(show_path(path)),
+                    f"stands beside {other}, and only one can hold; remove one of them",
+                )
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str | None:
+    """An opero variable's value, in whatever case its name is written."""
+    if name in environ:
+        return environ[name]
+    return next((value for key, value in environ.items() if key.upper() == name), None)
+
+
+def show_path(path: Path) -> str:
+    """The path relative to the working directory where it lies below, else in full."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,114 @@
+"""The sources of configuration, as pydantic-settings carries them: files, and the environment over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import InstanceOf  # pydantic reads the annotation
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from opero.config.document import read_document
+from opero.config.environment import read_enabled, read_variables
+from opero.config.location import show_path
+from opero.config.merging import profile_names
+from opero.config.sources import Layer
+from opero.config.yaml_source import read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydantic.fields import FieldInfo
+
+    from opero.config.report import Report
+
+
+__all__ = ["EnvironmentSource", "FileSource", "Request", "Settings"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Request:
+    """What to read: files, lowest precedence first, and variables; and where to report what is wrong."""
+
+    files: tuple[Path, ...]
+    environ: Mapping[str, str]
+    report: Report
+
+
+class LayerSource(PydanticBaseSettingsSource):
+    """A source that delivers one whole layer, unmerged, so that each value keeps its place and its shadow."""
+
+    layer: Layer | None = None
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False  # nothing is looked up by field: see __call__
+
+    def __call__(self) -> dict[str, Any]:
+        return {"layers": {self.layer.name: self.layer}} if self.layer is not None else {}
+
+
+class FileSource(LayerSource):
+    """One YAML file."""
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path, report: Report) -> None:
+        super().__init__(settings_cls)
+        name = show_path(path)
+        document = read_yaml(path, name, report)
+        self.layer = read_document(document, name, report) if document is not None else None
+
+
+class EnvironmentSource(LayerSource):
+    """The variables that begin with OPERO_, read against the profiles that the files define."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], request: Request, profiles: list[str], *, complete: bool
+    ) -> None:
+        super().__init__(settings_cls)
+        self.layer = read_variables(request.environ, profiles, request.report, complete=complete)
+        self.enabled = read_enabled(request.environ, request.report)
+
+    def __call__(self) -> dict[str, Any]:
+        return super().__call__() | ({} if self.enabled is None else {"enabled": self.enabled})
+
+
+class Settings(BaseSettings):
+    """Everything that was said, and by whom.
+
+    pydantic-settings asks the sources in order and puts their layers together; merging.py makes profiles of
+    them.
+
+    Attributes:
+        enabled: `OPERO_ENABLED`. Default true.
+        layers: what each file and the environment say, lowest precedence first.
+    """
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    enabled: bool = True
+    layers: dict[str, InstanceOf[Layer]] = {}
+
+    @classmethod
+    def read(cls, files: tuple[Path, ...], environ: Mapping[str, str], report: Report) -> Self:
+        """Read files, lowest precedence first, and the environment over them; tell `report` what is wrong."""
+        # Init arguments are all that pydantic-settings hands on to the place where its sources are made.
+        init: dict[str, Any] = {"request": Request(files, environ, report)}
+        return cls(**init)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, then the files from the last to the first: the highest precedence comes first."""
+        assert isinstance(init_settings, InitSettingsSource)
+        request: Request = init_settings.init_kwargs["request"]
+        files = [FileSource(settings_cls, path, request.report) for path in request.files]
+        layers = [source.layer for source in files if source.layer is not None]
+        complete = len(layers) == len(files)
+        environment = EnvironmentSource(settings_cls, request, profile_names(layers), complete=complete)
+        return environment, *reversed(files)

@@ -1,0 +1,139 @@
+"""Makes policies of merged profiles, and leads each complaint back to the place that caused it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from opero.config.document import shown
+from opero.config.fields import is_hidden
+from opero.errors import nearest
+from opero.policies.policy import KINDS, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from opero.config.merging import Profile
+    from opero.config.report import Report
+    from opero.config.sources import Leaf
+
+__all__ = ["check_fields", "validate"]
+
+
+def validate(name: str, profile: Profile, report: Report) -> Policy | None:
+    """The policy that a merged profile describes, or None where it is wrong.
+
+    Args:
+        name: the profile's.
+        profile: what was merged.
+        report: takes what is wrong, at the file's line and column or the variable that said it.
+    """
+    try:
+        return Policy.model_validate(_data(profile))
+    except ValidationError as error:
+        for kind, found in _by_kind(error).items():
+            _report_fields(kind, found, profile, report)
+            if not profile.is_flawed(kind):
+                _report_whole(name, kind, found, profile, report)
+    except Exception:  # noqa: BLE001  # what a module that is named here raises while it is imported
+        _report_imports(profile, report)
+    return None
+
+
+def check_fields(profile: Profile, report: Report) -> None:
+    """Judge values alone, not whether they make a policy: some may be missing, as in `defaults`."""
+    try:
+        Policy.model_validate(_data(profile))
+    except ValidationError as error:
+        for kind, found in _by_kind(error).items():
+            _report_fields(kind, found, profile, report)
+    except Exception:  # noqa: BLE001
+        _report_imports(profile, report)
+
+
+def _report_imports(profile: Profile, report: Report) -> None:
+    """Some value names a module that fails when it is imported; find out which."""
+    for kind in profile.kinds():
+        for field, leaf in profile.given(kind).items():
+            try:
+                KINDS[kind].model_validate({field: leaf.value})
+            except ValidationError:
+                continue  # the policy's other fields are not there
+            except Exception as error:  # noqa: BLE001
+                text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
+                report.add(leaf.source, text)
+
+
+def _data(profile: Profile) -> dict[str, Any]:
+    # Switched off, with no values to keep: no policy, even where one needs values (see `Policy`).
+    return {kind: False if _only_off(fields) else fields for kind, fields in profile.values().items()}
+
+
+def _only_off(fields: Mapping[str, Any]) -> bool:
+    return set(fields) == {"enabled"} and str(fields["enabled"]).strip().lower() in (
+        "false",
+        "no",
+        "off",
+        "n",
+        "f",
+        "0",
+    )
+
+
+def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
+    kinds: dict[str, list[Any]] = {}
+    for each in error.errors(include_url=False):
+        kinds.setdefault(str(each["loc"][0]), []).append(each)
+    return kinds
+
+
+def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
+    """Wrong values. A field that may be of several types has one complaint for each."""
+    given = profile.given(kind)
+    complaints: dict[str, list[Any]] = {}
+    for each in found:
+        if len(each["loc"]) > 1 and each["loc"][1] in given:
+            complaints.setdefault(each["loc"][1], []).append(each)
+    for field, wrong in complaints.items():
+        leaf = given[field]
+        report.add(leaf.source, f"{leaf.section}.{kind}.{field}: {_explain(kind, field, leaf, wrong)}")
+
+
+def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:
+    subject = "the value" if is_hidden(kind, field) else shown(leaf.value)
+    texts: list[str] = []
+    choices: list[str] = []
+    for each in wrong:
+        text = _message(each)
+        if text.startswith("Input should"):
+            text = text.replace("Input", subject, 1) if not texts else text.removeprefix("Input should ")
+        texts.append(text)
+        if each["type"] == "literal_error":
+            choices += re.findall(r"'([^']*)'", each["ctx"]["expected"])
+    hint = nearest(leaf.value, choices) if choices and isinstance(leaf.value, str) else ""
+    return ", or ".join(dict.fromkeys(texts)) + (hint if "did you mean" in hint else "")
+
+
+def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
+    """What is missing, and values that do not go together."""
+    given = profile.given(kind)
+    for each in found:
+        if each["type"] == "missing":
+            field = each["loc"][1]
+            report.add(
+                profile.place(kind),
+                f"policies.{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`",
+            )
+        elif len(each["loc"]) == 1:
+            text = _message(each)
+            named = [leaf for field, leaf in given.items() if re.search(rf"\b{field}\b", text)]
+            # The one that was said last broke what held before.
+            *before, place = [leaf.source for leaf in named or given.values()] or [profile.place(kind)]
+            others = " and ".join(str(source) for source in before if source != place)
+            report.add(place, f"policies.{name}.{kind}: {text}{f' (see also {others})' if others else ''}")
+
+
+def _message(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -1,0 +1,33 @@
+"""OPERO_ENABLED: the switch that makes every bound function call its function plainly."""
+
+from __future__ import annotations
+
+import os
+
+from opero.errors import ConfigError
+from opero.policies.policy import Policy
+
+__all__ = ["is_on", "plain"]
+
+NAME = "OPERO_ENABLED"
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def is_on() -> bool:
+    """What OPERO_ENABLED says, in upper or lower case. Default true.
+
+    Raises:
+        ConfigError: it says neither true nor false.
+    """
+    text = os.environ.get(NAME, os.environ.get(NAME.lower(), "true"))
+    if text.strip().lower() not in TRUE + FALSE:
+        raise ConfigError(f"{NAME}: {text!r} is neither true nor false")
+    return text.strip().lower() in TRUE
+
+
+def plain(policy: Policy) -> Policy:
+    """What is left of a policy when opero is switched off: a fallback result still answers."""
+    fallback = policy.active("fallback")
+    if fallback is None or not fallback.has_result:
+        return Policy(parallel=policy.parallel)
+    return Policy(fallback=fallback.replace(arg=None), parallel=policy.parallel)

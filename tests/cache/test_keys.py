@@ -1,0 +1,132 @@
+"""The key of a call: equal calls share it, and no others."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import enum
+import gc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero.cache.keys import KeyMaker, freeze
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats(-3, 3)
+    | st.text("ab ", max_size=3)
+    | st.binary(max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types all through."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+@given(one=VALUES, other=VALUES)
+def test_frozen_values_are_equal_just_where_the_values_are_the_same(one: Any, other: Any) -> None:
+    assert (freeze(one) == freeze(other)) is same(one, other)
+    if same(one, other):
+        assert hash(freeze(one)) == hash(freeze(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((1,), (1.0,)),
+        ((1,), (True,)),
+        ((1,), ("1",)),
+        (("a b", "c"), ("a", "b c")),
+        (([1],), ((1,),)),
+        (({"a": 1},), ({"a": 1.0},)),
+        (({1},), ({1.0},)),
+        ((array.array("i", [1]),), (array.array("i", [2]),)),
+        ((bytearray(b"a"),), (bytearray(b"b"),)),
+    ],
+)
+def test_different_arguments_have_different_keys(one: Any, other: Any) -> None:
+    def function(*args: Any) -> None: ...
+
+    key = KeyMaker(function, None, is_method=False)
+    assert key(one, {}) != key(other, {})
+    assert key(one, {}) == key(one, {})
+    hash(key(one, {}))
+
+
+def test_arguments_are_normalised_to_the_signature() -> None:
+    def function(a: int, b: int = 2, *rest: int, c: int = 3, **more: int) -> None: ...
+
+    key = KeyMaker(function, None, is_method=False)
+    assert key((1,), {}) == key((), {"a": 1}) == key((1, 2), {}) == key((1,), {"c": 3, "b": 2})
+    assert key((1,), {"x": 1, "y": 2}) == key((1,), {"y": 2, "x": 1})
+    assert key((1,), {"x": 1}) != key((1,), {})
+    assert key((1, 2, 3), {}) != key((1, 2), {})
+
+
+def test_arguments_that_do_not_fit_are_refused_as_the_function_would() -> None:
+    def function(a: int) -> None: ...
+
+    with pytest.raises(TypeError, match="missing a required argument: 'a'"):
+        KeyMaker(function, None, is_method=False)((), {})
+
+
+class Plain:
+    def method(self, x: int) -> None: ...
+
+
+class Slotted:
+    __slots__ = ("x",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    base: str
+
+
+class Keyed:
+    __opero_key__ = "shared"
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+def test_what_stands_for_an_instance() -> None:
+    key = KeyMaker(Plain.method, None, is_method=True)
+    plain, slotted = Plain(), Slotted()
+    assert key((plain, 1), {}) == key((plain,), {"x": 1})
+    assert key((plain, 1), {}) != key((Plain(), 1), {})
+    assert key((slotted, 1), {}) == key((slotted, 1), {})
+    assert key((slotted, 1), {}) != key((Slotted(), 1), {})
+    assert key((Value("a"), 1), {}) == key((Value("a"), 1), {}) != key((Value("b"), 1), {})
+    assert key((Keyed(), 1), {}) == key((Keyed(), 1), {})
+    assert key((Color.RED, 1), {}) == key((Color.RED, 1), {})
+    assert key((Plain, 1), {}) != key((Slotted, 1), {})
+
+
+def test_an_instance_at_the_address_of_a_dead_one_is_another() -> None:
+    key = KeyMaker(Plain.method, None, is_method=True)
+    seen = set()
+    for _ in range(100):
+        seen.add(key((Plain(), 1), {}))
+        gc.collect(0)
+    assert len(seen) == 100
+    assert len(key._tokens) <= 1

@@ -1,0 +1,287 @@
+"""Environment variables: two forms, what they may hold, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from opero.config.fields import OPTIONS
+from opero.policies import (
+    BulkheadPolicy,
+    CachePolicy,
+    FallbackPolicy,
+    ParallelPolicy,
+    Policy,
+    RateLimitPolicy,
+    RetryPolicy,
+    TimeoutPolicy,
+)
+from opero.policies.policy import FLAT_OPTIONS, KINDS
+
+if TYPE_CHECKING:
+    from conftest import Policies
+
+
+def api(policies: Policies, text: str = "", **environ: str) -> Policy:
+    """The profile `api` of a base file, under some variables."""
+    policies.write(base=f"policies: {{api: {{{text}}}}}")
+    return policies.load(**environ).policies["api"]
+
+
+FLAT = {
+    "OPERO_API_RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
+    "OPERO_API_BACKOFF": ("2.5", Policy(retry=RetryPolicy(backoff_factor=2.5))),
+    "OPERO_API_BACKOFF_FACTOR": ("2.5", Policy(retry=RetryPolicy(backoff_factor=2.5))),
+    "OPERO_API_JITTER": ("false", Policy(retry=RetryPolicy(jitter=False))),
+    "OPERO_API_RETRY": ("8", Policy(retry=RetryPolicy(retries=8))),
+    "OPERO_API_RETRY_ON": (
+        "ConnectionError, TimeoutError",
+        Policy(retry=RetryPolicy(retry_on=(ConnectionError, TimeoutError))),
+    ),
+    "OPERO_API_RETRY_ON_STATUS": ('[429, "5xx"]', Policy(retry=RetryPolicy(retry_on_status=(429, "5xx")))),
+    "OPERO_API_CACHE": ("30m", Policy(cache=CachePolicy(ttl=1800))),
+    "OPERO_API_CACHE_TTL": ("1800", Policy(cache=CachePolicy(ttl=1800))),
+    "OPERO_API_CACHE_BACKEND": ("disk", Policy(cache=CachePolicy(backend="disk"))),
+    "OPERO_API_CACHE_ERRORS": ("true", Policy(cache=CachePolicy(cache_errors=True))),
+    "OPERO_API_CACHE_ARGUMENTS": ('{"db": 3}', Policy(cache=CachePolicy(arguments={"db": 3}))),
+    "OPERO_API_RATE_LIMIT": ("50/s", Policy(rate_limit=RateLimitPolicy(rate=50))),
+    "OPERO_API_TIMEOUT": ("300.0", Policy(timeout=TimeoutPolicy(total=300))),
+    "OPERO_API_ATTEMPT_TIMEOUT": ("5s", Policy(timeout=TimeoutPolicy(attempt=5))),
+    "OPERO_API_BULKHEAD": (
+        '{"max_concurrent": 5, "max_wait": null}',
+        Policy(bulkhead=BulkheadPolicy(max_concurrent=5, max_wait=None)),
+    ),
+    "OPERO_API_ARG_FALLBACK": ("key", Policy(fallback=FallbackPolicy(arg="key"))),
+    "OPERO_API_MODE": ("process", Policy(parallel=ParallelPolicy(mode="process"))),
+    "OPERO_API_WORKERS": ("7", Policy(parallel=ParallelPolicy(workers=7))),
+    "OPERO_API_ORDERED": ("False", Policy(parallel=ParallelPolicy(ordered=False))),
+    "OPERO_API_PROGRESS": ("false", Policy(parallel=ParallelPolicy(progress=False))),
+    "OPERO_API_BATCH": ("true", Policy(parallel=ParallelPolicy(batch=True))),
+    "OPERO_POLICIES__API__RETRY__RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
+    "OPERO_POLICIES__API__RATE_LIMIT": ("8", Policy(rate_limit=RateLimitPolicy(rate=8))),
+    "OPERO_POLICIES__API__FALLBACK__DEFAULT": ("[1]", Policy(fallback=FallbackPolicy(default=[1]))),
+    "OPERO_DEFAULTS__RETRY__RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "policy"), [(name, *rest) for name, rest in FLAT.items()])
+def test_a_variable_sets_its_option_in_either_case(policies: Policies, name: str, value: str, policy: Policy) -> None:
+    assert api(policies, **{name: value}) == policy
+    assert api(policies, **{name.lower(): value}) == policy
+
+
+@pytest.mark.parametrize("option", sorted({*FLAT_OPTIONS, *KINDS, "backoff"}))
+def test_every_flat_option_and_every_policy_has_a_variable(policies: Policies, option: str) -> None:
+    assert option in OPTIONS
+    policies.write(base="policies: {api: }")
+    for line in policies.problems(**{f"OPERO_API_{option.upper()}": ""}):
+        assert line.startswith(f"OPERO_API_{option.upper()}: is empty; unset it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field) for kind, model in KINDS.items() for field in model.model_fields]
+)
+def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field: str) -> None:
+    policies.write(base="policies: {api: }")
+    for root in ("POLICIES__API", "DEFAULTS"):
+        name = f"OPERO_{root}__{kind}__{field}".upper()
+        assert policies.error(**{name: " " if field != "secret" else ""}).startswith(f"{name}: is empty; unset it")
+
+
+def test_a_variable_keeps_what_the_file_says_beside_it(policies: Policies) -> None:
+    found = api(
+        policies,
+        "rate_limit: {rate: 5, burst: 3}, cache: {max_size: 2}",
+        OPERO_API_RATE_LIMIT="10",
+        OPERO_API_CACHE_TTL="5",
+    )
+    assert found == Policy(rate_limit=RateLimitPolicy(rate=10, burst=3), cache=CachePolicy(ttl=5, max_size=2))
+
+
+def test_true_false_and_null_switch_a_policy(policies: Policies) -> None:
+    assert api(policies, "cache: 5", OPERO_API_CACHE="false").cache == CachePolicy(ttl=5, enabled=False)
+    assert api(policies, "cache: {ttl: 5, enabled: false}", OPERO_API_CACHE="on").cache == CachePolicy(ttl=5)
+    assert api(policies, OPERO_API_CACHE="true").cache == CachePolicy()
+    assert api(policies, OPERO_API_CACHE="no", OPERO_API_TIMEOUT="False") == Policy()
+    for word in ("null", "None"):
+        assert api(policies, "cache: 5", OPERO_API_CACHE=word) == Policy()
+    found = api(policies, "rate_limit: 5", OPERO_POLICIES__API__RATE_LIMIT__ENABLED="off")
+    assert found.rate_limit == RateLimitPolicy(rate=5, enabled=False)
+
+
+def test_null_means_no_value_where_a_field_admits_that(policies: Policies) -> None:
+    assert api(policies, "cache: 5", OPERO_API_CACHE_TTL="none").cache == CachePolicy(ttl=None)
+    found = api(policies, "timeout: {total: 9, attempt: 5}", OPERO_POLICIES__API__TIMEOUT__TOTAL="null")
+    assert found.timeout == TimeoutPolicy(attempt=5)
+    policies.write(base="policies: {api: {retry: 5}}")
+    assert policies.error(OPERO_API_RETRIES="none").startswith(
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'none' should"
+    )
+
+
+def test_several_variables_of_one_policy_join(policies: Policies) -> None:
+    found = api(
+        policies,
+        "cache: false",
+        OPERO_API_CACHE="true",
+        OPERO_API_CACHE_TTL="5",
+        OPERO_POLICIES__API__CACHE__MAX_SIZE="2",
+    )
+    assert found.cache == CachePolicy(ttl=5, max_size=2)
+
+
+@pytest.mark.parametrize("name", ["geo-api.v2", "Geo_API_V2", "geo api v2"])
+def test_a_profile_of_any_spelling_has_variables(policies: Policies, name: str) -> None:
+    policies.write(base=f"policies: {{'{name}': {{retry: 1}}, api: {{extends: '{name}'}}}}")
+    for variable in ("OPERO_GEO_API_V2_RETRIES", "OPERO_POLICIES__GEO_API_V2__RETRY__RETRIES"):
+        loaded = policies.load(**{variable: "8"})
+        assert loaded.policies[name].retry == RetryPolicy(retries=8)
+        assert loaded.policies["api"].retry == RetryPolicy(retries=8)
+        assert str(loaded.source("api", "retry.retries").source) == variable
+
+
+def test_the_longest_option_is_meant_where_only_it_fits_a_profile(policies: Policies) -> None:
+    assert api(policies, OPERO_API_ATTEMPT_TIMEOUT="5").timeout == TimeoutPolicy(attempt=5)
+
+
+def test_a_variable_that_can_be_read_two_ways_names_both_and_the_way_out(policies: Policies) -> None:
+    policies.write(base="policies: {api: , api_attempt: }")
+    assert policies.error(OPERO_API_ATTEMPT_TIMEOUT="5") == (
+        "OPERO_API_ATTEMPT_TIMEOUT: can be read as policies.api.timeout.attempt "
+        "or as policies.api_attempt.timeout; "
+        "write OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT"
+    )
+    loaded = policies.load(OPERO_POLICIES__API__TIMEOUT__ATTEMPT="5", OPERO_POLICIES__API_ATTEMPT__TIMEOUT="6")
+    assert loaded.policies == {
+        "api": Policy(timeout=TimeoutPolicy(attempt=5)),
+        "api_attempt": Policy(timeout=TimeoutPolicy(total=6)),
+    }
+
+
+def test_profiles_that_variables_cannot_tell_apart_need_other_names(policies: Policies) -> None:
+    policies.write(base="policies: {my-api: , my_api: }")
+    assert policies.error(OPERO_MY_API_RETRIES="5") == (
+        "OPERO_MY_API_RETRIES: can be read as policies.my-api.retry.retries "
+        "or as policies.my_api.retry.retries; "
+        "rename one of the profiles, whose names differ in no letter or digit"
+    )
+
+
+def test_a_variable_may_change_extends(policies: Policies) -> None:
+    policies.write(base="policies: {a: {retry: 1}, b: {retry: 2}, c: {extends: a}}")
+    assert policies.load(OPERO_POLICIES__C__EXTENDS="b").policies["c"].retry == RetryPolicy(retries=2)
+    assert policies.load(OPERO_POLICIES__C__EXTENDS="null").policies["c"] == Policy()
+    assert policies.error(OPERO_POLICIES__C__EXTENDS="aa") == (
+        "OPERO_POLICIES__C__EXTENDS: policies.c extends 'aa', which does not exist; did you mean 'a'?"
+    )
+
+
+def test_reserved_variables_set_nothing(policies: Policies) -> None:
+    found = api(
+        policies,
+        OPERO_CACHE_REDIS_URL="redis://x",
+        OPERO_TEST_ANYTHING="1",
+        OPERO_CONFIG="x",
+        OPERO_ENABLED="1",
+    )
+    assert found == Policy()
+
+
+def test_a_profile_called_test_has_variables_too(policies: Policies) -> None:
+    policies.write(base="policies: {test: }")
+    loaded = policies.load(OPERO_TEST_RETRIES="5", OPERO_TEST_REDIS="x")
+    assert loaded.policies["test"].retry == RetryPolicy(retries=5)
+
+
+def test_opero_enabled_is_true_unless_it_says_otherwise(policies: Policies) -> None:
+    policies.write(base="policies: {}")
+    assert policies.load().enabled is True
+    for word in ("false", "0", "Off", "no"):
+        assert policies.load(OPERO_ENABLED=word).enabled is False
+    assert policies.load(opero_enabled="yes").enabled is True
+    assert policies.error(OPERO_ENABLED="maybe") == "OPERO_ENABLED: 'maybe' is neither true nor false"
+
+
+def test_variables_of_others_do_not_matter(policies: Policies) -> None:
+    assert api(policies, OPERA_API_RETRIES="x", PATH="x", operon_x="y") == Policy()
+
+
+UNKNOWN = {
+    "OPERO_API_RETRIS": "the profile 'api' has no option 'retris'; did you mean OPERO_API_RETRIES?",
+    "OPERO_API_BURST": "the profile 'api' has no option 'burst'; write OPERO_POLICIES__API__RATE_LIMIT",
+    "OPERO_APY_RETRIES": "there is no profile 'apy'; did you mean OPERO_API_RETRIES?",
+    "OPERO_ENABLE": "names no profile; did you mean OPERO_ENABLED?",
+    "OPERO_SOMETHING": "names no profile; known profiles: api, db",
+    "OPERO_": "names no profile; ",
+    "OPERO_POLICIES__APY__RETRY": "there is no profile 'apy'; did you mean 'api'?",
+    "OPERO_POLICIES__API__RETYR__RETRIES": "there is no policy 'retyr'; did you mean 'retry'?",
+    "OPERO_POLICIES__API__RETRY__RETRIS": "retry has no field 'retris'; did you mean 'retries'?",
+    "OPERO_DEFAULTS__RETRI": "there is no policy 'retri'; did you mean 'retry'?",
+    "OPERO_DEFAULTS__EXTENDS": "there is no policy 'extends'; known:",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), UNKNOWN.items(), ids=UNKNOWN)
+def test_a_variable_that_names_nothing_is_an_error_with_the_nearest(policies: Policies, name: str, said: str) -> None:
+    policies.write(base="policies: {api: , db: }")
+    assert policies.error(**{name: "hunter2"}).startswith(f"{name}: {said}")
+    assert "hunter2" not in policies.error(**{name: "hunter2"})
+
+
+def test_a_variable_without_any_profile_says_that_there_is_none(policies: Policies) -> None:
+    policies.write(base="policies: {}")
+    assert policies.error(OPERO_API_RETRIES="5") == (
+        "OPERO_API_RETRIES: there is no profile 'api'; no file defines any profile"
+    )
+
+
+BAD_VALUES = {
+    "empty whole": (
+        {"OPERO_API_CACHE": ""},
+        "OPERO_API_CACHE: is empty; unset it, or write null to remove the policy",
+    ),
+    "empty field": ({"OPERO_API_RETRIES": " "}, "OPERO_API_RETRIES: is empty; unset it"),
+    "no number": (
+        {"OPERO_API_RETRIES": "x"},
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'x' should be a valid integer",
+    ),
+    "no exception": (
+        {"OPERO_API_RETRY_ON": "ValueError,Nope"},
+        "OPERO_API_RETRY_ON: policies.api.retry.retry_on: 'Nope' is no",
+    ),
+    "no list": ({"OPERO_API_RETRY_ON": "[ValueError"}, "OPERO_API_RETRY_ON: is not JSON: Expecting value"),
+    "no mapping": ({"OPERO_API_CACHE": "{ttl: 5}"}, "OPERO_API_CACHE: is not JSON: Expecting property name"),
+    "unknown field": (
+        {"OPERO_API_CACHE": '{"tttl": 5}'},
+        "OPERO_API_CACHE: unknown key 'tttl' in policies.api.cache; did you",
+    ),
+    "set twice": (
+        {"OPERO_API_RETRIES": "1", "OPERO_POLICIES__API__RETRY__RETRIES": "2"},
+        "OPERO_POLICIES__API__RETRY__RETRIES: sets policies.api.retry.retries, and so does OPERO_API_RETRIES",
+    ),
+    "removed and set": (
+        {"OPERO_API_CACHE": "null", "OPERO_API_CACHE_TTL": "2"},
+        "OPERO_API_CACHE_TTL: removes or sets policies.api.cache, and OPERO_API_CACHE says otherwise",
+    ),
+    "both cases": (
+        {"OPERO_API_RETRIES": "1", "opero_api_retries": "2"},
+        "opero_api_retries: is also set as OPERO_API_RETRIES, and case does not count; unset one of them",
+    ),
+    "missing field": (
+        {"OPERO_POLICIES__API__RATE_LIMIT__BURST": "2"},
+        "OPERO_POLICIES__API__RATE_LIMIT__BURST: policies.api.rate_limit: 'rate' is missing",
+    ),
+    "wrong default": (
+        {"OPERO_DEFAULTS__RETRY": "x"},
+        "OPERO_DEFAULTS__RETRY: defaults.retry.retries: 'x' should be",
+    ),
+}
+
+
+@pytest.mark.parametrize(("environ", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_a_bad_value_is_told_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
+    policies.write(base="policies: {api: }")
+    message = policies.error(**environ)
+    assert message.startswith(said)
+    assert len(message.splitlines()) == 1

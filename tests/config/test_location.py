@@ -1,0 +1,181 @@
+"""Which environment, and which directory and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opero.config import load
+from opero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from conftest import Policies
+
+EMPTY = "policies: {}"
+
+
+def retries(policies: Policies, environment: str | None = None, **environ: str) -> int:
+    retry = policies.load(environment, **environ).policies["api"].retry
+    assert retry is not None
+    return retry.retries
+
+
+def test_the_environment_is_the_argument_then_opero_env_then_environment_then_development(
+    policies: Policies,
+) -> None:
+    policies.write(**dict.fromkeys(("base", "a", "b", "c", "development"), EMPTY))
+    assert policies.load("a", OPERO_ENV="b", ENVIRONMENT="c").environment == "a"
+    assert policies.load(OPERO_ENV="b", ENVIRONMENT="c").environment == "b"
+    assert policies.load(opero_env=" b ", ENVIRONMENT="c").environment == "b"
+    assert policies.load(ENVIRONMENT="c").environment == "c"
+    assert policies.load(ENVIRONMENT="").environment == "development"
+    assert policies.load().environment == "development"
+
+
+def test_the_environments_file_lies_over_base(policies: Policies) -> None:
+    policies.write(base="policies: {api: {retry: 1}}", production="policies: {api: {retry: 2}}")
+    assert retries(policies) == 1
+    assert retries(policies, "production") == 2
+
+
+def test_either_file_may_be_absent(policies: Policies) -> None:
+    policies.write(production="policies: {api: {retry: 2}}")
+    assert retries(policies, "production") == 2
+
+
+def test_yml_is_as_good_as_yaml(policies: Policies) -> None:
+    policies.write(base=EMPTY, production=EMPTY)
+    (policies.directory / "base.yaml").rename(policies.directory / "base.yml")
+    (policies.directory / "production.yaml").write_text("policies: {api: {retry: x}}")
+    (policies.directory / "production.yaml").rename(policies.directory / "production.yml")
+    assert policies.error("production").startswith("policies/production.yml:1:25: ")
+
+
+def test_a_file_with_both_suffixes_is_an_error(policies: Policies) -> None:
+    policies.write(base=EMPTY)
+    (policies.directory / "base.yml").write_text(EMPTY)
+    assert policies.error() == ("policies/base.yml: stands beside base.yaml, and only one can hold; remove one of them")
+
+
+def test_the_directory_is_the_argument_then_opero_config_then_pyproject_then_policies(
+    policies: Policies,
+) -> None:
+    here = Path.cwd()
+    for name in ("policies", "one", "two", "three"):
+        (here / name).mkdir()
+        (here / name / "base.yaml").write_text(EMPTY)
+    assert load(environ={}).directory == here / "policies"
+    (here / "pyproject.toml").write_text('[tool.opero]\nconfig = "three"\n')
+    assert load(environ={}).directory == here / "three"
+    assert load(environ={"OPERO_CONFIG": "two"}).directory == here / "two"
+    assert load("one", environ={"OPERO_CONFIG": "two"}).directory == here / "one"
+    assert load(here / "one", environ={}).directory == here / "one"
+
+
+def test_the_process_environment_is_read_where_none_is_given(
+    policies: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies.write(base="policies: {api: {retry: 1}}")
+    monkeypatch.setenv("OPERO_API_RETRIES", "9")
+    assert load().policies["api"].retry.retries == 9  # type: ignore[union-attr]
+
+
+def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) -> None:
+    loaded = load(environ={})
+    assert (loaded.directory, dict(loaded.policies), loaded.environment) == (None, {}, "development")
+    policies.directory.mkdir()
+    (policies.directory / "unrelated.rego").write_text("")
+    assert load(environ={}).policies == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "pyproject", "said"),
+    [
+        (("nowhere",), {}, "", "directory: the directory nowhere does not exist"),
+        ((), {"OPERO_CONFIG": "nowhere"}, "", "OPERO_CONFIG: the directory nowhere does not exist"),
+        (
+            ("pyproject.toml",),
+            {},
+            " ",
+            "directory: the directory pyproject.toml is a file; name the directory",
+        ),
+        ((), {"OPERO_CONFIG": ""}, "", "OPERO_CONFIG: is empty; unset it, or name a directory"),
+        (
+            (),
+            {},
+            '[tool.opero]\nconfig = "nowhere"',
+            "pyproject.toml, config in [tool.opero]: the directory nowhere does not exist",
+        ),
+        (
+            (),
+            {},
+            "[tool.opero]\nconfig = 5",
+            "pyproject.toml: config in [tool.opero] must be the path of a directory",
+        ),
+        (
+            (),
+            {},
+            '[tool.opero]\nconfigs = "x"',
+            "pyproject.toml: unknown key 'configs' in [tool.opero]; did you mean 'config'?",
+        ),
+        ((), {}, "[tool]\nopero = 1", "pyproject.toml: [tool.opero] must be a table"),
+        ((), {}, "tool = \n", "pyproject.toml:1:8: is not TOML"),
+        ((None, "a/b"), {}, "", "environment: 'a/b' cannot name an environment"),
+        ((), {"OPERO_ENV": ""}, "", "OPERO_ENV: '' cannot name an environment"),
+        (
+            (),
+            {"ENVIRONMENT": "base"},
+            "",
+            "ENVIRONMENT: 'base' cannot name an environment; base.yaml holds for every",
+        ),
+    ],
+)
+def test_a_place_that_does_not_exist_is_told_with_who_named_it(
+    policies: Policies, arguments: tuple[Any, ...], environ: dict[str, str], pyproject: str, said: str
+) -> None:
+    if pyproject:
+        Path("pyproject.toml").write_text(pyproject)
+    directory, named = [*arguments, None, None][:2]
+    with pytest.raises(ConfigError) as caught:
+        load(directory, named, environ)
+    assert str(caught.value).startswith(said)
+
+
+def test_a_misspelt_environment_names_those_that_exist(policies: Policies) -> None:
+    policies.write(base=EMPTY, production=EMPTY, staging=EMPTY)
+    has = "policies has no file for the environment 'prodution' (it has production, staging)"
+    assert policies.error("prodution") == f"environment: {has}; did you mean 'production'?"
+    assert policies.error(OPERO_ENV="prodution") == f"OPERO_ENV: {has}; did you mean 'production'?"
+    assert policies.error(ENVIRONMENT="x") == (
+        "ENVIRONMENT: policies has no file for the environment 'x' (it has production, staging); "
+        "create x.yaml (`policies: {}` changes nothing)"
+    )
+
+
+def test_case_counts_in_an_environments_name_on_every_system(policies: Policies) -> None:
+    policies.write(base=EMPTY, production=EMPTY)
+    assert policies.error("Production").endswith("did you mean 'production'?")
+
+
+def test_development_needs_no_file_beside_base(policies: Policies) -> None:
+    policies.write(base=EMPTY, production=EMPTY)
+    assert policies.load("development").environment == "development"
+
+
+def test_a_named_directory_without_base_needs_the_environments_file(policies: Policies) -> None:
+    policies.write(production=EMPTY)
+    assert policies.error() == (
+        "policies has no file for the environment 'development' (it has production); "
+        "create development.yaml (`policies: {}` changes nothing)"
+    )
+
+
+def test_a_place_outside_the_working_directory_is_shown_in_full(policies: Policies, tmp_path: Path) -> None:
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    other.mkdir()
+    (other / "base.yaml").write_text("policies: 5")
+    with pytest.raises(ConfigError, match="must be a mapping") as caught:
+        load(other, environ={})
+    assert str(caught.value).startswith(f"{other}/base.yaml:1:11: ")

@@ -1,0 +1,169 @@
+"""Laws of merging: what holds is what policies merge to, and each value tells truly where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opero.config.merging import compose, extends_leaf, inherit, profile_names
+from opero.config.report import Report
+from opero.config.sources import DEFAULT, Block, Layer, Leaf, Section, Source
+from opero.policies.policy import KINDS, merge
+
+FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
+NAMES = ("a", "b", "c", "d")
+# A machine that is busy with other things proves nothing against a law.
+EACH = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Section:
+    """A section whose every value has a source of its own: the number that it is."""
+    numbers = draw(st.shared(st.builds(count), key="numbers"))
+    section = "defaults" if name == "defaults" else f"policies.{name}"
+    blocks: dict[str, Block] = {}
+    for kind in draw(st.sets(st.sampled_from(sorted(FIELDS)))):
+        source = Source("key", next(numbers), 1)
+        if draw(st.integers(0, 4)) == 0:
+            blocks[kind] = Block(source, removed=True)
+            continue
+        fields: dict[str, Leaf] = {}
+        for field in draw(st.sets(st.sampled_from(FIELDS[kind]))):
+            number = next(numbers)
+            fields[field] = Leaf(number, Source("file", number, 1), section)
+        blocks[kind] = Block(source, fields)
+    extends = (
+        Leaf(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1), section)
+        if bool(parents) and draw(st.booleans())
+        else None
+    )
+    return Section(Source("section", next(numbers), 1), blocks, extends)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> list[Layer]:
+    """Up to three layers of up to four profiles; each may extend those before it."""
+    made: list[Layer] = []
+    for name in ("base", "production", "variables"):
+        profiles = {
+            each: draw(sections(each, NAMES[:index])) for index, each in enumerate(NAMES) if draw(st.booleans())
+        }
+        defaults = draw(sections("defaults")) if draw(st.booleans()) else None
+        made.append(Layer(name, defaults, profiles))
+    known = set(profile_names(made))
+    return [
+        replace(layer, profiles={name: _known(section, known) for name, section in layer.profiles.items()})
+        for layer in made
+    ]
+
+
+def _known(section: Section, names: set[str]) -> Section:
+    return section if section.extends is None or section.extends.value in names else replace(section, extends=None)
+
+
+def plain(section: Section) -> dict[str, Any]:
+    """As `merge` of the policies takes it."""
+    return {
+        kind: None if block.removed else {field: leaf.value for field, leaf in block.fields.items()}
+        for kind, block in section.blocks.items()
+    }
+
+
+def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
+    """The layers without one value."""
+
+    def cut(section: Section) -> Section:
+        return replace(
+            section,
+            blocks={
+                kind: replace(block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source})
+                for kind, block in section.blocks.items()
+            },
+        )
+
+    return [
+        Layer(
+            layer.name,
+            layer.defaults and cut(layer.defaults),
+            {name: cut(section) for name, section in layer.profiles.items()},
+        )
+        for layer in made
+    ]
+
+
+def lineages(made: list[Layer]) -> dict[str, list[str]]:
+    report = Report()
+    found = inherit(made, report)
+    assert not report.lines
+    return {name: lineage for name, lineage in found.items() if lineage is not None}
+
+
+@EACH
+@given(layers())
+def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Layer]) -> None:
+    for lineage in lineages(made).values():
+        order = [layer.defaults for layer in made if layer.defaults is not None]
+        order += [layer.profiles[name] for name in lineage for layer in made if name in layer.profiles]
+        merged: dict[str, Any] = {}
+        for section in order:
+            merged = merge(merged, plain(section))
+        expected = {kind: fields for kind, fields in merged.items() if fields is not None}
+        assert compose(lineage, made).values() == expected
+
+
+@EACH
+@given(layers())
+def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> None:
+    for name, lineage in lineages(made).items():
+        extends = extends_leaf(name, made)
+        assert lineage[-1] == name
+        assert lineage[:-1] == ([] if extends is None else lineages(made)[extends.value])
+
+
+@EACH
+@given(layers())
+def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> None:
+    written = {
+        leaf.source: leaf.value
+        for layer in made
+        for section in [*layer.profiles.values(), *([layer.defaults] if layer.defaults else [])]
+        for block in section.blocks.values()
+        for leaf in block.fields.values()
+    }
+    for lineage in lineages(made).values():
+        profile = compose(lineage, made)
+        leaves = profile.leaves()
+        for kind, fields in profile.values().items():
+            for field, info in KINDS[kind].model_fields.items():
+                leaf = leaves.get(f"{kind}.{field}")
+                if field in fields:
+                    assert leaf is not None
+                    assert leaf.value == fields[field] == written[leaf.source]
+                elif leaf is not None and leaf.source == DEFAULT:
+                    assert leaf.value == info.default
+                else:
+                    assert info.is_required()
+
+
+@EACH
+@given(layers())
+def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: list[Layer]) -> None:
+    for lineage in lineages(made).values():
+        profile = compose(lineage, made)
+        for kind in profile.kinds():
+            for field, leaf in profile.given(kind).items():
+                uncovered = compose(lineage, without(made, leaf)).leaves().get(f"{kind}.{field}")
+                assert uncovered == leaf.shadowed
+
+
+@EACH
+@given(layers())
+def test_no_value_shadows_itself(made: list[Layer]) -> None:
+    for lineage in lineages(made).values():
+        for leaf in compose(lineage, made).leaves().values():
+            written = [each.source for each in leaf.chain() if each.source != DEFAULT]
+            assert len(written) == len(set(written))

@@ -1,0 +1,210 @@
+"""Maps in the running event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, MapError, opero, opmap
+from opero.testing import VirtualClock
+
+
+async def half(number: int) -> int:
+    await asyncio.sleep(0.1)
+    if number % 2:
+        raise ValueError(number)
+    return number // 2
+
+
+def mapped(function: Any = half, **options: Any) -> Any:
+    return opmap(**{"workers": 4, "retries": 0, **options})(function)
+
+
+def run(coroutine: Any) -> Any:
+    return VirtualClock().run(coroutine)
+
+
+def test_results_come_in_the_order_of_their_items() -> None:
+    async def nap(number: int) -> int:
+        await asyncio.sleep(5 - number)
+        return number
+
+    assert run(mapped(nap)(range(5))) == [0, 1, 2, 3, 4]
+
+
+def test_unordered_results_come_as_they_are_ready() -> None:
+    async def nap(number: int) -> int:
+        await asyncio.sleep(4 - number)
+        return number
+
+    assert run(mapped(nap, ordered=False)(range(4))) == [3, 2, 1, 0]
+
+
+def test_so_many_run_at_a_time_as_there_are_workers() -> None:
+    clock = VirtualClock()
+
+    async def nap(number: int) -> float:
+        await asyncio.sleep(1)
+        return clock.now
+
+    started = clock.now
+    ended = clock.run(mapped(nap, workers=3)(range(9)))
+    assert [round(each - started) for each in ended] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_by_default_a_hundred_run_at_a_time() -> None:
+    clock = VirtualClock()
+
+    async def nap(number: int) -> float:
+        await asyncio.sleep(1)
+        return clock.now
+
+    started = clock.now
+    assert max(clock.run(opmap(nap)(range(200)))) - started == pytest.approx(2)
+
+
+def test_an_empty_input_gives_an_empty_list() -> None:
+    assert run(mapped()([])) == []
+
+
+def test_generators_and_keywords_and_further_arguments_work() -> None:
+    async def join(item: str, sep: str, *, end: str = "") -> str:
+        return item + sep + end
+
+    assert run(mapped(join)((each for each in "ab"), "-", end="!")) == ["a-!", "b-!"]
+    assert run(mapped(join)(item=["a"], sep="-")) == ["a-"]
+
+
+def test_batches_work() -> None:
+    batches: list[list[int]] = []
+
+    async def double(items: list[int]) -> list[int]:
+        batches.append(items)
+        return [2 * each for each in items]
+
+    assert run(mapped(double, batch_size=2)([1, 2, 3])) == [2, 4, 6]
+    assert batches == [[1, 2], [3]]
+
+
+def test_a_failed_item_raises_a_map_error_with_all_that_was_done() -> None:
+    with pytest.raises(MapError) as caught:
+        run(mapped(workers=1)([0, 2, 3, 4]))
+    assert caught.value.results == {0: 0, 1: 1}
+    assert list(caught.value.failures) == [2]
+    assert "1 were not begun" in str(caught.value)
+
+
+def test_on_error_returns_or_skips() -> None:
+    zero, one, two = run(mapped(on_error="return")([0, 1, 4]))
+    assert (zero, two) == (0, 2)
+    assert isinstance(one, ValueError)
+    assert run(mapped(on_error="skip")([0, 1, 4])) == [0, 2]
+
+
+def test_a_bare_text_is_refused_when_it_is_awaited() -> None:
+    with pytest.raises(TypeError, match="wrap it in a list"):
+        run(mapped()("text"))
+
+
+def test_cancelling_the_map_cancels_its_items() -> None:
+    cancelled: list[int] = []
+
+    async def nap(number: int) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+
+    async def main() -> None:
+        task = asyncio.create_task(mapped(nap)([1, 2]))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+    assert sorted(cancelled) == [1, 2]
+
+
+def test_an_item_that_cancels_itself_is_not_lost_in_silence() -> None:
+    async def fickle(number: int) -> int:
+        if number == 1:
+            raise asyncio.CancelledError
+        return number
+
+    async def main() -> Any:
+        return await mapped(fickle, workers=1)([0, 1, 2])
+
+    with pytest.raises(asyncio.CancelledError):
+        run(main())
+
+
+def test_a_timeout_around_the_map_ends_it() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(1):
+            await mapped()([0] * 1000)
+
+    with pytest.raises(TimeoutError):
+        run(main())
+
+
+def test_cached_items_are_never_awaited() -> None:
+    called: list[int] = []
+
+    async def look(number: int) -> int:
+        called.append(number)
+        return number
+
+    bound = mapped(look, cache=True)
+    assert run(bound([1, 2])) == [1, 2]
+    assert run(bound([2, 3])) == [2, 3]
+    assert sorted(called) == [1, 2, 3]
+    assert (bound.stats.cache_hits, bound.stats.cache_misses) == (1, 3)
+
+
+def test_methods_are_mapped_on_their_instance() -> None:
+    class Service:
+        base = 10
+
+        @opmap
+        async def add(self, number: int) -> int:
+            return self.base + number
+
+        @opero
+        async def one(self, number: int) -> int:
+            return self.base + number
+
+    service = Service()
+    assert run(service.add([1, 2])) == [11, 12]
+    assert run(service.one.map([1, 2])) == [11, 12]
+
+
+def test_one_rate_limit_holds_for_all_items() -> None:
+    clock = VirtualClock()
+    times: list[float] = []
+
+    async def note(number: int) -> None:
+        times.append(clock.now)
+
+    bound = opmap(rate_limit=10.0, clock=clock, workers=4)(note)
+    clock.run(bound(range(5)))
+    assert times[-1] - times[0] == pytest.approx(0.4)
+
+
+def test_a_sync_function_is_refused_in_async_mode() -> None:
+    def plain(item: int) -> int:
+        return item
+
+    with pytest.raises(ConfigError, match="plain is a sync function, which mode 'async' cannot run; use mode='thread'"):
+        opmap(mode="async")(plain)
+
+
+def test_an_async_generator_function_cannot_be_mapped() -> None:
+    async def items(number: int) -> Any:
+        yield number
+
+    with pytest.raises(ConfigError, match="items is a generator function"):
+        opmap(mode="async")(items)

@@ -1,0 +1,203 @@
+"""How a mode is chosen, and what is refused when a function is decorated."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opero import MapError, Policy, opero, opmap
+from opero.parallel import mapping
+from opero.parallel.mapping import worker_count
+
+
+def plain(item: int) -> int:
+    return item
+
+
+async def plain_async(item: int) -> int:
+    return item
+
+
+# auto
+
+
+def test_auto_runs_what_waits_in_threads() -> None:
+    @opmap(workers=4)
+    def wait(_: int) -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    idents = wait(range(8))
+    assert idents[0] == threading.get_ident()  # the first items are the sample
+    assert idents[-1] != threading.get_ident()
+
+
+def test_auto_runs_what_computes_long_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a busy machine the sample may wait for its turn longer than it computes.
+    monkeypatch.setattr(mapping, "time", SimpleNamespace(perf_counter=time.thread_time, thread_time=time.thread_time))
+
+    @opmap(workers=2)
+    def compute(_: int) -> int:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            pass
+        return os.getpid()
+
+    pids = compute(range(24))
+    assert pids[0] == os.getpid()
+    assert os.getpid() not in pids[2:]
+
+
+def test_auto_keeps_what_computes_little_in_this_process() -> None:
+    @opmap
+    def compute(_: int) -> int:
+        return os.getpid()
+
+    assert set(compute(range(100))) == {os.getpid()}
+
+
+def test_auto_does_not_choose_processes_where_their_state_would_have_to_be_shared() -> None:
+    @opmap(workers=2, circuit_breaker=5)
+    def compute(_: int) -> int:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            pass
+        return os.getpid()
+
+    assert set(compute(range(20))) == {os.getpid()}
+
+
+def test_auto_keeps_batches_of_their_size() -> None:
+    sizes: list[int] = []
+
+    @opmap(batch_size=5)
+    def load(ids: list[int]) -> list[int]:
+        sizes.append(len(ids))
+        return ids
+
+    assert load(range(12)) == list(range(12))
+    assert sorted(sizes) == [2, 5, 5]
+
+
+def test_auto_stops_at_a_failure_in_its_sample() -> None:
+    called: list[int] = []
+
+    @opmap(retries=0)
+    def fail(number: int) -> None:
+        called.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(Exception, match="9 were not begun"):
+        fail(range(10))
+    assert called == [0]
+
+
+# workers
+
+
+def test_the_number_of_workers_follows_from_the_mode() -> None:
+    assert worker_count(3, "thread") == 3
+    assert worker_count("auto", "async") == 100
+    assert 1 <= worker_count("auto", "process") <= max(1, (os.cpu_count() or 1) - 1)
+    assert 1 <= worker_count("auto", "thread") <= 32
+
+
+# refused when decorated
+
+
+@pytest.mark.parametrize("function", [plain, plain_async], ids=["sync", "async"])
+@pytest.mark.parametrize("decorator", [opmap, opero], ids=["opmap", "opero"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("mode", "async_process"), ("mode", "dask"), ("mode", "ray"), ("deadline", "1h"), ("max_memory", "1GB")],
+)
+def test_an_option_that_is_not_there_yet_is_named(decorator: Any, option: str, value: str, function: Any) -> None:
+    with pytest.raises(
+        NotImplementedError, match=rf"plain.*: parallel.{option}=.* is not implemented yet.*leave it out"
+    ):
+        decorator(**{option: value})(function)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rate_limit": 10}, "rate_limit"),
+        ({"circuit_breaker": 5}, "circuit_breaker"),
+        ({"bulkhead": 2}, "bulkhead"),
+        ({"bulkhead": 2, "rate_limit": 10}, "rate_limit and bulkhead"),
+    ],
+)
+def test_state_that_processes_would_share_is_refused_in_process_mode(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(
+        NotImplementedError, match=rf"plain: {named} in process mode is not implemented yet.*mode='thread'"
+    ):
+        opmap(mode="process", **options)(plain)
+
+
+def test_state_that_is_switched_off_is_no_hindrance_to_processes() -> None:
+    opmap(mode="process", policy=Policy(rate_limit={"rate": 5, "enabled": False}))(plain)
+
+
+def test_a_single_call_does_not_care_about_the_mode_of_maps() -> None:
+    bound = opero(mode="process", rate_limit=100)(plain)
+    assert bound(3) == 3
+    with pytest.raises(NotImplementedError, match="rate_limit in process mode"):
+        bound.map([1, 2])
+
+
+def test_a_wrong_option_is_refused_before_there_is_a_function() -> None:
+    with pytest.raises(ValueError, match=r"'proces' is none of .*; did you mean 'process'"):
+        opmap(mode="proces")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        opmap(workers=0)
+
+
+# progress
+
+
+@pytest.mark.parametrize("function", [plain], ids=["sync"])
+def test_progress_is_shown_where_it_is_asked_for(function: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert opmap(mode="thread", progress=True)(function)(range(3)) == [0, 1, 2]
+    assert "plain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("progress", ["auto", False])
+def test_progress_is_not_shown_where_there_is_no_terminal(progress: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    opmap(mode="thread", progress=progress)(plain)(range(3))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_fallback_result_answers_for_an_item_and_is_not_kept(mode: Any, batch: bool) -> None:
+    def broken(item: Any) -> Any:
+        raise ConnectionError
+
+    def instead(item: Any) -> Any:
+        return ["instead"] * len(item) if isinstance(item, list) else "instead"
+
+    bound = Policy(
+        cache=True, fallback={"function": instead}, parallel={"mode": mode, "workers": 2, "batch": batch}
+    ).apply(broken)
+    assert bound.map([1, 2, 3]) == ["instead"] * 3
+    assert bound.cache_get(1) is None
+    assert bound.stats.failures == 0
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_on_error_raise_begins_nothing_after_a_failed_item_of_a_chunk(mode: Any) -> None:
+    def fail_late(item: int) -> int:
+        if item == 3000:
+            raise ValueError(item)
+        return item
+
+    bound = Policy(parallel={"mode": mode, "workers": 1}).apply(fail_late)
+    with pytest.raises(MapError) as caught:
+        bound.map(range(50_000))
+    assert len(caught.value.results) + 1 < 20_000
+    assert set(caught.value.failures) == {3000}

@@ -1,0 +1,393 @@
+"""Maps in worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from opero import ConfigError, MapError, Policy, opero, opmap
+from parallel import functions
+from parallel.conftest import workers as worker_processes
+
+
+def mapped(function: Any, **options: Any) -> Any:
+    return opmap(**{"mode": "process", "workers": 2, "retries": 0, **options})(function)
+
+
+# Which functions can be mapped
+
+
+def test_a_module_function_travels_by_name_though_its_name_is_the_wrapper() -> None:
+    assert functions.square(range(50)) == [number * number for number in range(50)]
+    assert functions.squares(range(50)) == [number * number for number in range(50)]
+
+
+def test_it_really_runs_in_other_processes() -> None:
+    pids = set(functions.pid.map(range(50)))
+    assert os.getpid() not in pids
+    assert len(pids) <= 2
+
+
+def test_an_undecorated_module_function_travels_by_name() -> None:
+    bound = Policy(parallel={"mode": "process", "workers": 2}).apply(functions.undecorated)
+    assert bound.map([1, 2]) == [2, 3]
+
+
+def test_closures_lambdas_and_local_functions_travel_by_value() -> None:
+    base = 10
+
+    def add(number: int) -> int:
+        return base + number
+
+    assert mapped(add)([1, 2]) == [11, 12]
+    assert mapped(lambda number: -number)([1, 2]) == [-1, -2]
+
+
+def test_functions_of_main_travel_by_value() -> None:
+    code = """
+        from opero import opmap
+
+        class Point:
+            def __init__(self, x):
+                self.x = x
+
+        class PointError(Exception):
+            pass
+
+        @opmap(mode="process", workers=2)
+        def double(point: Point) -> Point:
+            return Point(2 * helper(point.x))
+
+        @opmap(mode="process", workers=2, retries=0, on_error="return")
+        def fail(point):
+            raise PointError(point.x)
+
+        def helper(x):
+            return x
+
+        if __name__ == "__main__":
+            points = double([Point(1), Point(2)])
+            assert all(type(point) is Point for point in points), points
+            [error] = fail([Point(3)])
+            assert type(error) is PointError, error
+            print([point.x for point in points])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[2, 4]\n", "")
+
+
+def test_builtins_and_callable_objects_can_be_mapped() -> None:
+    class Adder:
+        def __init__(self, base: int) -> None:
+            self.base = base
+
+        def __call__(self, number: int) -> int:
+            return self.base + number
+
+    assert mapped(abs)([-1, 2]) == [1, 2]
+    assert mapped(Adder(3))([1, 2]) == [4, 5]
+
+
+def test_methods_travel_with_their_instance() -> None:
+    service = functions.Service(10)
+    assert service.add([1, 2], times=2) == [22, 24]
+    assert service.add_batch([1, 2, 3]) == [11, 12, 13]
+    assert functions.Service.named([1, 2]) == ["Service1", "Service2"]
+    assert functions.Service.double([1, 2]) == [2, 4]
+
+
+def test_further_arguments_go_to_every_item() -> None:
+    assert functions.scale([1, 2], 10, plus=5) == [15, 25]
+    assert functions.scale(number=[1, 2], by=3) == [3, 6]
+
+
+# Order and errors
+
+
+def test_results_come_in_order_however_long_each_takes() -> None:
+    def nap(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    naps = [0.05, 0.0, 0.02, 0.0, 0.01, 0.0]
+    assert mapped(nap)(naps) == naps
+    assert sorted(mapped(nap, ordered=False)(naps)) == sorted(naps)
+
+
+def test_a_failed_item_raises_a_map_error_with_all_that_was_done() -> None:
+    def half(number: int) -> int:
+        if number == 30:
+            raise KeyError(number)
+        return number
+
+    with pytest.raises(MapError, match="1 of 5000 items failed") as caught:
+        mapped(half)(range(5000))
+    error = caught.value
+    assert list(error.failures) == [30]
+    assert all(value == index for index, value in error.results.items())
+    assert "were not begun" in str(error)
+    assert len(error.results) < 4999
+
+
+def test_on_error_returns_or_skips() -> None:
+    def half(number: int) -> int:
+        if number % 2:
+            raise ValueError(number)
+        return number
+
+    zero, one, two = mapped(half, on_error="return")([0, 1, 2])
+    assert (zero, two) == (0, 2)
+    assert repr(one) == "ValueError(1)"
+    assert mapped(half, on_error="skip")([0, 1, 2]) == [0, 2]
+
+
+def outcome(what: str) -> Any:
+    with pytest.raises(MapError) as caught:
+        functions.troublesome.map([what])
+    return caught.value.failures[0]
+
+
+def test_an_exception_arrives_as_itself_with_the_workers_traceback_as_a_note() -> None:
+    bound = opmap(mode="process", workers=2, retries=0)(functions.troublesome.__wrapped__)
+    with pytest.raises(MapError) as caught:
+        bound(["os error"])
+    error = caught.value.failures[0]
+    assert type(error) is FileNotFoundError
+    assert (error.errno, error.filename) == (2, "x.txt")
+    assert "In the worker process:" in error.__notes__[0]
+    assert "in troublesome" in error.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("awkward", "Awkward: code 7 at home"),
+        ("locked", "Locked: cannot travel"),
+        ("unpicklable", "cannot be sent back"),
+    ],
+)
+def test_what_cannot_travel_is_told_and_costs_nothing_else(what: str, told: str) -> None:
+    bound = opmap(mode="process", workers=2, retries=0, on_error="return")(functions.troublesome.__wrapped__)
+    before, wrong, after = bound(["a", what, "b"])
+    assert (before, after) == ("a", "b")
+    assert told in str(wrong)
+
+
+def test_attempts_that_cannot_travel_are_told_within_their_group() -> None:
+    error = outcome("awkward")
+    assert "Awkward: code 7 at home" in str(error) + "".join(map(str, getattr(error, "errors", ())))
+
+
+def test_a_stop_iteration_is_an_error_like_others() -> None:
+    bound = opmap(mode="process", workers=2, retries=0, on_error="return")(functions.troublesome.__wrapped__)
+    [error] = bound(["stop"])
+    assert type(error) is StopIteration
+
+
+def test_an_exception_class_of_a_local_scope_arrives_as_itself() -> None:
+    class OwnError(Exception):
+        pass
+
+    def fail(number: int) -> None:
+        raise OwnError(number)
+
+    [error] = mapped(fail, on_error="return")([3])
+    assert type(error) is OwnError
+
+
+# What cannot be sent
+
+
+def test_an_argument_that_does_not_pickle_is_named_before_anything_is_dispatched() -> None:
+    with pytest.raises(
+        ConfigError, match=r"the arguments of .*identity.* cannot be sent to a worker process.*mode='thread'"
+    ):
+        mapped(identity)([threading.Lock(), 1])
+
+
+def test_a_further_argument_that_does_not_pickle_is_named_too() -> None:
+    with pytest.raises(ConfigError, match="the arguments of scale cannot be sent"):
+        functions.scale([1, 2], threading.Lock())
+
+
+def test_a_later_item_that_does_not_pickle_fails_alone() -> None:
+    one, lock, two = mapped(identity, on_error="return")([1, threading.Lock(), 2])
+    assert (one, two) == (1, 2)
+    assert isinstance(lock, ConfigError)
+    assert "cannot be sent to a worker process" in str(lock)
+    with pytest.raises(MapError) as caught:
+        mapped(identity, workers=1)([1, threading.Lock()])
+    assert list(caught.value.failures) == [1]
+
+
+def test_a_function_that_does_not_pickle_is_named() -> None:
+    lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*mode='thread'"):
+        mapped(lambda number: lock)([1])
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+# Workers that die
+
+
+def die(number: int) -> int:
+    if number == 3:
+        os._exit(9)
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("fatal", [3, 4], ids=["os._exit", "SIGKILL"])
+def test_a_worker_that_dies_costs_no_other_result_and_the_next_map_works(fatal: int) -> None:
+    items = [*range(3), fatal, *range(5, 8)]
+    results = mapped(die, on_error="return")(items)
+    assert isinstance(results.pop(3), Exception)
+    assert results == [0, 1, 2, 5, 6, 7]
+    assert mapped(die)([0, 1, 2]) == [0, 1, 2]
+
+
+def test_a_worker_that_dies_raises_a_map_error_and_nothing_hangs() -> None:
+    with pytest.raises(MapError) as caught:
+        mapped(die)([3])
+    assert list(caught.value.failures) == [0]
+    assert "worker" in str(caught.value) or "process" in str(caught.value)
+    assert mapped(die)([1]) == [1]
+
+
+def test_a_worker_killed_between_maps_does_not_matter() -> None:
+    assert functions.square([1, 2]) == [1, 4]
+    for each in worker_processes():
+        each.kill()
+    assert functions.square([1, 2, 3]) == [1, 4, 9]
+
+
+# Policies, cache and counts
+
+
+def test_retries_run_beside_the_function_in_the_worker_and_are_counted_here() -> None:
+    bound = opmap(mode="process", workers=2, retries=2, min_delay=0)(functions.odd_at_last.__wrapped__)
+    assert bound([101, 102, 104]) == [101, 102, 104]
+    assert bound.stats.calls == 3
+    assert bound.stats.attempts == 5
+    assert bound.stats.retries == 2
+    assert bound.stats.recoveries == 2
+    assert bound.stats.errors == {"ValueError": 2}
+
+
+def test_counts_of_all_workers_are_added_up_with_those_made_here() -> None:
+    bound = opero(mode="process", workers=2)(functions.undecorated)
+    assert bound(1) == 2
+    assert bound.map(range(100)) == list(range(1, 101))
+    assert bound.map(range(10)) == list(range(1, 11))
+    assert bound.stats.calls == 111
+    assert bound.stats.attempts == 111
+
+
+def test_cached_items_are_never_dispatched() -> None:
+    bound = mapped(functions.undecorated, cache=True)
+    assert bound([1, 2]) == [2, 3]
+    assert bound([2, 1, 3]) == [3, 2, 4]
+    assert (bound.stats.cache_hits, bound.stats.cache_misses) == (2, 3)
+    assert bound.stats.attempts == 3
+
+
+def test_a_timeout_holds_in_the_worker() -> None:
+    def nap(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    short, long = mapped(nap, timeout=0.2, on_error="return")([0.0, 5.0])
+    assert short == 0.0
+    assert isinstance(long, TimeoutError)
+
+
+def test_fallback_values_are_tried_in_the_worker() -> None:
+    def fetch(number: int, key: str = "bad") -> str:
+        if key == "bad":
+            raise PermissionError(key)
+        return f"{key}{number}"
+
+    bound = mapped(fetch, arg_fallback="key")
+    assert bound([1, 2], key=["bad", "good"]) == ["good1", "good2"]
+    assert bound.stats.fallbacks == 2
+
+
+def test_a_generator_of_many_items_is_mapped_with_few_dispatches() -> None:
+    assert mapped(functions.undecorated)(number for number in range(20_000)) == list(range(1, 20_001))
+
+
+def test_pools_are_kept_between_maps() -> None:
+    first = set(functions.pid.map(range(20)))
+    assert set(functions.pid.map(range(20))) & first
+
+
+def test_two_threads_may_map_at_the_same_time() -> None:
+    results: dict[int, Any] = {}
+
+    def use(number: int) -> None:
+        results[number] = functions.square([number] * 20)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert results == {number: [number * number] * 20 for number in range(3)}
+
+
+def test_ctrl_c_ends_the_map_and_the_script_at_once_and_leaves_no_process_behind() -> None:
+    code = """
+        import os, signal, threading, time, psutil
+        from opero import opmap
+
+        @opmap(mode="process", workers=2)
+        def nap(seconds: float) -> None:
+            time.sleep(seconds)
+
+        nap([0.0, 0.0])
+        workers = psutil.Process().children(recursive=True)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            nap([60.0, 60.0, 60.0])
+        except KeyboardInterrupt:
+            print("interrupted", *(worker.pid for worker in workers))
+    """
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stderr == ""
+    told, *pids = done.stdout.split()
+    assert told == "interrupted"
+    assert time.monotonic() - started < 15
+    until = time.monotonic() + 5
+    while any(psutil.pid_exists(int(pid)) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert [pid for pid in pids if psutil.pid_exists(int(pid))] == []
+
+
+def test_a_script_ends_at_once_and_leaves_no_process_behind() -> None:
+    code = "from parallel import functions; import psutil; print(functions.square([2])); print(psutil.Process().pid)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, env=environment, check=False
+    )
+    assert done.stdout.startswith("[4]\n"), done.stderr
+    assert done.stderr == ""
+    assert time.monotonic() - started < 10
