@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Row", "compare", "show"]
-
 SECONDS_A_TURN = 0.002
 
 # Each callable gets a loop of its own, compiled for it alone: the interpreter adapts a loop to what it calls, and
@@ -34,11 +32,9 @@ class Row:
 
     Attributes:
         name: what is measured.
-        ours, theirs: medians in nanoseconds.
-        peer: whose time `theirs` is.
+        ours, theirs: medians in nanoseconds; `peer` says whose time `theirs` is.
         ratio: the median of the rounds' own ratios, ours to theirs.
         target: the greatest ratio that will do; None: shown for information.
-        note: what else there is to say.
     """
 
     name: str
@@ -69,8 +65,7 @@ def compare(
     """Time two callables against each other, in one process, in turns of some milliseconds.
 
     Args:
-        name, peer, target: as in `Row`.
-        ours, theirs: what is called.
+        name, ours, peer, theirs, target: as in `Row`; `ours` and `theirs` are what is called.
         rounds: turns for each.
         call: the expression that is timed; where it begins with "await", it is awaited within one task a turn.
         less: a callable whose time is taken from ours, round by round.
