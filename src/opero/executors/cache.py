@@ -206,7 +206,7 @@ class CacheExecutor:
         return outcome
 
     def _outdated(self, key: Hashable, flight: _Flight, forgotten: int) -> bool:
-        """Whether the key has been deleted since. A computation that nobody waits for takes any key's deletion for its own."""
+        """Whether the key has been deleted since; where nobody can join the computation, whether any has been."""
         return flight.outdated or (self._forgotten != forgotten and self._flights.get(key) is not flight)
 
     # Around the function
