@@ -6,9 +6,10 @@ environment; `@opero` and `@opmap` bind them to functions. Every name is loaded 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers know the name; importing it from typing would cost more than all the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from opero.clock import Clock as Clock
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Row", "compare", "compare_async", "show"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-SECONDS_A_ROUND = 0.004
+SECONDS_A_TURN = 0.002
+
+# Each callable gets a loop of its own, compiled for it alone: the interpreter adapts a loop to what it calls, and
+# nothing stands between the loop and the call.
+LOOP = """
+{define} timed(call, count):
+    started = now()
+    for _ in repeat(None, count):
+        {expression}
+    return (now() - started) / count * 1e9
+"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Times are nanoseconds; `target` is the greatest ratio that will do, or None."""
+    """One line of the table.
+
+    Attributes:
+        name: what is measured.
+        ours, theirs: medians in nanoseconds; `peer` says whose time `theirs` is.
+        ratio: the median of the rounds' own ratios, ours to theirs.
+        target: the greatest ratio that will do; None: shown for information.
+    """
 
     name: str
     ours: float
@@ -25,6 +43,7 @@ class Row:
     theirs: float
     ratio: float
     target: float | None = None
+    note: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -32,82 +51,70 @@ class Row:
 
 
 def compare(
-    name: str, ours: Callable[[], object], peer: str, theirs: Callable[[], object], target: float | None, rounds: int
-) -> Row:
-    """Time two sync callables against each other."""
-    number = _number(lambda count: _loop(ours, count))
-    pairs = _pairs(lambda count: _loop(ours, count), lambda count: _loop(theirs, count), number, rounds)
-    return _row(name, peer, target, pairs)
-
-
-def compare_async(
     name: str,
-    ours: Callable[[], Awaitable[Any]],
+    ours: Any,
     peer: str,
-    theirs: Callable[[], Awaitable[Any]],
-    target: float | None,
+    theirs: Any,
     rounds: int,
+    *,
+    target: float | None = None,
+    call: str = "call()",
+    less: Any = None,
+    note: Callable[[float, float], str] = lambda ours, theirs: "",
 ) -> Row:
-    """Time two async callables against each other, each awaited in a loop within one task."""
+    """Time two callables against each other, in one process, in turns of some milliseconds.
+
+    Args:
+        name, ours, peer, theirs, target: as in `Row`; `ours` and `theirs` are what is called.
+        rounds: turns for each.
+        call: the expression that is timed; where it begins with "await", it is awaited within one task a turn.
+        less: a callable whose time is taken from ours, round by round.
+        note: makes the row's note of the two medians.
+    """
+    turns: list[list[float]] = []
     with asyncio.Runner() as runner:
-
-        def timed(call: Callable[[], Awaitable[Any]]) -> Callable[[int], float]:
-            async def loop(count: int) -> float:
-                started = time.perf_counter()
-                for _ in range(count):
-                    await call()
-                return (time.perf_counter() - started) / count * 1e9
-
-            return lambda count: runner.run(loop(count))
-
-        a, b = timed(ours), timed(theirs)
-        return _row(name, peer, target, _pairs(a, b, _number(a), rounds))
-
-
-def _loop(call: Callable[[], object], count: int) -> float:
-    started = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - started) / count * 1e9
+        timers = [_timer(each, call, runner) for each in (ours, theirs, less) if each is not None]
+        counts = [_calls_a_turn(timer) for timer in timers]
+        gc.collect()
+        gc.disable()
+        try:
+            for turn in range(rounds):
+                order = range(len(timers)) if turn % 2 else reversed(range(len(timers)))
+                times = {each: timers[each](counts[each]) for each in order}
+                turns.append([times[each] for each in sorted(times)])
+        finally:
+            gc.enable()
+    pairs = [(turn[0] - sum(turn[2:]), turn[1]) for turn in turns]
+    a, b = (statistics.median(each) for each in zip(*pairs, strict=True))
+    ratio = statistics.median(one / other for one, other in pairs)
+    return Row(name, a, peer, b, ratio, target, note(a, b))
 
 
-def _number(timed: Callable[[int], float]) -> int:
-    timed(100)
-    return max(10, int(SECONDS_A_ROUND * 1e9 / timed(100)))
+def _timer(function: Any, call: str, runner: asyncio.Runner) -> Callable[[int], float]:
+    """A function of a number of calls: nanoseconds for one."""
+    names: dict[str, Any] = {"now": time.perf_counter, "repeat": itertools.repeat}
+    is_async = call.startswith("await")
+    exec(LOOP.format(define="async def" if is_async else "def", expression=call), names)
+    timed = names["timed"]
+    return (lambda count: runner.run(timed(function, count))) if is_async else (lambda count: timed(function, count))
 
 
-def _pairs(a: Callable[[int], float], b: Callable[[int], float], number: int, rounds: int) -> list[tuple[float, float]]:
-    pairs = []
-    b(100)
-    gc.collect()
-    gc.disable()
-    try:
-        for turn in range(rounds):
-            if turn % 2:
-                second = b(number)
-                pairs.append((a(number), second))
-            else:
-                pairs.append((a(number), b(number)))
-    finally:
-        gc.enable()
-    return pairs
-
-
-def _row(name: str, peer: str, target: float | None, pairs: list[tuple[float, float]]) -> Row:
-    ours, theirs = (statistics.median(each) for each in zip(*pairs, strict=True))
-    return Row(name, ours, peer, theirs, statistics.median(a / b for a, b in pairs), target)
+def _calls_a_turn(timer: Callable[[int], float]) -> int:
+    timer(200)  # until the interpreter has adapted
+    return max(3, int(SECONDS_A_TURN * 1e9 / timer(50)))
 
 
 def show(rows: list[Row]) -> None:
     """Print the table."""
-    print(f"{'':54}{'opero':>12}  {'peer':34}{'':>12}{'ratio':>8}{'target':>9}")
+    print(f"{'':50}{'opero':>10}  {'peer':26}{'peer':>10}{'ratio':>8}  {'target':12}")
     for row in rows:
-        verdict = "" if row.target is None else f"≤ {row.target:<5g} {'OVER' if row.is_over else 'ok'}"
-        print(f"{row.name:54}{_time(row.ours):>12}  {row.peer:34}{_time(row.theirs):>12}{row.ratio:>8.3f}  {verdict}")
+        verdict = "" if row.target is None else f"≤ {row.target:<5g}{'OVER' if row.is_over else 'ok'}"
+        times = f"{row.name:50}{_time(row.ours):>10}  {row.peer:26}{_time(row.theirs):>10}{row.ratio:>8.3f}"
+        print(f"{times}  {verdict:12} {row.note}".rstrip())
 
 
 def _time(nanoseconds: float) -> str:
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size * 2:
-            return f"{nanoseconds / size:.2f} {unit}"
+        if abs(nanoseconds) >= size:
+            return f"{nanoseconds / size:.3g} {unit}" if unit != "s" else f"{nanoseconds / size:.4f} s"
     return f"{nanoseconds:.0f} ns"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import ConfigError, Policy, RateLimitExceededError, Registry
-from opero.executors.rate_limit import Ledger
+from opero.executors.rate_limit import Ledger, LockedLedger
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)
@@ -78,8 +78,9 @@ def test_taking_at_once_grants_just_what_reserving_would_grant_without_a_wait(
         assert taking._due == pytest.approx(reserving._due)
 
 
-def test_only_the_last_reservation_can_be_given_back() -> None:
-    ledger = Ledger(1, 1, lambda: 0.0)
+@pytest.mark.parametrize("kind", [Ledger, LockedLedger])
+def test_only_the_last_reservation_can_be_given_back(kind: type[Ledger]) -> None:
+    ledger = kind(1, 1, lambda: 0.0)
     ledger.reserve(0.0)
     _, first = ledger.book(0.0, 1.0, 9.0)
     _, second = ledger.book(0.0, 1.0, 9.0)
@@ -243,19 +244,23 @@ def test_two_event_loops_and_threads_share_one_budget_exactly() -> None:
     assert max(moments) - min(moments) >= 99 / 400 - 0.02  # a late first one makes the span look shorter
 
 
-def test_under_threads_no_permit_is_given_twice() -> None:
+@pytest.mark.parametrize("kind", [Ledger, LockedLedger])
+def test_under_threads_no_permit_is_given_twice_and_every_receipt_is_its_own(kind: type[Ledger]) -> None:
     now = 1000.0
-    ledger = Ledger(1, 1, lambda: now)
+    ledger = kind(1, 1, lambda: now)
     waits: list[float] = []
+    receipts: list[float] = []
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
     def hammer() -> None:
-        for _ in range(500):
-            if not ledger.take():
-                waits.append(ledger.reserve(now))
-            else:
+        for _ in range(2000):
+            if ledger.take():
                 waits.append(0.0)
+            else:
+                wait, receipt = ledger.book(now, 1.0, float("inf"))
+                waits.append(wait)
+                receipts.append(receipt)
 
     try:
         threads = [threading.Thread(target=hammer) for _ in range(8)]
@@ -265,4 +270,5 @@ def test_under_threads_no_permit_is_given_twice() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert sorted(waits) == [float(number) for number in range(4000)]
+    assert sorted(waits) == [float(number) for number in range(16_000)]
+    assert len(set(receipts)) == len(receipts)

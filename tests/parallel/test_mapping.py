@@ -184,7 +184,7 @@ def test_a_fallback_result_answers_for_an_item_and_is_not_kept(mode: Any, batch:
     bound = Policy(
         cache=True, fallback={"function": instead}, parallel={"mode": mode, "workers": 2, "batch": batch}
     ).apply(broken)
-    assert bound.map([1, 2, 3]) == ["instead"] * 3
+    assert bound.map(range(40)) == ["instead"] * 40
     assert bound.cache_get(1) is None
     assert bound.stats.failures == 0
 

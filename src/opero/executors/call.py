@@ -180,7 +180,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        result: T = stop.value
-        return result
+        # No name for it here: an exception in it leads back to this frame by its traceback.
+        return stop.value  # type: ignore[no-any-return]
     coroutine.close()
     raise RuntimeError("a blocking host was suspended")  # pragma: no cover  # a bug in opero

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from asyncio import Lock, get_running_loop, timeout
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Host, Layer
     from opero.policies.rate_limit import RateLimitPolicy
 
-__all__ = ["Ledger", "Meter", "RateLimitExecutor", "cost_function"]
+__all__ = ["Ledger", "LockedLedger", "Meter", "RateLimitExecutor", "cost_function"]
 
 FOREVER = float("inf")
 
@@ -40,10 +41,12 @@ class Ledger:
         cost: what `take` takes.
     """
 
-    __slots__ = ("_due", "_interval", "_lock", "_monotonic", "_saved", "_step", "burst")
+    # Between the reading of `_due` and its writing lies no call and no backward jump, so under CPython's global lock no
+    # other thread runs in between, nor a signal's handler. A lock of its own would cost more than all the rest, and an
+    # interruption just after taking it would leave it taken. `LockedLedger` is for where there is no global lock.
+    __slots__ = ("_due", "_interval", "_monotonic", "_saved", "_step", "burst")
 
     def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
-        self._lock = threading.Lock()
         self._monotonic = monotonic
         self._interval = 1.0 / rate
         self.burst = burst
@@ -54,34 +57,60 @@ class Ledger:
 
     def take(self) -> bool:
         """Take the permits for a call of the usual cost if they are due: what a call does that need not wait."""
-        with self._lock:
-            now = self._monotonic()
-            due = self._due
-            if due - self._saved > now:
-                return False
-            self._due = (max(now, due)) + self._step
-            return True
+        now = self._monotonic()
+        due = self._due
+        if due - self._saved > now:
+            return False
+        self._due = (due if due > now else now) + self._step  # noqa: FURB136  # max() is a call
+        return True
 
     def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
         """Seconds until permits for `cost` fall due. They are reserved if that is no longer than `patience`."""
-        with self._lock:
-            due = max(self._due, now)
-            saved = (self.burst - min(cost, self.burst)) * self._interval
-            wait = max(0.0, due - saved - now)
-            if wait <= patience:
-                self._due = due + cost * self._interval
-            return wait
+        return self.book(now, cost, patience)[0]
 
     def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
         """As `reserve`, and the receipt that `refund` takes."""
-        wait = self.reserve(now, cost, patience)
-        return wait, self._due
+        saved = (self.burst - min(cost, self.burst)) * self._interval
+        due = self._due
+        if due < now:  # max() is a call
+            due = now
+        wait = due - saved - now
+        if wait < 0.0:
+            wait = 0.0
+        if wait <= patience:
+            due += cost * self._interval
+            self._due = due
+        return wait, due
 
     def refund(self, receipt: float, cost: float) -> None:
         """Give back a reservation that will not be used, unless others have reserved behind it."""
+        if self._due == receipt:
+            self._due = receipt - cost * self._interval
+
+
+class LockedLedger(Ledger):
+    """The same, for an interpreter without a global lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
+        super().__init__(rate, burst, monotonic, cost)
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
         with self._lock:
-            if self._due == receipt:
-                self._due -= cost * self._interval
+            return super().take()
+
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
+        with self._lock:
+            return super().book(now, cost, patience)
+
+    def refund(self, receipt: float, cost: float) -> None:
+        with self._lock:
+            super().refund(receipt, cost)
+
+
+HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def cost_function(
@@ -131,7 +160,8 @@ class RateLimitExecutor:
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
-        self.ledger = Ledger(policy.rate, policy.burst, clock.monotonic, self.cost or 1.0)
+        ledger = Ledger if HAS_GLOBAL_LOCK else LockedLedger
+        self.ledger = ledger(policy.rate, policy.burst, clock.monotonic, self.cost or 1.0)
         self.patience = FOREVER if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[AbstractEventLoop, _Queue] = {}

@@ -109,42 +109,18 @@ class RetryExecutor:
         """Rounds of attempts until one succeeds or none is left; `first` is the first one's outcome, if it was made."""
         several = len(variants) > 1
         errors: list[Exception] = []
+        failures: list[Exception] = []
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # no Retrying object: we ask its parts
-        state.start_time = self.clock.monotonic()
         try:
             while True:
-                again: list[tuple[Variant, Exception]] = []
-                for position, variant in enumerate(variants):
-                    if first is None:
-                        if position:
-                            call.stats.fallbacks += 1
-                            logger.info("%s: trying the next %s", self.name, self.alternatives)
-                        outcome = self.judge(await host.attempt(layer, call, *variant))
-                    else:
-                        outcome, first = first, None
-                    if outcome.error is None:
-                        if errors:
-                            call.stats.recoveries += 1
-                            logger.info("%s: succeeded after %d failed attempts", self.name, len(errors))
-                        return outcome
-                    errors.append(outcome.error)
-                    if call.turned_away or isinstance(outcome.error, RejectedError):
-                        call.turned_away = False
-                        if not isinstance(outcome.error, self.named_rejections):
-                            return self.ended(outcome.error, errors)
-                        again.extend((each, outcome.error) for each in variants[position:])
-                        break
-                    call.stats.count_error(outcome.error)
-                    if call.time_left(self.clock.monotonic()) <= 0:
-                        return self.ended(outcome.error, errors)
-                    if self.is_retryable(outcome.error):
-                        again.append((variant, outcome.error))
-                    elif not several:
-                        return outcome
-                variants = [variant for variant, _ in again]
-                if not again or self.stop(state):
+                result = await self.round(host, layer, call, variants, first, errors, several=several)
+                first = None
+                if isinstance(result, Outcome):
+                    return result
+                variants, failures = result
+                if not variants or self.stop(state):
                     return self.exhausted(errors, state.attempt_number)
-                delay = self.delay_after(state, [error for _, error in again])
+                delay = self.delay_after(state, failures)
                 if delay >= call.time_left(self.clock.monotonic()):
                     return self.out_of_time(call, delay, errors)
                 logger.debug("%s: attempt %d failed with %r; next in %.3g s", self.name, len(errors), errors[-1], delay)
@@ -154,11 +130,67 @@ class RetryExecutor:
                     await host.sleep(delay)
         finally:
             # The exceptions' tracebacks lead back to this frame: leave no cycle for the collector.
-            del errors
-            again = []
-            outcome = first = None  # type: ignore[assignment]
+            del errors, failures, first
+            result = None  # type: ignore[assignment]
+
+    async def round(
+        self,
+        host: Host,
+        layer: Layer,
+        call: Call,
+        variants: list[Variant],
+        first: Outcome | None,
+        errors: list[Exception],
+        *,
+        several: bool,
+    ) -> Outcome | tuple[list[Variant], list[Exception]]:
+        """One attempt with each variant in turn.
+
+        Args:
+            errors: takes every attempt's exception.
+            several: the call began with more than one variant.
+
+        Returns:
+            The call's outcome, if that is decided; else which variants to try again, and what they failed with.
+        """
+        again: list[Variant] = []
+        failures: list[Exception] = []
+        outcome: Outcome | None = None
+        try:
+            for position, variant in enumerate(variants):
+                if position:
+                    call.stats.fallbacks += 1
+                    logger.info("%s: trying the next %s", self.name, self.alternatives)
+                outcome = first or self.judge(await host.attempt(layer, call, *variant))
+                first = None
+                if outcome.error is None:
+                    return self.succeeded(outcome, call, errors)
+                errors.append(outcome.error)
+                if call.turned_away or isinstance(outcome.error, RejectedError):
+                    call.turned_away = False
+                    if not isinstance(outcome.error, self.named_rejections):
+                        return self.ended(outcome.error, errors)
+                    return [*again, *variants[position:]], [*failures, outcome.error]
+                call.stats.count_error(outcome.error)
+                if call.time_left(self.clock.monotonic()) <= 0:
+                    return self.ended(outcome.error, errors)
+                if self.is_retryable(outcome.error):
+                    again.append(variant)
+                    failures.append(outcome.error)
+                elif not several:
+                    return outcome
+            return again, failures
+        finally:
+            del errors, failures, outcome, first
 
     # What comes of it
+
+    def succeeded(self, outcome: Outcome, call: Call, errors: list[Exception]) -> Outcome:
+        """An attempt succeeded, perhaps after others had failed."""
+        if errors:
+            call.stats.recoveries += 1
+            logger.info("%s: succeeded after %d failed attempts", self.name, len(errors))
+        return outcome
 
     def exhausted(self, errors: list[Exception], rounds: int) -> Outcome:
         """No attempt is left: the function's own outcome where there was but one, or `reraise`; else all of them."""

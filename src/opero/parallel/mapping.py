@@ -193,6 +193,7 @@ class _Map:
     def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
         keep_going = self.policy.on_error != "raise"
         if self.mode == "process":
+            keep_going = keep_going or self._falls_back_here
             from opero.parallel.processes import Rest, map_in_processes
 
             inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
@@ -240,16 +241,20 @@ class _Map:
         finally:
             self.fell_back.update(unit if call.fell_back else ())
 
+    @property
+    def _falls_back_here(self) -> bool:
+        """Whether failures of worker processes are answered here: where the cache must not keep the answer."""
+        return self.mode == "process" and self.binding.cache is not None and "fallback" in self.chain.executors
+
     def _fall_back(self, unit: list[int], outcome: Outcome) -> Outcome:
         """What a worker process left to this one: the fallback result of a unit that failed there."""
-        fallback = self.chain.executors.get("fallback")
-        if outcome.error is None or fallback is None or self.mode != "process" or self.binding.cache is None:
+        if outcome.error is None or not self._falls_back_here:
             return outcome
         self.fell_back.update(unit)
         self.binding.stats.failures -= 1
         args, kwargs = self.arguments(self._argument(unit))
         try:
-            return Outcome(fallback.answer(self.chain.call(), args, kwargs, outcome.error))
+            return Outcome(self.chain.executors["fallback"].answer(self.chain.call(), args, kwargs, outcome.error))
         except Exception as error:  # noqa: BLE001  # the fallback's own
             self.binding.stats.failures += 1
             return Outcome(error=error)
