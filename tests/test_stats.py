@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from opero import Policy
+from opero import Policy, Registry, opero
 from opero.stats import Stats
 
 
@@ -31,20 +35,94 @@ def test_counts_go_on_when_another_policy_comes_into_force(bind: Any) -> None:
     assert (stats.calls, stats.attempts, stats.cache_hits) == (9, 8, 1)
 
 
-@pytest.mark.parametrize("policy", [{}, {"retry": 2}, {"circuit_breaker": 5}])
-def test_under_threads_no_call_goes_uncounted(policy: Any) -> None:
-    bound = Policy(**policy).apply(lambda: None)
+def in_threads(target: Callable[[], Any], count: int = 8) -> None:
+    """Run it in several threads that take turns as often as can be."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=lambda: [bound() for _ in range(5000)]) for _ in range(8)]
+        threads = [threading.Thread(target=target) for _ in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("policy", [{}, {"retry": 2}, {"circuit_breaker": 5}])
+def test_under_threads_no_call_goes_uncounted(policy: Any) -> None:
+    bound = Policy(**policy).apply(lambda: None)
+    in_threads(lambda: [bound() for _ in range(5000)])
     assert (bound.stats.calls, bound.stats.attempts) == (40_000, 40_000)
+
+
+@pytest.mark.parametrize(
+    "policy", [{}, {"retry": {"retries": 1, "min_delay": 0}}, {"fallback": {"default": 0}}, {"bulkhead": 20}]
+)
+def test_under_threads_no_failure_goes_uncounted(policy: Any) -> None:
+    kinds = itertools.cycle([ConnectionError, OSError, KeyError])
+
+    def function() -> None:
+        raise next(kinds)
+
+    bound = Policy(**policy).apply(function)
+
+    def fail() -> None:
+        for _ in range(600):
+            with contextlib.suppress(OSError, KeyError, ExceptionGroup):
+                bound()
+
+    in_threads(fail)
+    stats, attempts = bound.stats, 9600 if "retry" in policy else 4800
+    assert (stats.calls, stats.attempts) == (4800, attempts)
+    assert stats.failures == (0 if "fallback" in policy else 4800)
+    assert (sum(stats.errors.values()), set(stats.errors)) == (attempts, {"ConnectionError", "OSError", "KeyError"})
+    assert stats.retries == attempts - 4800
+
+
+def test_tasks_and_threads_count_together() -> None:
+    registry = Registry({"api": Policy(retry=1)})
+
+    @opero(policy="api", registry=registry)
+    async def function() -> None:
+        await asyncio.sleep(0)
+
+    bound = registry.bind(function.__wrapped__, "api")
+
+    async def many() -> None:
+        for _ in range(20):
+            await asyncio.gather(*(bound() for _ in range(10)))
+
+    in_threads(lambda: asyncio.run(many()), 4)
+    assert (bound.stats.calls, bound.stats.attempts) == (800, 800)
+
+
+NOT_COUNTED = pytest.mark.xfail(strict=True, reason="Binding._enforce counts bare attempts from after the call that resolves")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param({}, marks=NOT_COUNTED), pytest.param({"retry": 1}, marks=NOT_COUNTED), {"circuit_breaker": 5}],
+)
+def test_the_call_that_resolves_a_profile_counts_as_any_other(policy: Any) -> None:
+    late = opero(policy="api", registry=Registry({"api": Policy(**policy)}))(lambda: 1)
+    for number in range(1, 4):
+        late()
+        assert (late.stats.calls, late.stats.attempts) == (number, number)
+
+
+def test_each_call_is_counted_while_policies_change() -> None:
+    bound = Policy().apply(lambda: None)
+    policies = itertools.cycle([Policy(circuit_breaker=5), Policy(retry=1), Policy(bulkhead=50), Policy()])
+
+    def call_and_swap() -> None:
+        for number in range(400):
+            bound()
+            if number % 40 == 0:
+                bound.binding.swap(next(policies))
+
+    in_threads(call_and_swap)
+    assert bound.stats.calls == 3200
 
 
 def test_under_threads_no_error_goes_uncounted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ def freeze(value: Any) -> Hashable:
         return value  # type: ignore[no-any-return]
     if isinstance(value, list | tuple):
         return kind, tuple(freeze(each) for each in value)
+    if isinstance(value, OrderedDict):
+        return kind, tuple((freeze(key), freeze(each)) for key, each in value.items())
     if isinstance(value, Mapping):
         return kind, frozenset((freeze(key), freeze(each)) for key, each in value.items())
     if isinstance(value, Set):
@@ -85,11 +88,13 @@ class KeyMaker:
     def instance_key(self, instance: Any) -> Hashable:
         """What stands for the instance in its methods' keys; never its address, which another may have later."""
         kind = type(instance)
+        if isinstance(instance, type):  # a class method's class, whose `__opero_key__` is for its instances
+            return kind, instance
         own = getattr(instance, "__opero_key__", None)
         if own is not None:
             return kind, freeze(own() if callable(own) else own)
-        if isinstance(instance, type) or _is_value(kind):
-            return kind, instance
+        if _is_value(kind):
+            return freeze(instance)
         held = self._tokens.get(id(instance))
         if held is not None and held[0]() is instance:
             return kind, held[1]
@@ -99,8 +104,11 @@ class KeyMaker:
             reference = weakref.ref(instance, lambda gone: self._forget(address, gone))
         except TypeError:
             return kind, _Identity(instance)
-        self._tokens[address] = (reference, token)
-        return kind, token
+        entry = reference, token
+        held = self._tokens.setdefault(address, entry)  # another thread may have been here meanwhile
+        if held[0]() is not instance:
+            held = self._tokens[address] = entry
+        return kind, held[1]
 
     def _forget(self, address: int, gone: weakref.ref[Any]) -> None:
         held = self._tokens.get(address)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from asyncio import current_task
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from dogpile.cache import make_region
@@ -28,14 +29,27 @@ FOREVER = float("inf")
 
 
 class _Flight:
-    """A computation under way, and who waits for it."""
+    """A computation under way, and who waits for it.
 
-    __slots__ = ("failed", "owner", "waiters")
+    Attributes:
+        waiters: who is to be woken when it ends.
+        kept: the result, where it was one to keep.
+        failed: it came to its end with nothing to keep.
+        outdated: its key has been deleted since it began.
+    """
 
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
+    __slots__ = ("failed", "kept", "outdated", "waiters")
+
+    def __init__(self) -> None:
         self.waiters: list[Waiter] = []
+        self.kept: Outcome | None = None
         self.failed = False
+        self.outdated = False
+
+
+_leading: ContextVar[tuple[_Flight, ...]] = ContextVar("opero_cache_leading", default=())
+"""The computations that this code is part of. Tasks and a timeout's helper threads get a copy of the context, so a
+function that asks itself the same there does not wait for itself."""
 
 
 class CacheExecutor:
@@ -58,6 +72,7 @@ class CacheExecutor:
         )
         self.backend: MemoryBackend = self.region.backend
         self._flights: dict[Hashable, _Flight] = {}
+        self._forgotten = 0
         self._lock = threading.Lock()
 
     # What users may ask of it
@@ -68,11 +83,22 @@ class CacheExecutor:
         return None if outcome is None else outcome.value
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
-        """Forget the cached result of such a call."""
-        self.region.delete(self.key(args, kwargs))
+        """Forget the cached result of such a call, and do not keep one that is being computed."""
+        key = self.key(args, kwargs)
+        with self._lock:
+            self._forgotten += 1
+            flight = self._flights.pop(key, None)
+            if flight is not None:
+                flight.outdated = True
+        self.region.delete(key)
 
     def clear(self) -> None:
-        """Forget every result."""
+        """Forget every result, and do not keep those that are being computed."""
+        with self._lock:
+            self._forgotten += 1
+            for flight in self._flights.values():
+                flight.outdated = True
+            self._flights.clear()
         self.backend.clear()
 
     # Decisions
@@ -83,33 +109,36 @@ class CacheExecutor:
         if entry is NO_VALUE:
             return None
         expires, value = entry
-        if expires <= self.clock.monotonic():
-            self.region.delete(key)
-            return None
-        return Outcome(value)
+        # What is too old stays until the next result replaces it: deleting it could hit one that has just come.
+        return Outcome(value) if expires > self.clock.monotonic() else None
 
-    def store(self, key: Hashable, value: Any) -> None:
-        """Remember a result for the policy's time to live. An answer is never lost to a time that cannot be told."""
+    def store(self, key: Hashable, value: Any) -> bool:
+        """Remember a result for the policy's time to live; whether it has any.
+
+        An answer is never lost to a time that cannot be told.
+        """
         ttl = self.policy.ttl
         if callable(ttl):
             try:
                 ttl = parse_duration(ttl())
             except Exception:  # noqa: BLE001  # whatever a user's function raises
                 logger.exception("%s: the cache_ttl function gave no time, so the result was not kept", self.name)
-                return
+                return False
         expires = FOREVER if ttl is None else self.clock.monotonic() + ttl
-        if expires > self.clock.monotonic():
-            self.region.set(key, (expires, value))
+        if expires <= self.clock.monotonic():
+            return False
+        self.region.set(key, (expires, value))
+        return True
 
-    def _join(self, key: Hashable, host: Host, owner: object) -> tuple[_Flight, Waiter | None]:
+    def _join(self, key: Hashable, host: Host) -> tuple[_Flight, Waiter | None]:
         """The computation of that key: one to lead (no waiter), or one under way to wait for."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = _Flight(owner)
+                flight = self._flights[key] = _Flight()
                 return flight, None
-            if flight.owner == owner:
-                return _Flight(owner), None  # the function calls itself with the same arguments: let it
+            if flight in _leading.get():
+                return _Flight(), None  # the function calls itself with the same arguments: let it
             waiter = host.waiter()
             flight.waiters.append(waiter)
             return flight, waiter
@@ -124,6 +153,38 @@ class CacheExecutor:
     # What waits
 
     async def compute(
+        self, host: Host, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Hashable
+    ) -> Outcome:
+        """The result of a call that is not in the cache: computed once, whoever asks for it meanwhile."""
+        while True:
+            flight, waiter = self._join(key, host)
+            if waiter is not None:
+                await waiter.wait(None)
+                found = flight.kept  # and not the cache, which may have dropped it already
+                if found is not None:
+                    call.stats.cache_hits += 1
+                    return found
+                if flight.failed:
+                    call.stats.cache_misses += 1
+                    return await self._execute(host, layer, call, args, kwargs, key, _Flight())
+                continue
+            leading = _leading.set((*_leading.get(), flight))
+            try:
+                found = self.look_up(key)  # another may have landed since we looked
+                if found is not None:
+                    flight.kept = found
+                    call.stats.cache_hits += 1
+                    return found
+                call.stats.cache_misses += 1
+                outcome = await self._execute(host, layer, call, args, kwargs, key, flight)
+                flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
+                return outcome
+            finally:
+                self._land(key, flight)
+                with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
+                    _leading.reset(leading)
+
+    async def _execute(
         self,
         host: Host,
         layer: Layer,
@@ -131,40 +192,22 @@ class CacheExecutor:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         key: Hashable,
-        owner: object,
+        flight: _Flight,
     ) -> Outcome:
-        """The result of a call that is not in the cache: computed once, whoever asks for it meanwhile."""
-        while True:
-            flight, waiter = self._join(key, host, owner)
-            if waiter is not None:
-                await waiter.wait(None)
-                found = self.look_up(key)
-                if found is not None:
-                    call.stats.cache_hits += 1
-                    return found
-                if flight.failed:
-                    call.stats.cache_misses += 1
-                    return await self._execute(host, layer, call, args, kwargs, key)
-                continue
-            try:
-                found = self.look_up(key)  # another may have landed since we looked
-                if found is not None:
-                    call.stats.cache_hits += 1
-                    return found
-                call.stats.cache_misses += 1
-                outcome = await self._execute(host, layer, call, args, kwargs, key)
-                flight.failed = True  # for those whose look-up finds nothing: an error, or a result that was not kept
-                return outcome
-            finally:
-                self._land(key, flight)
-
-    async def _execute(
-        self, host: Host, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Hashable
-    ) -> Outcome:
+        forgotten = self._forgotten
         outcome = await host.attempt(layer, call, args, kwargs)
         if outcome.error is None and not call.fell_back:
-            self.store(key, outcome.value)
+            if self._outdated(key, flight, forgotten):
+                flight.kept = outcome  # for those who asked before; the next one computes anew
+            elif self.store(key, outcome.value):
+                flight.kept = outcome
+                if self._outdated(key, flight, forgotten):  # just now
+                    self.region.delete(key)
         return outcome
+
+    def _outdated(self, key: Hashable, flight: _Flight, forgotten: int) -> bool:
+        """Whether the key has been deleted since; where nobody can join the computation, whether any has been."""
+        return flight.outdated or (self._forgotten != forgotten and self._flights.get(key) is not flight)
 
     # Around the function
 
@@ -177,7 +220,7 @@ class CacheExecutor:
             if found is not None:
                 call.stats.cache_hits += 1
                 return found.value
-            return run_blocking(self.compute(host, layer, call, args, kwargs, key, threading.get_ident())).get()
+            return run_blocking(self.compute(host, layer, call, args, kwargs, key)).get()
 
         return cached
 
@@ -190,6 +233,6 @@ class CacheExecutor:
             if found is not None:
                 call.stats.cache_hits += 1
                 return found.value
-            return (await self.compute(host, layer, call, args, kwargs, key, current_task())).get()
+            return (await self.compute(host, layer, call, args, kwargs, key)).get()
 
         return cached
