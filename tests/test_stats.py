@@ -97,13 +97,7 @@ def test_tasks_and_threads_count_together() -> None:
     assert (bound.stats.calls, bound.stats.attempts) == (800, 800)
 
 
-NOT_COUNTED = pytest.mark.xfail(strict=True, reason="Binding._enforce counts bare attempts from after the call that resolves")
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [pytest.param({}, marks=NOT_COUNTED), pytest.param({"retry": 1}, marks=NOT_COUNTED), {"circuit_breaker": 5}],
-)
+@pytest.mark.parametrize("policy", [{}, {"retry": 1}, {"circuit_breaker": 5}])
 def test_the_call_that_resolves_a_profile_counts_as_any_other(policy: Any) -> None:
     late = opero(policy="api", registry=Registry({"api": Policy(**policy)}))(lambda: 1)
     for number in range(1, 4):

@@ -144,6 +144,7 @@ class Binding:
 
         def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
             chain = self.resolved()
+            self.stats.executed += chain.function is not None  # this call began before those that count as attempts
             try:
                 return chain.start(args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in fail
@@ -151,6 +152,7 @@ class Binding:
 
         async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
             chain = self.resolved()
+            self.stats.executed += chain.function is not None  # as above
             try:
                 return await chain.start(args, kwargs)
             except Exception as error:  # noqa: BLE001  # decided in fail
