@@ -1,4 +1,4 @@
-"""The rate limit's laws, over random arrivals; and what callers of every kind see of it."""
+"""The laws of the rate limit and its ledger, over random arrivals; and what callers of every kind see of them."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from opero import MapError, Policy, opero, opmap
-from opero.parallel import mapping
-from opero.parallel.mapping import worker_count
+from opero.parallel import run
+from opero.parallel.run import worker_count
 
 
 def plain(item: int) -> int:
@@ -39,7 +39,7 @@ def test_auto_runs_what_waits_in_threads() -> None:
 
 def test_auto_runs_what_computes_long_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     # On a busy machine the sample may wait for its turn longer than it computes.
-    monkeypatch.setattr(mapping, "time", SimpleNamespace(perf_counter=time.thread_time, thread_time=time.thread_time))
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=time.thread_time, thread_time=time.thread_time))
 
     @opmap(workers=2)
     def compute(_: int) -> int:
