@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import pickle
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest import mock
@@ -143,6 +144,20 @@ def test_a_bound_method_looks_like_one() -> None:
     assert inspect.iscoroutinefunction(client.get_async)
     assert inspect.isfunction(Client.get)
     assert "get" in dict(inspect.getmembers(Client, inspect.isfunction))
+
+
+def test_a_method_bound_outside_of_its_class_is_a_function_of_the_instance() -> None:
+    class Plain:
+        async def get(self, path: str) -> str:
+            return path
+
+    bound = Policy(retry=1).apply(Plain.get)
+    assert asyncio.run(bound(Plain(), "x")) == "x"
+    assert bound.__name__ == "get"
+    if sys.version_info >= (3, 12):  # where inspect can be told
+        assert inspect.iscoroutinefunction(bound)
+    Plain.get = bound  # type: ignore[method-assign, assignment]
+    assert asyncio.run(Plain().get.map(["a", "b"])) == ["a", "b"]  # type: ignore[attr-defined]
 
 
 def test_a_bound_method_pickles_with_its_instance() -> None:

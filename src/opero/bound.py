@@ -52,7 +52,11 @@ def bind(
     if not callable(function):
         raise ConfigError(f"{function!r} is not callable; a policy is applied to a function, method or callable object")
     dressed = _dressed(policy, function, clock, share, mapped=mapped)
-    return Method(dressed) if dressed.binding.is_method else dressed
+    if not dressed.binding.is_method:
+        return dressed
+    if dressed.binding.kind == "async" and hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(dressed)  # so that the descriptor itself is known for one, outside of its class
+    return Method(dressed)
 
 
 def _dressed(policy: Any, function: Any, clock: Any, share: Any, *, mapped: bool) -> Any:
