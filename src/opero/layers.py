@@ -97,7 +97,8 @@ def build(binding: Binding, policy: Policy) -> Chain:
 
     attempt = around(innermost, "timeout", "bulkhead", "rate_limit", "circuit_breaker")
     retried = around(attempt, "retry")
-    timed = executors["timeout"].wrap_total(retried) if "timeout" in executors else retried
+    has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
+    timed = executors["timeout"].wrap_total(retried) if has_total else retried
     whole = around(timed, "fallback")
     cached = around(whole, "cache")
     # Where retry is outermost and its first attempt needs no preparation, the bound function itself does its part.

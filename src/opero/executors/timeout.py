@@ -43,16 +43,13 @@ class TimeoutExecutor:
             message = f"an attempt of {self.name} took longer than its timeout of {format_duration(seconds)}"
         return CallTimeoutError(message, scope=scope, seconds=seconds)
 
-    def start(self, call: Call) -> None:
-        """Begin the call's total time."""
-        if self.policy.total is not None:
-            call.deadline = self.clock.monotonic() + self.policy.total
-
     # The whole call
 
     def wrap_total(self, layer: Layer) -> Layer:
+        total, now = self.policy.total or 0.0, self.clock.monotonic
+
         def timed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            self.start(call)
+            call.deadline = now() + total
             return layer(call, args, kwargs)  # for async callers the coroutine, which starts the moment it is awaited
 
         return timed
