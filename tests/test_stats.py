@@ -97,7 +97,9 @@ def test_tasks_and_threads_count_together() -> None:
     assert (bound.stats.calls, bound.stats.attempts) == (800, 800)
 
 
-NOT_COUNTED = pytest.mark.xfail(strict=True, reason="Binding._enforce counts bare attempts from after the call that resolves")
+NOT_COUNTED = pytest.mark.xfail(
+    strict=True, reason="Binding._enforce counts bare attempts from after the call that resolves"
+)
 
 
 @pytest.mark.parametrize(
