@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["BulkheadExecutor"]
 
 
+class _Turn:
+    """One caller in the queue, and whether a place has been handed to him."""
+
+    __slots__ = ("served", "waiter")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        self.served = False
+
+
 class BulkheadExecutor:
     """One set of places, shared by all functions that are bound to its profile, from threads and event loops alike.
 
@@ -34,7 +44,7 @@ class BulkheadExecutor:
         self.blocking = BlockingHost(clock)
         self._lock = threading.Lock()
         self._free = policy.max_concurrent
-        self._queue: deque[Waiter] = deque()
+        self._queue: deque[_Turn] = deque()
 
     @property
     def running(self) -> int:
@@ -55,26 +65,27 @@ class BulkheadExecutor:
         """Give a place back, or hand it on to who has queued longest."""
         with self._lock:
             while self._queue:
-                if self._queue.popleft().wake():
+                turn = self._queue.popleft()
+                turn.served = turn.waiter.wake()
+                if turn.served:
                     return
             self._free += 1
 
-    def _line_up(self, waiter: Waiter) -> bool:
+    def _line_up(self, turn: _Turn) -> bool:
         """Take a free place after all, or stand in the queue; whether it is a place."""
         with self._lock:
             if self._free and not self._queue:
                 self._free -= 1
                 return True
-            self._queue.append(waiter)
+            self._queue.append(turn)
             return False
 
-    def _step_out(self, waiter: Waiter) -> bool:
+    def _step_out(self, turn: _Turn) -> bool:
         """Leave the queue; False if a place has been handed over meanwhile."""
         with self._lock:
-            if waiter in self._queue:
-                self._queue.remove(waiter)
-                return True
-            return False
+            if turn in self._queue:
+                self._queue.remove(turn)
+            return not turn.served
 
     def refusal(self, call: Call, waited: float) -> Exception:
         """The error for a call that found no place in time."""
@@ -98,21 +109,21 @@ class BulkheadExecutor:
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        waiter = host.waiter()
-        if self._line_up(waiter):
+        turn = _Turn(host.waiter())
+        if self._line_up(turn):
             return
         call.stats.waits += 1
         try:
-            woken = await waiter.wait(None if patience == float("inf") else patience)
+            woken = await turn.waiter.wait(None if patience == float("inf") else patience)
         except BaseException:
-            if not self._step_out(waiter):
+            if not self._step_out(turn):
                 self.leave()  # the place came too late: hand it on
             raise
         finally:
             waited = self.clock.monotonic() - started
             call.stats.waited += waited
             call.waited += waited
-        if not woken and self._step_out(waiter):
+        if not woken and self._step_out(turn):
             raise self.refusal(call, patience)
 
     # Around the function
