@@ -12,6 +12,9 @@ from hypothesis import settings
 
 from opero import Policy
 from opero.testing import VirtualClock
+from redis_server import redis_server, redis_url
+
+__all__ = ["redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")

@@ -17,6 +17,7 @@ from opero import (
     CircuitOpenError,
     ConfigError,
     MapError,
+    MissingExtraError,
     OperoError,
     PolicyNotFoundError,
     RateLimitExceededError,
@@ -41,6 +42,7 @@ def examples() -> list[OperoError]:
         BulkheadFullError("full"),
         MapError("items failed", {0: "a", 3: "b"}, {1: FIRST, 2: SECOND}),
         ConfigError("wrong"),
+        MissingExtraError("pip install it"),
         PolicyNotFoundError("no profile 'x'", name="x"),
         UnknownOptionError("unknown option"),
     ]

@@ -25,13 +25,6 @@ async def one_async() -> int:
 
 
 NOT_DONE: dict[str, Any] = {
-    "cache.backend": "redis",
-    "cache.stale_ttl": 5,
-    "cache.cache_errors": True,
-    "cache.serializer": "json",
-    "cache.secret": "s",
-    "cache.allow_unsigned_pickle": True,
-    "cache.arguments": {"a": 1},
     "rate_limit.backend": "redis",
     "parallel.mode": "ray",
     "parallel.deadline": 5,
@@ -58,7 +51,7 @@ def test_an_option_without_an_executor_is_named_when_bound(option: str, value: A
 
 def test_what_will_need_an_extra_names_it() -> None:
     with pytest.raises(NotImplementedError, match="it will come with the extra 'redis'"):
-        Policy(cache={"backend": "redis"}).apply(one)
+        Policy(rate_limit={"rate": 1, "backend": "redis"}).apply(one)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ TYPE_CHECKING = False  # type checkers know the name; importing it from typing w
 if TYPE_CHECKING:
     from typing import Any
 
+    from opero.cache import CacheInfo as CacheInfo
+    from opero.cache import clear_cache as clear_cache
     from opero.clock import Clock as Clock
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap
@@ -19,13 +21,17 @@ if TYPE_CHECKING:
     from opero.errors import CircuitOpenError as CircuitOpenError
     from opero.errors import ConfigError as ConfigError
     from opero.errors import MapError as MapError
+    from opero.errors import MissingExtraError as MissingExtraError
     from opero.errors import OperoError as OperoError
     from opero.errors import PolicyNotFoundError as PolicyNotFoundError
     from opero.errors import RateLimitExceededError as RateLimitExceededError
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
     from opero.errors import UnknownOptionError as UnknownOptionError
+    from opero.events import Event as Event
+    from opero.events import on as on
     from opero.logs import configure_logging as configure_logging
+    from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
     from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
     from opero.policies.cache import CachePolicy as CachePolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from opero.stats import Stats as Stats
 
 _MODULES = {
+    "cache": ("CacheInfo", "clear_cache"),
     "clock": ("Clock",),
     "decorators": ("opero", "opmap"),
     "errors": (
@@ -54,6 +61,7 @@ _MODULES = {
         "CircuitOpenError",
         "ConfigError",
         "MapError",
+        "MissingExtraError",
         "OperoError",
         "PolicyNotFoundError",
         "RateLimitExceededError",
@@ -61,8 +69,10 @@ _MODULES = {
         "ResultRejectedError",
         "UnknownOptionError",
     ),
+    "events": ("Event", "on"),
     "logs": ("configure_logging",),
     "policies": (
+        "AdaptiveTTL",
         "BulkheadPolicy",
         "CachePolicy",
         "CircuitBreakerPolicy",

@@ -164,7 +164,14 @@ class Binding:
         function = resolve_and_call_async if self.is_async else resolve_and_call
         layer = invoking(self, function)
         return Chain(
-            function=function, layer=layer, call=self.call, fail=fail, whole=layer, policy=Policy(), executors={}
+            function=function,
+            layer=layer,
+            hit=None,
+            call=self.call,
+            fail=fail,
+            whole=layer,
+            policy=Policy(),
+            executors={},
         )
 
     # State
@@ -177,7 +184,7 @@ class Binding:
     @property
     def cache(self) -> CacheExecutor | None:
         """The cache, or None where there is none."""
-        return self.resolved().executors.get("cache")
+        return self.resolved().cache
 
     def __reduce__(self) -> Any:
         # Locks, queues and breakers stay where they are: the copy, in another process, begins with its own.

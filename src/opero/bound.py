@@ -77,9 +77,8 @@ def dress(binding: Binding, *, mapped: bool) -> Any:
     bound.policy = _LatePolicy(binding) if binding.is_late else binding.chain.policy
     bound.map = mapper.function()
     bound.stream = mapper.stream
-    bound.cache_get = functools.partial(_cache_call, binding, "get")
-    bound.cache_delete = functools.partial(_cache_call, binding, "delete")
-    bound.cache_clear = functools.partial(_cache_call, binding, "clear")
+    for what in CACHE_METHODS:
+        setattr(bound, f"cache_{what}", functools.partial(_cache_call, binding, what))
     binding.callable = bound
     if mapped:
         mapper.check()
@@ -90,7 +89,14 @@ def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> An
     cache = binding.cache
     if cache is None:
         raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
+    from opero.cache import CacheInfo
+
+    if what == "info":
+        return CacheInfo(binding.stats.cache_hits, binding.stats.cache_misses, *cache.extent())
     return getattr(cache, what)(*args, **kwargs)
+
+
+CACHE_METHODS = ("get", "set", "delete", "clear", "info")
 
 
 class _LatePolicy:
@@ -122,7 +128,7 @@ class _LatePolicy:
 class BoundMethod(functools.partial):  # type: ignore[type-arg]
     """A bound function of a class, together with an instance: what `instance.method` gives.
 
-    Its `map`, `stream`, `cache_get` and `cache_delete` are the instance's, too.
+    Its `map`, `stream`, `cache_get`, `cache_set` and `cache_delete` are the instance's, too.
     """
 
     @property
@@ -157,6 +163,10 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
     @property
     def cache_get(self) -> Callable[..., Any]:
         return functools.partial(self.__func__.cache_get, self.args[0])
+
+    @property
+    def cache_set(self) -> Callable[..., Any]:
+        return lambda value, /, *args, **kwargs: self.__func__.cache_set(value, self.args[0], *args, **kwargs)
 
     @property
     def cache_delete(self) -> Callable[..., Any]:

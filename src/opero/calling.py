@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from opero.executors.call import MISS
 from opero.executors.generators import relaying, relaying_async
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def calling(binding: Binding) -> Callable[..., Any]:
             function = chain.function
             if function is not None:
                 return function(*args, **kwargs)
+            hit = chain.hit
+            if hit is not None:
+                found = hit(*args, **kwargs) if kwargs else hit(*args)  # unpacking no keywords costs, too
+                if found is not MISS:
+                    return found
             return chain.layer(chain.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
             return chain.fail(error, args, kwargs)
@@ -36,6 +42,11 @@ def calling(binding: Binding) -> Callable[..., Any]:
             function = chain.function
             if function is not None:
                 return await function(*args, **kwargs)
+            hit = chain.hit
+            if hit is not None:
+                found = hit(*args, **kwargs) if kwargs else hit(*args)
+                if found is not MISS:
+                    return found
             return await chain.layer(chain.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
             return await chain.fail(error, args, kwargs)

@@ -10,6 +10,7 @@
     │   └── BulkheadFullError       no free place within `max_wait`
     ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
     └── ConfigError             a policy, file or variable is wrong  (also a ValueError)
+        ├── MissingExtraError       an extra is not installed        (also an ImportError)
         ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
         └── UnknownOptionError      no option of that name           (also a TypeError)
 
@@ -31,6 +32,7 @@ __all__ = [
     "CircuitOpenError",
     "ConfigError",
     "MapError",
+    "MissingExtraError",
     "OperoError",
     "PolicyNotFoundError",
     "RateLimitExceededError",
@@ -205,6 +207,10 @@ class MapError(OperoError, ExceptionGroup[Exception]):
 
 class ConfigError(OperoError, ValueError):
     """A policy, a policy file or an environment variable is wrong. The message says what, where, and the cure."""
+
+
+class MissingExtraError(ConfigError, ImportError):
+    """A policy asks for what an extra brings, and that is not installed. The message says which to install."""
 
 
 class UnknownOptionError(ConfigError, TypeError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["Expired", "Interruption", "abandoned", "run_within"]
+__all__ = ["Expired", "Interruption", "abandoned", "run_aside", "run_within"]
 
 R = TypeVar("R")
 
@@ -46,7 +46,7 @@ def run_within(seconds: float, function: Callable[..., R], *args: Any) -> R:
     """
     if HAS_ALARM and threading.current_thread() is threading.main_thread():
         return _run_under_alarm(seconds, function, args)
-    return _run_in_helper(seconds, function, args)
+    return run_aside(seconds, function, *args)
 
 
 def abandoned() -> int:
@@ -174,7 +174,8 @@ class _Task:
 _helpers = _Helpers()
 
 
-def _run_in_helper(seconds: float, function: Callable[..., R], args: tuple[Any, ...]) -> R:
+def run_aside(seconds: float, function: Callable[..., R], *args: Any) -> R:
+    """As `run_within`, always in a helper thread: nothing is interrupted, only no longer waited for."""
     task = _Task(function, args)
     _helpers.submit(task)
     if not task.finished.wait(seconds) and _helpers.abandon(task):

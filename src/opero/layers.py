@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 
     from opero.binding import Binding
     from opero.clock import Clock
+    from opero.executors.cache import CacheExecutor
     from opero.executors.call import Call, Layer
     from opero.policies.policy import Policy
 
 __all__ = ["Chain", "build"]
 
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
-    "cache": {
-        "backend": ("memory",),
-        "stale_ttl": (None,),
-        "cache_errors": (False,),
-        "serializer": (None,),
-        "secret": (None,),
-        "allow_unsigned_pickle": (False,),
-        "arguments": (None,),
-    },
     "rate_limit": {"backend": ("local",)},
     "parallel": {
         "mode": ("auto", "thread", "process", "async"),
@@ -55,6 +47,7 @@ class Chain:
     Attributes:
         function: what to call, where there is no layer around it but an outermost retry; else None.
         layer: the outermost layer, an outermost retry left out.
+        hit: gives a call's result where a cache in memory has it, else `MISS`; None where there is no such cache.
         call: makes the `Call` that the layers pass on.
         fail: what follows an exception that came out of `function` or `layer`: retry, where that is outermost.
         whole: all layers within the cache, for a map that reads and fills the cache itself.
@@ -64,6 +57,7 @@ class Chain:
 
     function: Callable[..., Any] | None
     layer: Layer
+    hit: Callable[..., Any] | None
     call: type[Call]
     fail: Callable[..., Any]
     whole: Layer
@@ -73,6 +67,11 @@ class Chain:
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Begin a call: its result, or under an async function something to await."""
         return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
+
+    @property
+    def cache(self) -> CacheExecutor | None:
+        """The cache, or None where there is none."""
+        return self.executors.get("cache")
 
 
 def build(binding: Binding, policy: Policy) -> Chain:
@@ -108,6 +107,7 @@ def build(binding: Binding, policy: Policy) -> Chain:
     return Chain(
         function=function if layer is innermost else None,
         layer=layer,
+        hit=executors["cache"].hit if "cache" in executors else None,
         call=binding.call,
         fail=failing(binding, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
         whole=whole,
@@ -208,9 +208,7 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     if cache := policy.active("cache"):
         from opero.executors.cache import CacheExecutor
 
-        executors["cache"] = CacheExecutor(
-            cache, clock, full_name(binding.function), binding.function, is_method=binding.is_method
-        )
+        executors["cache"] = CacheExecutor(cache, clock, binding.function, binding.stats, is_method=binding.is_method)
     return executors
 
 

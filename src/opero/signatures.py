@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable
 
     from opero.binding import Binding
+    from opero.cache.clearing import CacheInfo
     from opero.policies.policy import Policy
     from opero.stats import Stats
 
@@ -52,8 +53,12 @@ class _Carries(ABC):
         """The function under its policy, live: its state, its circuit breaker."""
 
     @abstractmethod
-    def cache_clear(self) -> None:
-        """Forget every cached result."""
+    def cache_clear(self, *, tags: str | Collection[str] | None = None) -> None:
+        """Forget every cached result, or those of some groups (see `CachePolicy.tags`)."""
+
+    @abstractmethod
+    def cache_info(self) -> CacheInfo:
+        """Hits and misses, how many results there are, and how many have been evicted."""
 
 
 class Bound(_Carries, Generic[P, R_co]):
@@ -90,6 +95,10 @@ class Bound(_Carries, Generic[P, R_co]):
     @abstractmethod
     def cache_get(self, *args: P.args, **kwargs: P.kwargs) -> R_co | None:
         """The cached result of such a call, or None."""
+
+    @abstractmethod
+    def cache_set(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Keep a value as the result of such a call; whether it could be kept."""
 
     @abstractmethod
     def cache_delete(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -140,6 +149,10 @@ class AsyncBound(_Carries, Generic[P, R_co]):
     @abstractmethod
     def cache_get(self, *args: P.args, **kwargs: P.kwargs) -> R_co | None:
         """The cached result of such a call, or None."""
+
+    @abstractmethod
+    def cache_set(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Keep a value as the result of such a call; whether it could be kept."""
 
     @abstractmethod
     def cache_delete(self, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -86,7 +86,8 @@ def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field:
     policies.write(base="policies: {api: }")
     for root in ("POLICIES__API", "DEFAULTS"):
         name = f"OPERO_{root}__{kind}__{field}".upper()
-        assert policies.error(**{name: " " if field != "secret" else ""}).startswith(f"{name}: is empty; unset it")
+        empty = " " if field not in ("secret", "url") else ""
+        assert policies.error(**{name: empty}).startswith(f"{name}: is empty; unset it")
 
 
 def test_a_variable_keeps_what_the_file_says_beside_it(policies: Policies) -> None:

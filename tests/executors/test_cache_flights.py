@@ -67,7 +67,7 @@ def test_whoever_comes_gets_an_answer_while_no_key_is_computed_twice_at_once(
     if not any(fails[:runs]):
         assert twice == []
     assert bound.binding.cache is not None
-    assert bound.binding.cache._flights == {}
+    assert bound.binding.cache.flights.under_way == {}
     stats = bound.stats
     assert (stats.calls, stats.attempts, stats.cache_misses) == (len(callers), runs, runs)
     assert stats.cache_hits + stats.cache_misses <= stats.calls
@@ -223,7 +223,7 @@ def test_threads_whose_leader_fails_wake_at_once_and_try_each_on_its_own_account
     assert bound.binding.cache is not None
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        flights = list(bound.binding.cache._flights.values())
+        flights = list(bound.binding.cache.flights.under_way.values())
         if flights and len(flights[0].waiters) == 7:
             break
         time.sleep(0.001)
@@ -267,9 +267,10 @@ def test_a_look_up_that_finds_an_old_result_leaves_a_new_one_alone_that_has_just
 
     def read_late() -> float:
         clock.monotonic = read
-        cache.store(cache.key((), {}), "new")  # another thread, between the look into the store and at the clock
+        cache.set("new")  # another thread, between the look into the store and at the clock
         return read()
 
     clock.monotonic = read_late
-    cache.look_up(cache.key((), {}))
+    cache.store.now = clock.monotonic
+    cache.store.read(cache.key((), {}))
     assert bound.cache_get() == "new"

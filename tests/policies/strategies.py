@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from opero import (
+    AdaptiveTTL,
     BulkheadPolicy,
     CachePolicy,
     CircuitBreakerPolicy,
@@ -65,13 +66,23 @@ retry = given(
     reraise=st.booleans(),
 ).map(lambda fields: RetryPolicy(**fields))
 cache = given(
-    ttl=st.none() | durations(least=0.001) | st.sampled_from([named.an_hour, "policies.named:an_hour"]),
+    ttl=st.none()
+    | durations(least=0.001)
+    | st.sampled_from([named.an_hour, "policies.named:an_hour", "adaptive", AdaptiveTTL(cold=1), {"hot": "1d"}]),
     backend=st.sampled_from(["memory", "disk", "dogpile.cache.null"]),
     key=st.sampled_from([None, named.cost]),
     namespace=st.text(min_size=1, max_size=5),
     max_size=positive_counts,
     stale_ttl=st.none() | durations(least=0.001),
+    early_refresh=st.none() | durations(least=0.001),
+    ttl_jitter=st.floats(0, 1),
+    cache_if=st.sampled_from([None, named.is_none]),
     cache_errors=st.booleans(),
+    error_ttl=st.none() | durations(least=0.001),
+    tags=st.lists(st.sampled_from(["users", "user:{user_id}", "{a.b[0]}"]), max_size=2),
+    cache_dir=st.sampled_from([None, "/tmp/somewhere"]),
+    store_timeout=durations(least=0.001),
+    lock_timeout=durations(least=0.001),
     serializer=st.sampled_from([None, "json", "pickle", "signed_pickle"]),
     allow_unsigned_pickle=st.booleans(),
     arguments=st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=3),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from opero import CachePolicy, Policy
+from opero import AdaptiveTTL, CachePolicy, Policy
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
@@ -21,7 +22,23 @@ GOOD: Good = [
     ("key", "policies.named:cost", named.cost),
     ("namespace", "app", "app"),
     ("max_size", 1, 1),
+    ("ttl", {"hot": "2h"}, AdaptiveTTL(hot=7200)),
+    ("ttl", '{"cold": 1}', AdaptiveTTL(cold=1)),
+    ("ttl", "adaptive", AdaptiveTTL()),
+    ("ttl", AdaptiveTTL(warm_after=1), AdaptiveTTL(warm_after=1)),
     ("stale_ttl", "1h", 3600.0),
+    ("early_refresh", "30s", 30.0),
+    ("ttl_jitter", 0.1, 0.1),
+    ("cache_if", named.is_none, named.is_none),
+    ("cache_if", "policies.named:is_none", named.is_none),
+    ("error_ttl", "10s", 10.0),
+    ("tags", "users", ("users",)),
+    ("tags", ["users", "user:{user.id}"], ("users", "user:{user.id}")),
+    ("url", "redis://h", SecretStr("redis://h")),
+    ("cache_dir", "~/here", Path("~/here")),
+    ("cache_dir", Path("/tmp"), Path("/tmp")),
+    ("store_timeout", "50ms", 0.05),
+    ("lock_timeout", "5m", 300.0),
     ("cache_errors", True, True),
     ("serializer", "json", "json"),
     ("serializer", "signed_pickle", "signed_pickle"),
@@ -40,7 +57,24 @@ BAD: Bad = [
     ("key", "nowhere", "'nowhere' is no builtin"),
     ("namespace", 3, "valid string"),
     ("max_size", 0, "greater than or equal to 1"),
+    ("ttl", {"hot": 1}, "it must be cold ≤ warm ≤ hot, but cold=5m ≤ warm=15m ≤ hot=1s does not hold"),
+    ("ttl", {"warm_after": 200}, "warm_after=200 is above hot_after=100"),
+    ("ttl", {"hott": 1}, "did you mean 'hot'"),
     ("stale_ttl", 0, "0 is not above 0"),
+    ("early_refresh", -1, "-1 is not above 0"),
+    ("ttl_jitter", 1.5, "less than or equal to 1"),
+    ("ttl_jitter", True, "True is no number"),
+    ("cache_if", 3, "3 is not callable"),
+    ("error_ttl", 0, "0 is not above 0"),
+    ("tags", 3, "3 are no tags"),
+    ("tags", "user:{}", "each brace must hold the name of a parameter"),
+    ("tags", "user:{id", "is no tag: .*write {{ for a brace"),
+    ("tags", [""], "'' is no tag"),
+    ("url", 3, "a secret is text"),
+    ("cache_dir", 3, "3 is no directory"),
+    ("cache_dir", "", "'' is no directory"),
+    ("store_timeout", 0, "0 is not above 0"),
+    ("lock_timeout", "soon", "'soon' is no duration"),
     ("cache_errors", "x", "valid boolean"),
     ("serializer", "yaml", "'yaml' is none of 'json', 'pickle', 'signed_pickle'"),
     ("secret", 3, "a secret is text, and this is of type int"),

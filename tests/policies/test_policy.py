@@ -7,6 +7,7 @@ import inspect
 import pickle
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +33,8 @@ DESIGN = {
     RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
     "retry_after reraise",
     FallbackPolicy: "arg default function",
-    CachePolicy: "ttl backend key namespace max_size stale_ttl cache_errors serializer secret allow_unsigned_pickle "
-    "arguments",
+    CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if cache_errors "
+    "error_ttl tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout arguments",
     RateLimitPolicy: "rate burst max_wait cost scope backend",
     TimeoutPolicy: "total attempt",
     CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
@@ -62,7 +63,16 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("cache_namespace", "app", "cache", "namespace"),
     ("cache_max_size", 5, "cache", "max_size"),
     ("cache_stale_ttl", 9.0, "cache", "stale_ttl"),
+    ("cache_early_refresh", 9.0, "cache", "early_refresh"),
+    ("cache_ttl_jitter", 0.5, "cache", "ttl_jitter"),
+    ("cache_if", named.is_none, "cache", "cache_if"),
     ("cache_errors", True, "cache", "cache_errors"),
+    ("cache_error_ttl", 9.0, "cache", "error_ttl"),
+    ("cache_tags", ("users",), "cache", "tags"),
+    ("cache_url", "redis://h", "cache", "url"),
+    ("cache_dir", Path("/tmp"), "cache", "cache_dir"),
+    ("cache_store_timeout", 9.0, "cache", "store_timeout"),
+    ("cache_lock_timeout", 9.0, "cache", "lock_timeout"),
     ("cache_serializer", "json", "cache", "serializer"),
     ("cache_secret", "x", "cache", "secret"),
     ("cache_allow_unsigned_pickle", True, "cache", "allow_unsigned_pickle"),
@@ -93,7 +103,7 @@ def test_a_policy_has_one_field_for_each_kind() -> None:
 def test_a_flat_option_sets_its_field(option: str, value: Any, kind: str, field: str) -> None:
     held = getattr(Policy.from_options(**{option: value}), kind)
     got = getattr(held, field)
-    assert (got.get_secret_value() if field == "secret" else got) == value
+    assert (got.get_secret_value() if field in ("secret", "url") else got) == value
     assert held == KINDS[kind](**{field: value})
     assert got != KINDS[kind].model_fields[field].default
 

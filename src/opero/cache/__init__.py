@@ -1,5 +1,17 @@
-"""What a cache is made of: keys, and opero's own backends, which dogpile.cache loads by these names."""
+"""What a cache is made of: keys, entries, stores and computations under way.
+
+opero's own backends are known to dogpile.cache by name.
+"""
 
 from dogpile.cache import register_backend
 
-register_backend("opero.memory", "opero.cache.memory", "MemoryBackend")  # type: ignore[no-untyped-call]
+from opero.cache.clearing import CacheInfo, clear_cache
+
+__all__ = ["CacheInfo", "clear_cache"]
+
+for name, module, backend in (
+    ("opero.memory", "opero.cache.memory", "MemoryBackend"),
+    ("opero.disk", "opero.cache.disk", "DiskBackend"),
+    ("opero.redis", "opero.cache.redis", "RedisBackend"),
+):
+    register_backend(name, module, backend)  # type: ignore[no-untyped-call]

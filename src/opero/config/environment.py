@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["read_enabled", "read_variables"]
 
 PREFIX = "OPERO_"
-RESERVED = ("OPERO_ENV", "OPERO_CONFIG", "OPERO_ENABLED", "OPERO_CACHE_REDIS_URL")
+RESERVED = (
+    "OPERO_ENV",
+    "OPERO_CONFIG",
+    "OPERO_ENABLED",
+    "OPERO_SECRETS_DIR",
+    "OPERO_CACHE_DIR",
+    "OPERO_CACHE_REDIS_URL",
+    "OPERO_CACHE_SECRET",
+)
 """Variables that set no option of a profile. So do all that begin with `OPERO_TEST_`, unless a profile is
 called test."""
 RESERVED_PREFIX = "OPERO_TEST_"

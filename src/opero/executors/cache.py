@@ -3,236 +3,510 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from contextvars import ContextVar
+import copy
+from collections.abc import Mapping
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from dogpile.cache import make_region
-from dogpile.cache.api import NO_VALUE
-
+from opero.cache.clearing import register
+from opero.cache.digest import fingerprint
+from opero.cache.entries import Entry
+from opero.cache.flights import Flight, Flights, leading
+from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
-from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
+from opero.cache.opening import open_store
+from opero.cache.popularity import Popularity
+from opero.cache.serializers import CannotHoldError
+from opero.cache.stores import MemoryStore
+from opero.errors import ConfigError, RejectedError, nearest
+from opero.executors.call import MISS, AsyncHost, BlockingHost, Outcome, run_blocking
+from opero.functions import full_name
 from opero.logs import logger
-from opero.policies.types import parse_duration
+from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.types import approximate_duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from opero.cache.memory import MemoryBackend
+    from opero.cache.stores import Mark, Store
     from opero.clock import Clock
-    from opero.executors.call import Call, Host, Layer, Waiter
+    from opero.executors.call import Call, Host, Layer
     from opero.policies.cache import CachePolicy
+    from opero.stats import Stats
 
 __all__ = ["CacheExecutor"]
 
-FOREVER = float("inf")
+Args = tuple[Any, ...]
+Kwargs = Mapping[str, Any]
 
+REST = 1.0
+"""Seconds after a failed refresh for which the old result is served without another try."""
+FIRST_LOOK, LONGEST_LOOK = 0.005, 0.1
+"""Seconds between looks at a store where another process is computing the key."""
 
-class _Flight:
-    """A computation under way, and who waits for it.
-
-    Attributes:
-        waiters: who is to be woken when it ends.
-        kept: the result, where it was one to keep.
-        failed: it came to its end with nothing to keep.
-        outdated: its key has been deleted since it began.
-    """
-
-    __slots__ = ("failed", "kept", "outdated", "waiters")
-
-    def __init__(self) -> None:
-        self.waiters: list[Waiter] = []
-        self.kept: Outcome | None = None
-        self.failed = False
-        self.outdated = False
-
-
-_leading: ContextVar[tuple[_Flight, ...]] = ContextVar("opero_cache_leading", default=())
-"""The computations that this code is part of. Tasks and a timeout's helper threads get a copy of the context, so a
-function that asks itself the same there does not wait for itself."""
+HIT = """
+_opero_entry = _opero_get(_opero_key := {key})
+if _opero_entry is None or _opero_entry.until <= _opero_now(): return _opero_miss
+try: _opero_use(_opero_key)
+except _opero_gone: return _opero_miss
+_opero_stats.cache_hits += 1
+return _opero_entry.value
+"""
 
 
 class CacheExecutor:
     """The cache of one binding.
 
     Where several callers ask for a key that is not there, one computes it and the others wait for it. If it fails,
-    each of them tries on its own account, at once; if it is cancelled, the next one takes its place.
+    each of them tries on its own account, at once; if it is cancelled, it goes on for those who still wait.
+
+    Args:
+        policy: what to remember, where, and for how long.
+        clock: where time and chance come from.
+        function: whose results.
+        is_method: its first parameter is an instance.
+        stats: where hits that need no layer are counted.
+
+    Attributes:
+        name: the region's: `namespace:module.qualname`.
+        key: makes the key of a call.
+        region: dogpile.cache's.
+        store: where entries are.
+        hit: gives the result of a call with these arguments where it is in memory and fresh, else `MISS`; None where
+            there is no memory to look into at once.
+
+    Raises:
+        ConfigError: the policy does not fit the function, or its store cannot be had.
     """
 
     def __init__(
-        self, policy: CachePolicy, clock: Clock, name: str, function: Callable[..., Any], *, is_method: bool = False
+        self, policy: CachePolicy, clock: Clock, function: Callable[..., Any], stats: Stats, *, is_method: bool = False
     ) -> None:
         self.policy = policy
         self.clock = clock
+        name = full_name(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
-        # dogpile types keys as text; the memory backend takes whatever is hashable, and tells 1 from 1.0 and True so.
-        self.region: Any = make_region(name=self.name).configure(
-            "opero.memory", arguments={"max_size": policy.max_size}
+        self._check()
+        mark = "" if policy.backend == "memory" else fingerprint(function)
+        self.region, opened = open_store(policy, clock, f"{name}-{mark}" if mark else name)
+        self.store: Store = opened
+        self.is_shared = opened.is_shared
+        self.flights = Flights()
+        self.popularity: Popularity | None = None
+        if isinstance(policy.ttl, AdaptiveTTL):
+            self.popularity = Popularity(policy.ttl.window, policy.max_size, clock.monotonic)
+        self._memory = opened.backend if isinstance(opened, MemoryStore) and opened.codec is None else None
+        # A user's own key function is asked once a call, and so not by `hit`.
+        self.hit = self._hit(self._memory, stats) if self._memory is not None and policy.key is None else None
+        self._resting: dict[Hashable, float] = {}
+        self._not_stored = Limited("cache_not_stored", self.name, clock)
+        self._not_refreshed = Limited("cache_refresh_failed", self.name, clock)
+        register(self)
+
+    def _check(self) -> None:
+        policy = self.policy
+        if policy.ttl is None:
+            for option in ("stale_ttl", "early_refresh", "ttl_jitter"):
+                if getattr(policy, option):
+                    raise ConfigError(f"{self.name}: cache.{option} needs a ttl: without one, nothing ever expires")
+        if policy.early_refresh is not None and isinstance(policy.ttl, float) and policy.early_refresh >= policy.ttl:
+            raise ConfigError(
+                f"{self.name}: cache.early_refresh of {approximate_duration(policy.early_refresh)} is not below the "
+                f"ttl of "
+                f"{approximate_duration(policy.ttl)}, so every hit would refresh"
+            )
+        if policy.error_ttl is not None and not policy.cache_errors:
+            raise ConfigError(f"{self.name}: cache.error_ttl needs cache_errors: true")
+        for tag in policy.tags:
+            for name in tag_fields(tag):
+                if self.key.parameters and name not in self.key.parameters:
+                    raise ConfigError(
+                        f"{self.name}: tag {tag!r} names {name!r}, which is no parameter of the function"
+                        f"{nearest(name, self.key.parameters)}"
+                    )
+
+    def _hit(self, memory: MemoryBackend, stats: Stats) -> Callable[..., Any]:
+        values = memory.values
+        return self.key.compiled(
+            HIT if self.popularity is None else HIT.replace("\n", "\n_opero_count(_opero_key := {key})\n", 1),
+            _opero_get=values.get,
+            _opero_use=values.move_to_end,
+            _opero_now=memory.now,
+            _opero_miss=MISS,
+            _opero_gone=KeyError,
+            _opero_stats=stats,
+            **({} if self.popularity is None else {"_opero_count": self.popularity.count}),
         )
-        self.backend: MemoryBackend = self.region.backend
-        self._flights: dict[Hashable, _Flight] = {}
-        self._forgotten = 0
-        self._lock = threading.Lock()
 
     # What users may ask of it
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """The cached result of such a call, or None."""
-        outcome = self.look_up(self.key(args, kwargs))
-        return None if outcome is None else outcome.value
+        """The cached result of such a call, or None. A stale result counts, an exception does not."""
+        entry = self.store.read(self.key(args, kwargs), self.tags(args, kwargs))
+        return None if entry is None or entry.is_error else entry.value
+
+    def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
+        """Keep a value as the result of such a call; whether it could be kept."""
+        key = self.key(args, kwargs)
+        self.flights.forget(key)
+        return self.keep(key, Outcome(value), self.tags(args, kwargs))
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
         """Forget the cached result of such a call, and do not keep one that is being computed."""
         key = self.key(args, kwargs)
-        with self._lock:
-            self._forgotten += 1
-            flight = self._flights.pop(key, None)
-            if flight is not None:
-                flight.outdated = True
-        self.region.delete(key)
+        self.flights.forget(key)
+        self.store.delete(key)
 
-    def clear(self) -> None:
-        """Forget every result, and do not keep those that are being computed."""
-        with self._lock:
-            self._forgotten += 1
-            for flight in self._flights.values():
-                flight.outdated = True
-            self._flights.clear()
-        self.backend.clear()
+    def clear(self, *, tags: str | Sequence[str] | None = None) -> None:
+        """Forget every result, or those of some groups, and do not keep those that are being computed."""
+        self.forget_all((tags,) if isinstance(tags, str) else None if tags is None else tuple(tags))
+
+    def forget_all(self, tags: tuple[str, ...] | None, *, in_namespace: bool = False, in_store: bool = True) -> None:
+        """As `clear`; `in_namespace`: in a shared store for all functions; `in_store`: not only what is under way."""
+        self.flights.forget_all(tags)
+        if tags is not None:
+            if in_store:
+                self.store.delete_tagged(tags)
+        elif in_namespace and in_store:
+            self.store.clear_namespace()
+        else:
+            self.store.clear()
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Tells stores apart that are cleared of a namespace one by one."""
+        guard = getattr(self.store, "guard", None)
+        return id(self.store if guard is None else guard), self.policy.namespace
+
+    def extent(self) -> tuple[int | None, int, int | None]:
+        """How many results there are, how many have been evicted, and how many there may be."""
+        if isinstance(self.store, MemoryStore):
+            return self.store.size(), self.store.backend.evictions, self.policy.max_size
+        return self.store.size(), 0, getattr(self.store, "most", None)
 
     # Decisions
 
-    def look_up(self, key: Hashable) -> Outcome | None:
-        """The stored result, if there is one and its time has not passed."""
-        entry = self.region.get(key)
-        if entry is NO_VALUE:
-            return None
-        expires, value = entry
-        # What is too old stays until the next result replaces it: deleting it could hit one that has just come.
-        return Outcome(value) if expires > self.clock.monotonic() else None
+    def tags(self, args: Args, kwargs: Kwargs) -> tuple[str, ...]:
+        """The groups that the result of such a call belongs to."""
+        if not self.policy.tags:
+            return ()
+        arguments = self.key.arguments(args, kwargs)
+        return tuple(tag.format(**arguments) for tag in self.policy.tags)
 
-    def store(self, key: Hashable, value: Any) -> bool:
-        """Remember a result for the policy's time to live; whether it has any.
+    def count(self, key: Hashable) -> None:
+        """Count a request, where the time to live depends on it; `hit` has done so where there is one."""
+        if self.popularity is not None and self.hit is None:
+            self.popularity.count(key)
 
-        An answer is never lost to a time that cannot be told.
-        """
-        ttl = self.policy.ttl
-        if callable(ttl):
-            try:
-                ttl = parse_duration(ttl())
-            except Exception:  # noqa: BLE001  # whatever a user's function raises
-                logger.exception("%s: the cache_ttl function gave no time, so the result was not kept", self.name)
-                return False
-        expires = FOREVER if ttl is None else self.clock.monotonic() + ttl
-        if expires <= self.clock.monotonic():
+    def refreshes(self, entry: Entry, key: Hashable) -> bool:
+        """Whether an entry that is served is to be computed anew."""
+        if entry.refresh_at > self.store.now():
             return False
-        self.region.set(key, (expires, value))
-        return True
+        if self._resting and self._resting.get(key, 0.0) > self.clock.monotonic():
+            return False
+        return key not in self.flights.under_way
 
-    def _join(self, key: Hashable, host: Host) -> tuple[_Flight, Waiter | None]:
-        """The computation of that key: one to lead (no waiter), or one under way to wait for."""
-        with self._lock:
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = _Flight()
-                return flight, None
-            if flight in _leading.get():
-                return _Flight(), None  # the function calls itself with the same arguments: let it
-            waiter = host.waiter()
-            flight.waiters.append(waiter)
-            return flight, waiter
+    def is_stale(self, entry: Entry) -> bool:
+        return entry.expires <= self.store.now()
 
-    def _land(self, key: Hashable, flight: _Flight) -> None:
-        with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-        for waiter in flight.waiters:
-            waiter.wake()
+    def entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
+        """What to keep of an outcome, and for how long; None for not at all.
+
+        An answer is never lost to a function of the policy that fails.
+        """
+        try:
+            return self._entry(key, outcome, tags)
+        except Exception as error:  # noqa: BLE001  # whatever a user's function raises
+            self._not_stored.report(f"a result was not kept: {error}", error)
+            return None
+
+    def keep(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> bool:
+        """Remember an outcome, where the policy does; whether it is kept."""
+        entry = self.entry(key, outcome, tags)
+        return entry is not None and self.write(key, entry)
+
+    def read_many(
+        self, keys: Sequence[Hashable], arguments: Callable[[int], tuple[Args, Kwargs]]
+    ) -> Iterable[Entry | None]:
+        """The entries of many calls, stale ones included; `arguments` gives those of the call at a position."""
+        if self.popularity is not None:
+            for key in keys:
+                self.popularity.count(key)
+        tagged = self.is_shared and self.policy.tags
+        tags = [self.tags(*arguments(index)) for index in range(len(keys))] if tagged else [()] * len(keys)
+        return self.store.read_many(keys, tags)
+
+    @staticmethod
+    def outcome(entry: Entry) -> Outcome:
+        """What a call comes to that an entry answers."""
+        return Outcome(error=copied(entry.value)) if entry.is_error else Outcome(entry.value)
+
+    def write(self, key: Hashable, entry: Entry, mark: Mark | None = None) -> bool:
+        """Keep an entry; whether the store could. An answer is never lost to a store that cannot hold it."""
+        try:
+            return self.store.write(key, entry, mark)
+        except CannotHoldError as error:
+            self._not_stored.report(f"a result was not kept: {error}", error)
+            return False
+
+    def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
+        policy, error = self.policy, outcome.error
+        if error is None:
+            if policy.cache_if is not None and not self._asked("cache_if", policy.cache_if, outcome.value):
+                return None
+        elif not policy.cache_errors or isinstance(error, RejectedError):
+            return None
+        ttl = self._ttl(key)
+        if error is not None and policy.error_ttl is not None:
+            ttl = policy.error_ttl
+        if ttl is None:
+            return Entry(outcome.value if error is None else copied(error), is_error=error is not None, tags=tags)
+        if ttl == 0:
+            return None
+        if policy.ttl_jitter:
+            ttl *= 1 - self.clock.random.random() * policy.ttl_jitter
+        now = self.store.now()
+        expires = now + ttl
+        if error is not None:
+            return Entry(copied(error), expires, expires, expires, is_error=True, tags=tags)
+        early = min(policy.early_refresh or 0.0, ttl / 2 if callable(policy.ttl) else ttl)
+        return Entry(outcome.value, expires - early, expires, expires + (policy.stale_ttl or 0.0), tags=tags)
+
+    def _ttl(self, key: Hashable) -> float | None:
+        ttl = self.policy.ttl
+        if isinstance(ttl, AdaptiveTTL):
+            assert self.popularity is not None
+            return ttl.seconds(self.popularity.of(key))
+        if not callable(ttl):
+            return ttl  # type: ignore[no-any-return]
+        seconds = parse_duration(self._asked("cache_ttl", ttl))
+        if seconds < 0:
+            raise ValueError(f"the cache_ttl function gave {seconds:g}, and a time to live is not negative")
+        return seconds
+
+    def _asked(self, option: str, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            raise ValueError(f"the {option} function failed with {type(error).__name__}: {error}") from error
 
     # What waits
 
-    async def compute(
-        self, host: Host, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Hashable
+    async def answer(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> Outcome:
+        """The result of a call: from the cache, or computed once, whoever asks for it meanwhile."""
+        self.count(key)
+        tags = self.tags(args, kwargs)
+        entry = await host.offload(self.store.read, key, tags) if self.is_shared else self.store.read(key, tags)
+        if entry is not None:
+            return self._served(host, layer, call, args, kwargs, key, entry)
+        return await self._compute(host, layer, call, args, kwargs, key, tags)
+
+    def _served(
+        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, entry: Entry
     ) -> Outcome:
-        """The result of a call that is not in the cache: computed once, whoever asks for it meanwhile."""
+        call.stats.cache_hits += 1
+        if self.refreshes(entry, key):
+            self._refresh(host, layer, type(call)(), args, kwargs, key)
+        return self.outcome(entry)
+
+    async def _compute(
+        self,
+        host: Host,
+        layer: Layer,
+        call: Call,
+        args: Args,
+        kwargs: Kwargs,
+        key: Hashable,
+        tags: tuple[str, ...],
+    ) -> Outcome:
         while True:
-            flight, waiter = self._join(key, host)
-            if waiter is not None:
-                await waiter.wait(None)
-                found = flight.kept  # and not the cache, which may have dropped it already
-                if found is not None:
-                    call.stats.cache_hits += 1
-                    return found
-                if flight.failed:
-                    call.stats.cache_misses += 1
-                    return await self._execute(host, layer, call, args, kwargs, key, _Flight())
-                continue
-            leading = _leading.set((*_leading.get(), flight))
+            flight, waiter = self.flights.join(key, host, tags)
+            if waiter is None:
+                leader = self._lead(host, layer, call, args, kwargs, key, flight)
+                return await host.apart(leader, flight, lambda: self.flights.leave(flight, waited=False))  # noqa: B023
             try:
-                found = self.look_up(key)  # another may have landed since we looked
-                if found is not None:
-                    flight.kept = found
-                    call.stats.cache_hits += 1
-                    return found
-                call.stats.cache_misses += 1
-                outcome = await self._execute(host, layer, call, args, kwargs, key, flight)
-                flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
-                return outcome
+                await waiter.wait(None)
             finally:
-                self._land(key, flight)
-                with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
-                    _leading.reset(leading)
+                self.flights.leave(flight, waited=True)
+            found = flight.kept  # and not the cache, which may have dropped it already
+            if found is not None:
+                call.stats.cache_hits += 1
+                return found
+            if flight.failed:
+                call.stats.cache_misses += 1
+                return await self._execute(host, layer, call, args, kwargs, key, Flight(tags), None)
+
+    async def _lead(
+        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, flight: Flight
+    ) -> Outcome:
+        """Compute a key for all who wait for it, unless it has come meanwhile."""
+        token = leading.set((*leading.get(), flight))
+        mutex: Any = None
+        try:
+            if self.is_shared:
+                entry, mark = await host.offload(self.store.begin, key, flight.tags)
+                if entry is None or self.is_stale(entry):
+                    mutex, entry = await self._exclude(host, key, flight, entry)
+            else:
+                entry, mark = self.store.begin(key, flight.tags)
+            if entry is not None and not self.is_stale(entry):
+                flight.kept = self.outcome(entry)
+                call.stats.cache_hits += 1
+                return flight.kept
+            call.stats.cache_misses += 1
+            outcome = await self._execute(host, layer, call, args, kwargs, key, flight, mark)
+            flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
+            return outcome
+        finally:
+            self.flights.land(key, flight)
+            with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
+                leading.reset(token)
+            if mutex is not None:
+                await host.offload(self._release, mutex)
+
+    async def _exclude(
+        self, host: Host, key: Hashable, flight: Flight, entry: Entry | None
+    ) -> tuple[Any, Entry | None]:
+        """See to it that no other process computes the key: a mutex to release, or the entry that another has made.
+
+        Neither, where another's computation has failed or takes too long: each then computes for itself.
+        """
+        mutex = await host.offload(self.store.mutex, key)
+        if mutex is None:
+            return None, entry
+        if await host.offload(self._acquire, mutex):
+            return mutex, entry
+        wait, until = FIRST_LOOK, self.clock.monotonic() + self.policy.lock_timeout
+        while self.clock.monotonic() < until:
+            await host.sleep(wait)
+            wait = min(wait * 1.5, LONGEST_LOOK)
+            entry = await host.offload(self.store.read, key, flight.tags)
+            if entry is not None and not self.is_stale(entry):
+                return None, entry
+            if await host.offload(self._acquire, mutex):
+                # It has ended between our look and this. If it left nothing, all who wait go on at once.
+                entry = await host.offload(self.store.read, key, flight.tags)
+                await host.offload(self._release, mutex)
+                return None, entry
+        return None, None
+
+    def _acquire(self, mutex: Any) -> bool:
+        guard = getattr(self.store, "guard")  # noqa: B009  # shared stores have one
+        return bool(guard(True, mutex.acquire, False))
+
+    def _release(self, mutex: Any) -> None:
+        try:
+            mutex.release()
+        except Exception as error:  # noqa: BLE001  # it has lapsed, or its store is down
+            logger.debug("%s: the lock of a computation was gone before it ended: %s", self.name, error)
 
     async def _execute(
         self,
         host: Host,
         layer: Layer,
         call: Call,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         key: Hashable,
-        flight: _Flight,
+        flight: Flight,
+        mark: Mark | None,
     ) -> Outcome:
-        forgotten = self._forgotten
+        forgotten = self.flights.forgotten
         outcome = await host.attempt(layer, call, args, kwargs)
-        if outcome.error is None and not call.fell_back:
-            if self._outdated(key, flight, forgotten):
-                flight.kept = outcome  # for those who asked before; the next one computes anew
-            elif self.store(key, outcome.value):
-                flight.kept = outcome
-                if self._outdated(key, flight, forgotten):  # just now
-                    self.region.delete(key)
+        if call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+            return outcome
+        if self.flights.is_outdated(key, flight, forgotten):
+            flight.kept = outcome  # for those who asked before; the next one computes anew
+            return outcome
+        entry = self.entry(key, outcome, flight.tags)
+        if entry is None:
+            return outcome
+        if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
+            flight.kept = outcome
+            if self.flights.is_outdated(key, flight, forgotten):  # just now
+                if self.is_shared:
+                    await host.offload(self.store.delete, key)
+                else:
+                    self.store.delete(key)
         return outcome
 
-    def _outdated(self, key: Hashable, flight: _Flight, forgotten: int) -> bool:
-        """Whether the key has been deleted since; where nobody can join the computation, whether any has been."""
-        return flight.outdated or (self._forgotten != forgotten and self._flights.get(key) is not flight)
+    # In the background
+
+    def _refresh(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> None:
+        flight = self.flights.start(key, self.tags(args, kwargs))
+        if flight is not None and not host.background(self._refreshed(host, layer, call, args, kwargs, key, flight)):
+            self.flights.land(key, flight)
+
+    async def _refreshed(
+        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, flight: Flight
+    ) -> None:
+        leading.set((*leading.get(), flight))  # a context of its own
+        mutex: Any = None
+        try:
+            mark = None
+            if self.is_shared:
+                entry, mark = await host.offload(self.store.begin, key, flight.tags)
+                if entry is not None and entry.refresh_at > self.store.now():
+                    return  # another process has done it
+                mutex = await host.offload(self.store.mutex, key)
+                if mutex is not None and not await host.offload(self._acquire, mutex):
+                    mutex = None
+                    return  # another process is at it
+            outcome = await self._execute(host, layer, call, args, kwargs, key, flight, mark)
+            flight.failed = True
+            if outcome.error is not None or call.fell_back:
+                self._rest(key)
+                self._not_refreshed.report(
+                    "a refresh in the background failed, and the old result is served on: "
+                    + (f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else "a fallback answered"),
+                    outcome.error,
+                )
+            else:
+                self._resting.pop(key, None)
+        finally:
+            self.flights.land(key, flight)
+            if mutex is not None:
+                await host.offload(self._release, mutex)
+
+    def _rest(self, key: Hashable) -> None:
+        if len(self._resting) > self.policy.max_size:
+            self._resting.clear()
+        self._resting[key] = self.clock.monotonic() + REST
 
     # Around the function
 
     def wrap(self, layer: Layer) -> Layer:
         host = BlockingHost(self.clock)
 
-        def cached(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
             key = self.key(args, kwargs)
-            found = self.look_up(key)
-            if found is not None:
-                call.stats.cache_hits += 1
-                return found.value
-            return run_blocking(self.compute(host, layer, call, args, kwargs, key)).get()
+            return run_blocking(self.answer(host, layer, call, args, kwargs, key)).get()
 
         return cached
 
     def wrap_async(self, layer: Layer) -> Layer:
         host = AsyncHost(self.clock)
 
-        async def cached(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            key = self.key(args, kwargs)
-            found = self.look_up(key)
-            if found is not None:
-                call.stats.cache_hits += 1
-                return found.value
-            return (await self.compute(host, layer, call, args, kwargs, key)).get()
+        async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
+            return (await self.answer(host, layer, call, args, kwargs, self.key(args, kwargs))).get()
 
         return cached
+
+
+def tag_fields(tag: str) -> list[str]:
+    """The parameters that a tag is filled in with."""
+    return [name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(tag) if name is not None]
+
+
+def copied(error: Exception) -> Exception:
+    """An exception like this one, without its traceback, which raising adds to and which keeps frames alive.
+
+    The exception itself, where it does not copy.
+    """
+    try:
+        again = copy.copy(error)
+    except Exception:  # noqa: BLE001  # whatever a user's exception does
+        return error
+    return again.with_traceback(None) if type(again) is type(error) and again is not error else error

@@ -7,17 +7,32 @@ drives it with one `send`, on a host whose methods block and never suspend; ther
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+from contextvars import copy_context
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from asyncio import AbstractEventLoop, Task
+    from collections.abc import Callable, Coroutine, Mapping
+    from concurrent.futures import ThreadPoolExecutor
 
+    from opero.cache.flights import Flight
     from opero.clock import Clock
     from opero.stats import Stats
 
-__all__ = ["AsyncHost", "BlockingHost", "Call", "Host", "Layer", "Outcome", "Waiter", "run_blocking"]
+__all__ = ["MISS", "AsyncHost", "BlockingHost", "Call", "Host", "Layer", "Outcome", "Waiter", "helpers", "run_blocking"]
 
 T = TypeVar("T")
+
+MISS: Any = object()
+"""What a cache in memory gives where it cannot answer at once."""
+
+MOST_HELPERS = 16
+MOST_IN_BACKGROUND = 32
+
+_in_background: set[Task[Any]] = set()
+_room_in_background = threading.BoundedSemaphore(MOST_IN_BACKGROUND)
 
 
 class Call:
@@ -95,6 +110,17 @@ class Host(Protocol):
     async def attempt(self, layer: Layer, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Outcome: ...
     def waiter(self) -> Waiter: ...
 
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """The result of a function that may block, such as for a disk or a network: never in an event loop's thread."""
+        ...
+
+    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+        """Run what others may wait for, too. A cancelled caller leaves it to them, if `is_wanted` says so."""
+        ...
+
+    def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
+        """Run what nobody waits for; False if too much of that is running already."""
+
 
 class BlockingHost:
     """Serves sync callers: everything blocks the thread, nothing suspends."""
@@ -114,6 +140,15 @@ class BlockingHost:
     def waiter(self) -> Waiter:
         return _BlockingWaiter(self.clock)
 
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+        return await coroutine
+
+    def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
+        return run_in_background(coroutine)
+
 
 class AsyncHost:
     """Serves async callers: everything suspends the task, nothing blocks the thread."""
@@ -132,6 +167,38 @@ class AsyncHost:
 
     def waiter(self) -> Waiter:
         return _AsyncWaiter()
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        from asyncio import get_running_loop
+
+        return await get_running_loop().run_in_executor(helpers(), function, *args)
+
+    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+        from asyncio import CancelledError, get_running_loop, shield, wait
+
+        loop = get_running_loop()
+        task = loop.create_task(coroutine)
+        flight.cancel = partial(_cancel, loop, task)
+        try:
+            return await shield(task)
+        except CancelledError:
+            if not is_wanted() and not task.done():
+                task.cancel()
+                await wait([task])  # what it has to tidy up comes before its caller goes on
+            raise
+
+    def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
+        from asyncio import get_running_loop
+
+        task = get_running_loop().create_task(coroutine)
+        _in_background.add(task)  # the loop itself would let go of it
+        task.add_done_callback(_in_background.discard)
+        return True
+
+
+def _cancel(loop: AbstractEventLoop, task: Task[Any]) -> None:
+    with suppress(RuntimeError):  # its loop has been closed, and the task with it
+        loop.call_soon_threadsafe(task.cancel)
 
 
 class _BlockingWaiter:
@@ -184,3 +251,27 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
         return stop.value  # type: ignore[no-any-return]
     coroutine.close()
     raise RuntimeError("a blocking host was suspended")  # pragma: no cover  # a bug in opero
+
+
+@cache
+def helpers() -> ThreadPoolExecutor:
+    """The threads in which async callers' stores are asked."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(MOST_HELPERS, "opero-store")
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, object]) -> bool:
+    """Run a coroutine whose host blocks in a thread of its own; False where `MOST_IN_BACKGROUND` are running."""
+    if not _room_in_background.acquire(blocking=False):
+        coroutine.close()
+        return False
+
+    def work() -> None:
+        try:
+            run_blocking(coroutine)
+        finally:
+            _room_in_background.release()
+
+    threading.Thread(target=copy_context().run, args=(work,), name="opero-refresh", daemon=True).start()
+    return True

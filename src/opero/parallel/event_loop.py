@@ -20,8 +20,9 @@ async def map_in_tasks(
     take: Callable[[Any, Outcome], None],
     *,
     keep_going: bool,
+    settle: Callable[[], Coroutine[Any, Any, object]] | None = None,
 ) -> None:
-    """Give `take` each item with the outcome of `await work(item)`, as they come.
+    """Give `take` each item with the outcome of `await work(item)`, as they come; then await `settle`.
 
     After a failed item nothing more is begun, and what runs is finished, unless `keep_going`. When the caller is
     cancelled, so are the workers. An item that cancels itself ends the map as if its caller were cancelled.
@@ -42,6 +43,8 @@ async def map_in_tasks(
                 outcome = Outcome(error=error)
                 stopped = stopped or not keep_going
             take(item, outcome)
+            if settle is not None:
+                await settle()
             if stopped:
                 return
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import MapError
-from opero.executors.call import Outcome
+from opero.executors.call import AsyncHost, Outcome
 from opero.parallel.batch import BatchRule
 from opero.parallel.progress import progress_bar
 from opero.policies.fallback import FallbackPolicy
@@ -17,6 +18,8 @@ from opero.policies.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from opero.cache.entries import Entry
+    from opero.executors.cache import CacheExecutor
     from opero.executors.call import Call
     from opero.parallel.mapping import Mapper
 
@@ -61,7 +64,10 @@ class Run:
         self.kwargs = dict(kwargs)
         self.items = self._listed(args)
         self.outcomes: dict[int, Outcome] = {}
-        self.keys: dict[int, Any] = {}
+        self.cache = self.chain.cache
+        self.keys: list[Any] = []
+        self.stale: dict[int, Entry] = {}
+        self.unwritten: list[tuple[int, Outcome]] | None = None
         self.repeats: dict[int, list[int]] = {}
         self.fell_back: set[int] = set()
         self.tick: Callable[[int], object] = lambda done: None
@@ -92,7 +98,8 @@ class Run:
     def run(self) -> list[Any]:
         """All results, in threads, processes or both."""
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
-            self._read_cache()
+            if self.cache is not None:
+                self._answer_from(self._entries(self.cache))
             units = self._units(self._pending())
             if self.mode == "auto":
                 units = self._sample(units)
@@ -104,11 +111,21 @@ class Run:
         """All results, in the running event loop."""
         from opero.parallel.event_loop import map_in_tasks
 
+        host = AsyncHost(self.binding.clock)
         with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
-            self._read_cache()
+            shared = self.cache is not None and self.cache.is_shared
+            if self.cache is not None:
+                entries = self._entries(self.cache)
+                self._answer_from(await host.offload(list, entries) if shared else entries)
+            self.unwritten = [] if shared else None
             units = self._units(self._pending())
             await map_in_tasks(
-                self._call, units, self._workers(), self._take, keep_going=self.policy.on_error != "raise"
+                self._call,
+                units,
+                self._workers(),
+                self._take,
+                keep_going=self.policy.on_error != "raise",
+                settle=partial(host.offload, self._write_rest) if shared else None,
             )
         return self._results()
 
@@ -119,7 +136,7 @@ class Run:
             from opero.parallel.processes import Rest, map_in_processes
 
             inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
-            if self.binding.cache is not None:
+            if self.cache is not None:
                 inner = _without_result(inner)  # it answers here, where it can be told from what is to be kept
             done = map_in_processes(
                 self.binding,
@@ -140,7 +157,7 @@ class Run:
     def _call(self, unit: list[int]) -> Any:
         """Call the function for a unit, beside the cache, which the map reads and fills itself."""
         args, kwargs = self.arguments(self._argument(unit))
-        if self.binding.cache is None:
+        if self.cache is None:
             return self.mapper.single(*args, **kwargs)
         self.binding.stats.calls += 1
         call = self.chain.call()
@@ -166,7 +183,7 @@ class Run:
     @property
     def _falls_back_here(self) -> bool:
         """Whether failures of worker processes are answered here: where the cache must not keep the answer."""
-        return self.mode == "process" and self.binding.cache is not None and "fallback" in self.chain.executors
+        return self.mode == "process" and self.cache is not None and "fallback" in self.chain.executors
 
     def _fall_back(self, unit: list[int], outcome: Outcome) -> Outcome:
         """What a worker process left to this one: the fallback result of a unit that failed there."""
@@ -214,8 +231,8 @@ class Run:
 
     def _note(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
-        if self.binding.cache is not None and outcome.error is None and index not in self.fell_back:
-            self.binding.cache.store(self.keys[index], outcome.value)
+        if self.cache is not None:
+            outcome = self.outcomes[index] = self._keep(index, outcome)
         repeats = self.repeats.get(index, ())
         for repeat in repeats:
             self._answer(repeat, outcome)
@@ -223,21 +240,60 @@ class Run:
 
     # The cache: one for all workers, read and filled here
 
-    def _read_cache(self) -> None:
-        """Take from the cache what is there. An item that comes twice is computed once, as in calls one by one."""
-        cache = self.binding.cache
+    def _entries(self, cache: CacheExecutor) -> Iterable[Entry | None]:
+        """What the cache has for each item."""
+        before, after, kwargs, make = self.before, self.after, self.kwargs, cache.key.of
+        self.keys = [make(*before, item, *after, **kwargs) for item in self.items]
+        return cache.read_many(self.keys, lambda index: self.arguments(self.items[index]))
+
+    def _answer_from(self, entries: Iterable[Entry | None]) -> None:
+        """Answer what the cache has. An item that comes twice is computed once, as in calls one by one."""
+        cache = self.cache
+        assert cache is not None
+        now = cache.store.now()
         first: dict[Any, int] = {}
-        for index, item in enumerate(self.items if cache is not None else ()):
-            assert cache is not None
-            key = self.keys[index] = cache.key(*self.arguments(item))
-            found = cache.look_up(key)
-            if found is not None:
-                self._answer(index, found)
-            elif key in first:
+        outcomes, keys, hits = self.outcomes, self.keys, 0
+        for index, entry in enumerate(entries):
+            if entry is not None:
+                if entry.until > now:
+                    outcomes[index] = Outcome(entry.value)
+                    hits += 1
+                    continue
+                if entry.expires > now:
+                    self._answer(index, cache.outcome(entry))
+                    continue
+                self.stale[index] = entry
+            key = keys[index]
+            if key in first:
                 self.repeats.setdefault(first[key], []).append(index)
             else:
                 first[key] = index
                 self.binding.stats.cache_misses += 1
+        if hits:
+            self.tick(hits)
+            self.binding.stats.calls += hits
+            self.binding.stats.cache_hits += hits
+
+    def _keep(self, index: int, outcome: Outcome) -> Outcome:
+        """Keep an item's outcome in the cache; what its caller gets: an old result where it failed and there is one."""
+        if index not in self.fell_back:
+            if self.unwritten is not None:
+                self.unwritten.append((index, outcome))
+            else:
+                self._write(index, outcome)
+        if outcome.error is not None and index in self.stale:
+            assert self.cache is not None
+            return self.cache.outcome(self.stale[index])
+        return outcome
+
+    def _write(self, index: int, outcome: Outcome) -> None:
+        assert self.cache is not None
+        self.cache.keep(self.keys[index], outcome, self.cache.tags(*self.arguments(self.items[index])))
+
+    def _write_rest(self) -> None:
+        """Write what has come since; never in an event loop's thread."""
+        while self.unwritten:
+            self._write(*self.unwritten.pop())
 
     def _answer(self, index: int, outcome: Outcome) -> None:
         """An item that needs no call of its own."""
@@ -249,6 +305,8 @@ class Run:
     def _pending(self) -> list[int]:
         """The items that need a call."""
         waiting = {index for repeats in self.repeats.values() for index in repeats}
+        if len(self.outcomes) + len(waiting) == len(self.items):
+            return []
         return [index for index in range(len(self.items)) if index not in self.outcomes and index not in waiting]
 
     # Auto

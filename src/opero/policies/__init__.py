@@ -1,5 +1,6 @@
 """What should happen: immutable models. They know nothing of threads, clocks or state."""
 
+from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
@@ -11,6 +12,7 @@ from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
 __all__ = [
+    "AdaptiveTTL",
     "BulkheadPolicy",
     "CachePolicy",
     "CircuitBreakerPolicy",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -15,11 +19,21 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy
-from opero.policies.types import Function, PositiveCount, PositiveDuration, import_path, one_of, parse_duration, resolve
+from opero.policies.types import (
+    Function,
+    PositiveCount,
+    PositiveDuration,
+    Ratio,
+    import_path,
+    one_of,
+    parse_duration,
+    resolve,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from opero.policies.types import DurationLike
 
@@ -27,8 +41,14 @@ __all__ = ["CachePolicy"]
 
 
 def _time_to_live(value: Any) -> Any:
-    if value is None or callable(value):
+    if value is None or callable(value) or isinstance(value, AdaptiveTTL):
         return value
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # an environment variable
+        value = json.loads(value)
+    if isinstance(value, Mapping):
+        return AdaptiveTTL.model_validate(value)
+    if value == "adaptive":
+        return AdaptiveTTL()
     if isinstance(value, str) and ":" in value:
         found = resolve(value)
         if not callable(found):
@@ -40,10 +60,45 @@ def _time_to_live(value: Any) -> Any:
     return seconds
 
 
+def _written(ttl: Any) -> Any:
+    if isinstance(ttl, AdaptiveTTL):
+        return ttl.model_dump(mode="json")
+    return import_path(ttl) if callable(ttl) else ttl
+
+
 TimeToLive = Annotated[
     Any,
-    BeforeValidator(_time_to_live, json_schema_input_type=float | str | None),
-    PlainSerializer(lambda ttl: import_path(ttl) if callable(ttl) else ttl, when_used="json"),
+    BeforeValidator(_time_to_live, json_schema_input_type=float | str | AdaptiveTTL | None),
+    PlainSerializer(_written, when_used="json"),
+]
+
+
+def _tags(value: Any) -> Any:
+    """Tags, each checked to be a template that `str.format` takes; a single one may stand alone."""
+    each = (value,) if isinstance(value, str) else value
+    if not isinstance(each, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in each):
+        raise ValueError(f"{value!r} are no tags: write text, such as [users, 'user:{{user_id}}']")
+    for tag in each:
+        try:
+            fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"{tag!r} is no tag: {error}; write {{{{ for a brace") from None
+        if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
+            raise ValueError(f"{tag!r} is no tag: each brace must hold the name of a parameter, such as {{user_id}}")
+    return tuple(each)
+
+
+Tags = Annotated[tuple[str, ...], BeforeValidator(_tags, json_schema_input_type=str | list[str])]
+
+
+def _directory(value: Any) -> Any:
+    if isinstance(value, str | PathLike) and str(value):
+        return Path(value)
+    raise ValueError(f"{value!r} is no directory")
+
+
+Directory = Annotated[
+    Path, BeforeValidator(_directory, json_schema_input_type=str), PlainSerializer(str, when_used="json")
 ]
 
 
@@ -70,19 +125,40 @@ class CachePolicy(BasePolicy):
     Short forms: `cache: 30m` means `cache: {ttl: 30m}`; `cache: true` takes the defaults; `cache: false` switches off.
 
     Attributes:
-        ttl: how long a result is served; seconds, text such as "30m", or a function of no argument that is called at
-            each store and returns either (in YAML "module:function"). Default None: until it is evicted.
-        backend: "memory", "disk", "redis", or the name of any registered dogpile.cache backend. Default "memory".
+        ttl: how long a result is served; seconds, text such as "30m", an `AdaptiveTTL` (in YAML its fields, or
+            "adaptive"), or a function of no argument that is called at each store and returns seconds or text, 0 for
+            not at all (in YAML "module:function"). Default None: until it is evicted.
+        backend: "memory", "disk", "redis" (the extra of that name), or the name of any registered dogpile.cache
+            backend, with its `arguments`. Default "memory".
         key: a function of the call's arguments that returns the key. Default: the arguments, normalised to the
             function's signature.
         namespace: the first part of the cache region's name, which is `namespace:module.qualname`. Default "opero".
-        max_size: the most results that `memory` keeps; the least recently used goes first. Default 1000.
-        stale_ttl: how long after `ttl` an old result may still be served, while one caller refreshes it or when the
-            function fails. Default None: not at all.
-        cache_errors: remember exceptions, too. Default false.
-        serializer: how shared stores write values: "json", "pickle" or "signed_pickle". Default: the backend's.
-        secret: the key that signs pickles.
+        max_size: the most results that `memory` keeps; the least recently used goes first. `disk` keeps to it only
+            where it is set, and the oldest goes first. Default 1000.
+        stale_ttl: how long after `ttl` an old result may still be served, while one caller refreshes it in the
+            background, or when that fails; seconds or text. Default None: not at all.
+        early_refresh: how long before the end of `ttl` a hit refreshes the result in the background; seconds or text.
+            Default None: not before the end.
+        ttl_jitter: up to which share of `ttl` is taken off at random, so that results of one moment do not all expire
+            at another; 0 to 1. Default 0.
+        cache_if: a function of the result, which is kept only if that returns a true value. Default None: keep all.
+        cache_errors: remember exceptions, too, and raise them again. Default false. Never kept are rejections, such as
+            of an open circuit, and what a fallback answers.
+        error_ttl: how long an exception is remembered; seconds or text. Default None: as long as a result.
+        tags: names of groups that results belong to, for `clear_cache(tags=...)`; "user:{user_id}" is filled in with
+            the call's arguments. Default: none.
+        serializer: how stores write values: "json" (exact, or not at all), "pickle" or "signed_pickle". Default:
+            "pickle" on disk; in network stores "signed_pickle" where there is a secret, else "json"; `memory` holds
+            the objects themselves, and copies by a serializer where one is set.
+        secret: the key that signs pickles. Default: environment variable `OPERO_CACHE_SECRET`.
         allow_unsigned_pickle: read unsigned pickles from a network store, whoever may have written them. Default false.
+        url: where `redis` is: "redis://[[user]:password@]host[:port][/db]". Default: environment variable
+            `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
+        cache_dir: where `disk` keeps its file. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in the
+            platform's cache folder.
+        store_timeout: how long an operation of a store may take; seconds or text. Default 1 second.
+        lock_timeout: how long callers in other processes wait for the one that computes a shared store's key, before
+            they compute it themselves; seconds or text. Default 1 minute.
         arguments: further arguments of the dogpile.cache backend.
     """
 
@@ -95,10 +171,19 @@ class CachePolicy(BasePolicy):
     namespace: str = "opero"
     max_size: PositiveCount = 1000
     stale_ttl: PositiveDuration | None = None
+    early_refresh: PositiveDuration | None = None
+    ttl_jitter: Ratio = 0.0
+    cache_if: Function | None = None
     cache_errors: bool = False
+    error_ttl: PositiveDuration | None = None
+    tags: Tags = ()
     serializer: Annotated[Serializer, one_of(Serializer)] | None = None
     secret: Secret | None = None
     allow_unsigned_pickle: bool = False
+    url: Secret | None = None
+    cache_dir: Directory | None = None
+    store_timeout: PositiveDuration = 1.0
+    lock_timeout: PositiveDuration = 60.0
     arguments: Mapping[str, Any] | None = None
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
@@ -107,15 +192,24 @@ class CachePolicy(BasePolicy):
             self,
             *,
             enabled: bool = True,
-            ttl: DurationLike | Callable[[], DurationLike] | None = None,
+            ttl: DurationLike | Callable[[], DurationLike] | AdaptiveTTL | Mapping[str, Any] | None = None,
             backend: str = "memory",
             key: Callable[..., Any] | str | None = None,
             namespace: str = "opero",
             max_size: int = 1000,
             stale_ttl: DurationLike | None = None,
+            early_refresh: DurationLike | None = None,
+            ttl_jitter: float = 0.0,
+            cache_if: Callable[[Any], Any] | str | None = None,
             cache_errors: bool = False,
+            error_ttl: DurationLike | None = None,
+            tags: str | Collection[str] = (),
             serializer: Serializer | None = None,
             secret: SecretStr | str | None = None,
             allow_unsigned_pickle: bool = False,
+            url: SecretStr | str | None = None,
+            cache_dir: PathLike[str] | str | None = None,
+            store_timeout: DurationLike = 1.0,
+            lock_timeout: DurationLike = 60.0,
             arguments: Mapping[str, Any] | None = None,
         ) -> None: ...

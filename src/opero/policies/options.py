@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from os import PathLike
 
     from pydantic import SecretStr
 
+    from opero.policies.adaptive_ttl import AdaptiveTTL
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.cache import CachePolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
@@ -52,16 +54,25 @@ class Options(TypedDict, total=False):
     attempt_timeout: DurationLike | None
 
     # CachePolicy
-    cache_ttl: DurationLike | Callable[[], DurationLike] | None
+    cache_ttl: DurationLike | Callable[[], DurationLike] | AdaptiveTTL | Mapping[str, Any] | None
     cache_backend: str
     cache_key: Callable[..., Any] | str | None
     cache_namespace: str
     cache_max_size: int
     cache_stale_ttl: DurationLike | None
+    cache_early_refresh: DurationLike | None
+    cache_ttl_jitter: float
+    cache_if: Callable[[Any], Any] | str | None
     cache_errors: bool
+    cache_error_ttl: DurationLike | None
+    cache_tags: str | Collection[str]
     cache_serializer: Literal["json", "pickle", "signed_pickle"] | None
     cache_secret: SecretStr | str | None
     cache_allow_unsigned_pickle: bool
+    cache_url: SecretStr | str | None
+    cache_dir: PathLike[str] | str | None
+    cache_store_timeout: DurationLike
+    cache_lock_timeout: DurationLike
     cache_arguments: Mapping[str, Any] | None
 
     # ParallelPolicy

@@ -30,6 +30,7 @@ __all__ = [
     "PositiveCount",
     "PositiveDuration",
     "Rate",
+    "Ratio",
     "Scope",
     "Share",
     "Size",
@@ -172,6 +173,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_not
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive)]
 Rate = Annotated[float, BeforeValidator(parse_rate), AfterValidator(_positive)]
 Factor = Annotated[float, BeforeValidator(_no_truth), Field(ge=1, allow_inf_nan=False)]
+Ratio = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=1)]
 Share = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive)]
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]

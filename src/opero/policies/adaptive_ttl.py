@@ -1,0 +1,69 @@
+"""A time to live that follows how often a key is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import model_validator
+
+from opero.policies.base import StrictModel
+from opero.policies.types import PositiveCount, PositiveDuration, format_duration
+
+if TYPE_CHECKING:
+    from opero.policies.types import DurationLike
+
+__all__ = ["AdaptiveTTL"]
+
+
+class AdaptiveTTL(StrictModel):
+    """Keys that are asked for again and again live longer: `cache: {ttl: {cold: 5m, warm: 15m, hot: 1h}}`.
+
+    `ttl: adaptive` takes the defaults. Requests of a key are counted by each process for itself, for as many keys as
+    the cache's `max_size`; a count is halved after every `window`, so that a key that is no longer in demand cools
+    down.
+
+    Attributes:
+        cold: how long a result of a key is served that is seldom asked for; seconds or text. Default 5 minutes.
+        warm: the same, once the key has been asked for more than `warm_after` times. Default 15 minutes.
+        hot: the same, once it has been asked for more than `hot_after` times. Default 1 hour.
+        warm_after, hot_after: requests. Default 20 and 100.
+        window: seconds after which a count is halved. Default 1 hour.
+
+    Raises:
+        pydantic.ValidationError: the times or the counts do not rise from cold to hot.
+    """
+
+    cold: PositiveDuration = 300.0
+    warm: PositiveDuration = 900.0
+    hot: PositiveDuration = 3600.0
+    warm_after: PositiveCount = 20
+    hot_after: PositiveCount = 100
+    window: PositiveDuration = 3600.0
+
+    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+
+        def __init__(
+            self,
+            *,
+            cold: DurationLike = 300.0,
+            warm: DurationLike = 900.0,
+            hot: DurationLike = 3600.0,
+            warm_after: int = 20,
+            hot_after: int = 100,
+            window: DurationLike = 3600.0,
+        ) -> None: ...
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if not self.cold <= self.warm <= self.hot:
+            times = " ≤ ".join(f"{name}={format_duration(getattr(self, name))}" for name in ("cold", "warm", "hot"))
+            raise ValueError(f"hot keys live longest, so it must be cold ≤ warm ≤ hot, but {times} does not hold")
+        if self.warm_after > self.hot_after:
+            raise ValueError(f"warm_after={self.warm_after} is above hot_after={self.hot_after}")
+        return self
+
+    def seconds(self, requests: float) -> float:
+        """The time to live of a key that has been asked for so many times."""
+        if requests > self.hot_after:
+            return self.hot
+        return self.warm if requests > self.warm_after else self.cold

@@ -1,0 +1,131 @@
+"""A real redis-server on loopback for the tests, installed where it is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class RedisServer:
+    """A redis-server of our own that can be stopped, killed, frozen and brought back on the same port."""
+
+    def __init__(self, program: str, directory: str) -> None:
+        self.program = program
+        self.directory = directory
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", self.directory]
+        # The shell ends with its standard input, which is ours: so the server never outlives the tests.
+        script = '"$0" "$@" & trap "kill -9 $!" EXIT; read -r _; true'
+        self.process = subprocess.Popen(
+            ["sh", "-c", script, self.program, "--port", str(self.port), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 10
+        while not self.answers():
+            if time.monotonic() > until:
+                self.kill()
+                raise RuntimeError(f"redis-server did not answer on port {self.port}")
+            time.sleep(0.01)
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.process = None
+
+    def freeze(self) -> None:
+        """Let it answer nothing, with its connections open."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+def find_program() -> str:
+    """Where redis-server is; installed first, where it is missing. Suites that run side by side take turns.
+
+    Raises:
+        RuntimeError: it cannot be had.
+    """
+    with (Path(tempfile.gettempdir()) / "opero-redis-install.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        found = shutil.which("redis-server")
+        if found is not None:
+            return found
+        become = [] if os.geteuid() == 0 else ["sudo", "-n"]
+        if shutil.which("apt-get") is None or (become and shutil.which("sudo") is None):
+            raise RuntimeError("redis-server is not installed, and there is no apt-get to install it with")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "redis-server"]):
+            done = subprocess.run(
+                [*become, "apt-get", *command], env=environment, capture_output=True, timeout=300, check=False
+            )
+        found = shutil.which("redis-server")
+        if found is None:
+            raise RuntimeError(f"apt-get install redis-server failed: {done.stderr.decode()[-300:]}")
+        return found
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A server of our own, for tests that kill it."""
+    try:
+        program = find_program()
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"redis-server could not be had: {error}")
+        pytest.skip(f"redis-server could not be had: {error}")
+    with tempfile.TemporaryDirectory() as directory:
+        server = RedisServer(program, directory)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty server: that of `OPERO_TEST_REDIS_URL`, or one of our own."""
+    import redis
+
+    url = os.environ.get("OPERO_TEST_REDIS_URL") or request.getfixturevalue("redis_server").url
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    client.close()
+    return url
