@@ -67,6 +67,7 @@ class Run:
         self.cache = self.chain.cache
         self.keys: list[Any] = []
         self.stale: dict[int, Entry] = {}
+        self.all_cached: list[Any] | None = None
         self.unwritten: list[tuple[int, Outcome]] | None = None
         self.repeats: dict[int, list[int]] = {}
         self.fell_back: set[int] = set()
@@ -251,6 +252,12 @@ class Run:
         cache = self.cache
         assert cache is not None
         now = cache.store.now()
+        entries = list(entries)
+        values = [entry.value for entry in entries if entry is not None and entry.until > now]
+        if len(values) == len(entries):  # then nothing is left to do or to put in order
+            self.all_cached = values
+            self._count_hits(len(values))
+            return
         first: dict[Any, int] = {}
         outcomes, keys, hits = self.outcomes, self.keys, 0
         for index, entry in enumerate(entries):
@@ -269,10 +276,12 @@ class Run:
             else:
                 first[key] = index
                 self.binding.stats.cache_misses += 1
-        if hits:
-            self.tick(hits)
-            self.binding.stats.calls += hits
-            self.binding.stats.cache_hits += hits
+        self._count_hits(hits)
+
+    def _count_hits(self, hits: int) -> None:
+        self.tick(hits)
+        self.binding.stats.calls += hits
+        self.binding.stats.cache_hits += hits
 
     def _keep(self, index: int, outcome: Outcome) -> Outcome:
         """Keep an item's outcome in the cache; what its caller gets: an old result where it failed and there is one."""
@@ -304,9 +313,9 @@ class Run:
 
     def _pending(self) -> list[int]:
         """The items that need a call."""
-        waiting = {index for repeats in self.repeats.values() for index in repeats}
-        if len(self.outcomes) + len(waiting) == len(self.items):
+        if self.all_cached is not None:
             return []
+        waiting = {index for repeats in self.repeats.values() for index in repeats}
         return [index for index in range(len(self.items)) if index not in self.outcomes and index not in waiting]
 
     # Auto
@@ -334,7 +343,10 @@ class Run:
     # Results
 
     def _results(self) -> list[Any]:
-        failures = {index: each.error for index, each in sorted(self.outcomes.items()) if each.error is not None}
+        if self.all_cached is not None:
+            return self.all_cached
+        failures = {at: each.error for at, each in self.outcomes.items() if each.error is not None}
+        failures = {at: failures[at] for at in sorted(failures)}
         if failures and self.policy.on_error == "raise":
             results = {index: each.value for index, each in sorted(self.outcomes.items()) if each.error is None}
             missing = len(self.items) - len(self.outcomes)
