@@ -149,7 +149,9 @@ def in_stores(rounds: int) -> list[Row]:
 
 def a_map(rounds: int) -> Row:
     """A process map of items that are all cached: none is sent anywhere."""
-    mapped = Policy(cache={"max_size": 2 * ITEMS, "ttl": TTL}, parallel={"mode": "process", "progress": False}).apply(one)
+    mapped = Policy(cache={"max_size": 2 * ITEMS, "ttl": TTL}, parallel={"mode": "process", "progress": False}).apply(
+        one
+    )
     for item in range(ITEMS):
         mapped.cache_set(item, item)
     seconds = []

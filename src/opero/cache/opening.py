@@ -71,7 +71,7 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
     limit = None if kind in OWN or kind in IN_PROCESS else _within(policy.store_timeout)
     store = SharedStore(
         region.backend,
-        _guard(shown, clock, policy.store_timeout, limit),
+        _guard(shown, clock, limit),
         policy.namespace,
         name,
         codec,
@@ -185,16 +185,16 @@ def _within(seconds: float) -> Callable[..., Any]:
     return limit
 
 
-_guards: weakref.WeakValueDictionary[tuple[str, int, float], Guard] = weakref.WeakValueDictionary()
+_guards: weakref.WeakValueDictionary[tuple[str, int], Guard] = weakref.WeakValueDictionary()
 _guards_lock = threading.Lock()
 
 
-def _guard(shown: str, clock: Clock, seconds: float, limit: Callable[..., Any] | None) -> Guard:
+def _guard(shown: str, clock: Clock, limit: Callable[..., Any] | None) -> Guard:
     """One guard a store, not one a function: it is one store that is up or down."""
     if shown.startswith("dogpile"):
         return Guard(shown, clock, limit)  # its place is not known
     with _guards_lock:
-        key = (shown, id(clock), seconds)
+        key = (shown, id(clock))
         guard = _guards.get(key)
         if guard is None or guard.clock is not clock:
             guard = _guards[key] = Guard(shown, clock, limit)

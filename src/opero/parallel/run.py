@@ -133,7 +133,7 @@ class Run:
     def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
         keep_going = self.policy.on_error != "raise"
         if self.mode == "process":
-            keep_going = keep_going or self._falls_back_here
+            keep_going = keep_going or self._falls_back_here or bool(self.stale)
             from opero.parallel.processes import Rest, map_in_processes
 
             inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
@@ -167,6 +167,8 @@ class Run:
         try:
             return self.chain.whole(call, args, kwargs)
         except Exception:
+            if self._has_old(unit):
+                return self._old(unit)
             self.binding.stats.failures += 1
             raise
         finally:
@@ -176,10 +178,22 @@ class Run:
         try:
             return await result
         except Exception:
+            if self._has_old(unit):
+                return self._old(unit)
             self.binding.stats.failures += 1
             raise
         finally:
             self.fell_back.update(unit if call.fell_back else ())
+
+    def _has_old(self, unit: list[int]) -> bool:
+        """Whether the cache has old results that may stand in for a unit's new ones."""
+        return bool(self.stale) and all(index in self.stale for index in unit)
+
+    def _old(self, unit: list[int]) -> Any:
+        """A unit's old results, which are not kept as new ones."""
+        self.fell_back.update(unit)
+        values = [self.stale[index].value for index in unit]
+        return values if self.in_batches else values[0]
 
     @property
     def _falls_back_here(self) -> bool:
@@ -188,6 +202,9 @@ class Run:
 
     def _fall_back(self, unit: list[int], outcome: Outcome) -> Outcome:
         """What a worker process left to this one: the fallback result of a unit that failed there."""
+        if outcome.error is not None and self._has_old(unit):
+            self.binding.stats.failures -= 1
+            return Outcome(self._old(unit))
         if outcome.error is None or not self._falls_back_here:
             return outcome
         self.fell_back.update(unit)
@@ -233,7 +250,7 @@ class Run:
     def _note(self, index: int, outcome: Outcome) -> None:
         self.outcomes[index] = outcome
         if self.cache is not None:
-            outcome = self.outcomes[index] = self._keep(index, outcome)
+            self._keep(index, outcome)
         repeats = self.repeats.get(index, ())
         for repeat in repeats:
             self._answer(repeat, outcome)
@@ -283,17 +300,13 @@ class Run:
         self.binding.stats.calls += hits
         self.binding.stats.cache_hits += hits
 
-    def _keep(self, index: int, outcome: Outcome) -> Outcome:
-        """Keep an item's outcome in the cache; what its caller gets: an old result where it failed and there is one."""
+    def _keep(self, index: int, outcome: Outcome) -> None:
+        """Keep an item's outcome in the cache."""
         if index not in self.fell_back:
             if self.unwritten is not None:
                 self.unwritten.append((index, outcome))
             else:
                 self._write(index, outcome)
-        if outcome.error is not None and index in self.stale:
-            assert self.cache is not None
-            return self.cache.outcome(self.stale[index])
-        return outcome
 
     def _write(self, index: int, outcome: Outcome) -> None:
         assert self.cache is not None
