@@ -1,11 +1,27 @@
-"""The memory backend, as dogpile.cache uses it."""
+"""The memory backend: bounded, least recently used first to go, and what has expired really freed."""
 
 from __future__ import annotations
 
+import gc
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import pytest
 from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+import opero.cache  # registers the backend
+from opero import Policy
 from opero.cache.memory import MemoryBackend
+
+assert opero.cache
 
 
 def test_it_is_a_dogpile_backend_by_name() -> None:
@@ -26,3 +42,167 @@ def test_it_keeps_the_most_recently_used_and_counts_what_it_evicts() -> None:
     assert (len(backend), backend.evictions) == (2, 1)
     backend.clear()
     assert len(backend) == 0
+
+
+class AgainstAModel(RuleBasedStateMachine):
+    """The backend does what a plain list of (key, value, expiry, tags) does, gone through from end to end."""
+
+    SIZE = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.backend = MemoryBackend({"max_size": self.SIZE, "clock": lambda: self.now})
+        self.model: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
+
+    keys = st.sampled_from("abcdefg")
+    tag_sets = st.lists(st.sampled_from("xyz"), max_size=2, unique=True).map(tuple)
+
+    def forget_expired(self) -> None:
+        for key in [key for key, (_, expires, _) in self.model.items() if expires <= self.now]:
+            del self.model[key]
+
+    @rule(key=keys, value=st.integers(), seconds=st.sampled_from([1, 2, 5, float("inf")]), tags=tag_sets)
+    def put(self, key: str, value: int, seconds: float, tags: tuple[str, ...]) -> None:
+        self.backend.put(key, value, self.now + seconds, tags)
+        self.forget_expired()
+        self.model.pop(key, None)
+        self.model[key] = (value, self.now + seconds, tags)
+        while len(self.model) > self.SIZE:
+            self.model.popitem(last=False)
+
+    @rule(key=keys)
+    def get(self, key: str) -> None:
+        self.backend.purge()
+        self.forget_expired()
+        held = self.model.get(key)
+        assert self.backend.get(key) == (NO_VALUE if held is None else held[0])
+        if held is not None:
+            self.model.move_to_end(key)
+
+    @rule(key=keys)
+    def delete(self, key: str) -> None:
+        self.backend.delete(key)
+        self.model.pop(key, None)
+
+    @rule(tags=tag_sets)
+    def delete_tagged(self, tags: tuple[str, ...]) -> None:
+        self.backend.delete_tagged(tags)
+        for key in [key for key, (_, _, own) in self.model.items() if set(own) & set(tags)]:
+            del self.model[key]
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def clear(self) -> None:
+        self.backend.clear()
+        self.model.clear()
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        self.backend.purge()
+        self.forget_expired()
+        assert list(self.backend.values) == list(self.model)
+        assert set(self.backend._tags_of) == {key for key, (_, _, tags) in self.model.items() if tags}
+        assert set(self.backend._due) == {key for key, (_, due, _) in self.model.items() if due != float("inf")}
+        assert all(self.backend._tags.values())
+
+
+AgainstAModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAgainstAModel = AgainstAModel.TestCase
+
+
+def test_its_own_records_stay_as_small_as_what_it_holds() -> None:
+    backend = MemoryBackend({"max_size": 10, "clock": lambda: 0.0})
+    for number in range(5000):
+        backend.put(number % 30, number, 100.0 + number, ("t",))
+    assert len(backend._expiries) <= 2 * 10 + 65
+    assert (len(backend._due), len(backend._tags_of), len(backend._tags["t"])) == (10, 10, 10)
+
+
+class Result:
+    """Something to have a weak reference to."""
+
+
+def test_what_has_expired_is_freed_even_where_nobody_calls_any_more() -> None:
+    made: list[weakref.ref[Result]] = []
+
+    def make(key: int) -> Result:
+        result = Result()
+        made.append(weakref.ref(result))
+        return result
+
+    bound = Policy(cache={"ttl": 0.05}).apply(make)
+    other = Policy(cache={"ttl": 60}).apply(make)
+    for key in range(5):
+        bound(key)
+    other(1)
+    until = time.monotonic() + 5
+    while any(reference() is not None for reference in made[:5]) and time.monotonic() < until:
+        time.sleep(0.01)
+    gc.collect()
+    assert [reference() is None for reference in made] == [True] * 5 + [False]
+    assert bound.cache_info().size == 0
+
+
+def test_a_cache_is_freed_with_its_function() -> None:
+    bound: Any = Policy(cache={"ttl": 60}).apply(lambda: 1)
+    bound()
+    backend = weakref.ref(bound.binding.cache.store.backend)
+    del bound
+    gc.collect()
+    assert backend() is None
+
+
+class Slow:
+    """A key whose comparison is Python code, during which other threads run."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return self.value % 3
+
+    def __eq__(self, other: object) -> bool:
+        time.sleep(0)
+        return isinstance(other, Slow) and self.value == other.value
+
+
+@pytest.mark.parametrize("kind", [int, Slow])
+def test_threads_hammering_a_full_cache_get_the_right_results(kind: Any) -> None:
+    bound = Policy(cache={"max_size": 5, "ttl": 60}).apply(lambda key: key)
+    wrong: list[Any] = []
+
+    def hammer(number: int) -> None:
+        for turn in range(400 if kind is int else 60):
+            value = (turn * (number + 1)) % 12
+            found = bound(kind(value))
+            if (found.value if kind is Slow else found) != value:
+                wrong.append(found)
+            if turn % 50 == 0:
+                bound.cache_delete(kind(value))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+    backend = bound.binding.cache.store.backend  # type: ignore[union-attr]
+    assert len(backend.values) <= 5
+    assert set(backend._due) == set(backend.values)
+
+
+def test_a_serializer_keeps_callers_from_changing_what_is_cached() -> None:
+    plain, copying = (Policy(cache={"serializer": each}).apply(lambda: {"a": [1]}) for each in (None, "pickle"))
+    assert plain() is plain()
+    copying()["a"].append(2)
+    assert copying() == {"a": [1]}
+    assert copying.stats.cache_hits == 1

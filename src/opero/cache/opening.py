@@ -153,7 +153,7 @@ def _region(name: str, backend: str, arguments: dict[str, Any], shown: str) -> A
     try:
         return make_region(name=name).configure(backend, arguments=arguments)
     except PluginNotFound:
-        known = [*OWN, *_backend_loader.impls]
+        known = [*OWN, *_backend_loader.impls, *getattr(_backend_loader, "_unloaded", ())]
         known += [each.name for each in importlib.metadata.entry_points(group="dogpile.cache")]
         known = [each for each in known if not each.startswith("opero.")]
         raise ConfigError(f"{name}: there is no cache backend {backend!r}{nearest(backend, known)}") from None

@@ -212,6 +212,8 @@ class SharedStore:
             for at, token in enumerate(tokens):
                 if not _is_token(token):
                     tokens[at] = os.urandom(TOKEN)
+                    if watched[at] == self._cleared:
+                        cleared = tokens[at]
                     self.guard(None, self.backend.set_serialized, watched[at], tokens[at])
         return entry, (gone, cleared, *tokens)
 

@@ -1,0 +1,136 @@
+"""Keys that mean the same in every process."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import os
+import pathlib
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import pytest
+from cache.test_keys import VALUES, same
+from hypothesis import given
+
+from opero import ConfigError, Policy
+from opero.cache.digest import digest, fingerprint
+from opero.cache.keys import KeyMaker, freeze
+
+
+@given(one=VALUES, other=VALUES)
+def test_texts_are_equal_just_where_the_values_are_the_same(one: Any, other: Any) -> None:
+    assert (digest(freeze(one)) == digest(freeze(other))) is same(one, other)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: Any
+
+
+class Keyed:
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.session = object()
+
+    def __opero_key__(self) -> str:
+        return self.base
+
+
+ARGUMENTS: list[tuple[Any, Any]] = [
+    (Color.RED, Color.BLUE),
+    (Point(1, "a"), Point(1, "b")),
+    (datetime.date(2026, 1, 1), datetime.date(2026, 1, 2)),
+    (decimal.Decimal("1.0"), decimal.Decimal("1.1")),
+    (uuid.UUID(int=1), uuid.UUID(int=2)),
+    (pathlib.PurePosixPath("a"), pathlib.PurePosixPath("b")),
+    (numpy.array([1, 2]), numpy.array([1, 3])),
+    (numpy.array([1, 2]), numpy.array([1.0, 2.0])),
+    (numpy.array([[1, 2]]), numpy.array([1, 2])),
+    (Keyed("a"), Keyed("b")),
+    (Point, Keyed),
+    (len, max),
+    ({"a": {1, 2}}, {"a": {1, 3}}),
+    ("a", b"a"),
+    (float("nan"), 0.0),
+    (0.0, -0.0),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ARGUMENTS, ids=lambda value: repr(value)[:30])
+def test_arguments_of_many_kinds_have_keys_in_memory_and_on_disk(one: Any, other: Any) -> None:
+    assert digest(freeze(one)) == digest(freeze(one)) != digest(freeze(other))
+    assert freeze(one) == freeze(one) != freeze(other)
+
+
+def test_another_process_makes_the_same_texts() -> None:
+    code = """
+import sys
+sys.path[:0] = ["tests", "tests/cache"]
+from test_digest import ARGUMENTS, digest, freeze
+print([digest(freeze(each)) for pair in ARGUMENTS for each in pair])
+"""
+    mine = [digest(freeze(each)) for pair in ARGUMENTS for each in pair]
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        assert eval(done.stdout) == mine
+
+
+@pytest.mark.parametrize("value", [object(), lambda: 1, [object()]])
+def test_what_only_this_process_knows_is_refused_with_the_cure(value: Any) -> None:
+    with pytest.raises(ConfigError, match="in a store shared between processes: .*set cache_key"):
+        digest(freeze(value))
+
+
+class Client:
+    def get(self, path: str) -> str:
+        return path
+
+
+def test_an_instance_without_a_key_is_refused_before_anything_is_called(tmp_path: Any) -> None:
+    bound: Any = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(Client.get)
+    with pytest.raises(ConfigError, match="an instance without a key of its own .*`__opero_key__`"):
+        bound.__func__(Client(), "x")
+    assert bound.stats.attempts == 0
+    key = KeyMaker(Client.get, lambda self, path: path, is_method=True)
+    assert digest(key((Client(), "x"), {})) == digest(key((Client(), "x"), {}))
+
+
+def make(base: str, *, factor: int = 1) -> Any:
+    return lambda x: base * x * factor
+
+
+def test_local_functions_of_one_name_are_told_apart_by_code_and_by_what_they_close_over() -> None:
+    assert fingerprint(make("a")) == fingerprint(make("a")) != fingerprint(make("b"))
+    assert fingerprint(make("a")) != fingerprint(make("a", factor=2))
+    assert len({fingerprint(function) for function in (lambda x: x, lambda x: x + 1, lambda x: x + 2)}) == 3
+    assert fingerprint(make) == fingerprint(Client.get) == ""
+
+    def recursive(n: int) -> int:
+        return recursive(n - 1)
+
+    assert fingerprint(recursive) == fingerprint(recursive)
+
+
+def test_two_lambdas_never_share_an_entry_by_accident(tmp_path: Any) -> None:
+    policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
+    double, triple = (policy.apply(function) for function in (lambda x: x * 2, lambda x: x * 3))
+    assert [double(2), triple(2), double(2), triple(2)] == [4, 6, 4, 6]
+    assert double.stats.cache_hits == triple.stats.cache_hits == 1

@@ -1,0 +1,301 @@
+"""The disk backend: one file, used by threads and processes at once, whatever becomes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dogpile.cache import make_region
+from dogpile.cache.api import NO_VALUE
+from hypothesis import given
+from hypothesis import strategies as st
+
+import opero.cache  # registers the backend
+from opero.cache.disk import PURGE_EVERY, DiskBackend
+
+assert opero.cache
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Iterator[DiskBackend]:
+    made = DiskBackend({"directory": tmp_path})
+    yield made
+    made.close()
+
+
+def checked(text: str) -> bytes:
+    """A value that shows whether it is whole."""
+    return hashlib.sha256(text.encode()).digest() * 200 + text.encode()
+
+
+def is_whole(value: bytes) -> bool:
+    return value == checked(value[6400:].decode())
+
+
+PRELUDE = f"""
+import hashlib, os, sys, time, random
+from dogpile.cache.api import NO_VALUE
+from opero.cache.disk import DiskBackend
+def checked(text): return hashlib.sha256(text.encode()).digest() * 200 + text.encode()
+def is_whole(value): return value == checked(value[6400:].decode())
+backend = DiskBackend({{"directory": sys.argv[1]}})
+"""
+
+
+def process(code: str, *args: Any, **more: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PRELUDE + code, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, **more)
+
+
+def test_it_is_a_dogpile_backend_by_name(tmp_path: Path) -> None:
+    region = make_region().configure("opero.disk", arguments={"directory": tmp_path})
+    region.set_multi({"a": 1, "b": [2]})
+    assert region.get_multi(["b", "c", "a"]) == [[2], NO_VALUE, 1]
+    region.delete_multi(["a"])
+    assert region.get("a") is NO_VALUE
+    assert region.get_or_create("d", lambda: 4) == region.get("d") == 4
+    region.backend.close()
+
+
+def test_many_are_read_and_written_in_the_order_of_their_keys(backend: DiskBackend) -> None:
+    backend.set_serialized_multi({f"k{number}": b"%d" % number for number in range(1200)})
+    keys = [f"k{number}" for number in range(1300)]
+    found = backend.get_serialized_multi(keys)
+    assert found == [b"%d" % number for number in range(1200)] + [NO_VALUE] * 100
+
+
+def test_what_has_expired_is_not_served_and_goes_when_others_write(backend: DiskBackend) -> None:
+    backend.set_expiring("short", b"1", 0.02)
+    backend.set_expiring("long", b"2", 60)
+    backend.set_expiring("ever", b"3", None)
+    assert backend.get_serialized_multi(["short", "long", "ever"]) == [b"1", b"2", b"3"]
+    time.sleep(0.03)
+    assert backend.get_serialized("short") is NO_VALUE
+    assert backend.get_serialized_multi(["short", "long", "ever"]) == [NO_VALUE, b"2", b"3"]
+    assert backend.count_prefix("") == 2
+    for number in range(PURGE_EVERY):
+        backend.set_expiring("other", b"%d" % number, 60)
+    rows = sqlite3.connect(backend.database.path)
+    assert {key for (key,) in rows.execute("SELECT key FROM entries")} == {"long", "ever", "other"}
+    rows.close()
+    assert backend.purge() == 0
+
+
+def test_a_new_value_has_a_time_of_its_own(backend: DiskBackend) -> None:
+    backend.set_expiring("a", b"1", 0.01)
+    backend.set_expiring("a", b"2", None)
+    time.sleep(0.02)
+    assert (backend.get_serialized("a"), backend.purge()) == (b"2", 0)
+
+
+@given(keys=st.sets(TEXT, max_size=12), prefix=TEXT)
+def test_a_prefix_takes_just_the_keys_that_begin_so(tmp_path_factory: Any, keys: set[str], prefix: str) -> None:
+    backend = DiskBackend({"directory": tmp_path_factory.getbasetemp() / "prefixes"})
+    backend.clear_prefix("")
+    backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
+    within = {key for key in keys if key.startswith(prefix)}
+    assert backend.count_prefix(prefix) == len(within)
+    assert backend.clear_prefix(prefix) == len(within)
+    left = sorted(keys)
+    assert [value is not NO_VALUE for value in backend.get_serialized_multi(left)] == [
+        key not in within for key in left
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "a", "a\U0010ffff", "\U0010ffff", "\ud7ff"])
+def test_a_prefix_at_the_edge_of_unicode_is_a_prefix_too(backend: DiskBackend, prefix: str) -> None:
+    keys = [prefix, prefix + "x", prefix + "\U0010ffff", prefix + "\x00"]
+    backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
+    assert backend.count_prefix(prefix) == len(keys)
+
+
+def test_the_oldest_of_a_prefix_go_first_and_expired_ones_before_them(backend: DiskBackend) -> None:
+    backend.set_expiring("f:short", b"", 0.01)
+    for key in "abcd":
+        backend.set_serialized(f"f:{key}", b"")
+    backend.set_serialized("f:a", b"")  # written anew
+    backend.set_serialized("g:a", b"")
+    time.sleep(0.02)
+    assert backend.trim_prefix("f:", 3) == 2
+    found = backend.get_serialized_multi(["f:a", "f:b", "f:c", "f:d", "g:a"])
+    assert [value is not NO_VALUE for value in found] == [True, False, True, True, True]
+    assert backend.trim_prefix("f:", 3) == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "file/below", "file"])
+def test_a_directory_that_cannot_be_had_is_an_error_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="nowhere|file"):
+        DiskBackend({"directory": tmp_path / place})
+
+
+def test_backends_of_one_directory_share_its_connections(tmp_path: Path) -> None:
+    one, other = DiskBackend({"directory": tmp_path}), DiskBackend({"directory": str(tmp_path)})
+    assert one.database is other.database
+    one.close()
+
+
+def test_processes_that_make_the_same_file_at_once_all_succeed_and_none_reads_half_a_value(tmp_path: Path) -> None:
+    code = """
+for turn in range(60):
+    key = f"k{turn % 10}"
+    backend.set_serialized(key, checked(f"{os.getpid()} {turn}" * random.randint(1, 200)))
+    value = backend.get_serialized(key)
+    assert value is not NO_VALUE and is_whole(value)
+print("done")
+"""
+    for fresh in range(2):
+        processes = [process(code, tmp_path / str(fresh)) for _ in range(4)]
+        assert [each.communicate()[0] for each in processes] == [b"done\n"] * 4
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_no_half_value(tmp_path: Path) -> None:
+    code = """
+print("writing", flush=True)
+for turn in range(10**6):
+    backend.set_serialized_multi({f"k{number}": checked(f"{turn}") for number in range(20)})
+"""
+    for number in range(3):
+        writer = process(code, tmp_path)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.05 + number / 50)
+        writer.kill()
+        writer.communicate()
+        backend = DiskBackend({"directory": tmp_path})
+        values = backend.get_serialized_multi([f"k{at}" for at in range(20)])
+        assert len(set(values)) == 1  # all of a transaction, or nothing
+        assert all(is_whole(value) for value in values if value is not NO_VALUE)
+        backend.set_serialized("mine", b"1")
+        assert backend.get_serialized("mine") == b"1"
+        backend.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_goes_on_with_connections_of_its_own() -> None:
+    code = """
+backend.set_serialized("a", b"1")
+mutex = backend.get_mutex("k")
+assert mutex.acquire(False)
+child = os.fork()
+if child == 0:
+    assert backend.database._idle == []
+    assert backend.get_serialized("a") == b"1"
+    assert not backend.get_mutex("k").acquire(False)
+    backend.set_serialized("b", b"2")
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert backend.get_serialized("b") == b"2"
+assert not backend.get_mutex("k").acquire(False)
+mutex.release()
+assert backend.get_mutex("k").acquire(False)
+print("done")
+"""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        assert process(code, directory).communicate()[0] == b"done\n"
+
+
+def test_threads_read_and_write_side_by_side(backend: DiskBackend) -> None:
+    wrong: list[Any] = []
+
+    def hammer(number: int) -> None:
+        for turn in range(40):
+            backend.set_serialized(f"k{turn % 5}", checked(f"{number} {turn}"))
+            value = backend.get_serialized(f"k{turn % 5}")
+            wrong.extend([] if is_whole(value) else [value])
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(backend.database._idle) <= 6
+
+
+def test_a_mutex_excludes_other_threads_and_processes_and_ends_with_its_holder(
+    backend: DiskBackend, tmp_path: Path
+) -> None:
+    mutex, other = backend.get_mutex("k"), backend.get_mutex("k")
+    assert mutex.acquire(False)
+    assert mutex.locked()
+    assert not other.acquire(False)
+    assert backend.get_mutex("another").acquire(False)
+    other.release()  # which is not its own
+    assert not other.acquire(False)
+    attempt = "print(backend.get_mutex('k').acquire(False))"
+    assert process(attempt, tmp_path).communicate()[0] == b"False\n"
+    mutex.release()
+    assert process(attempt, tmp_path).communicate()[0] == b"True\n"
+
+    code = "backend.get_mutex('k').acquire()\nprint('held', flush=True)\ntime.sleep(60)"
+    holder = process(code, tmp_path)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert not other.acquire(False)
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert other.acquire(False)
+    other.release()
+
+
+@pytest.mark.parametrize("garbage", [b"not a database at all" * 500, b"SQLite format 3\x00" + b"\xff" * 8000])
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, caplog: Any, garbage: bytes) -> None:
+    backend = DiskBackend({"directory": tmp_path})
+    backend.set_serialized("a", b"1")
+    backend.close()
+    backend.database.path.write_bytes(garbage)
+    assert backend.get_serialized("a") is NO_VALUE
+    backend.set_serialized("a", b"2")
+    assert backend.get_serialized("a") == b"2"
+    assert (tmp_path / "opero.sqlite3.damaged").read_bytes() == garbage
+    assert "was damaged" in caplog.text
+    backend.close()
+    backend.database.path.write_bytes(garbage)
+    again = DiskBackend({"directory": tmp_path, "timeout": 2})  # found out at once this time
+    assert again.get_serialized("a") is NO_VALUE
+    again.close()
+
+
+def test_no_connection_is_left_open_when_it_is_let_go_of(tmp_path: Path) -> None:
+    code = """
+import gc, threading
+def use(): backend.set_serialized("a", b"1")
+threads = [threading.Thread(target=use) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+other = DiskBackend({"directory": sys.argv[1] + "/other"})
+other.set_serialized("a", b"1")
+del other
+gc.collect()
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", PRELUDE + code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_file_that_another_process_locks_for_too_long_is_an_error_in_time(tmp_path: Path) -> None:
+    backend = DiskBackend({"directory": tmp_path, "timeout": 0.1})
+    other = sqlite3.connect(backend.database.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        backend.set_serialized("a", b"1")
+    assert 0.09 < time.monotonic() - started < 2
+    assert backend.get_serialized("a") is NO_VALUE  # who reads does not wait
+    other.close()
+    backend.set_serialized("a", b"1")
+    backend.close()

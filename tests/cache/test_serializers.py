@@ -1,0 +1,128 @@
+"""What stores hold: exact, signed where it must be, and never run as code unasked."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero.cache.entries import FOREVER, Entry
+from opero.cache.serializers import CannotHoldError, Codec, UnreadableError
+
+JSON = Codec("json", None, ["json"])
+PICKLE = Codec("pickle", None, ["pickle", "json"])
+SIGNED = Codec("signed_pickle", b"key", ["signed_pickle", "json"])
+TOKENS = (b"12345678", b"abcdefgh")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=10,
+)  # fmt: skip
+values = (
+    json_values | st.tuples(st.integers(), st.binary()) | st.sets(st.integers()) | st.complex_numbers(allow_nan=False)
+)
+
+
+@given(value=json_values, times=st.lists(st.floats(0, FOREVER), min_size=3, max_size=3))
+def test_what_json_holds_comes_back_the_same(value: Any, times: list[float]) -> None:
+    entry, tokens = JSON.decode("k", JSON.encode("k", Entry(value, *times), TOKENS))
+    assert (entry.value, [entry.refresh_at, entry.expires, entry.usable], tokens) == (value, times, TOKENS)
+    assert repr(entry.value) == repr(value)
+
+
+@given(value=values)
+def test_pickles_hold_more_and_signed_ones_the_same(value: Any) -> None:
+    for codec in (PICKLE, SIGNED):
+        entry, tokens = codec.decode("k", codec.encode("k", Entry(value)))
+        assert (entry.value, type(entry.value)) == (value, type(value))
+        assert (tokens, entry.usable, entry.is_error) == ((), FOREVER, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({1, 2}, "JSON cannot hold the set that the result is"),
+        ((1, 2), "the tuple that the result is"),
+        ({"a": [1, (2,)]}, r"the tuple that the result\['a'\]\[1\] is"),
+        ({1: 2}, "JSON would make text of the key 1 in the result"),
+        (OrderedDict(a=1), "the OrderedDict that"),
+        (b"bytes", "the bytes that"),
+        ("\ud800", "UnicodeEncodeError"),
+    ],
+)
+def test_json_refuses_what_would_come_back_as_something_else(value: Any, told: str) -> None:
+    with pytest.raises(CannotHoldError, match=told):
+        JSON.encode("k", Entry(value))
+
+
+def test_what_does_not_pickle_is_refused_with_the_reason() -> None:
+    with pytest.raises(CannotHoldError, match="pickle"):
+        PICKLE.encode("k", Entry(lambda: 1))
+
+
+class Odd(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one)
+
+
+def test_an_exception_is_kept_only_if_it_can_be_read_back() -> None:
+    entry, _ = SIGNED.decode("k", SIGNED.encode("k", Entry(KeyError("a"), is_error=True)))
+    assert (repr(entry.value), entry.is_error) == ("KeyError('a')", True)
+    with pytest.raises(CannotHoldError, match="missing 1 required positional argument"):
+        SIGNED.encode("k", Entry(Odd(1, 2), is_error=True))
+    with pytest.raises(CannotHoldError, match="JSON holds no exceptions"):
+        JSON.encode("k", Entry(KeyError("a"), is_error=True))
+
+
+class Bomb:
+    exploded = 0
+
+    def __reduce__(self) -> Any:
+        return Bomb.explode, ()
+
+    @staticmethod
+    def explode() -> None:
+        Bomb.exploded += 1
+
+
+def test_an_unsigned_pickle_is_never_read_unless_allowed() -> None:
+    planted = PICKLE.encode("k", Entry(Bomb()))
+    for codec in (JSON, SIGNED):
+        with pytest.raises(UnreadableError, match="unsigned pickle, which could run anybody's code"):
+            codec.decode("k", planted)
+    for data in (pickle.dumps(Bomb()), planted.replace(b"op1p", b"op1s"), planted.replace(b"op1p", b"op1j")):
+        with pytest.raises(UnreadableError):
+            SIGNED.decode("k", data)
+    assert Bomb.exploded == 0
+    PICKLE.decode("k", planted)
+    assert Bomb.exploded == 1
+
+
+@given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
+def test_a_signed_entry_that_was_changed_anywhere_is_not_read(position: int, flip: int) -> None:
+    data = bytearray(SIGNED.encode("k", Entry({"a": 1}, 1.0, 2.0, 3.0), TOKENS))
+    data[position % len(data)] ^= flip
+    with pytest.raises(UnreadableError):
+        SIGNED.decode("k", bytes(data))
+
+
+def test_a_signed_entry_serves_its_own_key_and_secret_alone() -> None:
+    data = SIGNED.encode("k", Entry(1))
+    for codec, key in ((SIGNED, "other"), (Codec("signed_pickle", b"another", ["signed_pickle"]), "k")):
+        with pytest.raises(UnreadableError, match="written with another secret, or tampered with"):
+            codec.decode(key, data)
+    with pytest.raises(UnreadableError, match="there is no secret to check it with"):
+        JSON.decode("k", data)
+
+
+@given(data=st.binary(max_size=200))
+def test_garbage_is_not_read(data: bytes) -> None:
+    for codec in (JSON, PICKLE, SIGNED):
+        for given_data in (data, b"op1" + data, b"op1j" + data, b"op1p" + data, None, "text"):
+            with pytest.raises(UnreadableError):
+                codec.decode("k", given_data)

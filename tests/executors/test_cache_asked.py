@@ -1,0 +1,288 @@
+"""What users ask of a cache: to get, set, delete and clear; groups of results; how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from opero import CacheInfo, ConfigError, MissingExtraError, Policy, clear_cache, opero
+from opero.testing import VirtualClock
+
+
+@pytest.fixture(params=["memory", "disk", "redis"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A cache policy for each kind of store."""
+    if request.param == "redis":
+        yield {"backend": "redis", "url": request.getfixturevalue("redis_url"), "namespace": tmp_path.name}
+    elif request.param == "disk":
+        yield {"backend": "disk", "cache_dir": tmp_path, "namespace": tmp_path.name}
+    else:
+        yield {"namespace": tmp_path.name}
+
+
+def user(user_id: int, *, full: bool = False) -> dict[str, Any]:
+    calls.append(user_id)
+    return {"id": user_id, "full": full}
+
+
+calls: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    calls.clear()
+
+
+def test_get_set_delete_clear_and_info(where: dict[str, Any]) -> None:
+    bound = Policy(cache=where).apply(user)
+    assert bound.cache_get(1) is None
+    assert bound(1) == bound(user_id=1, full=False) == bound.cache_get(1) == {"id": 1, "full": False}
+    assert bound.cache_set({"id": 2}, 2, full=True)
+    assert bound(2, full=True) == {"id": 2}
+    assert calls == [1]
+    assert bound.cache_info()[:4] == (2, 1, 2, 0)
+    bound.cache_delete(user_id=1)
+    assert (bound.cache_get(1), bound.cache_info().size) == (None, 1)
+    bound(1)
+    bound.cache_clear()
+    assert bound.cache_info().size == 0
+    assert bound.cache_get(2, full=True) is None
+    bound(1)
+    assert calls == [1, 1, 1]
+
+
+def test_info_counts_evictions_and_tells_the_limit() -> None:
+    bound = Policy(cache={"max_size": 2}).apply(user)
+    for number in (1, 2, 3, 3):
+        bound(number)
+    assert bound.cache_info() == CacheInfo(hits=1, misses=3, size=2, evictions=1, max_size=2)
+
+
+def test_a_disk_keeps_to_max_size_where_it_is_set(tmp_path: Path) -> None:
+    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "max_size": 10}).apply(user)
+    for number in range(30):
+        bound(number)
+    assert bound.cache_info().size == bound.cache_info().max_size == 10
+    assert bound.cache_get(29) is not None
+    unlimited = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "namespace": "other"}).apply(user)
+    assert unlimited.cache_info().max_size is None
+
+
+class Service:
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def __opero_key__(self) -> str:
+        return self.base
+
+    @opero(cache=True, cache_tags="base:{self.base}")
+    def get(self, path: str) -> str:
+        calls.append(self.base + path)
+        return self.base + path
+
+    @opero(cache=True)
+    async def get_async(self, path: str) -> str:
+        return self.base + path
+
+
+def test_a_method_asks_for_its_instance() -> None:
+    one, other = Service("a"), Service("b")
+    assert [one.get("x"), other.get("x"), one.get("x")] == ["ax", "bx", "ax"]
+    assert one.get.cache_set("set", "y")
+    assert (one.get("y"), other.get.cache_get("y"), one.get.cache_get("y")) == ("set", None, "set")
+    one.get.cache_delete("x")
+    assert (one.get.cache_get("x"), other.get.cache_get("x")) == (None, "bx")
+    one.get.cache_clear(tags="base:b")
+    assert (one.get("y"), other.get.cache_get("x")) == ("set", None)
+    Service.get.cache_clear()
+    assert one.get.cache_info().size == 0
+    assert asyncio.run(one.get_async("x")) == one.get_async.cache_get("x") == "ax"
+
+
+def test_tags_clear_groups_over_functions_and_leave_the_rest(where: dict[str, Any]) -> None:
+    users = Policy(cache={**where, "tags": ["users", "user:{user_id}"]}).apply(user)
+
+    def orders(user_id: int, page: int = 1) -> list[int]:
+        calls.append(("orders", user_id))
+        return [user_id, page]
+
+    paged = Policy(cache={**where, "tags": "user:{user_id}"}).apply(orders)
+    for number in (1, 2):
+        users(number)
+        paged(number)
+    del calls[:]
+    assert clear_cache(where["namespace"], tags="user:1") == 2
+    for number in (1, 2):
+        users(number)
+        paged(number)
+    assert calls == [1, ("orders", 1)]
+    assert users.cache_get(2) is not None
+    users.cache_clear(tags=["users"])
+    assert users.cache_get(1) is users.cache_get(2) is None
+    assert paged.cache_get(1) == [1, 1]
+
+
+def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any]) -> None:
+    here = Policy(cache=where).apply(user)
+    there = Policy(cache={**where, "namespace": where["namespace"] + "2"}).apply(user)
+    here(1)
+    there(1)
+    assert clear_cache(where["namespace"]) == 1
+    assert (here.cache_get(1), there.cache_get(1)) == (None, {"id": 1, "full": False})
+    assert clear_cache(where["namespace"] + "2") == 1
+    assert there.cache_get(1) is None
+    assert clear_cache("no such namespace") == 0
+
+
+def test_what_is_being_computed_while_its_group_is_cleared_is_not_kept(where: dict[str, Any]) -> None:
+    async def slow(user_id: int) -> int:
+        calls.append(user_id)
+        await asyncio.sleep(0.05)
+        return user_id
+
+    bound = Policy(cache={**where, "tags": "user:{user_id}"}).apply(slow)
+
+    async def main() -> None:
+        for forget in (
+            lambda: clear_cache(where["namespace"], tags="user:1"),
+            bound.cache_clear,
+            lambda: bound.cache_delete(1),
+        ):
+            task = asyncio.create_task(bound(1))
+            while not calls:
+                await asyncio.sleep(0.001)
+            await asyncio.to_thread(forget)
+            assert await task == 1
+            assert bound.cache_get(1) is None
+            calls.clear()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("argument", [{"a": [1]}, [1, [2]], numpy.arange(4), {1, 2}, None, b"x"], ids=repr)
+def test_arguments_that_cannot_be_hashed_work_in_every_store(where: dict[str, Any], argument: Any) -> None:
+    def function(*args: Any, key: Any = None, **more: Any) -> int:
+        calls.append(args)
+        return len(calls)
+
+    bound = Policy(cache=where).apply(function)
+    assert bound(argument) == bound(argument) == 1
+    assert bound(key=argument) == bound(key=argument) == (2 if argument is not None else 2)
+    assert bound(other=argument) == bound(other=argument) == 3
+
+
+@pytest.mark.parametrize("result", [None, 0, "", [], False])
+def test_none_and_falsy_results_are_kept_in_every_store(where: dict[str, Any], result: Any, script: Any) -> None:
+    function = script(result, "other")
+
+    def call() -> Any:
+        return function()
+
+    bound = Policy(cache=where).apply(call)
+    assert [bound(), bound()] == [result, result]
+
+
+def test_a_function_without_a_cache_says_how_to_give_it_one() -> None:
+    bound = Policy().apply(user)
+    for ask in (bound.cache_get, bound.cache_delete):
+        with pytest.raises(ConfigError, match="user has no cache; give it one with cache=True"):
+            ask(1)
+    with pytest.raises(ConfigError, match="has no cache"):
+        bound.cache_info()
+
+
+@pytest.mark.parametrize(
+    ("cache", "told"),
+    [
+        ({"backend": "memry"}, "there is no cache backend 'memry'; did you mean 'memory'"),
+        ({"backend": "dogpile.cache.rediss"}, "did you mean 'dogpile.cache.redis'"),
+        (
+            {"backend": "redis", "url": "redis://:s3cret@host:port"},
+            "redis at host:port cannot be used: the URL of redis",
+        ),
+        (
+            {"backend": "disk", "cache_dir": "/proc/nowhere"},
+            "disk at /proc/nowhere cannot be used: .*another cache_dir",
+        ),
+        ({"backend": "disk", "arguments": {"path": "x"}}, "takes no arguments, and got path; set cache_dir"),
+        ({"serializer": "signed_pickle"}, "needs a key to sign with: set cache.secret, or .* OPERO_CACHE_SECRET"),
+        ({"backend": "redis", "serializer": "pickle"}, "would run the code of whoever can write there"),
+        ({"backend": "dogpile.cache.pymemcache"}, "unpickles whatever the server holds"),
+        ({"tags": "user:{id}"}, "tag 'user:{id}' names 'id', which is no parameter .*; known: full, user_id"),
+        ({"tags": "{user_if.name}"}, "did you mean 'user_id'"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_binding(cache: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        Policy(cache=cache).apply(user)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_backend_whose_library_is_missing_says_so() -> None:
+    with pytest.raises(MissingExtraError, match="cache backend 'dogpile.cache.pylibmc' cannot be loaded"):
+        Policy(cache={"backend": "dogpile.cache.pylibmc", "allow_unsigned_pickle": True}).apply(user)
+
+
+@pytest.mark.parametrize("backend", ["dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.dbm"])
+def test_any_dogpile_backend_serves_by_name(backend: str, tmp_path: Path) -> None:
+    arguments = {"filename": str(tmp_path / "cache.dbm")} if backend.endswith("dbm") else None
+    bound = Policy(cache={"backend": backend, "arguments": arguments, "ttl": 60, "tags": "u:{user_id}"}).apply(user)
+    assert bound(1) == bound(1) == {"id": 1, "full": False}
+    bound(2)
+    assert calls == [1, 2]
+    clear_cache(tags="u:1")
+    assert (bound.cache_get(1), bound.cache_get(2) is None) == (None, False)
+    bound.cache_delete(2)
+    assert bound.cache_get(2) is None
+    bound(1)
+    bound.cache_clear()
+    assert bound.cache_get(1) is None
+    assert bound.cache_info().size is None
+
+
+def test_the_null_backend_keeps_nothing() -> None:
+    bound = Policy(cache={"backend": "dogpile.cache.null"}).apply(user)
+    bound(1)
+    bound(1)
+    assert calls == [1, 1]
+
+
+def test_what_the_environment_says_holds_where_a_policy_says_nothing(
+    monkeypatch: Any, tmp_path: Path, redis_url: str
+) -> None:
+    monkeypatch.setenv("OPERO_CACHE_DIR", str(tmp_path / "env"))
+    monkeypatch.setenv("OPERO_CACHE_REDIS_URL", redis_url)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "opero_cache_secret").write_text("key")
+    monkeypatch.setenv("OPERO_SECRETS_DIR", str(secrets))
+    on_disk = Policy(cache={"backend": "disk"}).apply(user)
+    on_disk(1)
+    assert (tmp_path / "env" / "opero.sqlite3").exists()
+    in_redis: Any = Policy(cache={"backend": "redis"}).apply(lambda: {1, 2})
+    assert in_redis() == in_redis() == {1, 2}  # a signed pickle, as there is a secret
+    assert in_redis.stats.cache_hits == 1
+    assert in_redis.binding.cache.store.backend.client.connection_pool.connection_kwargs["port"] == int(
+        redis_url.rpartition(":")[2].partition("/")[0]
+    )
+
+
+def test_times_on_a_virtual_clock_hold_in_shared_stores_too(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    clock.now -= clock.EPOCH  # the store itself goes by the wall's clock
+    import time
+
+    clock.now += time.time()
+    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "ttl": 100}).apply(user, clock=clock)
+    bound(1)
+    clock.advance(99)
+    bound(1)
+    assert calls == [1]
+    clock.advance(2)
+    bound(1)
+    assert calls == [1, 1]
