@@ -20,8 +20,8 @@ import psutil
 import pyresilience
 from cashews import Cache
 from dogpile.cache import make_region
-from tests.redis_server import RedisServer, find_program
 from tests.benchmarks.harness import Row, compare
+from tests.redis_server import RedisServer, find_program
 
 from opero import Policy
 
@@ -61,7 +61,7 @@ def filled(function: Any, call: str) -> Any:
 def in_memory(rounds: int) -> list[Row]:
     cached = Policy(cache={"ttl": TTL})
     with_dogpile = make_region().configure("dogpile.cache.memory", expiration_time=TTL).cache_on_arguments()
-    rows = [
+    return [
         compare(
             "memory hit, one int", cached.apply(one), "cachetools TTLCache, RLock", with_cachetools(one), rounds,
             target=0.35, call="call(5)",
@@ -92,7 +92,6 @@ def in_memory(rounds: int) -> list[Row]:
             missing(with_cachetools(one)), rounds, call="call()",
         ),
     ]  # fmt: skip
-    return rows
 
 
 def missing(call: Any) -> Any:

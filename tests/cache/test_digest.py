@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy
 import pytest
-from cache.test_keys import VALUES, same
 from hypothesis import given
 
+from cache.test_keys import VALUES, same
 from opero import ConfigError, Policy
 from opero.cache.digest import digest, fingerprint
 from opero.cache.keys import KeyMaker, freeze

@@ -43,13 +43,13 @@ def is_whole(value: bytes) -> bool:
     return value == checked(value[6400:].decode())
 
 
-PRELUDE = f"""
+PRELUDE = """
 import hashlib, os, sys, time, random
 from dogpile.cache.api import NO_VALUE
 from opero.cache.disk import DiskBackend
 def checked(text): return hashlib.sha256(text.encode()).digest() * 200 + text.encode()
 def is_whole(value): return value == checked(value[6400:].decode())
-backend = DiskBackend({{"directory": sys.argv[1]}})
+backend = DiskBackend({"directory": sys.argv[1]})
 """
 
 

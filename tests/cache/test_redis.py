@@ -13,9 +13,9 @@ import redis
 from dogpile.cache.api import NO_VALUE
 from hypothesis import given
 from hypothesis import strategies as st
-from redis_server import RedisServer
 
 from opero.cache.redis import RedisBackend
+from redis_server import RedisServer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("*?[]\\^-"), max_size=4)
 

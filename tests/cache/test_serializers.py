@@ -18,9 +18,10 @@ PICKLE = Codec("pickle", None, ["pickle", "json"])
 SIGNED = Codec("signed_pickle", b"key", ["signed_pickle", "json"])
 TOKENS = (b"12345678", b"abcdefgh")
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
     max_leaves=10,
 )  # fmt: skip
 values = (
@@ -65,7 +66,7 @@ def test_what_does_not_pickle_is_refused_with_the_reason() -> None:
         PICKLE.encode("k", Entry(lambda: 1))
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one)
 
@@ -74,7 +75,7 @@ def test_an_exception_is_kept_only_if_it_can_be_read_back() -> None:
     entry, _ = SIGNED.decode("k", SIGNED.encode("k", Entry(KeyError("a"), is_error=True)))
     assert (repr(entry.value), entry.is_error) == ("KeyError('a')", True)
     with pytest.raises(CannotHoldError, match="missing 1 required positional argument"):
-        SIGNED.encode("k", Entry(Odd(1, 2), is_error=True))
+        SIGNED.encode("k", Entry(OddError(1, 2), is_error=True))
     with pytest.raises(CannotHoldError, match="JSON holds no exceptions"):
         JSON.encode("k", Entry(KeyError("a"), is_error=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from typing import Any
@@ -151,14 +152,14 @@ def test_results_made_together_do_not_expire_together() -> None:
         bound(key)
     assert len(calls) == 200
     expired_at: list[int] = []
-    for moment in range(0, 101, 10):
+    for _ in range(11):
         before = len(calls)
         kept = [key for key in range(200) if bound.cache_get(key) is not None]
         expired_at.append(200 - len(kept))
         assert len(calls) == before
         clock.advance(10)
     assert expired_at[:5] == [0] * 5  # none before half its time
-    assert all(later > earlier for earlier, later in zip(expired_at[6:-1], expired_at[7:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(expired_at[6:]))
     assert expired_at[-1] == 200
 
 
@@ -216,16 +217,16 @@ def test_the_first_caller_of_a_kept_error_gets_its_whole_traceback(script: Any) 
     assert len(second.traceback) < len(first.traceback)
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one)
         self.two = two
 
 
 def test_an_error_that_does_not_copy_is_raised_itself(script: Any) -> None:
-    bound = Policy(cache={"cache_errors": True}).apply(script(Odd(1, 2)))
+    bound = Policy(cache={"cache_errors": True}).apply(script(OddError(1, 2)))
     for _ in range(3):
-        with pytest.raises(Odd) as caught:
+        with pytest.raises(OddError) as caught:
             bound()
         assert caught.value.two == 2
 

@@ -1,0 +1,439 @@
+"""Stores that processes share, as they fail and as they serve: whatever becomes of them, the function answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dogpile.cache import register_backend
+from dogpile.cache.api import NO_VALUE, CacheBackend
+
+from opero import Event, Policy, on
+from opero.cache import opening
+from redis_server import RedisServer
+
+WATCHED = ("cache_unavailable", "cache_available", "cache_not_stored", "cache_unreadable")
+
+
+@pytest.fixture
+def events() -> Iterator[list[Event]]:
+    seen: list[Event] = []
+    offs = [on(name, seen.append) for name in WATCHED]
+    yield seen
+    for off in offs:
+        off()
+
+
+@pytest.fixture(params=["disk", "redis"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    if request.param == "redis":
+        return {"backend": "redis", "url": request.getfixturevalue("redis_url")}
+    return {"backend": "disk", "cache_dir": str(tmp_path)}
+
+
+@pytest.fixture(autouse=True)
+def _forgive() -> None:
+    """A store that another test has taken down is asked again at once."""
+    opening._guards.clear()
+
+
+def names(events: list[Event]) -> list[str]:
+    return [event.name for event in events]
+
+
+# Down, slow, full, garbage
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_server_that_dies_and_comes_back_costs_no_answer_and_two_log_lines(
+    redis_server: RedisServer, events: list[Event], caplog: Any, kind: str
+) -> None:
+    runs: list[int] = []
+
+    def function(x: int) -> int:
+        runs.append(x)
+        return x
+
+    async def function_async(x: int) -> int:
+        return function(x)
+
+    cache = {"backend": "redis", "url": redis_server.url, "ttl": 60, "namespace": kind}
+    bound: Any = Policy(cache=cache).apply(function if kind == "sync" else function_async)
+    loop = asyncio.new_event_loop()
+
+    def call(x: int) -> Any:
+        return bound(x) if kind == "sync" else loop.run_until_complete(bound(x))
+
+    caplog.set_level("INFO")
+    assert (call(1), call(1), runs) == (1, 1, [1])
+    redis_server.kill()
+    try:
+        started = time.monotonic()
+        assert [call(1) for _ in range(50)] == [1] * 50
+        assert time.monotonic() - started < 0.5  # not 50 tries to connect
+        assert bound.cache_get(1) is None
+        assert bound.cache_set(5, 1) is False
+        bound.cache_delete(1)
+        bound.cache_clear()
+        assert bound.cache_info().size is None
+        assert names(events) == ["cache_unavailable"]
+    finally:
+        redis_server.start()
+    time.sleep(1.05)  # the pause
+    assert (call(2), call(2), runs[-1], runs.count(2)) == (2, 2, 2, 1)
+    assert names(events) == ["cache_unavailable", "cache_available"]
+    lines = [record for record in caplog.records if "redis at 127.0.0.1" in record.getMessage()]
+    assert [record.levelname for record in lines] == ["WARNING", "INFO"]
+    bound.binding.cache.store.backend.close()
+    loop.close()
+
+
+def test_a_server_that_does_not_answer_costs_its_timeout_once(redis_server: RedisServer, events: list[Event]) -> None:
+    bound = Policy(cache={"backend": "redis", "url": redis_server.url, "store_timeout": 0.1}).apply(lambda x: x)
+    bound(1)
+    redis_server.freeze()
+    try:
+        started = time.monotonic()
+        assert [bound(x) for x in range(20)] == list(range(20))
+        assert 0.09 < time.monotonic() - started < 0.4
+    finally:
+        redis_server.thaw()
+    assert names(events) == ["cache_unavailable"]
+    assert isinstance(events[0].error, Exception)
+
+
+class SlowBackend(CacheBackend):
+    """Somebody's backend, without a timeout of its own."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.values: dict[str, Any] = {}
+        self.delay: float = arguments["delay"]
+
+    def get(self, key: str) -> Any:
+        time.sleep(self.delay)
+        return self.values.get(key, NO_VALUE)
+
+    def get_multi(self, keys: Any) -> Any:
+        time.sleep(self.delay)
+        return [self.values.get(key, NO_VALUE) for key in keys]
+
+    def set(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
+
+register_backend("tests.slow", __name__, "SlowBackend")  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("delay", [0, 0.5])
+def test_a_backend_without_a_timeout_of_its_own_gets_one(events: list[Event], delay: float) -> None:
+    cache = {"backend": "tests.slow", "arguments": {"delay": delay}, "store_timeout": 0.1}
+    bound = Policy(cache=cache).apply(lambda x: x)
+    started = time.monotonic()
+    assert [bound(1) for _ in range(5)] == [1] * 5
+    assert time.monotonic() - started < 0.4
+    assert names(events) == (["cache_unavailable"] if delay else [])
+    assert bound.stats.attempts == (5 if delay else 1)
+    if delay:
+        assert "no answer within 100ms" in events[0].message or "0.1s" in events[0].message
+
+
+def test_garbage_in_a_store_is_a_miss_that_is_told_once_and_mended(redis_url: str, events: list[Event]) -> None:
+    def function(x: int) -> list[int]:
+        return [x]
+
+    bound = Policy(cache={"backend": "redis", "url": redis_url}).apply(function)
+    bound(1)
+    client = bound.binding.cache.store.backend.client  # type: ignore[union-attr]
+    for garbage in (b"garbage", b"op1j", b"", os.urandom(500), b"op1j" + bytes(26) + b"{not json"):
+        for key in client.keys("opero:*"):
+            client.set(key, garbage)
+        assert bound(1) == [1]
+        assert bound(1) == [1]
+    assert bound.stats.attempts == 6
+    assert names(events) == ["cache_unreadable"]
+
+
+class Bomb:
+    exploded = 0
+
+    def __reduce__(self) -> Any:
+        return Bomb.explode, ()
+
+    @staticmethod
+    def explode() -> None:
+        Bomb.exploded += 1
+
+
+def test_what_others_put_into_a_network_store_is_never_run(redis_url: str, events: list[Event]) -> None:
+    def function() -> int:
+        return 1
+
+    bound = Policy(cache={"backend": "redis", "url": redis_url, "secret": "key"}).apply(function)
+    bound()
+    client = bound.binding.cache.store.backend.client  # type: ignore[union-attr]
+    (key,) = client.keys("opero:*")
+    whole = client.get(key)
+    for planted in (
+        pickle.dumps(Bomb()),
+        whole[:29] + pickle.dumps(Bomb()),
+        b"op1p" + whole[4:29] + pickle.dumps(Bomb()),
+    ):
+        client.set(key, planted)
+        assert bound() == 1
+    assert Bomb.exploded == 0
+    assert names(events) == ["cache_unreadable"]
+
+
+def test_a_result_that_the_serializer_cannot_hold_is_still_the_answer(
+    where: dict[str, Any], events: list[Event]
+) -> None:
+    bound = Policy(cache={**where, "serializer": "json"}).apply(lambda: {1, 2})
+    assert [bound() for _ in range(3)] == [{1, 2}] * 3
+    assert names(events) == ["cache_not_stored"]
+    assert "JSON cannot hold the set that the result is" in events[0].message
+
+
+def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from opero import Policy, on
+seen = []
+for name in ("cache_unavailable", "cache_not_stored"):
+    on(name, seen.append)
+bound = Policy(cache={"backend": "disk", "cache_dir": sys.argv[1]}).apply(lambda x: str(x) * 100_000)
+bound(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+assert [len(bound(x)) for x in range(1, 10)] == [100_000] * 9
+assert bound.cache_get(1) is None or len(bound.cache_get(1)) == 100_000
+print([event.name for event in seen])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("['cache_unavailable']\n", 0), done.stderr
+
+
+# The event loop
+
+
+def longest_stall(work: Callable[[], Any], disturb: Callable[[], Any]) -> float:
+    """The longest that a loop was kept from a task that is always ready, while the work was done."""
+
+    async def main() -> float:
+        longest, last, done = 0.0, time.perf_counter(), False
+
+        async def tick() -> None:
+            nonlocal longest, last
+            while not done:
+                await asyncio.sleep(0)
+                now = time.perf_counter()
+                longest, last = max(longest, now - last), now
+
+        await work()  # what is loaded at first use is no stall of the store's
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(0)
+        last = time.perf_counter()
+        disturb()
+        last = time.perf_counter()
+        longest = 0.0
+        await work()
+        done = True
+        await ticking
+        return longest
+
+    return asyncio.run(main())
+
+
+def test_a_frozen_server_never_keeps_the_loop_waiting(redis_server: RedisServer) -> None:
+    async def function(x: int) -> int:
+        return x
+
+    cache = {"backend": "redis", "url": redis_server.url, "store_timeout": 0.4}
+    bound = Policy(cache=cache).apply(function)
+
+    async def work() -> None:
+        started = time.monotonic()
+        assert await asyncio.gather(*(bound(x) for x in range(50))) == list(range(50))
+        waited.append(time.monotonic() - started)
+
+    waited: list[float] = []
+    try:
+        assert longest_stall(work, redis_server.freeze) < 0.2
+    finally:
+        redis_server.thaw()
+    assert waited[1] > 0.35  # the work did wait
+
+
+def test_a_locked_file_never_keeps_the_loop_waiting(tmp_path: Path) -> None:
+    import sqlite3
+
+    async def function(x: int) -> int:
+        return x
+
+    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "store_timeout": 0.4}).apply(function)
+    other = sqlite3.connect(tmp_path / "opero.sqlite3", isolation_level=None)
+
+    async def once() -> None:
+        assert await bound(1000 + len(turns)) >= 1000
+        turns.append(time.monotonic())
+
+    turns: list[float] = []
+    started = time.monotonic()
+    assert longest_stall(once, lambda: other.execute("BEGIN IMMEDIATE")) < 0.2
+    assert turns[1] - started > 0.35
+    other.close()
+
+
+def test_a_map_of_an_async_function_reads_and_writes_off_the_loop(where: dict[str, Any]) -> None:
+    main_thread = threading.get_ident()
+    seen: list[int] = []
+
+    async def function(x: int) -> int:
+        return x
+
+    bound = Policy(cache=where).apply(function)
+    guard = bound.binding.cache.store.guard  # type: ignore[union-attr]
+    guard.limit = lambda operation, *args: seen.append(threading.get_ident()) or operation(*args)
+    try:
+        assert asyncio.run(bound.map(range(50))) == list(range(50))  # type: ignore[arg-type]
+        assert asyncio.run(bound.map(range(50))) == list(range(50))  # type: ignore[arg-type]
+    finally:
+        guard.limit = None
+    assert bound.stats.attempts == 50
+    assert seen
+    assert main_thread not in seen
+
+
+# One computation across processes
+
+FUNCTION = """
+import os, sys, time
+from opero import Policy
+cache, counter, code = eval(sys.argv[1]), sys.argv[2], sys.argv[3]
+def count():
+    with open(counter, "a") as file:
+        file.write(f"{os.getpid()} {time.monotonic()}\\n")
+def compute(key):
+    count()
+    exec(code, globals())
+    return [key, os.getpid()]
+bound = Policy(cache=cache).apply(compute)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(bound("k"), flush=True)
+except Exception as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+def start(cache: dict[str, Any], counter: Path, code: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", FUNCTION, repr(cache), str(counter), code]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def go(*processes: subprocess.Popen[str]) -> None:
+    """Have them call the function, once all of them are ready to."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+def counted(counter: Path) -> list[str]:
+    return counter.read_text().splitlines() if counter.exists() else []
+
+
+def wait_for(counter: Path) -> None:
+    """Until a computation has begun."""
+    until = time.monotonic() + 10
+    while not counted(counter):
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_processes_compute_a_key_once(where: dict[str, Any], tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    processes = [start(where, counter, "time.sleep(0.4)") for _ in range(3)]
+    go(*processes)
+    answers = {process.communicate()[0] for process in processes}
+    assert len(answers) == len(counted(counter)) == 1
+
+
+def test_a_computation_that_fails_elsewhere_lets_all_who_wait_try_at_once(
+    where: dict[str, Any], tmp_path: Path
+) -> None:
+    counter = tmp_path / "counter"
+    processes = [start(where, counter, "time.sleep(0.4); raise ValueError") for _ in range(3)]
+    go(*processes)
+    assert [process.communicate()[0] for process in processes] == ["ValueError\n"] * 3
+    first, *others = sorted(float(line.split()[1]) for line in counted(counter))
+    assert len(others) == 2
+    assert others[-1] - first < 0.4 + 0.35  # both when the first had failed, and not one after the other
+
+
+def test_a_process_that_is_killed_while_it_computes_holds_nobody_up(tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    cache = {"backend": "disk", "cache_dir": str(tmp_path)}
+    killed, other = start(cache, counter, "time.sleep(60)"), start(cache, counter, "pass")
+    go(killed)
+    wait_for(counter)
+    go(other)
+    time.sleep(0.1)
+    assert len(counted(counter)) == 1  # it waits
+    killed.kill()
+    killed.communicate()
+    started = time.monotonic()
+    assert other.communicate()[0].startswith("['k', ")
+    assert time.monotonic() - started < 2
+
+
+def test_who_waits_for_another_process_does_so_no_longer_than_the_policy_says(redis_url: str, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    cache = {"backend": "redis", "url": redis_url, "lock_timeout": 0.3}
+    slow, other = start(cache, counter, "time.sleep(60)"), start(cache, counter, "pass")
+    go(slow)
+    wait_for(counter)
+    go(other)
+    assert other.communicate()[0].startswith("['k', ")
+    slow.kill()
+    slow.communicate()
+
+
+def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where: dict[str, Any]) -> None:
+    computing, go_on = threading.Event(), threading.Event()
+    runs: list[str] = []
+
+    def function(key: str) -> str:
+        runs.append(key)
+        computing.set()
+        go_on.wait(5)
+        return key
+
+    # Two bindings know of each other's deletions by the store alone, as two processes do.
+    here, there = (Policy(cache={**where, "tags": "t"}).apply(function) for _ in range(2))
+    go_on.set()
+    assert [here("kept"), there("kept"), runs] == ["kept", "kept", ["kept"]]
+    for forget in (lambda: there.cache_delete("k"), there.cache_clear, lambda: there.cache_clear(tags="t")):
+        computing.clear()
+        go_on.clear()
+        thread = threading.Thread(target=here, args=("k",))
+        thread.start()
+        assert computing.wait(5)
+        forget()
+        go_on.set()
+        thread.join()
+        assert here.cache_get("k") is there.cache_get("k") is None
