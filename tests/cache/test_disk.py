@@ -179,7 +179,7 @@ print("writing", flush=True)
 for turn in range(10**6):
     backend.set_serialized_multi({f"k{number}": checked(f"{turn}") for number in range(20)})
 """
-    for number in range(3):
+    for number in range(5):
         writer = process(code, tmp_path)
         assert writer.stdout is not None
         writer.stdout.readline()

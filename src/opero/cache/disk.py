@@ -177,9 +177,10 @@ class _Database:
     """
 
     open: ClassVar[weakref.WeakValueDictionary[tuple[str, float], _Database]] = weakref.WeakValueDictionary()
-    lock = threading.Lock()
+    lock = threading.RLock()  # as whoever forks may use a cache in a hook of its own
     """Held while a database is opened, and while the process forks."""
-    is_forking: ClassVar[bool] = False
+    forker: ClassVar[int | None] = None
+    """The thread that forks."""
 
     @classmethod
     def at(cls, directory: Path, timeout: float) -> _Database:
@@ -204,6 +205,8 @@ class _Database:
         try:
             self._idle.append(self._connect(patience))
         except sqlite3.DatabaseError as error:
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "No permission to write there", str(directory)) from error
             if not _is_damage(error):
                 raise
             self._set_aside(error)
@@ -213,7 +216,8 @@ class _Database:
         """The result of an operation on a connection; tried again, on a new file, where this one is damaged."""
         self._used.append(None)
         try:
-            while _Database.is_forking:  # asked only after the line above, which the fork looks at after it says so
+            # The fork looks at the line above only after it is known here.
+            while (forker := _Database.forker) is not None and forker != threading.get_ident():
                 self._used.pop()
                 with _Database.lock:
                     self._used.append(None)
@@ -335,8 +339,6 @@ def _make_directory(directory: Path) -> None:
     for each in reversed([directory, *directory.parents]):
         if not each.is_dir():
             each.mkdir(mode=0o700, exist_ok=True)
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "no permission to write there", str(directory))
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -354,32 +356,26 @@ _inherited: list[sqlite3.Connection] = []
 
 
 def _before_fork() -> None:
-    # No longer than an operation may take: one that this very thread was interrupted in would never end.
-    until = time.monotonic() + PATIENCE
-    _forkers.append(_Database.lock.acquire(timeout=PATIENCE))
-    _Database.is_forking = True
+    _Database.lock.acquire()
+    _Database.forker = threading.get_ident()
+    until = time.monotonic() + PATIENCE  # an operation that this very thread was interrupted in would never end
     for database in list(_Database.open.values()):
         database.before_fork(until)
 
 
 def _after_fork_in_parent() -> None:
-    _Database.is_forking = False
-    if _forkers.pop():
-        _Database.lock.release()
+    _Database.forker = None
+    _Database.lock.release()
 
 
 def _after_fork_in_child() -> None:
-    _Database.lock = threading.Lock()
-    _Database.is_forking = False
-    _forkers.clear()
+    _Database.lock = threading.RLock()
+    _Database.forker = None
     for database in list(_Database.open.values()):
         database.after_fork()
     for locks in list(_Locks.open.values()):
         locks.after_fork()
 
-
-_forkers: list[bool] = []
-"""Whether the thread that forks got the lock; one item while it does."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
