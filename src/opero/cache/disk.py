@@ -101,16 +101,16 @@ class DiskBackend(BytesBackend):
 
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
         """Keep bytes, for so many seconds; None: for ever."""
-        self.set_expiring_multi([(key, value, seconds)])
+        row = (key, value, None if seconds is None else time.time() + seconds)
+        self.database.run(lambda connection: connection.execute(SET, row).rowcount)  # one statement is a transaction
+        self._purge_at_times()
 
     def set_expiring_multi(self, items: Iterable[tuple[str, bytes, float | None]]) -> None:
         """The same for many, all or none of them."""
         now = time.time()
         rows = [(key, value, None if seconds is None else now + seconds) for key, value, seconds in items]
         self.database.write(lambda connection: connection.executemany(SET, rows))
-        if self.database.is_purge_due():
-            with suppress(sqlite3.OperationalError):  # what was to be written is written; this can be done later
-                self._purge(PURGE_MOST)
+        self._purge_at_times()
 
     def purge(self) -> int:
         """Delete everything whose time has passed; how many."""
@@ -146,6 +146,11 @@ class DiskBackend(BytesBackend):
     def close(self) -> None:
         """Close the connections that are not in use."""
         self.database.close()
+
+    def _purge_at_times(self) -> None:
+        if self.database.is_purge_due():
+            with suppress(sqlite3.OperationalError):  # what was to be written is written; this can be done later
+                self._purge(PURGE_MOST)
 
     def _purge(self, most: int) -> int:
         statement = (
