@@ -282,6 +282,23 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_what_others_do_around_a_fork_may_use_the_store(tmp_path: Path) -> None:
+    hooks = """
+import os
+def use(): backend.set_serialized("a", b"1")
+os.register_at_fork(before=use, after_in_parent=use, after_in_child=use)  # within the store's own, which come later
+"""
+    code = """
+child = os.fork()
+if child == 0: os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(backend.get_serialized("a").decode())
+"""
+    command = [sys.executable, "-c", hooks + PRELUDE + code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=30).stdout == b"1\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_mutex_that_a_fork_inherits_is_not_held_there(tmp_path: Path) -> None:
     code = """
 mutex = backend.get_mutex("k")
