@@ -285,7 +285,9 @@ print("done")
 def test_what_others_do_around_a_fork_may_use_the_store(tmp_path: Path) -> None:
     hooks = """
 import os
-def use(): backend.set_serialized("a", b"1")
+def use():
+    backend.set_serialized("a", b"1")
+    DiskBackend({"directory": sys.argv[1], "timeout": 3}).set_serialized("b", b"2")
 os.register_at_fork(before=use, after_in_parent=use, after_in_child=use)  # within the store's own, which come later
 """
     code = """
