@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -113,9 +114,9 @@ def test_a_prefix_takes_just_the_keys_that_begin_so(tmp_path_factory: Any, keys:
     ]
 
 
-@pytest.mark.parametrize("prefix", ["", "a", "a\U0010ffff", "\U0010ffff", "\ud7ff"])
+@pytest.mark.parametrize("prefix", ["", "a", "a\U0010ffff", "\U0010ffff", "\U0010ffff" * 1500, "\ud7ff"])
 def test_a_prefix_at_the_edge_of_unicode_is_a_prefix_too(backend: DiskBackend, prefix: str) -> None:
-    keys = [prefix, prefix + "x", prefix + "\U0010ffff", prefix + "\x00"]
+    keys = [prefix, prefix + "x", prefix + "\U0010ffff" * 1500, prefix + "\x00"]
     backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
     assert backend.count_prefix(prefix) == len(keys)
 
@@ -138,6 +139,18 @@ def test_a_directory_that_cannot_be_had_is_an_error_at_once(tmp_path: Path, plac
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="nowhere|file"):
         DiskBackend({"directory": tmp_path / place})
+
+
+def test_the_directories_that_it_makes_are_its_owners_alone(tmp_path: Path) -> None:
+    DiskBackend({"directory": tmp_path / "a" / "b"}).close()
+    assert [(tmp_path / each).stat().st_mode & 0o777 for each in ("a", "a/b")] == [0o700, 0o700]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_may_not_be_written_is_named_by_the_error(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="mine"):
+        DiskBackend({"directory": tmp_path / "mine"})
 
 
 def test_backends_of_one_directory_share_its_connections(tmp_path: Path) -> None:
@@ -166,7 +179,7 @@ print("writing", flush=True)
 for turn in range(10**6):
     backend.set_serialized_multi({f"k{number}": checked(f"{turn}") for number in range(20)})
 """
-    for number in range(3):
+    for number in range(5):
         writer = process(code, tmp_path)
         assert writer.stdout is not None
         writer.stdout.readline()
@@ -206,6 +219,103 @@ print("done")
 
     with tempfile.TemporaryDirectory() as directory:
         assert process(code, directory).communicate()[0] == b"done\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_keeps_its_file_when_its_parent_closes_it(tmp_path: Path) -> None:
+    code = """
+def step(): os.write(told[1], b"x"); os.read(go[0], 1)
+go, told = os.pipe(), os.pipe()
+backend.set_serialized("parent", b"1")
+child = os.fork()
+os.close(told[1 if child else 0])  # so that a child that fails is heard of
+if child == 0:
+    backend.set_serialized("child", b"2")
+    step()
+    assert backend.get_serialized("stranger") == b"3"
+    backend.set_serialized("later", b"4")
+    step()
+    os._exit(7)
+os.read(told[0], 1)
+backend.close()
+stranger = [sys.executable, "-c", sys.argv[2] + "backend.set_serialized('stranger', b'3')", sys.argv[1]]
+import subprocess
+subprocess.run(stranger, check=True)
+os.write(go[1], b"x")
+os.read(told[0], 1) or sys.exit("the child failed")
+assert backend.get_serialized("later") == b"4"
+os.write(go[1], b"x")
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print("done")
+"""
+    assert process(code, tmp_path, PRELUDE).communicate(timeout=30)[0] == b"done\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_waits_for_threads_that_write_and_inherits_none_of_their_connections(tmp_path: Path) -> None:
+    code = """
+import threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+from opero.cache import disk
+stop = threading.Event()
+def write():
+    turn = 0
+    while not stop.is_set():
+        turn += 1
+        backend.set_serialized(f"k{turn % 5}", checked(str(turn)))
+threads = [threading.Thread(target=write, daemon=True) for _ in range(3)]
+for thread in threads: thread.start()
+for number in range(10):
+    child = os.fork()
+    if child == 0:
+        clean = not disk._inherited and not backend.database._used
+        backend.set_serialized(f"child{number}", b"1")
+        os._exit(7 if clean else 8)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+stop.set()
+for thread in threads: thread.join()
+assert all(backend.get_serialized(f"child{number}") == b"1" for number in range(10))
+assert all(is_whole(backend.get_serialized(f"k{number}")) for number in range(5))
+print("done")
+"""
+    assert process(code, tmp_path).communicate(timeout=30)[0] == b"done\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_what_others_do_around_a_fork_may_use_the_store(tmp_path: Path) -> None:
+    hooks = """
+import os
+def use():
+    backend.set_serialized("a", b"1")
+    DiskBackend({"directory": sys.argv[1], "timeout": 3}).set_serialized("b", b"2")
+os.register_at_fork(before=use, after_in_parent=use, after_in_child=use)  # within the store's own, which come later
+"""
+    code = """
+child = os.fork()
+if child == 0: os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+print(backend.get_serialized("a").decode())
+"""
+    command = [sys.executable, "-c", hooks + PRELUDE + code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=30).stdout == b"1\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_mutex_that_a_fork_inherits_is_not_held_there(tmp_path: Path) -> None:
+    code = """
+mutex = backend.get_mutex("k")
+assert mutex.acquire(False)
+child = os.fork()
+if child == 0:
+    assert not mutex.locked()
+    mutex.release()  # of its parent: without effect
+    assert not mutex.acquire(False)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert mutex.locked()
+print("done")
+"""
+    assert process(code, tmp_path).communicate(timeout=30)[0] == b"done\n"
 
 
 def test_threads_read_and_write_side_by_side(backend: DiskBackend) -> None:
@@ -252,6 +362,27 @@ def test_a_mutex_excludes_other_threads_and_processes_and_ends_with_its_holder(
     other.release()
 
 
+def test_backends_with_different_timeouts_or_names_of_the_directory_share_its_mutexes(tmp_path: Path) -> None:
+    directory = tmp_path / "real"
+    one = DiskBackend({"directory": directory})
+    (tmp_path / "link").symlink_to(directory)
+    others = [DiskBackend({"directory": directory, "timeout": 2}), DiskBackend({"directory": tmp_path / "link"})]
+    mutex = one.get_mutex("k")
+    assert mutex.acquire(False)
+    for other in others:
+        assert not other.get_mutex("k").acquire(False)
+        beside = other.get_mutex("beside")
+        assert beside.acquire(False)
+        beside.release()
+        other.close()
+    del others, other, beside
+    gc.collect()
+    attempt = "print(backend.get_mutex('k').acquire(False))"
+    assert process(attempt, directory).communicate()[0] == b"False\n"  # nothing that was let go of took the lock along
+    mutex.release()
+    one.close()
+
+
 @pytest.mark.parametrize("garbage", [b"not a database at all" * 500, b"SQLite format 3\x00" + b"\xff" * 8000])
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, caplog: Any, garbage: bytes) -> None:
     backend = DiskBackend({"directory": tmp_path})
@@ -268,6 +399,48 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, caplog:
     again = DiskBackend({"directory": tmp_path, "timeout": 2})  # found out at once this time
     assert again.get_serialized("a") is NO_VALUE
     again.close()
+
+
+def test_damage_far_into_the_file_is_set_aside_when_it_is_met(tmp_path: Path, caplog: Any) -> None:
+    backend = DiskBackend({"directory": tmp_path})
+    backend.set_serialized_multi({f"k{number}": b"v" * 500 for number in range(1000)})
+    backend.close()
+    with backend.database.path.open("r+b") as file:
+        for page in range(4, backend.database.path.stat().st_size // 4096):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 4096)
+    assert backend.get_serialized("k500") is NO_VALUE
+    backend.set_serialized("k500", b"2")
+    assert backend.get_serialized("k500") == b"2"
+    assert (tmp_path / "opero.sqlite3.damaged").exists()
+    assert caplog.text.count("was damaged") == 1
+    backend.close()
+
+
+def test_processes_that_meet_the_same_damage_set_one_file_aside_and_share_the_new_one(tmp_path: Path) -> None:
+    code = """
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+print("open", flush=True)
+sys.stdin.readline()
+for turn in range(20):
+    backend.set_serialized(sys.argv[2], checked(str(turn)))
+    assert is_whole(backend.get_serialized(sys.argv[2]))
+print("done")
+"""
+    first = DiskBackend({"directory": tmp_path})
+    first.close()
+    processes = [process(code, tmp_path, number, stdin=subprocess.PIPE) for number in range(3)]
+    for each in processes:
+        assert each.stdout is not None
+        assert each.stdout.readline() == b"open\n"
+    first.database.path.write_bytes(b"not a database at all" * 500)
+    told = b"".join(each.communicate(b"go\n")[0] for each in processes)
+    assert told.count(b"done\n") == 3
+    assert told.count(b"was damaged") == 1
+    found = first.get_serialized_multi(["0", "1", "2"])
+    assert [value is not NO_VALUE and is_whole(value) for value in found] == [True] * 3
+    first.close()
 
 
 def test_no_connection_is_left_open_when_it_is_let_go_of(tmp_path: Path) -> None:

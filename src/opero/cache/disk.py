@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
 import time
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,7 +23,7 @@ except ImportError:  # pragma: no cover  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["DiskBackend"]
 
@@ -100,15 +101,16 @@ class DiskBackend(BytesBackend):
 
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
         """Keep bytes, for so many seconds; None: for ever."""
-        self.set_expiring_multi([(key, value, seconds)])
+        row = (key, value, None if seconds is None else time.time() + seconds)
+        self.database.run(lambda connection: connection.execute(SET, row).rowcount)  # one statement is a transaction
+        self._purge_at_times()
 
     def set_expiring_multi(self, items: Iterable[tuple[str, bytes, float | None]]) -> None:
         """The same for many, all or none of them."""
         now = time.time()
         rows = [(key, value, None if seconds is None else now + seconds) for key, value, seconds in items]
         self.database.write(lambda connection: connection.executemany(SET, rows))
-        if self.database.is_purge_due():
-            self._purge(PURGE_MOST)
+        self._purge_at_times()
 
     def purge(self) -> int:
         """Delete everything whose time has passed; how many."""
@@ -145,6 +147,11 @@ class DiskBackend(BytesBackend):
         """Close the connections that are not in use."""
         self.database.close()
 
+    def _purge_at_times(self) -> None:
+        if self.database.is_purge_due():
+            with suppress(sqlite3.OperationalError):  # what was to be written is written; this can be done later
+                self._purge(PURGE_MOST)
+
     def _purge(self, most: int) -> int:
         statement = (
             "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)"
@@ -156,11 +163,11 @@ class DiskBackend(BytesBackend):
         return changed
 
 
-def _range(prefix: str) -> tuple[str, str]:
+def _range(prefix: str) -> tuple[str, str | bytes]:
     """The first key that begins with a prefix, and the first after all of those, as SQLite orders text."""
     stripped = prefix.rstrip(LAST)
     if not stripped:
-        return prefix, LAST * (len(prefix) + 1000)
+        return prefix, b""  # any blob comes after all text
     after = ord(stripped[-1]) + 1
     return prefix, stripped[:-1] + chr(0xE000 if after == 0xD800 else after)  # surrogates are no text
 
@@ -169,11 +176,16 @@ class _Database:
     """One file, and its connections: each is used by one thread at a time, and by no process but the one that opened
     it.
 
-    Backends for the same file share it.
+    Backends for the same file share it. A fork waits for operations under way, and closes all connections: SQLite keeps
+    its locks by process, so a child that inherits a connection takes the parent's locks for its own, and loses what it
+    writes when the parent closes the file.
     """
 
     open: ClassVar[weakref.WeakValueDictionary[tuple[str, float], _Database]] = weakref.WeakValueDictionary()
-    lock = threading.Lock()
+    lock = threading.RLock()  # as whoever forks may use a cache in a hook of its own
+    """Held while a database is opened, and while the process forks."""
+    forker: ClassVar[int | None] = None
+    """The thread that forks."""
 
     @classmethod
     def at(cls, directory: Path, timeout: float) -> _Database:
@@ -185,29 +197,45 @@ class _Database:
             return found
 
     def __init__(self, directory: Path, timeout: float) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(directory)
         self.path = directory / FILE
         self.timeout = timeout
-        self.locks = _Locks(directory / LOCKS)
+        self.locks = _Locks.at(directory / LOCKS)
         self._idle: list[sqlite3.Connection] = []
+        self._used: list[None] = []  # an item for each operation under way; append and pop are atomic
         self._writes = 0
         self._generation = 0
         self._close = weakref.finalize(self, _close_all, self._idle)
-        with self._mending():
-            self._idle.append(self._connect(max(timeout, PATIENCE)))
-
-    def run(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The result of an operation on a connection; once more on a new file, where this one turns out to be "
-        "damaged."""
+        patience = max(timeout, PATIENCE)
         try:
-            return self._run(operation)
+            self._idle.append(self._connect(patience))
         except sqlite3.DatabaseError as error:
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "No permission to write there", str(directory)) from error
             if not _is_damage(error):
                 raise
-        self._renew()
-        with self._mending():
-            pass
-        return self._run(operation)
+            self._set_aside(error)
+            self._idle.append(self._connect(patience))
+
+    def run(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
+        """The result of an operation on a connection; tried again, on a new file, where this one is damaged."""
+        self._used.append(None)
+        try:
+            # The fork looks at the line above only after it is known here.
+            while (forker := _Database.forker) is not None and forker != threading.get_ident():
+                self._used.pop()
+                with _Database.lock:
+                    self._used.append(None)
+            try:
+                return self._run(operation)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._renew()
+                self._set_aside(error)
+            return self._run(operation)
+        finally:
+            self._used.pop()
 
     def write(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
         """The same in a transaction."""
@@ -227,11 +255,16 @@ class _Database:
     def close(self) -> None:
         _close_all(self._idle)
 
+    def before_fork(self, until: float) -> None:
+        while self._used and time.monotonic() < until:
+            time.sleep(0.0005)
+        self.close()
+
     def after_fork(self) -> None:
         """SQLite forbids to use, and even to close, a connection in another process than its own."""
         _inherited.extend(self._idle)
         self._idle.clear()
-        self.locks.after_fork()
+        self._used.clear()
 
     def _renew(self) -> None:
         """Use no connection any more that is open by now: the file may be another."""
@@ -277,35 +310,16 @@ class _Database:
                 connection.close()
                 raise
 
-    @contextmanager
-    def _mending(self) -> Iterator[None]:
-        """Set a damaged file aside, here and before what is within; a cache can be filled anew."""
-        try:
-            yield
-            self._connect(self.timeout).close()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            self._set_aside(error)
-            self._connect(max(self.timeout, PATIENCE)).close()
-
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Make way for a new file, unless another process or thread has done so; a cache can be filled anew."""
         mutex = _Mutex(self.locks, "the file itself") if fcntl is not None else None
         if mutex is not None:
             mutex.acquire()
         try:
-            try:  # another process may have done it meanwhile
-                connection = self._connect(self.timeout)
-                try:
-                    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
-                        return
-                finally:
-                    connection.close()
-            except sqlite3.DatabaseError as still:
-                if not _is_damage(still):
-                    raise
+            if self._is_whole():
+                return
             self._renew()
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("-wal", "-shm", ""):  # the file last: a new one must never meet the old one's log
                 with suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
             logger.warning(
@@ -314,6 +328,22 @@ class _Database:
         finally:
             if mutex is not None:
                 mutex.release()
+
+    def _is_whole(self) -> bool:
+        try:
+            with closing(self._connect(self.timeout)) as connection:
+                found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            return False
+        return found == "ok"
+
+
+def _make_directory(directory: Path) -> None:
+    for each in reversed([directory, *directory.parents]):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -330,56 +360,76 @@ _inherited: list[sqlite3.Connection] = []
 """Connections of the process that this one was forked from. They are never closed here."""
 
 
-def _after_fork() -> None:
-    _Database.lock = threading.Lock()
+def _before_fork() -> None:
+    _Database.lock.acquire()
+    _Database.forker = threading.get_ident()
+    until = time.monotonic() + PATIENCE  # an operation that this very thread was interrupted in would never end
+    for database in list(_Database.open.values()):
+        database.before_fork(until)
+
+
+def _after_fork_in_parent() -> None:
+    _Database.forker = None
+    _Database.lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _Database.lock = threading.RLock()
+    _Database.forker = None
     for database in list(_Database.open.values()):
         database.after_fork()
+    for locks in list(_Locks.open.values()):
+        locks.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class _Locks:
     """A file whose bytes stand for keys: whoever has locked a byte computes that key.
 
-    Such locks belong to a process, and closing any descriptor of the file drops them all: there is one, and it stays
-    open as long as anybody may hold a lock.
+    Such locks belong to a process, and closing any descriptor of the file drops them all: a process has one for each
+    file, whatever the name it goes by, and never closes it.
     """
 
-    def __init__(self, path: Path) -> None:
+    open: ClassVar[dict[str, _Locks]] = {}
+
+    @classmethod
+    def at(cls, path: Path) -> _Locks:
+        return cls.open.setdefault(real := os.path.realpath(path), cls(real))
+
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.held: set[int] = set()
+        self.holders: dict[int, _Mutex] = {}
         self.lock = threading.Lock()
         self._file: int | None = None
 
-    def take(self, offset: int) -> bool:
+    def take(self, mutex: _Mutex) -> bool:
         with self.lock:
-            if offset in self.held:
+            if mutex.offset in self.holders:
                 return False
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, mutex.offset)
             except (BlockingIOError, PermissionError):
                 return False
-            self.held.add(offset)
+            self.holders[mutex.offset] = mutex
             return True
 
-    def give_back(self, offset: int) -> None:
+    def give_back(self, mutex: _Mutex) -> None:
         with self.lock:
-            if offset in self.held:
-                self.held.discard(offset)
-                assert self._file is not None
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, offset)
+            if self.holders.get(mutex.offset) is mutex and self._file is not None:
+                del self.holders[mutex.offset]
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, mutex.offset)
 
     def after_fork(self) -> None:
-        self.__init__(self.path)  # type: ignore[misc]  # the parent's locks stay with the parent
-
-    def __del__(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                os.close(self._file)
+        """The parent's locks stay with the parent, and its descriptor may be closed here: no lock is this process's."""
+        inherited = self._file
+        self.__init__(self.path)  # type: ignore[misc]
+        if inherited is not None:
+            os.close(inherited)
 
 
 class _Mutex:
@@ -388,18 +438,14 @@ class _Mutex:
     def __init__(self, locks: _Locks, key: str) -> None:
         self.locks = locks
         self.offset = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()) >> 2
-        self.mine = False
 
     def acquire(self, wait: bool = True) -> bool:  # dogpile's own
-        while not (taken := self.locks.take(self.offset)) and wait:
+        while not (taken := self.locks.take(self)) and wait:
             time.sleep(0.01)
-        self.mine = self.mine or taken
         return taken
 
     def release(self) -> None:
-        if self.mine:
-            self.mine = False
-            self.locks.give_back(self.offset)
+        self.locks.give_back(self)
 
     def locked(self) -> bool:
-        return self.mine
+        return self.locks.holders.get(self.offset) is self
