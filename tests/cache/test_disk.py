@@ -256,7 +256,7 @@ def test_a_fork_waits_for_threads_that_write_and_inherits_none_of_their_connecti
     code = """
 import threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
-from opero.cache import disk
+from opero.cache import database
 stop = threading.Event()
 def write():
     turn = 0
@@ -268,7 +268,7 @@ for thread in threads: thread.start()
 for number in range(10):
     child = os.fork()
     if child == 0:
-        clean = not disk._inherited and not backend.database._used
+        clean = not database._inherited and not backend.database._used
         backend.set_serialized(f"child{number}", b"1")
         os._exit(7 if clean else 8)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -30,11 +30,13 @@ def no_process_is_left() -> Iterator[None]:
 
 
 def workers() -> list[psutil.Process]:
-    """This process's descendants, but for multiprocessing's and loky's resource trackers."""
+    """This process's descendants, but for resource trackers and the tests' redis-server."""
     found = []
     for each in psutil.Process().children(recursive=True):
         try:
-            if each.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(each.cmdline()):
+            command = " ".join(each.cmdline())
+            others = "resource_tracker" in command or "redis-server" in command
+            if each.status() != psutil.STATUS_ZOMBIE and not others:
                 found.append(each)
         except psutil.NoSuchProcess:
             continue
