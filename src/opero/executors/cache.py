@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping
-from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import register
 from opero.cache.digest import fingerprint
-from opero.cache.entries import Entry
 from opero.cache.flights import Flight, Flights, leading
 from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
 from opero.cache.opening import open_store
-from opero.cache.popularity import Popularity
+from opero.cache.retention import Retention, copied
 from opero.cache.serializers import CannotHoldError
 from opero.cache.stores import MemoryStore
-from opero.errors import ConfigError, RejectedError, nearest
 from opero.executors.call import MISS, AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.functions import full_name
 from opero.logs import logger
-from opero.policies.adaptive_ttl import AdaptiveTTL
-from opero.policies.types import approximate_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from opero.cache.entries import Entry
     from opero.cache.memory import MemoryBackend
     from opero.cache.stores import Mark, Store
     from opero.clock import Clock
@@ -46,13 +41,16 @@ FIRST_LOOK, LONGEST_LOOK = 0.005, 0.1
 """Seconds between looks at a store where another process is computing the key."""
 
 HIT = """
-_opero_entry = _opero_get(_opero_key := {key})
+_opero_key = {{key}}
+{count}
+_opero_entry = _opero_get(_opero_key)
 if _opero_entry is None or _opero_entry.until <= _opero_now(): return _opero_miss
 try: _opero_use(_opero_key)
 except _opero_gone: return _opero_miss
 _opero_stats.cache_hits += 1
 return _opero_entry.value
 """
+"""What `hit` does with a key: no layer, no lock."""
 
 
 class CacheExecutor:
@@ -88,70 +86,46 @@ class CacheExecutor:
         name = full_name(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
-        self._check()
+        self.retention = Retention(policy, clock, self.key, self.name)
         mark = "" if policy.backend == "memory" else fingerprint(function)
         self.region, opened = open_store(policy, clock, f"{name}-{mark}" if mark else name)
         self.store: Store = opened
         self.is_shared = opened.is_shared
+        self.retention.now = opened.now
         self.flights = Flights()
-        self.popularity: Popularity | None = None
-        if isinstance(policy.ttl, AdaptiveTTL):
-            self.popularity = Popularity(policy.ttl.window, policy.max_size, clock.monotonic)
         self._memory = opened.backend if isinstance(opened, MemoryStore) and opened.codec is None else None
         # A user's own key function is asked once a call, and so not by `hit`.
         self.hit = self._hit(self._memory, stats) if self._memory is not None and policy.key is None else None
         self._resting: dict[Hashable, float] = {}
-        self._not_stored = Limited("cache_not_stored", self.name, clock)
         self._not_refreshed = Limited("cache_refresh_failed", self.name, clock)
         register(self)
 
-    def _check(self) -> None:
-        policy = self.policy
-        if policy.ttl is None:
-            for option in ("stale_ttl", "early_refresh", "ttl_jitter"):
-                if getattr(policy, option):
-                    raise ConfigError(f"{self.name}: cache.{option} needs a ttl: without one, nothing ever expires")
-        if policy.early_refresh is not None and isinstance(policy.ttl, float) and policy.early_refresh >= policy.ttl:
-            raise ConfigError(
-                f"{self.name}: cache.early_refresh of {approximate_duration(policy.early_refresh)} is not below the "
-                f"ttl of "
-                f"{approximate_duration(policy.ttl)}, so every hit would refresh"
-            )
-        if policy.error_ttl is not None and not policy.cache_errors:
-            raise ConfigError(f"{self.name}: cache.error_ttl needs cache_errors: true")
-        for tag in policy.tags:
-            for name in tag_fields(tag):
-                if self.key.parameters and name not in self.key.parameters:
-                    raise ConfigError(
-                        f"{self.name}: tag {tag!r} names {name!r}, which is no parameter of the function"
-                        f"{nearest(name, self.key.parameters)}"
-                    )
-
     def _hit(self, memory: MemoryBackend, stats: Stats) -> Callable[..., Any]:
         values = memory.values
+        popularity = self.retention.popularity
         return self.key.compiled(
-            HIT if self.popularity is None else HIT.replace("\n", "\n_opero_count(_opero_key := {key})\n", 1),
+            HIT.format(count="" if popularity is None else "_opero_count(_opero_key)"),
             _opero_get=values.get,
             _opero_use=values.move_to_end,
             _opero_now=memory.now,
             _opero_miss=MISS,
             _opero_gone=KeyError,
             _opero_stats=stats,
-            **({} if self.popularity is None else {"_opero_count": self.popularity.count}),
+            _opero_count=popularity and popularity.count,
         )
 
     # What users may ask of it
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
         """The cached result of such a call, or None. A stale result counts, an exception does not."""
-        entry = self.store.read(self.key(args, kwargs), self.tags(args, kwargs))
+        entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
         return None if entry is None or entry.is_error else entry.value
 
     def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
         """Keep a value as the result of such a call; whether it could be kept."""
         key = self.key(args, kwargs)
         self.flights.forget(key)
-        return self.keep(key, Outcome(value), self.tags(args, kwargs))
+        return self.keep(key, Outcome(value), self.retention.tags(args, kwargs))
 
     def delete(self, *args: Any, **kwargs: Any) -> None:
         """Forget the cached result of such a call, and do not keep one that is being computed."""
@@ -188,18 +162,6 @@ class CacheExecutor:
 
     # Decisions
 
-    def tags(self, args: Args, kwargs: Kwargs) -> tuple[str, ...]:
-        """The groups that the result of such a call belongs to."""
-        if not self.policy.tags:
-            return ()
-        arguments = self.key.arguments(args, kwargs)
-        return tuple(tag.format(**arguments) for tag in self.policy.tags)
-
-    def count(self, key: Hashable) -> None:
-        """Count a request, where the time to live depends on it; `hit` has done so where there is one."""
-        if self.popularity is not None and self.hit is None:
-            self.popularity.count(key)
-
     def refreshes(self, entry: Entry, key: Hashable) -> bool:
         """Whether an entry that is served is to be computed anew."""
         if entry.refresh_at > self.store.now():
@@ -211,31 +173,20 @@ class CacheExecutor:
     def is_stale(self, entry: Entry) -> bool:
         return entry.expires <= self.store.now()
 
-    def entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
-        """What to keep of an outcome, and for how long; None for not at all.
-
-        An answer is never lost to a function of the policy that fails.
-        """
-        try:
-            return self._entry(key, outcome, tags)
-        except Exception as error:  # noqa: BLE001  # whatever a user's function raises
-            self._not_stored.report(f"a result was not kept: {error}", error)
-            return None
-
     def keep(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> bool:
         """Remember an outcome, where the policy does; whether it is kept."""
-        entry = self.entry(key, outcome, tags)
+        entry = self.retention.entry(key, outcome, tags)
         return entry is not None and self.write(key, entry)
 
     def read_many(
         self, keys: Sequence[Hashable], arguments: Callable[[int], tuple[Args, Kwargs]]
     ) -> Iterable[Entry | None]:
         """The entries of many calls, stale ones included; `arguments` gives those of the call at a position."""
-        if self.popularity is not None:
+        if self.retention.popularity is not None:
             for key in keys:
-                self.popularity.count(key)
+                self.retention.popularity.count(key)
         tagged = self.is_shared and self.policy.tags
-        tags = [self.tags(*arguments(index)) for index in range(len(keys))] if tagged else [()] * len(keys)
+        tags = [self.retention.tags(*arguments(index)) for index in range(len(keys))] if tagged else [()] * len(keys)
         return self.store.read_many(keys, tags)
 
     @staticmethod
@@ -248,56 +199,16 @@ class CacheExecutor:
         try:
             return self.store.write(key, entry, mark)
         except CannotHoldError as error:
-            self._not_stored.report(f"a result was not kept: {error}", error)
+            self.retention.not_stored.report(f"a result was not kept: {error}", error)
             return False
-
-    def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
-        policy, error = self.policy, outcome.error
-        if error is None:
-            if policy.cache_if is not None and not self._asked("cache_if", policy.cache_if, outcome.value):
-                return None
-        elif not policy.cache_errors or isinstance(error, RejectedError):
-            return None
-        ttl = self._ttl(key)
-        if error is not None and policy.error_ttl is not None:
-            ttl = policy.error_ttl
-        if ttl is None:
-            return Entry(outcome.value if error is None else copied(error), is_error=error is not None, tags=tags)
-        if ttl == 0:
-            return None
-        if policy.ttl_jitter:
-            ttl *= 1 - self.clock.random.random() * policy.ttl_jitter
-        now = self.store.now()
-        expires = now + ttl
-        if error is not None:
-            return Entry(copied(error), expires, expires, expires, is_error=True, tags=tags)
-        early = min(policy.early_refresh or 0.0, ttl / 2 if callable(policy.ttl) else ttl)
-        return Entry(outcome.value, expires - early, expires, expires + (policy.stale_ttl or 0.0), tags=tags)
-
-    def _ttl(self, key: Hashable) -> float | None:
-        ttl = self.policy.ttl
-        if isinstance(ttl, AdaptiveTTL):
-            assert self.popularity is not None
-            return ttl.seconds(self.popularity.of(key))
-        if not callable(ttl):
-            return ttl  # type: ignore[no-any-return]
-        seconds = parse_duration(self._asked("cache_ttl", ttl))
-        if seconds < 0:
-            raise ValueError(f"the cache_ttl function gave {seconds:g}, and a time to live is not negative")
-        return seconds
-
-    def _asked(self, option: str, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            raise ValueError(f"the {option} function failed with {type(error).__name__}: {error}") from error
 
     # What waits
 
     async def answer(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> Outcome:
         """The result of a call: from the cache, or computed once, whoever asks for it meanwhile."""
-        self.count(key)
-        tags = self.tags(args, kwargs)
+        if self.retention.popularity is not None and self.hit is None:
+            self.retention.popularity.count(key)  # else `hit` has done so
+        tags = self.retention.tags(args, kwargs)
         entry = await host.offload(self.store.read, key, tags) if self.is_shared else self.store.read(key, tags)
         if entry is not None:
             return self._served(host, layer, call, args, kwargs, key, entry)
@@ -420,7 +331,7 @@ class CacheExecutor:
         if self.flights.is_outdated(key, flight, forgotten):
             flight.kept = outcome  # for those who asked before; the next one computes anew
             return outcome
-        entry = self.entry(key, outcome, flight.tags)
+        entry = self.retention.entry(key, outcome, flight.tags)
         if entry is None:
             return outcome
         if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
@@ -435,7 +346,7 @@ class CacheExecutor:
     # In the background
 
     def _refresh(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> None:
-        flight = self.flights.start(key, self.tags(args, kwargs))
+        flight = self.flights.start(key, self.retention.tags(args, kwargs))
         if flight is not None and not host.background(self._refreshed(host, layer, call, args, kwargs, key, flight)):
             self.flights.land(key, flight)
 
@@ -493,20 +404,3 @@ class CacheExecutor:
             return (await self.answer(host, layer, call, args, kwargs, self.key(args, kwargs))).get()
 
         return cached
-
-
-def tag_fields(tag: str) -> list[str]:
-    """The parameters that a tag is filled in with."""
-    return [name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(tag) if name is not None]
-
-
-def copied(error: Exception) -> Exception:
-    """An exception like this one, without its traceback, which raising adds to and which keeps frames alive.
-
-    The exception itself, where it does not copy.
-    """
-    try:
-        again = copy.copy(error)
-    except Exception:  # noqa: BLE001  # whatever a user's exception does
-        return error
-    return again.with_traceback(None) if type(again) is type(error) and again is not error else error

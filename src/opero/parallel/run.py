@@ -310,7 +310,7 @@ class Run:
 
     def _write(self, index: int, outcome: Outcome) -> None:
         assert self.cache is not None
-        self.cache.keep(self.keys[index], outcome, self.cache.tags(*self.arguments(self.items[index])))
+        self.cache.keep(self.keys[index], outcome, self.cache.retention.tags(*self.arguments(self.items[index])))
 
     def _write_rest(self) -> None:
         """Write what has come since; never in an event loop's thread."""
