@@ -208,7 +208,14 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     if cache := policy.active("cache"):
         from opero.executors.cache import CacheExecutor
 
-        executors["cache"] = CacheExecutor(cache, clock, binding.function, binding.stats, is_method=binding.is_method)
+        held: Chain | None = getattr(binding, "chain", None)
+        kept = held.cache if held is not None else None
+        if kept is not None and kept.policy == cache:  # what it holds outlives a change of the other policies
+            executors["cache"] = kept
+        else:
+            executors["cache"] = CacheExecutor(
+                cache, clock, binding.function, binding.stats, is_method=binding.is_method
+            )
     return executors
 
 
