@@ -44,4 +44,5 @@ def short_name(function: Callable[..., Any]) -> str:
 def full_name(function: Callable[..., Any]) -> str:
     """`module.qualname`, or what the callable says of itself."""
     name: Any = getattr(function, "__qualname__", None)
-    return f"{function.__module__}.{name}" if name else repr(function)
+    module = getattr(function, "__module__", None) or type(function).__module__  # a slot's wrapper has none
+    return f"{module}.{name}" if name else repr(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import functools
 import os
 import pathlib
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import given
 
 from cache.test_keys import VALUES, same
 from opero import ConfigError, Policy
-from opero.cache.digest import digest, fingerprint
+from opero.cache.digest import digest, name_in_stores
 from opero.cache.keys import KeyMaker, freeze
 
 
@@ -118,15 +119,15 @@ def make(base: str, *, factor: int = 1) -> Any:
 
 
 def test_local_functions_of_one_name_are_told_apart_by_code_and_by_what_they_close_over() -> None:
-    assert fingerprint(make("a")) == fingerprint(make("a")) != fingerprint(make("b"))
-    assert fingerprint(make("a")) != fingerprint(make("a", factor=2))
-    assert len({fingerprint(function) for function in (lambda x: x, lambda x: x + 1, lambda x: x + 2)}) == 3
-    assert fingerprint(make) == fingerprint(Client.get) == ""
+    assert name_in_stores(make("a")) == name_in_stores(make("a")) != name_in_stores(make("b"))
+    assert name_in_stores(make("a")) != name_in_stores(make("a", factor=2))
+    assert len({name_in_stores(function) for function in (lambda x: x, lambda x: x + 1, lambda x: x + 2)}) == 3
+    assert name_in_stores(make).endswith(".make")
 
     def recursive(n: int) -> int:
         return recursive(n - 1)
 
-    assert fingerprint(recursive) == fingerprint(recursive)
+    assert name_in_stores(recursive) == name_in_stores(recursive)
 
 
 def test_two_lambdas_never_share_an_entry_by_accident(tmp_path: Any) -> None:
@@ -134,3 +135,34 @@ def test_two_lambdas_never_share_an_entry_by_accident(tmp_path: Any) -> None:
     double, triple = (policy.apply(function) for function in (lambda x: x * 2, lambda x: x * 3))
     assert [double(2), triple(2), double(2), triple(2)] == [4, 6, 4, 6]
     assert double.stats.cache_hits == triple.stats.cache_hits == 1
+
+
+class Counter:
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __opero_key__(self) -> int:
+        return self.start
+
+    def __call__(self, x: int) -> int:
+        return self.start + x
+
+
+def test_partials_bound_methods_and_callable_objects_never_share_an_entry_by_accident(tmp_path: Any) -> None:
+    def bind(function: Any) -> Any:
+        return Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
+
+    pairs: list[tuple[Any, Any]] = [
+        (functools.partial(pow, 2), functools.partial(pow, 3)),
+        (Keyed("a").__opero_key__, Keyed("b").__opero_key__),
+        (Counter(1), Counter(2)),
+        (Point(1, "a").__repr__, Point(2, "a").__repr__),
+    ]
+    for one, other in pairs:
+        args = () if "__" in getattr(one, "__name__", "") else (5,)
+        first, second, again = bind(one), bind(other), bind(one)
+        assert [first(*args), second(*args), again(*args)] == [one(*args), other(*args), one(*args)]
+        assert (first.stats.cache_hits, second.stats.cache_hits, again.stats.cache_hits) == (0, 0, 1)
+    for unknown in (Client().get, object().__repr__, functools.partial(pow, object())):
+        with pytest.raises(ConfigError, match="in a store shared between processes"):
+            bind(unknown)

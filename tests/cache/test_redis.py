@@ -42,6 +42,7 @@ def test_what_has_expired_is_gone(backend: RedisBackend) -> None:
     backend.set_expiring("short", b"1", 0.03)
     backend.set_expiring("shortest", b"1", 0.0001)  # at least a millisecond: 0 would be refused
     backend.set_expiring("ever", b"2", None)
+    backend.set_expiring("ever", b"2", 1e300)
     assert backend.get_serialized("short") == b"1"
     time.sleep(0.05)
     assert backend.get_serialized_multi(["short", "shortest", "ever"]) == [NO_VALUE, NO_VALUE, b"2"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from enum import Enum
 from hashlib import blake2b
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.keys import Identity, Token
+from opero.cache.keys import Identity, Token, freeze
 from opero.errors import ConfigError
+from opero.functions import full_name
 from opero.policies.types import dotted_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["digest", "fingerprint"]
+__all__ = ["digest", "name_in_stores"]
 
 
 def digest(key: Hashable) -> str:
@@ -83,19 +86,33 @@ def _name(value: Any) -> str:
         ) from error
 
 
-def fingerprint(function: Callable[..., Any]) -> str:
-    """What tells local functions and lambdas of one name apart: their code, and the values that they close over.
+def name_in_stores(function: Callable[..., Any]) -> str:
+    """What stands for a function in a store shared between processes: `module.qualname`, and what else tells it apart.
 
-    Empty for a function that its module knows by name.
+    For a local function or a lambda that is its code and the values that it closes over; for a bound method its
+    instance; for a `partial` its arguments; for another callable object the object itself.
+
+    Raises:
+        ConfigError: what tells it apart means something in this process alone.
     """
-    name: str = getattr(function, "__qualname__", "")
+    if isinstance(function, functools.partial):
+        return f"{name_in_stores(function.func)}-{digest(freeze((function.args, function.keywords)))[:12]}"
+    own: str | None = getattr(function, "__qualname__", None)
+    if own is None:
+        return f"{type(function).__module__}.{type(function).__qualname__}-{digest(freeze(function))[:12]}"
+    name = full_name(function)
+    instance = getattr(function, "__self__", None)
+    if instance is not None and not isinstance(instance, type | ModuleType):
+        name = f"{name}-{digest(freeze(instance))[:12]}"
     code: Any = getattr(function, "__code__", None)
-    if code is None or ("<locals>" not in name and "<lambda>" not in name):
-        return ""
-    from opero.cache.keys import freeze
+    if code is not None and ("<locals>" in own or "<lambda>" in own):
+        name = f"{name}-{_fingerprint(function, code)}"
+    return name
 
+
+def _fingerprint(function: Callable[..., Any], code: Any) -> str:
     parts: list[bytes] = [code.co_code, repr(_constants(code)).encode(), repr(code.co_names).encode()]
-    for cell in function.__closure__ or ():
+    for cell in getattr(function, "__closure__", None) or ():
         try:
             parts.append(_spelt(freeze(cell.cell_contents)))
         except Exception:  # noqa: BLE001  # an empty cell, or something that only its type can stand for

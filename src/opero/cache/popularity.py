@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ __all__ = ["Popularity"]
 class Popularity:
     """Counts requests by key; a count is halved after every window.
 
-    Counts are hints: where threads meet, one may be missed.
-
     Args:
         window: seconds.
         most: how many keys to count; those not asked for the longest are forgotten first.
@@ -26,26 +25,22 @@ class Popularity:
         self.window = window
         self.most = most
         self.now = now
+        self._lock = threading.RLock()
         self._counts: OrderedDict[Hashable, list[float]] = OrderedDict()
 
     def count(self, key: Hashable) -> None:
         """Count a request."""
         counts = self._counts
-        held = counts.get(key)
-        if held is None:
-            counts[key] = [1.0, self.now()]
-            while len(counts) > self.most:
-                try:
+        with self._lock:  # comparing keys may run Python code, during which others must not come in
+            held = counts.get(key)
+            if held is None:
+                counts[key] = [1.0, self.now()]
+                while len(counts) > self.most:
                     counts.popitem(last=False)
-                except KeyError:  # another thread has been here
-                    break
-            return
-        self._halve(held)
-        held[0] += 1
-        try:
-            counts.move_to_end(key)
-        except KeyError:  # forgotten just now
-            counts[key] = held
+            else:
+                self._halve(held)
+                held[0] += 1
+                counts.move_to_end(key)
 
     def of(self, key: Hashable) -> float:
         """How often a key has been asked for."""

@@ -19,6 +19,8 @@ __all__ = ["RedisBackend"]
 T = TypeVar("T")
 
 BATCH = 1000
+LONGEST = 1e10
+"""Seconds; redis refuses a time that is much longer, and nobody will miss the value."""
 
 
 class RedisBackend(BytesBackend):
@@ -81,7 +83,7 @@ class RedisBackend(BytesBackend):
 
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
         """Keep bytes, for so many seconds; None: for ever."""
-        self._run(self.client.set, key, value, None, None if seconds is None else _milliseconds(seconds))
+        self._run(self.client.set, key, value, None, _milliseconds(float("inf") if seconds is None else seconds))
 
     def clear_prefix(self, prefix: str) -> int:
         """Delete every key that begins so; how many."""
@@ -137,8 +139,8 @@ class _Mutex:
         return bool(self.lock.locked())
 
 
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+def _milliseconds(seconds: float) -> int | None:
+    return max(1, round(seconds * 1000)) if seconds < LONGEST else None
 
 
 _clients: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import register
-from opero.cache.digest import fingerprint
+from opero.cache.digest import name_in_stores
 from opero.cache.flights import Flight, Flights, leading
 from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
@@ -83,12 +83,12 @@ class CacheExecutor:
     ) -> None:
         self.policy = policy
         self.clock = clock
-        name = full_name(function)
+        # In this process a function is itself; elsewhere only its name can tell it from others.
+        name = full_name(function) if policy.backend == "memory" else name_in_stores(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
         self.retention = Retention(policy, clock, self.key, self.name)
-        mark = "" if policy.backend == "memory" else fingerprint(function)
-        self.region, opened = open_store(policy, clock, f"{name}-{mark}" if mark else name)
+        self.region, opened = open_store(policy, clock, name)
         self.store: Store = opened
         self.is_shared = opened.is_shared
         self.retention.now = opened.now
