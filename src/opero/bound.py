@@ -86,14 +86,15 @@ def dress(binding: Binding, *, mapped: bool) -> Any:
 
 
 def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> Any:
-    cache = binding.cache
-    if cache is None:
-        raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
     from opero.cache import CacheInfo
 
-    if what == "info":
-        return CacheInfo(binding.stats.cache_hits, binding.stats.cache_misses, *cache.extent())
-    return getattr(cache, what)(*args, **kwargs)
+    cache, hits, misses = binding.cache, binding.stats.cache_hits, binding.stats.cache_misses
+    if cache is not None:
+        return CacheInfo(hits, misses, *cache.extent()) if what == "info" else getattr(cache, what)(*args, **kwargs)
+    if binding.policy.cache is None:
+        raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
+    # An operator has switched it off: code that asks it goes on.
+    return {"info": CacheInfo(hits, misses, 0, 0, None), "set": False}.get(what)
 
 
 CACHE_METHODS = ("get", "set", "delete", "clear", "info")

@@ -28,6 +28,9 @@ def is_on() -> bool:
 def plain(policy: Policy) -> Policy:
     """What is left of a policy when opero is switched off: a fallback result still answers."""
     fallback = policy.active("fallback")
-    if fallback is None or not fallback.has_result:
-        return Policy(parallel=policy.parallel)
-    return Policy(fallback=fallback.replace(arg=None), parallel=policy.parallel)
+    answers = fallback is not None and fallback.has_result
+    return Policy(
+        fallback=fallback.replace(arg=None) if answers else None,
+        cache=policy.cache.replace(enabled=False) if policy.cache is not None else None,
+        parallel=policy.parallel,
+    )

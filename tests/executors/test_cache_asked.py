@@ -196,6 +196,19 @@ def test_a_function_without_a_cache_says_how_to_give_it_one() -> None:
         bound.cache_info()
 
 
+@pytest.mark.parametrize("switched_off", ["cache", "opero"])
+def test_a_cache_that_an_operator_switched_off_can_be_asked_still(switched_off: str, monkeypatch: Any) -> None:
+    if switched_off == "opero":
+        monkeypatch.setenv("OPERO_ENABLED", "false")
+    bound = Policy(cache={"enabled": switched_off == "opero", "ttl": 60}).apply(user)
+    bound(1)
+    assert (bound.cache_set({}, 1), bound.cache_get(1), bound.cache_info().size) == (False, None, 0)
+    bound.cache_delete(1)
+    bound.cache_clear()
+    bound(1)
+    assert calls == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("cache", "told"),
     [

@@ -1,0 +1,217 @@
+"""Who waits for whom: computations that ask for each other, callers that leave, and background work that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from opero import Policy
+from opero.testing import VirtualClock
+
+
+def test_threads_whose_computations_ask_for_each_other_do_not_wait_for_ever() -> None:
+    both = threading.Barrier(2, timeout=5)
+
+    def one(depth: int = 0) -> str:
+        if depth == 0:
+            both.wait()
+        return "one" + (cached_other(1) if depth == 0 else "")
+
+    def other(depth: int = 0) -> str:
+        if depth == 0:
+            both.wait()
+        return "other" + (cached_one(1) if depth == 0 else "")
+
+    # The arguments do not count: one() and one(1) are one key.
+    policy = Policy(cache={"key": lambda *args: "same"})
+    cached_one: Any = policy.apply(one)
+    cached_other: Any = policy.apply(other)
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda call=call: results.append(call()), daemon=True)
+        for call in (cached_one, cached_other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert len(results) == 2
+    assert {result[:3] for result in results} == {"one", "oth"}
+
+
+def test_tasks_whose_computations_ask_for_each_other_in_a_ring_do_not_wait_for_ever() -> None:
+    clock, size = VirtualClock(), 4
+
+    async def function(number: int) -> int:
+        await asyncio.sleep(1)  # until all of them are under way
+        running.append(number)
+        return number if len(running) > 2 * size else await bound((number + 1) % size)
+
+    running: list[int] = []
+    bound: Any = Policy(cache=True).apply(function, clock=clock)
+
+    async def main() -> None:
+        async with asyncio.timeout(100):
+            await asyncio.gather(*(bound(number) for number in range(size)))
+
+    clock.run(main())
+    assert bound.binding.cache.flights.under_way == {}
+
+
+def test_when_all_who_wait_have_left_the_computation_ends_and_tidies_up_first() -> None:
+    clock = VirtualClock()
+    ends: list[str] = []
+
+    async def function() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await asyncio.sleep(1)
+            ends.append("tidied")
+
+    bound: Any = Policy(cache=True).apply(function, clock=clock)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(bound()) for _ in range(3)]
+        await asyncio.sleep(1)
+        tasks[0].cancel()
+        await asyncio.sleep(1)
+        assert ends == []
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.sleep(2)
+        assert ends == ["tidied"]
+        alone = asyncio.create_task(bound())
+        await asyncio.sleep(1)
+        alone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await alone
+        assert ends == ["tidied"] * 2
+
+    clock.run(main())
+    assert bound.binding.cache.flights.under_way == {}
+
+
+def test_a_computation_that_cancels_itself_leaves_those_who_wait_to_try_again() -> None:
+    clock = VirtualClock()
+    runs: list[int] = []
+
+    async def function() -> str:
+        runs.append(1)
+        await asyncio.sleep(1)
+        if len(runs) == 1:
+            raise asyncio.CancelledError
+        return "done"
+
+    bound: Any = Policy(cache=True).apply(function, clock=clock)
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(bound() for _ in range(3)), return_exceptions=True)
+
+    results = clock.run(main())
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == ["done"] * 2
+
+
+def test_an_async_function_sees_its_callers_context() -> None:
+    user = contextvars.ContextVar("user", default="nobody")
+
+    async def function(key: int) -> str:
+        return user.get()
+
+    bound: Any = Policy(cache=True).apply(function)
+
+    async def main() -> list[str]:
+        user.set("ada")
+        return [await bound(1), await bound(1)]
+
+    assert asyncio.run(main()) == ["ada", "ada"]
+
+
+def test_a_loop_that_ends_during_a_refresh_leaves_nothing_behind() -> None:
+    clock = VirtualClock()
+    runs: list[int] = []
+
+    async def function() -> int:
+        runs.append(1)
+        await asyncio.sleep(1)
+        return len(runs)
+
+    bound: Any = Policy(cache={"ttl": 10, "stale_ttl": 100}).apply(function, clock=clock)
+    assert clock.run(bound()) == 1
+    clock.advance(11)
+    assert clock.run(bound()) == 1  # the refresh is cancelled with the loop
+    assert bound.binding.cache.flights.under_way == {}
+
+    async def wait() -> int:
+        assert await bound() == 1
+        await asyncio.sleep(2)
+        return int(await bound())
+
+    assert clock.run(wait()) == 3
+
+
+def test_a_hit_and_a_miss_leave_no_cycles_for_the_collector() -> None:
+    def function(key: int) -> int:
+        if key < 0:
+            raise ValueError(key)
+        return key
+
+    async def function_async(key: int) -> int:
+        return function(key)
+
+    bound: Any = Policy(cache=True).apply(function)
+    bound_async: Any = Policy(cache=True).apply(function_async)
+
+    async def main(turns: int) -> None:
+        for key in range(-turns, turns):
+            for call in (bound, bound_async):
+                try:
+                    result = call(key)
+                    _ = await result if call is bound_async else result
+                except ValueError:
+                    pass
+
+    asyncio.run(main(3))
+    with asyncio.Runner() as runner:
+        runner.run(main(3))
+        gc.collect()
+        gc.disable()
+        try:
+            runner.run(main(50))
+            assert gc.collect() < 50
+        finally:
+            gc.enable()
+
+
+def test_more_refreshes_than_there_is_room_for_wait_for_their_next_caller(monkeypatch: Any) -> None:
+    from opero.executors import call as calls
+
+    monkeypatch.setattr(calls, "_room_in_background", threading.BoundedSemaphore(2))
+    clock, gate, runs = VirtualClock(), threading.Event(), []
+
+    def function(key: int) -> int:
+        runs.append(key)
+        if len(runs) > 5:
+            gate.wait(5)
+        return len(runs)
+
+    bound: Any = Policy(cache={"ttl": 10, "stale_ttl": 100}).apply(function, clock=clock)
+    first = [bound(key) for key in range(5)]
+    clock.advance(11)
+    assert [bound(key) for key in range(5)] == first
+    until = time.monotonic() + 5
+    while len(runs) < 7 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert len(runs) == 7
+    assert len(bound.binding.cache.flights.under_way) == 2
+    gate.set()
+    while bound.binding.cache.flights.under_way and time.monotonic() < until:
+        time.sleep(0.001)
+    assert [bound(key) for key in range(2)] != first[:2]
