@@ -19,7 +19,8 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def configure_logging(level: int | str = logging.INFO) -> logging.Logger:
     """Show opero's log records of this level and above: through the application's own handlers, or else on stderr.
 
-    Retries and waits are logged at DEBUG, fallbacks and recoveries at INFO, opened circuits at WARNING.
+    Retries and waits are logged at DEBUG, fallbacks and recoveries at INFO, opened circuits
+    and stores that fail at WARNING.
 
     Args:
         level: a `logging` level or its name. Default INFO.

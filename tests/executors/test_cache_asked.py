@@ -258,6 +258,17 @@ def test_any_dogpile_backend_serves_by_name(backend: str, tmp_path: Path) -> Non
     assert bound.cache_info().size is None
 
 
+@pytest.mark.parametrize(
+    ("mode", "serializer", "warns"), [(0o777, None, True), (0o777, "json", False), (0o755, None, False)]
+)
+def test_pickles_where_anybody_may_write_are_warned_of(
+    tmp_path: Path, caplog: Any, mode: int, serializer: Any, warns: bool
+) -> None:
+    tmp_path.chmod(mode)
+    Policy(cache={"backend": "disk", "cache_dir": tmp_path, "serializer": serializer}).apply(user)
+    assert ("pickles there run their code" in caplog.text) is warns
+
+
 def test_the_null_backend_keeps_nothing() -> None:
     bound = Policy(cache={"backend": "dogpile.cache.null"}).apply(user)
     bound(1)

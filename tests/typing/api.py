@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, assert_type
 
 from opero import (
+    AdaptiveTTL,
     AsyncBound,
     AsyncMapped,
     Bound,
     BulkheadPolicy,
+    CacheInfo,
     CachePolicy,
     CircuitBreakerPolicy,
     Clock,
@@ -24,6 +27,8 @@ from opero import (
     RetryPolicy,
     Stats,
     TimeoutPolicy,
+    clear_cache,
+    on,
     opero,
     opmap,
 )
@@ -51,6 +56,18 @@ def with_policy(url: str) -> int:
     return len(url)
 
 
+@opero(
+    cache_ttl=AdaptiveTTL(hot="2h"),
+    cache_backend="disk",
+    cache_dir=Path("/tmp"),
+    cache_stale_ttl="1h",
+    cache_if=lambda result: result is not None,
+    cache_tags=["urls", "url:{url}"],
+)
+def with_cache(url: str) -> int:
+    return len(url)
+
+
 @opero(retries=5, cache=True, cache_ttl="5m", rate_limit="50/s", timeout=2, arg_fallback="key", retry_on=OSError)
 def with_options(url: str, key: str | list[str] = "k") -> int:
     return len(url)
@@ -72,6 +89,12 @@ assert_type(fetch.map(["/a", "/b"]), list[bytes])
 assert_type(fetch.map(("/a", "/b"), 2.0, verify=False), list[bytes])
 assert_type(fetch.cache_get("/"), bytes | None)
 fetch.cache_delete("/")
+assert_type(fetch.cache_set(b"", "/", verify=False), bool)
+assert_type(fetch.cache_info(), CacheInfo)
+assert_type(fetch.cache_info().size, int | None)
+fetch.cache_clear(tags=["urls"])
+assert_type(clear_cache("opero", tags="urls"), int)
+assert_type(on("cache_unavailable", lambda event: print(event.subject, event.error)), Callable[[], None])
 fetch.cache_clear()
 
 

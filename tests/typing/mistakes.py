@@ -73,6 +73,8 @@ service.get(service, 1)  # type: ignore[call-arg, arg-type]
 Service.build(1)  # type: ignore[arg-type]
 fetch.map([1])  # type: ignore[list-item]
 fetch.cache_delete(1)  # type: ignore[arg-type]
+fetch.cache_set(b"", 1)  # type: ignore[arg-type]
+fetch.cache_clear(tag="urls")  # type: ignore[call-arg]
 
 # Maps over what is no iterable of items
 resize("path", "other")  # type: ignore[arg-type]

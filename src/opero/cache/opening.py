@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sqlite3
+import stat
 import threading
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
 from opero.clock import SYSTEM
 from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.logs import logger
 from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
@@ -127,6 +129,13 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
 
             directory = user_cache_path("opero", appauthor=False)
         directory = Path(directory).expanduser().absolute()
+        if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH and policy.serializer in (None, "pickle"):
+            logger.warning(
+                "%s: anybody on this machine may write to the cache's directory %s, and pickles there run their code; "
+                "use a directory of your own, or serializer 'signed_pickle' or 'json'",
+                name,
+                directory,
+            )
         return f"disk at {directory}", {"directory": directory, "timeout": policy.store_timeout}
     if kind == "redis":
         url = policy.url or settings.redis_url
