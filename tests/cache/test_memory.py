@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 import opero.cache  # registers the backend
 from opero import Policy
 from opero.cache.memory import MemoryBackend
+from opero.executors.call import MISS
 
 assert opero.cache
 
@@ -122,6 +123,16 @@ def test_its_own_records_stay_as_small_as_what_it_holds() -> None:
     assert (len(backend._due), len(backend._tags_of), len(backend._tags["t"])) == (10, 10, 10)
 
 
+def test_whoever_puts_something_in_frees_what_has_expired() -> None:
+    now = 0.0
+    backend = MemoryBackend({"max_size": 10, "clock": lambda: now})
+    backend.put("a", 1, 1.0)
+    backend.put("b", 2, 3.0)
+    now = 2.0
+    backend.put("c", 3)
+    assert (list(backend.values), backend.expirations, backend.evictions) == (["b", "c"], 1, 0)
+
+
 class Result:
     """Something to have a weak reference to."""
 
@@ -170,6 +181,16 @@ class Slow:
         return isinstance(other, Slow) and self.value == other.value
 
 
+def test_only_keys_that_compare_without_python_code_are_looked_for_without_the_lock() -> None:
+    bound: Any = Policy(cache=True).apply(lambda key: key)
+    hit = bound.binding.cache.hit
+    for key, at_once in ((1, True), ("a", True), ((1, [2.0, None]), True), ({"a": True}, True), (Slow(1), False)):
+        bound(key)
+        assert (hit(key) is not MISS) is at_once
+        assert bound(key) is not MISS
+    assert bound.stats.attempts == 5
+
+
 @pytest.mark.parametrize("kind", [int, Slow])
 def test_threads_hammering_a_full_cache_get_the_right_results(kind: Any) -> None:
     bound = Policy(cache={"max_size": 5, "ttl": 60}).apply(lambda key: key)
@@ -183,6 +204,8 @@ def test_threads_hammering_a_full_cache_get_the_right_results(kind: Any) -> None
                 wrong.append(found)
             if turn % 50 == 0:
                 bound.cache_delete(kind(value))
+            if turn % 70 == 0:
+                bound.cache_clear()
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

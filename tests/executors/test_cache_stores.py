@@ -413,6 +413,30 @@ def test_who_waits_for_another_process_does_so_no_longer_than_the_policy_says(re
     slow.communicate()
 
 
+def test_processes_refresh_a_stale_result_once(where: dict[str, Any]) -> None:
+    go_on, runs = threading.Event(), []
+
+    def function() -> int:
+        runs.append(1)
+        if len(runs) > 1:
+            go_on.wait(5)
+        return len(runs)
+
+    # Two bindings share nothing but the store, as two processes do.
+    here, there = (Policy(cache={**where, "ttl": 0.01, "stale_ttl": 60}).apply(function) for _ in range(2))
+    assert here() == 1
+    time.sleep(0.02)
+    assert [here(), there()] == [1, 1]
+    until = time.monotonic() + 5
+    while there.binding.cache.flights.under_way and time.monotonic() < until:  # type: ignore[union-attr]
+        time.sleep(0.002)
+    assert len(runs) == 2
+    go_on.set()
+    while here.cache_get() == 1 and time.monotonic() < until:
+        time.sleep(0.002)
+    assert here.cache_get() == there.cache_get() == 2
+
+
 def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where: dict[str, Any]) -> None:
     computing, go_on = threading.Event(), threading.Event()
     runs: list[str] = []

@@ -115,8 +115,8 @@ class MemoryBackend(CacheBackend):
                 for tag in tags:
                     self._tags.setdefault(tag, set()).add(key)
             while len(self.values) > self.max_size:
-                oldest = next(iter(self.values))
-                gone.append(self._drop(oldest))
+                oldest, value = self.values.popitem(last=False)  # one step: readers may change the order meanwhile
+                gone += (value, self._drop(oldest))
                 self.evictions += 1
         if sooner and self.on_expiring is not None:
             self.on_expiring(expires)
@@ -137,13 +137,13 @@ class MemoryBackend(CacheBackend):
 
     def clear(self) -> None:
         """Forget everything."""
+        gone: list[Any] = []
         with self._lock:
-            gone = self.values.copy()
-            self.values.clear()  # and no new one: readers hold this very dictionary
+            while self.values:  # going through it would fail where readers change the order meanwhile
+                gone.append(self.values.popitem())
             self._expiries.clear()
             for index in (self._due, self._tags, self._tags_of):
                 index.clear()
-        del gone
 
     # With the lock held
 
