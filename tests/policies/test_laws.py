@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 import policies.named
-from opero import CachePolicy, Policy
+from opero import AdaptiveTTL, CachePolicy, Policy
 from opero.policies.policy import KINDS, merge
 from policies.strategies import any_policy, kinds, whole_policies
 
@@ -127,7 +127,7 @@ def test_it_is_frozen(policy: BasePolicy) -> None:
 @laws
 @given(any_policy | whole_policies)
 def test_its_repr_evaluates_back(policy: StrictModel) -> None:
-    names = {each.__name__: each for each in (Policy, *KINDS.values())}
+    names = {each.__name__: each for each in (Policy, AdaptiveTTL, *KINDS.values())}
     assert eval(repr(policy), {**names, "json": json, "policies": policies}) == policy
 
 

@@ -7,7 +7,6 @@ import inspect
 import pickle
 import textwrap
 import typing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +69,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("cache_error_ttl", 9.0, "cache", "error_ttl"),
     ("cache_tags", ("users",), "cache", "tags"),
     ("cache_url", "redis://h", "cache", "url"),
-    ("cache_dir", Path("/tmp"), "cache", "cache_dir"),
+    ("cache_dir", "/tmp", "cache", "cache_dir"),
     ("cache_store_timeout", 9.0, "cache", "store_timeout"),
     ("cache_lock_timeout", 9.0, "cache", "lock_timeout"),
     ("cache_serializer", "json", "cache", "serializer"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -93,13 +92,11 @@ Tags = Annotated[tuple[str, ...], BeforeValidator(_tags, json_schema_input_type=
 
 def _directory(value: Any) -> Any:
     if isinstance(value, str | PathLike) and str(value):
-        return Path(value)
+        return fspath(value)
     raise ValueError(f"{value!r} is no directory")
 
 
-Directory = Annotated[
-    Path, BeforeValidator(_directory, json_schema_input_type=str), PlainSerializer(str, when_used="json")
-]
+Directory = Annotated[str, BeforeValidator(_directory, json_schema_input_type=str)]
 
 
 def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
