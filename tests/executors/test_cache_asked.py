@@ -127,6 +127,30 @@ def test_tags_clear_groups_over_functions_and_leave_the_rest(where: dict[str, An
     assert paged.cache_get(1) == [1, 1]
 
 
+def test_a_group_is_one_over_functions_whoever_clears_it(where: dict[str, Any]) -> None:
+    policy = Policy(cache={**where, "tags": "user:{user_id}"})
+    one, other = policy.apply(user), policy.apply(lambda user_id: [user_id])
+    one(1)
+    other(1)
+    one.cache_clear(tags="user:1")
+    assert one.cache_get(1) is other.cache_get(1) is None
+
+
+class Soon:
+    def __await__(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize("make", [lambda: iter([1]), lambda: (x for x in [1]), lambda: map(str, [1]), Soon])
+def test_what_its_first_caller_uses_up_is_not_kept(where: dict[str, Any], make: Any, caplog: Any) -> None:
+    bound = Policy(cache=where).apply(make)
+    for _ in range(3):
+        result = bound()
+        assert list(result.__await__() if isinstance(result, Soon) else result) in ([1], ["1"])
+    assert bound.stats.attempts == 3
+    assert caplog.text.count("but once; return a list") == 1
+
+
 def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any]) -> None:
     here = Policy(cache=where).apply(user)
     there = Policy(cache={**where, "namespace": where["namespace"] + "2"}).apply(user)

@@ -64,5 +64,5 @@ def clear_cache(namespace: str | None = None, *, tags: str | Collection[str] | N
         place = cache.place
         first = place not in done
         done.add(place)
-        cache.forget_all(names, in_namespace=True, in_store=first)
+        cache.clear_namespace(names, with_store=first)
     return len(reached)

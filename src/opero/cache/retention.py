@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from opero.policies.cache import CachePolicy
 
 __all__ = ["Retention", "copied"]
+
+
+ONCE = (Awaitable, Iterator, AsyncIterator)
+"""Results that their first user uses up."""
 
 
 class Retention:
@@ -96,6 +101,11 @@ class Retention:
     def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
         policy, error = self.policy, outcome.error
         if error is None:
+            if isinstance(outcome.value, ONCE):
+                raise ValueError(
+                    f"a {type(outcome.value).__name__} can be gone through or awaited but once; return a list, or bind "
+                    "the async function itself"
+                )
             if policy.cache_if is not None and not self._asked("cache_if", policy.cache_if, outcome.value):
                 return None
         elif not policy.cache_errors or isinstance(error, RejectedError):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.clearing import register
+from opero.cache.clearing import clear_cache, register
 from opero.cache.digest import name_in_stores
 from opero.cache.flights import Flight, Flights, leading
 from opero.cache.guard import Limited
@@ -20,7 +20,7 @@ from opero.functions import full_name
 from opero.logs import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from opero.cache.entries import Entry
     from opero.cache.memory import MemoryBackend
@@ -84,7 +84,7 @@ class CacheExecutor:
         self.policy = policy
         self.clock = clock
         # In this process a function is itself; elsewhere only its name can tell it from others.
-        name = full_name(function) if policy.backend == "memory" else name_in_stores(function)
+        name = full_name(function) if policy.is_in_memory else name_in_stores(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
         self.retention = Retention(policy, clock, self.key, self.name)
@@ -133,19 +133,25 @@ class CacheExecutor:
         self.flights.forget(key)
         self.store.delete(key)
 
-    def clear(self, *, tags: str | Sequence[str] | None = None) -> None:
-        """Forget every result, or those of some groups, and do not keep those that are being computed."""
-        self.forget_all((tags,) if isinstance(tags, str) else None if tags is None else tuple(tags))
+    def clear(self, *, tags: str | Collection[str] | None = None) -> None:
+        """Forget every result, or those of some groups, and do not keep those that are being computed.
 
-    def forget_all(self, tags: tuple[str, ...] | None, *, in_namespace: bool = False, in_store: bool = True) -> None:
-        """As `clear`; `in_namespace`: in a shared store for all functions; `in_store`: not only what is under way."""
-        self.flights.forget_all(tags)
-        if tags is not None:
-            if in_store:
-                self.store.delete_tagged(tags)
-        elif in_namespace and in_store:
-            self.store.clear_namespace()
+        Groups go beyond a function: those of others in this namespace are forgotten, too.
+        """
+        if tags is None:
+            self.flights.forget_all()
+            self.store.clear()
         else:
+            clear_cache(self.policy.namespace, tags=tags)
+
+    def clear_namespace(self, tags: Collection[str] | None, *, with_store: bool) -> None:
+        """This function's part in `clear_cache`; `with_store`: not only what is under way here."""
+        self.flights.forget_all(tags)
+        if with_store and tags is not None:
+            self.store.delete_tagged(tags)
+        elif with_store:
+            self.store.clear_namespace()
+        elif tags is None:
             self.store.clear()
 
     @property

@@ -183,6 +183,11 @@ class CachePolicy(BasePolicy):
     lock_timeout: PositiveDuration = 60.0
     arguments: Mapping[str, Any] | None = None
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether results stay in this process, in opero's own backend."""
+        return self.backend in ("memory", "opero.memory")
+
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
         def __init__(
