@@ -461,3 +461,32 @@ def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where
         go_on.set()
         thread.join()
         assert here.cache_get("k") is there.cache_get("k") is None
+
+
+def test_a_caller_that_leaves_while_it_takes_the_lock_holds_nobody_up_later(tmp_path: Path, monkeypatch: Any) -> None:
+    from opero.cache.locks import Locks
+
+    async def function(key: int) -> int:
+        return key
+
+    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
+    taking, take = threading.Event(), Locks.take
+
+    def take_slowly(self: Locks, mutex: Any) -> bool:
+        taking.set()
+        time.sleep(0.1)
+        return take(self, mutex)
+
+    async def main() -> None:
+        monkeypatch.setattr(Locks, "take", take_slowly)
+        task = asyncio.create_task(bound(1))
+        await asyncio.to_thread(taking.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.setattr(Locks, "take", take)
+        async with asyncio.timeout(2):
+            assert await bound(1) == 1
+
+    asyncio.run(main())
+    assert bound.stats.attempts == 1

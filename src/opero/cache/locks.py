@@ -6,7 +6,9 @@ import os
 import threading
 import time
 from hashlib import blake2b
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from opero.logs import logger
 
 try:
     import fcntl
@@ -16,7 +18,9 @@ except ImportError:  # pragma: no cover  # Windows
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ARE_THERE", "Locks", "Mutex"]
+    from opero.cache.guard import Guard
+
+__all__ = ["ARE_THERE", "Hold", "Locks", "Mutex"]
 
 ARE_THERE = fcntl is not None
 """Whether this platform has such locks."""
@@ -85,3 +89,42 @@ class Mutex:
 
     def locked(self) -> bool:
         return self.locks.holders.get(self.offset) is self
+
+
+class Hold:
+    """A store's mutex, as a computation holds it. Giving up comes last, even where `take` is under way in a thread.
+
+    Args:
+        mutex: dogpile.cache's: `acquire(wait)` and `release()`.
+        guard: runs what may fail; where the store is down, everybody computes.
+
+    Attributes:
+        is_asked_for: `take` has been called, and so there may be something to give up.
+    """
+
+    def __init__(self, mutex: Any, guard: Guard) -> None:
+        self.mutex = mutex
+        self.guard = guard
+        self.is_asked_for = False
+        self._lock = threading.Lock()
+        self._is_taken = False
+        self._is_over = False
+
+    def take(self) -> bool:
+        """Whether nobody else holds it, so that it is held now."""
+        self.is_asked_for = True
+        with self._lock:
+            if not self._is_over:
+                self._is_taken = bool(self.guard(True, self.mutex.acquire, False))
+            return self._is_taken
+
+    def give_up(self) -> None:
+        """Hold it no more. It may have lapsed, or its store may be down."""
+        with self._lock:
+            self._is_over = True
+            if self._is_taken:
+                self._is_taken = False
+                try:
+                    self.mutex.release()
+                except Exception as error:  # noqa: BLE001  # whatever a store raises
+                    logger.debug("a computation's lock was gone before it ended: %s", error)

@@ -291,7 +291,7 @@ class SharedStore:
     # The rest
 
     def mutex(self, key: Hashable) -> Any | None:
-        return self.guard(None, self.backend.get_mutex, self._key(key)) if self.has_mutex else None
+        return self.backend.get_mutex(self._key(key)) if self.has_mutex else None  # which asks nobody yet
 
     def size(self) -> int | None:
         if self._always:

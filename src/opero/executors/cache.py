@@ -11,13 +11,13 @@ from opero.cache.digest import name_in_stores
 from opero.cache.flights import Flight, Flights, leading
 from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
+from opero.cache.locks import Hold
 from opero.cache.opening import open_store
 from opero.cache.retention import Retention, copied
 from opero.cache.serializers import CannotHoldError
 from opero.cache.stores import MemoryStore
 from opero.executors.call import MISS, AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.functions import full_name
-from opero.logs import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -51,6 +51,22 @@ _opero_stats.cache_hits += 1
 return _opero_entry.value
 """
 """What `hit` does with a key: no layer, no lock."""
+
+
+class Asked:
+    """A call that the cache could not answer at once: what to call, its arguments, and their key and tags."""
+
+    __slots__ = ("args", "call", "key", "kwargs", "layer", "tags")
+
+    def __init__(
+        self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, tags: tuple[str, ...]
+    ) -> None:
+        self.layer = layer
+        self.call = call
+        self.args = args
+        self.kwargs = kwargs
+        self.key = key
+        self.tags = tags
 
 
 class CacheExecutor:
@@ -210,38 +226,25 @@ class CacheExecutor:
 
     # What waits
 
-    async def answer(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> Outcome:
+    async def answer(self, host: Host, asked: Asked) -> Outcome:
         """The result of a call: from the cache, or computed once, whoever asks for it meanwhile."""
+        key, tags = asked.key, asked.tags
         if self.retention.popularity is not None and self.hit is None:
             self.retention.popularity.count(key)  # else `hit` has done so
-        tags = self.retention.tags(args, kwargs)
         entry = await host.offload(self.store.read, key, tags) if self.is_shared else self.store.read(key, tags)
-        if entry is not None:
-            return self._served(host, layer, call, args, kwargs, key, entry)
-        return await self._compute(host, layer, call, args, kwargs, key, tags)
-
-    def _served(
-        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, entry: Entry
-    ) -> Outcome:
-        call.stats.cache_hits += 1
+        if entry is None:
+            return await self._compute(host, asked)
+        asked.call.stats.cache_hits += 1
         if self.refreshes(entry, key):
-            self._refresh(host, layer, type(call)(), args, kwargs, key)
+            self._refresh(host, asked)
         return self.outcome(entry)
 
-    async def _compute(
-        self,
-        host: Host,
-        layer: Layer,
-        call: Call,
-        args: Args,
-        kwargs: Kwargs,
-        key: Hashable,
-        tags: tuple[str, ...],
-    ) -> Outcome:
+    async def _compute(self, host: Host, asked: Asked) -> Outcome:
+        stats = asked.call.stats
         while True:
-            flight, waiter = self.flights.join(key, host, tags)
+            flight, waiter = self.flights.join(asked.key, host, asked.tags)
             if waiter is None:
-                leader = self._lead(host, layer, call, args, kwargs, key, flight)
+                leader = self._lead(host, asked, flight)
                 return await host.apart(leader, flight, lambda: self.flights.leave(flight, waited=False))  # noqa: B023
             try:
                 await waiter.wait(None)
@@ -249,95 +252,73 @@ class CacheExecutor:
                 self.flights.leave(flight, waited=True)
             found = flight.kept  # and not the cache, which may have dropped it already
             if found is not None:
-                call.stats.cache_hits += 1
+                stats.cache_hits += 1
                 return found
             if flight.failed:
-                call.stats.cache_misses += 1
-                return await self._execute(host, layer, call, args, kwargs, key, Flight(tags), None)
+                stats.cache_misses += 1
+                return await self._execute(host, asked, Flight(asked.tags), None)
 
-    async def _lead(
-        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, flight: Flight
-    ) -> Outcome:
+    async def _lead(self, host: Host, asked: Asked, flight: Flight) -> Outcome:
         """Compute a key for all who wait for it, unless it has come meanwhile."""
+        key, stats = asked.key, asked.call.stats
         token = leading.set((*leading.get(), flight))
-        mutex: Any = None
+        hold = self._hold(key)
         try:
             if self.is_shared:
-                entry, mark = await host.offload(self.store.begin, key, flight.tags)
-                if entry is None or self.is_stale(entry):
-                    mutex, entry = await self._exclude(host, key, flight, entry)
+                entry, mark = await host.offload(self.store.begin, key, asked.tags)
+                if hold is not None and (entry is None or self.is_stale(entry)):
+                    entry = await self._exclude(host, asked, hold, entry)
             else:
-                entry, mark = self.store.begin(key, flight.tags)
+                entry, mark = self.store.begin(key, asked.tags)
             if entry is not None and not self.is_stale(entry):
                 flight.kept = self.outcome(entry)
-                call.stats.cache_hits += 1
+                stats.cache_hits += 1
                 return flight.kept
-            call.stats.cache_misses += 1
-            outcome = await self._execute(host, layer, call, args, kwargs, key, flight, mark)
+            stats.cache_misses += 1
+            outcome = await self._execute(host, asked, flight, mark)
             flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
             return outcome
         finally:
             self.flights.land(key, flight)
             with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
                 leading.reset(token)
-            if mutex is not None:
-                await host.offload(self._release, mutex)
+            if hold is not None and hold.is_asked_for:
+                await host.offload(hold.give_up)
 
-    async def _exclude(
-        self, host: Host, key: Hashable, flight: Flight, entry: Entry | None
-    ) -> tuple[Any, Entry | None]:
-        """See to it that no other process computes the key: a mutex to release, or the entry that another has made.
+    def _hold(self, key: Hashable) -> Hold | None:
+        mutex = self.store.mutex(key) if self.is_shared else None
+        return None if mutex is None else Hold(mutex, self.store.guard)  # type: ignore[attr-defined]
 
-        Neither, where another's computation has failed or takes too long: each then computes for itself.
+    async def _exclude(self, host: Host, asked: Asked, hold: Hold, entry: Entry | None) -> Entry | None:
+        """See to it that no other process computes the key, or give the entry that another has made.
+
+        Where another's computation has failed or takes too long, each who waits for it computes for itself.
         """
-        mutex = await host.offload(self.store.mutex, key)
-        if mutex is None:
-            return None, entry
-        if await host.offload(self._acquire, mutex):
-            return mutex, entry
+        if await host.offload(hold.take):
+            return entry
         wait, until = FIRST_LOOK, self.clock.monotonic() + self.policy.lock_timeout
         while self.clock.monotonic() < until:
             await host.sleep(wait)
             wait = min(wait * 1.5, LONGEST_LOOK)
-            entry = await host.offload(self.store.read, key, flight.tags)
+            entry = await host.offload(self.store.read, asked.key, asked.tags)
             if entry is not None and not self.is_stale(entry):
-                return None, entry
-            if await host.offload(self._acquire, mutex):
+                return entry
+            if await host.offload(hold.take):
                 # It has ended between our look and this. If it left nothing, all who wait go on at once.
-                entry = await host.offload(self.store.read, key, flight.tags)
-                await host.offload(self._release, mutex)
-                return None, entry
-        return None, None
+                entry = await host.offload(self.store.read, asked.key, asked.tags)
+                await host.offload(hold.give_up)
+                return entry
+        return None
 
-    def _acquire(self, mutex: Any) -> bool:
-        guard = getattr(self.store, "guard")  # noqa: B009  # shared stores have one
-        return bool(guard(True, mutex.acquire, False))
-
-    def _release(self, mutex: Any) -> None:
-        try:
-            mutex.release()
-        except Exception as error:  # noqa: BLE001  # it has lapsed, or its store is down
-            logger.debug("%s: the lock of a computation was gone before it ended: %s", self.name, error)
-
-    async def _execute(
-        self,
-        host: Host,
-        layer: Layer,
-        call: Call,
-        args: Args,
-        kwargs: Kwargs,
-        key: Hashable,
-        flight: Flight,
-        mark: Mark | None,
-    ) -> Outcome:
-        forgotten = self.flights.forgotten
-        outcome = await host.attempt(layer, call, args, kwargs)
-        if call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+    async def _execute(self, host: Host, asked: Asked, flight: Flight, mark: Mark | None) -> Outcome:
+        key, forgotten = asked.key, self.flights.forgotten
+        outcome = await host.attempt(asked.layer, asked.call, asked.args, asked.kwargs)
+        if asked.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
             return outcome
         if self.flights.is_outdated(key, flight, forgotten):
             flight.kept = outcome  # for those who asked before; the next one computes anew
             return outcome
-        entry = self.retention.entry(key, outcome, flight.tags)
+        entry = self.retention.entry(key, outcome, asked.tags)
         if entry is None:
             return outcome
         if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
@@ -351,29 +332,26 @@ class CacheExecutor:
 
     # In the background
 
-    def _refresh(self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable) -> None:
-        flight = self.flights.start(key, self.retention.tags(args, kwargs))
-        if flight is not None and not host.background(self._refreshed(host, layer, call, args, kwargs, key, flight)):
-            self.flights.land(key, flight)
+    def _refresh(self, host: Host, asked: Asked) -> None:
+        flight = self.flights.start(asked.key, asked.tags)
+        again = Asked(asked.layer, type(asked.call)(), asked.args, asked.kwargs, asked.key, asked.tags)
+        if flight is not None and not host.background(self._refreshed(host, again, flight)):
+            self.flights.land(asked.key, flight)
 
-    async def _refreshed(
-        self, host: Host, layer: Layer, call: Call, args: Args, kwargs: Kwargs, key: Hashable, flight: Flight
-    ) -> None:
+    async def _refreshed(self, host: Host, asked: Asked, flight: Flight) -> None:
         leading.set((*leading.get(), flight))  # a context of its own
-        mutex: Any = None
+        key, hold = asked.key, self._hold(asked.key)
         try:
             mark = None
             if self.is_shared:
-                entry, mark = await host.offload(self.store.begin, key, flight.tags)
+                entry, mark = await host.offload(self.store.begin, key, asked.tags)
                 if entry is not None and entry.refresh_at > self.store.now():
                     return  # another process has done it
-                mutex = await host.offload(self.store.mutex, key)
-                if mutex is not None and not await host.offload(self._acquire, mutex):
-                    mutex = None
+                if hold is not None and not await host.offload(hold.take):
                     return  # another process is at it
-            outcome = await self._execute(host, layer, call, args, kwargs, key, flight, mark)
+            outcome = await self._execute(host, asked, flight, mark)
             flight.failed = True
-            if outcome.error is not None or call.fell_back:
+            if outcome.error is not None or asked.call.fell_back:
                 self._rest(key)
                 self._not_refreshed.report(
                     "a refresh in the background failed, and the old result is served on: "
@@ -384,8 +362,8 @@ class CacheExecutor:
                 self._resting.pop(key, None)
         finally:
             self.flights.land(key, flight)
-            if mutex is not None:
-                await host.offload(self._release, mutex)
+            if hold is not None and hold.is_asked_for:
+                await host.offload(hold.give_up)
 
     def _rest(self, key: Hashable) -> None:
         if len(self._resting) > self.policy.max_size:
@@ -398,8 +376,8 @@ class CacheExecutor:
         host = BlockingHost(self.clock)
 
         def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            key = self.key(args, kwargs)
-            return run_blocking(self.answer(host, layer, call, args, kwargs, key)).get()
+            asked = Asked(layer, call, args, kwargs, self.key(args, kwargs), self.retention.tags(args, kwargs))
+            return run_blocking(self.answer(host, asked)).get()
 
         return cached
 
@@ -407,6 +385,7 @@ class CacheExecutor:
         host = AsyncHost(self.clock)
 
         async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            return (await self.answer(host, layer, call, args, kwargs, self.key(args, kwargs))).get()
+            asked = Asked(layer, call, args, kwargs, self.key(args, kwargs), self.retention.tags(args, kwargs))
+            return (await self.answer(host, asked)).get()
 
         return cached

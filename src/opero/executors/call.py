@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from concurrent.futures import ThreadPoolExecutor
 
-    from opero.cache.flights import Flight
     from opero.clock import Clock
     from opero.stats import Stats
 
@@ -103,6 +102,12 @@ class Waiter(Protocol):
         """Wait to be woken; False if that did not happen in time."""
 
 
+class Shared(Protocol):
+    """What runs for several callers: `cancel` ends it, where it runs in a task of its own."""
+
+    cancel: Callable[[], object] | None
+
+
 class Host(Protocol):
     """What a coroutine that serves both kinds of callers may await."""
 
@@ -114,7 +119,7 @@ class Host(Protocol):
         """The result of a function that may block, such as for a disk or a network: never in an event loop's thread."""
         ...
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
         """Run what others may wait for, too. A cancelled caller leaves it to them, if `is_wanted` says so."""
         ...
 
@@ -143,7 +148,7 @@ class BlockingHost:
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
         return await coroutine
 
     def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
@@ -173,12 +178,12 @@ class AsyncHost:
 
         return await get_running_loop().run_in_executor(helpers(), function, *args)
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], flight: Flight, is_wanted: Callable[[], bool]) -> T:
+    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
         from asyncio import CancelledError, get_running_loop, shield, wait
 
         loop = get_running_loop()
         task = loop.create_task(coroutine)
-        flight.cancel = partial(_cancel, loop, task)
+        shared.cancel = partial(_cancel, loop, task)
         try:
             return await shield(task)
         except CancelledError:
