@@ -113,8 +113,9 @@ class Flights:
         with self._lock:
             flight.callers -= 1
             wanted = flight.callers > 0
-        if not wanted and waited and flight.cancel is not None:
-            flight.cancel()
+            cancel = flight.cancel
+        if not wanted and waited and cancel is not None:
+            cancel()
         return wanted
 
     def land(self, key: Hashable, flight: Flight) -> None:
@@ -122,6 +123,7 @@ class Flights:
         with self._lock:
             if self.under_way.get(key) is flight:
                 del self.under_way[key]
+            flight.cancel = None  # which leads to the task, and so to an exception whose traceback leads here
         for waiter in flight.waiters:
             waiter.wake()
 

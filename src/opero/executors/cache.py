@@ -226,16 +226,12 @@ class CacheExecutor:
 
     # What waits
 
-    async def answer(self, host: Host, asked: Asked) -> Outcome:
-        """The result of a call: from the cache, or computed once, whoever asks for it meanwhile."""
-        key, tags = asked.key, asked.tags
-        if self.retention.popularity is not None and self.hit is None:
-            self.retention.popularity.count(key)  # else `hit` has done so
-        entry = await host.offload(self.store.read, key, tags) if self.is_shared else self.store.read(key, tags)
+    async def answer(self, host: Host, asked: Asked, entry: Entry | None) -> Outcome:
+        """The result of a call whose entry is not there, stale, to be refreshed, or an exception."""
         if entry is None:
             return await self._compute(host, asked)
         asked.call.stats.cache_hits += 1
-        if self.refreshes(entry, key):
+        if self.refreshes(entry, asked.key):
             self._refresh(host, asked)
         return self.outcome(entry)
 
@@ -275,9 +271,7 @@ class CacheExecutor:
                 stats.cache_hits += 1
                 return flight.kept
             stats.cache_misses += 1
-            outcome = await self._execute(host, asked, flight, mark)
-            flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
-            return outcome
+            return await self._execute(host, asked, flight, mark)
         finally:
             self.flights.land(key, flight)
             with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
@@ -313,22 +307,26 @@ class CacheExecutor:
     async def _execute(self, host: Host, asked: Asked, flight: Flight, mark: Mark | None) -> Outcome:
         key, forgotten = asked.key, self.flights.forgotten
         outcome = await host.attempt(asked.layer, asked.call, asked.args, asked.kwargs)
-        if asked.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+        flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
+        try:
+            if asked.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+                return outcome
+            if self.flights.is_outdated(key, flight, forgotten):
+                flight.kept = outcome  # for those who asked before; the next one computes anew
+                return outcome
+            entry = self.retention.entry(key, outcome, asked.tags)
+            if entry is None:
+                return outcome
+            if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
+                flight.kept = outcome
+                if self.flights.is_outdated(key, flight, forgotten):  # just now
+                    if self.is_shared:
+                        await host.offload(self.store.delete, key)
+                    else:
+                        self.store.delete(key)
             return outcome
-        if self.flights.is_outdated(key, flight, forgotten):
-            flight.kept = outcome  # for those who asked before; the next one computes anew
-            return outcome
-        entry = self.retention.entry(key, outcome, asked.tags)
-        if entry is None:
-            return outcome
-        if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
-            flight.kept = outcome
-            if self.flights.is_outdated(key, flight, forgotten):  # just now
-                if self.is_shared:
-                    await host.offload(self.store.delete, key)
-                else:
-                    self.store.delete(key)
-        return outcome
+        finally:
+            del outcome  # an exception's traceback leads back to this frame: leave no cycle for the collector
 
     # In the background
 
@@ -341,6 +339,7 @@ class CacheExecutor:
     async def _refreshed(self, host: Host, asked: Asked, flight: Flight) -> None:
         leading.set((*leading.get(), flight))  # a context of its own
         key, hold = asked.key, self._hold(asked.key)
+        outcome: Outcome | None = None
         try:
             mark = None
             if self.is_shared:
@@ -350,7 +349,6 @@ class CacheExecutor:
                 if hold is not None and not await host.offload(hold.take):
                     return  # another process is at it
             outcome = await self._execute(host, asked, flight, mark)
-            flight.failed = True
             if outcome.error is not None or asked.call.fell_back:
                 self._rest(key)
                 self._not_refreshed.report(
@@ -361,6 +359,7 @@ class CacheExecutor:
             else:
                 self._resting.pop(key, None)
         finally:
+            outcome = None
             self.flights.land(key, flight)
             if hold is not None and hold.is_asked_for:
                 await host.offload(hold.give_up)
@@ -373,19 +372,36 @@ class CacheExecutor:
     # Around the function
 
     def wrap(self, layer: Layer) -> Layer:
-        host = BlockingHost(self.clock)
+        host, read, count = BlockingHost(self.clock), self.store.read, self._count()
 
         def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            asked = Asked(layer, call, args, kwargs, self.key(args, kwargs), self.retention.tags(args, kwargs))
-            return run_blocking(self.answer(host, asked)).get()
+            key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
+            if count is not None:
+                count(key)
+            entry = read(key, tags)
+            if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
+                call.stats.cache_hits += 1
+                return entry.value
+            return run_blocking(self.answer(host, Asked(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
 
     def wrap_async(self, layer: Layer) -> Layer:
-        host = AsyncHost(self.clock)
+        host, read, count, is_shared = AsyncHost(self.clock), self.store.read, self._count(), self.is_shared
 
         async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            asked = Asked(layer, call, args, kwargs, self.key(args, kwargs), self.retention.tags(args, kwargs))
-            return (await self.answer(host, asked)).get()
+            key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
+            if count is not None:
+                count(key)
+            entry = await host.offload(read, key, tags) if is_shared else read(key, tags)
+            if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
+                call.stats.cache_hits += 1
+                return entry.value
+            return (await self.answer(host, Asked(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
+
+    def _count(self) -> Callable[[Hashable], None] | None:
+        """What counts requests where the time to live depends on them; None also where `hit` does."""
+        popularity = self.retention.popularity
+        return None if popularity is None or self.hit is not None else popularity.count
