@@ -6,6 +6,7 @@ import array
 import dataclasses
 import enum
 import gc
+import inspect
 from typing import Any
 
 import pytest
@@ -130,3 +131,55 @@ def test_an_instance_at_the_address_of_a_dead_one_is_another() -> None:
         gc.collect(0)
     assert len(seen) == 100
     assert len(key._tokens) <= 1
+
+
+KINDS = ["plain", "positional only", "keyword only", "*", "**"]
+NAMES = ["a", "type", "key", "map", "int", "self"]
+
+
+@st.composite
+def functions(draw: st.DrawFn) -> Any:
+    """A function of an arbitrary signature, with names that its key's code might stumble over."""
+    parts: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name in draw(st.permutations(NAMES))[: draw(st.integers(0, 5))]:
+        parts[draw(st.sampled_from(KINDS[:3]))].append(name)
+    has_default = False
+    written = []
+    for kind in ("positional only", "plain"):
+        for name in parts[kind]:
+            has_default = has_default or draw(st.booleans())
+            written.append(f"{name}=1" if has_default else name)
+        if kind == "positional only" and written:
+            written.append("/")
+    if draw(st.booleans()):
+        written.append("*rest")
+    elif parts["keyword only"]:
+        written.append("*")
+    written += [f"{name}=2" if draw(st.booleans()) else name for name in parts["keyword only"]]
+    if draw(st.booleans()):
+        written.append("**more")
+    names: dict[str, Any] = {}
+    exec(f"def function({', '.join(written)}): ...", names)
+    return names["function"]
+
+
+SMALL = st.sampled_from([1, 1.0, True, "1", 2, [1], (1,)])
+CALLS = st.tuples(
+    st.lists(SMALL, max_size=4).map(tuple), st.dictionaries(st.sampled_from([*NAMES, "other"]), SMALL, max_size=3)
+)
+
+
+@given(function=functions(), one=CALLS, other=CALLS)
+def test_two_calls_share_a_key_just_where_the_function_gets_the_same(function: Any, one: Any, other: Any) -> None:
+    key, signature = KeyMaker(function, None, is_method=False), inspect.signature(function)
+    bound = []
+    for args, kwargs in (one, other):
+        try:
+            arguments = signature.bind(*args, **kwargs)
+        except TypeError:
+            with pytest.raises(TypeError):
+                key(args, kwargs)
+            return
+        arguments.apply_defaults()
+        bound.append(dict(arguments.arguments))
+    assert (key(*one) == key(*other)) is same(*bound)
