@@ -151,16 +151,31 @@ def test_what_its_first_caller_uses_up_is_not_kept(where: dict[str, Any], make: 
     assert caplog.text.count("but once; return a list") == 1
 
 
-def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any]) -> None:
+@pytest.mark.parametrize("ending", ["2", ":v2", "#x", "%3A"])
+def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any], ending: str) -> None:
     here = Policy(cache=where).apply(user)
-    there = Policy(cache={**where, "namespace": where["namespace"] + "2"}).apply(user)
+    there = Policy(cache={**where, "namespace": where["namespace"] + ending}).apply(user)
     here(1)
     there(1)
     assert clear_cache(where["namespace"]) == 1
     assert (here.cache_get(1), there.cache_get(1)) == (None, {"id": 1, "full": False})
-    assert clear_cache(where["namespace"] + "2") == 1
+    assert clear_cache(where["namespace"] + ending) == 1
     assert there.cache_get(1) is None
     assert clear_cache("no such namespace") == 0
+
+
+def test_a_map_raises_kept_errors_again_and_calls_nothing(where: dict[str, Any]) -> None:
+    def odd(number: int) -> int:
+        calls.append(number)
+        if number % 2:
+            raise ValueError(number)
+        return number
+
+    cache = {**where, "cache_errors": True, "ttl": 60, "serializer": "signed_pickle", "secret": "key"}
+    bound = Policy(cache=cache, parallel={"mode": "thread", "on_error": "return"}).apply(odd)
+    first, second = bound.map([1, 2, 3]), bound.map([1, 2, 3])
+    assert repr(first) == repr(second) == "[ValueError(1), 2, ValueError(3)]"
+    assert sorted(calls) == [1, 2, 3]
 
 
 def test_what_is_being_computed_while_its_group_is_cleared_is_not_kept(where: dict[str, Any]) -> None:

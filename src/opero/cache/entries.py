@@ -35,7 +35,7 @@ class Entry:
         is_error: bool = False,
         tags: tuple[str, ...] = (),
     ) -> None:
-        self.until = refresh_at
+        self.until = NEVER if is_error else refresh_at
         self.value = value
         self.refresh_at = refresh_at
         self.expires = expires

@@ -99,7 +99,7 @@ class MemoryStore:
         usable, tags = entry.usable, entry.tags
         if self.codec is not None:
             entry = Entry(self.codec.encode("", entry), NEVER, entry.expires, usable)
-        elif entry.is_error or not is_plain(key):
+        elif not is_plain(key):
             entry.until = NEVER
         self.backend.put(key, entry, usable, tags)
         return True
@@ -159,8 +159,8 @@ class SharedStore:
     ) -> None:
         self.backend = backend
         self.guard = guard
-        self.namespace = namespace
-        self.prefix = f"{namespace}:{name}:"
+        self.namespace = namespace = namespace.replace("%", "%25").replace(":", "%3A").replace("#", "%23")
+        self.prefix = f"{namespace}:{name}:"  # so one namespace's keys never begin as another's
         self.codec = codec
         self.now = clock.time
         self.keep = keep
