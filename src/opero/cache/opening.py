@@ -52,9 +52,12 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
         ConfigError: there is no such backend, or it cannot be had with these options.
         MissingExtraError: it needs an extra that is not installed.
     """
-    kind = policy.backend.removeprefix("opero.") if policy.backend.startswith("opero.") else policy.backend
+    kind = policy.backend.removeprefix("opero.")
     full_name = f"{policy.namespace}:{name}"
-    settings = CacheSettings.read()
+    # Plain memory needs nothing of the environment, and reading it takes as long as all the rest.
+    settings = (
+        CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
+    )
     codec = _codec(policy, settings, kind, full_name)
     if kind == "memory":
         _refuse_arguments(policy, full_name)
