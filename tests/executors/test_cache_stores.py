@@ -314,6 +314,20 @@ def test_a_map_of_an_async_function_reads_and_writes_off_the_loop(where: dict[st
     assert main_thread not in seen
 
 
+def test_many_workers_of_an_async_map_write_side_by_side(where: dict[str, Any]) -> None:
+    async def function(x: int) -> int:
+        return x
+
+    bound = Policy(cache=where, parallel={"workers": 30}).apply(function)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert asyncio.run(bound.map(range(300))) == list(range(300))  # type: ignore[arg-type]
+    finally:
+        sys.setswitchinterval(interval)
+    assert bound.cache_info().size == 300
+
+
 # One computation across processes
 
 FUNCTION = """

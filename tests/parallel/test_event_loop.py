@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from opero import ConfigError, MapError, opero, opmap
+from opero.parallel.run import Run
 from opero.testing import VirtualClock
 
 
@@ -208,3 +209,16 @@ def test_an_async_generator_function_cannot_be_mapped() -> None:
 
     with pytest.raises(ConfigError, match="items is a generator function"):
         opmap(mode="async")(items)
+
+
+def test_what_another_thread_has_written_meanwhile_is_not_missed() -> None:
+    class Contested(list[Any]):
+        """Was not empty when it was looked at."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    run = object.__new__(Run)
+    run.unwritten = Contested()
+    run._write_rest()
+    assert run.unwritten == []

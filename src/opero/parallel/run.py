@@ -315,7 +315,11 @@ class Run:
     def _write_rest(self) -> None:
         """Write what has come since; never in an event loop's thread."""
         while self.unwritten:
-            self._write(*self.unwritten.pop())
+            try:
+                waiting = self.unwritten.pop()
+            except IndexError:  # another thread has taken it
+                return
+            self._write(*waiting)
 
     def _answer(self, index: int, outcome: Outcome) -> None:
         """An item that needs no call of its own."""
