@@ -16,6 +16,7 @@ from opero import (
     CallTimeoutError,
     CircuitOpenError,
     ConfigError,
+    Failure,
     MapError,
     MissingExtraError,
     OperoError,
@@ -24,10 +25,19 @@ from opero import (
     RejectedError,
     ResultRejectedError,
     UnknownOptionError,
+    WorkerDiedError,
     errors,
 )
 
 FIRST, SECOND = ValueError("first"), OSError(5, "second")
+
+
+def failed(exceptions: dict[int, Exception]) -> list[Failure]:
+    return [Failure(index, f"item {index}", exception) for index, exception in exceptions.items()]
+
+
+def by_index(error: MapError) -> dict[int, Exception]:
+    return {failure.index: failure.exception for failure in error.failures}
 
 
 def examples() -> list[OperoError]:
@@ -40,7 +50,8 @@ def examples() -> list[OperoError]:
         CircuitOpenError("open", retry_in=2.0),
         RateLimitExceededError("too many", retry_in=0.1),
         BulkheadFullError("full"),
-        MapError("items failed", {0: "a", 3: "b"}, {1: FIRST, 2: SECOND}),
+        MapError("items failed", {0: "a", 3: "b"}, failed({1: FIRST, 2: SECOND})),
+        WorkerDiedError("it died", times=2),
         ConfigError("wrong"),
         MissingExtraError("pip install it"),
         PolicyNotFoundError("no profile 'x'", name="x"),
@@ -130,14 +141,23 @@ def test_its_message_is_what_is_shown() -> None:
 def test_the_last_attempt_is_the_cause_and_the_first_failed_item_too() -> None:
     assert AllFailedError("all failed", [FIRST, SECOND]).__cause__ is SECOND
     assert CallTimeoutError("late", errors=[FIRST, SECOND]).__cause__ is SECOND
-    assert MapError("failed", {}, {4: FIRST, 9: SECOND}).__cause__ is FIRST
+    assert MapError("failed", {}, failed({4: FIRST, 9: SECOND})).__cause__ is FIRST
 
 
 def test_nothing_failed_is_no_error() -> None:
     with pytest.raises(ValueError, match="non-empty"):
         AllFailedError("all failed", [])
-    with pytest.raises(ValueError, match="non-empty"):
-        MapError("failed", {0: 1}, {})
+
+
+def test_a_map_may_end_without_a_failed_item() -> None:
+    error = MapError("interrupted", {0: 1}, [])
+    assert error.failures == ()
+    assert [str(each) for each in error.exceptions] == ["interrupted"]
+
+
+def test_what_failed_is_not_tried_again_where_the_function_is_not_at_hand() -> None:
+    with pytest.raises(OperoError, match=r"retry_failed.*map the items of its failures again"):
+        MapError("failed", {}, failed({4: FIRST})).retry_failed()
 
 
 # Groups
@@ -177,7 +197,7 @@ def test_the_errors_that_a_group_holds_are_all_its_attempts() -> None:
 
 
 def test_except_star_sees_every_failed_item_with_its_index() -> None:
-    error = MapError("failed", {0: "a"}, {1: FIRST, 2: SECOND, 5: OSError("third")})
+    error = MapError("failed", {0: "a"}, failed({1: FIRST, 2: SECOND, 5: OSError("third")}))
     groups: list[Any] = []
     try:
         raise error
@@ -186,21 +206,21 @@ def test_except_star_sees_every_failed_item_with_its_index() -> None:
     except* ValueError as group:
         groups.append(group)
     assert [type(group) for group in groups] == [MapError, MapError]
-    assert groups[0].failures == {2: SECOND, 5: error.failures[5]}
+    assert by_index(groups[0]) == {2: SECOND, 5: by_index(error)[5]}
     assert groups[0].results == {0: "a"}
-    assert groups[1].failures == {1: FIRST}
+    assert by_index(groups[1]) == {1: FIRST}
 
 
 def test_failed_items_keep_their_indices_when_a_group_among_them_is_split() -> None:
     attempts = AllFailedError("all failed", [FIRST, SECOND])
-    error = MapError("failed", {0: "a"}, {7: attempts, 9: KeyError("k")})
+    error = MapError("failed", {0: "a"}, failed({7: attempts, 9: KeyError("k")}))
     matching, rest = error.split(OSError)
     assert isinstance(matching, MapError)
     assert isinstance(rest, MapError)
-    assert list(matching.failures) == [7]
-    assert matching.failures[7].exceptions == (SECOND,)  # type: ignore[attr-defined]
-    assert list(rest.failures) == [7, 9]
-    assert rest.failures[7].exceptions == (FIRST,)  # type: ignore[attr-defined]
+    assert list(by_index(matching)) == [7]
+    assert by_index(matching)[7].exceptions == (SECOND,)  # type: ignore[attr-defined]
+    assert list(by_index(rest)) == [7, 9]
+    assert by_index(rest)[7].exceptions == (FIRST,)  # type: ignore[attr-defined]
 
 
 def test_failures_that_compare_equal_keep_their_own_indices() -> None:
@@ -211,18 +231,18 @@ def test_failures_that_compare_equal_keep_their_own_indices() -> None:
         __hash__ = Exception.__hash__
 
     one, two = EqualError("one"), EqualError("two")
-    error = MapError("failed", {}, {3: one, 8: two, 9: FIRST})
+    error = MapError("failed", {}, failed({3: one, 8: two, 9: FIRST}))
     group = error.subgroup(lambda each: each is two)
     assert isinstance(group, MapError)
-    assert group.failures == {8: two}
-    assert group.failures[8] is two
+    assert list(by_index(group)) == [8]
+    assert by_index(group)[8] is two
 
 
 def test_one_exception_that_failed_two_items_stands_for_both() -> None:
-    error = MapError("failed", {}, {3: FIRST, 8: FIRST, 9: SECOND})
+    error = MapError("failed", {}, failed({3: FIRST, 8: FIRST, 9: SECOND}))
     group = error.subgroup(ValueError)
     assert isinstance(group, MapError)
-    assert group.failures == {3: FIRST, 8: FIRST}
+    assert by_index(group) == {3: FIRST, 8: FIRST}
 
 
 def test_an_exception_of_the_system_is_refused() -> None:

@@ -25,6 +25,8 @@ HEAVY = [
 
 def loaded_by(code: str) -> set[str]:
     """The top-level packages that a fresh interpreter has loaded after this code."""
+    # tenacity loads tornado wherever that is installed (dask brings it to the test environment), and so asyncio.
+    code = f"import sys; sys.modules['tornado'] = None\n{code}"
     code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout))

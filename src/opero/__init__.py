@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opero.errors import CallTimeoutError as CallTimeoutError
     from opero.errors import CircuitOpenError as CircuitOpenError
     from opero.errors import ConfigError as ConfigError
+    from opero.errors import Failure as Failure
     from opero.errors import MapError as MapError
     from opero.errors import MissingExtraError as MissingExtraError
     from opero.errors import OperoError as OperoError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
     from opero.errors import UnknownOptionError as UnknownOptionError
+    from opero.errors import WorkerDiedError as WorkerDiedError
     from opero.events import Event as Event
     from opero.events import on as on
     from opero.logs import configure_logging as configure_logging
@@ -60,6 +62,7 @@ _MODULES = {
         "CallTimeoutError",
         "CircuitOpenError",
         "ConfigError",
+        "Failure",
         "MapError",
         "MissingExtraError",
         "OperoError",
@@ -68,6 +71,7 @@ _MODULES = {
         "RejectedError",
         "ResultRejectedError",
         "UnknownOptionError",
+        "WorkerDiedError",
     ),
     "events": ("Event", "on"),
     "logs": ("configure_logging",),

@@ -8,6 +8,7 @@
     │   ├── CircuitOpenError        the circuit breaker is open
     │   ├── RateLimitExceededError  no permit within `max_wait`
     │   └── BulkheadFullError       no free place within `max_wait`
+    ├── WorkerDiedError         a worker process died of an item
     ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
     └── ConfigError             a policy, file or variable is wrong  (also a ValueError)
         ├── MissingExtraError       an extra is not installed        (also an ImportError)
@@ -20,10 +21,10 @@ All of them pickle, so they cross process boundaries whole.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "AllFailedError",
@@ -31,6 +32,7 @@ __all__ = [
     "CallTimeoutError",
     "CircuitOpenError",
     "ConfigError",
+    "Failure",
     "MapError",
     "MissingExtraError",
     "OperoError",
@@ -39,6 +41,7 @@ __all__ = [
     "RejectedError",
     "ResultRejectedError",
     "UnknownOptionError",
+    "WorkerDiedError",
     "nearest",
 ]
 
@@ -167,42 +170,100 @@ class BulkheadFullError(RejectedError):
     """As many calls as `max_concurrent` allows are running, and none ended within `max_wait`."""
 
 
-class MapError(OperoError, ExceptionGroup[Exception]):
-    """Items of a parallel map failed. Nothing is lost: it carries what succeeded too.
+class Failure(NamedTuple):
+    """An item that failed.
 
     Attributes:
-        results: index → result, of the items that succeeded.
-        failures: index → exception, of the items that failed. The first is also the `__cause__`.
+        index: its number in the source.
+        item: the item itself.
+        exception: what it failed with.
+    """
+
+    index: int
+    item: Any
+    exception: Exception
+
+
+class MapError(OperoError, ExceptionGroup[Exception]):
+    """Items of a parallel map failed, or it ended before all were done. Nothing is lost: it carries what succeeded too.
+
+    Attributes:
+        results: index → result, of the items that succeeded. Those that a stream has handed out are not among them.
+        failures: a `Failure` (index, item, exception) for each item that failed. The first exception is also the
+            `__cause__`.
     """
 
     results: dict[int, Any]
-    failures: dict[int, Exception]
+    failures: tuple[Failure, ...]
 
-    def __new__(cls, message: str, results: dict[int, Any], failures: dict[int, Exception]) -> Self:
-        error = super().__new__(cls, message, list(failures.values()))
+    _retry: Callable[[], Any] | None = None
+
+    def __new__(
+        cls,
+        message: str,
+        results: dict[int, Any],
+        failures: Sequence[Failure],
+        *,
+        retry: Callable[[], Any] | None = None,
+    ) -> Self:
+        # A group cannot be empty; a map that was interrupted has perhaps no failed item.
+        error = super().__new__(cls, message, [each.exception for each in failures] or [OperoError(message)])
         error.results = results
-        error.failures = failures
-        error.__cause__ = next(iter(failures.values()))
+        error.failures = tuple(failures)
+        error._retry = retry
+        if failures:
+            error.__cause__ = failures[0].exception
         return error
 
-    def __init__(self, message: str, results: dict[int, Any], failures: dict[int, Exception]) -> None:
-        # ExceptionGroup takes two arguments; ours keeps the indices too.
-        super().__init__(message, list(failures.values()))
+    def __init__(self, message: str, results: dict[int, Any], failures: Sequence[Failure], **_: Any) -> None:
+        # ExceptionGroup takes two arguments; ours keeps the rest too.
+        super().__init__(message, self.exceptions)
+
+    def retry_failed(self) -> Any:
+        """Run the items that failed, and those that were not begun, once more.
+
+        Returns:
+            All results as the map would have returned them, those of `results` included; of an async function's map
+            something to await.
+
+        Raises:
+            MapError: items failed again; it carries all that is done by now.
+            OperoError: this error has come from another process, where the function is no more at hand.
+        """
+        if self._retry is None:
+            raise OperoError(
+                "retry_failed: the map that this error tells of was run elsewhere (the error has been pickled or "
+                "split); map the items of its failures again instead"
+            )
+        return self._retry()
 
     def derive(self, errors: Sequence[Exception], /) -> MapError:  # type: ignore[override]
-        indices: dict[int, list[int]] = {}
-        for index, failure in self.failures.items():
-            indices.setdefault(id(failure), []).append(index)
-        kept: dict[int, Exception] = {}
-        for error in errors:
-            own = indices.get(id(error), ())
-            if not own and isinstance(error, BaseExceptionGroup):  # a part of a group that was an item's failure
-                own = [index for index, failure in self.failures.items() if _leaves(error) <= _leaves(failure)]
-            kept |= dict.fromkeys(own, error)
-        return MapError(self.message, self.results, dict(sorted(kept.items())) or dict(enumerate(errors)))
+        kept = []
+        for failure in self.failures:
+            for error in errors:
+                # The error itself, or a part of a group that was an item's failure.
+                if error is failure.exception or (
+                    isinstance(error, BaseExceptionGroup) and _leaves(error) <= _leaves(failure.exception)
+                ):
+                    kept.append(failure._replace(exception=error))
+                    break
+        return MapError(self.message, self.results, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), (self.message, self.results, self.failures), dict(self.__dict__))
+        state = {name: value for name, value in self.__dict__.items() if name != "_retry"}
+        return _rebuild, (type(self), (self.message, self.results, self.failures), state)
+
+
+class WorkerDiedError(OperoError):
+    """A map's worker process was killed, or ended itself, while it ran this item (or this batch).
+
+    Attributes:
+        times: how many processes died of it; `worker_retries` says how many may.
+    """
+
+    def __init__(self, message: str, *, times: int = 1) -> None:
+        super().__init__(message)
+        self.times = times
 
 
 class ConfigError(OperoError, ValueError):

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def no_process_is_left() -> Iterator[None]:
     """At the end of a module its pools end, and no worker process stays behind."""
     yield
-    for pool in list(processes._pools.values()):
-        pool.shutdown(wait=True, kill_workers=True)
-    processes._pools.clear()
+    processes.end_all()
     until = time.monotonic() + 5
     while (left := workers()) and time.monotonic() < until:
         time.sleep(0.02)

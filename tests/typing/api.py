@@ -18,6 +18,7 @@ from opero import (
     CircuitBreakerPolicy,
     Clock,
     FallbackPolicy,
+    Failure,
     MapError,
     Mapped,
     ParallelPolicy,
@@ -269,7 +270,8 @@ try:
     resize(["a"])
 except MapError as caught:
     assert_type(caught.results, dict[int, Any])
-    assert_type(caught.failures, dict[int, Exception])
+    assert_type(caught.failures, tuple[Failure, ...])
+    assert_type(caught.failures[0].exception, Exception)
 
 
 async def uses_async_maps() -> None:

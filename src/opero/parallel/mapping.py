@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
-from opero.parallel.run import Run
 from opero.policies.parallel import ParallelPolicy
 
 if TYPE_CHECKING:
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
     from opero.binding import Binding
     from opero.layers import Chain
+    from opero.parallel.run import Run
 
 __all__ = ["Mapper"]
 
@@ -36,16 +36,26 @@ class Mapper:
         """The function of many items: `(items, ...) -> list`; for async functions to be awaited."""
 
         def mapped(*args: Any, **kwargs: Any) -> list[Any]:
-            return Run(self, args, kwargs).run()
+            return self.run(args, kwargs).run()
 
         async def mapped_async(*args: Any, **kwargs: Any) -> list[Any]:
-            return await Run(self, args, kwargs).run_async()
+            return await self.run(args, kwargs).run_async()
 
         return mapped_async if self.binding.kind == "async" else mapped
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
-        """Not implemented yet: results as they come."""
-        raise NotImplementedError(f"{self.binding.name}: stream is not implemented yet; use map, which returns a list")
+        """Results as they come: an iterator, or of an async function an async iterator.
+
+        No more items are read ahead of the reader than `window` says.
+        """
+        run = self.run(args, kwargs)
+        return run.stream_async() if self.binding.kind == "async" else run.stream()
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+        """A run over the items among these arguments."""
+        from opero.parallel.run import Run
+
+        return Run(self, args, kwargs)
 
     def check(self) -> None:
         """Check now what a map would run into: `@opmap` does so when it decorates.

@@ -1,218 +1,419 @@
-"""Items in worker processes: joblib's loky pool, kept between maps.
+"""Items in worker processes: joblib's loky, one pool a process, kept between maps.
 
-A worker gets the function as (module, qualified name) and unwraps it there; by value only where that name does not lead
-back to it, as for locals and `__main__`. Retry, timeout and fallback run beside the function, in the worker.
+A process of its own pool can die, or be killed, without the others. A worker gets the function as (module, qualified
+name) and unwraps it there; by value only where that name does not lead back to it, as for locals and `__main__`.
 """
 
 from __future__ import annotations
 
-import importlib
-import pickle
-import sys
+import atexit
+import itertools
+import os
+import re
+import tempfile
 import threading
-import traceback
-from dataclasses import dataclass
+import time
+from collections import deque
+from concurrent.futures import BrokenExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from joblib.externals.loky import ProcessPoolExecutor
 
-from opero.binding import Binding
-from opero.calling import calling
-from opero.errors import ConfigError
-from opero.executors.call import Outcome
-from opero.parallel.window import Chunk, run_chunk, run_window
+from opero.errors import CallTimeoutError, ConfigError, WorkerDiedError
+from opero.logs import logger
+from opero.parallel.blocks import Report
+from opero.parallel.wire import dumps, loads, pickled
+from opero.parallel.work import BEGUN, POSITION, STOP
+from opero.parallel.worker import CHUNK, CONTROL_BYTES, open_control, run_chunk
+from opero.parallel.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Future
 
-    from opero.policies.policy import Policy
+    from opero.parallel.blocks import Chunk
+    from opero.parallel.inbox import Inbox
+    from opero.parallel.worker import Setup
+    from opero.stats import Stats
 
-__all__ = ["Rest", "map_in_processes"]
+__all__ = ["ProcessWorkers", "end_all"]
 
 IDLE_SECONDS = 60
+LARGE = 1 << 16
+"""Bytes of a setup, from which on it is sent once, by way of a file, and not with every chunk."""
+LONG_CHUNK = 0.05
+"""Seconds: a chunk that takes longer has none waiting behind it."""
+LAST_ITEM = 0.05
+"""Seconds that a worker has to come to the end of its item when nobody waits for it; then it is killed."""
+GRACE, GRACE_SHARE = 0.5, 0.5
+"""Seconds, and part of the timeout, that an attempt gets beyond its timeout before its worker is killed."""
+LOOK = 0.1
+"""Seconds between looks at attempts that have a timeout."""
 
-_pools: dict[int, Any] = {}
 _lock = threading.Lock()
+_idle: list[Process] = []
+_busy: set[Process] = set()
+_folder: tempfile.TemporaryDirectory[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """The arguments around the one that takes the item."""
+def _files() -> Path:
+    """The folder of this process's control files."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
+    return Path(_folder.name)
 
-    before: tuple[Any, ...]
-    after: tuple[Any, ...]
-    kwargs: dict[str, Any]
+
+class Process:
+    """A worker process: it begins when something is first sent, and after a minute without anything it ends."""
+
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.executor: Any = ProcessPoolExecutor(1, timeout=IDLE_SECONDS)
+        path = _files() / f"control-{next(self.numbers)}"
+        path.write_bytes(bytes(CONTROL_BYTES))
+        self.path = str(path)
+        self.control = open_control(self.path)
+        self.under_way: deque[Sent] = deque()
+        self.reserved = False
+        self.end: str | None = None
+        self.futures: set[Future[bytes]] = set()
+
+    @property
+    def is_usable(self) -> bool:
+        flags = self.executor._flags
+        return self.end is None and not flags.broken and not flags.shutdown
+
+    def kill(self, reason: str) -> None:
+        """End it at once."""
+        self.end = reason
+        self.executor.shutdown(wait=False, kill_workers=True)
+
+    def pids(self) -> list[int]:
+        return list(self.executor._processes or ())
 
 
-def map_in_processes(
-    binding: Binding,
-    policy: Policy,
-    rest: Rest,
-    items: Sequence[Any],
-    workers: int,
-    *,
-    argument: Callable[[Any], Any],
-    keep_going: bool,
-) -> Iterator[tuple[int, Outcome]]:
-    """The outcome of the function for every item with its index, as they come.
+class Sent:
+    """A chunk on its way: what of it was sent, to which process, under which number."""
+
+    __slots__ = ("chunk", "future", "number", "positions", "process")
+    numbers = itertools.count(1)
+
+    def __init__(self, chunk: Chunk, process: Process, positions: list[int] | None) -> None:
+        self.chunk = chunk
+        self.process = process
+        self.positions = positions
+        self.number = next(self.numbers)
+        self.future: Future[bytes]
+
+
+def _take_process(at_least_one: bool, most: int) -> Process | None:
+    """A process for a map alone: an idle one, or a new one if there are not too many already."""
+    with _lock:
+        while _idle:
+            process = _idle.pop()
+            if process.is_usable:
+                process.control[STOP] = 0
+                _busy.add(process)
+                return process
+        if not at_least_one and len(_busy) >= most:
+            return None
+    process = Process()
+    with _lock:
+        _busy.add(process)
+    return process
+
+
+def _give_back(process: Process) -> None:
+    with _lock:
+        _busy.discard(process)
+        if process.is_usable:
+            _idle.append(process)
+
+
+def end_all() -> None:
+    """End all worker processes: idle ones, and those of maps that nobody reads to their end."""
+    with _lock:
+        processes = [*_idle, *_busy]
+        _idle.clear()
+        _busy.clear()
+    for process in processes:
+        process.kill("the program has ended")
+
+
+def _forget() -> None:
+    """In a forked child: its parent's workers are not its own."""
+    global _folder
+    _idle.clear()
+    _busy.clear()
+    _folder = None
+
+
+# Before loky itself waits at exit for what runs.
+getattr(threading, "_register_atexit", atexit.register)(end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+class ProcessWorkers(Workers):
+    """Worker processes, each of which has at most a chunk that runs and one that waits.
 
     Args:
-        binding: the function; what its workers count is added to its counts.
-        policy: what runs around the function in the worker.
-        rest: the arguments that all calls have in common. They are sent pickled once, and each worker keeps them.
-        items: what to work on.
-        workers: processes.
-        argument: what the call for an item gets.
-        keep_going: go on after a failed item.
+        setup: what to do with a chunk.
+        name: the function's, for messages.
+        count: the most processes.
+        inbox: where the reports go.
+        stats: what the workers count is added here.
+        retries: how often an item that may have killed its worker is tried again.
 
     Raises:
         ConfigError: the function or its arguments do not pickle; nothing has been sent then.
     """
-    _pickled((reference := _reference(binding.function), policy), f"{binding.name} or its policy")
-    task = _pickled((reference, policy, rest, keep_going), f"the arguments of {binding.name}")
-    if items:
-        _pickled(argument(items[0]), f"the arguments of {binding.name}")
 
-    def pool() -> Executor:
-        with _lock:
-            held = _pools.get(workers)
-            if held is None or held._flags.broken or held._flags.shutdown:
-                held = _pools[workers] = ProcessPoolExecutor(workers, timeout=IDLE_SECONDS)
-            return held  # type: ignore[no-any-return]
+    def __init__(
+        self, setup: Setup, name: str, count: int, inbox: Inbox, stats: Stats, *, first: list[Any], retries: int = 1
+    ) -> None:
+        self.concurrency = setup.concurrency
+        self._name = name
+        self._count = count
+        self._inbox = inbox
+        self._stats = stats
+        self._retries = retries
+        self._processes: list[Process] = []
+        self._waiting: deque[Chunk] = deque()
+        self._is_stopped = False
+        self._chunk_seconds = 0.0
+        self._sent: dict[Chunk, Sent] = {}
+        timeout = setup.policy.active("timeout")
+        self._limit = None if timeout is None else timeout.attempt or timeout.total
+        self._scope = "attempt" if timeout is not None and timeout.attempt else "total"
+        self.patience = None if self._limit is None else LOOK
+        pickled(setup.reference, name)
+        pickled(setup.policy, f"the policy of {name}")
+        pickled({**dict(enumerate((*setup.rest.before, *setup.rest.after))), **(setup.rest.kwargs or {})}, f"the arguments of {name}")
+        if first:
+            pickled(first[0], f"the first item of {name}")
+        self._batch_size = setup.batch_size or 1
+        self._setup: bytes | str = cloudpickle.dumps(setup)
+        if len(self._setup) > LARGE:
+            path = _files() / f"setup-{next(Process.numbers)}"
+            path.write_bytes(self._setup)  # type: ignore[arg-type]
+            self._setup = str(path)
 
-    def submit(executor: Executor, chunk: Chunk) -> Future[bytes]:
-        calls: list[Any] = [argument(item) for item in chunk]
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self._count * (1 if self._chunk_seconds > LONG_CHUNK else 2)
+
+    # Sending
+
+    def submit(self, chunk: Chunk) -> None:
+        self._waiting.append(chunk)
+        self._send()
+
+    def _send(self) -> None:
+        while self._waiting and not self._is_stopped:
+            process = self._free_process(alone=bool(self._waiting[0].suspect))
+            if process is None:
+                return
+            self._send_to(process, self._waiting.popleft())
+        while self._waiting:  # stopped
+            self._inbox.put((self._waiting.popleft(), Report([])))
+
+    def _free_process(self, *, alone: bool) -> Process | None:
+        """The process with least to do; `alone`: with nothing."""
+        usable = []
+        for process in list(self._processes):
+            if process.is_usable:
+                usable.append(process)
+            elif not process.under_way:
+                self._drop(process)
+        best = min(usable, key=lambda each: len(each.under_way), default=None)
+        if (best is None or best.under_way) and len(usable) < self._count:
+            best = _take_process(not usable, max(self._count, os.cpu_count() or 1)) or best
+            if best is not None and best not in self._processes:
+                self._processes.append(best)
+        if best is None or best.reserved or len(best.under_way) >= (1 if alone else 2):
+            return None
+        return best
+
+    def _drop(self, process: Process) -> None:
+        self._processes.remove(process)
+        _give_back(process)
+
+    def _send_to(self, process: Process, chunk: Chunk) -> None:
+        positions = None
         try:
-            payload = cloudpickle.dumps(calls)
+            payload = dumps(chunk.items)
         except Exception:  # noqa: BLE001  # one of them does not pickle: it alone fails
-            payload = cloudpickle.dumps([_Unsendable.unless_sendable(call, binding.name) for call in calls])
-        return executor.submit(_work, task, payload)
-
-    def unpack(result: bytes) -> tuple[list[Outcome], float]:
-        outcomes, seconds, counts = pickle.loads(result)  # from our own worker
-        binding.stats.add(counts)
-        return outcomes, seconds
-
-    try:
-        yield from run_window(pool, submit, items, workers, keep_going=keep_going, unpack=unpack)
-    except BaseException as error:
-        if not isinstance(error, Exception):  # Ctrl-C, or nobody reads on: nobody waits for what still runs
-            _end_pool(workers)
-        raise
-
-
-def _end_pool(workers: int) -> None:
-    """Kill the workers of a pool. Other maps that use it go on with a new one."""
-    with _lock:
-        held = _pools.pop(workers, None)
-    if held is not None:
-        held.shutdown(wait=False, kill_workers=True)
-
-
-def _pickled(value: Any, what: str) -> bytes:
-    try:
-        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise ConfigError(
-            f"{what} cannot be sent to a worker process: {error}; use mode='thread' or make it picklable"
-        ) from error
-
-
-class _Unsendable:
-    """Stands for the arguments of a call that do not pickle."""
-
-    def __init__(self, message: str) -> None:
-        self.message = message
-
-    @classmethod
-    def unless_sendable(cls, call: Any, name: str) -> Any:
-        """The call, or what stands for it."""
+            positions, payload = self._without_unsendable(chunk)
+            if not positions:
+                return
+        sent = Sent(chunk, process, positions)
+        self._sent[chunk] = sent
+        process.under_way.append(sent)
+        process.reserved = bool(chunk.suspect)
         try:
-            _pickled(call, f"the arguments of {name}")
-        except ConfigError as error:
-            return cls(str(error))
-        return call
+            sent.future = process.executor.submit(
+                run_chunk, self._setup, payload, keep_going=chunk.keep_going, control=process.path, number=sent.number
+            )
+        except BrokenExecutor:  # it died since it was looked at
+            process.end = "it died while it was idle"
+            self._send_later(sent)
+            return
+        process.futures.add(sent.future)
+        sent.future.add_done_callback(lambda _: self._inbox.put((chunk, sent)))
 
+    def _send_later(self, sent: Sent) -> None:
+        sent.process.under_way.remove(sent)
+        del self._sent[sent.chunk]
+        self._waiting.appendleft(sent.chunk)
+        self._drop(sent.process)
 
-def _faithful(error: Exception) -> Exception:
-    """An exception that arrives as itself in another process, its traceback as a note; or one that says as much."""
-    error.add_note("".join(["In the worker process:\n", *traceback.format_exception(error)]).rstrip())
-    try:
-        copy = pickle.loads(cloudpickle.dumps(error))
-        if type(copy) is type(error):
-            return error
-    except Exception:  # noqa: BLE001  # its constructor takes other arguments, or it holds what does not pickle
-        pass
-    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
-    stand_in.__notes__ = list(error.__notes__)
-    return stand_in
+    def _without_unsendable(self, chunk: Chunk) -> tuple[list[int], bytes]:
+        """The positions of the items that pickle, and these pickled; the others are reported as failed."""
+        good, bad, errors = [], [], []
+        for position, item in enumerate(chunk.items):
+            try:
+                pickled(item, f"item {chunk.index(position)} of {self._name}")
+                good.append(position)
+            except ConfigError as error:
+                bad.append(position)
+                errors.append(error)
+        self._inbox.put((chunk, Report(errors, bad, positions=bad, is_last=not good)))
+        return good, dumps([chunk.items[position] for position in good])
 
+    # What comes back
 
-def _reference(function: Callable[..., Any]) -> Any:
-    """How a worker finds the function: its module and name where they lead back to it, else the function itself."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
-    if module and module != "__main__" and "<" not in name and _find(module, name) is function:
-        return module, name
-    return function
+    def open(self, chunk: Chunk, message: Any) -> Any:
+        """Make a report of what has come."""
+        if isinstance(message, Report):
+            return message
+        sent: Sent = message
+        self._sent.pop(chunk, None)
+        process = sent.process
+        process.under_way.remove(sent)
+        process.futures.discard(sent.future)
+        process.reserved = False
+        try:
+            values, failures, positions, fell_back, seconds, counts = loads(sent.future.result())
+        except BaseException as error:  # noqa: BLE001  # such as SystemExit of an item
+            return self._mourn(sent, error) if isinstance(error, BrokenExecutor) or process.end else error
+        finally:
+            self._send()
+        if counts:
+            self._stats.add(counts)
+            self._chunk_seconds += (seconds - self._chunk_seconds) / 2
+        if sent.positions is not None:
+            where = range(len(values)) if positions is None else positions
+            positions = [sent.positions[each] for each in where]
+            failures = [sent.positions[each] for each in failures]
+            fell_back = [sent.positions[each] for each in fell_back]
+        return Report(values, failures, positions=positions, fell_back=fell_back, seconds=seconds)
 
+    def _mourn(self, sent: Sent, error: BaseException) -> Report:
+        """What to do again after a worker's death. Only the item that ran then is suspected, and no other pays."""
+        chunk, process = sent.chunk, sent.process
+        was_killed, process.end = process.end, process.end or "it died"
+        if not process.under_way and process in self._processes:
+            self._drop(process)
+        report = Report([], positions=[])
+        sent_positions = range(len(chunk.items)) if sent.positions is None else sent.positions
+        if process.control[CHUNK] != sent.number:  # it had not begun this one
+            report.again = [chunk.part(sent_positions)]
+            report.again[0].suspect = chunk.suspect
+            return report
+        place = process.control[POSITION]
+        if not (0 <= place < len(sent_positions)) or self.concurrency > 1:
+            # It died of receiving or returning them, or several ran at once: look for the one in halves.
+            if len(sent_positions) > 1:
+                report.again = list(chunk.part(sent_positions).halves())
+                for each in report.again:
+                    each.suspect = 1
+                return report
+            place = 0
+        suspects = sent_positions[place : place + self._batch_size]
+        others = [each for each in sent_positions if each not in suspects]
+        report.again = [chunk.part(others)] if others else []
+        died = chunk.suspect + 1 if len(sent_positions) == len(suspects) else 1
+        if was_killed == TIMEOUT:
+            failure: Exception = self._timeout_error()
+        elif was_killed is not None and was_killed != "it died":
+            report.again.insert(0, chunk.part(suspects))
+            return report
+        elif died <= self._retries:
+            suspect = chunk.part(suspects)
+            suspect.suspect = died
+            report.again.insert(0, suspect)
+            logger.warning("%s: a worker process died of item %d; it is tried again", self._name, chunk.index(suspects[0]))
+            return report
+        else:
+            failure = self._death(chunk, list(suspects), died, error)
+        report.values = [failure] * len(suspects)
+        report.positions = list(suspects)
+        report.failures = list(suspects)
+        self._stats.failures += 1
+        self._stats.calls += 1
+        self._stats.count_error(failure)
+        return report
 
-def _find(module: str, name: str) -> Any:
-    found: Any = sys.modules.get(module) or importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    bound = getattr(found, "binding", None)
-    return bound.function if bound is not None else found
+    def _death(self, chunk: Chunk, suspects: list[int], times: int, error: BaseException) -> WorkerDiedError:
+        code = re.search(r"\{(.*?)\}", str(error))
+        how = f" ({code[1]})" if code else ""
+        memory = "; was it out of memory?" if "SIGKILL" in how else ""
+        items = f"item {chunk.index(suspects[0])}"
+        if len(suspects) > 1:
+            items = f"items {chunk.index(suspects[0])} to {chunk.index(suspects[-1])}"
+        again = "" if times == 1 else f" {times} times, each time on a new one"
+        return WorkerDiedError(f"the worker process of {self._name} died of {items}{again}{how}{memory}", times=times)
 
-
-# In the worker
-
-MOST_TASKS = 8
-
-_tasks: dict[bytes, tuple[Binding, Callable[[Any], Any], bool]] = {}
-"""What this worker has been set up for, by the bytes that say so; the last few."""
-
-
-def _set_up(task: bytes) -> tuple[Binding, Callable[[Any], Any], bool]:
-    """The binding, what runs an item under it, and whether to go on after a failed one."""
-    if task not in _tasks:
-        reference, policy, rest, keep_going = cloudpickle.loads(task)
-        function = _find(*reference) if isinstance(reference, tuple) else reference
-        binding = Binding(function, policy)
-        call = calling(binding)
-
-        def run(argument: Any) -> Any:
-            if isinstance(argument, _Unsendable):
-                raise ConfigError(argument.message)
-            return call(*rest.before, argument, *rest.after, **rest.kwargs)
-
-        while len(_tasks) >= MOST_TASKS:
-            del _tasks[next(iter(_tasks))]
-        _tasks[task] = binding, run, keep_going
-    return _tasks[task]
-
-
-def _work(task: bytes, payload: bytes) -> bytes:
-    """Run a chunk: what became of its items, the seconds it took, and what the function's binding counted."""
-    binding, run, keep_going = _set_up(task)
-    outcomes, seconds = run_chunk(run, cloudpickle.loads(payload), keep_going)
-    for outcome in outcomes:
-        if outcome.error is not None:
-            outcome.error = _faithful(outcome.error)
-    counts = binding.stats.drain()
-    try:
-        return cloudpickle.dumps((outcomes, seconds, counts))  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001  # one of them does not pickle: find it
-        return cloudpickle.dumps(([_sendable(each) for each in outcomes], seconds, counts))  # type: ignore[no-any-return]
-
-
-def _sendable(outcome: Outcome) -> Outcome:
-    """The outcome, or one that says why it could not be sent back."""
-    try:
-        cloudpickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001  # it is told to the caller
-        return Outcome(
-            error=TypeError(f"the result {outcome.value!r:.200} cannot be sent back from a worker process: {error}")
+    def _timeout_error(self) -> CallTimeoutError:
+        return CallTimeoutError(
+            f"{self._name} took longer than its {self._scope} timeout of {self._limit:g} s and could not be "
+            "interrupted; its worker process was killed",
+            scope=self._scope,
+            seconds=self._limit or 0.0,
         )
-    return outcome
+
+    def took(self, chunk: Chunk) -> None:
+        self._send()
+
+    # Watching
+
+    def watch(self) -> None:
+        """Kill the worker whose attempt goes on long after its timeout."""
+        if self._limit is None:
+            return
+        limit = (self._limit + max(GRACE, self._limit * GRACE_SHARE)) * 1e9
+        now = time.monotonic_ns()
+        for process in self._processes:
+            begun = process.control[BEGUN]
+            if begun and now - begun > limit and process.end is None:
+                process.kill(TIMEOUT)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        for process in self._processes:
+            process.control[STOP] = 1
+        self._send()
+
+    async def close(self) -> None:
+        """Give the processes back for other maps. What still runs is killed."""
+        futures = [future for process in self._processes for future in process.futures]
+        if futures:
+            self.stop()
+            wait(futures, timeout=LAST_ITEM)
+        for process in self._processes:
+            if any(not future.done() for future in process.futures):
+                process.kill("nobody waits for it")
+            process.under_way.clear()
+            process.futures.clear()
+            process.reserved = False
+            _give_back(process)
+        self._processes.clear()
+        if isinstance(self._setup, str):
+            Path(self._setup).unlink(missing_ok=True)
+
+
+TIMEOUT = "timeout"

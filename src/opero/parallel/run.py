@@ -1,42 +1,48 @@
-"""One run of a map: its items, their calls, and what became of them."""
+"""One run of a map: its items, who works on them, and what its caller gets."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import AsyncIterable, Iterable
+from contextlib import asynccontextmanager
+from itertools import chain as chained
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import MapError
-from opero.executors.call import AsyncHost, Outcome
+import opero.parallel
+from opero.errors import Failure, MapError
+from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.parallel.batch import BatchRule
-from opero.parallel.progress import progress_bar
-from opero.policies.fallback import FallbackPolicy
+from opero.parallel.blocks import Piece
+from opero.parallel.inbox import AsyncInbox, BlockingInbox
+from opero.parallel.source import Source
+from opero.parallel.window import Window
+from opero.parallel.work import Rest, Work
 from opero.policies.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from opero.cache.entries import Entry
-    from opero.executors.cache import CacheExecutor
-    from opero.executors.call import Call
+    from opero.executors.call import Host
+    from opero.parallel.blocks import Block
+    from opero.parallel.inbox import Inbox
     from opero.parallel.mapping import Mapper
+    from opero.parallel.worker import Setup
+    from opero.parallel.workers import Workers
 
 __all__ = ["Run", "worker_count"]
 
+BATCHES_A_WORKER = 4
+LARGEST_BATCH = 1000
+USUAL_BATCH = 100
+"""Items in a batch where nobody says, and the number of items is not known."""
 SAMPLE_SECONDS = 0.02
 SAMPLE_ITEMS = 16
 WORTH_PROCESSES = 0.5
 """Seconds of computing still to do, from which on starting worker processes pays."""
-
-
-def _without_result(policy: Policy) -> Policy:
-    fallback = policy.active("fallback")
-    if fallback is None or not fallback.has_result:
-        return policy
-    arg = FallbackPolicy(arg=fallback.arg) if fallback.arg is not None else None
-    return Policy(retry=policy.retry, timeout=policy.timeout, fallback=arg)
+LONG = 0.005
+"""Seconds of computing an item, from which on that is so where nobody knows how many there are."""
+JUDGED_FROM = 20
+"""Finished items from which on a ratio of failures says something."""
 
 
 def worker_count(workers: int | str, mode: str) -> int:
@@ -50,7 +56,12 @@ def worker_count(workers: int | str, mode: str) -> int:
 
 
 class Run:
-    """One run of a map: its items, their calls, and what became of them."""
+    """One run of a map: its items, who works on them, and what its caller gets.
+
+    Raises:
+        TypeError: the items cannot be mapped.
+        ConfigError: the mode does not serve the function.
+    """
 
     def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.mapper = mapper
@@ -59,26 +70,20 @@ class Run:
         self.policy = mapper.parallel(self.chain)
         self.mode = mapper.mode_for(self.chain)
         self.rule = BatchRule(self.binding.function, mapper.position, self.policy.batch)
-        self.before = args[: mapper.position]
-        self.after = args[mapper.position + 1 :]
-        self.kwargs = dict(kwargs)
-        self.items = self._listed(args)
-        self.outcomes: dict[int, Outcome] = {}
-        self.cache = self.chain.cache
-        self.keys: list[Any] = []
-        self.stale: dict[int, Entry] = {}
-        self.all_cached: list[Any] | None = None
-        self.unwritten: list[tuple[int, Outcome]] | None = None
-        self.repeats: dict[int, list[int]] = {}
-        self.fell_back: set[int] = set()
-        self.tick: Callable[[int], object] = lambda done: None
+        rest = dict(kwargs)
+        items = self._items(args, rest)
+        self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
+        self.source = Source(items)
+        self.before: dict[int, Any] = {}
+        self.window: Window
+        self.keeps = True
 
-    def _listed(self, args: tuple[Any, ...]) -> list[Any]:
+    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
         if len(args) > position:
             items = args[position]
-        elif name in self.kwargs:
-            items = self.kwargs.pop(name)
+        elif name in kwargs:
+            items = kwargs.pop(name)
         else:
             raise TypeError(f"{self.binding.name} is mapped over items and got none: pass an iterable")
         if isinstance(items, str | bytes | bytearray):
@@ -86,298 +91,254 @@ class Run:
                 f"{self.binding.name} is mapped over items and got the bare {type(items).__name__} {items!r:.60}; "
                 "wrap it in a list, or pass list(text) for its characters"
             )
-        if not isinstance(items, Iterable):
-            raise TypeError(f"{self.binding.name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
-        return list(items)
+        if isinstance(items, Iterable):
+            return items
+        if isinstance(items, AsyncIterable):
+            if self.binding.kind == "async":
+                return items
+            raise TypeError(
+                f"{self.binding.name} is a sync function and cannot wait for the async iterable {items!r:.60}; "
+                "collect its items first, or map an async function"
+            )
+        raise TypeError(f"{self.binding.name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
 
-    def arguments(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call for an item, or for a batch."""
-        return (*self.before, item, *self.after), self.kwargs
+    def again(self, items: Sequence[tuple[int, Any]], rest: Any, results: dict[int, Any]) -> Run:
+        """A run of items that are left of this one, whose results it adds to these."""
+        run = object.__new__(Run)
+        run.__dict__.update(self.__dict__)
+        run.source = Source(rest, items, self.source.index)
+        run.before = results
+        run.keeps = True
+        return run
 
-    # The map
+    # What callers get
 
     def run(self) -> list[Any]:
-        """All results, in threads, processes or both."""
-        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
-            if self.cache is not None:
-                self._answer_from(self._entries(self.cache))
-            units = self._units(self._pending())
-            if self.mode == "auto":
-                units = self._sample(units)
-            for unit, outcome in self._run_units(units):
-                self._take(unit, self._fall_back(unit, outcome))
-        return self._results()
+        """All results, for sync callers."""
+        return run_blocking(self._listed(BlockingHost(self.binding.clock), BlockingInbox()))
 
     async def run_async(self) -> list[Any]:
-        """All results, in the running event loop."""
-        from opero.parallel.event_loop import map_in_tasks
+        """All results, for async callers."""
+        return await self._listed(AsyncHost(self.binding.clock), AsyncInbox())
 
-        host = AsyncHost(self.binding.clock)
-        with progress_bar(self.policy.progress, self.binding.name, len(self.items)) as self.tick:
-            shared = self.cache is not None and self.cache.is_shared
-            if self.cache is not None:
-                entries = self._entries(self.cache)
-                self._answer_from(await host.offload(list, entries) if shared else entries)
-            self.unwritten = [] if shared else None
-            units = self._units(self._pending())
-            await map_in_tasks(
-                self._call,
-                units,
-                self._workers(),
-                self._take,
-                keep_going=self.policy.on_error != "raise",
-                settle=partial(host.offload, self._write_rest) if shared else None,
-            )
-        return self._results()
+    async def _listed(self, host: Host, inbox: Inbox) -> list[Any]:
+        async with self._opened(host, inbox) as window:
+            while await window.step():
+                pass
+            return self._results()
 
-    def _run_units(self, units: list[list[int]]) -> Iterator[tuple[list[int], Outcome]]:
-        keep_going = self.policy.on_error != "raise"
-        if self.mode == "process":
-            keep_going = keep_going or self._falls_back_here or bool(self.stale)
-            from opero.parallel.processes import Rest, map_in_processes
-
-            inner = Policy(**{kind: getattr(self.chain.policy, kind) for kind in ("retry", "timeout", "fallback")})
-            if self.cache is not None:
-                inner = _without_result(inner)  # it answers here, where it can be told from what is to be kept
-            done = map_in_processes(
-                self.binding,
-                inner,
-                Rest(self.before, self.after, self.kwargs),
-                units,
-                self._workers(),
-                argument=self._argument,
-                keep_going=keep_going,
-            )
-        else:
-            from opero.parallel.threads import map_in_threads
-
-            done = map_in_threads(self._call, units, self._workers(), keep_going=keep_going)
-        for position, outcome in done:
-            yield units[position], outcome
-
-    def _call(self, unit: list[int]) -> Any:
-        """Call the function for a unit, beside the cache, which the map reads and fills itself."""
-        args, kwargs = self.arguments(self._argument(unit))
-        if self.cache is None:
-            return self.mapper.single(*args, **kwargs)
-        self.binding.stats.calls += 1
-        call = self.chain.call()
-        if self.binding.is_async:
-            return self._finish(unit, call, self.chain.whole(call, args, kwargs))
+    def stream(self) -> Iterator[Any]:
+        """Results as they come, for sync callers."""
+        self.keeps = False
+        opened = self._opened(BlockingHost(self.binding.clock), BlockingInbox())
+        window = run_blocking(opened.__aenter__())
         try:
-            return self.chain.whole(call, args, kwargs)
-        except Exception:
-            if self._has_old(unit):
-                return self._old(unit)
-            self.binding.stats.failures += 1
+            failed: list[Piece] = []
+            while pieces := run_blocking(window.step()):
+                for piece in pieces:
+                    if failed or (piece.block.failures and self.policy.on_error == "raise"):
+                        failed.append(piece)
+                    yield from self._values(piece, failed)
+            self._raise_if_failed(failed)
+        except BaseException as error:
+            if not run_blocking(opened.__aexit__(type(error), error, error.__traceback__)):
+                raise
+        else:
+            run_blocking(opened.__aexit__(None, None, None))
+
+    async def stream_async(self) -> AsyncIterator[Any]:
+        """Results as they come, for async callers."""
+        self.keeps = False
+        async with self._opened(AsyncHost(self.binding.clock), AsyncInbox()) as window:
+            failed: list[Piece] = []
+            while pieces := await window.step():
+                for piece in pieces:
+                    if failed or (piece.block.failures and self.policy.on_error == "raise"):
+                        failed.append(piece)
+                    for value in self._values(piece, failed):
+                        yield value
+            self._raise_if_failed(failed)
+
+    # The run
+
+    @asynccontextmanager
+    async def _opened(self, host: Host, inbox: Inbox) -> AsyncIterator[Window]:
+        """The window while the run lasts."""
+        self.inbox = inbox
+        source = self.source
+        while not source.has_arrived:
+            await source.arriving(1)
+        first = source.first()
+        self.in_batches = bool(first) and self.rule.applies(first[0])
+        stages = []
+        if self.chain.cache is not None:
+            from opero.parallel.cached import CacheStage
+
+            is_blocking = self.chain.cache.is_shared and self.binding.is_async
+            stages.append(CacheStage(self.chain.cache, self.rest, self.binding.stats, is_blocking=is_blocking))
+        self.batch_size = self._batch_size() if self.in_batches else None
+        self.window = window = Window(
+            source,
+            self._workers("inline" if self.mode == "auto" else self.mode, first),
+            inbox,
+            host,
+            grain=self.batch_size or 1,
+            ordered=self.policy.ordered,
+            keeps=self.keeps,
+            stages=stages,
+            judge=self._goes_on,
+            keep_going=self.policy.on_error != "raise",
+        )
+        if self.mode == "auto":
+            window.watch = self._choose
+        try:
+            yield window
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if not isinstance(error, MapError) and error.__cause__ is None:
+                error.__cause__ = self._map_error(f"ended by {type(error).__name__}")
             raise
         finally:
-            self.fell_back.update(unit if call.fell_back else ())
+            await window.workers.close()
+            await source.close()
 
-    async def _finish(self, unit: list[int], call: Call, result: Any) -> Any:
-        try:
-            return await result
-        except Exception:
-            if self._has_old(unit):
-                return self._old(unit)
-            self.binding.stats.failures += 1
-            raise
-        finally:
-            self.fell_back.update(unit if call.fell_back else ())
+    def _batch_size(self) -> int:
+        if self.policy.batch_size is not None:
+            return self.policy.batch_size
+        left = self.source.left
+        if left is None:
+            return USUAL_BATCH
+        workers = worker_count(self.policy.workers, self.mode)
+        return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
-    def _has_old(self, unit: list[int]) -> bool:
-        """Whether the cache has old results that may stand in for a unit's new ones."""
-        return bool(self.stale) and all(index in self.stale for index in unit)
+    def _workers(self, mode: str, first: list[Any]) -> Workers:
+        count = worker_count(self.policy.workers, mode)
+        if self.source.left is not None:
+            count = max(1, min(count, self.source.left))
+        if mode == "process" and not opero.parallel.is_worker:  # a map within a worker makes no processes of its own
+            from opero.parallel.processes import ProcessWorkers
 
-    def _old(self, unit: list[int]) -> Any:
-        """A unit's old results, which are not kept as new ones."""
-        self.fell_back.update(unit)
-        values = [self.stale[index].value for index in unit]
-        return values if self.in_batches else values[0]
+            return ProcessWorkers(
+                self._setup(), self.binding.name, count, self.inbox, self.binding.stats, first=first
+            )
+        work = Work(
+            self.binding, self.rest, self.rule, self.batch_size, beside_cache=self.chain.cache is not None
+        )
+        if mode == "async":
+            from opero.parallel.event_loop import LoopWorkers
 
-    @property
-    def _falls_back_here(self) -> bool:
-        """Whether failures of worker processes are answered here: where the cache must not keep the answer."""
-        return self.mode == "process" and self.cache is not None and "fallback" in self.chain.executors
+            return LoopWorkers(work, count, self.inbox)  # type: ignore[arg-type]
+        from opero.parallel.threads import InlineWorkers, ThreadWorkers
 
-    def _fall_back(self, unit: list[int], outcome: Outcome) -> Outcome:
-        """What a worker process left to this one: the fallback result of a unit that failed there."""
-        if outcome.error is not None and self._has_old(unit):
-            self.binding.stats.failures -= 1
-            return Outcome(self._old(unit))
-        if outcome.error is None or not self._falls_back_here:
-            return outcome
-        self.fell_back.update(unit)
-        self.binding.stats.failures -= 1
-        args, kwargs = self.arguments(self._argument(unit))
-        try:
-            return Outcome(self.chain.executors["fallback"].answer(self.chain.call(), args, kwargs, outcome.error))
-        except Exception as error:  # noqa: BLE001  # the fallback's own
-            self.binding.stats.failures += 1
-            return Outcome(error=error)
+        return InlineWorkers(work, self.inbox) if mode in ("inline", "process") else ThreadWorkers(work, count, self.inbox)
 
-    def _workers(self) -> int:
-        return worker_count(self.policy.workers, self.mode)
+    def _setup(self) -> Setup:
+        from opero.parallel.wire import reference
+        from opero.parallel.worker import Setup
 
-    # Units: an item each, or a batch
+        kinds = ("retry", "timeout", "fallback")
+        return Setup(
+            reference=reference(self.binding.function),
+            policy=Policy(**{kind: getattr(self.chain.policy, kind) for kind in kinds}),
+            rest=self.rest,
+            position=self.mapper.position,
+            batch=self.policy.batch,
+            batch_size=self.batch_size,
+            beside_cache=self.chain.cache is not None,
+        )
 
-    @property
-    def in_batches(self) -> bool:
-        """Whether a call receives a list of items."""
-        return bool(self.items) and self.rule.applies(self.items[0])
-
-    def _units(self, pending: list[int]) -> list[list[int]]:
-        if not self.in_batches:
-            return [[index] for index in pending]
-        size = self.policy.batch_size or max(1, -(-len(pending) // (self._workers() * 4)))
-        return [pending[start : start + size] for start in range(0, len(pending), size)]
-
-    def _argument(self, unit: list[int]) -> Any:
-        return [self.items[index] for index in unit] if self.in_batches else self.items[unit[0]]
-
-    def _take(self, unit: list[int], outcome: Outcome) -> None:
-        """Note what became of a unit's items, and keep it in the cache."""
-        if outcome.error is None and self.in_batches:
-            try:
-                values = self.rule.check(outcome.value, unit)
-            except ValueError as error:
-                outcome, values = Outcome(error=error), []
-        else:
-            values = [outcome.value]
-        for position, index in enumerate(unit):
-            self._note(index, outcome if outcome.error is not None else Outcome(values[position]))
-
-    def _note(self, index: int, outcome: Outcome) -> None:
-        self.outcomes[index] = outcome
-        if self.cache is not None:
-            self._keep(index, outcome)
-        repeats = self.repeats.get(index, ())
-        for repeat in repeats:
-            self._answer(repeat, outcome)
-        self.tick(1)
-
-    # The cache: one for all workers, read and filled here
-
-    def _entries(self, cache: CacheExecutor) -> Iterable[Entry | None]:
-        """What the cache has for each item."""
-        before, after, kwargs, make = self.before, self.after, self.kwargs, cache.key.of
-        self.keys = [make(*before, item, *after, **kwargs) for item in self.items]
-        return cache.read_many(self.keys, lambda index: self.arguments(self.items[index]))
-
-    def _answer_from(self, entries: Iterable[Entry | None]) -> None:
-        """Answer what the cache has. An item that comes twice is computed once, as in calls one by one."""
-        cache = self.cache
-        assert cache is not None
-        now = cache.store.now()
-        entries = list(entries)
-        values = [entry.value for entry in entries if entry is not None and entry.until > now]
-        if len(values) == len(entries):  # then nothing is left to do or to put in order
-            self.all_cached = values
-            self._count_hits(len(values))
+    def _choose(self) -> None:
+        """End the sample in the caller's thread, and choose the mode by whether it computed or waited."""
+        sample: Any = self.window.workers
+        if sample.done < SAMPLE_ITEMS * (self.batch_size or 1) and sample.seconds < SAMPLE_SECONDS:
             return
-        first: dict[Any, int] = {}
-        outcomes, keys, hits = self.outcomes, self.keys, 0
-        for index, entry in enumerate(entries):
-            if entry is not None:
-                if entry.until > now:
-                    outcomes[index] = Outcome(entry.value)
-                    hits += 1
-                    continue
-                if entry.expires > now:
-                    self._answer(index, cache.outcome(entry))
-                    continue
-                self.stale[index] = entry
-            key = keys[index]
-            if key in first:
-                self.repeats.setdefault(first[key], []).append(index)
-            else:
-                first[key] = index
-                self.binding.stats.cache_misses += 1
-        self._count_hits(hits)
-
-    def _count_hits(self, hits: int) -> None:
-        self.tick(hits)
-        self.binding.stats.calls += hits
-        self.binding.stats.cache_hits += hits
-
-    def _keep(self, index: int, outcome: Outcome) -> None:
-        """Keep an item's outcome in the cache."""
-        if index not in self.fell_back:
-            if self.unwritten is not None:
-                self.unwritten.append((index, outcome))
-            else:
-                self._write(index, outcome)
-
-    def _write(self, index: int, outcome: Outcome) -> None:
-        assert self.cache is not None
-        self.cache.keep(self.keys[index], outcome, self.cache.retention.tags(*self.arguments(self.items[index])))
-
-    def _write_rest(self) -> None:
-        """Write what has come since; never in an event loop's thread."""
-        while self.unwritten:
-            try:
-                waiting = self.unwritten.pop()
-            except IndexError:  # another thread has taken it
-                return
-            self._write(*waiting)
-
-    def _answer(self, index: int, outcome: Outcome) -> None:
-        """An item that needs no call of its own."""
-        self.outcomes[index] = outcome
-        self.tick(1)
-        self.binding.stats.calls += 1
-        self.binding.stats.cache_hits += outcome.error is None
-
-    def _pending(self) -> list[int]:
-        """The items that need a call."""
-        if self.all_cached is not None:
-            return []
-        waiting = {index for repeats in self.repeats.values() for index in repeats}
-        return [index for index in range(len(self.items)) if index not in self.outcomes and index not in waiting]
-
-    # Auto
-
-    def _sample(self, units: list[list[int]]) -> list[list[int]]:
-        """Run the first units here, and choose the mode by whether they computed or waited; what is left to do."""
-        started, computed = time.perf_counter(), time.thread_time()
-        done = 0
-        stop = False
-        while done < min(len(units), SAMPLE_ITEMS) and not stop and time.perf_counter() - started < SAMPLE_SECONDS:
-            unit = units[done]
-            done += 1
-            try:
-                outcome = Outcome(self._call(unit))
-            except Exception as error:  # noqa: BLE001  # carried as a value
-                outcome = Outcome(error=error)
-                stop = self.policy.on_error == "raise"
-            self._take(unit, outcome)
-        seconds, computed = time.perf_counter() - started, time.thread_time() - computed
-        left = units[done:] if not stop else []
-        computing = computed > seconds / 2 and computed / max(done, 1) * len(left) > WORTH_PROCESSES
+        each, left = sample.computed / max(sample.done, 1), self.source.left
+        is_worth_it = each > LONG if left is None else each * left > WORTH_PROCESSES
+        computing = sample.computed > sample.seconds / 2 and is_worth_it
         self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
-        return left
+        self.window.watch = _nothing
+        if not self.source.is_exhausted or self.window.waiting:
+            self.window.workers = self._workers(self.mode, self.source.first())
+
+    # Failures
+
+    def _goes_on(self) -> bool:
+        return self.policy.on_error != "raise"
+
+    def _raise_if_failed(self, pieces: Sequence[Piece] = ()) -> None:
+        window = self.window
+        if self.source.error is not None:
+            error = self.source.error
+            if error.__cause__ is None:
+                error.__cause__ = self._map_error("the source of its items failed", pieces)
+            raise error
+        if window.is_stopped or (window.failed and self.policy.on_error == "raise"):
+            raise self._map_error("", pieces)
+
+    def _map_error(self, reason: str, pieces: Sequence[Piece] = ()) -> MapError:
+        """All that is known of the items, but for those that a stream has handed out."""
+        results, failures, left = dict(self.before), [], []
+        blocks = [(block, block.finished()) for block in self.window.blocks.values()]
+        for block, positions in [*blocks, *((piece.block, piece.positions) for piece in [*pieces, *self.window.pieces])]:
+            for position, index, value, failed in Piece(block, positions).outcomes():
+                if failed:
+                    failures.append(Failure(index, block.items[position], value))
+                    left.append((index, block.items[position]))
+                else:
+                    results[index] = value
+            left += [(block.indices[position], block.items[position]) for position in block.unfinished()]
+        failures.sort(key=lambda failure: failure.index)
+        left.sort(key=lambda item: item[0])
+        rest = self.source.rest()
+        count, unread = self.source.index, self.source.left
+        missing = len(left) - len(failures) + (unread or 0)
+        told = f"{self.binding.name}: {len(failures)} of {count + (unread or 0)} items failed, {len(results)} succeeded"
+        if missing:
+            told += f", {missing} were not begun"
+        elif unread is None and not self.source.is_exhausted:
+            told += ", and there may be more"
+        if reason:
+            told += f"; {reason}"
+        if failures:
+            first = failures[0]
+            told += f"; item {first.index}: {type(first.exception).__name__}: {first.exception}"
+        again = self.again(left, rest, dict(sorted(results.items())))
+        retry = again.run_async if self.binding.is_async else again.run
+        return MapError(told, dict(sorted(results.items())), failures, retry=retry)
 
     # Results
 
     def _results(self) -> list[Any]:
-        if self.all_cached is not None:
-            return self.all_cached
-        failures = {at: each.error for at, each in self.outcomes.items() if each.error is not None}
-        failures = {at: failures[at] for at in sorted(failures)}
-        if failures and self.policy.on_error == "raise":
-            results = {index: each.value for index, each in sorted(self.outcomes.items()) if each.error is None}
-            missing = len(self.items) - len(self.outcomes)
-            first, error = next(iter(failures.items()))
-            raise MapError(
-                f"{self.binding.name}: {len(failures)} of {len(self.items)} items failed, {len(results)} succeeded"
-                f"{f', {missing} were not begun' if missing else ''}; item {first}: {type(error).__name__}: {error}",
-                results,
-                failures,
-            )
-        order = sorted(self.outcomes) if self.policy.ordered else list(self.outcomes)
-        skip = self.policy.on_error == "skip"
-        return [
-            outcome.value if outcome.error is None else outcome.error
-            for outcome in (self.outcomes[index] for index in order)
-            if outcome.error is None or not skip
-        ]
+        self._raise_if_failed()
+        window = self.window
+        blocks = window.blocks.values()
+        if self.before:
+            outcomes = {index: (value, False) for index, value in self.before.items()}
+            for block in blocks:
+                outcomes.update({index: (value, failed) for _, index, value, failed in Piece(block).outcomes()})
+            skip = self.policy.on_error == "skip"
+            order = sorted(outcomes) if self.policy.ordered else outcomes
+            return [outcomes[index][0] for index in order if not (skip and outcomes[index][1])]
+        if not self.policy.ordered:
+            return list(chained.from_iterable(self._values(piece) for piece in window.pieces))
+        if not window.failed or self.policy.on_error == "return":
+            if len(blocks) == 1:
+                return next(iter(blocks)).values
+            return list(chained.from_iterable(block.values for block in blocks))
+        return list(chained.from_iterable(self._values(Piece(block)) for block in blocks))
+
+    def _values(self, piece: Piece, failed: list[Piece] | None = None) -> Iterable[Any]:
+        """What the reader gets of a piece."""
+        block, on_error = piece.block, self.policy.on_error
+        if on_error == "return" or not block.failures:
+            if failed and self.policy.ordered:
+                return ()
+            return block.values if piece.positions is None else [block.values[each] for each in piece.positions]
+        if on_error == "skip" or not self.policy.ordered:
+            return [value for _, _, value, failed in piece.outcomes() if not failed]
+        return ()
+
+
+def _nothing() -> None:
+    pass

@@ -1,33 +1,136 @@
-"""Items in threads of this process."""
+"""Items in threads of this process, or in the caller's own."""
 
 from __future__ import annotations
 
 import contextvars
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import os
+import queue
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from opero.parallel.window import Chunk, run_chunk, run_window
+from opero.parallel.work import STOP
+from opero.parallel.workers import AHEAD, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-    from opero.executors.call import Outcome
+    from opero.parallel.blocks import Chunk
+    from opero.parallel.inbox import Inbox
+    from opero.parallel.work import Work
 
-__all__ = ["map_in_threads"]
+__all__ = ["InlineWorkers", "ThreadWorkers"]
+
+MOST_IDLE = 64
+
+_idle: list[queue.SimpleQueue[Callable[[], None]]] = []
+"""Threads that wait for the next map, by the queue on which they do."""
 
 
-def map_in_threads(
-    work: Callable[[Any], Any], items: Sequence[Any], workers: int, *, keep_going: bool
-) -> Iterator[tuple[int, Outcome]]:
-    """The outcome of `work(item)` for every item with its index, as they come. Context variables reach the threads."""
+def _forget_threads() -> None:
+    _idle.clear()
 
-    def submit(executor: Executor, chunk: Chunk) -> Future[tuple[list[Outcome], float]]:
-        return executor.submit(contextvars.copy_context().run, run_chunk, work, chunk, keep_going)
 
-    pool = ThreadPoolExecutor(min(workers, max(1, len(items))), thread_name_prefix="opero-map")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def _in_thread(function: Callable[[], None]) -> None:
+    """Run a function in a thread that has become idle, or a new one. It is a daemon: no exit waits for it."""
     try:
-        yield from run_window(lambda: pool, submit, items, workers, keep_going=keep_going)
-    except BaseException:  # Ctrl-C, or nobody reads on: what runs is not waited for
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+        _idle.pop().put(function)
+    except IndexError:
+        own: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        own.put(function)
+        threading.Thread(target=_serve, args=(own,), name="opero-map", daemon=True).start()
+
+
+def _serve(own: queue.SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        own.get()()
+        if len(_idle) >= MOST_IDLE:
+            return
+        _idle.append(own)
+
+
+class ThreadWorkers(Workers):
+    """Threads that take chunks from one queue.
+
+    Args:
+        work: what to do with a chunk.
+        count: the most threads.
+        inbox: where the reports go.
+    """
+
+    def __init__(self, work: Work, count: int, inbox: Inbox) -> None:
+        self.slots = count * AHEAD
+        self._count = count
+        self._work = work
+        self._inbox = inbox
+        self._started = 0
+        self._under_way = 0
+        self._control = [0, 0, 0]
+        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+
+    def submit(self, chunk: Chunk) -> None:
+        self._chunks.put(chunk)
+        self._under_way += 1
+        if self._started < min(self._count, self._under_way):
+            self._started += 1
+            # Each thread has a copy of the context of its own: one context cannot be entered twice.
+            context = contextvars.copy_context()
+            _in_thread(lambda: context.run(self._take_chunks))
+
+    def took(self, chunk: Chunk) -> None:
+        self._under_way -= 1
+
+    def _take_chunks(self) -> None:
+        run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
+        while (chunk := get()) is not None:
+            try:
+                put((chunk, run(chunk.items, control, keep_going=chunk.keep_going)))
+            except BaseException as error:  # noqa: BLE001  # whoever waits raises it
+                put((chunk, error))
+            del chunk
+
+    def stop(self) -> None:
+        """Begin no further item. Chunks come back with what they have."""
+        self._control[STOP] = 1
+
+    async def close(self) -> None:
+        """Nobody reads on: what runs is not waited for."""
+        self.stop()
+        for _ in range(self._started):
+            self._chunks.put(None)
+
+
+class InlineWorkers(Workers):
+    """The caller's own thread, chunk by chunk.
+
+    Args:
+        work: what to do with a chunk.
+        inbox: where the reports go.
+
+    Attributes:
+        seconds, computed: how long the chunks have taken, and how much of that the thread has computed.
+        done: how many items they had.
+    """
+
+    def __init__(self, work: Work, inbox: Inbox) -> None:
+        self.seconds = 0.0
+        self.computed = 0.0
+        self.done = 0
+        self._work = work
+        self._inbox = inbox
+        self._control = [0, 0, 0]
+
+    def submit(self, chunk: Chunk) -> None:
+        computed = time.thread_time()
+        report = self._work.run(chunk.items, self._control, keep_going=chunk.keep_going)
+        self.computed += time.thread_time() - computed
+        self.seconds += report.seconds
+        self.done += len(report.values)
+        self._inbox.put((chunk, report))
+
+    def stop(self) -> None:
+        self._control[STOP] = 1

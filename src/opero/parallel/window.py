@@ -1,111 +1,354 @@
-"""The engine of every map over an executor: a bounded window of chunks, sized by the time that they take."""
+"""The engine of every map: a bounded window of chunks over some workers, sized by the time that they take."""
 
 from __future__ import annotations
 
-import time
+import heapq
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from opero.executors.call import Outcome
+from opero.parallel.blocks import Block, Chunk, Piece, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Chunk", "run_chunk", "run_window"]
+    from opero.executors.call import Host
+    from opero.parallel.inbox import Inbox
+    from opero.parallel.source import Source
+    from opero.parallel.workers import Workers
 
-Chunk = list[Any]
+__all__ = ["AIM", "MOST", "Stage", "Window"]
+
 AIM = 0.02
 """Seconds of work in a chunk: long against what it costs to send, short against the whole."""
+FEW = 4
+"""Where a chunk would hold no more items than this, it holds one: nobody waits for others then."""
 MOST = 4096
-AHEAD = 2
-"""Chunks in the window, for each worker."""
+READ_AHEAD = 4
+"""How many windows' worth of items may be read and not consumed, unless the policy says."""
+STOCK = 50_000
+"""The most items that are read at one go where a stage answers nearly all of them."""
 
 
-def run_chunk(work: Callable[[Any], Any], chunk: Chunk, keep_going: bool = True) -> tuple[list[Outcome], float]:
-    """What became of a chunk's items, and the seconds it took; unless `keep_going`, none after one that failed."""
-    started = time.perf_counter()
-    outcomes = []
-    for item in chunk:
-        try:
-            outcomes.append(Outcome(work(item)))
-        except Exception as error:  # noqa: BLE001  # carried as a value
-            outcomes.append(Outcome(error=error))
-            if not keep_going:
-                break
-    return outcomes, time.perf_counter() - started
+class Stage(Protocol):
+    """What knows of items beforehand, and wants to know what becomes of the others: a cache, a journal.
+
+    Attributes:
+        is_blocking: `look` and `settle` wait for a disk or a network, and the reader of the results must not.
+        answers_failures: it has an answer where an item fails.
+    """
+
+    is_blocking: bool
+    answers_failures: bool
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        """Fill in the items at these positions that need no call; the positions of the others."""
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        """An item is finished: what it comes to, and whether that is a failure. Not to `keep`: a fallback gave it."""
+
+    def followers(self) -> list[tuple[Block, int]]:
+        """Items that were answered with what has been taken since this was last asked."""
+
+    def settle(self) -> None:
+        """Write what has come."""
+
+    def forget(self, block: Block) -> None:
+        """All items of a block are finished."""
 
 
-def run_window(
-    executor: Callable[[], Executor],
-    submit: Callable[[Executor, Chunk], Future[Any]],
-    items: Sequence[Any],
-    workers: int,
-    *,
-    keep_going: bool,
-    unpack: Callable[[Any], tuple[list[Outcome], float]] = lambda result: result,
-) -> Iterator[tuple[int, Outcome]]:
-    """The outcome of every item with its index, as they come.
+class Window:
+    """Reads items, sends them in chunks, and hands out what is finished.
 
     Args:
-        executor: gives the executor; asked again when one has broken.
-        submit: sends a chunk to it.
-        items: what to work on.
-        workers: how many work at once.
-        keep_going: go on after a failed item; else nothing more is sent, and what runs is finished.
-        unpack: makes what `run_chunk` returns of what the executor's future gives.
+        source: the items.
+        workers: who works on them; they may be replaced while nothing is under way.
+        inbox: where the workers' reports come.
+        host: what the reader of the results may do to wait.
+        size: the most items that are read and not consumed; None: as suits their speed.
+        grain: items that belong together: a batch.
+        ordered: hand out in the order of the source.
+        keeps: hand out nothing: who reads looks at `blocks` and `pieces` when all is done.
+        stages: who knows of items beforehand.
+        judge: is told when items have failed, and says whether to go on.
+        keep_going: failed items do not end their chunk.
 
-    When a worker dies, its executor is broken, and with it every chunk in the window, whichever was to blame. So each
-    of them is sent again, alone; one that breaks the executor again, item by item; and an item that does so has failed.
+    Attributes:
+        finished, failed: items so far.
+        blocks: by number, the blocks of which something has not been handed out.
+        pieces: what is ready to be handed out.
+        is_stopped: nothing more is begun.
+        patience: seconds after which to `watch`, though nothing has come; None: never.
+        watch: is called between reports.
     """
-    position = 0
-    size = 1
-    window: dict[Future[Any], tuple[int, int]] = {}
-    suspects: deque[tuple[int, int]] = deque()
-    alone = False
-    stopped = False
-    rates: deque[float] = deque(maxlen=8)
 
-    def send(first: int, count: int) -> None:
-        chunk = list(items[first : first + count])
-        try:
-            future = submit(executor(), chunk)
-        except BrokenExecutor:  # it broke since it was looked at
-            future = submit(executor(), chunk)
-        window[future] = (first, count)
+    def __init__(
+        self,
+        source: Source,
+        workers: Workers,
+        inbox: Inbox,
+        host: Host,
+        *,
+        size: int | None = None,
+        grain: int = 1,
+        ordered: bool = True,
+        keeps: bool = False,
+        stages: Sequence[Any] = (),
+        judge: Callable[[], bool] = lambda: True,
+        keep_going: bool = True,
+    ) -> None:
+        self.source = source
+        self.workers = workers
+        self.inbox = inbox
+        self.host = host
+        self.size = size
+        self.grain = grain
+        self.ordered = ordered
+        self.keeps = keeps
+        self.stages = stages
+        self.judge = judge
+        self.keep_going = keep_going
+        self.blocks: dict[int, Block] = {}
+        self.under_way: set[Chunk] = set()
+        self._items_under_way = 0
+        self.waiting: deque[Chunk] = deque()
+        self.finished = 0
+        self.failed = 0
+        self.is_stopped = False
+        self.patience: float | None = None
+        self.watch: Callable[[], None] = lambda: None
+        self._read = 0
+        self._consumed = 0
+        self._handed: list[Piece] = []
+        self.pieces: list[Piece] = []
+        self._complete: list[tuple[int, Block]] = []  # a heap, by the blocks' numbers
+        self._next_block = 0
+        self._number = 0
+        self._missing: deque[tuple[Block, int]] = deque()  # items that no stage has answered, in no chunk yet
+        self._answered = 0.0
+        self._rates: deque[float] = deque(maxlen=8)
+        self._chunk_size = 1
 
-    try:
-        while window or suspects or (position < len(items) and not stopped):
-            if suspects and not window:
-                send(*suspects.popleft())
-                alone = True
-            while (
-                not suspects and not alone and position < len(items) and not stopped and len(window) < workers * AHEAD
-            ):
-                # Towards the end the chunks shrink, so that no worker is left with the last long one alone.
-                count = max(1, min(size, (len(items) - position) // (workers * AHEAD) + 1))
-                send(position, count)
-                position += count
-            done, _ = wait(window, return_when=FIRST_COMPLETED)
-            for future in done:
-                first, count = window.pop(future)
-                try:
-                    outcomes, seconds = unpack(future.result())
-                except BrokenExecutor as error:
-                    if not (alone and count == 1):
-                        suspects.extend([(first + each, 1) for each in range(count)] if alone else [(first, count)])
-                        continue
-                    outcomes, seconds = [Outcome(error=error)], AIM
-                rates.append(max(seconds, 1e-7) / count)
-                size = max(1, min(MOST, size * 4, int(AIM * len(rates) / sum(rates))))
-                for offset, outcome in enumerate(outcomes):
-                    stopped = stopped or (outcome.error is not None and not keep_going)
-                    yield first + offset, outcome
-            if stopped:  # what no worker has begun is not begun any more
-                for future in [each for each in window if each.cancel()]:
-                    del window[future]
-            alone = alone and bool(window)
-    finally:
-        for future in window:
-            future.cancel()
+    # What waits
+
+    async def step(self) -> list[Piece]:
+        """What has been finished, as soon as there is something; an empty list at the end.
+
+        By asking, whoever reads tells that all he was given before is consumed.
+        """
+        self._consume()
+        while True:
+            if not self.pieces or not self.source.is_slow:
+                await self._fill()
+            if self.pieces and not self.keeps:
+                self._handed, self.pieces = self.pieces, []
+                return self._handed
+            if not self.under_way and (self._is_over or self.is_stopped):
+                return []
+            awaits = not (self.source.has_arrived or self.is_stopped) and self._room > 0
+            arriving = (self.source.arriving(self._room),) if awaits else ()
+            for chunk, message in await self.inbox.get(self._patience, *arriving):
+                self._take(chunk, self.workers.open(chunk, message))
+            self.workers.watch()
+            self.watch()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        for stage in self.stages:
+            if stage.is_blocking:
+                await self.host.offload(stage.settle)
+            else:
+                stage.settle()
+
+    async def _fill(self) -> None:
+        """Send what there is room for."""
+        while not self.is_stopped and self._has_slot:
+            chunk = self.waiting.popleft() if self.waiting else await self._next_chunk()
+            if chunk is None:
+                return
+            self.under_way.add(chunk)
+            self._items_under_way += len(chunk.items)
+            self.workers.submit(chunk)
+
+    async def _next_chunk(self) -> Chunk | None:
+        """The next items that need a call; None where there are none now."""
+        size = self._whole(self._suitable_size())
+        while len(self._missing) < size:
+            room = self._room
+            if room <= 0 or self.source.is_exhausted or not self.source.has_arrived:
+                break
+            wanted = min(room, size)
+            if self.stages:  # where most are answered, more are read
+                wanted = min(room, max(size, int((size - len(self._missing)) / max(1 - self._answered, 1e-3))), STOCK)
+            indices, items = self.source.read(wanted)
+            if not items:
+                continue
+            block = Block(self._number, indices, items)
+            self._number += 1
+            self._read += len(items)
+            self.blocks[block.number] = block
+            if not self.stages:
+                return self._chunk(Chunk(items, block))
+            await self._ask_stages(block)
+        if not self._missing or (len(self._missing) < size and not self.source.is_exhausted and self.under_way):
+            return None
+        places = [self._missing.popleft() for _ in range(min(size, len(self._missing)))]
+        return self._chunk(Chunk([block.items[position] for block, position in places], places=places))
+
+    def _chunk(self, chunk: Chunk) -> Chunk:
+        chunk.keep_going = self.keep_going and not any(stage.answers_failures for stage in self.stages)
+        return chunk
+
+    async def _ask_stages(self, block: Block) -> None:
+        positions: Sequence[int] = range(len(block.items))
+        for stage in self.stages:
+            if stage.is_blocking:
+                positions = await self.host.offload(stage.look, block, positions)
+            else:
+                positions = stage.look(block, positions)
+        self._missing.extend((block, position) for position in positions)
+        answered = 1 - len(positions) / len(block.items)
+        self._answered += (answered - self._answered) / 2
+        done = len(block.items) - block.pending
+        if done:
+            self.finished += done
+            self._hand_out(block, block.finished() if block.pending else None)
+
+    # Sizes
+
+    @property
+    def _patience(self) -> float | None:
+        return min((each for each in (self.patience, self.workers.patience) if each is not None), default=None)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.source.is_exhausted and not self.waiting and not self._missing
+
+    @property
+    def _has_slot(self) -> bool:
+        most = self.workers.most_items
+        return len(self.under_way) < self.workers.slots and (most is None or self._items_under_way < most)
+
+    @property
+    def _room(self) -> int:
+        """How many items may be read."""
+        if self.keeps:
+            return STOCK
+        workers = self.workers
+        most = self.size or (workers.most_items or self._suitable_size() * workers.slots) * READ_AHEAD
+        return max(most, self.grain) - (self._read - self._consumed)
+
+    def _suitable_size(self) -> int:
+        """Items in the next chunk."""
+        size, slots = self.workers.size or self._chunk_size, self.workers.slots
+        left = self.source.left
+        if left is not None:  # so that towards the end no worker is left with the last long one alone
+            size = min(size, left // slots + 1)
+        if self.size is not None:
+            size = min(size, self.size // slots)
+        return max(1, size)
+
+    def _whole(self, size: int) -> int:
+        """As many whole batches as that comes to."""
+        return max(1, size // self.grain) * self.grain
+
+    def _learn(self, report: Report) -> None:
+        """How long an item takes tells how many make a chunk."""
+        count = len(report.values)
+        if not count:
+            return
+        self._rates.append(max(report.seconds, 1e-7) / count)
+        size = int(AIM * len(self._rates) / sum(self._rates))
+        concurrency = self.workers.concurrency
+        size = max(size, concurrency * FEW) if concurrency > 1 else size if size > FEW else 1
+        self._chunk_size = max(1, min(MOST, self._chunk_size * 4, size))
+
+    # What comes back
+
+    def _take(self, chunk: Chunk, report: Report | BaseException) -> None:
+        if isinstance(report, BaseException):
+            self._leave(chunk)
+            raise report
+        if report.is_last:
+            self._leave(chunk)
+        self._learn(report)
+        count = len(report.values)
+        self.finished += count
+        block = chunk.block
+        if block is not None and not self.stages and not report.failures and report.is_whole(len(block.indices)):
+            block.fill(report.values)
+            self._hand_out(block, None)
+        elif count:
+            self._distribute(chunk, report)
+        if report.again is not None:
+            self.waiting.extendleft(reversed(report.again))
+        elif report.is_last and count < len(chunk.items):
+            self._take_back(chunk)
+
+    def _leave(self, chunk: Chunk) -> None:
+        self.under_way.discard(chunk)
+        self._items_under_way -= len(chunk.items)
+        self.workers.took(chunk)
+
+    def _distribute(self, chunk: Chunk, report: Report) -> None:
+        """Put a report's values where they belong."""
+        failures, fell_back = set(report.failures), set(report.fell_back)
+        touched: dict[Block, list[int]] = {}
+        positions = range(len(report.values)) if report.positions is None else report.positions
+        for position, value in zip(positions, report.values, strict=True):
+            block, at = chunk.place(position)
+            failed = position in failures
+            for stage in reversed(self.stages):
+                value, failed = stage.took(block, at, value, failed=failed, keep=position not in fell_back)
+            block.put(at, value, failed=failed)
+            touched.setdefault(block, []).append(at)
+        for stage in self.stages:
+            for block, at in stage.followers():
+                self.finished += 1
+                touched.setdefault(block, []).append(at)
+        for block, finished in touched.items():
+            self._hand_out(block, finished)
+
+    def _take_back(self, chunk: Chunk) -> None:
+        """Items of a chunk that were not begun wait again."""
+        rest = []
+        for position in range(len(chunk.items)):
+            block, at = chunk.place(position)
+            if block.done is not None and at not in block.done:
+                rest.append(position)
+        if rest:
+            self.waiting.append(chunk.part(rest))
+
+    def _hand_out(self, block: Block, positions: Sequence[int] | None) -> None:
+        """Hand a block's finished items on: at once, or when their turn has come."""
+        if block.failures:
+            failed = len(block.failures) if positions is None else sum(each in block.failures for each in positions)
+            self.failed += failed
+            if failed and not self.judge():
+                self.stop()
+        if not block.pending:
+            for stage in self.stages:
+                stage.forget(block)
+            if not block.failures:
+                block.items = []
+        if not self.ordered:
+            self.pieces.append(Piece(block, positions))
+            if not block.pending and not self.keeps:
+                del self.blocks[block.number]
+        elif not block.pending and not self.keeps:
+            heapq.heappush(self._complete, (block.number, block))
+            while self._complete and self._complete[0][0] == self._next_block:
+                _, block = heapq.heappop(self._complete)
+                self._next_block += 1
+                del self.blocks[block.number]
+                self.pieces.append(Piece(block))
+
+    def _consume(self) -> None:
+        for piece in self._handed:
+            self._consumed += piece.size
+        self._handed = []
+
+    def stop(self) -> None:
+        """Begin nothing more, and finish what runs."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.workers.stop()

@@ -1,0 +1,176 @@
+"""What maps pass around: blocks of items as they are read, chunks as they are sent, reports as they come back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Block", "Chunk", "Piece", "Report"]
+
+
+class Block:
+    """Items that were read together, and what became of them.
+
+    Attributes:
+        number: how many blocks were read before it.
+        indices: the items' numbers in the source.
+        items: the items themselves.
+        values: item by item, its result, or its exception where `failures` says so.
+        failures: the positions that failed.
+        done: the positions that are finished; None: all of them.
+        pending: how many are not finished.
+    """
+
+    __slots__ = ("done", "failures", "indices", "items", "number", "pending", "values")
+
+    # `items` may be let go of when all is done, so its length is that of `indices`.
+
+    def __init__(self, number: int, indices: Sequence[int], items: list[Any]) -> None:
+        self.number = number
+        self.indices = indices
+        self.items = items
+        self.pending = len(items)
+        self.values: list[Any] = []
+        self.failures: set[int] = set()
+        self.done: set[int] | None = set()
+
+    def fill(self, values: list[Any]) -> None:
+        """All items have succeeded, at one go."""
+        self.values = values
+        self.pending = 0
+        self.done = None
+
+    def put(self, position: int, value: Any, *, failed: bool) -> None:
+        """One item is finished."""
+        if self.done is None or position in self.done:
+            return
+        if not self.values:
+            self.values = [None] * len(self.indices)
+        self.values[position] = value
+        if failed:
+            self.failures.add(position)
+        self.done.add(position)
+        self.pending -= 1
+        if not self.pending:
+            self.done = None
+
+    def finished(self) -> Sequence[int]:
+        """The positions that are finished, in order."""
+        return range(len(self.indices)) if self.done is None else sorted(self.done)
+
+    def unfinished(self) -> Sequence[int]:
+        """The positions that are not, in order."""
+        done = self.done
+        return () if done is None else [each for each in range(len(self.indices)) if each not in done]
+
+
+class Piece(NamedTuple):
+    """Finished items on their way to whoever reads the results; `positions` None: the whole block."""
+
+    block: Block
+    positions: Sequence[int] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.block.indices) if self.positions is None else len(self.positions)
+
+    def outcomes(self) -> Iterator[tuple[int, int, Any, bool]]:
+        """Of each item: its position in the block, its index, its value, and whether it failed."""
+        block = self.block
+        for position in range(len(block.indices)) if self.positions is None else self.positions:
+            yield position, block.indices[position], block.values[position], position in block.failures
+
+
+class Chunk:
+    """Items that are sent together: a whole block, or items of several.
+
+    Attributes:
+        items: what is sent.
+        block: whose items they are, all of them in order; None: `places` says.
+        places: the block and position of each.
+        keep_going: a failed item does not end the chunk.
+        suspect: a worker has died of its one item so many times; it is run with nothing beside it.
+    """
+
+    __slots__ = ("block", "items", "keep_going", "places", "suspect")
+
+    def __init__(
+        self, items: list[Any], block: Block | None = None, places: list[tuple[Block, int]] | None = None
+    ) -> None:
+        self.items = items
+        self.block = block
+        self.places = places
+        self.keep_going = True
+        self.suspect = 0
+
+    def place(self, position: int) -> tuple[Block, int]:
+        """Where the item at a position of the chunk belongs."""
+        if self.block is not None:
+            return self.block, position
+        assert self.places is not None
+        return self.places[position]
+
+    def index(self, position: int) -> int:
+        """The number of that item in the source."""
+        block, at = self.place(position)
+        return block.indices[at]
+
+    def part(self, positions: Sequence[int]) -> Chunk:
+        """A chunk of some of its items."""
+        part = Chunk([self.items[each] for each in positions], places=[self.place(each) for each in positions])
+        part.keep_going = self.keep_going
+        return part
+
+    def halves(self) -> Iterator[Chunk]:
+        """Two chunks, where there are two items."""
+        middle = len(self.items) // 2
+        for positions in (range(middle), range(middle, len(self.items))):
+            if positions:
+                yield self.part(positions)
+
+
+class Report:
+    """What became of a chunk, or of a part of it.
+
+    Attributes:
+        values: the results of the items at `positions`, or of the first items where that is None; an exception where
+            `failures` says so.
+        failures: the positions (of the chunk) that failed.
+        fell_back: the positions that a fallback answered, whose results are not kept.
+        seconds: how long they took, all together.
+        is_last: nothing more comes of this chunk: its other items were not begun.
+        again: chunks to be sent in its stead; None: one of what was not begun.
+    """
+
+    __slots__ = ("again", "failures", "fell_back", "is_last", "positions", "seconds", "values")
+
+    def __init__(
+        self,
+        values: list[Any],
+        failures: Sequence[int] = (),
+        *,
+        positions: list[int] | None = None,
+        fell_back: Sequence[int] = (),
+        seconds: float = 0.0,
+        is_last: bool = True,
+    ) -> None:
+        self.values = values
+        self.failures = failures
+        self.positions = positions
+        self.fell_back = fell_back
+        self.seconds = seconds
+        self.is_last = is_last
+        self.again: list[Chunk] | None = None
+
+    def is_whole(self, count: int) -> bool:
+        """Whether it tells of so many items, in order."""
+        positions = self.positions
+        return len(self.values) == count and (positions is None or positions == list(range(count)))
+
+    def split(self) -> Report:
+        """All that is in it, in another; this one is empty then."""
+        report = Report(self.values, self.failures, positions=self.positions, fell_back=self.fell_back)
+        self.values, self.failures, self.positions, self.fell_back = [], [], [], []
+        return report

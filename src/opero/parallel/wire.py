@@ -1,0 +1,175 @@
+"""What travels between processes: functions by name, values pickled, exceptions as themselves or as near as can be."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+from opero.errors import ConfigError, _rebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["dumps", "faithful", "find", "loads", "pickled", "reference"]
+
+loads = pickle.loads
+"""Only ever given what our own processes have written."""
+
+DEPTH = 4
+"""How deep a value is searched for the part that does not pickle."""
+
+
+def dumps(value: Any) -> bytes:
+    """A value pickled for another process, where `__main__` and local scopes are other ones."""
+    if not list_registry_pickle_by_value():
+        try:
+            data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        except Exception:  # noqa: BLE001  # cloudpickle can do more, and tells better why it cannot
+            pass
+        else:
+            if b"__main__" not in data:  # else it may be by the name of something in this program only
+                return data
+    return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+
+
+def pickled(value: Any, what: str) -> bytes:
+    """A value pickled for a worker.
+
+    Raises:
+        ConfigError: it does not pickle; the message names the part that is to blame.
+    """
+    try:
+        return dumps(value)
+    except Exception as error:
+        path, part = _culprit(value)
+        blame = f", because of{path} ({part!r:.80})" if path else ""
+        raise ConfigError(
+            f"{what} cannot be sent to a worker process{blame}: {error}; use mode='thread' or make it picklable"
+        ) from error
+
+
+def _culprit(value: Any, path: str = "", depth: int = DEPTH) -> tuple[str, Any]:
+    """The innermost part that does not pickle, and the way to it."""
+    if depth:
+        for name, part in _parts(value):
+            try:
+                dumps(part)
+            except Exception:  # noqa: BLE001  # found
+                return _culprit(part, f"{path}{name}", depth - 1)
+    return path, value
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield f" its {key!r}", part
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, part in enumerate(value):
+            yield f" its item {index}", part
+    elif hasattr(value, "__code__"):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
+            try:
+                yield f" its variable {name!r}", cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        for name in value.__code__.co_names:
+            if name in value.__globals__:
+                yield f" its global {name!r}", value.__globals__[name]
+    else:
+        for name, part in getattr(value, "__dict__", {}).items():
+            yield f" its attribute {name!r}", part
+
+
+# Functions
+
+
+def reference(function: Callable[..., Any]) -> Any:
+    """How a worker finds a function: its module and name where they lead back to it, else the function itself."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
+    if module and module != "__main__" and "<" not in name and _found(module, name) is function:
+        return module, name
+    return function
+
+
+def find(reference: Any) -> Any:
+    """The function that `reference` told of."""
+    return _found(*reference) if isinstance(reference, tuple) else reference
+
+
+def _found(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    bound = getattr(found, "binding", None)
+    return bound.function if bound is not None else found
+
+
+# Exceptions
+
+
+def faithful(error: BaseException) -> Any:
+    """What arrives as the exception in another process, its traceback as a note: as itself, or as near as can be.
+
+    One whose constructor takes other arguments is built anew without it. What it holds and does not pickle becomes
+    text. Where even that fails, its nearest base class stands in.
+    """
+    text = "".join(traceback.format_exception(error)).rstrip()
+    error.add_note(f"In the worker process:\n{text}")
+    return _traveller(error)
+
+
+def _traveller(error: BaseException) -> Any:
+    if _arrives(error, type(error)):
+        return error
+    args: tuple[Any, ...] = tuple(_picklable(each) for each in error.args)
+    if isinstance(error, BaseExceptionGroup):
+        args = error.message, [_traveller(each) for each in error.exceptions]
+        if type(error).__reduce__ is not BaseExceptionGroup.__reduce__:
+            reduced: Any = error.__reduce__()[1]
+            args = reduced[1] if isinstance(reduced[1], tuple) and reduced[1][:1] == (error.message,) else args
+            args = error.message, [_traveller(each) for each in error.exceptions]
+    state = {name: _picklable(value) for name, value in error.__dict__.items()}
+    for kind in type(error).__mro__:
+        if kind is object or not issubclass(kind, BaseException):
+            break
+        carried = Carried(kind, args, state)
+        if _arrives(carried, kind):
+            return carried
+    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+    stand_in.__notes__ = list(getattr(error, "__notes__", ()))
+    return stand_in
+
+
+class Carried:
+    """Becomes the exception where it arrives."""
+
+    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
+        self.parts = kind, args, state
+
+    def __reduce__(self) -> Any:
+        return _rebuild, self.parts
+
+
+def _arrives(error: Any, kind: type) -> bool:
+    try:
+        copy = loads(dumps(error))
+        return type(copy) is kind and isinstance(str(copy), str)
+    except Exception:  # noqa: BLE001  # that is the question
+        return False
+
+
+def _picklable(value: Any) -> Any:
+    try:
+        loads(dumps(value))
+    except Exception:  # noqa: BLE001  # its text must do
+        try:
+            return repr(value)
+        except Exception:  # noqa: BLE001  # not even that
+            return f"<{type(value).__name__}>"
+    return value
