@@ -14,6 +14,7 @@ import os
 import time
 from array import array
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -254,11 +255,15 @@ class Journal:
 
     def _records(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The last records of items, in the order of the file, so that it is read from its beginning to its end."""
+        offsets, at = self._offsets, 0
         with self._opened().reader() as reader:
-            for index in sorted(indices, key=self._offsets.__getitem__):
-                reader.seek(self._offsets[index])
+            for index in sorted(indices, key=offsets.__getitem__):
+                if at != offsets[index]:
+                    at = reader.seek(offsets[index])
+                line = reader.readline()
+                at += len(line)
                 try:
-                    record = load(reader.readline())
+                    record = load(line)
                 except ValueError:
                     record = {}
                 if record.get("i") != index:
@@ -355,15 +360,18 @@ class Journal:
 
     def _digest(self, index: int, item: Any) -> int:
         """64 bits that are the same for the same item in every process."""
-        if isinstance(item, PurePath):  # whose pickle depends on how it was put together, and on the Python
-            item = "path", os.fspath(item)
+        kind = type(item)
         try:
+            if kind is int or kind is str:  # in a third of the time
+                text = b"i%d" % item if kind is int else b"s" + item.encode("utf-8", "surrogatepass")
+                return int.from_bytes(blake2b(text, digest_size=8).digest())
+            if isinstance(item, PurePath):  # whose pickle depends on how it was put together, and on the Python
+                item = "path", os.fspath(item)
             return int(digest(freeze(item))[:16], 16)
         except Exception as error:
-            kind = type(item).__qualname__
             raise ConfigError(
-                f"the journal {self.path} cannot tell item {index}, a {kind}, from others: give {kind} an "
-                "`__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or map what "
+                f"the journal {self.path} cannot tell item {index}, a {kind.__qualname__}, from others: give its class "
+                "an `__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or map what "
                 "names it, such as its path or id"
             ) from error
 
