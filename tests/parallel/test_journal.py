@@ -52,6 +52,13 @@ class AwkwardError(Exception):
         super().__init__(f"{code}: {reason}")
 
 
+class DisguisedError(Exception):
+    """One that is read back as another."""
+
+    def __reduce__(self) -> Any:
+        return KeyError, ("mask",)
+
+
 class WordlessError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -307,6 +314,12 @@ def test_a_failure_that_does_not_pickle_keeps_its_text(path: Path) -> None:
     assert records[2]["error"] == "WordlessError"
     assert records[3]["error"] == "ValueError: \\ud800"
     assert len(records[4]["error"]) < 3000
+
+
+def test_a_failure_that_is_read_back_as_another_keeps_its_text(path: Path) -> None:
+    write(path, DisguisedError("face"))
+    with Journal(path, NAME) as journal:
+        assert repr(journal.failures()) == "{0: RuntimeError('DisguisedError: face')}"
 
 
 # What tells items apart
@@ -590,6 +603,14 @@ def test_a_record_is_in_the_file_after_flush_and_not_before(path: Path) -> None:
         assert len(path.read_bytes()) > 2**20
         journal.record(2, 2, Outcome("last"))
         assert journal.recall(2, [2]).outcomes[2].get() == "last"
+
+
+def test_opening_and_closing_writes_nothing_to_a_journal_that_exists(path: Path) -> None:
+    for values in ((), (1, 2)):
+        write(path, *values)
+        os.utime(path, (1, 1))
+        assert len(recalled(path, range(3))[0]) == len(values)
+        assert path.stat().st_mtime == 1
 
 
 # A full disk

@@ -123,9 +123,7 @@ class LockedFile:
         self._file.close()
 
     def _opened(self) -> io.FileIO:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        for each in ("O_BINARY", "O_NONBLOCK", "O_CLOEXEC"):  # not waiting for the other end of a pipe
-            flags |= getattr(os, each, 0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         try:
             descriptor = os.open(self.path, flags, 0o666)
         except FileNotFoundError as error:
