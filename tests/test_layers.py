@@ -26,8 +26,6 @@ async def one_async() -> int:
 
 NOT_DONE: dict[str, Any] = {
     "rate_limit.backend": "redis",
-    "parallel.mode": "ray",
-    "parallel.deadline": 5,
     "parallel.max_memory": "1GB",
 }
 

@@ -191,11 +191,13 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         results: index → result, of the items that succeeded. Those that a stream has handed out are not among them.
         failures: a `Failure` (index, item, exception) for each item that failed. The first exception is also the
             `__cause__`.
+        reason: what ended the map before all was done, where that was no failed item: such as a `CallTimeoutError`
+            for its deadline. It is among the group's exceptions. Else None.
     """
 
     results: dict[int, Any]
     failures: tuple[Failure, ...]
-
+    reason: Exception | None
     _retry: Callable[[], Any] | None = None
 
     def __new__(
@@ -203,19 +205,28 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         message: str,
         results: dict[int, Any],
         failures: Sequence[Failure],
+        reason: Exception | None = None,
         *,
         retry: Callable[[], Any] | None = None,
     ) -> Self:
         # A group cannot be empty; a map that was interrupted has perhaps no failed item.
-        error = super().__new__(cls, message, [each.exception for each in failures] or [OperoError(message)])
+        exceptions = [*(each.exception for each in failures), *([reason] if reason is not None else ())]
+        error = super().__new__(cls, message, exceptions or [OperoError(message)])
         error.results = results
         error.failures = tuple(failures)
+        error.reason = reason
         error._retry = retry
-        if failures:
-            error.__cause__ = failures[0].exception
+        error.__cause__ = failures[0].exception if failures else reason
         return error
 
-    def __init__(self, message: str, results: dict[int, Any], failures: Sequence[Failure], **_: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        results: dict[int, Any],
+        failures: Sequence[Failure],
+        reason: Exception | None = None,
+        **_: Any,
+    ) -> None:
         # ExceptionGroup takes two arguments; ours keeps the rest too.
         super().__init__(message, self.exceptions)
 
@@ -247,11 +258,12 @@ class MapError(OperoError, ExceptionGroup[Exception]):
                 ):
                     kept.append(failure._replace(exception=error))
                     break
-        return MapError(self.message, self.results, kept)
+        reason = self.reason if any(error is self.reason for error in errors) else None
+        return MapError(self.message, self.results, kept, reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name != "_retry"}
-        return _rebuild, (type(self), (self.message, self.results, self.failures), state)
+        return _rebuild, (type(self), (self.message, self.results, self.failures, self.reason), state)
 
 
 class WorkerDiedError(OperoError):

@@ -27,16 +27,12 @@ __all__ = ["Chain", "build"]
 
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "rate_limit": {"backend": ("local",)},
-    "parallel": {
-        "mode": ("auto", "thread", "process", "async"),
-        "deadline": (None,),
-        "max_memory": (None,),
-    },
+    "parallel": {"max_memory": (None,)},
 }
 """Options that are validated already but have no executor yet, and the values for which they need none."""
 
 
-EXTRAS = ("redis", "dask", "ray")
+EXTRAS = ("redis",)
 """Values that will need the extra of that name."""
 
 

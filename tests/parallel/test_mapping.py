@@ -114,7 +114,7 @@ def test_the_number_of_workers_follows_from_the_mode() -> None:
 @pytest.mark.parametrize("decorator", [opmap, opero], ids=["opmap", "opero"])
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("mode", "async_process"), ("mode", "dask"), ("mode", "ray"), ("deadline", "1h"), ("max_memory", "1GB")],
+    [("max_memory", "1GB")],
 )
 def test_an_option_that_is_not_there_yet_is_named(decorator: Any, option: str, value: str, function: Any) -> None:
     with pytest.raises(

@@ -130,6 +130,13 @@ parallel = given(
     batch_size=st.none() | positive_counts,
     on_error=st.sampled_from(["raise", "return", "skip"]),
     deadline=st.none() | durations(least=0.001),
+    max_failures=st.none() | st.integers(0, 100) | st.sampled_from([0.25, "5%"]),
+    worker_retries=st.integers(0, 5),
+    concurrency=positive_counts,
+    window=st.just("auto") | positive_counts,
+    executor=st.sampled_from([None, named.cost, "concurrent.futures:ThreadPoolExecutor"]),
+    initializer=st.sampled_from([None, named.an_hour, "policies.named:an_hour"]),
+    address=st.sampled_from([None, "tcp://127.0.0.1:8786"]),
     max_memory=st.none() | st.integers(1, 10**12) | st.sampled_from(["512MB", "2GiB"]),
 ).map(lambda fields: ParallelPolicy(**fields))
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from opero import ParallelPolicy, Policy
+from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
+
+POOL = ThreadPoolExecutor(1)
 
 GOOD: Good = [
     *(("mode", mode, mode) for mode in ("auto", "thread", "process", "async", "async_process", "dask", "ray")),
@@ -19,6 +23,22 @@ GOOD: Good = [
     ("batch", True, True),
     ("batch_size", 10, 10),
     *(("on_error", choice, choice) for choice in ("raise", "return", "skip")),
+    ("max_failures", 0, 0),
+    ("max_failures", 3, 3),
+    ("max_failures", "3", 3),
+    ("max_failures", 0.05, 0.05),
+    ("max_failures", "5%", 0.05),
+    ("max_failures", "100%", 1.0),
+    ("worker_retries", 0, 0),
+    ("concurrency", 10, 10),
+    ("window", "auto", "auto"),
+    ("window", 10, 10),
+    ("executor", ThreadPoolExecutor, ThreadPoolExecutor),
+    ("executor", "concurrent.futures:ThreadPoolExecutor", ThreadPoolExecutor),
+    ("executor", POOL, POOL),
+    ("initializer", named.an_hour, named.an_hour),
+    ("initializer", "policies.named:an_hour", named.an_hour),
+    ("address", "tcp://127.0.0.1:8786", "tcp://127.0.0.1:8786"),
     ("deadline", "1h", 3600.0),
     ("max_memory", "2GB", 2 * 10**9),
 ]
@@ -33,6 +53,18 @@ BAD: Bad = [
     ("batch", "x", "valid boolean"),
     ("batch_size", 0, "greater than or equal to 1"),
     ("on_error", "ignore", "'ignore' is none of 'raise', 'return', 'skip'"),
+    ("max_failures", -1, "-1 is no number of failures"),
+    ("max_failures", 1.5, "1.5 is no number of failures"),
+    ("max_failures", "120%", "'120%' is no number of failures"),
+    ("max_failures", True, "True is no number of failures"),
+    ("max_failures", "some", "'some' is no number of failures"),
+    ("worker_retries", -1, "greater than or equal to 0"),
+    ("concurrency", 0, "greater than or equal to 1"),
+    ("window", 0, "greater than or equal to 1"),
+    ("executor", 3, "3 is neither a concurrent.futures.Executor nor a function that makes one"),
+    ("executor", "concurrent.futures:ThreadPool", "ThreadPool"),
+    ("initializer", 3, "3 is not callable"),
+    ("address", 3, "valid string"),
     ("deadline", 0, "0 is not above 0"),
     ("max_memory", "lots", "'lots' is no size"),
     ("max_memory", 0, "0 is not above 0"),

@@ -39,7 +39,8 @@ DESIGN = {
     CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "half_open_calls ignore scope",
     BulkheadPolicy: "max_concurrent max_wait scope",
-    ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory",
+    ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory max_failures "
+    "worker_retries concurrency window executor initializer address",
 }
 """The table of design.md section 2, and what its sections 3 to 7 add to it."""
 
@@ -85,6 +86,13 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("on_error", "skip", "parallel", "on_error"),
     ("deadline", 9.0, "parallel", "deadline"),
     ("max_memory", 1024, "parallel", "max_memory"),
+    ("max_failures", 3, "parallel", "max_failures"),
+    ("worker_retries", 0, "parallel", "worker_retries"),
+    ("concurrency", 10, "parallel", "concurrency"),
+    ("window", 10, "parallel", "window"),
+    ("executor", named.an_hour, "parallel", "executor"),
+    ("initializer", named.an_hour, "parallel", "initializer"),
+    ("address", "host:1", "parallel", "address"),
 ]
 
 

@@ -20,10 +20,11 @@ class Block:
         values: item by item, its result, or its exception where `failures` says so.
         failures: the positions that failed.
         done: the positions that are finished; None: all of them.
+        left_out: the positions that count for nothing.
         pending: how many are not finished.
     """
 
-    __slots__ = ("done", "failures", "indices", "items", "number", "pending", "values")
+    __slots__ = ("done", "failures", "indices", "items", "left_out", "number", "pending", "values")
 
     # `items` may be let go of when all is done, so its length is that of `indices`.
 
@@ -34,6 +35,7 @@ class Block:
         self.pending = len(items)
         self.values: list[Any] = []
         self.failures: set[int] = set()
+        self.left_out: set[int] = set()
         self.done: set[int] | None = set()
 
     def fill(self, values: list[Any]) -> None:
@@ -55,6 +57,11 @@ class Block:
         self.pending -= 1
         if not self.pending:
             self.done = None
+
+    def leave_out(self, position: int) -> None:
+        """One item is not to be run, nor is there a result for it."""
+        self.left_out.add(position)
+        self.put(position, None, failed=False)
 
     def finished(self) -> Sequence[int]:
         """The positions that are finished, in order."""
@@ -80,6 +87,8 @@ class Piece(NamedTuple):
         """Of each item: its position in the block, its index, its value, and whether it failed."""
         block = self.block
         for position in range(len(block.indices)) if self.positions is None else self.positions:
+            if position in block.left_out:
+                continue
             yield position, block.indices[position], block.values[position], position in block.failures
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.policies.parallel import ParallelPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from opero.binding import Binding
     from opero.layers import Chain
     from opero.parallel.run import Run
 
 __all__ = ["Mapper"]
+
+
+OPTIONS = ("journal", "failed_only", "progress")
+"""Keywords of `map` and `stream` that are for the map, where the function has no parameter of that name."""
 
 
 class Mapper:
@@ -29,6 +34,7 @@ class Mapper:
         self.binding = binding
         self.single = single
         self.position = 1 if binding.is_method else 0
+        self._parameters: Mapping[str, Any] | None = None
 
     # What users call
 
@@ -53,9 +59,13 @@ class Mapper:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         """A run over the items among these arguments."""
-        from opero.parallel.run import Run
+        from opero.parallel.run import Options, Run
 
-        return Run(self, args, kwargs)
+        known = self.parameters
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs and name not in known}
+        if options.get("failed_only") and options.get("journal") is None:
+            raise TypeError(f"{self.binding.name}: failed_only runs what a journal has as failed; pass journal=, too")
+        return Run(self, args, kwargs, Options(**options))
 
     def check(self) -> None:
         """Check now what a map would run into: `@opmap` does so when it decorates.
@@ -66,6 +76,13 @@ class Mapper:
         """
         if not self.binding.is_late:
             self.mode_for(self.binding.chain)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The function's own: an option of a map never takes an argument from it."""
+        if self._parameters is None:
+            self._parameters = inspect.signature(self.binding.function).parameters
+        return self._parameters
 
     # Decisions
 
@@ -83,13 +100,18 @@ class Mapper:
             )
         if mode == "auto":
             return "async" if is_async else "auto"
-        if is_async and mode != "async":
-            raise ConfigError(f"{name} is an async function, which mode {mode!r} cannot run; use mode='async'")
-        if not is_async and mode == "async":
+        if is_async and mode in ("thread", "process"):
             raise ConfigError(
-                f"{name} is a sync function, which mode 'async' cannot run; use mode='thread' or 'process'"
+                f"{name} is an async function, which mode {mode!r} cannot run; use mode='async', or 'async_process' "
+                "for event loops in worker processes"
             )
-        if mode == "process":
+        if not is_async and mode in ("async", "async_process"):
+            serves = "thread" if mode == "async" else "process"
+            other = "process" if mode == "async" else "thread"
+            raise ConfigError(
+                f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
+            )
+        if mode in ("process", "async_process", "dask", "ray"):
             shared = self.shared_kinds(chain)
             if shared:
                 raise NotImplementedError(

@@ -18,13 +18,12 @@ from concurrent.futures import BrokenExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 from joblib.externals.loky import ProcessPoolExecutor
 
-from opero.errors import CallTimeoutError, ConfigError, WorkerDiedError
+from opero.errors import CallTimeoutError, WorkerDiedError
 from opero.logs import logger
 from opero.parallel.blocks import Report
-from opero.parallel.wire import dumps, loads, pickled
+from opero.parallel.wire import dumps, opened, pickled_setup, unsendable
 from opero.parallel.work import BEGUN, POSITION, STOP
 from opero.parallel.worker import CHUNK, CONTROL_BYTES, open_control, run_chunk
 from opero.parallel.workers import Workers
@@ -190,13 +189,8 @@ class ProcessWorkers(Workers):
         self._limit = None if timeout is None else timeout.attempt or timeout.total
         self._scope = "attempt" if timeout is not None and timeout.attempt else "total"
         self.patience = None if self._limit is None else LOOK
-        pickled(setup.reference, name)
-        pickled(setup.policy, f"the policy of {name}")
-        pickled({**dict(enumerate((*setup.rest.before, *setup.rest.after))), **(setup.rest.kwargs or {})}, f"the arguments of {name}")
-        if first:
-            pickled(first[0], f"the first item of {name}")
         self._batch_size = setup.batch_size or 1
-        self._setup: bytes | str = cloudpickle.dumps(setup)
+        self._setup: bytes | str = pickled_setup(setup, name, first)
         if len(self._setup) > LARGE:
             path = _files() / f"setup-{next(Process.numbers)}"
             path.write_bytes(self._setup)  # type: ignore[arg-type]
@@ -247,9 +241,11 @@ class ProcessWorkers(Workers):
         try:
             payload = dumps(chunk.items)
         except Exception:  # noqa: BLE001  # one of them does not pickle: it alone fails
-            positions, payload = self._without_unsendable(chunk)
+            positions, failed = unsendable(chunk, self._name)
+            self._inbox.put((chunk, failed))
             if not positions:
                 return
+            payload = dumps([chunk.items[position] for position in positions])
         sent = Sent(chunk, process, positions)
         self._sent[chunk] = sent
         process.under_way.append(sent)
@@ -271,19 +267,6 @@ class ProcessWorkers(Workers):
         self._waiting.appendleft(sent.chunk)
         self._drop(sent.process)
 
-    def _without_unsendable(self, chunk: Chunk) -> tuple[list[int], bytes]:
-        """The positions of the items that pickle, and these pickled; the others are reported as failed."""
-        good, bad, errors = [], [], []
-        for position, item in enumerate(chunk.items):
-            try:
-                pickled(item, f"item {chunk.index(position)} of {self._name}")
-                good.append(position)
-            except ConfigError as error:
-                bad.append(position)
-                errors.append(error)
-        self._inbox.put((chunk, Report(errors, bad, positions=bad, is_last=not good)))
-        return good, dumps([chunk.items[position] for position in good])
-
     # What comes back
 
     def open(self, chunk: Chunk, message: Any) -> Any:
@@ -297,20 +280,14 @@ class ProcessWorkers(Workers):
         process.futures.discard(sent.future)
         process.reserved = False
         try:
-            values, failures, positions, fell_back, seconds, counts = loads(sent.future.result())
+            report = opened(sent.future.result(), self._stats, sent.positions)
         except BaseException as error:  # noqa: BLE001  # such as SystemExit of an item
             return self._mourn(sent, error) if isinstance(error, BrokenExecutor) or process.end else error
         finally:
             self._send()
-        if counts:
-            self._stats.add(counts)
-            self._chunk_seconds += (seconds - self._chunk_seconds) / 2
-        if sent.positions is not None:
-            where = range(len(values)) if positions is None else positions
-            positions = [sent.positions[each] for each in where]
-            failures = [sent.positions[each] for each in failures]
-            fell_back = [sent.positions[each] for each in fell_back]
-        return Report(values, failures, positions=positions, fell_back=fell_back, seconds=seconds)
+        if report.values:
+            self._chunk_seconds += (report.seconds - self._chunk_seconds) / 2
+        return report
 
     def _mourn(self, sent: Sent, error: BaseException) -> Report:
         """What to do again after a worker's death. Only the item that ran then is suspected, and no other pays."""

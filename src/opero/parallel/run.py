@@ -6,10 +6,11 @@ import os
 from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
 from itertools import chain as chained
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import Failure, MapError
+from opero.errors import CallTimeoutError, ConfigError, Failure, MapError
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.parallel.batch import BatchRule
 from opero.parallel.blocks import Piece
@@ -18,18 +19,22 @@ from opero.parallel.source import Source
 from opero.parallel.window import Window
 from opero.parallel.work import Rest, Work
 from opero.policies.policy import Policy
+from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from opero.executors.call import Host
     from opero.parallel.blocks import Block
     from opero.parallel.inbox import Inbox
+    from opero.parallel.journal import Journal
     from opero.parallel.mapping import Mapper
+    from opero.parallel.progress import Progress
+    from opero.parallel.window import Stage
     from opero.parallel.worker import Setup
     from opero.parallel.workers import Workers
 
-__all__ = ["Run", "worker_count"]
+__all__ = ["Options", "Run", "worker_count"]
 
 BATCHES_A_WORKER = 4
 LARGEST_BATCH = 1000
@@ -41,6 +46,10 @@ WORTH_PROCESSES = 0.5
 """Seconds of computing still to do, from which on starting worker processes pays."""
 LONG = 0.005
 """Seconds of computing an item, from which on that is so where nobody knows how many there are."""
+LOOK = 0.05
+"""Seconds between looks at the deadline."""
+LAST_MOMENT = 0.1
+"""Seconds that what runs at the deadline has to come back."""
 JUDGED_FROM = 20
 """Finished items from which on a ratio of failures says something."""
 
@@ -52,7 +61,22 @@ def worker_count(workers: int | str, mode: str) -> int:
     from joblib import cpu_count
 
     cores: int = cpu_count()
-    return {"process": max(1, cores - 1), "async": 100}.get(mode, min(32, (os.cpu_count() or cores) + 4))
+    return {"process": max(1, cores - 1), "async_process": cores, "async": 100}.get(mode, min(32, (os.cpu_count() or cores) + 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one call of a map says beside the policy.
+
+    Attributes:
+        journal: the file in which finished items are recorded, and those of an earlier run found.
+        failed_only: run only what the journal has as failed.
+        progress: as in the policy, or what to call with each `Progress`; None: as the policy says.
+    """
+
+    journal: str | os.PathLike[str] | None = None
+    failed_only: bool = False
+    progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
 
 
 class Run:
@@ -63,13 +87,14 @@ class Run:
         ConfigError: the mode does not serve the function.
     """
 
-    def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> None:
         self.mapper = mapper
         self.binding = mapper.binding
         self.chain = self.binding.resolved()
         self.policy = mapper.parallel(self.chain)
         self.mode = mapper.mode_for(self.chain)
         self.rule = BatchRule(self.binding.function, mapper.position, self.policy.batch)
+        self.options = options
         rest = dict(kwargs)
         items = self._items(args, rest)
         self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
@@ -77,6 +102,9 @@ class Run:
         self.before: dict[int, Any] = {}
         self.window: Window
         self.keeps = True
+        self.reason: Exception | None = None
+        self.is_sampling = False
+        self.journal: Journal | None = None
 
     def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
@@ -109,6 +137,7 @@ class Run:
         run.source = Source(rest, items, self.source.index)
         run.before = results
         run.keeps = True
+        run.reason = None
         return run
 
     # What callers get
@@ -170,38 +199,104 @@ class Run:
             await source.arriving(1)
         first = source.first()
         self.in_batches = bool(first) and self.rule.applies(first[0])
-        stages = []
-        if self.chain.cache is not None:
-            from opero.parallel.cached import CacheStage
-
-            is_blocking = self.chain.cache.is_shared and self.binding.is_async
-            stages.append(CacheStage(self.chain.cache, self.rest, self.binding.stats, is_blocking=is_blocking))
         self.batch_size = self._batch_size() if self.in_batches else None
         self.window = window = Window(
             source,
-            self._workers("inline" if self.mode == "auto" else self.mode, first),
+            self._workers("inline" if self._samples else self.mode, first),
             inbox,
             host,
             grain=self.batch_size or 1,
             ordered=self.policy.ordered,
             keeps=self.keeps,
-            stages=stages,
+            stages=self._stages(),
             judge=self._goes_on,
-            keep_going=self.policy.on_error != "raise",
+            keep_going=self._goes_on_at_failures,
+            size=None if self.policy.window == "auto" else self.policy.window,
         )
-        if self.mode == "auto":
-            window.watch = self._choose
+        self._watch()
         try:
             yield window
+            for stage in window.stages:
+                await self._settled(host, stage)
         except GeneratorExit:
             raise
         except BaseException as error:
             if not isinstance(error, MapError) and error.__cause__ is None:
-                error.__cause__ = self._map_error(f"ended by {type(error).__name__}")
+                error.__cause__ = self._map_error(f"it was ended by {type(error).__name__}")
             raise
         finally:
-            await window.workers.close()
-            await source.close()
+            try:
+                await window.workers.close()
+                await source.close()
+            finally:
+                if self.journal is not None:
+                    await host.offload(self.journal.close)
+
+    async def _settled(self, host: Host, stage: Stage) -> None:
+        if stage.is_blocking:
+            await host.offload(stage.settle)
+        else:
+            stage.settle()
+
+    def _stages(self) -> list[Stage]:
+        stages: list[Stage] = []
+        if self.options.journal is not None:
+            from opero.parallel.journaled import JournalStage, journal_name
+
+            stage = JournalStage(
+                self.options.journal,
+                journal_name(self.binding.function, self.rest),
+                failed_only=self.options.failed_only,
+                is_blocking=self.binding.is_async,
+            )
+            self.journal = stage.journal
+            self.journal.open()
+            stages.append(stage)
+        if self.chain.cache is not None:
+            from opero.parallel.cached import CacheStage
+
+            is_blocking = self.chain.cache.is_shared and self.binding.is_async
+            stages.append(CacheStage(self.chain.cache, self.rest, self.binding.stats, is_blocking=is_blocking))
+        return stages
+
+    # Watching
+
+    @property
+    def _samples(self) -> bool:
+        """Whether the first items show which mode suits them."""
+        return self.mode == "auto" and self.policy.executor is None
+
+    def _watch(self) -> None:
+        """Have the window look at what may end the map, or change its mode."""
+        checks = []
+        if self._samples:
+            self.is_sampling = True
+            checks.append(self._choose)
+        if self.policy.deadline is not None:
+            self.ends_at = self.binding.clock.monotonic() + self.policy.deadline
+            self.window.patience = min(self.policy.deadline, LOOK)
+            checks.append(self._end_in_time)
+
+        def watch() -> None:
+            for check in checks:
+                check()
+
+        if checks:
+            self.window.watch = watch
+
+    def _end_in_time(self) -> None:
+        """At the deadline begin nothing more, and give what runs a moment to come back."""
+        late = self.binding.clock.monotonic() - self.ends_at
+        if late >= 0 and (self.window.under_way or not self.window.is_over):
+            self.window.stop()
+            seconds = self.policy.deadline or 0.0
+            self.reason = self.reason or CallTimeoutError(
+                f"{self.binding.name}: the map's deadline of {approximate_duration(seconds)} has passed",
+                scope="deadline",
+                seconds=seconds,
+            )
+            if late >= LAST_MOMENT and self.window.under_way:
+                raise self._map_error(str(self.reason))
 
     def _batch_size(self) -> int:
         if self.policy.batch_size is not None:
@@ -213,31 +308,84 @@ class Run:
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
     def _workers(self, mode: str, first: list[Any]) -> Workers:
+        if self.policy.executor is not None and mode != "inline":
+            return self._future_workers("executor", first)
+        if mode in ("dask", "ray"):
+            return self._future_workers(mode, first)
         count = worker_count(self.policy.workers, mode)
         if self.source.left is not None:
             count = max(1, min(count, self.source.left))
-        if mode == "process" and not opero.parallel.is_worker:  # a map within a worker makes no processes of its own
+        in_processes = mode in ("process", "async_process")
+        if in_processes and not opero.parallel.is_worker:  # a map within a worker makes no processes of its own
             from opero.parallel.processes import ProcessWorkers
 
             return ProcessWorkers(
-                self._setup(), self.binding.name, count, self.inbox, self.binding.stats, first=first
+                self._setup(),
+                self.binding.name,
+                count,
+                self.inbox,
+                self.binding.stats,
+                first=first,
+                retries=self.policy.worker_retries,
             )
-        work = Work(
-            self.binding, self.rest, self.rule, self.batch_size, beside_cache=self.chain.cache is not None
-        )
-        if mode == "async":
+        if self.binding.is_async:
             from opero.parallel.event_loop import LoopWorkers
 
-            return LoopWorkers(work, count, self.inbox)  # type: ignore[arg-type]
+            count = self.policy.concurrency if mode == "async_process" else count
+            return LoopWorkers(self._work(), count, self.inbox)  # type: ignore[arg-type]
         from opero.parallel.threads import InlineWorkers, ThreadWorkers
 
-        return InlineWorkers(work, self.inbox) if mode in ("inline", "process") else ThreadWorkers(work, count, self.inbox)
+        if mode == "inline" or in_processes:
+            return InlineWorkers(self._work(), self.inbox)
+        return ThreadWorkers(self._work(), count, self.inbox)
+
+    def _future_workers(self, mode: str, first: list[Any]) -> Workers:
+        from opero.parallel.futures import FutureWorkers, Pool, UserPool, shares_memory
+        from opero.parallel.wire import pickled_setup
+
+        workers, executor = self.policy.workers, self.policy.executor
+        pool: Pool
+        work = None
+        if mode == "executor":
+            pool = UserPool(executor, workers)
+            if shares_memory(pool.executor):
+                if self.binding.is_async:
+                    raise ConfigError(
+                        f"{self.binding.name} is an async function, which threads cannot run: leave executor out"
+                    )
+                work = self._work()
+            else:
+                pool.setup = pickled_setup(self._setup(), self.binding.name, first)
+        else:
+            setup = pickled_setup(self._setup(), self.binding.name, first)
+            if mode == "dask":
+                from opero.parallel.dask import DaskPool
+
+                pool = DaskPool(self.policy.address, workers, setup)
+            else:
+                from opero.parallel.ray import RayPool
+
+                pool = RayPool(self.policy.address, workers, setup)
+        return FutureWorkers(
+            pool,
+            self.binding.name,
+            self.inbox,
+            self.binding.stats,
+            work=work,
+            concurrency=self.policy.concurrency if self.binding.is_async else 1,
+            retries=self.policy.worker_retries,
+        )
+
+    def _work(self) -> Work:
+        return Work(self.binding, self.rest, self.rule, self.batch_size, beside_cache=self.chain.cache is not None)
 
     def _setup(self) -> Setup:
+        from opero.parallel.surroundings import Surroundings
         from opero.parallel.wire import reference
         from opero.parallel.worker import Setup
 
         kinds = ("retry", "timeout", "fallback")
+        initializer = self.policy.initializer
         return Setup(
             reference=reference(self.binding.function),
             policy=Policy(**{kind: getattr(self.chain.policy, kind) for kind in kinds}),
@@ -246,10 +394,15 @@ class Run:
             batch=self.policy.batch,
             batch_size=self.batch_size,
             beside_cache=self.chain.cache is not None,
+            concurrency=self.policy.concurrency if self.binding.is_async else 1,
+            initializer=None if initializer is None else reference(initializer),
+            surroundings=Surroundings(),
         )
 
     def _choose(self) -> None:
         """End the sample in the caller's thread, and choose the mode by whether it computed or waited."""
+        if not self.is_sampling:
+            return
         sample: Any = self.window.workers
         if sample.done < SAMPLE_ITEMS * (self.batch_size or 1) and sample.seconds < SAMPLE_SECONDS:
             return
@@ -257,14 +410,28 @@ class Run:
         is_worth_it = each > LONG if left is None else each * left > WORTH_PROCESSES
         computing = sample.computed > sample.seconds / 2 and is_worth_it
         self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
-        self.window.watch = _nothing
+        self.is_sampling = False
         if not self.source.is_exhausted or self.window.waiting:
             self.window.workers = self._workers(self.mode, self.source.first())
 
     # Failures
 
+    @property
+    def _goes_on_at_failures(self) -> bool:
+        return self.policy.on_error != "raise" or self.policy.max_failures is not None
+
+    @property
+    def _has_too_many_failures(self) -> bool:
+        most, failed = self.policy.max_failures, self.window.failed
+        if most is None:
+            return failed > 0 and self.policy.on_error == "raise"
+        return failed > (most if isinstance(most, int) else most * self.window.finished)
+
     def _goes_on(self) -> bool:
-        return self.policy.on_error != "raise"
+        """Whether the map goes on after the failures so far."""
+        if isinstance(self.policy.max_failures, float) and self.window.finished < JUDGED_FROM:
+            return True
+        return not self._has_too_many_failures
 
     def _raise_if_failed(self, pieces: Sequence[Piece] = ()) -> None:
         window = self.window
@@ -273,8 +440,11 @@ class Run:
             if error.__cause__ is None:
                 error.__cause__ = self._map_error("the source of its items failed", pieces)
             raise error
-        if window.is_stopped or (window.failed and self.policy.on_error == "raise"):
-            raise self._map_error("", pieces)
+        if self._has_too_many_failures or window.is_stopped or (window.failed and self.policy.on_error == "raise"):
+            told = "" if self.reason is None else str(self.reason)
+            if self.policy.max_failures is not None and self._has_too_many_failures:
+                told = f"more than max_failures={self.policy.max_failures:g} allows"
+            raise self._map_error(told, pieces)
 
     def _map_error(self, reason: str, pieces: Sequence[Piece] = ()) -> MapError:
         """All that is known of the items, but for those that a stream has handed out."""
@@ -295,7 +465,7 @@ class Run:
         missing = len(left) - len(failures) + (unread or 0)
         told = f"{self.binding.name}: {len(failures)} of {count + (unread or 0)} items failed, {len(results)} succeeded"
         if missing:
-            told += f", {missing} were not begun"
+            told += f", {missing} were not {'finished' if self.window.under_way else 'begun'}"
         elif unread is None and not self.source.is_exhausted:
             told += ", and there may be more"
         if reason:
@@ -305,7 +475,7 @@ class Run:
             told += f"; item {first.index}: {type(first.exception).__name__}: {first.exception}"
         again = self.again(left, rest, dict(sorted(results.items())))
         retry = again.run_async if self.binding.is_async else again.run
-        return MapError(told, dict(sorted(results.items())), failures, retry=retry)
+        return MapError(told, dict(sorted(results.items())), failures, self.reason, retry=retry)
 
     # Results
 
@@ -338,7 +508,3 @@ class Run:
         if on_error == "skip" or not self.policy.ordered:
             return [value for _, _, value, failed in piece.outcomes() if not failed]
         return ()
-
-
-def _nothing() -> None:
-    pass

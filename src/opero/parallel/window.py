@@ -142,7 +142,7 @@ class Window:
             if self.pieces and not self.keeps:
                 self._handed, self.pieces = self.pieces, []
                 return self._handed
-            if not self.under_way and (self._is_over or self.is_stopped):
+            if not self.under_way and (self.is_over or self.is_stopped):
                 return []
             awaits = not (self.source.has_arrived or self.is_stopped) and self._room > 0
             arriving = (self.source.arriving(self._room),) if awaits else ()
@@ -200,11 +200,15 @@ class Window:
 
     async def _ask_stages(self, block: Block) -> None:
         positions: Sequence[int] = range(len(block.items))
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
+            asked = positions
             if stage.is_blocking:
                 positions = await self.host.offload(stage.look, block, positions)
             else:
                 positions = stage.look(block, positions)
+            if number and len(positions) < len(asked):
+                finished = set(asked) - set(positions)
+                self._tell(number, block, sorted(finished if block.done is None else finished & block.done))
         self._missing.extend((block, position) for position in positions)
         answered = 1 - len(positions) / len(block.items)
         self._answered += (answered - self._answered) / 2
@@ -213,6 +217,12 @@ class Window:
             self.finished += done
             self._hand_out(block, block.finished() if block.pending else None)
 
+    def _tell(self, number: int, block: Block, positions: Sequence[int]) -> None:
+        """Tell the stages before one of what it has answered."""
+        for stage in self.stages[:number]:
+            for at in positions:
+                stage.took(block, at, block.values[at], failed=at in block.failures, keep=True)
+
     # Sizes
 
     @property
@@ -220,7 +230,8 @@ class Window:
         return min((each for each in (self.patience, self.workers.patience) if each is not None), default=None)
 
     @property
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether nothing is left to be sent."""
         return self.source.is_exhausted and not self.waiting and not self._missing
 
     @property
@@ -301,10 +312,11 @@ class Window:
                 value, failed = stage.took(block, at, value, failed=failed, keep=position not in fell_back)
             block.put(at, value, failed=failed)
             touched.setdefault(block, []).append(at)
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             for block, at in stage.followers():
                 self.finished += 1
                 touched.setdefault(block, []).append(at)
+                self._tell(number, block, [at])
         for block, finished in touched.items():
             self._hand_out(block, finished)
 

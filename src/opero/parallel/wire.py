@@ -8,15 +8,20 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from opero.errors import ConfigError, _rebuild
+from opero.parallel.blocks import Report
+from opero.parallel.surroundings import Pickler, handle_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["dumps", "faithful", "find", "loads", "pickled", "reference"]
+    from opero.parallel.blocks import Chunk
+    from opero.parallel.worker import Setup
+    from opero.stats import Stats
+
+__all__ = ["dumps", "faithful", "find", "loads", "opened", "pickled", "pickled_setup", "reference", "unsendable"]
 
 loads = pickle.loads
 """Only ever given what our own processes have written."""
@@ -35,7 +40,7 @@ def dumps(value: Any) -> bytes:
         else:
             if b"__main__" not in data:  # else it may be by the name of something in this program only
                 return data
-    return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    return Pickler.dumps(value)
 
 
 def pickled(value: Any, what: str) -> bytes:
@@ -52,6 +57,62 @@ def pickled(value: Any, what: str) -> bytes:
         raise ConfigError(
             f"{what} cannot be sent to a worker process{blame}: {error}; use mode='thread' or make it picklable"
         ) from error
+
+
+def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:
+    """What a worker has to know of a map.
+
+    Args:
+        setup: what it has to know.
+        name: the function's, for messages.
+        first: the first item, where there is one: what it is will not be found out by the workers.
+
+    Raises:
+        ConfigError: a part of it does not pickle.
+    """
+    pickled(setup.reference, name)
+    pickled(setup.policy, f"the policy of {name}")
+    for place, argument in enumerate((*setup.rest.before, *setup.rest.after)):
+        pickled(argument, f"argument {place + (place >= len(setup.rest.before))} of the arguments of {name}")
+    for key, argument in (setup.rest.kwargs or {}).items():
+        pickled(argument, f"{key!r} of the arguments of {name}")
+    if setup.initializer is not None:
+        pickled(setup.initializer, f"the initializer of {name}")
+    for item in first:
+        pickled(item, f"the first item of {name}")
+    return Pickler.dumps(setup)
+
+
+def opened(data: bytes, stats: Stats, sent: Sequence[int] | None = None) -> Report:
+    """The report that a worker has pickled. What it has counted and logged is added to what is counted and logged here.
+
+    Args:
+        data: what `run_chunk` returned.
+        stats: the function's counts.
+        sent: the positions in the chunk of what was sent; None: all of it.
+    """
+    values, failures, positions, fell_back, seconds, counts, records = loads(data)
+    if counts:
+        stats.add(counts)
+    if records:
+        handle_records(records)
+    if sent is not None:
+        positions = [sent[each] for each in (range(len(values)) if positions is None else positions)]
+        failures, fell_back = ([sent[each] for each in those] for those in (failures, fell_back))
+    return Report(values, failures, positions=positions, fell_back=fell_back, seconds=seconds)
+
+
+def unsendable(chunk: Chunk, name: str) -> tuple[list[int], Report]:
+    """The positions of the items that pickle, and a report of the others, which have failed."""
+    good, bad, errors = [], [], []
+    for position, item in enumerate(chunk.items):
+        try:
+            pickled(item, f"item {chunk.index(position)} of {name}")
+            good.append(position)
+        except ConfigError as error:
+            bad.append(position)
+            errors.append(error)
+    return good, Report(errors, bad, positions=bad, is_last=not good)
 
 
 def _culprit(value: Any, path: str = "", depth: int = DEPTH) -> tuple[str, Any]:

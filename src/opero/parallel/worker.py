@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import mmap
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import cloudpickle
 import opero.parallel
 from opero.binding import Binding
 from opero.parallel.batch import BatchRule
+from opero.parallel.surroundings import drain_records
 from opero.parallel.wire import dumps, faithful, find, loads
 from opero.parallel.work import BEGUN, POSITION, STOP, Work
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
 
     from opero.parallel.blocks import Report
+    from opero.parallel.surroundings import Surroundings
     from opero.parallel.work import Rest
     from opero.policies.policy import Policy
 
@@ -34,8 +38,15 @@ MOST_SETUPS = 8
 NOWHERE = -1
 """The position while no item runs."""
 
-_ready: dict[bytes, Job] = {}
-"""What this worker has been set up for, by the bytes that say so; the last few."""
+class _Ready(threading.local):
+    """What this thread of the worker has been set up for, by the bytes that say so; the last few."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[bytes, Job] = {}
+
+
+_ready = _Ready()
+_initialized: set[bytes] = set()
 _controls: dict[str, Any] = {}
 
 
@@ -51,6 +62,8 @@ class Setup:
         batch_size: items a call; None: each call gets one item.
         beside_cache: as in `Work`.
         concurrency: calls at a time of an async function.
+        initializer: is called first in each process, if need be as `wire.reference` tells of it.
+        surroundings: what surrounds the calls.
     """
 
     reference: Any
@@ -61,6 +74,8 @@ class Setup:
     batch_size: int | None
     beside_cache: bool
     concurrency: int = 1
+    initializer: Any = None
+    surroundings: Surroundings | None = None
 
 
 class Job:
@@ -69,6 +84,9 @@ class Job:
     def __init__(self, setup: Setup) -> None:
         self.control: MutableSequence[int] = [0, 0, 0, 0]
         self.concurrency = setup.concurrency
+        self.context = setup.surroundings.enter() if setup.surroundings is not None else contextvars.Context()
+        if setup.initializer is not None:
+            self._initialize(setup.initializer)
         function = find(setup.reference)
         is_timed = setup.policy.active("timeout") is not None
         self.binding = Binding(function, setup.policy)
@@ -77,6 +95,17 @@ class Job:
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
+
+    def _initialize(self, reference: Any) -> None:
+        """Call the initializer, once in a process."""
+        key = dumps(reference)
+        if key not in _initialized:
+            self.context.run(find(reference))
+            _initialized.add(key)
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, telling when each attempt began: one that cannot be interrupted here is ended from outside."""
@@ -94,10 +123,9 @@ class Job:
 
     def run(self, items: list[Any], *, keep_going: bool) -> Report:
         if self.runner is None:
-            return self.work.run(items, self.control, keep_going=keep_going)
-        return self.runner.run(
-            self.work.run_async(items, self.control, self.concurrency, keep_going=keep_going)
-        )
+            return self.context.run(self.work.run, items, self.control, keep_going=keep_going)
+        coroutine = self.work.run_async(items, self.control, self.concurrency, keep_going=keep_going)
+        return self.runner.run(coroutine, context=self.context)
 
 
 def open_control(path: str) -> Any:
@@ -110,11 +138,12 @@ def _job(setup: bytes | str) -> Job:
     """The job that some bytes, or the file of that name, tell of."""
     data = Path(setup).read_bytes() if isinstance(setup, str) else setup
     key = data if isinstance(setup, bytes) else setup.encode()
-    if key not in _ready:
-        while len(_ready) >= MOST_SETUPS:
-            del _ready[next(iter(_ready))]
-        _ready[key] = Job(cloudpickle.loads(data))
-    return _ready[key]
+    jobs = _ready.jobs
+    if key not in jobs:
+        while len(jobs) >= MOST_SETUPS:
+            jobs.pop(next(iter(jobs))).close()
+        jobs[key] = Job(cloudpickle.loads(data))
+    return jobs[key]
 
 
 def run_chunk(
@@ -130,7 +159,7 @@ def run_chunk(
         number: the chunk's, for the control.
 
     Returns:
-        What became of it, pickled: the report's parts, and what the function's binding counted.
+        What became of it, pickled: the report's parts, what the function's binding counted, and what was logged.
     """
     opero.parallel.is_worker = True
     view: MutableSequence[int] = [0, NOWHERE, 0, number]
@@ -140,7 +169,7 @@ def run_chunk(
         view = _controls[control]
         view[POSITION], view[BEGUN], view[CHUNK] = NOWHERE, 0, number
         if view[STOP]:
-            return dumps(([], [], None, [], 0.0, {}))
+            return dumps(([], [], None, [], 0.0, {}, []))
     job = _job(setup)
     job.control = view
     report = job.run(loads(payload), keep_going=keep_going)
@@ -152,7 +181,7 @@ def run_chunk(
         for position in report.failures:
             report.values[position] = faithful(report.values[position])
     counts = job.binding.stats.drain()
-    rest = report.positions, list(report.fell_back), report.seconds, counts
+    rest = report.positions, list(report.fell_back), report.seconds, counts, drain_records()
     try:
         return dumps((report.values, list(report.failures), *rest))
     except Exception:  # noqa: BLE001  # one of them does not pickle: find it

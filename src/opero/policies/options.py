@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from concurrent.futures import Executor
     from os import PathLike
 
     from pydantic import SecretStr
@@ -83,5 +84,12 @@ class Options(TypedDict, total=False):
     batch: bool | None
     batch_size: int | None
     on_error: Literal["raise", "return", "skip"]
+    max_failures: float | str | None
+    worker_retries: int
+    concurrency: int
+    window: int | Literal["auto"]
     deadline: DurationLike | None
     max_memory: int | str | None
+    executor: Executor | Callable[[], Executor] | str | None
+    initializer: Callable[[], object] | str | None
+    address: str | None

@@ -5,9 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import PositiveCount, PositiveDuration, Size, one_of
+from opero.policies.types import (
+    Count,
+    ExecutorLike,
+    Function,
+    MostFailures,
+    PositiveCount,
+    PositiveDuration,
+    Size,
+    one_of,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
     from opero.policies.types import DurationLike
 
 __all__ = ["Mode", "ParallelPolicy"]
@@ -22,11 +34,13 @@ class ParallelPolicy(BasePolicy):
     A short form: `parallel: process` means `parallel: {mode: process}`.
 
     Attributes:
-        mode: "thread", "process", "async" (for async functions), "async_process", "dask", "ray", or "auto": async for
-            an async function; else the first items run in the caller, and whether they spent their time computing or
-            waiting decides between process and thread. Default "auto".
+        mode: "thread", "process", "async" (for async functions), "async_process" (event loops in worker processes),
+            "dask", "ray", or "auto": async for an async function; else the first items run in the caller, and whether
+            they spent their time computing or waiting decides between process and thread. Default "auto".
         workers: items at a time, or "auto": all cores but one in processes, 32 at most in threads (4 and 1 a core),
-            100 in an event loop. Default "auto".
+            100 in an event loop; of cores, as many as this process may use. Default "auto".
+        concurrency: calls of an async function at a time in each worker of "async_process", "dask" and "ray".
+            Default 100.
         ordered: results come in the order of their items. Default true.
         progress: show a progress bar; "auto": on a terminal. Default "auto".
         batch: whether one call receives a list of items and returns as many results. Default None: what the
@@ -34,8 +48,24 @@ class ParallelPolicy(BasePolicy):
         batch_size: items in one such list. Default None: chosen from the number of items and workers.
         on_error: "raise" `MapError`, which carries every result so far; "return" the exception in its item's place;
             "skip" the item. Default "raise".
-        deadline: the longest that the whole map may take. Default None.
-        max_memory: the most memory that the map may use with its workers; bytes or text such as "2GB". Default None.
+        max_failures: end the map with `MapError` when more items than this have failed: a count, or a share of those
+            that are finished (0.05, "5%"; it counts from 20 items on, and at the end). With "raise" it says how many
+            failures do not stop the map yet, which still ends with `MapError`. Default None: with "raise" the first
+            failure stops it, else none does.
+        worker_retries: how often an item is tried again, on a new worker process, when its worker has died of it.
+            Default 1.
+        window: the most items that are read ahead of what has been consumed of a stream; "auto": some for each worker.
+            Default "auto".
+        deadline: the longest that the whole map may take; then it ends with `MapError`. Default None.
+        max_memory: the most memory that this process may use together with the map's workers; bytes or text such as
+            "2GB". Default None.
+        executor: a `concurrent.futures.Executor` to use instead of `mode`'s own workers, or what makes one, or where
+            to import either from ("app.pools:make"). One that is given is not shut down; one that is made, is.
+            Default None.
+        initializer: is called without arguments in each worker process before its first item, and may be named
+            ("app.setup:connect"). Default None.
+        address: the scheduler of "dask", or the cluster of "ray". Default None: the one that is connected to already,
+            else one on this machine.
     """
 
     short: ClassVar[str | None] = "mode"
@@ -48,8 +78,15 @@ class ParallelPolicy(BasePolicy):
     batch: bool | None = None
     batch_size: PositiveCount | None = None
     on_error: Annotated[OnError, one_of(OnError)] = "raise"
+    max_failures: MostFailures | None = None
+    worker_retries: Count = 1
+    concurrency: PositiveCount = 100
+    window: PositiveCount | Literal["auto"] = "auto"
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
+    executor: ExecutorLike | None = None
+    initializer: Function | None = None
+    address: str | None = None
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
@@ -64,6 +101,13 @@ class ParallelPolicy(BasePolicy):
             batch: bool | None = None,
             batch_size: int | None = None,
             on_error: OnError = "raise",
+            max_failures: float | str | None = None,
+            worker_retries: int = 1,
+            concurrency: int = 100,
+            window: int | Literal["auto"] = "auto",
             deadline: DurationLike | None = None,
             max_memory: int | str | None = None,
+            executor: Executor | Callable[[], Executor] | str | None = None,
+            initializer: Callable[[], object] | str | None = None,
+            address: str | None = None,
         ) -> None: ...

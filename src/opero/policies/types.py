@@ -23,10 +23,12 @@ __all__ = [
     "Count",
     "Duration",
     "DurationLike",
+    "ExecutorLike",
     "ExceptionTypes",
     "ExceptionsLike",
     "Factor",
     "Function",
+    "MostFailures",
     "PositiveCount",
     "PositiveDuration",
     "Rate",
@@ -323,6 +325,43 @@ Function = Annotated[
     BeforeValidator(_function, json_schema_input_type=str),
     PlainSerializer(dotted_name, return_type=str, when_used="json"),
 ]
+
+
+def _executor(value: object) -> object:
+    from concurrent.futures import Executor
+
+    if isinstance(value, str):
+        value = resolve(value)
+    if not isinstance(value, Executor) and not callable(value):
+        raise ValueError(f"{value!r} is neither a concurrent.futures.Executor nor a function that makes one")
+    return value
+
+
+ExecutorLike = Annotated[
+    Any,
+    BeforeValidator(_executor, json_schema_input_type=str),
+    PlainSerializer(dotted_name, return_type=str, when_used="json"),
+]
+"""A `concurrent.futures.Executor`, or what makes one, or where to import either from."""
+
+
+def _most_failures(value: object) -> int | float:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        share = _number(value.strip()[:-1])
+        number: float | None = None if share is None else share / 100
+        if number is not None and number <= 1:
+            return float(number)
+        number = None
+    else:
+        number = _number(value)
+        if number is not None and isinstance(value, int | str) and number == int(number) and number >= 0:
+            return int(number)
+    if number is not None and 0 <= number < 1:
+        return number
+    raise ValueError(f'{value!r} is no number of failures: write a count (10) or a share (0.05, "5%")')
+
+
+MostFailures = Annotated[int | float, BeforeValidator(_most_failures, json_schema_input_type=float | str)]
 
 
 def _status_code(value: object) -> int | str:
