@@ -87,6 +87,8 @@ _MODULES = {
         "RetryPolicy",
         "TimeoutPolicy",
     ),
+    "parallel.progress": ("Progress",),
+    "parallel.tuning": ("Tuning", "tune"),
     "registry": ("Registry", "get_default_registry", "set_default_registry"),
     "signatures": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
     "stats": ("Stats",),

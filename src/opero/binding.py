@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opero.clock import Clock
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
+    from opero.parallel.tuning import Tuning
 
 __all__ = ["Binding"]
 
@@ -44,6 +45,7 @@ class Binding:
         name: the function's qualified name, for messages.
         chain: the layers of its calls.
         callable: what its users call.
+        tuning: what `tune` has found out of it, if it was asked.
 
     Raises:
         ConfigError: the policy does not fit the function.
@@ -63,6 +65,7 @@ class Binding:
         "name",
         "share",
         "stats",
+        "tuning",
     )
 
     def __init__(
@@ -83,6 +86,7 @@ class Binding:
         self.name = short_name(function)
         self.call = Call.of(self.stats)
         self.callable: Any = None
+        self.tuning: Tuning | None = None
         self.chain: Chain
         self._lock = threading.RLock()  # resolving may import modules that call this very function
         self._resolve: Callable[[], Policy] | None = None

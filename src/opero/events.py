@@ -19,6 +19,7 @@ EVENTS = {
     "cache_available": "a store that had failed answers again",
     "cache_not_stored": "a result could not be kept",
     "cache_unreadable": "a store holds something for a key that this policy does not read",
+    "map_progress": "how far a map has come, ten times a second at most and at its end; `details` has the `progress`",
     "cache_refresh_failed": "a background refresh failed; the old result is served on for its `stale_ttl`",
 }
 """Every event, and what it means."""
@@ -75,6 +76,16 @@ def emit(
 ) -> None:
     """Log an event and hand it to its handlers."""
     logger.log(level, "%s: %s", subject, message)
+    emit_quietly(name, subject, message, error=error, **details)
+
+
+def has_handlers(name: str) -> bool:
+    """Whether anybody is told of an event."""
+    return bool(_handlers.get(name))
+
+
+def emit_quietly(name: str, subject: str, message: str, *, error: BaseException | None = None, **details: Any) -> None:
+    """Hand an event to its handlers, if there are any."""
     handlers = _handlers.get(name)
     if not handlers:
         return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opero.binding import Binding
     from opero.layers import Chain
     from opero.parallel.run import Run
+    from opero.parallel.tuning import Cost
 
 __all__ = ["Mapper"]
 
@@ -28,12 +29,16 @@ class Mapper:
     Args:
         binding: the function under its policy, whose `parallel` part says how.
         single: the bound function, for one item.
+
+    Attributes:
+        cost: what an item costs, as the last map that had to find out has measured it.
     """
 
     def __init__(self, binding: Binding, single: Callable[..., Any]) -> None:
         self.binding = binding
         self.single = single
         self.position = 1 if binding.is_method else 0
+        self.cost: Cost | None = None
         self._parameters: Mapping[str, Any] | None = None
 
     # What users call

@@ -1,35 +1,190 @@
-"""A progress bar for maps."""
+"""How far a map has come, and who is told: a bar, a log, a callback, and whoever listens for `map_progress`."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from typing import TYPE_CHECKING, Literal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from opero.events import emit_quietly, has_handlers
+from opero.logs import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["progress_bar"]
+__all__ = ["Display", "Progress"]
 
-SECONDS_BETWEEN_LINES = 10.0
-"""How often a bar that was asked for is written where no terminal shows it."""
+BETWEEN_DRAWINGS = 0.1
+"""Seconds."""
+BETWEEN_LINES = 10.0
+"""Seconds between lines where what was asked for cannot be drawn as a bar."""
+QUICK = 0.5
+"""Seconds: a map that takes less shows no bar unless asked."""
 
 
-@contextlib.contextmanager
-def progress_bar(wanted: bool | Literal["auto"], name: str, total: int) -> Iterator[Callable[[int], object]]:
-    """What to call with the number of items that are done; it shows them as a bar on stderr.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a map has come.
+
+    Attributes:
+        name: the mapped function's.
+        done: items that are finished: succeeded, failed, or answered by the cache or a journal.
+        total: all items, or None where that is not known.
+        failures: items that have failed.
+        retries: further attempts so far.
+        cache_hits: items that the cache has answered.
+        seconds: since the map began.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    failures: int
+    retries: int
+    cache_hits: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Items a second, on the whole."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that the rest will take at that rate, or None where that cannot be known."""
+        if self.total is None or not self.done:
+            return None
+        return max(0, self.total - self.done) / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        told = f"{self.name}: {self.done:,}"
+        told += f" of {self.total:,} items, {100 * self.done // max(self.total, 1)}%" if self.total else " items"
+        told += f", {self.rate:.3g}/s"
+        if self.remaining is not None and self.done < (self.total or 0):
+            told += f", {self.remaining:.0f} s left"
+        counts = {"failures": self.failures, "retries": self.retries, "cache hits": self.cache_hits}
+        return told + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+
+
+class Display:
+    """Tells how a map goes on. An error of a stream or of a callback never ends the map.
 
     Args:
-        wanted: true, false, or "auto": where stderr is a terminal.
-        name: what the bar is of.
-        total: how many items there are.
+        wanted: true: a bar on a terminal or in a notebook, and elsewhere a line of text every ten seconds; "auto": the
+            bar, and that only for maps of more than half a second; or what to call with each `Progress`, ten times a
+            second at most and at the end; false: nothing.
+        name: the mapped function's.
+        total: how many items there are, where that is known.
+        now: tells the time.
     """
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    if not (terminal if wanted == "auto" else wanted) or not total:
-        yield lambda done: None
-        return
-    from tqdm import tqdm
 
-    interval = 0.1 if terminal else SECONDS_BETWEEN_LINES
-    with tqdm(total=total, desc=name, mininterval=interval, leave=wanted is True, file=sys.stderr) as bar:
-        yield bar.update
+    def __init__(
+        self,
+        wanted: bool | Literal["auto"] | Callable[[Progress], object],
+        name: str,
+        total: int | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._total = total
+        self._now = now
+        self._began = self._told = now()
+        self._callback = wanted if callable(wanted) else None
+        self._bar: Any = None
+        self._lines: float | None = None
+        self._last: Progress | None = None
+        if wanted is not False and self._callback is None:
+            self._open_bar(wanted is True)
+        self.is_wanted = self._callback is not None or self._bar is not None or self._lines is not None
+
+    def _open_bar(self, always: bool) -> None:  # noqa: FBT001  # the one thing it is about
+        notebook = _is_notebook()
+        if notebook or _is_terminal():
+            delay = 0.0 if always else QUICK
+            with suppress(Exception):  # a stream that is closed meanwhile, a notebook without its widgets
+                kind = _bar_class(notebook=notebook)
+                self._bar = kind(
+                    total=self._total,
+                    desc=self._name,
+                    unit=" items",
+                    delay=delay,
+                    mininterval=0,
+                    leave=always,
+                    **({} if notebook else {"file": sys.stderr, "dynamic_ncols": True}),
+                )
+        elif always and sys.stderr is not None:
+            self._lines = self._began
+
+    def is_due(self) -> bool:
+        """Whether there is somebody to tell, and it is time."""
+        if not self.is_wanted and not has_handlers("map_progress"):
+            return False
+        return self._now() - self._told >= BETWEEN_DRAWINGS
+
+    def update(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
+        """Tell how far it has come."""
+        self._told = self._now()
+        progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._told - self._began)
+        self._last = progress
+        if self._bar is not None:
+            self._draw(progress)
+        if self._lines is not None and self._told - self._lines >= BETWEEN_LINES:
+            self._lines = self._told
+            self._write(progress)
+        if self._callback is not None:
+            try:
+                self._callback(progress)
+            except Exception:  # noqa: BLE001  # a user's own
+                logger.exception("the progress callback of %s failed, and is not called again", self._name)
+                self._callback = None
+        emit_quietly("map_progress", self._name, str(progress), progress=progress)
+
+    def _draw(self, progress: Progress) -> None:
+        counts = {"failures": progress.failures, "retries": progress.retries, "hits": progress.cache_hits}
+        try:
+            self._bar.set_postfix({what: count for what, count in counts.items() if count}, refresh=False)
+            self._bar.update(progress.done - self._bar.n)
+        except Exception:  # noqa: BLE001  # its stream has gone
+            self._bar = None
+
+    def _write(self, progress: Progress) -> None:
+        try:
+            sys.stderr.write(f"{progress}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001  # as above
+            self._lines = None
+
+    def close(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
+        """Tell how it has ended."""
+        if self._lines is not None:
+            self._lines = float("-inf")
+        self.update(done, failures, retries, cache_hits)
+        if self._bar is not None:
+            with suppress(Exception):
+                self._bar.close()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def _is_notebook() -> bool:
+    """Whether this runs in a notebook that can show a bar."""
+    if "ipykernel" not in sys.modules:
+        return False
+    import importlib.util
+
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
+def _bar_class(*, notebook: bool) -> Any:
+    if notebook:
+        from tqdm.notebook import tqdm as bar
+    else:
+        from tqdm.std import tqdm as bar
+    return bar

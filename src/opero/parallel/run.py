@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
 from itertools import chain as chained
@@ -12,16 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import opero.parallel
 from opero.errors import CallTimeoutError, ConfigError, Failure, MapError
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
+from opero.logs import logger
 from opero.parallel.batch import BatchRule
 from opero.parallel.blocks import Piece
+from opero.parallel.machine import cpu_limit, workers_that_fit
 from opero.parallel.inbox import AsyncInbox, BlockingInbox
+from opero.parallel.progress import Display, Progress
 from opero.parallel.source import Source
+from opero.parallel.tuning import Cost
 from opero.parallel.window import Window
 from opero.parallel.work import Rest, Work
 from opero.policies.policy import Policy
 from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from opero.executors.call import Host
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from opero.parallel.inbox import Inbox
     from opero.parallel.journal import Journal
     from opero.parallel.mapping import Mapper
-    from opero.parallel.progress import Progress
     from opero.parallel.window import Stage
     from opero.parallel.worker import Setup
     from opero.parallel.workers import Workers
@@ -55,13 +58,15 @@ JUDGED_FROM = 20
 
 
 def worker_count(workers: int | str, mode: str) -> int:
-    """How many items at a time: the number itself, or what suits the mode."""
+    """How many items at a time: the number itself, or what suits the mode and what this process may use."""
     if isinstance(workers, int):
         return workers
-    from joblib import cpu_count
-
-    cores: int = cpu_count()
-    return {"process": max(1, cores - 1), "async_process": cores, "async": 100}.get(mode, min(32, (os.cpu_count() or cores) + 4))
+    cores = cpu_limit()
+    if mode == "async":
+        return 100
+    if mode in ("process", "async_process"):
+        return workers_that_fit(max(1, cores - 1) if mode == "process" else cores)
+    return min(32, cores + 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,7 @@ class Run:
         self.before: dict[int, Any] = {}
         self.window: Window
         self.keeps = True
+        self.workers: int | Literal["auto"] = self.policy.workers
         self.reason: Exception | None = None
         self.is_sampling = False
         self.journal: Journal | None = None
@@ -199,10 +205,11 @@ class Run:
             await source.arriving(1)
         first = source.first()
         self.in_batches = bool(first) and self.rule.applies(first[0])
+        self._recall()
         self.batch_size = self._batch_size() if self.in_batches else None
         self.window = window = Window(
             source,
-            self._workers("inline" if self._samples else self.mode, first),
+            self._workers("inline", first) if self._samples else self._suitable_workers(first),
             inbox,
             host,
             grain=self.batch_size or 1,
@@ -213,7 +220,8 @@ class Run:
             keep_going=self._goes_on_at_failures,
             size=None if self.policy.window == "auto" else self.policy.window,
         )
-        self._watch()
+        display = self._display()
+        self._watch(display)
         try:
             yield window
             for stage in window.stages:
@@ -226,6 +234,7 @@ class Run:
             raise
         finally:
             try:
+                display.close(*self._progress())
                 await window.workers.close()
                 await source.close()
             finally:
@@ -261,14 +270,36 @@ class Run:
 
     # Watching
 
+    def _recall(self) -> None:
+        """Use what is known of the function from `tune`, or from an earlier map."""
+        tuning, cost = self.binding.tuning, self.mapper.cost
+        if self.policy.executor is not None:
+            return
+        if tuning is not None and self.policy.mode == "auto":
+            self.mode = "thread" if tuning.mode == "sequential" else tuning.mode
+            self.workers = tuning.workers if self.policy.workers == "auto" else self.policy.workers
+        elif self.mode == "auto" and cost is not None:
+            self.mode = self._suitable_mode(cost)
+
     @property
     def _samples(self) -> bool:
         """Whether the first items show which mode suits them."""
         return self.mode == "auto" and self.policy.executor is None
 
-    def _watch(self) -> None:
-        """Have the window look at what may end the map, or change its mode."""
-        checks = []
+    def _display(self) -> Display:
+        wanted = self.options.progress
+        stats = self.binding.stats
+        self.counted = stats.retries, stats.cache_hits
+        return Display(self.policy.progress if wanted is None else wanted, self.binding.name, self.source.left)
+
+    def _progress(self) -> tuple[int, int, int, int]:
+        """Items finished and failed, retries and cache hits so far."""
+        stats, (retries, hits) = self.binding.stats, self.counted
+        return self.window.finished, self.window.failed, stats.retries - retries, stats.cache_hits - hits
+
+    def _watch(self, display: Display) -> None:
+        """Have the window look at what may end the map, or change its mode, and tell how far it has come."""
+        checks: list[Callable[[], None]] = []
         if self._samples:
             self.is_sampling = True
             checks.append(self._choose)
@@ -278,11 +309,12 @@ class Run:
             checks.append(self._end_in_time)
 
         def watch() -> None:
+            if display.is_due():
+                display.update(*self._progress())
             for check in checks:
                 check()
 
-        if checks:
-            self.window.watch = watch
+        self.window.watch = watch
 
     def _end_in_time(self) -> None:
         """At the deadline begin nothing more, and give what runs a moment to come back."""
@@ -304,7 +336,7 @@ class Run:
         left = self.source.left
         if left is None:
             return USUAL_BATCH
-        workers = worker_count(self.policy.workers, self.mode)
+        workers = worker_count(self.workers, self.mode)
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
     def _workers(self, mode: str, first: list[Any]) -> Workers:
@@ -312,7 +344,7 @@ class Run:
             return self._future_workers("executor", first)
         if mode in ("dask", "ray"):
             return self._future_workers(mode, first)
-        count = worker_count(self.policy.workers, mode)
+        count = worker_count(self.workers, mode)
         if self.source.left is not None:
             count = max(1, min(count, self.source.left))
         in_processes = mode in ("process", "async_process")
@@ -343,7 +375,7 @@ class Run:
         from opero.parallel.futures import FutureWorkers, Pool, UserPool, shares_memory
         from opero.parallel.wire import pickled_setup
 
-        workers, executor = self.policy.workers, self.policy.executor
+        workers, executor = self.workers, self.policy.executor
         pool: Pool
         work = None
         if mode == "executor":
@@ -406,13 +438,29 @@ class Run:
         sample: Any = self.window.workers
         if sample.done < SAMPLE_ITEMS * (self.batch_size or 1) and sample.seconds < SAMPLE_SECONDS:
             return
-        each, left = sample.computed / max(sample.done, 1), self.source.left
-        is_worth_it = each > LONG if left is None else each * left > WORTH_PROCESSES
-        computing = sample.computed > sample.seconds / 2 and is_worth_it
-        self.mode = "process" if computing and not self.mapper.shared_kinds(self.chain) else "thread"
         self.is_sampling = False
+        if sample.done:
+            self.mapper.cost = Cost(sample.seconds / sample.done, sample.computed / sample.done)
+        self.mode = self._suitable_mode(self.mapper.cost or Cost(0, 0))
         if not self.source.is_exhausted or self.window.waiting:
-            self.window.workers = self._workers(self.mode, self.source.first())
+            self.window.workers = self._suitable_workers(self.source.first())
+
+    def _suitable_mode(self, cost: Cost) -> str:
+        left = self.source.left
+        is_worth_it = cost.computed > LONG if left is None else cost.computed * left > WORTH_PROCESSES
+        suits = cost.share > 1 / 2 and is_worth_it and not self.mapper.shared_kinds(self.chain)
+        return "process" if suits else "thread"
+
+    def _suitable_workers(self, first: list[Any]) -> Workers:
+        """Workers of the mode that suits; in threads, where the function cannot be sent to processes."""
+        try:
+            return self._workers(self.mode, first)
+        except ConfigError as error:
+            if self.mode != "process" or self.policy.mode != "auto":
+                raise
+            logger.info("%s would be mapped in processes, but: %s", self.binding.name, error)
+            self.mode = "thread"
+            return self._workers(self.mode, first)
 
     # Failures
 
