@@ -26,7 +26,6 @@ async def one_async() -> int:
 
 NOT_DONE: dict[str, Any] = {
     "rate_limit.backend": "redis",
-    "parallel.max_memory": "1GB",
 }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opero.errors import ConfigError as ConfigError
     from opero.errors import Failure as Failure
     from opero.errors import MapError as MapError
+    from opero.errors import MemoryLimitError as MemoryLimitError
     from opero.errors import MissingExtraError as MissingExtraError
     from opero.errors import OperoError as OperoError
     from opero.errors import PolicyNotFoundError as PolicyNotFoundError
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from opero.events import Event as Event
     from opero.events import on as on
     from opero.logs import configure_logging as configure_logging
+    from opero.parallel.progress import Progress as Progress
+    from opero.parallel.tuning import Tuning as Tuning
+    from opero.parallel.tuning import tune as tune
     from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
     from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
     from opero.policies.cache import CachePolicy as CachePolicy
@@ -64,6 +68,7 @@ _MODULES = {
         "ConfigError",
         "Failure",
         "MapError",
+        "MemoryLimitError",
         "MissingExtraError",
         "OperoError",
         "PolicyNotFoundError",

@@ -10,6 +10,7 @@
     │   └── BulkheadFullError       no free place within `max_wait`
     ├── WorkerDiedError         a worker process died of an item
     ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
+    │   └── MemoryLimitError        it could not stay under `max_memory`
     └── ConfigError             a policy, file or variable is wrong  (also a ValueError)
         ├── MissingExtraError       an extra is not installed        (also an ImportError)
         ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigError",
     "Failure",
     "MapError",
+    "MemoryLimitError",
     "MissingExtraError",
     "OperoError",
     "PolicyNotFoundError",
@@ -259,11 +261,18 @@ class MapError(OperoError, ExceptionGroup[Exception]):
                     kept.append(failure._replace(exception=error))
                     break
         reason = self.reason if any(error is self.reason for error in errors) else None
-        return MapError(self.message, self.results, kept, reason)
+        return type(self)(self.message, self.results, kept, reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name != "_retry"}
         return _rebuild, (type(self), (self.message, self.results, self.failures, self.reason), state)
+
+
+class MemoryLimitError(MapError):
+    """A map could not go on within its `max_memory`, or an item of it could not. Nothing is lost, as with `MapError`.
+
+    What an item failed with that alone needs too much is a `MemoryError`, as is the `reason` of a map that ended.
+    """
 
 
 class WorkerDiedError(OperoError):

@@ -27,7 +27,6 @@ __all__ = ["Chain", "build"]
 
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "rate_limit": {"backend": ("local",)},
-    "parallel": {"max_memory": (None,)},
 }
 """Options that are validated already but have no executor yet, and the values for which they need none."""
 
@@ -221,9 +220,7 @@ def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, C
     def make(name: str = binding.name) -> Any:
         return executor(policy, binding.clock, name)
 
-    if binding.share is not None and policy.scope == "profile":
-        return binding.share(kind, policy, make)
-    return make()
+    return make() if binding.share is None else binding.share(kind, policy, make)
 
 
 def _starting(binding: Binding) -> Callable[..., Any]:

@@ -126,9 +126,9 @@ class Registry(Mapping[str, Policy]):
     def _sharing(self, name: str) -> Callable[[str, Any, Callable[..., Any]], Any]:
         def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
             """The profile's executor, where the function has the profile's own policy; else one of its own."""
-            executor = make(name)
-            if getattr(self._policies.get(name), kind, None) != policy:
+            if policy.scope != "profile" or getattr(self._policies.get(name), kind, None) != policy:
                 return make()
+            executor = make(name)
             with self._lock:
                 held = self._shared.get((name, kind, id(executor.clock)))
                 if held is None or held[0] != policy:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero import MapError, Policy, opero, opmap
+from opero import ConfigError, MapError, Policy, opero, opmap
 from opero.parallel import work
 from opero.parallel.run import worker_count
 
@@ -61,17 +61,6 @@ def test_auto_keeps_what_computes_little_in_this_process() -> None:
     assert set(compute(range(100))) == {os.getpid()}
 
 
-def test_auto_does_not_choose_processes_where_their_state_would_have_to_be_shared() -> None:
-    @opmap(workers=2, circuit_breaker=5)
-    def compute(_: int) -> int:
-        until = time.thread_time() + 0.03
-        while time.thread_time() < until:
-            pass
-        return os.getpid()
-
-    assert set(compute(range(20))) == {os.getpid()}
-
-
 def test_auto_keeps_batches_of_their_size() -> None:
     sizes: list[int] = []
 
@@ -110,44 +99,43 @@ def test_the_number_of_workers_follows_from_the_mode() -> None:
 # refused when decorated
 
 
-@pytest.mark.parametrize("function", [plain, plain_async], ids=["sync", "async"])
-@pytest.mark.parametrize("decorator", [opmap, opero], ids=["opmap", "opero"])
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("max_memory", "1GB")],
-)
-def test_an_option_that_is_not_there_yet_is_named(decorator: Any, option: str, value: str, function: Any) -> None:
-    with pytest.raises(
-        NotImplementedError, match=rf"plain.*: parallel.{option}=.* is not implemented yet.*leave it out"
-    ):
-        decorator(**{option: value})(function)
-
-
+@pytest.mark.parametrize("mode", ["dask", "ray"])
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"rate_limit": 10}, "rate_limit"),
         ({"circuit_breaker": 5}, "circuit_breaker"),
-        ({"bulkhead": 2}, "bulkhead"),
         ({"bulkhead": 2, "rate_limit": 10}, "rate_limit and bulkhead"),
     ],
 )
-def test_state_that_processes_would_share_is_refused_in_process_mode(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(
-        NotImplementedError, match=rf"plain: {named} in process mode is not implemented yet.*mode='thread'"
-    ):
-        opmap(mode="process", **options)(plain)
+def test_state_that_machines_would_have_to_share_is_refused(options: dict[str, Any], named: str, mode: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"plain: {named} cannot be shared with the machines.*mode='process'"):
+        opmap(mode=mode, **options)(plain)
 
 
-def test_state_that_is_switched_off_is_no_hindrance_to_processes() -> None:
-    opmap(mode="process", policy=Policy(rate_limit={"rate": 5, "enabled": False}))(plain)
+def test_state_that_is_switched_off_is_no_hindrance() -> None:
+    opmap(mode="dask", policy=Policy(rate_limit={"rate": 5, "enabled": False}))(plain)
 
 
 def test_a_single_call_does_not_care_about_the_mode_of_maps() -> None:
-    bound = opero(mode="process", rate_limit=100)(plain)
+    bound = opero(mode="dask", rate_limit=100)(plain)
     assert bound(3) == 3
-    with pytest.raises(NotImplementedError, match="rate_limit in process mode"):
+    with pytest.raises(ConfigError, match="rate_limit cannot be shared"):
         bound.map([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("mode", "function", "serves"),
+    [
+        ("thread", plain_async, "mode='async', or 'async_process'"),
+        ("process", plain_async, "mode='async', or 'async_process'"),
+        ("async", plain, "mode='thread' or 'process'"),
+        ("async_process", plain, "mode='process' or 'thread'"),
+    ],
+)
+def test_a_mode_that_does_not_serve_a_function_names_those_that_do(mode: Any, function: Any, serves: str) -> None:
+    with pytest.raises(ConfigError, match=rf"plain.* is an? (async|sync) function, which mode '{mode}' cannot run.*{serves}"):
+        opmap(mode=mode)(function)
 
 
 def test_a_wrong_option_is_refused_before_there_is_a_function() -> None:

@@ -31,7 +31,7 @@ class Ledger:
     # Between the reading of `_due` and its writing lies no call and no backward jump, so under CPython's global lock no
     # other thread runs in between, nor a signal's handler. A lock of its own would cost more than all the rest, and an
     # interruption just after taking it would leave it taken. `LockedLedger` is for where there is no global lock.
-    __slots__ = ("_due", "_interval", "_monotonic", "_saved", "_step", "burst")
+    __slots__ = ("_due", "_file", "_interval", "_monotonic", "_saved", "_step", "burst")
 
     def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
         self._monotonic = monotonic

@@ -100,10 +100,11 @@ class Chunk:
         block: whose items they are, all of them in order; None: `places` says.
         places: the block and position of each.
         keep_going: a failed item does not end the chunk.
-        suspect: a worker has died of its one item so many times; it is run with nothing beside it.
+        suspect: a worker has died of its one item so many times; it has a worker to itself.
+        is_solo: nothing else of the map runs beside it.
     """
 
-    __slots__ = ("block", "items", "keep_going", "places", "suspect")
+    __slots__ = ("block", "is_solo", "items", "keep_going", "places", "suspect")
 
     def __init__(
         self, items: list[Any], block: Block | None = None, places: list[tuple[Block, int]] | None = None
@@ -113,6 +114,7 @@ class Chunk:
         self.places = places
         self.keep_going = True
         self.suspect = 0
+        self.is_solo = False
 
     def place(self, position: int) -> tuple[Block, int]:
         """Where the item at a position of the chunk belongs."""

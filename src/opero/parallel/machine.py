@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cpu_limit", "memory_limit", "memory_used", "resident", "workers_that_fit"]
+__all__ = ["cpu_limit", "memory_limit", "memory_used", "resident", "started", "workers_that_fit"]
 
 UNLIMITED = 1 << 62
 """cgroups of version 1 write a number beyond this where there is no limit."""
@@ -67,6 +67,23 @@ def _resident_elsewhere(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def started(pid: int, root: Path = Path("/")) -> float:
+    """What tells a process from others that have had its number; -1 where there is none."""
+    try:
+        text = (root / f"proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return float(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        if (root / "proc/self").exists():
+            return -1.0
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return -1.0
+    except OSError:  # it is another user's
+        pass
+    return 0.0
 
 
 def workers_that_fit(wanted: int) -> int:

@@ -116,12 +116,12 @@ class Mapper:
             raise ConfigError(
                 f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
             )
-        if mode in ("process", "async_process", "dask", "ray"):
+        if mode in ("dask", "ray"):
             shared = self.shared_kinds(chain)
             if shared:
-                raise NotImplementedError(
-                    f"{name}: {' and '.join(shared)} in process mode is not implemented yet, as each worker would have "
-                    "one of its own; use mode='thread', or leave it out"
+                raise ConfigError(
+                    f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, or use "
+                    "mode='process', whose workers share it on this machine"
                 )
         return mode
 

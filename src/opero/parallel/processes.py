@@ -10,7 +10,6 @@ import atexit
 import itertools
 import os
 import re
-import tempfile
 import threading
 import time
 from collections import deque
@@ -23,6 +22,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 from opero.errors import CallTimeoutError, WorkerDiedError
 from opero.logs import logger
 from opero.parallel.blocks import Report
+from opero.parallel.folder import private_folder
+from opero.parallel.machine import resident
 from opero.parallel.wire import dumps, opened, pickled_setup, unsendable
 from opero.parallel.work import BEGUN, POSITION, STOP
 from opero.parallel.worker import CHUNK, CONTROL_BYTES, open_control, run_chunk
@@ -47,21 +48,14 @@ LAST_ITEM = 0.05
 """Seconds that a worker has to come to the end of its item when nobody waits for it; then it is killed."""
 GRACE, GRACE_SHARE = 0.5, 0.5
 """Seconds, and part of the timeout, that an attempt gets beyond its timeout before its worker is killed."""
+DIED, TIMEOUT, MEMORY = "it died", "its attempt took too long", "it took too much memory"
+"""Why a worker process has ended."""
 LOOK = 0.1
 """Seconds between looks at attempts that have a timeout."""
 
 _lock = threading.Lock()
 _idle: list[Process] = []
 _busy: set[Process] = set()
-_folder: tempfile.TemporaryDirectory[str] | None = None
-
-
-def _files() -> Path:
-    """The folder of this process's control files."""
-    global _folder
-    if _folder is None:
-        _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
-    return Path(_folder.name)
 
 
 class Process:
@@ -71,7 +65,7 @@ class Process:
 
     def __init__(self) -> None:
         self.executor: Any = ProcessPoolExecutor(1, timeout=IDLE_SECONDS)
-        path = _files() / f"control-{next(self.numbers)}"
+        path = private_folder() / f"control-{next(self.numbers)}"
         path.write_bytes(bytes(CONTROL_BYTES))
         self.path = str(path)
         self.control = open_control(self.path)
@@ -144,10 +138,8 @@ def end_all() -> None:
 
 def _forget() -> None:
     """In a forked child: its parent's workers are not its own."""
-    global _folder
     _idle.clear()
     _busy.clear()
-    _folder = None
 
 
 # Before loky itself waits at exit for what runs.
@@ -192,7 +184,7 @@ class ProcessWorkers(Workers):
         self._batch_size = setup.batch_size or 1
         self._setup: bytes | str = pickled_setup(setup, name, first)
         if len(self._setup) > LARGE:
-            path = _files() / f"setup-{next(Process.numbers)}"
+            path = private_folder() / f"setup-{next(Process.numbers)}"
             path.write_bytes(self._setup)  # type: ignore[arg-type]
             self._setup = str(path)
 
@@ -292,7 +284,7 @@ class ProcessWorkers(Workers):
     def _mourn(self, sent: Sent, error: BaseException) -> Report:
         """What to do again after a worker's death. Only the item that ran then is suspected, and no other pays."""
         chunk, process = sent.chunk, sent.process
-        was_killed, process.end = process.end, process.end or "it died"
+        was_killed, process.end = process.end, process.end or DIED
         if not process.under_way and process in self._processes:
             self._drop(process)
         report = Report([], positions=[])
@@ -316,8 +308,13 @@ class ProcessWorkers(Workers):
         died = chunk.suspect + 1 if len(sent_positions) == len(suspects) else 1
         if was_killed == TIMEOUT:
             failure: Exception = self._timeout_error()
-        elif was_killed is not None and was_killed != "it died":
+        elif was_killed == MEMORY and chunk.is_solo:
+            failure = MemoryError(
+                f"item {chunk.index(suspects[0])} of {self._name} needs more memory than max_memory leaves, even alone"
+            )
+        elif was_killed is not None and was_killed != DIED:
             report.again.insert(0, chunk.part(suspects))
+            report.again[0].is_solo = was_killed == MEMORY
             return report
         elif died <= self._retries:
             suspect = chunk.part(suspects)
@@ -369,6 +366,20 @@ class ProcessWorkers(Workers):
             if begun and now - begun > limit and process.end is None:
                 process.kill(TIMEOUT)
 
+    def pids(self) -> list[int]:
+        return [pid for process in self._processes for pid in process.pids()]
+
+    def relieve(self) -> bool:
+        """End workers that are idle; where none is, the one that holds most."""
+        idle = [each for each in self._processes if not each.under_way and each.pids()]
+        for process in idle:
+            process.kill(MEMORY)
+            self._drop(process)
+        busy = [each for each in self._processes if each.under_way and each.end is None]
+        if not idle and busy:
+            max(busy, key=lambda each: sum(map(resident, each.pids()))).kill(MEMORY)
+        return bool(idle or busy)
+
     def stop(self) -> None:
         self._is_stopped = True
         for process in self._processes:
@@ -393,4 +404,3 @@ class ProcessWorkers(Workers):
             Path(self._setup).unlink(missing_ok=True)
 
 
-TIMEOUT = "timeout"

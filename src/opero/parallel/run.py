@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import CallTimeoutError, ConfigError, Failure, MapError
+from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
 from opero.parallel.blocks import Piece
+from opero.parallel.folder import private_folder
 from opero.parallel.machine import cpu_limit, workers_that_fit
 from opero.parallel.inbox import AsyncInbox, BlockingInbox
+from opero.parallel.memory import LOOK as MEMORY_LOOK
+from opero.parallel.memory import MemoryGuard
 from opero.parallel.progress import Display, Progress
 from opero.parallel.source import Source
 from opero.parallel.tuning import Cost
@@ -308,6 +311,11 @@ class Run:
             self.window.patience = min(self.policy.deadline, LOOK)
             checks.append(self._end_in_time)
 
+        if self.policy.max_memory is not None:
+            self.guard = MemoryGuard(self.policy.max_memory, self.window, self.binding.name)
+            self.window.patience = min(self.window.patience or MEMORY_LOOK, MEMORY_LOOK)
+            checks.append(self._keep_in_memory)
+
         def watch() -> None:
             if display.is_due():
                 display.update(*self._progress())
@@ -315,6 +323,12 @@ class Run:
                 check()
 
         self.window.watch = watch
+
+    def _keep_in_memory(self) -> None:
+        wrong = self.guard.check()
+        if wrong is not None:
+            self.window.stop()
+            self.reason = self.reason or MemoryError(f"{self.binding.name}: {wrong}")
 
     def _end_in_time(self) -> None:
         """At the deadline begin nothing more, and give what runs a moment to come back."""
@@ -416,7 +430,12 @@ class Run:
         from opero.parallel.wire import reference
         from opero.parallel.worker import Setup
 
-        kinds = ("retry", "timeout", "fallback")
+        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead")
+        limits = None
+        if self.mapper.shared_kinds(self.chain):
+            from opero.executors.shared import share_limits
+
+            limits = share_limits(self.chain.executors, self.binding.name, private_folder())
         initializer = self.policy.initializer
         return Setup(
             reference=reference(self.binding.function),
@@ -429,6 +448,7 @@ class Run:
             concurrency=self.policy.concurrency if self.binding.is_async else 1,
             initializer=None if initializer is None else reference(initializer),
             surroundings=Surroundings(),
+            limits=limits,
         )
 
     def _choose(self) -> None:
@@ -448,8 +468,7 @@ class Run:
     def _suitable_mode(self, cost: Cost) -> str:
         left = self.source.left
         is_worth_it = cost.computed > LONG if left is None else cost.computed * left > WORTH_PROCESSES
-        suits = cost.share > 1 / 2 and is_worth_it and not self.mapper.shared_kinds(self.chain)
-        return "process" if suits else "thread"
+        return "process" if cost.share > 1 / 2 and is_worth_it else "thread"
 
     def _suitable_workers(self, first: list[Any]) -> Workers:
         """Workers of the mode that suits; in threads, where the function cannot be sent to processes."""
@@ -523,7 +542,11 @@ class Run:
             told += f"; item {first.index}: {type(first.exception).__name__}: {first.exception}"
         again = self.again(left, rest, dict(sorted(results.items())))
         retry = again.run_async if self.binding.is_async else again.run
-        return MapError(told, dict(sorted(results.items())), failures, self.reason, retry=retry)
+        out_of_memory = isinstance(self.reason, MemoryError) or (
+            self.policy.max_memory is not None and any(isinstance(each.exception, MemoryError) for each in failures)
+        )
+        kind = MemoryLimitError if out_of_memory else MapError
+        return kind(told, dict(sorted(results.items())), failures, self.reason, retry=retry)
 
     # Results
 

@@ -77,6 +77,7 @@ class Window:
         blocks: by number, the blocks of which something has not been handed out.
         pieces: what is ready to be handed out.
         is_stopped: nothing more is begun.
+        most_chunks: chunks that may be under way, where that is fewer than the workers' slots.
         patience: seconds after which to `watch`, though nothing has come; None: never.
         watch: is called between reports.
     """
@@ -114,6 +115,7 @@ class Window:
         self.finished = 0
         self.failed = 0
         self.is_stopped = False
+        self.most_chunks: int | None = None
         self.patience: float | None = None
         self.watch: Callable[[], None] = lambda: None
         self._read = 0
@@ -162,6 +164,8 @@ class Window:
     async def _fill(self) -> None:
         """Send what there is room for."""
         while not self.is_stopped and self._has_slot:
+            if self.waiting and self.waiting[0].is_solo and self.under_way:
+                return
             chunk = self.waiting.popleft() if self.waiting else await self._next_chunk()
             if chunk is None:
                 return
@@ -236,8 +240,12 @@ class Window:
 
     @property
     def _has_slot(self) -> bool:
-        most = self.workers.most_items
-        return len(self.under_way) < self.workers.slots and (most is None or self._items_under_way < most)
+        most, slots, under_way = self.workers.most_items, self.workers.slots, self.under_way
+        if len(under_way) == 1 and next(iter(under_way)).is_solo:
+            return False
+        if self.most_chunks is not None:
+            slots = min(slots, self.most_chunks)
+        return len(under_way) < slots and (most is None or self._items_under_way < most)
 
     @property
     def _room(self) -> int:
@@ -358,6 +366,11 @@ class Window:
         for piece in self._handed:
             self._consumed += piece.size
         self._handed = []
+
+    def shrink(self) -> None:
+        """Have fewer items in the next chunks."""
+        self._chunk_size = max(1, self._chunk_size // 2)
+        self._rates.clear()
 
     def stop(self) -> None:
         """Begin nothing more, and finish what runs."""

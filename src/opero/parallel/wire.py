@@ -6,6 +6,7 @@ import importlib
 import pickle
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
@@ -26,6 +27,7 @@ __all__ = ["dumps", "faithful", "find", "loads", "opened", "pickled", "pickled_s
 loads = pickle.loads
 """Only ever given what our own processes have written."""
 
+PACKAGE = str(Path(__file__).parents[1])
 DEPTH = 4
 """How deep a value is searched for the part that does not pickle."""
 
@@ -180,9 +182,20 @@ def faithful(error: BaseException) -> Any:
     One whose constructor takes other arguments is built anew without it. What it holds and does not pickle becomes
     text. Where even that fails, its nearest base class stands in.
     """
-    text = "".join(traceback.format_exception(error)).rstrip()
+    text = "".join(_trimmed(traceback.TracebackException.from_exception(error)).format()).rstrip()
     error.add_note(f"In the worker process:\n{text}")
     return _traveller(error)
+
+
+def _trimmed(text: traceback.TracebackException) -> traceback.TracebackException:
+    """A traceback without this package's own frames, which say nothing of what went wrong."""
+    own = [frame for frame in text.stack if not frame.filename.startswith(PACKAGE)]
+    if own:
+        text.stack = traceback.StackSummary.from_list(own)
+    for each in (text.__cause__, text.__context__, *(getattr(text, "exceptions", None) or ())):
+        if each is not None:
+            _trimmed(each)
+    return text
 
 
 def _traveller(error: BaseException) -> Any:

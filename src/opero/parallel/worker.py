@@ -16,6 +16,7 @@ import cloudpickle
 
 import opero.parallel
 from opero.binding import Binding
+from opero.functions import kind_of
 from opero.parallel.batch import BatchRule
 from opero.parallel.surroundings import drain_records
 from opero.parallel.wire import dumps, faithful, find, loads
@@ -24,6 +25,7 @@ from opero.parallel.work import BEGUN, POSITION, STOP, Work
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
 
+    from opero.executors.shared import SharedLimits
     from opero.parallel.blocks import Report
     from opero.parallel.surroundings import Surroundings
     from opero.parallel.work import Rest
@@ -64,6 +66,7 @@ class Setup:
         concurrency: calls at a time of an async function.
         initializer: is called first in each process, if need be as `wire.reference` tells of it.
         surroundings: what surrounds the calls.
+        limits: where rate limit, circuit breaker and bulkhead keep their state.
     """
 
     reference: Any
@@ -76,6 +79,7 @@ class Setup:
     concurrency: int = 1
     initializer: Any = None
     surroundings: Surroundings | None = None
+    limits: SharedLimits | None = None
 
 
 class Job:
@@ -89,9 +93,9 @@ class Job:
             self._initialize(setup.initializer)
         function = find(setup.reference)
         is_timed = setup.policy.active("timeout") is not None
-        self.binding = Binding(function, setup.policy)
-        if is_timed and not self.binding.is_async:
-            self.binding = Binding(self._timed(function), setup.policy)
+        if is_timed and kind_of(function) == "sync":
+            function = self._timed(function)
+        self.binding = Binding(function, setup.policy, share=setup.limits)
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None

@@ -45,6 +45,14 @@ class Workers:
     def watch(self) -> None:
         """Look after what runs."""
 
+    def pids(self) -> list[int]:
+        """The processes of this machine that they have."""
+        return []
+
+    def relieve(self) -> bool:
+        """Free memory, if need be by ending what holds most of it; whether that can help."""
+        return False
+
     def stop(self) -> None:
         """Begin no further item. Chunks come back with what they have."""
 
