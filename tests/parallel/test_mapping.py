@@ -134,7 +134,9 @@ def test_a_single_call_does_not_care_about_the_mode_of_maps() -> None:
     ],
 )
 def test_a_mode_that_does_not_serve_a_function_names_those_that_do(mode: Any, function: Any, serves: str) -> None:
-    with pytest.raises(ConfigError, match=rf"plain.* is an? (async|sync) function, which mode '{mode}' cannot run.*{serves}"):
+    with pytest.raises(
+        ConfigError, match=rf"plain.* is an? (async|sync) function, which mode '{mode}' cannot run.*{serves}"
+    ):
         opmap(mode=mode)(function)
 
 

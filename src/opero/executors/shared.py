@@ -88,9 +88,7 @@ class StateFile:
             raise
         self.holder = threading.get_ident()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.holder = 0
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._lock.release()
@@ -181,7 +179,16 @@ def _share_rate_limit(limiter: RateLimitExecutor, file: StateFile, *, first: boo
 class _Loading:
     """A breaker's lock that brings its state from the file, and back."""
 
-    FIELDS = ("_state", "_period", "_since", "_consecutive", "_probes_begun", "_probes_passed", "_last_error", "_window")
+    FIELDS = (
+        "_state",
+        "_period",
+        "_since",
+        "_consecutive",
+        "_probes_begun",
+        "_probes_passed",
+        "_last_error",
+        "_window",
+    )
 
     def __init__(self, breaker: SharedCircuitBreaker, file: StateFile) -> None:
         self.file = file
@@ -297,7 +304,15 @@ class SharedBulkhead(BulkheadExecutor):
         with self._file:
             places, queue = self._file.read()
             left = places.get(me, 0) - 1
-            self._file.write(({**{owner: each for owner, each in places.items() if owner != me}, **({me: left} if left > 0 else {})}, queue))
+            self._file.write(
+                (
+                    {
+                        **{owner: each for owner, each in places.items() if owner != me},
+                        **({me: left} if left > 0 else {}),
+                    },
+                    queue,
+                )
+            )
 
     async def queue(self, host: Host, call: Call) -> None:
         began = self.clock.monotonic()

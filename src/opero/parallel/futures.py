@@ -16,7 +16,6 @@ from opero.parallel.worker import run_chunk
 from opero.parallel.workers import AHEAD, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     from opero.parallel.blocks import Chunk

@@ -320,7 +320,9 @@ class ProcessWorkers(Workers):
             suspect = chunk.part(suspects)
             suspect.suspect = died
             report.again.insert(0, suspect)
-            logger.warning("%s: a worker process died of item %d; it is tried again", self._name, chunk.index(suspects[0]))
+            logger.warning(
+                "%s: a worker process died of item %d; it is tried again", self._name, chunk.index(suspects[0])
+            )
             return report
         else:
             failure = self._death(chunk, list(suspects), died, error)
@@ -402,5 +404,3 @@ class ProcessWorkers(Workers):
         self._processes.clear()
         if isinstance(self._setup, str):
             Path(self._setup).unlink(missing_ok=True)
-
-

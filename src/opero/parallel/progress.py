@@ -99,7 +99,7 @@ class Display:
             self._open_bar(wanted is True)
         self.is_wanted = self._callback is not None or self._bar is not None or self._lines is not None
 
-    def _open_bar(self, always: bool) -> None:  # noqa: FBT001  # the one thing it is about
+    def _open_bar(self, always: bool) -> None:  # the one thing it is about
         notebook = _is_notebook()
         if notebook or _is_terminal():
             delay = 0.0 if always else QUICK

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
-from itertools import chain as chained
 from dataclasses import dataclass
+from itertools import chain as chained
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
@@ -15,8 +15,8 @@ from opero.logs import logger
 from opero.parallel.batch import BatchRule
 from opero.parallel.blocks import Piece
 from opero.parallel.folder import private_folder
-from opero.parallel.machine import cpu_limit, workers_that_fit
 from opero.parallel.inbox import AsyncInbox, BlockingInbox
+from opero.parallel.machine import cpu_limit, workers_that_fit
 from opero.parallel.memory import LOOK as MEMORY_LOOK
 from opero.parallel.memory import MemoryGuard
 from opero.parallel.progress import Display, Progress
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from opero.executors.call import Host
-    from opero.parallel.blocks import Block
     from opero.parallel.inbox import Inbox
     from opero.parallel.journal import Journal
     from opero.parallel.mapping import Mapper
@@ -517,7 +516,10 @@ class Run:
         """All that is known of the items, but for those that a stream has handed out."""
         results, failures, left = dict(self.before), [], []
         blocks = [(block, block.finished()) for block in self.window.blocks.values()]
-        for block, positions in [*blocks, *((piece.block, piece.positions) for piece in [*pieces, *self.window.pieces])]:
+        for block, positions in [
+            *blocks,
+            *((piece.block, piece.positions) for piece in [*pieces, *self.window.pieces]),
+        ]:
             for position, index, value, failed in Piece(block, positions).outcomes():
                 if failed:
                     failures.append(Failure(index, block.items[position], value))

@@ -78,7 +78,9 @@ def _imported(module: str, name: str) -> Any:
 
 def _remade(number: int, name: str, default: tuple[Any, ...]) -> Variable:
     if (number, name) not in _made:
-        _made[number, name] = contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
+        _made[number, name] = (
+            contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
+        )
     return _made[number, name]
 
 
@@ -170,4 +172,3 @@ class Surroundings:
 def drain_records() -> list[Any]:
     """What has been logged in this worker since this was last asked."""
     return [] if Surroundings.records is None else Surroundings.records.drain()
-

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opero.parallel.work import STOP
 from opero.parallel.workers import AHEAD, Workers

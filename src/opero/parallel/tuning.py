@@ -94,7 +94,10 @@ class Tuning:
     @property
     def options(self) -> dict[str, Any]:
         """The same as options of `@opmap`."""
-        options: dict[str, Any] = {"mode": "thread" if self.mode == "sequential" else self.mode, "workers": self.workers}
+        options: dict[str, Any] = {
+            "mode": "thread" if self.mode == "sequential" else self.mode,
+            "workers": self.workers,
+        }
         return options if self.batch_size is None else {**options, "batch_size": self.batch_size}
 
     def __str__(self) -> str:
@@ -106,7 +109,9 @@ class Tuning:
         ]
         for each in self.measurements:
             batch = f", batches of {each.batch_size}" if each.batch_size else ""
-            lines.append(f"  {each.mode:14}{each.workers:4} at a time{batch}: {each.rate:10,.1f}/s, CPU {each.cpu:4.0%}")
+            lines.append(
+                f"  {each.mode:14}{each.workers:4} at a time{batch}: {each.rate:10,.1f}/s, CPU {each.cpu:4.0%}"
+            )
         return "\n".join(lines)
 
 
@@ -133,7 +138,9 @@ def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: f
     if binding is not None and binding.is_method and getattr(func, "__self__", None) is not None:
         function = types.MethodType(function, func.__self__)  # type: ignore[attr-defined]
     if not items:
-        raise ValueError(f"tune: the sample for {getattr(function, '__qualname__', function)} is empty; pass some items")
+        raise ValueError(
+            f"tune: the sample for {getattr(function, '__qualname__', function)} is empty; pass some items"
+        )
     tuning = _Tuner(function, items, args, kwargs, seconds).tune()
     if binding is not None:
         binding.tuning = tuning
@@ -175,7 +182,9 @@ class _Tuner:
             tried += self._rising("thread", THREADS if plain.cpu < CPU_BOUND else (cpu_limit(),))
             tried += self._maybe("process", cpu_limit()) if plain.cpu > IO_BOUND else []
         best = max(tried, key=lambda each: each.rate)
-        chosen = next(each for each in sorted(tried, key=lambda each: each.workers) if each.rate >= GOOD_ENOUGH * best.rate)
+        chosen = next(
+            each for each in sorted(tried, key=lambda each: each.workers) if each.rate >= GOOD_ENOUGH * best.rate
+        )
         cpu = plain.cpu
         return Tuning(
             function=self.name,

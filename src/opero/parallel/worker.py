@@ -40,6 +40,7 @@ MOST_SETUPS = 8
 NOWHERE = -1
 """The position while no item runs."""
 
+
 class _Ready(threading.local):
     """What this thread of the worker has been set up for, by the bytes that say so; the last few."""
 
