@@ -181,7 +181,7 @@ class Failure(NamedTuple):
         exception: what it failed with.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method of that name is of no use here
     item: Any
     exception: Exception
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import struct
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.clock import SYSTEM
@@ -30,6 +29,7 @@ except ImportError:  # pragma: no cover  # Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from opero.executors.call import Call, Host
@@ -62,9 +62,9 @@ class StateFile:
             self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(
-                f"the limits of this map are kept in {path}, which cannot be opened here ({error.strerror}): rate limit, "
-                "circuit breaker and bulkhead are shared between the processes of one machine only; leave them out, or "
-                "use mode='thread'"
+                f"the limits of this map are kept in {path}, which cannot be opened here ({error.strerror}): rate "
+                "limit, circuit breaker and bulkhead are shared between the processes of one machine only; leave them "
+                "out, or use mode='thread'"
             ) from error
         self._map = mmap.mmap(self._file, 0)
         self._slot = (len(self._map) - self.HEADER) // 2
@@ -168,8 +168,8 @@ def _share_rate_limit(limiter: RateLimitExecutor, file: StateFile, *, first: boo
     with file:
         if first:
             file.number = ledger._due
-        ledger._file = file
         ledger.__class__ = SharedLockedLedger if isinstance(ledger, LockedLedger) else SharedLedger
+        ledger._file = file  # type: ignore[attr-defined]  # it is one of those now
         ledger._due = float("inf")
 
 

@@ -79,7 +79,7 @@ class LoopWorkers(Workers):
 
     async def _take_items(self) -> None:
         run, changed = self._work.run_unit, self._changed
-        while not self._is_stopped and self._chunks_left():
+        while self._chunks_left():
             for chunk, position, argument in self._units:
                 if self._is_stopped:
                     break
@@ -98,8 +98,8 @@ class LoopWorkers(Workers):
                     await asyncio.sleep(0)
 
     def _chunks_left(self) -> bool:
-        """Whether there is something in the shared iterator; a new one, if need be."""
-        if not self._chunks and self._is_used_up:
+        """Whether there is something to begin in the shared iterator; a new one, if need be."""
+        if self._is_stopped or (not self._chunks and self._is_used_up):
             return False
         if self._is_used_up:
             self._units = self._next_units()

@@ -100,8 +100,8 @@ def _cores() -> int:
 class FutureWorkers(Workers):
     """Sends chunks to a pool.
 
-    When a worker dies, its pool may be broken, and with it every chunk that was sent, whichever was to blame. So each of
-    them is sent again, alone; one that breaks it again, item by item; and an item that does so has failed.
+    When a worker dies, its pool may be broken, and with it every chunk that was sent, whichever was to blame. So each
+    of them is sent again, alone; one that breaks it again, item by item; and an item that does so has failed.
 
     Args:
         pool: where chunks go.

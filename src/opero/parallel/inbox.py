@@ -5,14 +5,15 @@ from __future__ import annotations
 import queue
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-    from opero.parallel.blocks import Chunk, Report
+    from opero.parallel.blocks import Chunk
 
-    Message = tuple[Chunk, Report | BaseException]
+    Message = tuple[Chunk, Any]
+    """What the workers' `open` makes a report of."""
 
 __all__ = ["AsyncInbox", "BlockingInbox", "Inbox"]
 

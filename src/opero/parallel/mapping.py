@@ -120,8 +120,8 @@ class Mapper:
             shared = self.shared_kinds(chain)
             if shared:
                 raise ConfigError(
-                    f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, or use "
-                    "mode='process', whose workers share it on this machine"
+                    f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
+                    "or use mode='process', whose workers share it on this machine"
                 )
         return mode
 

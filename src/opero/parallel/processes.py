@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, wait
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from joblib.externals.loky import ProcessPoolExecutor
@@ -185,7 +185,7 @@ class ProcessWorkers(Workers):
         self._setup: bytes | str = pickled_setup(setup, name, first)
         if len(self._setup) > LARGE:
             path = private_folder() / f"setup-{next(Process.numbers)}"
-            path.write_bytes(self._setup)  # type: ignore[arg-type]
+            path.write_bytes(self._setup)
             self._setup = str(path)
 
     @property
@@ -403,4 +403,5 @@ class ProcessWorkers(Workers):
             _give_back(process)
         self._processes.clear()
         if isinstance(self._setup, str):
-            Path(self._setup).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(self._setup)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import time
 from contextlib import suppress
@@ -177,14 +179,8 @@ def _is_notebook() -> bool:
     """Whether this runs in a notebook that can show a bar."""
     if "ipykernel" not in sys.modules:
         return False
-    import importlib.util
-
     return importlib.util.find_spec("ipywidgets") is not None
 
 
 def _bar_class(*, notebook: bool) -> Any:
-    if notebook:
-        from tqdm.notebook import tqdm as bar
-    else:
-        from tqdm.std import tqdm as bar
-    return bar
+    return importlib.import_module("tqdm.notebook" if notebook else "tqdm.std").tqdm

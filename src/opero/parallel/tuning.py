@@ -103,9 +103,11 @@ class Tuning:
     def __str__(self) -> str:
         what = {"cpu": "computes", "io": "waits", "both": "computes and waits"}[self.bound_by]
         lines = [
-            f"{self.function} {what} ({self.seconds * 1000:.3g} ms an item): "
-            f"mode={self.mode!r}, workers={self.workers}"
-            f"{f', batch_size={self.batch_size}' if self.batch_size else ''}, {self.gain:.1f} times as fast"
+            (
+                f"{self.function} {what} ({self.seconds * 1000:.3g} ms an item): "
+                f"mode={self.mode!r}, workers={self.workers}"
+                f"{f', batch_size={self.batch_size}' if self.batch_size else ''}, {self.gain:.1f} times as fast"
+            )
         ]
         for each in self.measurements:
             batch = f", batches of {each.batch_size}" if each.batch_size else ""

@@ -38,7 +38,9 @@ class Stage(Protocol):
     """
 
     is_blocking: bool
-    answers_failures: bool
+
+    @property
+    def answers_failures(self) -> bool: ...
 
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
         """Fill in the items at these positions that need no call; the positions of the others."""
@@ -313,9 +315,9 @@ class Window:
         failures, fell_back = set(report.failures), set(report.fell_back)
         touched: dict[Block, list[int]] = {}
         positions = range(len(report.values)) if report.positions is None else report.positions
-        for position, value in zip(positions, report.values, strict=True):
+        for position, got in zip(positions, report.values, strict=True):
             block, at = chunk.place(position)
-            failed = position in failures
+            value, failed = got, position in failures
             for stage in reversed(self.stages):
                 value, failed = stage.took(block, at, value, failed=failed, keep=position not in fell_back)
             block.put(at, value, failed=failed)
