@@ -353,16 +353,30 @@ class Window:
             if not block.failures:
                 block.items = []
         if not self.ordered:
-            self.pieces.append(Piece(block, positions))
+            self._give(block, positions)
             if not block.pending and not self.keeps:
                 del self.blocks[block.number]
-        elif not block.pending and not self.keeps:
+        elif not self.keeps:
+            self._give_in_turn(block)
+
+    def _give_in_turn(self, block: Block) -> None:
+        """Hand on what is finished of a block if all before it is, and then what comes after it."""
+        if not block.pending:
             heapq.heappush(self._complete, (block.number, block))
-            while self._complete and self._complete[0][0] == self._next_block:
-                _, block = heapq.heappop(self._complete)
-                self._next_block += 1
-                del self.blocks[block.number]
-                self.pieces.append(Piece(block))
+        while self._complete and self._complete[0][0] == self._next_block:
+            _, block = heapq.heappop(self._complete)
+            self._next_block += 1
+            del self.blocks[block.number]
+            self._give(block, block.prefix() if block.given else None)
+        begun = self.blocks.get(self._next_block)
+        if begun is not None and begun.done and (finished := begun.prefix()):
+            self._give(begun, finished)
+
+    def _give(self, block: Block, positions: Sequence[int] | None) -> None:
+        if block.pending:
+            assert positions is not None
+            block.given.update(positions)
+        self.pieces.append(Piece(block, positions))
 
     def _consume(self) -> None:
         for piece in self._handed:
