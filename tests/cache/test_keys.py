@@ -6,7 +6,6 @@ import array
 import dataclasses
 import enum
 import gc
-import inspect
 from typing import Any
 
 import pytest

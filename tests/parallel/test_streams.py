@@ -77,6 +77,14 @@ class Reader:
             except (StopIteration, StopAsyncIteration):
                 return
 
+    def read_into(self, got: list[Any]) -> None:
+        for each in self:
+            got += [each]
+
+
+def listed(result: Any) -> Any:
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
 
 async def anext_of(stream: Any) -> Any:
     return await anext(stream)
@@ -225,7 +233,7 @@ def test_a_window_of_one_goes_in_step_with_the_reader() -> None:
             yield number
 
     for answer in mapped("thread", window=1).stream(questions()):
-        answers.append(answer)
+        answers += [answer]
     assert answers == [0, 10, 20, 30, 40]
 
 
@@ -271,8 +279,7 @@ def test_a_list_of_a_source_that_raises_midway_keeps_what_was_done(mode: str) ->
         raise OSError("the source broke")
 
     with pytest.raises(OSError, match="the source broke") as caught:
-        result = mapped(mode)(source())
-        asyncio.run(result)
+        listed(mapped(mode)(source()))
     cause = caught.value.__cause__
     assert isinstance(cause, MapError)
     assert cause.results == {number: number * 10 for number in range(5)}
@@ -320,14 +327,10 @@ def test_an_async_source_that_raises_midway_raises_when_what_came_before_it_is_d
             yield number
         raise OSError("the source broke")
 
-    async def run() -> None:
-        got = []
-        with pytest.raises(OSError, match="the source broke"):
-            async for each in mapped("async").stream(source()):
-                got.append(each)
-        assert got == [0, 10, 20]
-
-    asyncio.run(run())
+    got: list[int] = []
+    with Reader(mapped("async").stream(source())) as reader, pytest.raises(OSError, match="the source broke"):
+        reader.read_into(got)
+    assert got == [0, 10, 20]
 
 
 def test_an_async_source_is_read_within_the_window() -> None:
@@ -372,10 +375,9 @@ def test_wrong_items_are_refused_before_anything_is_read(mode: str) -> None:
 def test_a_failure_ends_a_stream_after_all_results_before_it_and_keeps_those_after_it(mode: str) -> None:
     bound = failing_async if mode.startswith("async") else failing
     function = Policy(parallel={"mode": mode, "workers": 2, "window": 10, "progress": False}).apply(bound)
-    got = []
+    got: list[int] = []
     with Reader(function.stream(range(30))) as reader, pytest.raises(MapError) as caught:
-        for each in reader:
-            got.append(each)
+        reader.read_into(got)
     error = caught.value
     assert got == [0, 1, 2, 3, 4]
     assert [each.index for each in error.failures] == [5]
@@ -397,10 +399,9 @@ async def failing_async(number: int) -> int:
 def test_an_unordered_stream_hands_out_what_succeeded_beside_a_failure(mode: str) -> None:
     bound = failing_async if mode == "async" else failing
     policy = Policy(parallel={"mode": mode, "workers": 2, "window": 10, "progress": False, "ordered": False})
-    got = []
+    got: list[int] = []
     with Reader(policy.apply(bound).stream(range(30))) as reader, pytest.raises(MapError) as caught:
-        for each in reader:
-            got.append(each)
+        reader.read_into(got)
     assert not set(got) & set(caught.value.results)  # nothing twice
     assert {0, 1, 2, 3, 4} <= set(got) | set(caught.value.results)
     assert [each.index for each in caught.value.failures] == [5]

@@ -105,6 +105,7 @@ class Run:
         rest = dict(kwargs)
         items = self._items(args, rest)
         self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
+        mapper.check_arguments(self.rest.before, self.rest.after, rest)
         self.source = Source(items)
         self.before: dict[int, Any] = {}
         self.window: Window
