@@ -115,6 +115,7 @@ class Run:
         self.reason: Exception | None = None
         self.is_sampling = False
         self.journal: Journal | None = None
+        self.journal_name: str | None = None  # kept for `retry_failed`: what a closure holds may have changed by then
 
     def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
@@ -225,6 +226,8 @@ class Run:
             yield window
             for stage in window.stages:
                 await self._settled(host, stage)
+            if self.journal is not None and source.is_exhausted and not window.is_stopped:
+                self.journal.finished(source.index)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -251,9 +254,11 @@ class Run:
         if self.options.journal is not None:
             from opero.parallel.journaled import JournalStage, journal_name
 
+            if self.journal_name is None:
+                self.journal_name = journal_name(self.binding.function, self.rest)
             stage = JournalStage(
                 self.options.journal,
-                journal_name(self.binding.function, self.rest),
+                self.journal_name,
                 failed_only=self.options.failed_only,
                 is_blocking=self.binding.is_async,
             )
