@@ -117,7 +117,9 @@ def test_a_journal_of_other_items_is_refused_and_not_touched(tmp_path: Path) -> 
     journal, notes = tmp_path / "run.jsonl", tmp_path / "notes"
     mapped("thread", [1, 2], notes, journal=journal)
     held = journal.read_bytes()
-    with pytest.raises(ConfigError, match="belongs to other items: item 1 was another one then; nothing .* overwritten"):
+    with pytest.raises(
+        ConfigError, match="belongs to other items: item 1 was another one then; nothing .* overwritten"
+    ):
         mapped("thread", [1, 3], notes, journal=journal)
     assert journal.read_bytes() == held
     assert sorted(ran(notes)) == [1, 2]
@@ -189,7 +191,8 @@ def test_after_kill_9_the_next_run_computes_only_the_rest(mode: str, tmp_path: P
     try:
         until = time.monotonic() + 60
         while not (journal.exists() and journal.read_bytes().count(b"\n") > 50):
-            assert first.poll() is None and time.monotonic() < until
+            assert first.poll() is None
+            assert time.monotonic() < until
             time.sleep(0.01)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
@@ -268,9 +271,7 @@ def test_a_journal_works_beside_a_cache_and_batches(tmp_path: Path) -> None:
 
 @given(
     count=st.integers(0, 40),
-    runs=st.lists(
-        st.tuples(st.integers(0, 40), st.sets(st.integers(0, 39)), st.booleans(), st.booleans()), max_size=5
-    ),
+    runs=st.lists(st.tuples(st.integers(0, 40), st.sets(st.integers(0, 39)), st.booleans(), st.booleans()), max_size=5),
 )
 def test_whatever_the_runs_before_nothing_that_succeeded_runs_again(
     count: int, runs: list[tuple[int, set[int], bool, bool]], tmp_path_factory: pytest.TempPathFactory

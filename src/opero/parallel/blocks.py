@@ -196,20 +196,27 @@ class Report:
     def __init__(
         self,
         values: list[Any],
-        failures: Sequence[int] = (),
+        failures: list[int] | None = None,
         *,
         positions: list[int] | None = None,
-        fell_back: Sequence[int] = (),
+        fell_back: list[int] | None = None,
         seconds: float = 0.0,
         is_last: bool = True,
     ) -> None:
         self.values = values
-        self.failures = failures
+        self.failures = [] if failures is None else failures
         self.positions = positions
-        self.fell_back = fell_back
+        self.fell_back = [] if fell_back is None else fell_back
         self.seconds = seconds
         self.is_last = is_last
         self.again: list[Chunk] | None = None
+
+    def so_far(self) -> Report:
+        """What is in it already, while another thread goes on filling it: failures are put in before their values."""
+        values = list(self.values)
+        count = len(values)
+        failures = [each for each in list(self.failures) if each < count]
+        return Report(values, failures, fell_back=[each for each in list(self.fell_back) if each < count])
 
     def is_whole(self, count: int) -> bool:
         """Whether it tells of so many items, in order."""

@@ -70,10 +70,10 @@ class UserPool(Pool):
     def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
         return self.executor.submit(run_chunk, self.setup, payload, keep_going=keep_going)
 
-    def submit_here(self, work: Work, chunk: Chunk, control: list[int]) -> Future[Report]:
+    def submit_here(self, work: Work, chunk: Chunk, control: list[int], report: Report) -> Future[Report]:
         """Send a chunk to a thread of this process."""
         run = contextvars.copy_context().run
-        return self.executor.submit(run, _run, work, chunk, control)
+        return self.executor.submit(run, _run, work, chunk, control, report)
 
     def renew(self) -> bool:
         if self.make is None:
@@ -87,8 +87,9 @@ class UserPool(Pool):
             self.executor.shutdown(wait=is_done, cancel_futures=True)
 
 
-def _run(work: Work, chunk: Chunk, control: list[int]) -> Report:
-    return work.run(chunk.items, control, keep_going=chunk.keep_going)
+def _run(work: Work, chunk: Chunk, control: list[int], report: Report) -> Report:
+    work.run(chunk.items, control, report, keep_going=chunk.keep_going)
+    return report
 
 
 def _cores() -> int:
@@ -135,6 +136,7 @@ class FutureWorkers(Workers):
         self._control = [0, 0, 0]
         self._waiting: deque[Chunk] = deque()
         self._futures: dict[Future[Any], Chunk] = {}
+        self._reports: dict[Chunk, Report] = {}  # of those that run in this process
         self._has_suspect = False
         self._is_broken = False
 
@@ -159,7 +161,8 @@ class FutureWorkers(Workers):
                 self._pool.renew()
                 self._is_broken = False
             if self._work is not None:
-                future: Future[Any] = self._pool.submit_here(self._work, chunk, self._control)  # type: ignore[attr-defined]
+                report = self._reports[chunk] = Report([])
+                future: Future[Any] = self._pool.submit_here(self._work, chunk, self._control, report)  # type: ignore[attr-defined]
             else:
                 payload, positions = self._payload(chunk)
                 if payload is None:
@@ -228,6 +231,7 @@ class FutureWorkers(Workers):
         return report
 
     def took(self, chunk: Chunk) -> None:
+        self._reports.pop(chunk, None)
         self._send()
 
     def stop(self) -> None:
@@ -235,6 +239,10 @@ class FutureWorkers(Workers):
         for future in list(self._futures):
             future.cancel()
         self._send()
+
+    def interrupt(self) -> None:
+        for chunk, report in self._reports.items():
+            self._inbox.put((chunk, report.so_far()))
 
     async def close(self) -> None:
         is_done = not self._futures

@@ -231,7 +231,12 @@ class Run:
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, MapError) and error.__cause__ is None:
+            if isinstance(error, MapError):
+                raise
+            await window.end()
+            if error is self.reason:
+                raise self._map_error(str(error)) from error
+            if error.__cause__ is None:
                 error.__cause__ = self._map_error(f"it was ended by {type(error).__name__}")
             raise
         finally:
@@ -343,7 +348,7 @@ class Run:
                 seconds=seconds,
             )
             if late >= LAST_MOMENT and self.window.under_way:
-                raise self._map_error(str(self.reason))
+                raise self.reason
 
     def _batch_size(self) -> int:
         if self.policy.batch_size is not None:
