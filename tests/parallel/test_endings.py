@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -64,33 +65,38 @@ COMMON = """
 MODES = ["thread", "process", "async", "async_process", "auto"]
 
 
-def start(tmp_path: Path, code: str, mode: str, how: str, workers: int = 2) -> subprocess.Popen[str]:
+def start(tmp_path: Path, code: str, mode: str, how: str, workers: int = 2) -> subprocess.Popen[bytes]:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(COMMON) + textwrap.dedent(code))
     command = [sys.executable, str(script), mode, how, str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err)
 
 
-def finish(program: subprocess.Popen[str], *, after: Any = None) -> tuple[str, str]:
+def finish(program: subprocess.Popen[bytes], folder: Path, *, after: Any = None) -> tuple[str, str]:
     """What it printed, once it has said that it runs, something was done to it, and it has ended with its children."""
-    assert program.stdout is not None
-    assert program.stdout.readline() == "running\n", program.communicate(timeout=60)
-    family = psutil.Process(program.pid).children(recursive=True)
-    if after is not None:
-        after(program)
+    out, err = folder / "out", folder / "err"
     try:
-        out, err = program.communicate(timeout=60)
+        until = time.monotonic() + 60
+        while "running\n" not in out.read_text():
+            assert program.poll() is None, err.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        family = psutil.Process(program.pid).children(recursive=True)
+        if after is not None:
+            after(program)
+        program.wait(60)
     finally:
         program.kill()
-        program.communicate()
+        program.wait()
     _, alive = psutil.wait_procs(family, timeout=30)
     for each in alive:
         each.kill()
     assert alive == []
-    return out, err
+    return out.read_text().replace("running\n", ""), err.read_text()
 
 
-def interrupt(program: subprocess.Popen[str]) -> None:
+def interrupt(program: subprocess.Popen[bytes]) -> None:
     os.kill(program.pid, signal.SIGINT)
 
 
@@ -104,7 +110,7 @@ def test_ctrl_c_ends_a_map_and_its_program_at_once(mode: str, how: str, tmp_path
             except KeyboardInterrupt as error:
                 print("interrupted", isinstance(error.__cause__, MapError), flush=True)
     """
-    out, err = finish(start(tmp_path, code, mode, how), after=interrupt)
+    out, err = finish(start(tmp_path, code, mode, how), tmp_path, after=interrupt)
     assert err == ""
     assert out.splitlines()[-1].startswith("interrupted")
 
@@ -118,7 +124,7 @@ def test_ctrl_c_loses_no_finished_result(mode: str, tmp_path: Path) -> None:
             except KeyboardInterrupt as error:
                 print(sorted(error.__cause__.results.items()), flush=True)
     """
-    out, _ = finish(start(tmp_path, code, mode, "list", workers=1), after=interrupt)
+    out, _ = finish(start(tmp_path, code, mode, "list", workers=1), tmp_path, after=interrupt)
     assert out.splitlines()[-1] == str([(number, number) for number in range(5)])
 
 
@@ -141,7 +147,7 @@ def test_a_program_that_ends_with_a_stream_open_ends_at_once(mode: str, tmp_path
                 print("the end", flush=True)
     """
     program = start(tmp_path, code, mode, "stream")
-    out, err = finish(program)
+    out, err = finish(program, tmp_path)
     assert out == "the end\n"
     assert err == ""
     assert program.returncode == 0
@@ -155,7 +161,7 @@ def test_a_program_whose_map_runs_in_a_daemon_thread_ends_at_once(mode: str, tmp
             wait()
             print("the end", flush=True)
     """
-    out, _ = finish(start(tmp_path, code, mode, "list"))
+    out, _ = finish(start(tmp_path, code, mode, "list"), tmp_path)
     assert "the end" in out
 
 
@@ -166,7 +172,7 @@ def test_a_program_that_is_killed_takes_its_workers_along(mode: str, number: int
         if __name__ == "__main__":
             run()
     """
-    finish(start(tmp_path, code, mode, "list"), after=lambda program: os.kill(program.pid, number))
+    finish(start(tmp_path, code, mode, "list"), tmp_path, after=lambda program: os.kill(program.pid, number))
 
 
 def test_an_error_in_the_reader_of_a_stream_ends_it(tmp_path: Path) -> None:
@@ -178,8 +184,8 @@ def test_an_error_in_the_reader_of_a_stream_ends_it(tmp_path: Path) -> None:
     """
     program = start(tmp_path, code, "process", "stream")
     try:
-        _, err = program.communicate(timeout=60)
+        assert program.wait(60) == 1
     finally:
         program.kill()
-    assert "the reader's own" in err
-    assert program.returncode == 1
+        program.wait()
+    assert "the reader's own" in (tmp_path / "err").read_text()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cpu_limit", "memory_limit", "memory_used", "resident", "started", "workers_that_fit"]
+__all__ = ["cpu_limit", "descendants", "memory_limit", "memory_used", "resident", "started", "workers_that_fit"]
 
 UNLIMITED = 1 << 62
 """cgroups of version 1 write a number beyond this where there is no limit."""
@@ -46,6 +46,19 @@ def memory_used(root: Path = Path("/")) -> int | None:
             return used
     available = _meminfo(root, "MemAvailable")
     return None if total is None or available is None else total - available
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has begun, and that these have, as far as the machine tells."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(each) for each in path.read_text(encoding="utf-8").split()]
+        except (OSError, ValueError):
+            continue
+        for child in children:
+            found += [child, *descendants(child)]
+    return found
 
 
 def resident(pid: int, root: Path = Path("/")) -> int:

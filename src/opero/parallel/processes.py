@@ -10,6 +10,7 @@ import atexit
 import itertools
 import os
 import re
+import signal
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from opero.logs import logger
 from opero.parallel.blocks import Report
 from opero.parallel.folder import private_folder
 from opero.parallel.leash import interrupt, prepare, without_ctrl_c
-from opero.parallel.machine import resident
+from opero.parallel.machine import descendants, resident
 from opero.parallel.wire import dumps, opened, pickled_setup, unsendable
 from opero.parallel.work import BEGUN, POSITION, STOP
 from opero.parallel.worker import CHUNK, CONTROL_BYTES, open_control, run_chunk
@@ -92,7 +93,12 @@ class Process:
     def kill(self, reason: str) -> None:
         """End it at once."""
         self.end = reason
-        self.executor.shutdown(wait=False, kill_workers=True)
+        pids = self.pids()
+        # Not by loky's `shutdown(kill_workers=True)`, whose thread fails where a chunk waits behind the one that runs.
+        for each in [*pids, *(child for pid in pids for child in descendants(pid))]:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        self.executor.shutdown(wait=False)
 
     def pids(self) -> list[int]:
         return list(self.executor._processes or ())
@@ -120,7 +126,7 @@ def _take_process(at_least_one: bool, most: int) -> Process | None:
         if _has_ended:
             raise RuntimeError("the program has ended, and a map cannot begin worker processes: wait for its thread")
         while _idle:
-            process = _idle.pop()
+            process = _idle.pop(0)  # the one that began first
             if process.is_usable:
                 process.control[STOP] = 0
                 _busy.add(process)
