@@ -28,10 +28,12 @@ from opero import (
     RetryPolicy,
     Stats,
     TimeoutPolicy,
+    Tuning,
     clear_cache,
     on,
     opero,
     opmap,
+    tune,
 )
 
 # A function keeps its signature, bare and called
@@ -88,6 +90,8 @@ assert_type(fetch.stats.calls, int)
 assert_type(fetch.__name__, str)
 assert_type(fetch.map(["/a", "/b"]), list[bytes])
 assert_type(fetch.map(("/a", "/b"), 2.0, verify=False), list[bytes])
+assert_type(fetch.map(["/a"], 2.0, journal="run.jsonl"), list[bytes])
+assert_type(next(fetch.stream(["/a"], 2.0, verify=False)), bytes)
 assert_type(fetch.cache_get("/"), bytes | None)
 fetch.cache_delete("/")
 assert_type(fetch.cache_set(b"", "/", verify=False), bool)
@@ -205,6 +209,8 @@ class Service:
 service = Service()
 assert_type(service.get(1, fresh=True), str)
 assert_type(service.get.map([1, 2], fresh=True), list[str])
+assert_type(next(service.get.stream([1, 2], fresh=True)), str)
+assert_type(service.get.map([1, 2], journal="run.jsonl"), list[str])
 assert_type(service.get.stats, Stats)
 assert_type(service.get.cache_get(1), str | None)
 assert_type(Service.get(service, 1), str)
@@ -224,6 +230,7 @@ assert_type(Service.load_all([1]), list[str])
 async def uses_async_methods() -> None:
     assert_type(await service.get_async(1), str)
     assert_type(await service.get_async.map([1]), list[str])
+    assert_type(await anext(service.get_async.stream([1], journal="run.jsonl")), str)
     assert_type(await Service.build_async("x"), Service)
     assert_type(await service.load_async([1]), list[str])
     assert_type(await service.load_batch_async([1]), list[str])
@@ -252,6 +259,10 @@ async def resize_async(path: str, width: int = 100) -> bytes:
     return path.encode()
 
 
+async def some_paths() -> AsyncIterator[str]:
+    yield "a"
+
+
 @opmap(batch_size=10)
 async def load_users_async(ids: list[int]) -> list[str]:
     return [str(each) for each in ids]
@@ -260,11 +271,20 @@ async def load_users_async(ids: list[int]) -> list[str]:
 assert_type(resize(["a", "b"]), list[bytes])
 assert_type(resize(iter("ab"), width=3), list[bytes])
 assert_type(resize.map(["a"], 3), list[bytes])
+assert_type(resize(["a"], journal="run.jsonl"), list[bytes])
+assert_type(resize(["a"], 3, journal=Path("run.jsonl"), failed_only=True), list[bytes])
+assert_type(resize(["a"], progress=lambda progress: print(progress.rate)), list[bytes])
+assert_type(list(resize.stream(iter("ab"), width=3)), list[bytes])
+assert_type(next(resize.stream(["a"], journal="run.jsonl")), bytes)
+resize.stream(["a"]).close()
 assert_type(resize.stats, Stats)
 assert_type(resize.policy, Policy)
 assert_type(resize_with_options(["a"]), list[bytes])
 assert_type(load_users([1, 2]), list[str])
 assert_type(load_users(range(3), region="us"), list[str])
+assert_type(next(load_users.stream(range(3), region="us")), str)
+assert_type(tune(resize.__wrapped__, ["a"], seconds=1), Tuning)
+assert_type(opmap(**tune(len, ["a"]).options)(len)(["a"]), list[int])
 
 try:
     resize(["a"])
@@ -278,6 +298,11 @@ async def uses_async_maps() -> None:
     assert_type(await resize_async(["a"], width=3), list[bytes])
     assert_type(await load_users_async([1]), list[str])
     assert_type(await resize_async.map(["a"]), list[bytes])
+    assert_type(await resize_async(some_paths(), journal="run.jsonl"), list[bytes])
+    async for each in resize_async.stream(some_paths(), width=3):
+        assert_type(each, bytes)
+    async for user in load_users_async.stream([1, 2], progress=True):
+        assert_type(user, str)
 
 
 # The same as objects

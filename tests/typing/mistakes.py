@@ -77,12 +77,16 @@ fetch.cache_set(b"", 1)  # type: ignore[arg-type]
 fetch.cache_clear(tag="urls")  # type: ignore[call-arg]
 
 # Maps over what is no iterable of items
-resize("path", "other")  # type: ignore[arg-type]
-resize(3)  # type: ignore[arg-type]
+resize("path", "other")  # type: ignore[call-overload]
+resize(3)  # type: ignore[call-overload]
 resize([1])  # type: ignore[list-item]
-resize(["a"], height=3)  # type: ignore[call-arg]
+resize(["a"], height=3)  # type: ignore[call-overload]
+resize(["a"], journal=3)  # type: ignore[call-overload]
+resize.stream(["a"], progress="always")  # type: ignore[call-overload]
+resize.stream([1], journal="run.jsonl")  # type: ignore[list-item]
+fetch.map(["a"], journal=b"run.jsonl")  # type: ignore[call-overload]
 load_users(["a"])  # type: ignore[list-item]
-service.load(1)  # type: ignore[arg-type]
+service.load(1)  # type: ignore[call-overload]
 service.load(["a"])  # type: ignore[list-item]
 
 # Results taken for something else
