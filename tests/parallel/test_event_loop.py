@@ -138,6 +138,20 @@ def test_an_item_that_cancels_itself_is_not_lost_in_silence() -> None:
     async def main() -> Any:
         return await mapped(fickle, workers=1)([0, 1, 2])
 
+    with pytest.raises(MapError, match="the item cancelled itself") as caught:
+        run(main())
+    assert [each.index for each in caught.value.failures] == [1]
+
+
+def test_an_item_that_cancels_its_task_ends_the_map_as_if_its_caller_had() -> None:
+    async def fickle(number: int) -> int:
+        asyncio.current_task().cancel()  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+        return number
+
+    async def main() -> Any:
+        return await mapped(fickle, workers=1)([0])
+
     with pytest.raises(asyncio.CancelledError):
         run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError, current_task
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,12 @@ class Work:
         except Exception as error:  # noqa: BLE001  # carried as a value
             self._settle(report, position, argument, error, failed=True)
             return False
+        except CancelledError as error:
+            task = current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._settle(report, position, argument, _from_within(error), failed=True)
+            return False
         if self.batch_size is not None:
             before = len(report.failures)
             self._settle(report, position, argument, value, failed=False)
@@ -214,6 +221,7 @@ class Work:
         """As `run`, so many calls at a time."""
         from asyncio import TaskGroup, sleep
 
+        whole = current_task()
         started = time.perf_counter()
         waiting = iter(self.units(items))
         pause = Pause()
@@ -222,7 +230,12 @@ class Work:
             for position, argument in waiting:
                 if control[STOP] or (report.failures and not keep_going):
                     return
-                await self.run_unit(position, argument, report)
+                try:
+                    await self.run_unit(position, argument, report)
+                except CancelledError as error:
+                    if whole is None or whole.cancelling():
+                        raise
+                    self._settle(report, position, argument, _from_within(error), failed=True)
                 if pause.is_due():
                     await sleep(0)
 
@@ -232,6 +245,13 @@ class Work:
                     group.create_task(share())
         finally:
             report.seconds = time.perf_counter() - started
+
+
+def _from_within(error: CancelledError) -> Exception:
+    """What an item has failed with that cancelled itself, though nobody had asked it to."""
+    failure = RuntimeError("the item cancelled itself: nobody else has cancelled it")
+    failure.__cause__ = error
+    return failure
 
 
 class Pause:
