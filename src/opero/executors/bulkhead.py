@@ -109,9 +109,11 @@ class BulkheadExecutor:
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        turn = _Turn(host.waiter())
+        turn, kind = _Turn(host.waiter()), type(self)
         if self._line_up(turn):
             return
+        if type(self) is not kind and self._step_out(turn):  # its places have just become those of other processes, too
+            return await self.queue(host, call)
         call.stats.waits += 1
         try:
             woken = await turn.waiter.wait(None if patience == float("inf") else patience)
