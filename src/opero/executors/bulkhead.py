@@ -112,8 +112,9 @@ class BulkheadExecutor:
         turn, kind = _Turn(host.waiter()), type(self)
         if self._line_up(turn):
             return
-        if type(self) is not kind and self._step_out(turn):  # its places have just become those of other processes, too
-            return await self.queue(host, call)
+        if type(self) is not kind and self._step_out(turn):  # its places are other processes', too, since a moment ago
+            await self.queue(host, call)
+            return
         call.stats.waits += 1
         try:
             woken = await turn.waiter.wait(None if patience == float("inf") else patience)

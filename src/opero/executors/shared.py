@@ -15,7 +15,7 @@ import struct
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.clock import SYSTEM
 from opero.errors import ConfigError
@@ -61,7 +61,7 @@ class StateFile:
     # has touched the other one only: what counts is always whole.
 
     HEADER = 16
-    _all: weakref.WeakSet[StateFile] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakSet[StateFile]] = weakref.WeakSet()
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -344,7 +344,7 @@ class SharedBulkhead(BulkheadExecutor):
     """
 
     _file: StateFile
-    _all: weakref.WeakSet[SharedBulkhead] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakSet[SharedBulkhead]] = weakref.WeakSet()
 
     @classmethod
     def _renew_all(cls) -> None:

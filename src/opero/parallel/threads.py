@@ -70,6 +70,7 @@ class ThreadWorkers(Workers):
         self._started = 0
         self._under_way = 0
         self._control = [0, 0, 0]
+        self._context = contextvars.copy_context()
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
 
     def submit(self, chunk: Chunk) -> None:
@@ -77,9 +78,7 @@ class ThreadWorkers(Workers):
         self._under_way += 1
         if self._started < min(self._count, self._under_way):
             self._started += 1
-            # Each thread has a copy of the context of its own: one context cannot be entered twice.
-            context = contextvars.copy_context()
-            _in_thread(lambda: context.run(self._take_chunks))
+            _in_thread(self._take_chunks)
 
     def took(self, chunk: Chunk) -> None:
         self._under_way -= 1
@@ -87,8 +86,9 @@ class ThreadWorkers(Workers):
     def _take_chunks(self) -> None:
         run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
         while (chunk := get()) is not None:
+            context = self._context.copy()  # what an item sets is seen by others of its chunk at most, as in a process
             try:
-                put((chunk, run(chunk.items, control, keep_going=chunk.keep_going)))
+                put((chunk, context.run(run, chunk.items, control, keep_going=chunk.keep_going)))
             except BaseException as error:  # noqa: BLE001  # whoever waits raises it
                 put((chunk, error))
             del chunk
@@ -123,10 +123,11 @@ class InlineWorkers(Workers):
         self._work = work
         self._inbox = inbox
         self._control = [0, 0, 0]
+        self._context = contextvars.copy_context()
 
     def submit(self, chunk: Chunk) -> None:
-        computed = time.thread_time()
-        report = self._work.run(chunk.items, self._control, keep_going=chunk.keep_going)
+        computed, context = time.thread_time(), self._context.copy()
+        report = context.run(self._work.run, chunk.items, self._control, keep_going=chunk.keep_going)
         self.computed += time.thread_time() - computed
         self.seconds += report.seconds
         self.done += len(report.values)
