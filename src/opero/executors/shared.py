@@ -370,12 +370,7 @@ class SharedBulkhead(BulkheadExecutor):
                 if turn.served:
                     self._wake_first()
                     return
-            me = _me()
-            with self._file:
-                places, queue = self._file.read()
-                left = places.pop(me, 0) - 1
-                self._file.write(({**places, me: left} if left > 0 else places, queue))
-            self._wake_first()
+            self._give_back()
 
     def _step_out(self, turn: _Turn) -> bool:
         stepped_out = super()._step_out(turn)
@@ -384,6 +379,24 @@ class SharedBulkhead(BulkheadExecutor):
         return stepped_out
 
     # Under the lock
+
+    @property
+    def _free(self) -> int:
+        """Of the places that it had for itself it has none. Who has waited for the lock since then may give one back."""
+        return 0
+
+    @_free.setter
+    def _free(self, free: int) -> None:
+        if free:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        me = _me()
+        with self._file:
+            places, queue = self._file.read()
+            left = places.pop(me, 0) - 1
+            self._file.write(({**places, me: left} if left > 0 else places, queue))
+        self._wake_first()
 
     def _try(self, arrived: float) -> bool:
         """Take a place, if there is one that nobody has queued for since before that moment; else queue from then."""

@@ -25,7 +25,10 @@ class BatchRule:
     """
 
     def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:
-        parameters = list(inspect.signature(function).parameters.values())
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # some builtins, such as int, have no signature
+            parameters = []
         self.parameter = parameters[position] if len(parameters) > position else None
         self.name = getattr(function, "__qualname__", repr(function))
         self.forced = forced

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opero.errors import text_of
+from opero.errors import CallTimeoutError, text_of
 from opero.parallel.wire import dumps, loads, shown
 
 __all__ = ["faithful"]
@@ -54,9 +54,17 @@ def _trim(text: traceback.TracebackException) -> None:
 
 def _links(error: BaseException, depth: int) -> tuple[Any, Any, bool]:
     """What an exception was raised from, and while what was handled."""
+    own: tuple[Any, ...] = ()  # of which its class makes one its cause itself
+    if isinstance(error, BaseExceptionGroup):
+        own = error.exceptions
+    elif isinstance(error, CallTimeoutError):
+        own = error.errors
+    links = [error.__cause__, error.__context__ if error.__context__ is not error.__cause__ else None]
     cause, context = (
-        None if each is None or not depth else Arrival(_traveller(each), None, *_links(each, depth - 1))
-        for each in (error.__cause__, error.__context__ if error.__context__ is not error.__cause__ else None)
+        None
+        if each is None or not depth or any(each is part for part in own)
+        else Arrival(_traveller(each), None, *_links(each, depth - 1))
+        for each in links
     )
     return cause, context, error.__suppress_context__
 
@@ -152,10 +160,18 @@ def _revived(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, 
 def _arrives(sent: Any, error: BaseException, *, exactly: bool = True) -> bool:
     """Whether that becomes the exception: of the same class, and of the same text; else at least one that has one."""
     try:
-        copy = loads(dumps(sent))
-        return type(copy) is type(error) and (text_of(copy) == text_of(error) or not exactly)
+        return _is_like(loads(dumps(sent)), error, exactly=exactly)
     except Exception:  # noqa: BLE001  # that is the question
         return False
+
+
+def _is_like(copy: BaseException, error: BaseException, *, exactly: bool) -> bool:
+    if type(copy) is not type(error) or (exactly and text_of(copy) != text_of(error)):
+        return False
+    if not isinstance(error, BaseExceptionGroup) or not isinstance(copy, BaseExceptionGroup):
+        return True
+    pairs = zip(copy.exceptions, error.exceptions, strict=True)
+    return all(_is_like(part, original, exactly=exactly) for part, original in pairs)
 
 
 def _travelling(value: Any, depth: int) -> Any:

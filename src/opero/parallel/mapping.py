@@ -86,7 +86,10 @@ class Mapper:
     def parameters(self) -> Mapping[str, Any]:
         """The function's own: an option of a map never takes an argument from it."""
         if self._parameters is None:
-            self._parameters = inspect.signature(self.binding.function).parameters
+            try:
+                self._parameters = inspect.signature(self.binding.function).parameters
+            except (TypeError, ValueError):  # some builtins, such as int, have no signature
+                self._parameters = {}
         return self._parameters
 
     # Decisions

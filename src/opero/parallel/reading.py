@@ -74,8 +74,9 @@ def _building(step: Callable[[Any], None], operands: int, *, looks_at: int) -> C
         taken = reader.stack[below:]
         try:
             for each in taken[:looks_at]:
-                if type(each) is Broken:
-                    raise each.error  # as if it were found now
+                for part in each if type(each) is tuple else (each,):
+                    if type(part) is Broken:
+                        raise part.error
             step(reader)
         except Exception as error:  # noqa: BLE001  # carried as a value
             broken = Broken(error)

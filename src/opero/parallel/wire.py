@@ -70,7 +70,7 @@ def pickled(value: Any, what: str) -> bytes:
         return dumps(value)
     except Exception as error:
         path, part = _culprit(value)
-        way = f", because of its {' of its '.join(reversed(path))}, {shown(part, 80)}" if path else ""
+        way = f", because of {' of '.join(reversed(path))}, {shown(part, 80)}" if path else ""
         raise ConfigError(
             f"{what} cannot be sent to a worker process{way}: {error}; use mode='thread', or have that made in the "
             "worker: at first use, or by an initializer"
