@@ -382,7 +382,7 @@ class SharedBulkhead(BulkheadExecutor):
 
     @property
     def _free(self) -> int:
-        """Of the places that it had for itself it has none. Who has waited for the lock since then may give one back."""
+        """None of its own any more; who has waited for the lock since before that may still give one back."""
         return 0
 
     @_free.setter
