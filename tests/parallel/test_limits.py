@@ -36,7 +36,7 @@ def processes(**policies: Any) -> Policy:
 
 
 def check(moments: list[float], began: float, rate: float, burst: int = 1) -> None:
-    """The n-th start never comes before n permits can have fallen due. That some come late on a busy machine is no fault."""
+    """The n-th start never comes before n permits can have fallen due; on a busy machine it may come later."""
     for number, each in enumerate(sorted(moments), 1):
         assert each >= began + (number - burst) / rate - 0.001
 
