@@ -45,6 +45,7 @@ __all__ = [
     "UnknownOptionError",
     "WorkerDiedError",
     "nearest",
+    "text_of",
 ]
 
 
@@ -59,6 +60,14 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, even where its own `__str__` fails."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # its own
+        return f"<{type(error).__name__} that cannot say what it is>"
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

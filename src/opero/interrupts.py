@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["Expired", "Interruption", "abandoned", "run_aside", "run_within"]
+__all__ = ["Expired", "Interruption", "abandoned", "run_aside", "run_within", "uninterrupted"]
 
 R = TypeVar("R")
 
 MOST_ABANDONED = 256
 MOST_IDLE = 16
 HAS_ALARM = hasattr(signal, "setitimer")
+A_MOMENT = 0.001
+
+uninterrupted: set[int] = set()
+"""Threads that hold what they must give back first: an interruption waits for a moment."""
 
 
 class Interruption(BaseException):
@@ -72,6 +76,9 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
             if callable(outer_handler):
                 outer_handler(signum, frame)
         elif running and now >= started + seconds:
+            if threading.get_ident() in uninterrupted:
+                signal.setitimer(signal.ITIMER_REAL, A_MOMENT)
+                return
             fired = True
             raise interruption  # noqa: F821  # the handler is gone before it is deleted
         else:

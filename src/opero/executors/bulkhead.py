@@ -109,8 +109,11 @@ class BulkheadExecutor:
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        turn = _Turn(host.waiter())
+        turn, kind = _Turn(host.waiter()), type(self)
         if self._line_up(turn):
+            return
+        if type(self) is not kind and self._step_out(turn):  # its places are other processes', too, since a moment ago
+            await self.queue(host, call)
             return
         call.stats.waits += 1
         try:

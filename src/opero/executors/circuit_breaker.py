@@ -25,7 +25,7 @@ State = Literal["closed", "open", "half_open", "forced_open", "forced_closed"]
 
 def _describe(error: Exception) -> str:
     """An exception in one line, even one that cannot say what it is."""
-    name = type(error).__name__
+    name = type(error).__name__[:200]
     try:
         return f"{name}: {error}"[:200]
     except Exception:  # noqa: BLE001  # its own __str__ fails
@@ -46,7 +46,7 @@ class CircuitBreakerExecutor:
         self.times_calls = policy.slow_call is not None
         self.by_rate = policy.failure_rate is not None or policy.slow_call is not None
         self._lock = threading.Lock()
-        self._state: State = "closed"
+        self._state: State | Literal["shared"] = "closed"
         self._period = 0
         self._since = clock.monotonic()
         self._consecutive = 0
@@ -65,6 +65,8 @@ class CircuitBreakerExecutor:
     def state(self) -> State:
         """`closed`, `open`, `half_open`, `forced_open` or `forced_closed`."""
         with self._lock:
+            if self._state == "shared":  # with other processes, since this waited for the lock that it had before
+                return self.state
             if self._state == "open" and self._open_left() <= 0:
                 return "half_open"
             return self._state
@@ -97,6 +99,8 @@ class CircuitBreakerExecutor:
         """
         try:
             with self._lock:
+                if self._state == "shared":  # as above
+                    return self.admit(now)
                 if self._state == "open" and self._open_left(now) <= 0:
                     self._enter("half_open", now)
                 if self._state == "half_open":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opero.executors.shared import StateFile
+
 __all__ = ["FOREVER", "Ledger", "LockedLedger", "new_ledger"]
 
 FOREVER = float("inf")
@@ -31,7 +33,11 @@ class Ledger:
     # Between the reading of `_due` and its writing lies no call and no backward jump, so under CPython's global lock no
     # other thread runs in between, nor a signal's handler. A lock of its own would cost more than all the rest, and an
     # interruption just after taking it would leave it taken. `LockedLedger` is for where there is no global lock.
-    __slots__ = ("_due", "_file", "_interval", "_monotonic", "_saved", "_step", "burst")
+    __slots__ = ("_booker", "_due", "_file", "_interval", "_monotonic", "_saved", "_step", "burst")
+
+    # Only a ledger that processes share has these.
+    _booker: Ledger
+    _file: StateFile
 
     def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
         self._monotonic = monotonic
@@ -59,6 +65,8 @@ class Ledger:
         """As `reserve`, and the receipt that `refund` takes."""
         saved = (self.burst - min(cost, self.burst)) * self._interval
         due = self._due
+        if due == FOREVER:  # it has moved to a file while this was on its way
+            return self.book(now, cost, patience)
         if due < now:  # max() is a call
             due = now
         wait = due - saved - now

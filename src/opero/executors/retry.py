@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
-from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError
+from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError, text_of
 from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.executors.http_errors import retry_after, status_of
 from opero.logs import logger
@@ -200,7 +200,7 @@ class RetryExecutor:
         return Outcome(
             error=AllFailedError(
                 f"{self.name}: all {len(errors)} attempts failed in {rounds} {'round' if rounds == 1 else 'rounds'}; "
-                f"the last: {type(last).__name__}: {last}",
+                f"the last: {type(last).__name__}: {text_of(last)}",
                 tuple(errors),
             )
         )
@@ -220,7 +220,7 @@ class RetryExecutor:
         last = errors[-1]
         error = CallTimeoutError(
             f"{self.name}: the next attempt is {approximate_duration(delay)} away, and the total timeout leaves "
-            f"{approximate_duration(left)}; {len(errors)} failed, the last: {type(last).__name__}: {last}",
+            f"{approximate_duration(left)}; {len(errors)} failed, the last: {type(last).__name__}: {text_of(last)}",
             scope="total",
             errors=errors,
         )

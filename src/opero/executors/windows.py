@@ -25,16 +25,24 @@ class Counts:
 class CountWindow:
     """The last `size` calls."""
 
+    # One byte a call, in a ring: processes that share a window copy it whole at each call.
+
     def __init__(self, size: int) -> None:
         self._size = size
-        self._results: deque[tuple[bool, bool]] = deque()
+        self._results = bytearray()
+        self._oldest = 0
         self._sum = Counts()
 
     def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
-        if len(self._results) == self._size:
-            self._sum.add(*self._results.popleft(), times=-1)
-        self._results.append((failed, slow))
+        result = failed + 2 * slow
+        if len(self._results) < self._size:
+            self._results.append(result)
+        else:
+            oldest = self._results[self._oldest]
+            self._sum.add(bool(oldest & 1), bool(oldest & 2), times=-1)
+            self._results[self._oldest] = result
+            self._oldest = (self._oldest + 1) % self._size
         self._sum.add(failed, slow)
 
     def counts(self, now: float) -> Counts:

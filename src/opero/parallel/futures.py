@@ -195,6 +195,7 @@ class FutureWorkers(Workers):
         self._has_suspect = False
         try:
             result = future.result()
+            return result if isinstance(result, Report) else opened(result, self._name, self._stats, positions)
         except CancelledError:
             return Report([])
         except BaseException as error:  # noqa: BLE001  # such as SystemExit of an item
@@ -202,7 +203,6 @@ class FutureWorkers(Workers):
         finally:
             if not self._futures:
                 self._send()
-        return result if isinstance(result, Report) else opened(result, self._stats, positions)
 
     def _mourn(self, chunk: Chunk, error: BaseException) -> Report | BaseException:
         """What to do again after a worker's death."""

@@ -86,7 +86,8 @@ def started(pid: int, root: Path = Path("/")) -> float:
     """What tells a process from others that have had its number; -1 where there is none."""
     try:
         text = (root / f"proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return float(text.rpartition(")")[2].split()[19])
+        fields = text.rpartition(")")[2].split()
+        return -1.0 if fields[0] in "ZX" else float(fields[19])  # one that is dead and not waited for yet is none
     except (OSError, ValueError, IndexError):
         if (root / "proc/self").exists():
             return -1.0

@@ -308,7 +308,7 @@ class ProcessWorkers(Workers):
         process.futures.discard(sent.future)
         process.reserved = False
         try:
-            report = opened(sent.future.result(), self._stats, sent.positions)
+            report = opened(sent.future.result(), self._name, self._stats, sent.positions)
         except BaseException as error:  # noqa: BLE001  # such as SystemExit of an item
             return self._mourn(sent, error) if isinstance(error, BrokenExecutor) or process.end else error
         finally:

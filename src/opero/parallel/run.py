@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError
+from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError, text_of
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
@@ -380,6 +381,11 @@ class Run:
                 first=first,
                 retries=self.policy.worker_retries,
             )
+        if in_processes and self.policy.initializer is not None:
+            from opero.parallel.wire import reference
+            from opero.parallel.worker import initialize
+
+            initialize(reference(self.policy.initializer), copy_context())
         if self.binding.is_async:
             from opero.parallel.event_loop import LoopWorkers
 
@@ -551,7 +557,7 @@ class Run:
             told += f"; {reason}"
         if failures:
             first = failures[0]
-            told += f"; item {first.index}: {type(first.exception).__name__}: {first.exception}"
+            told += f"; item {first.index}: {type(first.exception).__name__}: {text_of(first.exception)}"
         again = self.again(left, rest, dict(sorted(results.items())))
         retry = again.run_async if self.binding.is_async else again.run
         out_of_memory = isinstance(self.reason, MemoryError) or (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextvars
+import importlib
 import io
 import itertools
 import logging
-import logging.handlers
+import os
+import pickle
 import sys
+import traceback
 import uuid
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -41,54 +45,61 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 _numbers: dict[Variable, int] = {}
 _count = itertools.count()
-_homes: dict[Variable, tuple[str, str] | None] = {}
-_made: dict[tuple[int, str], Variable] = {}
+_homes: dict[Variable, list[tuple[str, str]]] = {}
+_made: dict[tuple[str, int], Variable] = {}
 
 
-def _home(variable: Variable) -> tuple[str, str] | None:
-    """The module and name under which a variable can be imported."""
+def _home(variable: Variable) -> list[tuple[str, str]]:
+    """The modules and names under which a variable can be imported."""
     if variable not in _homes:
-        _homes[variable] = None
-        for module_name, module in list(sys.modules.items()):
-            if module_name in ("__main__", "__mp_main__"):
-                continue
-            for name, value in list(getattr(module, "__dict__", {}).items()):
-                if value is variable:
-                    _homes[variable] = module_name, name
+        _homes[variable] = [
+            (module_name, name)
+            for module_name, module in list(sys.modules.items())
+            if module_name not in ("__main__", "__mp_main__")
+            for name, value in list(getattr(module, "__dict__", {}).items())
+            if value is variable
+        ]
     return _homes[variable]
 
 
 def _reduced(variable: Variable) -> Any:
-    home = _home(variable)
-    if home is not None:
-        return _imported, home
+    homes = _home(variable)
+    if homes:
+        return _imported, (homes,)
     number = _numbers.setdefault(variable, next(_count))
     try:
         default = (contextvars.Context().run(variable.get),)
     except LookupError:
         default = ()  # type: ignore[assignment]
-    return _remade, (number, variable.name, default)
+    return _remade, (PROCESS, number, variable.name, default)
 
 
-def _imported(module: str, name: str) -> Any:
-    import importlib
+def _imported(homes: list[tuple[str, str]]) -> Any:
+    """The variable of that name, from a module that is loaded already, if there is one."""
+    for module, name in sorted(homes, key=lambda home: home[0] not in sys.modules):
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            problem = error
+    raise problem
 
-    return getattr(importlib.import_module(module), name)
 
-
-def _remade(number: int, name: str, default: tuple[Any, ...]) -> Variable:
-    if (number, name) not in _made:
-        _made[number, name] = (
+def _remade(process: str, number: int, name: str, default: tuple[Any, ...]) -> Variable:
+    if (process, number) not in _made:
+        _made[process, number] = (
             contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
         )
-    return _made[number, name]
+    return _made[process, number]
 
 
 def _with_variables(variables: bytes) -> contextvars.Context:
     """A context in which these variables have the values that they had where they were pickled."""
     context = contextvars.Context()
-    for pickled in cloudpickle.loads(variables):
-        variable, value = cloudpickle.loads(pickled)
+    for pickled in pickle.loads(variables):
+        try:
+            variable, value = pickle.loads(pickled)
+        except Exception:  # noqa: BLE001  # as one that does not pickle
+            continue
         context.run(variable.set, value)
     return context
 
@@ -101,38 +112,102 @@ def _pickled_variables() -> bytes:
             pairs.append(Pickler.dumps((variable, value)))
         except Exception:  # noqa: BLE001  # it stays where it is
             continue
-    return cloudpickle.dumps(pairs)  # type: ignore[no-any-return]
+    return pickle.dumps(pairs)
 
 
 # Logging
 
 
-class Records(logging.handlers.QueueHandler):
-    """Keeps a worker's records until they are sent with the next report."""
+class Shown:
+    """Stands for a record's argument that does not pickle: it shows as that one did."""
+
+    def __init__(self, value: Any) -> None:
+        self.text, self.repr = str(value), repr(value)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.repr
+
+
+class Records(logging.Handler):
+    """Keeps a worker's records until they are sent with the next report: as they were when they were logged."""
 
     def __init__(self) -> None:
-        super().__init__([])  # type: ignore[arg-type]
-        self.kept: list[logging.LogRecord] = []
+        super().__init__()
+        self.kept: list[tuple[bytes, dict[str, Any]]] = []
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.kept.append(record)
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.kept.append(_pickled_record(record))
+        except Exception:  # noqa: BLE001  # such as arguments that do not fit the message
+            self.handleError(record)
 
-    def drain(self) -> list[logging.LogRecord]:
-        kept, self.kept = self.kept, []
+    def drain(self) -> list[tuple[bytes, dict[str, Any]]]:
+        with self.lock or nullcontext():
+            kept, self.kept = self.kept, []
         return kept
 
 
-def handle_records(records: list[logging.LogRecord]) -> None:
-    """Hand a worker's records to this process's own loggers."""
-    for record in records:
+_formatter = logging.Formatter()
+
+
+def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
+    """A record for another process, and what to make of it where it cannot be read."""
+    message = record.getMessage()
+    fields = dict(record.__dict__)
+    if record.exc_info and not record.exc_text:
+        fields["exc_text"] = _formatter.formatException(record.exc_info)
+    fields["exc_info"] = None
+    plain = {"msg": message, "args": None, "name": record.name, "levelno": record.levelno}
+    plain |= {name: fields[name] for name in ("levelname", "process", "created", "exc_text")}
+    try:
+        return Pickler.dumps(fields), plain
+    except Exception:  # noqa: BLE001  # find what it is
+        fields = {name: value if _pickles(value) else Shown(value) for name, value in fields.items() if name != "args"}
+    args = record.args
+    if isinstance(args, dict):
+        fields["args"] = {name: value if _pickles(value) else Shown(value) for name, value in args.items()}
+    else:
+        fields["args"] = tuple(value if _pickles(value) else Shown(value) for value in args or ())
+    try:
+        is_same = str(fields["msg"]) % fields["args"] == message if fields["args"] else True
+    except Exception:  # noqa: BLE001  # it wanted more of an argument than its text
+        is_same = False
+    if not is_same:
+        fields |= {"msg": message, "args": None}
+    return Pickler.dumps(fields), plain
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        Pickler.dumps(value)
+    except Exception:  # noqa: BLE001  # that is the question
+        return False
+    return True
+
+
+def handle_records(records: list[tuple[bytes, dict[str, Any]]]) -> None:
+    """Hand a worker's records to this process's own loggers. What a handler of theirs raises harms no map."""
+    for pickled, plain in records:
+        try:
+            fields = pickle.loads(pickled)
+        except Exception:  # noqa: BLE001  # what it was about cannot be read here
+            fields = plain
+        record = logging.makeLogRecord(fields)
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
+            try:
+                logger.handle(record)
+            except Exception:  # noqa: BLE001  # told as logging tells what goes wrong in its own handlers
+                if logging.raiseExceptions and sys.stderr is not None:
+                    traceback.print_exc()
 
 
 def _levels() -> dict[str, int]:
     """The level of each logger that has one of its own."""
-    loggers = logging.root.manager.loggerDict.items()
+    loggers = list(logging.root.manager.loggerDict.items())
     levels = {name: each.level for name, each in loggers if isinstance(each, logging.Logger) and each.level}
     return {"": logging.root.level, **levels}
 
@@ -149,6 +224,9 @@ class Surroundings:
 
     records: ClassVar[Records | None] = None
     """This worker's, once it has some surroundings."""
+    entered: ClassVar[Surroundings | None] = None
+    """Those that hold here now."""
+    is_forked: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.variables = _pickled_variables()
@@ -156,19 +234,52 @@ class Surroundings:
         self.disabled = logging.root.manager.disable
         self.process = PROCESS
 
-    def enter(self) -> contextvars.Context:
-        """In the worker: what is logged goes to the parent, from the same levels on; the context for its calls."""
-        if self.process == PROCESS:  # a pool may have its workers in the parent itself, as dask's threads
-            return _with_variables(self.variables)
+    @property
+    def is_here(self) -> bool:
+        """Whether the map's parent is this very process: a pool may have its workers there, as dask's threads."""
+        return self.process == PROCESS
+
+    def context(self) -> contextvars.Context:
+        """In the worker: the context for its calls."""
+        return _with_variables(self.variables)
+
+    def enter(self) -> None:
+        """In the worker: what is logged goes to the parent, from the same levels on."""
+        held = Surroundings.entered
+        if self.is_here or held is self:
+            return
         if Surroundings.records is None:
             Surroundings.records = Records()
+            if Surroundings.is_forked:  # its handlers are its parent's, which the records will come to anyway
+                _remove_handlers()
             logging.root.addHandler(Surroundings.records)
+        for name in () if held is None else held.levels.keys() - self.levels.keys():
+            logging.getLogger(name).setLevel(logging.NOTSET)
         for name, level in self.levels.items():
             logging.getLogger(name).setLevel(level)
         logging.disable(self.disabled)
-        return _with_variables(self.variables)
+        Surroundings.entered = self
+
+
+def _remove_handlers() -> None:
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    for logger in (logging.root, *loggers):
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def drain_records() -> list[Any]:
     """What has been logged in this worker since this was last asked."""
     return [] if Surroundings.records is None else Surroundings.records.drain()
+
+
+def _forked() -> None:
+    """In a forked child, which may be a worker: it is another process than its parent."""
+    global PROCESS  # noqa: PLW0603  # it is that of this process
+    PROCESS = uuid.uuid4().hex
+    Surroundings.records = Surroundings.entered = None
+    Surroundings.is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -71,6 +71,7 @@ class ThreadWorkers(Workers):
         self._started = 0
         self._under_way = 0
         self._control = [0, 0, 0]
+        self._context = contextvars.copy_context()
         self._chunks: queue.SimpleQueue[tuple[Chunk, Report] | None] = queue.SimpleQueue()
         self._reports: dict[Chunk, Report] = {}
 
@@ -80,9 +81,7 @@ class ThreadWorkers(Workers):
         self._under_way += 1
         if self._started < min(self._count, self._under_way):
             self._started += 1
-            # Each thread has a copy of the context of its own: one context cannot be entered twice.
-            context = contextvars.copy_context()
-            _in_thread(lambda: context.run(self._take_chunks))
+            _in_thread(self._take_chunks)
 
     def took(self, chunk: Chunk) -> None:
         self._under_way -= 1
@@ -92,8 +91,9 @@ class ThreadWorkers(Workers):
         run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
         while (taken := get()) is not None:
             chunk, report = taken
+            context = self._context.copy()  # what an item sets is seen by others of its chunk at most, as in a process
             try:
-                run(chunk.items, control, report, keep_going=chunk.keep_going)
+                context.run(run, chunk.items, control, report, keep_going=chunk.keep_going)
                 put((chunk, report))
             except BaseException as error:  # noqa: BLE001  # whoever waits raises it
                 put((chunk, error))
@@ -134,14 +134,15 @@ class InlineWorkers(Workers):
         self._work = work
         self._inbox = inbox
         self._control = [0, 0, 0]
+        self._context = contextvars.copy_context()
         self._chunk: Chunk | None = None
         self._report = Report([])
 
     def submit(self, chunk: Chunk) -> None:
-        computed = time.thread_time()
+        computed, context = time.thread_time(), self._context.copy()
         report = self._report = Report([])
         self._chunk = chunk
-        self._work.run(chunk.items, self._control, report, keep_going=chunk.keep_going)
+        context.run(self._work.run, chunk.items, self._control, report, keep_going=chunk.keep_going)
         self._chunk = None
         self.computed += time.thread_time() - computed
         self.seconds += report.seconds

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import pickle
 import sys
-import traceback
-from pathlib import Path
+import types
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from opero.errors import ConfigError, _rebuild
+from opero.errors import ConfigError, OperoError, text_of
 from opero.parallel.blocks import Report
+from opero.parallel.reading import broken_in, read
 from opero.parallel.surroundings import Pickler, handle_records
 
 if TYPE_CHECKING:
@@ -22,13 +26,24 @@ if TYPE_CHECKING:
     from opero.parallel.worker import Setup
     from opero.stats import Stats
 
-__all__ = ["dumps", "faithful", "find", "loads", "opened", "pickled", "pickled_setup", "reference", "unsendable"]
+__all__ = [
+    "Ended",
+    "dumps",
+    "find",
+    "items_of",
+    "loads",
+    "opened",
+    "pickled",
+    "pickled_setup",
+    "reference",
+    "shown",
+    "unsendable",
+]
 
 loads = pickle.loads
 """Only ever given what our own processes have written."""
 
-PACKAGE = str(Path(__file__).parents[1])
-DEPTH = 4
+DEPTH = 8
 """How deep a value is searched for the part that does not pickle."""
 
 
@@ -55,9 +70,10 @@ def pickled(value: Any, what: str) -> bytes:
         return dumps(value)
     except Exception as error:
         path, part = _culprit(value)
-        blame = f", because of{path} ({part!r:.80})" if path else ""
+        way = f", because of {' of '.join(reversed(path))}, {shown(part, 80)}" if path else ""
         raise ConfigError(
-            f"{what} cannot be sent to a worker process{blame}: {error}; use mode='thread' or make it picklable"
+            f"{what} cannot be sent to a worker process{way}: {error}; use mode='thread', or have that made in the "
+            "worker: at first use, or by an initializer"
         ) from error
 
 
@@ -74,8 +90,11 @@ def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:
     """
     pickled(setup.reference, name)
     pickled(setup.policy, f"the policy of {name}")
-    for place, argument in enumerate((*setup.rest.before, *setup.rest.after)):
-        pickled(argument, f"argument {place + (place >= len(setup.rest.before))} of the arguments of {name}")
+    names = _parameters(setup.reference)
+    after = len(setup.rest.before) + 1
+    for place, argument in chain(enumerate(setup.rest.before), enumerate(setup.rest.after, after)):
+        told = f"{names[place]!r}" if place < len(names) else f"number {place}"
+        pickled(argument, f"{told} of the arguments of {name}")
     for key, argument in (setup.rest.kwargs or {}).items():
         pickled(argument, f"{key!r} of the arguments of {name}")
     if setup.initializer is not None:
@@ -85,15 +104,79 @@ def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:
     return Pickler.dumps(setup)
 
 
-def opened(data: bytes, stats: Stats, sent: Sequence[int] | None = None) -> Report:
+def _parameters(reference: Any) -> list[str]:
+    """The names of a function's positional parameters."""
+    try:
+        parameters = inspect.signature(find(reference)).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return []
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+
+
+class Ended:
+    """What a worker sends instead of a report when something ends the whole map.
+
+    Args:
+        error: what it was, as it travels.
+        failed: what has failed before the first item: the worker could not be made ready. Empty: an item raised it.
+        records: what had been logged.
+    """
+
+    def __init__(self, error: Any, failed: str, records: list[Any]) -> None:
+        self.error = error
+        self.failed = failed
+        self.records = records
+
+    def exception(self, name: str) -> BaseException:
+        """What the caller of the function of that name gets."""
+        error: BaseException = self.error
+        if not self.failed:
+            return error
+        told = OperoError(f"{name}: {self.failed} in a worker process: {type(error).__name__}: {text_of(error)}")
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        return told
+
+
+def items_of(payload: bytes) -> tuple[list[Any], dict[int, Exception]]:
+    """The items that were sent, and of those that cannot be read here: position → what was wrong."""
+    try:
+        return loads(payload), {}
+    except Exception:  # noqa: BLE001  # of one of them, or several
+        items = read(payload)
+        return items, broken_in(items)
+
+
+def opened(data: bytes, name: str, stats: Stats, sent: Sequence[int] | None = None) -> Report:
     """The report that a worker has pickled. What it has counted and logged is added to what is counted and logged here.
 
     Args:
         data: what `run_chunk` returned.
+        name: the function's, for messages.
         stats: the function's counts.
         sent: the positions in the chunk of what was sent; None: all of it.
+
+    Raises:
+        BaseException: what ended the map there.
     """
-    values, failures, positions, fell_back, seconds, counts, records = loads(data)
+    broken: dict[int, Exception] = {}
+    try:
+        told = loads(data)
+    except Exception:  # noqa: BLE001  # some result cannot be built here
+        told = read(data)
+        broken = broken_in(told[0]) if isinstance(told, tuple) else {}
+    if isinstance(told, Ended):
+        handle_records(told.records)
+        raise told.exception(name)
+    values, failures, positions, fell_back, seconds, counts, records = told
+    for place, error in broken.items():
+        values[place] = TypeError(
+            f"the result of {name} came back from its worker process and cannot be read here: "
+            f"{type(error).__name__}: {text_of(error)}"
+        )
+        position = place if positions is None else positions[place]
+        if position not in failures:
+            failures.append(position)
     if counts:
         stats.add(counts)
     if records:
@@ -117,36 +200,92 @@ def unsendable(chunk: Chunk, name: str) -> tuple[list[int], Report]:
     return good, Report(errors, bad, positions=bad, is_last=not good)
 
 
-def _culprit(value: Any, path: str = "", depth: int = DEPTH) -> tuple[str, Any]:
+def _culprit(value: Any) -> tuple[list[str], Any]:
     """The innermost part that does not pickle, and the way to it."""
-    if depth:
+    path: list[str] = []
+    seen = {id(value)}
+    while len(path) < DEPTH:
         for name, part in _parts(value):
-            try:
-                dumps(part)
-            except Exception:  # noqa: BLE001  # found
-                return _culprit(part, f"{path}{name}", depth - 1)
+            if id(part) not in seen and not _pickles(part):
+                path.append(name)
+                seen.add(id(part))
+                value = part
+                break
+        else:
+            break
     return path, value
 
 
+def _pickles(value: Any) -> bool:
+    try:
+        dumps(value)
+    except Exception:  # noqa: BLE001  # that is the question
+        return False
+    return True
+
+
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value is made of, each with a name."""
     if isinstance(value, dict):
         for key, part in value.items():
-            yield f" its {key!r}", part
+            yield f"value {shown(key, 80)}", part
+            yield f"key {shown(key, 80)}", key
     elif isinstance(value, list | tuple | set | frozenset):
         for index, part in enumerate(value):
-            yield f" its item {index}", part
-    elif hasattr(value, "__code__"):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=False):
-            try:
-                yield f" its variable {name!r}", cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
-        for name in value.__code__.co_names:
-            if name in value.__globals__:
-                yield f" its global {name!r}", value.__globals__[name]
+            yield f"item {index}", part
+    elif isinstance(value, types.MethodType):
+        yield f"instance {type(value.__self__).__name__!r}", value.__self__
+        yield "function", value.__func__
+    elif isinstance(value, functools.partial):
+        yield "function", value.func
+        for index, part in enumerate(value.args):
+            yield f"argument {index}", part
+        for name, part in value.keywords.items():
+            yield f"argument {name!r}", part
+    elif isinstance(value, types.FunctionType):
+        yield from _parts_of_function(value)
     else:
-        for name, part in getattr(value, "__dict__", {}).items():
-            yield f" its attribute {name!r}", part
+        for kind in type(value).__mro__:
+            for name in _slots(kind):
+                if hasattr(value, name):
+                    yield f"attribute {name!r}", getattr(value, name)
+        for name, part in dict(getattr(value, "__dict__", {})).items():
+            yield f"attribute {name!r}", part
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield f"variable {name!r}", cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    defaults = function.__defaults__ or ()
+    named = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    for name, part in (*zip(named, defaults, strict=False), *(function.__kwdefaults__ or {}).items()):
+        yield f"default of {name!r}", part
+    waiting = [code]
+    while waiting:
+        each = waiting.pop()
+        for name in each.co_names:
+            if name in function.__globals__:
+                yield f"global {name!r}", function.__globals__[name]
+        waiting += [inner for inner in each.co_consts if isinstance(inner, types.CodeType)]
+    for name, part in vars(function).items():
+        yield f"attribute {name!r}", part
+
+
+def shown(value: Any, most: int | None = None) -> str:
+    """A value's repr, even where its own `__repr__` fails."""
+    try:
+        return repr(value)[:most]
+    except Exception:  # noqa: BLE001  # its own
+        return f"<{type(value).__name__}>"
 
 
 # Functions
@@ -155,8 +294,10 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 def reference(function: Callable[..., Any]) -> Any:
     """How a worker finds a function: its module and name where they lead back to it, else the function itself."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
-    if module and module != "__main__" and "<" not in name and _found(module, name) is function:
-        return module, name
+    if module and module != "__main__" and "<" not in name:
+        with suppress(ImportError):  # such as of a console's namespace, which is no module
+            if _found(module, name) is function:
+                return module, name
     return function
 
 
@@ -169,81 +310,4 @@ def _found(module: str, name: str) -> Any:
     found: Any = sys.modules.get(module) or importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    bound = getattr(found, "binding", None)
-    return bound.function if bound is not None else found
-
-
-# Exceptions
-
-
-def faithful(error: BaseException) -> Any:
-    """What arrives as the exception in another process, its traceback as a note: as itself, or as near as can be.
-
-    One whose constructor takes other arguments is built anew without it. What it holds and does not pickle becomes
-    text. Where even that fails, its nearest base class stands in.
-    """
-    text = "".join(_trimmed(traceback.TracebackException.from_exception(error)).format()).rstrip()
-    error.add_note(f"In the worker process:\n{text}")
-    return _traveller(error)
-
-
-def _trimmed(text: traceback.TracebackException) -> traceback.TracebackException:
-    """A traceback without this package's own frames, which say nothing of what went wrong."""
-    own = [frame for frame in text.stack if not frame.filename.startswith(PACKAGE)]
-    if own:
-        text.stack = traceback.StackSummary.from_list(own)
-    for each in (text.__cause__, text.__context__, *(getattr(text, "exceptions", None) or ())):
-        if each is not None:
-            _trimmed(each)
-    return text
-
-
-def _traveller(error: BaseException) -> Any:
-    if _arrives(error, type(error)):
-        return error
-    args: tuple[Any, ...] = tuple(_picklable(each) for each in error.args)
-    if isinstance(error, BaseExceptionGroup):
-        args = error.message, [_traveller(each) for each in error.exceptions]
-        if type(error).__reduce__ is not BaseExceptionGroup.__reduce__:
-            reduced: Any = error.__reduce__()[1]
-            args = reduced[1] if isinstance(reduced[1], tuple) and reduced[1][:1] == (error.message,) else args
-            args = error.message, [_traveller(each) for each in error.exceptions]
-    state = {name: _picklable(value) for name, value in error.__dict__.items()}
-    for kind in type(error).__mro__:
-        if kind is object or not issubclass(kind, BaseException):
-            break
-        carried = Carried(kind, args, state)
-        if _arrives(carried, kind):
-            return carried
-    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
-    stand_in.__notes__ = list(getattr(error, "__notes__", ()))
-    return stand_in
-
-
-class Carried:
-    """Becomes the exception where it arrives."""
-
-    def __init__(self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> None:
-        self.parts = kind, args, state
-
-    def __reduce__(self) -> Any:
-        return _rebuild, self.parts
-
-
-def _arrives(error: Any, kind: type) -> bool:
-    try:
-        copy = loads(dumps(error))
-        return type(copy) is kind and isinstance(str(copy), str)
-    except Exception:  # noqa: BLE001  # that is the question
-        return False
-
-
-def _picklable(value: Any) -> Any:
-    try:
-        loads(dumps(value))
-    except Exception:  # noqa: BLE001  # its text must do
-        try:
-            return repr(value)
-        except Exception:  # noqa: BLE001  # not even that
-            return f"<{type(value).__name__}>"
-    return value
+    return getattr(getattr(found, "binding", None), "function", found)

@@ -17,12 +17,14 @@ import cloudpickle
 
 import opero.parallel
 from opero.binding import Binding
-from opero.functions import kind_of
+from opero.errors import text_of
+from opero.functions import full_name, kind_of
 from opero.parallel.batch import BatchRule
 from opero.parallel.blocks import Report
+from opero.parallel.faithful import faithful
 from opero.parallel.leash import until_interrupted
 from opero.parallel.surroundings import drain_records
-from opero.parallel.wire import dumps, faithful, find, loads
+from opero.parallel.wire import Ended, dumps, find, items_of, shown
 from opero.parallel.work import BEGUN, POSITION, STOP, Work
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class _Ready(threading.local):
 
 
 _ready = _Ready()
-_initialized: set[bytes] = set()
+_initializing = threading.Lock()
+_initialized: dict[bytes, dict[contextvars.ContextVar[Any], Any]] = {}
+"""By the initializers that have been called in this process, the context variables that they set."""
 _controls: dict[str, Any] = {}
 
 
@@ -85,15 +89,27 @@ class Setup:
     limits: SharedLimits | None = None
 
 
+class NotReady(Exception):  # noqa: N818  # its cause is the error
+    """This worker could not be made ready for a map; the message says what failed."""
+
+
 class Job:
-    """A map, as a worker is set up for it."""
+    """A map, as a worker is set up for it.
+
+    Raises:
+        NotReady: it cannot be.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.control: MutableSequence[int] = [0, 0, 0, 0]
         self.concurrency = setup.concurrency
-        self.context = setup.surroundings.enter() if setup.surroundings is not None else contextvars.Context()
+        self.surroundings = setup.surroundings
+        self.context = contextvars.Context()
+        if setup.surroundings is not None:
+            setup.surroundings.enter()
+            self.context = setup.surroundings.context()
         if setup.initializer is not None:
-            self._initialize(setup.initializer)
+            initialize(setup.initializer, self.context)
         function = find(setup.reference)
         is_timed = setup.policy.active("timeout") is not None
         if is_timed and kind_of(function) == "sync":
@@ -102,13 +118,6 @@ class Job:
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
-
-    def _initialize(self, reference: Any) -> None:
-        """Call the initializer, once in a process."""
-        key = dumps(reference)
-        if key not in _initialized:
-            self.context.run(find(reference))
-            _initialized.add(key)
 
     def close(self) -> None:
         if self.runner is not None:
@@ -130,10 +139,14 @@ class Job:
 
     def run(self, items: list[Any], *, keep_going: bool) -> Report:
         """What became of the items, or of those that were finished when this worker was told to give them back."""
+        # A copy for each chunk: what an item sets is not seen by the next map, nor by one that runs in turns with it.
+        context = self.context.copy()
+        if self.surroundings is not None:
+            self.surroundings.enter()
         report = Report([])
         if self.runner is None:
             run = functools.partial(self.work.run, items, self.control, report, keep_going=keep_going)
-            until_interrupted(lambda: self.context.run(run))
+            until_interrupted(lambda: context.run(run))
             return report
         report.positions = []
         runner, loop = self.runner, self.runner.get_loop()
@@ -146,10 +159,57 @@ class Job:
             for task in asyncio.all_tasks(loop):
                 task.cancel()
 
-        until_interrupted(
-            lambda: runner.run(run_all(), context=self.context), lambda: loop.call_soon_threadsafe(cancel)
-        )
+        until_interrupted(lambda: runner.run(run_all(), context=context), lambda: loop.call_soon_threadsafe(cancel))
         return report
+
+    def run_readable(self, items: list[Any], broken: dict[int, Exception], *, keep_going: bool) -> Report:
+        """As `run`, where some items cannot be read: they have failed."""
+        readable = [position for position in range(len(items)) if position not in broken]
+        report = Report([])
+        if readable and keep_going:
+            report = self.run([items[position] for position in readable], keep_going=True)
+        places = range(len(report.values)) if report.positions is None else report.positions
+        errors: list[Any] = []
+        for error in broken.values():
+            errors.append(
+                TypeError(f"an item cannot be read in a worker process: {type(error).__name__}: {text_of(error)}")
+            )
+            errors[-1].__cause__ = error
+            self.binding.stats.calls += 1
+            self.binding.stats.failures += 1
+            self.binding.stats.count_error(errors[-1])
+        return Report(
+            [*report.values, *errors],
+            [*(readable[each] for each in report.failures), *broken],
+            positions=[*(readable[each] for each in places), *broken],
+            fell_back=[readable[each] for each in report.fell_back],
+            seconds=report.seconds,
+        )
+
+
+def initialize(reference: Any, context: contextvars.Context) -> None:
+    """Call an initializer, once in a process; the context variables that it set are set in this context, too.
+
+    Raises:
+        NotReady: it failed.
+    """
+    key = dumps(reference)
+    with _initializing:
+        if key not in _initialized:
+            before = dict(context.items())
+            initializer = find(reference)
+            try:
+                context.run(initializer)
+            except Exception as error:
+                raise NotReady(f"the initializer {full_name(initializer)} failed") from error
+            _initialized[key] = {
+                variable: value
+                for variable, value in context.items()
+                if variable not in before or before[variable] is not value
+            }
+            return
+    for variable, value in _initialized[key].items():
+        context.run(variable.set, value)
 
 
 def open_control(path: str) -> Any:
@@ -166,7 +226,15 @@ def _job(setup: bytes | str) -> Job:
     if key not in jobs:
         while len(jobs) >= MOST_SETUPS:
             jobs.pop(next(iter(jobs))).close()
-        jobs[key] = Job(cloudpickle.loads(data))
+        try:
+            told: Setup = cloudpickle.loads(data)
+            if told.surroundings is None or not told.surroundings.is_here:
+                opero.parallel.is_worker = True
+            jobs[key] = Job(told)
+        except NotReady:
+            raise
+        except Exception as error:
+            raise NotReady("its function could not be set up") from error
     return jobs[key]
 
 
@@ -185,7 +253,6 @@ def run_chunk(
     Returns:
         What became of it, pickled: the report's parts, what the function's binding counted, and what was logged.
     """
-    opero.parallel.is_worker = True
     view: MutableSequence[int] = [0, NOWHERE, 0, number]
     if control is not None:
         if control not in _controls:
@@ -194,16 +261,24 @@ def run_chunk(
         view[POSITION], view[BEGUN], view[CHUNK] = NOWHERE, 0, number
         if view[STOP]:
             return dumps(([], [], None, [], 0.0, {}, []))
-    job = _job(setup)
-    job.control = view
-    report = job.run(loads(payload), keep_going=keep_going)
-    view[POSITION] = NOWHERE
-    for place, position in enumerate(report.positions or ()):
-        if position in report.failures:
-            report.values[place] = faithful(report.values[place])
-    if report.positions is None:
-        for position in report.failures:
-            report.values[position] = faithful(report.values[position])
+    # Nothing is raised out of here: not every exception could travel as it is.
+    try:
+        job = _job(setup)
+        job.control = view
+        items, broken = items_of(payload)
+        run = functools.partial(job.run_readable, broken=broken) if broken else job.run
+        report = run(items, keep_going=keep_going)
+    except NotReady as error:
+        return dumps(Ended(faithful(error.__cause__ or error), str(error), drain_records()))
+    except BaseException as error:  # noqa: BLE001  # an item's SystemExit, or what is wrong here
+        return dumps(Ended(faithful(error), "", drain_records()))
+    finally:
+        view[POSITION] = NOWHERE
+    held: dict[int, Any] = {}
+    failures = set(report.failures)
+    for place, position in enumerate(range(len(report.values)) if report.positions is None else report.positions):
+        if position in failures:
+            report.values[place] = faithful(report.values[place], held)
     counts = job.binding.stats.drain()
     rest = report.positions, list(report.fell_back), report.seconds, counts, drain_records()
     try:
@@ -221,6 +296,7 @@ def _sendable(report: Report) -> tuple[list[Any], list[int]]:
             dumps(value)
             values.append(value)
         except Exception as error:  # noqa: BLE001  # it is told to the caller
-            values.append(TypeError(f"the result {value!r:.200} cannot be sent back from a worker process: {error}"))
+            told = f"the result {shown(value, 200)} cannot be sent back from a worker process: {error}"
+            values.append(TypeError(told))
             failures.append(position)
     return values, failures

@@ -1,0 +1,429 @@
+"""What surrounds calls in worker processes: logging, context variables, initialisers, maps within maps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from opero import MapError, OperoError, opmap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOGGER = logging.getLogger("tests.surroundings")
+VARIABLE: contextvars.ContextVar[Any] = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+def mapped(function: Any, **options: Any) -> Any:
+    return opmap(**{"mode": "process", "workers": 1, "retries": 0, **options})(function)
+
+
+# Logging
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    handler = Kept()
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    yield handler
+    LOGGER.removeHandler(handler)
+    LOGGER.setLevel(logging.NOTSET)
+
+
+def log(value: Any) -> int:
+    LOGGER.info("got %s of %d", value, 7)
+    LOGGER.debug("details of %s", value)
+    return os.getpid()
+
+
+def log_then_fail(value: Any) -> None:
+    LOGGER.warning("about to fail")
+    try:
+        raise KeyError(value)
+    except KeyError:
+        LOGGER.exception("it failed")
+        raise
+
+
+def test_a_record_reaches_the_parents_handlers_once_and_whole(kept: Kept) -> None:
+    [pid] = mapped(log)(["x"])
+    [record] = kept.records
+    assert (record.name, record.levelno) == (LOGGER.name, logging.INFO)
+    assert (record.msg, record.args) == ("got %s of %d", ("x", 7))
+    assert record.getMessage() == "got x of 7"
+    assert record.process == pid != os.getpid()
+    assert record.funcName == "log"
+
+
+def test_levels_of_the_parent_hold_in_workers_map_by_map(kept: Kept) -> None:
+    bound = mapped(log)
+    messages = []
+    for level in (logging.DEBUG, logging.INFO, logging.DEBUG, logging.ERROR, logging.DEBUG):
+        LOGGER.setLevel(level)
+        bound(["x"])
+        messages.append(len(kept.records))
+        kept.records.clear()
+    assert messages == [2, 1, 2, 0, 2]
+
+
+def test_a_level_that_is_taken_back_in_the_parent_is_taken_back_in_workers(kept: Kept) -> None:
+    root, bound = logging.root.level, mapped(log)
+    try:
+        logging.root.setLevel(logging.INFO)
+        LOGGER.setLevel(logging.ERROR)
+        bound(["x"])
+        assert kept.records == []
+        LOGGER.setLevel(logging.NOTSET)
+        bound(["x"])
+        assert len(kept.records) == 1
+    finally:
+        logging.root.setLevel(root)
+
+
+def test_logging_disabled_in_the_parent_is_disabled_in_workers(kept: Kept) -> None:
+    bound = mapped(log)
+    logging.disable(logging.INFO)
+    try:
+        bound(["x"])
+        assert kept.records == []
+    finally:
+        logging.disable(logging.NOTSET)
+    bound(["x"])
+    assert len(kept.records) == 1
+
+
+def test_records_of_an_item_that_failed_come_with_the_text_of_the_exception(kept: Kept) -> None:
+    mapped(log_then_fail, on_error="return")(["x"])
+    assert [record.getMessage() for record in kept.records] == ["about to fail", "it failed"]
+    assert "KeyError: 'x'" in str(kept.records[1].exc_text)
+    assert "in log_then_fail" in str(kept.records[1].exc_text)
+    assert kept.records[1].msg == "it failed"
+    assert logging.Formatter().format(kept.records[1]).count("Traceback") == 1
+
+
+def log_awkward(what: str) -> None:
+    match what:
+        case "lock":
+            LOGGER.info("a %s and a %r", threading.Lock(), "text")
+        case "mapping":
+            LOGGER.info("a %(lock)s", {"lock": threading.Lock()})
+        case "extra":
+            LOGGER.info("with extra", extra={"lock": threading.Lock(), "user": "me"})
+        case "changed":
+            items = [1]
+            LOGGER.info("items: %s", items)
+            items.append(2)
+        case "home":
+            LOGGER.info("one %s", Homesick())
+        case "number":
+            LOGGER.info("a %d", Number())
+
+
+class Homesick:
+    """It cannot be read elsewhere."""
+
+    def __init__(self) -> None:
+        self.home = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if os.getpid() != state["home"]:
+            raise LookupError("not at home")
+
+    def __repr__(self) -> str:
+        return "homesick"
+
+
+class Number:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __int__(self) -> int:
+        return 7
+
+    __index__ = __int__
+
+
+def test_records_whose_arguments_do_not_travel_say_the_same(kept: Kept) -> None:
+    mapped(log_awkward)(["lock", "mapping", "extra", "changed", "home", "number"])
+    lock, mapping, extra, changed, home, number = kept.records
+    assert lock.msg == "a %s and a %r"
+    assert "<unlocked _thread.lock" in lock.getMessage()
+    assert lock.getMessage().endswith("and a 'text'")
+    assert "<unlocked _thread.lock" in mapping.getMessage()
+    assert extra.user == "me"  # type: ignore[attr-defined]
+    assert changed.getMessage() == "items: [1]"
+    assert home.getMessage() == "one homesick"
+    assert number.getMessage() == "a 7"
+
+
+def log_many(count: int) -> None:
+    for number in range(count):
+        LOGGER.info("number %d", number)
+
+
+def test_many_records_come_in_order(kept: Kept) -> None:
+    mapped(log_many)([3000])
+    assert [record.args for record in kept.records] == [(number,) for number in range(3000)]
+
+
+class Raising(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ZeroDivisionError("a broken handler")
+
+
+def test_a_handler_that_raises_harms_no_map(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    raising = Raising()
+    LOGGER.addHandler(raising)
+    try:
+        assert len(mapped(log)(["x", "y"])) == 2
+    finally:
+        LOGGER.removeHandler(raising)
+    assert len(kept.records) == 2
+    assert "a broken handler" in capsys.readouterr().err
+
+
+def test_records_of_async_workers_and_of_opero_itself_come_too(kept: Kept) -> None:
+    async def log_async(value: Any) -> None:
+        LOGGER.info("async %s", value)
+        raise ConnectionError("down")
+
+    own = Kept()
+    opero_logger = logging.getLogger("opero")
+    opero_logger.addHandler(own)
+    try:
+        bound = mapped(log_async, mode="async_process", circuit_breaker=1, on_error="skip")
+        asyncio.run(bound(["x"]))
+    finally:
+        opero_logger.removeHandler(own)
+    assert [record.getMessage() for record in kept.records] == ["async x"]
+    assert any("circuit open" in record.getMessage() for record in own.records)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
+def test_records_of_forked_workers_come_once() -> None:
+    code = """
+        import logging, multiprocessing, sys
+        from concurrent.futures import ProcessPoolExecutor
+        from opero import opmap
+
+        logger = logging.getLogger("app")
+
+        def log(value):
+            logger.warning("got %s", value)
+            return value
+
+        def pool():
+            return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+
+        if __name__ == "__main__":
+            logging.basicConfig(stream=sys.stdout, format="%(message)s")
+            opmap(executor=pool, workers=1, retries=0)(log)(["x"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("got x\n", "")
+
+
+# Context variables
+
+
+def read(_: Any = None) -> Any:
+    return VARIABLE.get()
+
+
+def test_a_modules_variable_has_the_callers_value_map_by_map() -> None:
+    bound = mapped(read)
+    values = []
+    for value in ("first", "second", "first"):
+        token = VARIABLE.set(value)
+        values += bound([1])
+        VARIABLE.reset(token)
+    values += bound([1])
+    assert values == ["first", "second", "first", "unset"]
+
+
+def test_a_local_variable_travels_with_the_function_that_reads_it() -> None:
+    local: contextvars.ContextVar[int] = contextvars.ContextVar("local")
+    local.set(3)
+    assert mapped(lambda number: number + local.get())([1]) == [4]
+
+
+def test_a_value_that_does_not_travel_stays_where_it_is() -> None:
+    for value in (threading.Lock(), Homesick()):
+        token = VARIABLE.set(value)
+        try:
+            assert mapped(read)([1]) == ["unset"]
+        finally:
+            VARIABLE.reset(token)
+
+
+def write(number: int) -> Any:
+    before = VARIABLE.get()
+    VARIABLE.set(number)
+    return before
+
+
+@pytest.mark.parametrize("mode", ["thread", "process", "auto"])
+def test_what_an_item_sets_is_seen_by_no_other_map_and_not_by_the_caller(mode: str) -> None:
+    bound = mapped(write, mode=mode)
+    assert bound([1]) == ["unset"]
+    assert bound([2]) == ["unset"]
+    assert VARIABLE.get() == "unset"
+
+
+# Initialisers
+
+
+STATE: dict[str, Any] = {}
+
+
+def prepare() -> None:
+    STATE["count"] = STATE.get("count", 0) + 1
+    VARIABLE.set("prepared")
+
+
+def state(_: Any) -> tuple[Any, Any, int]:
+    return STATE.get("count"), VARIABLE.get(), os.getpid()
+
+
+async def state_async(_: Any) -> tuple[Any, Any, int]:
+    return state(_)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_initializer_is_called_once_in_each_process_before_its_first_item(named: bool) -> None:
+    initializer = f"{__name__}:prepare" if named else prepare
+    for items in (range(20), range(3)):
+        results = mapped(state, initializer=initializer, workers=2)(items)
+        assert {result[:2] for result in results} == {(1, "prepared")}
+
+
+def test_an_initializer_is_called_in_event_loop_workers_too() -> None:
+    results = asyncio.run(mapped(state_async, mode="async_process", initializer=prepare)(range(3)))
+    assert {result[:2] for result in results} == {(1, "prepared")}
+
+
+def die_in_first(path: str) -> tuple[Any, Any, int]:
+    if not Path(path).exists():
+        Path(path).touch()
+        os._exit(3)
+    return state(path)
+
+
+def test_a_worker_that_takes_a_dead_ones_place_is_initialized(tmp_path: Path) -> None:
+    results = mapped(die_in_first, initializer=prepare)([str(tmp_path / "died")] * 3)
+    assert {result[:2] for result in results} == {(1, "prepared")}
+
+
+def refuse() -> None:
+    raise ConnectionError("no database here")
+
+
+class Strange(Exception):  # noqa: N818
+    def __init__(self, code: int, lock: Any) -> None:
+        super().__init__(f"strange {code}")
+        self.lock = lock
+
+
+def refuse_strangely() -> None:
+    raise Strange(7, threading.Lock())
+
+
+@pytest.mark.parametrize(
+    ("initializer", "told"),
+    [(refuse, "ConnectionError: no database here"), (refuse_strangely, "Strange: strange 7")],
+)
+def test_an_initializer_that_fails_ends_the_map_and_is_named(initializer: Any, told: str) -> None:
+    with pytest.raises(OperoError) as caught:
+        mapped(state, initializer=initializer, workers=2)(range(20))
+    name = f"{__name__}.{initializer.__name__}"
+    assert str(caught.value) == f"state: the initializer {name} failed in a worker process: {told}"
+    assert f"in {initializer.__name__}" in caught.value.__notes__[0]
+    assert isinstance(caught.value.__cause__, MapError)
+    assert mapped(state)([1])[0][2] != os.getpid()
+
+
+# Maps within maps
+
+
+def descendants() -> int:
+    return len(psutil.Process().children(recursive=True))
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def nested(mode: str) -> tuple[list[int], int]:
+    results = opmap(mode=mode, workers=4, retries=0)(square)(range(5))
+    return results, descendants()
+
+
+@pytest.mark.parametrize("mode", ["process", "thread", "auto"])
+def test_a_map_within_a_worker_makes_no_processes(mode: str) -> None:
+    assert mapped(nested)([mode]) == [([0, 1, 4, 9, 16], 0)]
+
+
+async def square_async(number: int) -> int:
+    await asyncio.sleep(0)
+    return number * number
+
+
+async def nested_async(mode: str) -> tuple[list[int], int]:
+    results = await opmap(mode=mode, workers=4, retries=0)(square_async)(range(5))
+    return results, descendants()
+
+
+def nested_loop(mode: str) -> tuple[list[int], int]:
+    return asyncio.run(nested_async(mode))
+
+
+@pytest.mark.parametrize("mode", ["async", "async_process"])
+def test_a_map_in_event_loops_within_a_worker_uses_the_loop_that_runs(mode: str) -> None:
+    assert asyncio.run(mapped(nested_async, mode="async_process")([mode])) == [([0, 1, 4, 9, 16], 0)]
+    assert mapped(nested_loop)([mode]) == [([0, 1, 4, 9, 16], 0)]
+
+
+def nested_initialized(_: int) -> list[Any]:
+    return [result[:2] for result in opmap(mode="process", retries=0, initializer=prepare_nested)(state)([1])]
+
+
+def prepare_nested() -> None:
+    STATE["count"] = "nested"
+
+
+def test_a_map_within_a_worker_is_initialized_too() -> None:
+    assert mapped(nested_initialized)([1]) == [[("nested", "unset")]]
+
+
+def test_maps_in_processes_begin_in_threads_and_beside_event_loops() -> None:
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(asyncio.to_thread(mapped(square), range(50)) for _ in range(2)))
+
+    assert asyncio.run(main()) == [[number * number for number in range(50)]] * 2
