@@ -14,6 +14,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from opero.interrupts import uninterrupted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -21,6 +23,9 @@ __all__ = ["Interrupted", "interrupt", "prepare", "until_interrupted", "without_
 
 LOOK = 0.25
 """Seconds between looks at whether the parent is there still."""
+
+MOMENT = 0.005
+"""Seconds."""
 
 _running: Callable[[], object] | None = None
 """Ends what runs; None while nothing does."""
@@ -99,4 +104,7 @@ def until_interrupted(run: Callable[[], object], end: Callable[[], object] | Non
 
 
 def _throw() -> None:
-    raise Interrupted
+    if threading.get_ident() in uninterrupted:  # it holds a lock that would stay taken: in a moment, then
+        threading.Timer(MOMENT, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        raise Interrupted
