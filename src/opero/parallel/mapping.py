@@ -97,12 +97,18 @@ class Mapper:
 
     def mode_for(self, chain: Chain) -> str:
         """The policy's mode, where it serves this function; "auto" is left open for a sync function."""
-        mode = self.parallel(chain).mode
+        policy = self.parallel(chain)
+        mode = policy.mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
             raise ConfigError(
                 f"{name} is a generator function and cannot be mapped: map a function that returns a value"
             )
+        if is_async and policy.executor is not None:
+            from opero.parallel.futures import shares_memory
+
+            if shares_memory(policy.executor):
+                self.refuse_threads()
         if mode == "auto":
             return "async" if is_async else "auto"
         if is_async and mode in ("thread", "process"):
@@ -124,6 +130,18 @@ class Mapper:
                     "or use mode='process', whose workers share it on this machine"
                 )
         return mode
+
+    def refuse_threads(self) -> None:
+        """Refuse an executor of threads for an async function.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        if self.binding.kind == "async":
+            raise ConfigError(
+                f"{self.binding.name} is an async function, which the threads of an executor cannot run; leave "
+                "executor out for mode='async', or give an executor of processes, each of which runs an event loop"
+            )
 
     def shared_kinds(self, chain: Chain) -> list[str]:
         """The policies whose state all workers would have to share."""

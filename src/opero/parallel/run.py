@@ -9,7 +9,7 @@ from itertools import chain as chained
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError
+from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError, WorkerDiedError
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
@@ -230,6 +230,9 @@ class Run:
                 await self._settled(host, stage)
         except GeneratorExit:
             raise
+        except WorkerDiedError as error:  # there are no workers any more
+            self.reason = error
+            raise self._map_error(str(error)) from error
         except BaseException as error:
             if not isinstance(error, MapError) and error.__cause__ is None:
                 error.__cause__ = self._map_error(f"it was ended by {type(error).__name__}")
@@ -393,14 +396,15 @@ class Run:
         work = None
         if mode == "executor":
             pool = UserPool(executor, workers)
-            if shares_memory(pool.executor):
-                if self.binding.is_async:
-                    raise ConfigError(
-                        f"{self.binding.name} is an async function, which threads cannot run: leave executor out"
-                    )
-                work = self._work()
-            else:
-                pool.setup = pickled_setup(self._setup(), self.binding.name, first)
+            try:
+                if shares_memory(pool.executor):
+                    self.mapper.refuse_threads()
+                    work = self._work()
+                else:
+                    pool.setup = pickled_setup(self._setup(), self.binding.name, first)
+            except BaseException:
+                pool.close(is_done=True)
+                raise
         else:
             setup = pickled_setup(self._setup(), self.binding.name, first)
             if mode == "dask":

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import logging.handlers
+import os
 import sys
 import uuid
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import cloudpickle
 __all__ = ["Pickler", "Surroundings", "drain_records", "handle_records"]
 
 PROCESS = uuid.uuid4().hex
-"""Tells this process from all others."""
+"""Tells this process from all others, but for those that were forked from it."""
 
 Variable = contextvars.ContextVar[Any]
 
@@ -137,6 +138,12 @@ def _levels() -> dict[str, int]:
     return {"": logging.root.level, **levels}
 
 
+def _drop_handlers() -> None:
+    for each in (logging.root, *logging.root.manager.loggerDict.values()):
+        if isinstance(each, logging.Logger):
+            each.handlers.clear()
+
+
 class Surroundings:
     """What surrounds a call here, for a worker process.
 
@@ -154,13 +161,20 @@ class Surroundings:
         self.variables = _pickled_variables()
         self.levels = _levels()
         self.disabled = logging.root.manager.disable
-        self.process = PROCESS
+        self.process = PROCESS, os.getpid()
+
+    @property
+    def is_home(self) -> bool:
+        """Whether this is the process in which they were taken: a pool may have its workers in the parent itself."""
+        return self.process == (PROCESS, os.getpid())
 
     def enter(self) -> contextvars.Context:
         """In the worker: what is logged goes to the parent, from the same levels on; the context for its calls."""
-        if self.process == PROCESS:  # a pool may have its workers in the parent itself, as dask's threads
+        if self.is_home:
             return _with_variables(self.variables)
         if Surroundings.records is None:
+            if self.process[0] == PROCESS:  # forked: what its parent handles there it would handle twice
+                _drop_handlers()
             Surroundings.records = Records()
             logging.root.addHandler(Surroundings.records)
         for name, level in self.levels.items():

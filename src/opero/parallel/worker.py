@@ -89,7 +89,10 @@ class Job:
     def __init__(self, setup: Setup) -> None:
         self.control: MutableSequence[int] = [0, 0, 0, 0]
         self.concurrency = setup.concurrency
-        self.context = setup.surroundings.enter() if setup.surroundings is not None else contextvars.Context()
+        surroundings = setup.surroundings
+        if surroundings is None or not surroundings.is_home:  # else its executor runs it in the parent itself
+            opero.parallel.is_worker = True
+        self.context = surroundings.enter() if surroundings is not None else contextvars.Context()
         if setup.initializer is not None:
             self._initialize(setup.initializer)
         function = find(setup.reference)
@@ -166,7 +169,6 @@ def run_chunk(
     Returns:
         What became of it, pickled: the report's parts, what the function's binding counted, and what was logged.
     """
-    opero.parallel.is_worker = True
     view: MutableSequence[int] = [0, NOWHERE, 0, number]
     if control is not None:
         if control not in _controls:

@@ -332,7 +332,8 @@ def _executor(value: object) -> object:
 
     if isinstance(value, str):
         value = resolve(value)
-    if not isinstance(value, Executor) and not callable(value):
+    makes_another = isinstance(value, type) and not issubclass(value, Executor)
+    if not isinstance(value, Executor) and (makes_another or not callable(value)):
         raise ValueError(f"{value!r} is neither a concurrent.futures.Executor nor a function that makes one")
     return value
 
