@@ -370,6 +370,19 @@ def test_an_executor_that_has_been_shut_down_says_what_to_do() -> None:
     assert caught.value.results == {}
 
 
+def test_what_somebody_else_cancels_ends_the_map_and_nothing_is_lost() -> None:
+    executor = ThreadPoolExecutor(1)
+
+    def shut_down(number: int) -> int:
+        if number == 2:
+            executor.shutdown(wait=False, cancel_futures=True)
+        return number
+
+    with pytest.raises(MapError, match="has cancelled what it was sent|takes nothing more") as caught:
+        mapped(shut_down, executor)(range(10_000))
+    assert caught.value.results.items() >= {0: 0, 1: 1}.items()
+
+
 # Failures
 
 

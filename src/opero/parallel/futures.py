@@ -35,11 +35,19 @@ class Pool:
         count: how many run at a time.
         deaths: what a future raises when its worker has died.
         tells_running: its futures know whether they run, and are not cancelled then.
+        patience: seconds after which to `watch`, though nothing has come; None: never.
+        what, way_out: what it is and what to do, for messages that it cannot be used any more.
     """
 
     count: int
     deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
     tells_running: bool = True
+    patience: float | None = None
+    what: str = "the executor"
+    way_out: str = (
+        "give executor= a function that makes one, such as lambda: ProcessPoolExecutor(4): then each map has a new "
+        "one, and another in its place when its workers die"
+    )
 
     def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
         """Send a chunk's pickled items."""
@@ -52,6 +60,9 @@ class Pool:
     def renew(self) -> bool:
         """Be usable after a death; False where that cannot be."""
         return True
+
+    def watch(self) -> None:
+        """Look after it."""
 
     def cancel(self, futures: Iterable[Future[Any]]) -> None:
         """Do not begin these."""
@@ -164,7 +175,7 @@ class FutureWorkers(Workers):
         concurrency: int = 1,
         retries: int = 1,
     ) -> None:
-        self.slots = pool.count * AHEAD
+        self.patience = pool.patience
         self.concurrency = concurrency
         self._pool = pool
         self._name = name
@@ -178,6 +189,13 @@ class FutureWorkers(Workers):
         self._has_suspect = False
         self._generation = 0
         self._end: BaseException | None = None
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self._pool.count * AHEAD
+
+    def watch(self) -> None:
+        self._pool.watch()
 
     # Sending
 
@@ -208,7 +226,7 @@ class FutureWorkers(Workers):
             future = Future()
             future.set_exception(error)
         except RuntimeError as error:
-            raise self._ended(f"takes nothing more ({error}); give one that is not shut down, or", error) from error
+            raise self._ended(f"takes nothing more ({error})", error) from error
         self._has_suspect = bool(chunk.suspect)
         sent = self._under_way[chunk] = Sent(future, positions, self._generation)
         future.add_done_callback(lambda _: self._inbox.put((chunk, sent)))
@@ -242,7 +260,7 @@ class FutureWorkers(Workers):
         except self._pool.deaths as error:
             return self._mourn(chunk, sent, error)
         except CancelledError as error:
-            told = f"has cancelled what it was sent ({error or type(error).__name__}); give"
+            told = f"has cancelled what it was sent ({error or type(error).__name__})"
             return Report([]) if self._control[STOP] else self._ended(told, error)
         except BaseException as error:  # noqa: BLE001  # such as SystemExit of an item
             return error
@@ -254,7 +272,7 @@ class FutureWorkers(Workers):
         positions = range(len(chunk.items)) if sent.positions is None else sent.positions
         if sent.generation == self._generation:
             if not self._pool.renew():
-                self._end = self._ended(f"is broken ({type(error).__name__}: {error}); give", error)
+                self._end = self._ended(f"is broken ({type(error).__name__}: {error})", error)
                 return report
             self._generation += 1
         is_known = chunk.suspect > 0 or self._pool.is_to_blame(error)
@@ -284,10 +302,7 @@ class FutureWorkers(Workers):
 
     def _ended(self, told: str, error: BaseException) -> WorkerDiedError:
         """Why the map cannot go on."""
-        end = WorkerDiedError(
-            f"the executor of {self._name} {told} a function that makes one, such as executor=lambda: "
-            "ProcessPoolExecutor(4): then each map has a new one, and another in its place when its workers die"
-        )
+        end = WorkerDiedError(f"{self._pool.what} of {self._name} {told}; {self._pool.way_out}")
         end.__cause__ = error
         return end
 

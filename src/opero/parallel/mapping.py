@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError
+from opero.errors import ConfigError, MissingExtraError
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.types import is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Mapper"]
 
 
+CLUSTERS = {"dask": "distributed", "ray": "ray"}
+"""The modules that modes need of an extra."""
 OPTIONS = ("journal", "failed_only", "progress")
 """Keywords of `map` and `stream` that are for the map, where the function has no parameter of that name."""
 
@@ -123,6 +126,8 @@ class Mapper:
                 f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
             )
         if mode in ("dask", "ray"):
+            if not is_installed(CLUSTERS[mode]):
+                raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
             shared = self.shared_kinds(chain)
             if shared:
                 raise ConfigError(

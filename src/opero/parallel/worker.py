@@ -93,6 +93,7 @@ class Job:
         if surroundings is None or not surroundings.is_home:  # else its executor runs it in the parent itself
             opero.parallel.is_worker = True
         self.context = surroundings.enter() if surroundings is not None else contextvars.Context()
+        self.context.run(opero.parallel.is_in_worker.set, True)
         if setup.initializer is not None:
             self._initialize(setup.initializer)
         function = find(setup.reference)
@@ -103,6 +104,7 @@ class Job:
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
+        self.loop = self.runner.get_loop() if self.runner is not None else None
 
     def _initialize(self, reference: Any) -> None:
         """Call the initializer, once in a process."""
@@ -114,6 +116,12 @@ class Job:
     def close(self) -> None:
         if self.runner is not None:
             self.runner.close()
+
+    def __del__(self) -> None:
+        # The worker was a thread that has ended, of this process or of a dask worker.
+        loop = getattr(self, "loop", None)
+        if loop is not None and not loop.is_closed():
+            loop.close()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, telling when each attempt began: one that cannot be interrupted here is ended from outside."""

@@ -42,6 +42,7 @@ __all__ = [
     "dotted_name",
     "format_duration",
     "import_path",
+    "is_installed",
     "one_of",
     "parse_duration",
     "parse_rate",
@@ -271,7 +272,7 @@ def _exception_type(value: object) -> type[Exception] | None:
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
             raise ValueError("an exception's name is empty")
-        if may_be_absent and not _is_installed(name.partition(".")[0].partition(":")[0]):
+        if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
             return None
         value = _nearby_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
@@ -281,8 +282,11 @@ def _exception_type(value: object) -> type[Exception] | None:
     return value
 
 
-def _is_installed(package: str) -> bool:
-    return package in sys.modules or not package or importlib.util.find_spec(package) is not None
+def is_installed(package: str) -> bool:
+    """Whether a package of that name can be imported; one that is blocked (None among the modules) cannot."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return not package or importlib.util.find_spec(package) is not None
 
 
 def _nearby_exception(name: str) -> object:
