@@ -35,7 +35,6 @@ def ray_here(no_process_is_left: None, tmp_path_factory: pytest.TempPathFactory)
     """A ray on this machine, whose token is not kept in the user's home, and whose workers find these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(each for each in sys.path if each))
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
