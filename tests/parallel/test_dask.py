@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -343,6 +345,16 @@ def test_cached_items_are_never_dispatched_and_a_journal_is_kept(dask: Any, tmp_
     again = dask(square.__wrapped__)
     assert again([2, 1, 3], journal=tmp_path / "run.jsonl") == [4, 1, 9]
     assert again.stats.attempts == 0
+
+
+def test_a_journal_that_a_program_with_dask_writes_needs_no_dask_to_be_read(tmp_path: Path) -> None:
+    def fail(number: int) -> None:
+        raise FileNotFoundError(2, "No such file", "x.txt")
+
+    opmap(mode="thread", retries=0, on_error="return")(fail)([1], journal=tmp_path / "run.jsonl")
+    [_, line] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert b"tblib" not in base64.b64decode(line["pickle"])
+    assert pickle.loads(base64.b64decode(line["pickle"])).filename == "x.txt"
 
 
 def test_large_common_arguments_are_sent_once(dask: Any, cluster: Any) -> None:
