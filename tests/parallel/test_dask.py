@@ -385,7 +385,7 @@ def test_a_source_is_never_far_ahead_of_the_consumer(dask: Any, ordered: bool) -
         most_ahead = max(most_ahead, read - consumed)
         consumed += 1
     assert consumed == 300
-    assert most_ahead <= 16 + 2 * 8
+    assert most_ahead <= 16 + 2 * 4
 
 
 def chunks_at(cluster: Any) -> list[str]:

@@ -733,7 +733,7 @@ def test_a_source_is_never_far_ahead_of_the_consumer(executor: Executor, ordered
         most_ahead = max(most_ahead, read - consumed)
         consumed += 1
     assert consumed == 400
-    assert most_ahead <= 16 + 2 * 8
+    assert most_ahead <= 16 + 2 * 4
 
 
 def test_max_failures_holds(executor: Executor) -> None:

@@ -257,7 +257,7 @@ def test_a_source_is_never_far_ahead_of_the_consumer(ordered: bool) -> None:
         most_ahead = max(most_ahead, read - consumed)
         consumed += 1
     assert consumed == 300
-    assert most_ahead <= 16 + 2 * 8
+    assert most_ahead <= 16 + 2 * 4
 
 
 def test_a_break_ends_what_was_sent(tmp_path: Path) -> None:
