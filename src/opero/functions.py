@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "short_name"]
+__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "short_name", "signature_of"]
 
 FunctionKind = Literal["sync", "async", "generator", "async_generator"]
 
@@ -34,6 +34,14 @@ def is_method(function: Callable[..., Any]) -> bool:
     if not outer or outer.endswith("<locals>") or not inspect.isfunction(function):
         return False
     return next(iter(inspect.signature(function).parameters), None) in ("self", "cls")
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """A callable's signature; None of one that tells none, as `int`, `max` and other builtins do not."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
 
 
 def short_name(function: Callable[..., Any]) -> str:

@@ -6,7 +6,6 @@ import array
 import dataclasses
 import enum
 import gc
-import inspect
 from typing import Any
 
 import pytest
@@ -139,7 +138,11 @@ NAMES = ["a", "type", "key", "map", "int", "self"]
 
 @st.composite
 def functions(draw: st.DrawFn) -> Any:
-    """A function of an arbitrary signature, with names that its key's code might stumble over."""
+    """A function of an arbitrary signature, with names that its key's code might stumble over: it tells what it gets.
+
+    (`Signature.bind` would not do: in some versions of Python it refuses a keyword for `**more` that a positional-only
+    parameter is called by, too.)
+    """
     parts: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name in draw(st.permutations(NAMES))[: draw(st.integers(0, 5))]:
         parts[draw(st.sampled_from(KINDS[:3]))].append(name)
@@ -159,7 +162,7 @@ def functions(draw: st.DrawFn) -> Any:
     if draw(st.booleans()):
         written.append("**more")
     names: dict[str, Any] = {}
-    exec(f"def function({', '.join(written)}): ...", names)
+    exec(f"def function({', '.join(written)}): return locals()", names)
     return names["function"]
 
 
@@ -171,15 +174,13 @@ CALLS = st.tuples(
 
 @given(function=functions(), one=CALLS, other=CALLS)
 def test_two_calls_share_a_key_just_where_the_function_gets_the_same(function: Any, one: Any, other: Any) -> None:
-    key, signature = KeyMaker(function, None, is_method=False), inspect.signature(function)
+    key = KeyMaker(function, None, is_method=False)
     bound = []
     for args, kwargs in (one, other):
         try:
-            arguments = signature.bind(*args, **kwargs)
+            bound.append(function(*args, **kwargs))
         except TypeError:
             with pytest.raises(TypeError):
                 key(args, kwargs)
             return
-        arguments.apply_defaults()
-        bound.append(dict(arguments.arguments))
     assert (key(*one) == key(*other)) is same(*bound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -368,3 +369,17 @@ def test_a_policy_without_parallel_maps_too() -> None:
 
 def test_parallel_switched_off_maps_as_if_it_were_not_there() -> None:
     assert Policy(parallel=ParallelPolicy(mode="thread", enabled=False)).apply(half).map([0, 2]) == [0, 1]
+
+
+def test_items_that_take_longer_than_those_before_them_are_shared_anew() -> None:
+    ids: set[int] = set()
+
+    def one(number: int) -> int:
+        if number >= 5000:
+            ids.add(threading.get_ident())
+            time.sleep(0.03)
+        return number
+
+    # By the first five thousand a chunk has some thousands of items; by the others it has one.
+    assert list(opmap(mode="thread", workers=8, progress=False)(one).stream(iter(range(5040)))) == list(range(5040))
+    assert len(ids) >= 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import weakref
 from collections import OrderedDict
@@ -10,6 +9,8 @@ from collections.abc import Mapping, Set
 from inspect import Parameter
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
+
+from opero.functions import signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -107,10 +108,7 @@ class KeyMaker:
     """
 
     def __init__(self, function: Callable[..., Any], key: Callable[..., Any] | None, *, is_method: bool) -> None:
-        try:
-            self.signature: inspect.Signature | None = inspect.signature(function)
-        except (TypeError, ValueError):  # some builtins tell none
-            self.signature = None
+        self.signature = signature_of(function)
         self.parameters: Mapping[str, Parameter] = self.signature.parameters if self.signature is not None else {}
         self.key = key
         self.is_method = is_method

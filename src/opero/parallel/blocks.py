@@ -21,10 +21,11 @@ class Block:
         failures: the positions that failed.
         done: the positions that are finished; None: all of them.
         left_out: the positions that count for nothing.
+        given: the positions that have been handed on before all were finished.
         pending: how many are not finished.
     """
 
-    __slots__ = ("done", "failures", "indices", "items", "left_out", "number", "pending", "values")
+    __slots__ = ("done", "failures", "given", "indices", "items", "left_out", "number", "pending", "values")
 
     # `items` may be let go of when all is done, so its length is that of `indices`.
 
@@ -36,6 +37,7 @@ class Block:
         self.values: list[Any] = []
         self.failures: set[int] = set()
         self.left_out: set[int] = set()
+        self.given: set[int] = set()
         self.done: set[int] | None = set()
 
     def fill(self, values: list[Any]) -> None:
@@ -67,6 +69,14 @@ class Block:
         """The positions that are finished, in order."""
         return range(len(self.indices)) if self.done is None else sorted(self.done)
 
+    def prefix(self) -> range:
+        """The positions at the beginning that are finished and were not given, where all before them were."""
+        first = last = len(self.given)
+        done, count = self.done, len(self.indices)
+        while last < count and (done is None or last in done):
+            last += 1
+        return range(first, last)
+
     def unfinished(self) -> Sequence[int]:
         """The positions that are not, in order."""
         done = self.done
@@ -81,15 +91,41 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        return len(self.block.indices) if self.positions is None else len(self.positions)
+        return len(self.all_positions)
+
+    @property
+    def all_positions(self) -> Sequence[int]:
+        return range(len(self.block.indices)) if self.positions is None else self.positions
+
+    @property
+    def has_failures(self) -> bool:
+        failures = self.block.failures
+        return bool(failures) and (self.positions is None or not failures.isdisjoint(self.positions))
 
     def outcomes(self) -> Iterator[tuple[int, int, Any, bool]]:
         """Of each item: its position in the block, its index, its value, and whether it failed."""
         block = self.block
-        for position in range(len(block.indices)) if self.positions is None else self.positions:
+        for position in self.all_positions:
             if position in block.left_out:
                 continue
             yield position, block.indices[position], block.values[position], position in block.failures
+
+    def values(self) -> list[Any]:
+        """The results, and the exceptions in the place of those that failed."""
+        block = self.block
+        if self.positions is None and not block.left_out:
+            return block.values
+        return [block.values[position] for position in self.all_positions if position not in block.left_out]
+
+    def without_the_rest(self) -> Piece:
+        """The same items, in a block of their own that holds no others."""
+        kept, block, positions = self.block, Block(self.block.number, [], []), self.all_positions
+        block.indices = [kept.indices[position] for position in positions]
+        block.items = [kept.items[position] for position in positions] if kept.items else []
+        block.fill([kept.values[position] for position in positions])
+        block.failures = {place for place, position in enumerate(positions) if position in kept.failures}
+        block.left_out = {place for place, position in enumerate(positions) if position in kept.left_out}
+        return Piece(block)
 
 
 class Chunk:
@@ -160,20 +196,27 @@ class Report:
     def __init__(
         self,
         values: list[Any],
-        failures: Sequence[int] = (),
+        failures: list[int] | None = None,
         *,
         positions: list[int] | None = None,
-        fell_back: Sequence[int] = (),
+        fell_back: list[int] | None = None,
         seconds: float = 0.0,
         is_last: bool = True,
     ) -> None:
         self.values = values
-        self.failures = failures
+        self.failures = [] if failures is None else failures
         self.positions = positions
-        self.fell_back = fell_back
+        self.fell_back = [] if fell_back is None else fell_back
         self.seconds = seconds
         self.is_last = is_last
         self.again: list[Chunk] | None = None
+
+    def so_far(self) -> Report:
+        """What is in it already, while another thread goes on filling it: failures are put in before their values."""
+        values = list(self.values)
+        count = len(values)
+        failures = [each for each in list(self.failures) if each < count]
+        return Report(values, failures, fell_back=[each for each in list(self.fell_back) if each < count])
 
     def is_whole(self, count: int) -> bool:
         """Whether it tells of so many items, in order."""

@@ -134,6 +134,9 @@ class LoopWorkers(Workers):
             self._inbox.put_here((chunk, Report([], positions=[])))
         self._left.clear()
 
+    def interrupt(self) -> None:
+        self._return_chunks()
+
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
         self._is_stopped = True

@@ -101,10 +101,10 @@ class UserPool(Pool):
     def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
         return self.executor.submit(run_chunk, self.setup, payload, keep_going=keep_going)
 
-    def submit_here(self, work: Work, chunk: Chunk, control: list[int]) -> Future[Report]:
+    def submit_here(self, work: Work, chunk: Chunk, control: list[int], report: Report) -> Future[Report]:
         """Send a chunk to a thread of this process."""
         run = contextvars.copy_context().run
-        return self.executor.submit(run, _run, work, chunk, control)
+        return self.executor.submit(run, _run, work, chunk, control, report)
 
     def renew(self) -> bool:
         if self.make is None:
@@ -121,8 +121,9 @@ class UserPool(Pool):
                 end_executor(self.executor)
 
 
-def _run(work: Work, chunk: Chunk, control: list[int]) -> Report:
-    return work.run(chunk.items, control, keep_going=chunk.keep_going)
+def _run(work: Work, chunk: Chunk, control: list[int], report: Report) -> Report:
+    work.run(chunk.items, control, report, keep_going=chunk.keep_going)
+    return report
 
 
 def end_executor(executor: Executor) -> None:
@@ -186,6 +187,7 @@ class FutureWorkers(Workers):
         self._control = [0, 0, 0]
         self._waiting: deque[Chunk] = deque()
         self._under_way: dict[Chunk, Sent] = {}
+        self._reports: dict[Chunk, Report] = {}  # of those that run in this process
         self._has_suspect = False
         self._generation = 0
         self._end: BaseException | None = None
@@ -216,7 +218,8 @@ class FutureWorkers(Workers):
         positions = None
         try:
             if self._work is not None:
-                future: Future[Any] = self._pool.submit_here(self._work, chunk, self._control)  # type: ignore[attr-defined]
+                report = self._reports[chunk] = Report([])
+                future: Future[Any] = self._pool.submit_here(self._work, chunk, self._control, report)  # type: ignore[attr-defined]
             else:
                 payload, positions = self._payload(chunk)
                 if payload is None:
@@ -307,6 +310,7 @@ class FutureWorkers(Workers):
         return end
 
     def took(self, chunk: Chunk) -> None:
+        self._reports.pop(chunk, None)
         self._send()
 
     # The end
@@ -316,6 +320,10 @@ class FutureWorkers(Workers):
         futures = [sent.future for sent in self._under_way.values()]
         self._pool.cancel(futures if self._pool.tells_running else futures[self._pool.count :])
         self._send()
+
+    def interrupt(self) -> None:
+        for chunk, report in self._reports.items():
+            self._inbox.put((chunk, report.so_far()))
 
     async def close(self) -> None:
         self.stop()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, MissingExtraError
+from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.functions import signature_of
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.types import is_installed
 
@@ -41,8 +42,8 @@ class Mapper:
         self.binding = binding
         self.single = single
         self.position = 1 if binding.is_method else 0
+        self.signature = signature_of(binding.function)
         self.cost: Cost | None = None
-        self._parameters: Mapping[str, Any] | None = None
 
     # What users call
 
@@ -88,9 +89,23 @@ class Mapper:
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The function's own: an option of a map never takes an argument from it."""
-        if self._parameters is None:
-            self._parameters = inspect.signature(self.binding.function).parameters
-        return self._parameters
+        return {} if self.signature is None else self.signature.parameters
+
+    def check_arguments(self, before: tuple[Any, ...], after: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Check once what all calls have in common, before anything is sent.
+
+        Raises:
+            TypeError: the function does not take these arguments.
+        """
+        kinds = {each.kind for each in self.parameters.values()}
+        if self.signature is None or inspect.Parameter.VAR_KEYWORD in kinds:  # whose `bind` refuses too much
+            return
+        try:
+            self.signature.bind(*before, None, *after, **kwargs)
+        except TypeError as error:
+            unknown = next((name for name in kwargs if name not in self.parameters), None)
+            hint = "" if unknown is None else nearest(unknown, [*self.parameters, *OPTIONS])
+            raise TypeError(f"{self.binding.name}, mapped over items, {error}{hint}") from None
 
     # Decisions
 

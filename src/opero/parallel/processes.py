@@ -14,15 +14,16 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 from opero.errors import CallTimeoutError, WorkerDiedError
 from opero.logs import logger
 from opero.parallel.blocks import Report
 from opero.parallel.folder import private_folder
+from opero.parallel.leash import interrupt, prepare, without_ctrl_c
 from opero.parallel.machine import resident
 from opero.parallel.wire import dumps, opened, pickled_setup, unsendable
 from opero.parallel.work import BEGUN, POSITION, STOP
@@ -56,6 +57,7 @@ LOOK = 0.1
 _lock = threading.Lock()
 _idle: list[Process] = []
 _busy: set[Process] = set()
+_is_registered = _has_ended = False
 
 
 class Process:
@@ -64,7 +66,7 @@ class Process:
     numbers = itertools.count()
 
     def __init__(self) -> None:
-        self.executor: Any = ProcessPoolExecutor(1, timeout=IDLE_SECONDS)
+        self.executor: Any = ProcessPoolExecutor(1, timeout=IDLE_SECONDS, initializer=prepare, initargs=(os.getpid(),))
         path = private_folder() / f"control-{next(self.numbers)}"
         path.write_bytes(bytes(CONTROL_BYTES))
         self.path = str(path)
@@ -78,6 +80,14 @@ class Process:
     def is_usable(self) -> bool:
         flags = self.executor._flags
         return self.end is None and not flags.broken and not flags.shutdown
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[bytes]:
+        """Have it run a chunk. If it is not there, it begins."""
+        with nullcontext() if self.executor._processes else without_ctrl_c():
+            future: Future[bytes] = self.executor.submit(run_chunk, *args, **kwargs)
+        _end_with_the_program()
+        self.futures.add(future)
+        return future
 
     def kill(self, reason: str) -> None:
         """End it at once."""
@@ -105,6 +115,10 @@ class Sent:
 def _take_process(at_least_one: bool, most: int) -> Process | None:
     """A process for a map alone: an idle one, or a new one if there are not too many already."""
     with _lock:
+        if _has_ended and threading.current_thread().daemon:
+            raise SystemExit  # as the program does
+        if _has_ended:
+            raise RuntimeError("the program has ended, and a map cannot begin worker processes: wait for its thread")
         while _idle:
             process = _idle.pop()
             if process.is_usable:
@@ -142,8 +156,25 @@ def _forget() -> None:
     _busy.clear()
 
 
-# Before loky itself waits at exit for what runs.
-getattr(threading, "_register_atexit", atexit.register)(end_all)
+def _end_with_the_program() -> None:
+    """At the program's end, end all before loky waits for what runs: what was registered last is called first."""
+    global _is_registered  # noqa: PLW0603  # one a process
+    if _is_registered:
+        return
+    # loky means to register once, and would do so for each pool: those to come would be before ours.
+    process_executor.process_pool_executor_at_exit = _end_for_good
+    with suppress(RuntimeError):  # it ends already
+        getattr(threading, "_register_atexit", atexit.register)(_end_for_good)
+    _is_registered = True
+
+
+def _end_for_good() -> None:
+    global _has_ended  # noqa: PLW0603  # as above
+    with _lock:
+        _has_ended = True
+    end_all()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
@@ -243,14 +274,13 @@ class ProcessWorkers(Workers):
         process.under_way.append(sent)
         process.reserved = bool(chunk.suspect)
         try:
-            sent.future = process.executor.submit(
-                run_chunk, self._setup, payload, keep_going=chunk.keep_going, control=process.path, number=sent.number
+            sent.future = process.submit(
+                self._setup, payload, keep_going=chunk.keep_going, control=process.path, number=sent.number
             )
         except BrokenExecutor:  # it died since it was looked at
             process.end = "it died while it was idle"
             self._send_later(sent)
             return
-        process.futures.add(sent.future)
         sent.future.add_done_callback(lambda _: self._inbox.put((chunk, sent)))
 
     def _send_later(self, sent: Sent) -> None:
@@ -388,10 +418,13 @@ class ProcessWorkers(Workers):
             process.control[STOP] = 1
         self._send()
 
+    def interrupt(self) -> None:
+        interrupt(pid for process in self._processes if process.under_way for pid in process.pids())
+
     async def close(self) -> None:
         """Give the processes back for other maps. What still runs is killed."""
         futures = [future for process in self._processes for future in process.futures]
-        if futures:
+        if futures and not self._is_stopped:
             self.stop()
             wait(futures, timeout=LAST_ITEM)
         for process in self._processes:

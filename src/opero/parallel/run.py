@@ -107,14 +107,17 @@ class Run:
         rest = dict(kwargs)
         items = self._items(args, rest)
         self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
+        mapper.check_arguments(self.rest.before, self.rest.after, rest)
         self.source = Source(items)
         self.before: dict[int, Any] = {}
         self.window: Window
         self.keeps = True
+        self.held: list[Piece] = []
         self.workers: int | Literal["auto"] = self.policy.workers
         self.reason: Exception | None = None
         self.is_sampling = False
         self.journal: Journal | None = None
+        self.journal_name: str | None = None  # kept for `retry_failed`: what a closure holds may have changed by then
 
     def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
@@ -147,6 +150,7 @@ class Run:
         run.source = Source(rest, items, self.source.index)
         run.before = results
         run.keeps = True
+        run.held = []
         run.reason = None
         return run
 
@@ -172,13 +176,10 @@ class Run:
         opened = self._opened(BlockingHost(self.binding.clock), BlockingInbox())
         window = run_blocking(opened.__aenter__())
         try:
-            failed: list[Piece] = []
             while pieces := run_blocking(window.step()):
                 for piece in pieces:
-                    if failed or (piece.block.failures and self.policy.on_error == "raise"):
-                        failed.append(piece)
-                    yield from self._values(piece, failed)
-            self._raise_if_failed(failed)
+                    yield from self._given(piece)
+            self._raise_if_failed()
         except BaseException as error:
             if not run_blocking(opened.__aexit__(type(error), error, error.__traceback__)):
                 raise
@@ -189,14 +190,11 @@ class Run:
         """Results as they come, for async callers."""
         self.keeps = False
         async with self._opened(AsyncHost(self.binding.clock), AsyncInbox()) as window:
-            failed: list[Piece] = []
             while pieces := await window.step():
                 for piece in pieces:
-                    if failed or (piece.block.failures and self.policy.on_error == "raise"):
-                        failed.append(piece)
-                    for value in self._values(piece, failed):
+                    for value in self._given(piece):
                         yield value
-            self._raise_if_failed(failed)
+            self._raise_if_failed()
 
     # The run
 
@@ -230,13 +228,20 @@ class Run:
             yield window
             for stage in window.stages:
                 await self._settled(host, stage)
+            if self.journal is not None and source.is_exhausted and not window.is_stopped:
+                self.journal.finished(source.index)
         except GeneratorExit:
             raise
         except WorkerDiedError as error:  # there are no workers any more
             self.reason = error
             raise self._map_error(str(error)) from error
         except BaseException as error:
-            if not isinstance(error, MapError) and error.__cause__ is None:
+            if isinstance(error, MapError):
+                raise
+            await window.end()
+            if error is self.reason:
+                raise self._map_error(str(error)) from error
+            if error.__cause__ is None:
                 error.__cause__ = self._map_error(f"it was ended by {type(error).__name__}")
             raise
         finally:
@@ -259,9 +264,11 @@ class Run:
         if self.options.journal is not None:
             from opero.parallel.journaled import JournalStage, journal_name
 
+            if self.journal_name is None:
+                self.journal_name = journal_name(self.binding.function, self.rest)
             stage = JournalStage(
                 self.options.journal,
-                journal_name(self.binding.function, self.rest),
+                self.journal_name,
                 failed_only=self.options.failed_only,
                 is_blocking=self.binding.is_async,
             )
@@ -346,7 +353,7 @@ class Run:
                 seconds=seconds,
             )
             if late >= LAST_MOMENT and self.window.under_way:
-                raise self._map_error(str(self.reason))
+                raise self.reason
 
     def _batch_size(self) -> int:
         if self.policy.batch_size is not None:
@@ -518,33 +525,36 @@ class Run:
             return True
         return not self._has_too_many_failures
 
-    def _raise_if_failed(self, pieces: Sequence[Piece] = ()) -> None:
+    def _raise_if_failed(self) -> None:
         window = self.window
         if self.source.error is not None:
             error = self.source.error
             if error.__cause__ is None:
-                error.__cause__ = self._map_error("the source of its items failed", pieces)
+                error.__cause__ = self._map_error("the source of its items failed")
             raise error
         if self._has_too_many_failures or window.is_stopped or (window.failed and self.policy.on_error == "raise"):
             told = "" if self.reason is None else str(self.reason)
             if self.policy.max_failures is not None and self._has_too_many_failures:
                 told = f"more than max_failures={self.policy.max_failures:g} allows"
-            raise self._map_error(told, pieces)
+            raise self._map_error(told)
 
-    def _map_error(self, reason: str, pieces: Sequence[Piece] = ()) -> MapError:
+    def _map_error(self, reason: str) -> MapError:
         """All that is known of the items, but for those that a stream has handed out."""
         results, failures, left = dict(self.before), [], []
-        blocks = [(block, block.finished()) for block in self.window.blocks.values()]
-        for block, positions in [
-            *blocks,
-            *((piece.block, piece.positions) for piece in [*pieces, *self.window.pieces]),
-        ]:
-            for position, index, value, failed in Piece(block, positions).outcomes():
+        blocks = self.window.blocks.values()
+        if self.keeps:
+            pieces = [Piece(block, block.finished()) for block in blocks]
+        else:
+            pieces = [Piece(block, [each for each in block.finished() if each not in block.given]) for block in blocks]
+            pieces += self.held + self.window.pieces
+        for piece in pieces:
+            for position, index, value, failed in piece.outcomes():
                 if failed:
-                    failures.append(Failure(index, block.items[position], value))
-                    left.append((index, block.items[position]))
+                    failures.append(Failure(index, piece.block.items[position], value))
+                    left.append((index, piece.block.items[position]))
                 else:
                     results[index] = value
+        for block in blocks:
             left += [(block.indices[position], block.items[position]) for position in block.unfinished()]
         failures.sort(key=lambda failure: failure.index)
         left.sort(key=lambda item: item[0])
@@ -582,21 +592,32 @@ class Run:
             skip = self.policy.on_error == "skip"
             order = sorted(outcomes) if self.policy.ordered else outcomes
             return [outcomes[index][0] for index in order if not (skip and outcomes[index][1])]
-        if not self.policy.ordered:
-            return list(chained.from_iterable(self._values(piece) for piece in window.pieces))
-        if not window.failed or self.policy.on_error == "return":
-            if len(blocks) == 1:
-                return next(iter(blocks)).values
-            return list(chained.from_iterable(block.values for block in blocks))
-        return list(chained.from_iterable(self._values(Piece(block)) for block in blocks))
+        pieces = [Piece(block) for block in blocks] if self.policy.ordered else window.pieces
+        if len(pieces) == 1:
+            return self._values(pieces[0])
+        return list(chained.from_iterable(map(self._values, pieces)))
 
-    def _values(self, piece: Piece, failed: list[Piece] | None = None) -> Iterable[Any]:
-        """What the reader gets of a piece."""
-        block, on_error = piece.block, self.policy.on_error
-        if on_error == "return" or not block.failures:
-            if failed and self.policy.ordered:
-                return ()
-            return block.values if piece.positions is None else [block.values[each] for each in piece.positions]
-        if on_error == "skip" or not self.policy.ordered:
-            return [value for _, _, value, failed in piece.outcomes() if not failed]
-        return ()
+    def _values(self, piece: Piece) -> list[Any]:
+        """What a list of the results, or a stream that no failure ends, has of a piece."""
+        if self.policy.on_error == "return" or not piece.has_failures:
+            return piece.values()
+        return [value for _, _, value, failed in piece.outcomes() if not failed]
+
+    def _given(self, piece: Piece) -> list[Any]:
+        """What the reader of a stream gets of a piece. What he cannot have is held for the error at the end.
+
+        Where the first failure ends the stream, an ordered one has nothing after it; else all that succeeds is given.
+        """
+        if self.policy.on_error != "raise" or not (self.held or piece.has_failures):
+            return self._values(piece)
+        block, positions = piece.block, piece.all_positions
+        if self.policy.ordered and self.policy.max_failures is None:
+            first = next((at for at, each in enumerate(positions) if each in block.failures), 0)
+            first = 0 if self.held else first
+            good, rest = positions[:first], positions[first:]
+        else:
+            good = [each for each in positions if each not in block.failures]
+            rest = [each for each in positions if each in block.failures]
+        if rest:
+            self.held.append(Piece(block, rest).without_the_rest())
+        return Piece(block, good).values()

@@ -143,7 +143,8 @@ class Source:
                 self._iterator = aiter(self._items)
             iterator: Any = self._iterator
             for _ in range(most):
-                self._arrived.append(await anext(iterator))
+                item = await anext(iterator)
+                self._arrived.append(item)  # not before: what had arrived may have been read meanwhile
                 self._tell()
         except StopAsyncIteration:
             self._has_ended = True

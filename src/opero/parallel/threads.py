@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from opero.parallel.blocks import Report
 from opero.parallel.work import STOP
 from opero.parallel.workers import AHEAD, Workers
 
@@ -70,10 +71,12 @@ class ThreadWorkers(Workers):
         self._started = 0
         self._under_way = 0
         self._control = [0, 0, 0]
-        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._chunks: queue.SimpleQueue[tuple[Chunk, Report] | None] = queue.SimpleQueue()
+        self._reports: dict[Chunk, Report] = {}
 
     def submit(self, chunk: Chunk) -> None:
-        self._chunks.put(chunk)
+        report = self._reports[chunk] = Report([])
+        self._chunks.put((chunk, report))
         self._under_way += 1
         if self._started < min(self._count, self._under_way):
             self._started += 1
@@ -83,15 +86,23 @@ class ThreadWorkers(Workers):
 
     def took(self, chunk: Chunk) -> None:
         self._under_way -= 1
+        self._reports.pop(chunk, None)
 
     def _take_chunks(self) -> None:
         run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
-        while (chunk := get()) is not None:
+        while (taken := get()) is not None:
+            chunk, report = taken
             try:
-                put((chunk, run(chunk.items, control, keep_going=chunk.keep_going)))
+                run(chunk.items, control, report, keep_going=chunk.keep_going)
+                put((chunk, report))
             except BaseException as error:  # noqa: BLE001  # whoever waits raises it
                 put((chunk, error))
-            del chunk
+            del taken, chunk, report
+
+    def interrupt(self) -> None:
+        """Nobody can end what runs in a thread: what is finished beside it is reported without it."""
+        for chunk, report in self._reports.items():
+            self._inbox.put((chunk, report.so_far()))
 
     def stop(self) -> None:
         """Begin no further item. Chunks come back with what they have."""
@@ -123,14 +134,23 @@ class InlineWorkers(Workers):
         self._work = work
         self._inbox = inbox
         self._control = [0, 0, 0]
+        self._chunk: Chunk | None = None
+        self._report = Report([])
 
     def submit(self, chunk: Chunk) -> None:
         computed = time.thread_time()
-        report = self._work.run(chunk.items, self._control, keep_going=chunk.keep_going)
+        report = self._report = Report([])
+        self._chunk = chunk
+        self._work.run(chunk.items, self._control, report, keep_going=chunk.keep_going)
+        self._chunk = None
         self.computed += time.thread_time() - computed
         self.seconds += report.seconds
         self.done += len(report.values)
         self._inbox.put((chunk, report))
+
+    def interrupt(self) -> None:
+        if self._chunk is not None:
+            self._inbox.put((self._chunk, self._report))
 
     def stop(self) -> None:
         self._control[STOP] = 1

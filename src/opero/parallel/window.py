@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.parallel.blocks import Block, Chunk, Piece, Report
@@ -25,6 +26,8 @@ FEW = 4
 MOST = 4096
 READ_AHEAD = 4
 """How many windows' worth of items may be read and not consumed, unless the policy says."""
+LAST_ITEM, LAST_REPORT = 0.05, 0.3
+"""Seconds for what runs to end of itself, and then to be given back unfinished, when a map is ended."""
 STOCK = 50_000
 """The most items that are read at one go where a stage answers nearly all of them."""
 
@@ -127,7 +130,9 @@ class Window:
         self._complete: list[tuple[int, Block]] = []  # a heap, by the blocks' numbers
         self._next_block = 0
         self._number = 0
-        self._missing: deque[tuple[Block, int]] = deque()  # items that no stage has answered, in no chunk yet
+        self._missing: deque[tuple[Block, int]] = (
+            deque()
+        )  # items that were read, and are neither answered nor in a chunk
         self._answered = 0.0
         self._rates: deque[float] = deque(maxlen=8)
         self._chunk_size = 1
@@ -156,6 +161,23 @@ class Window:
             self.watch()
             await self._settle()
 
+    async def end(self) -> None:
+        """Begin nothing more, and take what is finished. Whoever reads cannot wait for the rest any longer."""
+        self.stop()
+        await self._take_what_comes(LAST_ITEM)
+        if self.under_way:
+            self.workers.interrupt()
+            await self._take_what_comes(LAST_REPORT)
+        await self._settle()
+
+    async def _take_what_comes(self, seconds: float) -> None:
+        """Take reports until none has come for so long."""
+        while self.under_way and (messages := await self.inbox.get(seconds)):
+            for chunk, message in messages:
+                with suppress(Exception):  # there is a reason already why the map ends
+                    if chunk in self.under_way:
+                        self._take(chunk, self.workers.open(chunk, message))
+
     async def _settle(self) -> None:
         for stage in self.stages:
             if stage.is_blocking:
@@ -178,7 +200,7 @@ class Window:
     async def _next_chunk(self) -> Chunk | None:
         """The next items that need a call; None where there are none now."""
         size = self._whole(self._suitable_size())
-        while len(self._missing) < size:
+        while len(self._missing) < size and (self.stages or not self._missing):
             room = self._room
             if room <= 0 or self.source.is_exhausted or not self.source.has_arrived:
                 break
@@ -195,7 +217,9 @@ class Window:
             if not self.stages:
                 return self._chunk(Chunk(items, block))
             await self._ask_stages(block)
-        if not self._missing or (len(self._missing) < size and not self.source.is_exhausted and self.under_way):
+        if not self._missing:
+            return None
+        if self.stages and len(self._missing) < size and not self.source.is_exhausted and self.under_way:
             return None
         places = [self._missing.popleft() for _ in range(min(size, len(self._missing)))]
         return self._chunk(Chunk([block.items[position] for block, position in places], places=places))
@@ -331,14 +355,10 @@ class Window:
             self._hand_out(block, finished)
 
     def _take_back(self, chunk: Chunk) -> None:
-        """Items of a chunk that were not begun wait again."""
-        rest = []
-        for position in range(len(chunk.items)):
-            block, at = chunk.place(position)
-            if block.done is not None and at not in block.done:
-                rest.append(position)
-        if rest:
-            self.waiting.append(chunk.part(rest))
+        """Items of a chunk that were not begun wait again, before all others."""
+        places = [chunk.place(position) for position in range(len(chunk.items))]
+        rest = [(block, at) for block, at in places if block.done is not None and at not in block.done]
+        self._missing.extendleft(reversed(rest))
 
     def _hand_out(self, block: Block, positions: Sequence[int] | None) -> None:
         """Hand a block's finished items on: at once, or when their turn has come."""
@@ -353,16 +373,30 @@ class Window:
             if not block.failures:
                 block.items = []
         if not self.ordered:
-            self.pieces.append(Piece(block, positions))
+            self._give(block, positions)
             if not block.pending and not self.keeps:
                 del self.blocks[block.number]
-        elif not block.pending and not self.keeps:
+        elif not self.keeps:
+            self._give_in_turn(block)
+
+    def _give_in_turn(self, block: Block) -> None:
+        """Hand on what is finished of a block if all before it is, and then what comes after it."""
+        if not block.pending:
             heapq.heappush(self._complete, (block.number, block))
-            while self._complete and self._complete[0][0] == self._next_block:
-                _, block = heapq.heappop(self._complete)
-                self._next_block += 1
-                del self.blocks[block.number]
-                self.pieces.append(Piece(block))
+        while self._complete and self._complete[0][0] == self._next_block:
+            _, block = heapq.heappop(self._complete)
+            self._next_block += 1
+            del self.blocks[block.number]
+            self._give(block, block.prefix() if block.given else None)
+        begun = self.blocks.get(self._next_block)
+        if begun is not None and begun.done and (finished := begun.prefix()):
+            self._give(begun, finished)
+
+    def _give(self, block: Block, positions: Sequence[int] | None) -> None:
+        if block.pending:
+            assert positions is not None
+            block.given.update(positions)
+        self.pieces.append(Piece(block, positions))
 
     def _consume(self) -> None:
         for piece in self._handed:

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.calling import calling
-from opero.parallel.blocks import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 
     from opero.binding import Binding
     from opero.parallel.batch import BatchRule
+    from opero.parallel.blocks import Report
 
 __all__ = ["BEGUN", "POSITION", "STOP", "Rest", "Work"]
 
 STOP, POSITION, BEGUN = range(3)
 """What a control holds: whether to begin nothing more, the item that runs, and when its attempt began (nanoseconds)."""
 
+LONGEST_CHUNK = 0.1
+"""Seconds after which a chunk comes back as it is: its items take longer than those by which it was sized."""
 LOOP_SECONDS = 0.01
 """How long tasks that never wait may keep an event loop to themselves."""
 
@@ -77,40 +79,49 @@ class Work:
 
     # Sync functions
 
-    def run(self, items: Sequence[Any], control: MutableSequence[int], *, keep_going: bool = True) -> Report:
-        """What became of the items. Nothing more is begun after one that failed, unless `keep_going`, or once told."""
-        started = time.perf_counter()
-        if self.batch_size is not None or self.tells:
-            report = self._run_units(items, control, keep_going=keep_going)
-        else:
-            report = self._run_items(items, control, keep_going=keep_going)
-        report.seconds = time.perf_counter() - started
-        return report
+    def run(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool = True
+    ) -> None:
+        """Call the function for the items, and report item by item what becomes of them.
 
-    def _run_items(self, items: Sequence[Any], control: MutableSequence[int], *, keep_going: bool) -> Report:
-        values: list[Any] = []
-        failures: list[int] = []
-        append, call, position = values.append, self.call, 0
+        Nothing more is begun after one that failed, unless `keep_going`, once told by the control, or when the items
+        have taken longer than anybody thought: others may have time for them.
+        """
+        started = time.perf_counter()
+        try:
+            if self.batch_size is not None or self.tells:
+                self._run_units(items, control, report, keep_going=keep_going)
+            else:
+                self._run_items(items, control, report, keep_going=keep_going)
+        finally:
+            report.seconds = time.perf_counter() - started
+
+    def _run_items(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
+    ) -> None:
+        append, call, position = report.values.append, self.call, 0
+        now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
         waiting: Iterator[tuple[int, Any]] = enumerate(items)
         while not control[STOP]:
             try:
                 for position, item in waiting:
                     control[POSITION] = position
                     append(call(item))
-                    if control[STOP]:
+                    if control[STOP] or now() > until:
                         break
                 break
             except Exception as error:  # noqa: BLE001  # carried as a value
+                report.failures.append(position)
                 append(error)
-                failures.append(position)
-                if not keep_going:
+                if not keep_going or now() > until:
                     break
-        return Report(values, failures)
 
-    def _run_units(self, items: Sequence[Any], control: MutableSequence[int], *, keep_going: bool) -> Report:
-        report = Report([], [], fell_back=[])
+    def _run_units(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
+    ) -> None:
+        now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
         for position, argument in self.units(items):
-            if control[STOP]:
+            if control[STOP] or now() > until:
                 break
             control[POSITION] = position
             try:
@@ -121,7 +132,6 @@ class Work:
                 self._settle(report, position, argument, value, failed=False)
             if report.failures and not keep_going:
                 break
-        return report
 
     def _beside(self, argument: Any, position: int, report: Report) -> Any:
         """Call the function through all layers within the cache."""
@@ -142,7 +152,7 @@ class Work:
 
     def _note(self, call: Any, argument: Any, position: int, report: Report) -> None:
         if call.fell_back:
-            report.fell_back.extend(range(position, position + (len(argument) if self.batch_size else 1)))  # type: ignore[attr-defined]
+            report.fell_back.extend(range(position, position + (len(argument) if self.batch_size else 1)))
 
     def _settle(self, report: Report, position: int, argument: Any, value: Any, *, failed: bool) -> None:
         """Take down what a call came to, for its item or its batch."""
@@ -158,11 +168,11 @@ class Work:
             if failed:
                 values = [value] * count
         positions = range(position, position + count)
-        report.values.extend(values)
+        if failed:
+            report.failures.extend(positions)
         if report.positions is not None:
             report.positions.extend(positions)
-        if failed:
-            report.failures.extend(positions)  # type: ignore[attr-defined]
+        report.values.extend(values)
 
     # Async functions
 
@@ -193,13 +203,18 @@ class Work:
             self._note(call, argument, position, report)
 
     async def run_async(
-        self, items: Sequence[Any], control: MutableSequence[int], concurrency: int, *, keep_going: bool = True
-    ) -> Report:
+        self,
+        items: Sequence[Any],
+        control: MutableSequence[int],
+        report: Report,
+        concurrency: int,
+        *,
+        keep_going: bool = True,
+    ) -> None:
         """As `run`, so many calls at a time."""
         from asyncio import TaskGroup, sleep
 
         started = time.perf_counter()
-        report = Report([], [], positions=[], fell_back=[])
         waiting = iter(self.units(items))
         pause = Pause()
 
@@ -211,11 +226,12 @@ class Work:
                 if pause.is_due():
                     await sleep(0)
 
-        async with TaskGroup() as group:
-            for _ in range(min(concurrency, len(items))):
-                group.create_task(share())
-        report.seconds = time.perf_counter() - started
-        return report
+        try:
+            async with TaskGroup() as group:
+                for _ in range(min(concurrency, len(items))):
+                    group.create_task(share())
+        finally:
+            report.seconds = time.perf_counter() - started
 
 
 class Pause:

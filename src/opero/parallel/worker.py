@@ -8,6 +8,7 @@ import functools
 import mmap
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ import opero.parallel
 from opero.binding import Binding
 from opero.functions import kind_of
 from opero.parallel.batch import BatchRule
+from opero.parallel.blocks import Report
+from opero.parallel.leash import until_interrupted
 from opero.parallel.surroundings import drain_records
 from opero.parallel.wire import dumps, faithful, find, loads
 from opero.parallel.work import BEGUN, POSITION, STOP, Work
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
 
     from opero.executors.shared import SharedLimits
-    from opero.parallel.blocks import Report
     from opero.parallel.surroundings import Surroundings
     from opero.parallel.work import Rest
     from opero.policies.policy import Policy
@@ -138,10 +140,27 @@ class Job:
         return timed
 
     def run(self, items: list[Any], *, keep_going: bool) -> Report:
+        """What became of the items, or of those that were finished when this worker was told to give them back."""
+        report = Report([])
         if self.runner is None:
-            return self.context.run(self.work.run, items, self.control, keep_going=keep_going)
-        coroutine = self.work.run_async(items, self.control, self.concurrency, keep_going=keep_going)
-        return self.runner.run(coroutine, context=self.context)
+            run = functools.partial(self.work.run, items, self.control, report, keep_going=keep_going)
+            until_interrupted(lambda: self.context.run(run))
+            return report
+        report.positions = []
+        runner, loop = self.runner, self.runner.get_loop()
+
+        async def run_all() -> None:
+            with suppress(asyncio.CancelledError):
+                await self.work.run_async(items, self.control, report, self.concurrency, keep_going=keep_going)
+
+        def cancel() -> None:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+
+        until_interrupted(
+            lambda: runner.run(run_all(), context=self.context), lambda: loop.call_soon_threadsafe(cancel)
+        )
+        return report
 
 
 def open_control(path: str) -> Any:

@@ -56,5 +56,8 @@ class Workers:
     def stop(self) -> None:
         """Begin no further item. Chunks come back with what they have."""
 
+    def interrupt(self) -> None:
+        """After `stop`: do not wait for what runs either. What is finished is reported, as far as it can be had."""
+
     async def close(self) -> None:
         """Nobody reads on, or all is done: what still runs is ended, or left alone."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
     Count,
+    CountOrAuto,
     ExecutorLike,
     Function,
     MostFailures,
@@ -72,7 +73,7 @@ class ParallelPolicy(BasePolicy):
     kind: ClassVar[str] = "parallel"
 
     mode: Annotated[Mode, one_of(Mode)] = "auto"
-    workers: PositiveCount | Literal["auto"] = "auto"
+    workers: CountOrAuto = "auto"
     ordered: bool = True
     progress: bool | Literal["auto"] = "auto"
     batch: bool | None = None
@@ -81,7 +82,7 @@ class ParallelPolicy(BasePolicy):
     max_failures: MostFailures | None = None
     worker_retries: Count = 1
     concurrency: PositiveCount = 100
-    window: PositiveCount | Literal["auto"] = "auto"
+    window: CountOrAuto = "auto"
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
     executor: ExecutorLike | None = None

@@ -21,6 +21,7 @@ from opero.errors import nearest
 __all__ = [
     "UNSET",
     "Count",
+    "CountOrAuto",
     "Duration",
     "DurationLike",
     "ExceptionTypes",
@@ -181,6 +182,21 @@ Share = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=1)]
 Size = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive)]
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 PositiveCount = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
+
+
+def _count_or_auto(value: object) -> int | str:
+    number = _number(value)
+    if number is not None and number >= 1 and number == int(number):
+        return int(number)
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    raise ValueError(f'{value!r} will not do: write a whole number from 1 on, or "auto"')
+
+
+CountOrAuto = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_count_or_auto, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["auto"]),
+]
 
 
 def one_of(choices: Any) -> BeforeValidator:

@@ -1,0 +1,185 @@
+"""Programs that end in the middle of a map, by Ctrl-C, by an error, by their own end: at once, and all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMON = """
+    import asyncio, itertools, os, signal, sys, threading, time
+    from opero import MapError, Policy, opmap
+
+    mode, how, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+    def tell(number):
+        if number == 5:
+            print("running", flush=True)
+            open(__file__ + ".running", "w").close()
+
+    def wait():
+        while not os.path.exists(__file__ + ".running"):
+            time.sleep(0.01)
+
+    def one(number):
+        if number >= 5:
+            tell(number)
+            time.sleep(300)
+        return number
+
+    async def one_async(number):
+        if number >= 5:
+            tell(number)
+            await asyncio.sleep(300)
+        return number
+
+    function = Policy(parallel={"mode": mode, "workers": workers, "progress": False}).apply(
+        one_async if mode.startswith("async") else one
+    )
+
+    def use():
+        if how == "list":
+            return function.map(range(100))
+        if how == "stream":
+            return [each for each in function.stream(itertools.count())]
+
+    async def use_async():
+        if how == "list":
+            return await function.map(range(100))
+        return [each async for each in function.stream(itertools.count())]
+
+    def run():
+        return asyncio.run(use_async()) if mode.startswith("async") else use()
+"""
+
+MODES = ["thread", "process", "async", "async_process", "auto"]
+
+
+def start(tmp_path: Path, code: str, mode: str, how: str, workers: int = 2) -> subprocess.Popen[str]:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(COMMON) + textwrap.dedent(code))
+    command = [sys.executable, str(script), mode, how, str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(program: subprocess.Popen[str], *, after: Any = None) -> tuple[str, str]:
+    """What it printed, once it has said that it runs, something was done to it, and it has ended with its children."""
+    assert program.stdout is not None
+    assert program.stdout.readline() == "running\n", program.communicate(timeout=60)
+    family = psutil.Process(program.pid).children(recursive=True)
+    if after is not None:
+        after(program)
+    try:
+        out, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+        program.communicate()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    for each in alive:
+        each.kill()
+    assert alive == []
+    return out, err
+
+
+def interrupt(program: subprocess.Popen[str]) -> None:
+    os.kill(program.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ["list", "stream"])
+def test_ctrl_c_ends_a_map_and_its_program_at_once(mode: str, how: str, tmp_path: Path) -> None:
+    code = """
+        if __name__ == "__main__":
+            try:
+                run()
+            except KeyboardInterrupt as error:
+                print("interrupted", isinstance(error.__cause__, MapError), flush=True)
+    """
+    out, err = finish(start(tmp_path, code, mode, how), after=interrupt)
+    assert err == ""
+    assert out.splitlines()[-1].startswith("interrupted")
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_ctrl_c_loses_no_finished_result(mode: str, tmp_path: Path) -> None:
+    code = """
+        if __name__ == "__main__":
+            try:
+                run()
+            except KeyboardInterrupt as error:
+                print(sorted(error.__cause__.results.items()), flush=True)
+    """
+    out, _ = finish(start(tmp_path, code, mode, "list", workers=1), after=interrupt)
+    assert out.splitlines()[-1] == str([(number, number) for number in range(5)])
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "auto"])
+def test_a_program_that_ends_with_a_stream_open_ends_at_once(mode: str, tmp_path: Path) -> None:
+    code = """
+        async def first():
+            stream = function.stream(itertools.count())
+            await anext(stream)
+            await asyncio.to_thread(wait)
+            print("the end", flush=True)
+
+        if __name__ == "__main__":
+            if mode.startswith("async"):
+                asyncio.run(first())
+            else:
+                stream = function.stream(itertools.count())
+                first = next(stream)
+                wait()
+                print("the end", flush=True)
+    """
+    program = start(tmp_path, code, mode, "stream")
+    out, err = finish(program)
+    assert out == "the end\n"
+    assert err == ""
+    assert program.returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_program_whose_map_runs_in_a_daemon_thread_ends_at_once(mode: str, tmp_path: Path) -> None:
+    code = """
+        if __name__ == "__main__":
+            threading.Thread(target=run, daemon=True).start()
+            wait()
+            print("the end", flush=True)
+    """
+    out, _ = finish(start(tmp_path, code, mode, "list"))
+    assert "the end" in out
+
+
+@pytest.mark.parametrize("mode", ["process", "async_process"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_program_that_is_killed_takes_its_workers_along(mode: str, number: int, tmp_path: Path) -> None:
+    code = """
+        if __name__ == "__main__":
+            run()
+    """
+    finish(start(tmp_path, code, mode, "list"), after=lambda program: os.kill(program.pid, number))
+
+
+def test_an_error_in_the_reader_of_a_stream_ends_it(tmp_path: Path) -> None:
+    code = """
+        if __name__ == "__main__":
+            for each in function.stream(itertools.count()):
+                if each == 0:
+                    raise RuntimeError("the reader's own")
+    """
+    program = start(tmp_path, code, "process", "stream")
+    try:
+        _, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert "the reader's own" in err
+    assert program.returncode == 1
