@@ -80,6 +80,7 @@ class Arrival:
 
 
 def _arrived(error: BaseException, note: str | None, cause: Any, context: Any, suppress: bool) -> BaseException:
+    error.__traceback__ = None  # which some packages, as dask, teach exceptions to take along: the note has it
     if note is not None:
         BaseException.add_note(error, note)
     if cause is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, nearest
+from opero.errors import ConfigError, MissingExtraError, nearest
 from opero.functions import signature_of
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.types import is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Mapper"]
 
 
+CLUSTERS = {"dask": "distributed", "ray": "ray"}
+"""The modules that modes need of an extra."""
 OPTIONS = ("journal", "failed_only", "progress")
 """Keywords of `map` and `stream` that are for the map, where the function has no parameter of that name."""
 
@@ -112,12 +115,18 @@ class Mapper:
 
     def mode_for(self, chain: Chain) -> str:
         """The policy's mode, where it serves this function; "auto" is left open for a sync function."""
-        mode = self.parallel(chain).mode
+        policy = self.parallel(chain)
+        mode = policy.mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
             raise ConfigError(
                 f"{name} is a generator function and cannot be mapped: map a function that returns a value"
             )
+        if is_async and policy.executor is not None:
+            from opero.parallel.futures import shares_memory
+
+            if shares_memory(policy.executor):
+                self.refuse_threads()
         if mode == "auto":
             return "async" if is_async else "auto"
         if is_async and mode in ("thread", "process"):
@@ -132,6 +141,8 @@ class Mapper:
                 f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
             )
         if mode in ("dask", "ray"):
+            if not is_installed(CLUSTERS[mode]):
+                raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
             shared = self.shared_kinds(chain)
             if shared:
                 raise ConfigError(
@@ -139,6 +150,18 @@ class Mapper:
                     "or use mode='process', whose workers share it on this machine"
                 )
         return mode
+
+    def refuse_threads(self) -> None:
+        """Refuse an executor of threads for an async function.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        if self.binding.kind == "async":
+            raise ConfigError(
+                f"{self.binding.name} is an async function, which the threads of an executor cannot run; leave "
+                "executor out for mode='async', or give an executor of processes, each of which runs an event loop"
+            )
 
     def shared_kinds(self, chain: Chain) -> list[str]:
         """The policies whose state all workers would have to share."""

@@ -10,7 +10,7 @@ from itertools import chain as chained
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError, text_of
+from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError, WorkerDiedError, text_of
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from opero.executors.call import Host
+    from opero.parallel.futures import Pool
     from opero.parallel.inbox import Inbox
     from opero.parallel.journal import Journal
     from opero.parallel.mapping import Mapper
@@ -210,7 +211,7 @@ class Run:
         self.batch_size = self._batch_size() if self.in_batches else None
         self.window = window = Window(
             source,
-            self._workers("inline", first) if self._samples else self._suitable_workers(first),
+            await self._first_workers(host, first),
             inbox,
             host,
             grain=self.batch_size or 1,
@@ -231,6 +232,9 @@ class Run:
                 self.journal.finished(source.index)
         except GeneratorExit:
             raise
+        except WorkerDiedError as error:  # there are no workers any more
+            self.reason = error
+            raise self._map_error(str(error)) from error
         except BaseException as error:
             if isinstance(error, MapError):
                 raise
@@ -360,16 +364,28 @@ class Run:
         workers = worker_count(self.workers, self.mode)
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
+    async def _first_workers(self, host: Host, first: list[Any]) -> Workers:
+        if self._samples:
+            return self._workers("inline", first)
+        if self.policy.executor is None and self.mode in ("dask", "ray") and not self._is_nested:
+            from opero.parallel.wire import pickled_setup
+
+            setup = pickled_setup(self._setup(), self.binding.name, first)
+            return self._over(await host.offload(copy_context().run, self._cluster, setup))  # it may have to start
+        return self._suitable_workers(first)
+
+    @property
+    def _is_nested(self) -> bool:
+        return opero.parallel.is_worker or opero.parallel.is_in_worker.get()
+
     def _workers(self, mode: str, first: list[Any]) -> Workers:
         if self.policy.executor is not None and mode != "inline":
-            return self._future_workers("executor", first)
-        if mode in ("dask", "ray"):
-            return self._future_workers(mode, first)
+            return self._executor_workers(first)
         count = worker_count(self.workers, mode)
         if self.source.left is not None:
             count = max(1, min(count, self.source.left))
-        in_processes = mode in ("process", "async_process")
-        if in_processes and not opero.parallel.is_worker:  # a map within a worker makes no processes of its own
+        in_processes = mode in ("process", "async_process", "dask", "ray")
+        if in_processes and not self._is_nested:  # a map within a worker makes no processes of its own
             from opero.parallel.processes import ProcessWorkers
 
             return ProcessWorkers(
@@ -389,7 +405,7 @@ class Run:
         if self.binding.is_async:
             from opero.parallel.event_loop import LoopWorkers
 
-            count = self.policy.concurrency if mode == "async_process" else count
+            count = self.policy.concurrency if in_processes else count
             return LoopWorkers(self._work(), count, self.inbox)  # type: ignore[arg-type]
         from opero.parallel.threads import InlineWorkers, ThreadWorkers
 
@@ -397,33 +413,35 @@ class Run:
             return InlineWorkers(self._work(), self.inbox)
         return ThreadWorkers(self._work(), count, self.inbox)
 
-    def _future_workers(self, mode: str, first: list[Any]) -> Workers:
-        from opero.parallel.futures import FutureWorkers, Pool, UserPool, shares_memory
+    def _executor_workers(self, first: list[Any]) -> Workers:
+        from opero.parallel.futures import UserPool, shares_memory
         from opero.parallel.wire import pickled_setup
 
-        workers, executor = self.workers, self.policy.executor
-        pool: Pool
+        pool = UserPool(self.policy.executor, self.workers)
         work = None
-        if mode == "executor":
-            pool = UserPool(executor, workers)
+        try:
             if shares_memory(pool.executor):
-                if self.binding.is_async:
-                    raise ConfigError(
-                        f"{self.binding.name} is an async function, which threads cannot run: leave executor out"
-                    )
+                self.mapper.refuse_threads()
                 work = self._work()
             else:
                 pool.setup = pickled_setup(self._setup(), self.binding.name, first)
-        else:
-            setup = pickled_setup(self._setup(), self.binding.name, first)
-            if mode == "dask":
-                from opero.parallel.dask import DaskPool
+        except BaseException:
+            pool.close(is_done=True)
+            raise
+        return self._over(pool, work)
 
-                pool = DaskPool(self.policy.address, workers, setup)
-            else:
-                from opero.parallel.ray import RayPool
+    def _cluster(self, setup: bytes) -> Pool:
+        if self.mode == "dask":
+            from opero.parallel.dask import DaskPool
 
-                pool = RayPool(self.policy.address, workers, setup)
+            return DaskPool(self.policy.address, self.workers, setup)
+        from opero.parallel.ray import RayPool
+
+        return RayPool(self.policy.address, self.workers, setup)
+
+    def _over(self, pool: Pool, work: Work | None = None) -> Workers:
+        from opero.parallel.futures import FutureWorkers
+
         return FutureWorkers(
             pool,
             self.binding.name,

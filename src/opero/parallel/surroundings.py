@@ -20,7 +20,7 @@ import cloudpickle
 __all__ = ["Pickler", "Surroundings", "drain_records", "handle_records"]
 
 PROCESS = uuid.uuid4().hex
-"""Tells this process from all others."""
+"""Tells this process from all others, but for those that were forked from it."""
 
 Variable = contextvars.ContextVar[Any]
 
@@ -235,8 +235,8 @@ class Surroundings:
         self.process = PROCESS
 
     @property
-    def is_here(self) -> bool:
-        """Whether the map's parent is this very process: a pool may have its workers there, as dask's threads."""
+    def is_home(self) -> bool:
+        """Whether this is the process in which they were taken: a pool may have its workers in the parent itself."""
         return self.process == PROCESS
 
     def context(self) -> contextvars.Context:
@@ -246,7 +246,7 @@ class Surroundings:
     def enter(self) -> None:
         """In the worker: what is logged goes to the parent, from the same levels on."""
         held = Surroundings.entered
-        if self.is_here or held is self:
+        if self.is_home or held is self:
             return
         if Surroundings.records is None:
             Surroundings.records = Records()

@@ -108,6 +108,7 @@ class Job:
         if setup.surroundings is not None:
             setup.surroundings.enter()
             self.context = setup.surroundings.context()
+        self.context.run(opero.parallel.is_in_worker.set, True)
         if setup.initializer is not None:
             initialize(setup.initializer, self.context)
         function = find(setup.reference)
@@ -118,10 +119,17 @@ class Job:
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
+        self.loop = self.runner.get_loop() if self.runner is not None else None
 
     def close(self) -> None:
         if self.runner is not None:
             self.runner.close()
+
+    def __del__(self) -> None:
+        # The worker was a thread that has ended, of this process or of a dask worker.
+        loop = getattr(self, "loop", None)
+        if loop is not None and not loop.is_closed():
+            loop.close()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, telling when each attempt began: one that cannot be interrupted here is ended from outside."""
@@ -228,7 +236,7 @@ def _job(setup: bytes | str) -> Job:
             jobs.pop(next(iter(jobs))).close()
         try:
             told: Setup = cloudpickle.loads(data)
-            if told.surroundings is None or not told.surroundings.is_here:
+            if told.surroundings is None or not told.surroundings.is_home:
                 opero.parallel.is_worker = True
             jobs[key] = Job(told)
         except NotReady:

@@ -43,6 +43,7 @@ __all__ = [
     "dotted_name",
     "format_duration",
     "import_path",
+    "is_installed",
     "one_of",
     "parse_duration",
     "parse_rate",
@@ -287,7 +288,7 @@ def _exception_type(value: object) -> type[Exception] | None:
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
             raise ValueError("an exception's name is empty")
-        if may_be_absent and not _is_installed(name.partition(".")[0].partition(":")[0]):
+        if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
             return None
         value = _nearby_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
@@ -297,8 +298,11 @@ def _exception_type(value: object) -> type[Exception] | None:
     return value
 
 
-def _is_installed(package: str) -> bool:
-    return package in sys.modules or not package or importlib.util.find_spec(package) is not None
+def is_installed(package: str) -> bool:
+    """Whether a package of that name can be imported; one that is blocked (None among the modules) cannot."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return not package or importlib.util.find_spec(package) is not None
 
 
 def _nearby_exception(name: str) -> object:
@@ -348,7 +352,8 @@ def _executor(value: object) -> object:
 
     if isinstance(value, str):
         value = resolve(value)
-    if not isinstance(value, Executor) and not callable(value):
+    makes_another = isinstance(value, type) and not issubclass(value, Executor)
+    if not isinstance(value, Executor) and (makes_another or not callable(value)):
         raise ValueError(f"{value!r} is neither a concurrent.futures.Executor nor a function that makes one")
     return value
 

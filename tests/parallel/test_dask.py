@@ -1,0 +1,501 @@
+"""Maps on a dask cluster: a real one, of two worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextvars
+import itertools
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+import opero.parallel
+from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
+
+distributed = pytest.importorskip("distributed")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOCK = threading.Lock()
+"""It does not pickle: functions that use it must travel by name."""
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Any) -> Iterator[Any]:
+    """The default client of the program, which maps find."""
+    with distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
+    """Maps a function on the default client's cluster. At the end the scheduler knows nothing of it any more."""
+
+    def mapped(function: Any, **options: Any) -> Any:
+        client.wait_for_workers(2, timeout=30)
+        return opmap(**{"mode": "dask", "retries": 0, **options})(function)
+
+    yield mapped
+    wait_until(lambda: not chunks_at(cluster))
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it has not come to pass in 30 seconds")
+
+
+# Functions whose names refer to their wrappers
+
+
+@opmap(retries=0)
+def square(number: int) -> int:
+    with LOCK:
+        return number * number
+
+
+@opmap(retries=0)
+def negatives(numbers: list[int]) -> list[int]:
+    with LOCK:
+        return [-number for number in numbers]
+
+
+@opmap(retries=0)
+def scale(number: int, by: int, *, plus: int = 0) -> int:
+    with LOCK:
+        return number * by + plus
+
+
+class Service:
+    def __init__(self, base: int) -> None:
+        self.base = base
+
+    def add(self, number: int) -> int:
+        with LOCK:
+            return self.base + number
+
+
+def pid(_: Any) -> int:
+    return os.getpid()
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+# What can be mapped
+
+
+def test_results_come_in_order_from_the_clusters_workers(dask: Any, client: Any) -> None:
+    assert dask(square.__wrapped__)(range(1000)) == [number * number for number in range(1000)]
+    assert set(dask(pid)(range(1000))) <= set(client.run(os.getpid).values())
+
+
+def test_or_as_they_come(dask: Any) -> None:
+    assert sorted(dask(square.__wrapped__, ordered=False)(range(100))) == [number * number for number in range(100)]
+
+
+def test_batches_further_arguments_methods_and_closures(dask: Any) -> None:
+    base = 3
+    assert dask(negatives.__wrapped__)(range(50)) == [-number for number in range(50)]
+    assert dask(scale.__wrapped__)([1, 2], 10, plus=5) == [15, 25]
+    assert dask(Service(10).add)([1, 2]) == [11, 12]
+    assert dask(lambda number: number + base)([1, 2]) == [4, 5]
+
+
+def test_an_async_function_runs_in_event_loops_of_the_workers(dask: Any, client: Any) -> None:
+    async def nap_and_tell(_: int) -> int:
+        await asyncio.sleep(0.001)
+        return os.getpid()
+
+    assert set(asyncio.run(dask(nap_and_tell)(range(100)))) <= set(client.run(os.getpid).values())
+
+
+def test_a_scheduler_by_its_address(cluster: Any) -> None:
+    from opero.parallel import dask as ours
+
+    address = cluster.scheduler_address
+    bound = opmap(mode="dask", address=address, retries=0)(square.__wrapped__)
+    assert bound([2, 3]) == [4, 9]
+    held = ours._clients[address]
+    assert bound([4]) == [16]
+    assert ours._clients.pop(address) is held
+    held.close()
+
+
+def test_maps_within_a_worker_run_there(dask: Any) -> None:
+    def outer(_: int) -> tuple[int, set[int]]:
+        return os.getpid(), set(opmap(mode="dask", retries=0)(pid)([1, 2, 3]))
+
+    for outside, inside in dask(outer)([1, 2]):
+        assert inside == {outside}
+
+
+def test_threads_of_this_process_as_workers_leave_no_trace_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outer(_: int) -> list[int]:
+        return opmap(mode="process", retries=0)(pid)([1, 2])  # type: ignore[no-any-return]
+
+    with (
+        distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0") as here,
+        distributed.Client(here, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        assert opmap(mode="dask", retries=0)(outer)([1, 2]) == [[os.getpid()] * 2] * 2
+    assert not opero.parallel.is_worker
+
+
+def test_an_async_client_in_the_callers_own_event_loop() -> None:
+    async def use() -> list[int]:
+        async with (
+            distributed.LocalCluster(
+                processes=False, n_workers=1, asynchronous=True, dashboard_address=":0", protocol="tcp"
+            ) as here,
+            distributed.Client(here, asynchronous=True, set_as_default=False) as client,
+        ):
+            with client.as_current():
+                return await opmap(mode="dask", retries=0)(double)(range(20))  # type: ignore[no-any-return]
+
+    assert asyncio.run(asyncio.wait_for(use(), 30)) == [2 * number for number in range(20)]
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+MET = threading.Barrier(3)
+
+
+def meet(_: int) -> bool:
+    MET.wait(30)
+    return True
+
+
+def test_workers_that_come_later_get_work_too() -> None:
+    with (
+        distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as here,
+        distributed.Client(here, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        timer = threading.Timer(0, here.scale, (3,))
+        timer.start()
+        assert opmap(mode="dask", retries=0)(meet)([1, 2, 3]) == [True] * 3
+        timer.join()
+
+
+# Failures
+
+
+def test_failures_arrive_faithfully(dask: Any) -> None:
+    def fail(number: int) -> int:
+        if number == 1:
+            raise FileNotFoundError(2, "No such file", "x.txt")
+        return number
+
+    zero, one, two = dask(fail, on_error="return")([0, 1, 2])
+    assert (zero, two) == (0, 2)
+    assert (type(one), one.filename) == (FileNotFoundError, "x.txt")
+    assert "In the worker process" in one.__notes__[0]
+    assert dask(fail, on_error="skip")([0, 1, 2]) == [0, 2]
+    with pytest.raises(MapError) as caught:
+        dask(fail)(range(1000))
+    assert [each.index for each in caught.value.failures] == [1]
+    assert caught.value.results[0] == 0
+
+
+def test_what_does_not_pickle_is_told(dask: Any) -> None:
+    with pytest.raises(ConfigError, match="the first item of .*identity.* cannot be sent"):
+        dask(identity)([threading.Lock()])
+    one, lock = dask(identity, on_error="return")([1, threading.Lock()])
+    assert (one, type(lock)) == (1, ConfigError)
+    [result] = dask(lambda _: threading.Lock(), on_error="return")([1])
+    assert "cannot be sent back" in str(result)
+
+
+def wait_for_file(number: int, folder: str) -> int:
+    """Tell that it has begun, and wait for a file."""
+    open(os.path.join(folder, f"begun-{number}-{os.getpid()}"), "w").close()
+    wait_until(lambda: os.path.exists(os.path.join(folder, "go")))
+    return number
+
+
+def begun(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.startswith("begun")]
+
+
+def test_a_worker_that_is_killed_loses_nothing(dask: Any, tmp_path: Path) -> None:
+    results: list[int] = []
+    items, large = range(12), bytes(200_000)
+    bound = dask(lambda number, folder, _: wait_for_file(number, folder))
+    reader = threading.Thread(target=lambda: results.extend(bound.stream(items, str(tmp_path), large)))
+    reader.start()
+    wait_until(lambda: len(begun(tmp_path)) >= 2)
+    for pid in {int(name.split("-")[2]) for name in begun(tmp_path)}:  # all of them: what they held is lost
+        os.kill(pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    reader.join(30)
+    assert results == list(items)
+
+
+def test_an_item_that_always_kills_its_worker_is_found(dask: Any) -> None:
+    def die(number: int) -> int:
+        if number == 7:
+            os._exit(9)
+        return number
+
+    results = dask(die, on_error="return")(range(20))
+    died = results.pop(7)
+    assert isinstance(died, WorkerDiedError)
+    assert "item 7 2 times" in str(died)
+    assert results == [number for number in range(20) if number != 7]
+
+
+def test_a_cluster_that_is_closed_ends_the_map_with_all_that_is_done() -> None:
+    with (
+        distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as here,
+        distributed.Client(here, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        HELD.append(client)
+        with pytest.raises(MapError, match="the dask cluster of .*retry_failed") as caught:
+            opmap(mode="dask", retries=0)(close_the_client)(range(100))
+        assert caught.value.results.items() >= {0: 0, 1: 1}.items()
+
+
+HELD: list[Any] = []
+
+
+def close_the_client(number: int) -> int:
+    if number == 5:
+        client = HELD.pop()
+        threading.Thread(target=client.close).start()
+        wait_until(lambda: client.status == "closed")
+    return number
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("tcp://127.0.0.1:{port}", "no dask scheduler answers at address="), ("nowhere", "tcp://host")],
+)
+def test_a_wrong_address_is_told_at_once(address: str, told: str) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        address = address.format(port=nobody_listens.getsockname()[1])
+        with pytest.raises(ConfigError, match=told) as caught:
+            opmap(mode="dask", address=address, retries=0)(identity)([1])
+    assert address in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", [{"rate_limit": 5}, {"circuit_breaker": 5}, {"bulkhead": 5}])
+def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decorated(policy: Any) -> None:
+    with pytest.raises(ConfigError, match="cannot be shared with the machines of a cluster"):
+        opmap(mode="dask", **policy)(identity)
+
+
+def test_without_the_extra_that_is_told_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opero\[dask\]'"):
+        opmap(mode="dask")(identity)
+
+
+# What surrounds the calls
+
+
+def say(number: int) -> str:
+    logging.getLogger("worker").warning("item %d", number)
+    return VARIABLE.get()
+
+
+def test_logs_context_variables_and_counts(dask: Any, caplog: pytest.LogCaptureFixture) -> None:
+    VARIABLE.set("from here")
+    bound = dask(say)
+    assert bound([1, 2]) == ["from here"] * 2
+    assert sorted(each.getMessage() for each in caplog.records if each.name == "worker") == ["item 1", "item 2"]
+    assert (bound.stats.calls, bound.stats.attempts) == (2, 2)
+
+
+def test_cached_items_are_never_dispatched_and_a_journal_is_kept(dask: Any, tmp_path: Path) -> None:
+    bound = dask(square.__wrapped__, cache=True)
+    assert bound([1, 2]) == [1, 4]
+    assert bound([2, 1, 3], journal=tmp_path / "run.jsonl") == [4, 1, 9]
+    assert (bound.stats.cache_hits, bound.stats.attempts) == (2, 3)
+    again = dask(square.__wrapped__)
+    assert again([2, 1, 3], journal=tmp_path / "run.jsonl") == [4, 1, 9]
+    assert again.stats.attempts == 0
+
+
+def test_a_journal_that_a_program_with_dask_writes_needs_no_dask_to_be_read(tmp_path: Path) -> None:
+    def fail(number: int) -> None:
+        raise FileNotFoundError(2, "No such file", "x.txt")
+
+    opmap(mode="thread", retries=0, on_error="return")(fail)([1], journal=tmp_path / "run.jsonl")
+    [_, line] = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert b"tblib" not in base64.b64decode(line["pickle"])
+    assert pickle.loads(base64.b64decode(line["pickle"])).filename == "x.txt"
+
+
+def test_large_common_arguments_are_sent_once(dask: Any, cluster: Any) -> None:
+    bound = dask(lambda number, table: table[number])
+    stream = bound.stream(itertools.count(), bytes(range(256)) * 4000)
+    assert list(itertools.islice(stream, 50)) == list(range(50))
+    tasks = [each for each in list(cluster.scheduler.tasks.values()) if "run_chunk" in each.key]
+    assert tasks
+    assert all(len(each.dependencies) == 1 for each in tasks)
+    assert max(len(pickle.dumps(each.run_spec)) for each in tasks) < 100_000
+    stream.close()
+
+
+# The window, and ends
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_source_is_never_far_ahead_of_the_consumer(dask: Any, ordered: bool) -> None:
+    most_ahead, read, consumed = 0, 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        for number in range(300):
+            read += 1
+            yield number
+
+    for _ in dask(square.__wrapped__, window=16, ordered=ordered).stream(source()):
+        most_ahead = max(most_ahead, read - consumed)
+        consumed += 1
+    assert consumed == 300
+    assert most_ahead <= 16 + 2 * 4
+
+
+def chunks_at(cluster: Any) -> list[str]:
+    """The chunks that the scheduler knows of."""
+    return [each for each in list(cluster.scheduler.tasks) if "run_chunk" in each]
+
+
+def test_a_break_cancels_what_was_sent(dask: Any, cluster: Any, tmp_path: Path) -> None:
+    bound = dask(wait_for_file)
+    stream = bound.stream(
+        itertools.count(),
+        str(tmp_path),
+    )
+    reader = threading.Thread(target=lambda: next(stream, None))
+    reader.start()
+    wait_until(lambda: begun(tmp_path))
+    (tmp_path / "go").touch()
+    reader.join(30)
+    (tmp_path / "go").unlink()
+    stream.close()
+    wait_until(lambda: not chunks_at(cluster))
+    (tmp_path / "go").touch()
+
+
+def test_a_failure_lets_what_runs_come_to_its_end(dask: Any, tmp_path: Path) -> None:
+    def run(number: int) -> int:
+        if number == 1:
+            wait_until(lambda: begun(tmp_path))
+            raise ValueError(number)
+        if number == 0:
+            open(tmp_path / "begun", "w").close()
+            threading.Event().wait(0.3)
+        return number
+
+    with pytest.raises(MapError) as caught:
+        dask(run)([0, 1, 2, 3])
+    assert caught.value.results.items() >= {0: 0}.items()
+
+
+def test_a_cancelled_task_cancels_what_was_sent(dask: Any, cluster: Any, tmp_path: Path) -> None:
+    async def never_ends(_: int) -> None:
+        open(tmp_path / "begun", "w").close()
+        while not (tmp_path / "go").exists():
+            await asyncio.sleep(0.01)
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(dask(never_ends)(range(4)))
+        while not begun(tmp_path):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(cancel())
+    wait_until(lambda: not chunks_at(cluster))
+    (tmp_path / "go").touch()
+
+
+def script(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+    )
+
+
+def test_with_nothing_given_a_cluster_on_this_machine_is_made_and_used_again(tmp_path: Path) -> None:
+    """As a script without a guard around its main part, which its workers do not run once more."""
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent("""
+            import os
+            from opero import opmap
+
+            @opmap(mode="dask", workers=2, retries=0)
+            def pid(number):
+                return os.getpid()
+
+            first, second = set(pid(range(100))), set(pid(range(100)))
+            assert os.getpid() not in first
+            print(len(first | second), *(first | second))
+        """)
+    )
+    done = script(f"import runpy; runpy.run_path({str(tmp_path / 'script.py')!r}, run_name='__main__')")
+    assert (done.returncode, done.stderr) == (0, "")
+    count, *pids = done.stdout.split()
+    assert int(count) <= 2
+    wait_until(lambda: not any(psutil.pid_exists(int(each)) for each in pids))
+
+
+def test_ctrl_c_ends_the_map_and_the_script_and_leaves_no_process_behind() -> None:
+    done = script("""
+        import os, signal, threading, time
+        from opero import opmap
+
+        @opmap(mode="dask", workers=2, retries=0)
+        def nap(seconds: float) -> int:
+            time.sleep(seconds)
+            return os.getpid()
+
+        pids = set(nap([0.0] * 4))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            nap([40.0] * 4)
+        except KeyboardInterrupt:
+            print(*pids)
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()
+    wait_until(lambda: not any(psutil.pid_exists(int(each)) for each in done.stdout.split()))

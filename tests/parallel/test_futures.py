@@ -1,0 +1,747 @@
+"""Maps over executors of `concurrent.futures` that the user brings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from joblib.externals.loky import get_reusable_executor
+
+import opero.parallel
+from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
+from opero import opero as bind
+from parallel.functions import Awkward, Locked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOCK = threading.Lock()
+"""It does not pickle: functions that use it must travel by name."""
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def processes(count: int = 2) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, mp_context=SPAWN)
+
+
+class Made:
+    """A factory of executors, and those that it has made."""
+
+    def __init__(self, make: Callable[[], Executor]) -> None:
+        self.make = make
+        self.all: list[Any] = []
+
+    def __call__(self) -> Executor:
+        self.all.append(self.make())
+        return self.all[-1]
+
+    def are_shut_down(self) -> bool:
+        return all(is_shut_down(each) for each in self.all)
+
+
+def is_shut_down(executor: Executor) -> bool:
+    try:
+        executor.submit(int)
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Two spawned processes, for all tests that leave them alive."""
+    with processes() as executor:
+        yield executor
+
+
+@pytest.fixture(params=["threads", "processes"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "processes":
+        yield request.getfixturevalue("pool")
+        return
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def mapped(function: Any, executor: Any, **options: Any) -> Any:
+    return opmap(**{"executor": executor, "retries": 0, **options})(function)
+
+
+# Functions whose names refer to their wrappers
+
+
+@opmap(retries=0)
+def square(number: int) -> int:
+    with LOCK:
+        return number * number
+
+
+@opmap(retries=0)
+def negatives(numbers: list[int]) -> list[int]:
+    with LOCK:
+        return [-number for number in numbers]
+
+
+@opmap(retries=0)
+def scale(number: int, by: int, *, plus: int = 0) -> int:
+    with LOCK:
+        return number * by + plus
+
+
+class Service:
+    def __init__(self, base: int, executor: Any) -> None:
+        self.base = base
+        self._executor = executor
+
+    def add(self, number: int) -> int:
+        with LOCK:
+            return self.base + number
+
+    def __getstate__(self) -> Any:
+        return {"base": self.base}
+
+
+def over(executor: Any, function: Any, **options: Any) -> Any:
+    """The wrapped function of this module, bound anew to an executor."""
+    return mapped(function.__wrapped__, executor, **options)
+
+
+# What can be mapped
+
+
+def test_results_come_in_order(executor: Executor) -> None:
+    assert over(executor, square)(range(2000)) == [number * number for number in range(2000)]
+
+
+def test_or_as_they_come(executor: Executor) -> None:
+    results = over(executor, square, ordered=False)(range(500))
+    assert sorted(results) == [number * number for number in range(500)]
+
+
+def test_batches(executor: Executor) -> None:
+    assert over(executor, negatives, batch_size=7)(range(100)) == [-number for number in range(100)]
+
+
+def test_further_arguments_go_to_every_item(executor: Executor) -> None:
+    assert over(executor, scale)([1, 2], 10, plus=5) == [15, 25]
+
+
+def test_methods(executor: Executor) -> None:
+    assert mapped(Service(10, executor).add, executor)([1, 2]) == [11, 12]
+
+
+def test_closures_and_lambdas(executor: Executor) -> None:
+    base = 3
+    assert mapped(lambda number: number + base, executor)([1, 2]) == [4, 5]
+
+
+def test_streams_of_infinite_sources(executor: Executor) -> None:
+    stream = over(executor, square).stream(itertools.count())
+    assert list(itertools.islice(stream, 300)) == [number * number for number in range(300)]
+    stream.close()
+
+
+def test_an_empty_source(executor: Executor) -> None:
+    assert over(executor, square)([]) == []
+
+
+def test_lokys_reusable_executor() -> None:
+    executor = get_reusable_executor(max_workers=2)
+    try:
+        assert over(executor, square)(range(50)) == [number * number for number in range(50)]
+        assert over(executor, negatives)(range(50)) == [-number for number in range(50)]
+        assert not is_shut_down(executor)
+    finally:
+        executor.shutdown()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 brings it")
+def test_interpreters() -> None:  # pragma: no cover  # on the newest Python only
+    from concurrent.futures import InterpreterPoolExecutor
+
+    with InterpreterPoolExecutor(2) as executor:
+        assert over(executor, square)(range(50)) == [number * number for number in range(50)]
+
+
+class Immediate(Executor):
+    """Runs everything at once, where it is asked to: the simplest executor of all."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def test_an_executor_of_the_users_own_that_runs_here_leaves_no_trace_in_this_process() -> None:
+    VARIABLE.set("told")
+    pids = mapped(lambda _: (os.getpid(), VARIABLE.get()), Immediate())(range(20))
+    assert set(pids) == {(os.getpid(), "told")}
+    assert not opero.parallel.is_worker
+
+
+def test_forked_processes_know_that_they_are_workers() -> None:
+    code = """
+        import logging, multiprocessing, os
+        from concurrent.futures import ProcessPoolExecutor
+        import opero.parallel
+        from opero import opmap
+
+        logging.basicConfig(format="%(message)s")
+
+        @opmap(retries=0, executor=lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")))
+        def work(number: int) -> tuple:
+            if not number:
+                logging.getLogger("work").warning("told")
+            return number, opero.parallel.is_worker, os.getpid()
+
+        if __name__ == "__main__":
+            results = work(range(20))
+            assert [(number, is_worker) for number, is_worker, _ in results] == [(each, True) for each in range(20)]
+            assert os.getpid() not in {pid for *_, pid in results}
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "told\n")
+
+
+# Whose executor it is
+
+
+def test_one_that_is_given_is_not_shut_down(executor: Executor) -> None:
+    assert over(executor, square)([2]) == [4]
+    with pytest.raises(MapError):
+        mapped(fail_at_three, executor)([3])
+    next(over(executor, square).stream(itertools.count()))
+    assert not is_shut_down(executor)
+
+
+def test_a_factory_makes_one_each_map_and_it_is_shut_down_at_the_end() -> None:
+    made = Made(lambda: ThreadPoolExecutor(2))
+    bound = over(made, square)
+    assert bound([2, 3]) == [4, 9]
+    assert bound([4]) == [16]
+    assert len(made.all) == 2
+    assert made.are_shut_down()
+
+
+def test_and_after_a_failure() -> None:
+    made = Made(lambda: ThreadPoolExecutor(2))
+    with pytest.raises(MapError):
+        mapped(fail_at_three, made)(range(100))
+    assert made.are_shut_down()
+
+
+def test_and_after_a_break_out_of_a_stream() -> None:
+    made = Made(lambda: ThreadPoolExecutor(2))
+    stream = over(made, square).stream(itertools.count())
+    for result in stream:
+        if result == 4:
+            break
+    stream.close()
+    assert made.are_shut_down()
+
+
+def test_and_when_the_function_cannot_be_sent() -> None:
+    made = Made(processes)
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        mapped(identity, made)([threading.Lock()])
+    assert made.are_shut_down()
+
+
+def test_a_break_ends_what_still_runs_in_processes_that_were_made(tmp_path: Path) -> None:
+    made = Made(processes)
+    stream = mapped(signal_and_wait, made).stream(["", *[str(tmp_path)] * 5])
+    assert next(stream) == ""
+    pids = [int(name) for name in wait_for_files(tmp_path, 1)]
+    stream.close()
+    assert made.are_shut_down()
+    for pid in pids:
+        wait_until_gone(pid)
+
+
+def signal_and_wait(folder: str) -> str:
+    """Tell by a file that it has begun, and never come to an end."""
+    if folder:
+        open(os.path.join(folder, str(os.getpid())), "w").close()
+        threading.Event().wait(60)
+    return folder
+
+
+def wait_for_files(folder: Path, count: int) -> list[str]:
+    until = threading.Event()
+    for _ in range(3000):
+        names = os.listdir(folder)
+        if len(names) >= count:
+            return names
+        until.wait(0.01)
+    raise AssertionError(f"no {count} files in {folder}")
+
+
+def wait_until_gone(pid: int) -> None:
+    import psutil
+
+    for _ in range(3000):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"process {pid} is still there")
+
+
+MODULE = """
+    from concurrent.futures import ThreadPoolExecutor
+
+    MADE = []
+
+    def make():
+        MADE.append(ThreadPoolExecutor(3))
+        return MADE[-1]
+
+    held = ThreadPoolExecutor(1)
+    neither = 3
+"""
+
+
+def test_a_profile_may_name_a_factory_or_an_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_pools.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_pools", raising=False)
+    (tmp_path / "base.yaml").write_text(
+        "policies:\n"
+        '  made: {parallel: {executor: "users_pools:make"}}\n'
+        '  held: {parallel: {executor: "users_pools:held"}}\n'
+    )
+    registry = Registry.load(tmp_path, environ={})
+    assert registry.bind(square.__wrapped__, "made").map([2, 3]) == [4, 9]
+    assert registry.bind(square.__wrapped__, "held").map([2, 3]) == [4, 9]
+    import users_pools  # type: ignore[import-not-found]
+
+    assert [is_shut_down(each) for each in users_pools.MADE] == [True]
+    assert not is_shut_down(users_pools.held)
+    users_pools.held.shutdown()
+
+
+def test_a_profile_that_names_neither_is_refused_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_other_pools.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base.yaml").write_text('policies:\n  wrong: {parallel: {executor: "users_other_pools:neither"}}\n')
+    with pytest.raises(ConfigError, match=r"base.yaml:2.*neither a concurrent.futures.Executor nor a function"):
+        Registry.load(tmp_path, environ={})
+
+
+@pytest.mark.parametrize("wrong", [3, [], {"max_workers": 2}, dict])
+def test_what_is_no_executor_is_refused_when_the_function_is_decorated(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"executor\n.*neither a concurrent.futures.Executor nor a function"):
+        opmap(executor=wrong)(identity)
+
+
+def test_a_factory_that_makes_something_else_is_refused_before_anything_is_dispatched() -> None:
+    with pytest.raises(ConfigError, match=r"must make a concurrent.futures.Executor, and made 7"):
+        mapped(identity, lambda: 7)([1])
+
+
+def test_an_executor_that_has_been_shut_down_says_what_to_do() -> None:
+    executor = ThreadPoolExecutor(2)
+    executor.shutdown()
+    with pytest.raises(MapError, match="cannot schedule new futures after shutdown.*executor= a function") as caught:
+        over(executor, square)([1, 2])
+    assert caught.value.results == {}
+
+
+def test_what_somebody_else_cancels_ends_the_map_and_nothing_is_lost() -> None:
+    executor = ThreadPoolExecutor(1)
+
+    def shut_down(number: int) -> int:
+        if number == 2:
+            executor.shutdown(wait=False, cancel_futures=True)
+        return number
+
+    with pytest.raises(MapError, match="has cancelled what it was sent|takes nothing more") as caught:
+        mapped(shut_down, executor)(range(10_000))
+    assert caught.value.results.items() >= {0: 0, 1: 1}.items()
+
+
+# Failures
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def fail_at_three(number: int) -> int:
+    if number == 3:
+        raise KeyError(number)
+    return number
+
+
+def test_a_failed_item_raises_a_map_error_with_all_that_was_done(executor: Executor) -> None:
+    with pytest.raises(MapError, match="1 of 5000 items failed") as caught:
+        mapped(fail_at_three, executor)(range(5000))
+    assert [(each.index, type(each.exception)) for each in caught.value.failures] == [(3, KeyError)]
+    assert set(caught.value.results) >= {0, 1, 2}
+    assert all(value == index for index, value in caught.value.results.items())
+
+
+def test_on_error_returns_or_skips(executor: Executor) -> None:
+    two, three, four = mapped(fail_at_three, executor, on_error="return")([2, 3, 4])
+    assert (two, repr(three), four) == (2, "KeyError(3)", 4)
+    assert mapped(fail_at_three, executor, on_error="skip")([2, 3, 4]) == [2, 4]
+
+
+def troublesome(what: str) -> Any:
+    if what == "awkward":
+        raise Awkward(7, "home")
+    if what == "locked":
+        raise Locked("cannot travel")
+    if what == "unpicklable":
+        return threading.Lock()
+    return what
+
+
+def test_exceptions_arrive_as_they_are_or_as_near_as_can_be(pool: Executor) -> None:
+    before, awkward, locked, after = mapped(troublesome, pool, on_error="return")(["a", "awkward", "locked", "b"])
+    assert (before, after) == ("a", "b")
+    assert (type(awkward), str(awkward), awkward.code) == (Awkward, "code 7 at home", 7)
+    assert "in troublesome" in awkward.__notes__[0]
+    assert (type(locked), str(locked)) == (Locked, "cannot travel")
+
+
+def test_a_result_that_does_not_pickle_fails_alone(pool: Executor) -> None:
+    before, wrong, after = mapped(troublesome, pool, on_error="return")(["a", "unpicklable", "b"])
+    assert (before, after) == ("a", "b")
+    assert isinstance(wrong, TypeError)
+    assert "cannot be sent back" in str(wrong)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_items_that_do_not_pickle_fail_alone(pool: Executor, count: int) -> None:
+    items = [number if number % 10 != 9 else threading.Lock() for number in range(10 * count)]
+    results = mapped(identity, pool, on_error="return")(items)
+    assert [each for each in results if isinstance(each, int)] == [n for n in range(10 * count) if n % 10 != 9]
+    assert all(isinstance(each, ConfigError) for each in results if not isinstance(each, int))
+
+
+def test_threads_need_no_pickling() -> None:
+    lock = threading.Lock()
+    with ThreadPoolExecutor(2) as threads:
+        assert mapped(identity, threads)([lock, lock]) == [lock, lock]
+
+
+# Workers that die
+
+
+def die_at(number: int) -> int:
+    """Ends its process for a multiple of 100, but for 0."""
+    if number and number % 100 == 0:
+        os._exit(9)
+    return number
+
+
+def test_a_killer_is_found_and_every_other_result_arrives() -> None:
+    made = Made(lambda: processes(1))
+    bound = mapped(die_at, made, on_error="return")
+    results = bound(range(150))
+    died = results.pop(100)
+    assert results == [number for number in range(150) if number != 100]
+    assert isinstance(died, WorkerDiedError)
+    assert "item 100 2 times" in str(died)
+    assert died.times == 2
+    assert 1 < len(made.all) <= 6
+    assert made.are_shut_down()
+    assert (bound.stats.calls, bound.stats.failures) == (150, 1)
+    assert bound.stats.errors == {"WorkerDiedError": 1}
+
+
+def die_once(number: int, folder: str) -> int:
+    """Ends its process for number 3, the first time; tells by a file of each time that it runs."""
+    with open(os.path.join(folder, str(number)), "a") as file:
+        file.write("x")
+    if number == 3 and os.path.getsize(os.path.join(folder, "3")) == 1:
+        os._exit(9)
+    return number
+
+
+def test_only_what_was_sent_is_tried_again(tmp_path: Path) -> None:
+    assert mapped(die_once, Made(processes))(range(400), str(tmp_path)) == list(range(400))
+    times = {int(path.name): path.stat().st_size for path in tmp_path.iterdir()}
+    assert times[3] == 2
+    assert set(times.values()) == {1, 2}
+    assert sum(count == 2 for count in times.values()) < 40
+
+
+def test_worker_retries_says_how_often(tmp_path: Path) -> None:
+    bound = mapped(tell_and_die, Made(lambda: processes(1)), worker_retries=2, on_error="return")
+    [died] = bound([str(tmp_path / "tries")])
+    assert died.times == 3
+    assert (tmp_path / "tries").stat().st_size == 3
+
+
+def tell_and_die(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
+    os._exit(9)
+
+
+def test_items_beside_one_that_cannot_be_sent_survive_a_death(tmp_path: Path) -> None:
+    """What could not be pickled has failed already: it is not tried, or counted, again."""
+    items: list[Any] = [*range(60), threading.Lock(), 100, *range(61, 90)]
+    bound = mapped(die_at, Made(lambda: processes(1)), on_error="return")
+    results = bound(items)
+    failed = {index: type(each) for index, each in enumerate(results) if isinstance(each, Exception)}
+    assert failed == {60: ConfigError, 61: WorkerDiedError}
+    assert [each for each in results if isinstance(each, int)] == [*range(60), *range(61, 90)]
+
+
+@pytest.mark.parametrize("way", ["list", "stream"])
+def test_a_given_executor_that_breaks_ends_the_map_with_all_that_is_done(way: str) -> None:
+    executor = processes()
+    bound = mapped(die_at, executor)
+    got: list[int] = []
+    items = itertools.chain(range(90), [100], range(1000))
+    with pytest.raises(MapError, match=r"the executor of .*die_at is broken.*executor= a function") as caught:
+        bound(items) if way == "list" else got.extend(bound.stream(items))
+    error = caught.value
+    done = {**dict(enumerate(got)), **error.results}
+    assert len(done) >= 1
+    assert all(done[index] == index for index in done if index < 90)
+    assert isinstance(error.reason, WorkerDiedError)
+    assert isinstance(error.reason.__cause__, BrokenExecutor)
+    with pytest.raises(MapError, match="is broken"):
+        bound([1])
+    executor.shutdown()
+
+
+def test_a_broken_executor_of_loky_is_renewed_too() -> None:
+    made = Made(lambda: get_reusable_executor(max_workers=2))
+    results = mapped(die_at, made, on_error="return")([1, 100, 2])
+    assert (results[0], results[2]) == (1, 2)
+    assert isinstance(results[1], WorkerDiedError)
+
+
+# Async functions
+
+
+async def double(number: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+running = 0
+
+
+async def most_at_a_time(seconds: float) -> int:
+    """How many of them run when it has begun."""
+    global running
+    running += 1
+    try:
+        await asyncio.sleep(seconds)
+        return running
+    finally:
+        running -= 1
+
+
+def test_an_async_function_runs_in_an_event_loop_of_each_process(pool: Executor) -> None:
+    assert asyncio.run(mapped(double, pool)(range(200))) == [2 * number for number in range(200)]
+
+
+def test_where_as_many_calls_as_concurrency_says_run_at_a_time(pool: Executor) -> None:
+    bound = mapped(most_at_a_time, pool, concurrency=3)
+    assert max(asyncio.run(bound([0.01] * 100))) == 3
+
+
+def test_an_async_stream(pool: Executor) -> None:
+    async def first(count: int) -> list[int]:
+        got: list[int] = []
+        stream = mapped(double, pool).stream(itertools.count())
+        async for each in stream:
+            got.append(each)
+            if len(got) == count:
+                break
+        await stream.aclose()
+        return got
+
+    assert asyncio.run(first(30)) == [2 * number for number in range(30)]
+
+
+def test_threads_refuse_an_async_function_when_it_is_decorated() -> None:
+    with (
+        ThreadPoolExecutor(1) as threads,
+        pytest.raises(ConfigError, match=r"threads of an executor cannot run; leave executor out for mode='async'"),
+    ):
+        mapped(double, threads)
+
+
+def test_a_factory_of_threads_does_when_it_is_mapped() -> None:
+    made = Made(lambda: ThreadPoolExecutor(1))
+    with pytest.raises(ConfigError, match=r"threads of an executor cannot run"):
+        asyncio.run(mapped(double, made)([1]))
+    assert made.are_shut_down()
+
+
+def test_a_cancelled_task_ends_the_map(tmp_path: Path) -> None:
+    made = Made(processes)
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(mapped(never_ends, made)([str(tmp_path)] * 4))
+        while not os.listdir(tmp_path):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(cancel())
+    assert made.are_shut_down()
+    for name in os.listdir(tmp_path):
+        wait_until_gone(int(name))
+
+
+async def never_ends(folder: str) -> None:
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    await asyncio.Event().wait()
+
+
+# What surrounds the calls
+
+
+def fail_once(number: int) -> int:
+    if number not in SEEN:
+        SEEN.append(number)
+        raise ValueError(number)
+    return number
+
+
+SEEN: list[int] = []
+
+
+def test_what_workers_count_is_counted_here(pool: Executor) -> None:
+    bound = mapped(fail_once, pool, retries=1, min_delay=0)
+    assert bound([1001, 1002, 1003]) == [1001, 1002, 1003]
+    assert (bound.stats.calls, bound.stats.attempts, bound.stats.retries) == (3, 6, 3)
+    assert bound.stats.errors == {"ValueError": 3}
+
+
+def test_cached_items_are_never_dispatched(executor: Executor) -> None:
+    bound = over(executor, square, cache=True)
+    assert bound([1, 2]) == [1, 4]
+    assert bound([2, 1, 3]) == [4, 1, 9]
+    assert (bound.stats.cache_hits, bound.stats.cache_misses, bound.stats.attempts) == (2, 3, 3)
+
+
+def test_a_journal_keeps_what_is_done(executor: Executor, tmp_path: Path) -> None:
+    journal = tmp_path / "run.jsonl"
+    bound = over(executor, square)
+    assert bound(range(20), journal=journal) == [number * number for number in range(20)]
+    again = over(executor, square)
+    assert again(range(22), journal=journal) == [number * number for number in range(22)]
+    assert again.stats.attempts == 2
+
+
+def say(number: int) -> str:
+    logging.getLogger("worker").warning("item %d", number)
+    return VARIABLE.get()
+
+
+def test_logs_and_context_variables(executor: Executor, caplog: pytest.LogCaptureFixture) -> None:
+    VARIABLE.set("from here")
+    assert mapped(say, executor)([1, 2]) == ["from here"] * 2
+    assert sorted(record.getMessage() for record in caplog.records) == ["item 1", "item 2"]
+
+
+# Limits that processes share
+
+
+def stamp(_: int) -> float:
+    import time
+
+    return time.monotonic()
+
+
+def test_one_rate_limit_holds_for_all_processes(pool: Executor) -> None:
+    moments = sorted(mapped(stamp, pool, rate_limit="40/s")(range(20)))
+    assert moments[-1] - moments[0] >= 19 / 40 * 0.9
+    assert all(later - earlier > 0 for earlier, later in itertools.pairwise(moments))
+
+
+def test_one_circuit_breaker_holds_for_all_processes(pool: Executor, tmp_path: Path) -> None:
+    bound = mapped(record_and_fail, pool, circuit_breaker=4, on_error="return")
+    results = bound([str(tmp_path / "calls")] * 40)
+    assert all(isinstance(each, Exception) for each in results)
+    calls = (tmp_path / "calls").stat().st_size
+    assert 4 <= calls <= 5  # one may have begun beside the last
+    assert sum(type(each).__name__ == "CircuitOpenError" for each in results) == 40 - calls
+
+
+def record_and_fail(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
+    raise ConnectionError(path)
+
+
+def test_one_bulkhead_holds_for_all_processes(pool: Executor, tmp_path: Path) -> None:
+    policy = Policy(bulkhead={"max_concurrent": 1, "max_wait": 30}, parallel={"executor": pool, "on_error": "raise"})
+    bound = policy.apply(alone)
+    assert bound.map([str(tmp_path / "inside")] * 30) == [True] * 30
+
+
+def alone(path: str) -> bool:
+    """Whether nobody else is in here."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    os.unlink(path)
+    return True
+
+
+# Back-pressure
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_source_is_never_far_ahead_of_the_consumer(executor: Executor, ordered: bool) -> None:
+    most_ahead, read = 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        for number in range(400):
+            read += 1
+            yield number
+
+    consumed = 0
+    for _ in over(executor, square, window=16, ordered=ordered).stream(source()):
+        most_ahead = max(most_ahead, read - consumed)
+        consumed += 1
+    assert consumed == 400
+    assert most_ahead <= 16 + 2 * 4
+
+
+def test_max_failures_holds(executor: Executor) -> None:
+    bound = bind(executor=executor, retries=0, max_failures=3)(always_fails)
+    with pytest.raises(MapError, match="max_failures") as caught:
+        bound.map(range(1000))
+    assert len(caught.value.failures) < 1000
+
+
+def always_fails(number: int) -> None:
+    raise ValueError(number)

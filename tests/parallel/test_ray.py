@@ -1,0 +1,352 @@
+"""Maps on ray: a real one, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
+
+ray = pytest.importorskip("ray")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LOCK = threading.Lock()
+"""It does not pickle: functions that use it must travel by name."""
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ray_here(no_process_is_left: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A ray on this machine, whose token is not kept in the user's home, and whose workers find these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(each for each in sys.path if each))
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
+
+
+def mapped(function: Any, **options: Any) -> Any:
+    return opmap(**{"mode": "ray", "retries": 0, **options})(function)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it has not come to pass in 30 seconds")
+
+
+def is_idle() -> bool:
+    return bool(ray.available_resources().get("CPU") == 2)
+
+
+@opmap(retries=0)
+def square(number: int) -> int:
+    with LOCK:
+        return number * number
+
+
+@opmap(retries=0)
+def negatives(numbers: list[int]) -> list[int]:
+    with LOCK:
+        return [-number for number in numbers]
+
+
+@opmap(retries=0)
+def scale(number: int, by: int, *, plus: int = 0) -> int:
+    with LOCK:
+        return number * by + plus
+
+
+class Service:
+    def __init__(self, base: int) -> None:
+        self.base = base
+
+    def add(self, number: int) -> int:
+        with LOCK:
+            return self.base + number
+
+
+def pid(_: Any) -> int:
+    return os.getpid()
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+# What can be mapped
+
+
+def test_results_come_in_order_from_other_processes() -> None:
+    assert mapped(square.__wrapped__)(range(1000)) == [number * number for number in range(1000)]
+    assert os.getpid() not in mapped(pid)(range(100))
+
+
+def test_or_as_they_come() -> None:
+    assert sorted(mapped(square.__wrapped__, ordered=False)(range(100))) == [number * number for number in range(100)]
+
+
+def test_batches_further_arguments_methods_and_closures() -> None:
+    base = 3
+    assert mapped(negatives.__wrapped__)(range(50)) == [-number for number in range(50)]
+    assert mapped(scale.__wrapped__)([1, 2], 10, plus=5) == [15, 25]
+    assert mapped(Service(10).add)([1, 2]) == [11, 12]
+    assert mapped(lambda number: number + base)([1, 2]) == [4, 5]
+
+
+def test_an_async_function_runs_in_event_loops_of_the_workers() -> None:
+    async def nap_and_tell(_: int) -> int:
+        await asyncio.sleep(0.001)
+        return os.getpid()
+
+    assert os.getpid() not in asyncio.run(mapped(nap_and_tell)(range(100)))
+
+
+def test_the_cluster_that_is_connected_to_by_its_address() -> None:
+    address = ray.get_runtime_context().gcs_address
+    assert mapped(square.__wrapped__, address=address)([2]) == [4]
+    assert mapped(square.__wrapped__, address="auto")([2]) == [4]
+
+
+def test_another_address_than_the_one_that_is_connected_to_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"10\.1\.2\.3:6379.*is not the ray cluster.*ray.shutdown"):
+        mapped(square.__wrapped__, address="10.1.2.3:6379")([2])
+
+
+def test_maps_within_a_worker_run_there() -> None:
+    def outer(_: int) -> tuple[int, set[int]]:
+        return os.getpid(), set(opmap(mode="ray", retries=0)(pid)([1, 2, 3]))
+
+    for outside, inside in mapped(outer)([1, 2]):
+        assert inside == {outside}
+
+
+# Failures
+
+
+def test_failures_arrive_faithfully() -> None:
+    def fail(number: int) -> int:
+        if number == 1:
+            raise FileNotFoundError(2, "No such file", "x.txt")
+        return number
+
+    zero, one, two = mapped(fail, on_error="return")([0, 1, 2])
+    assert (zero, two) == (0, 2)
+    assert (type(one), one.filename) == (FileNotFoundError, "x.txt")
+    assert mapped(fail, on_error="skip")([0, 1, 2]) == [0, 2]
+    with pytest.raises(MapError) as caught:
+        mapped(fail)(range(1000))
+    assert [each.index for each in caught.value.failures] == [1]
+    assert caught.value.results[0] == 0
+
+
+def test_what_does_not_pickle_is_told() -> None:
+    with pytest.raises(ConfigError, match="the first item of .*identity.* cannot be sent"):
+        mapped(identity)([threading.Lock()])
+    one, lock = mapped(identity, on_error="return")([1, threading.Lock()])
+    assert (one, type(lock)) == (1, ConfigError)
+    [result] = mapped(lambda _: threading.Lock(), on_error="return")([1])
+    assert "cannot be sent back" in str(result)
+
+
+def wait_for_file(number: int, folder: str) -> int:
+    """Tell that it has begun, and wait for a file."""
+    open(os.path.join(folder, f"begun-{number}-{os.getpid()}"), "w").close()
+    wait_until(lambda: os.path.exists(os.path.join(folder, "go")))
+    return number
+
+
+def begun(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.startswith("begun")]
+
+
+def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    results: list[int] = []
+    stream = mapped(wait_for_file).stream(range(8), str(tmp_path))
+    reader = threading.Thread(target=lambda: results.extend(stream))
+    reader.start()
+    wait_until(lambda: len(begun(tmp_path)) >= 2)
+    os.kill(int(begun(tmp_path)[0].split("-")[2]), signal.SIGKILL)
+    (tmp_path / "go").touch()
+    reader.join(30)
+    assert results == list(range(8))
+
+
+def test_an_item_that_always_kills_its_worker_is_found() -> None:
+    def die(number: int) -> int:
+        if number == 7:
+            os._exit(9)
+        return number
+
+    results = mapped(die, on_error="return")(range(20))
+    died = results.pop(7)
+    assert isinstance(died, WorkerDiedError)
+    assert "item 7 2 times" in str(died)
+    assert results == [number for number in range(20) if number != 7]
+
+
+@pytest.mark.parametrize("policy", [{"rate_limit": 5}, {"circuit_breaker": 5}, {"bulkhead": 5}])
+def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decorated(policy: Any) -> None:
+    with pytest.raises(ConfigError, match="cannot be shared with the machines of a cluster"):
+        opmap(mode="ray", **policy)(identity)
+
+
+def test_without_the_extra_that_is_told_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opero\[ray\]'"):
+        opmap(mode="ray")(identity)
+
+
+# What surrounds the calls
+
+
+def say(number: int) -> str:
+    logging.getLogger("worker").warning("item %d", number)
+    return VARIABLE.get()
+
+
+def test_logs_context_variables_and_counts(caplog: pytest.LogCaptureFixture) -> None:
+    VARIABLE.set("from here")
+    bound = mapped(say)
+    assert bound([1, 2]) == ["from here"] * 2
+    assert sorted(each.getMessage() for each in caplog.records if each.name == "worker") == ["item 1", "item 2"]
+    assert (bound.stats.calls, bound.stats.attempts) == (2, 2)
+
+
+def test_cached_items_are_never_dispatched_and_a_journal_is_kept(tmp_path: Path) -> None:
+    bound = mapped(square.__wrapped__, cache=True)
+    assert bound([1, 2]) == [1, 4]
+    assert bound([2, 1, 3], journal=tmp_path / "run.jsonl") == [4, 1, 9]
+    assert (bound.stats.cache_hits, bound.stats.attempts) == (2, 3)
+
+
+# The window, and ends
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_source_is_never_far_ahead_of_the_consumer(ordered: bool) -> None:
+    most_ahead, read, consumed = 0, 0, 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        for number in range(300):
+            read += 1
+            yield number
+
+    for _ in mapped(square.__wrapped__, window=16, ordered=ordered).stream(source()):
+        most_ahead = max(most_ahead, read - consumed)
+        consumed += 1
+    assert consumed == 300
+    assert most_ahead <= 16 + 2 * 4
+
+
+def test_a_break_ends_what_was_sent(tmp_path: Path) -> None:
+    stream = mapped(wait_for_file).stream(itertools.count(), str(tmp_path))
+    first: list[int] = []
+    reader = threading.Thread(target=lambda: first.append(next(stream)))
+    (tmp_path / "go").touch()
+    reader.start()
+    reader.join(30)
+    (tmp_path / "go").unlink()
+    assert first == [0]
+    before = set(begun(tmp_path))
+    wait_until(lambda: set(begun(tmp_path)) - before or len(before) > 2)
+    stream.close()
+    wait_until(is_idle)
+
+
+def test_a_failure_lets_what_runs_come_to_its_end(tmp_path: Path) -> None:
+    def run(number: int) -> int:
+        if number == 1:
+            wait_until(lambda: begun(tmp_path))
+            raise ValueError(number)
+        if number == 0:
+            open(tmp_path / "begun", "w").close()
+            threading.Event().wait(0.3)
+        return number
+
+    with pytest.raises(MapError) as caught:
+        mapped(run)([0, 1, 2, 3])
+    assert caught.value.results.items() >= {0: 0}.items()
+
+
+def test_a_cancelled_task_ends_what_was_sent(tmp_path: Path) -> None:
+    async def never_ends(_: int) -> None:
+        open(tmp_path / f"begun-{os.getpid()}", "w").close()
+        await asyncio.Event().wait()
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(mapped(never_ends)(range(4)))
+        while not begun(tmp_path):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(cancel())
+    wait_until(is_idle)
+
+
+def script(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        env=dict(os.environ),
+    )
+
+
+def test_with_nothing_given_a_ray_on_this_machine_is_started_and_ctrl_c_ends_all() -> None:
+    done = script("""
+        import os, signal, threading, time
+        from opero import opmap
+
+        @opmap(mode="ray", workers=2, retries=0)
+        def nap(seconds: float) -> int:
+            time.sleep(seconds)
+            return os.getpid()
+
+        pids = set(nap([0.0] * 4)) | set(nap([0.0] * 4))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            nap([40.0] * 4)
+        except KeyboardInterrupt:
+            print(*pids)
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()
+    wait_until(lambda: not any(psutil.pid_exists(int(each)) for each in done.stdout.split()))
+
+
+def test_a_wrong_address_is_told() -> None:
+    done = script("""
+        from opero import ConfigError, opmap
+
+        try:
+            opmap(mode="ray", address="127.0.0.1:1", retries=0)(abs)([1])
+        except ConfigError as error:
+            print(error)
+    """)
+    assert "no ray cluster answers at address='127.0.0.1:1'" in done.stdout, done.stderr
