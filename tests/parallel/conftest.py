@@ -39,3 +39,10 @@ def workers() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -21,6 +21,7 @@ from joblib.externals.loky import get_reusable_executor
 import opero.parallel
 from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
 from opero import opero as bind
+from parallel.conftest import is_alive
 from parallel.functions import Awkward, Locked
 
 if TYPE_CHECKING:
@@ -299,10 +300,8 @@ def wait_for_files(folder: Path, count: int) -> list[str]:
 
 
 def wait_until_gone(pid: int) -> None:
-    import psutil
-
     for _ in range(3000):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        if not is_alive(pid):
             return
         threading.Event().wait(0.01)
     raise AssertionError(f"process {pid} is still there")

@@ -13,11 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from opero import CallTimeoutError, MapError, Policy, WorkerDiedError
-from parallel.conftest import workers
+from parallel.conftest import is_alive, workers
 
 
 def noted(number: int, folder: str, fatal: tuple[int, ...], deaths: int = 1_000_000) -> int:
@@ -221,10 +220,3 @@ def endless(item: tuple[int, str]) -> int:
         (Path(folder) / f"pid-{os.getpid()}").touch()
         time.sleep(120)
     return number
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
