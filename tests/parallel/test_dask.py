@@ -25,6 +25,7 @@ import opero.parallel
 from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
 
 distributed = pytest.importorskip("distributed")
+dask_config = pytest.importorskip("dask.config")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
     """Maps a function on the default client's cluster. At the end the scheduler knows nothing of it any more."""
 
     def mapped(function: Any, **options: Any) -> Any:
+        cluster.scale(2)  # a worker that died while it started has been given up
         client.wait_for_workers(2, timeout=30)
         return opmap(**{"mode": "dask", "retries": 0, **options})(function)
 
@@ -283,6 +285,24 @@ def test_a_cluster_that_is_closed_ends_the_map_with_all_that_is_done() -> None:
         with pytest.raises(MapError, match="the dask cluster of .*retry_failed") as caught:
             opmap(mode="dask", retries=0)(close_the_client)(range(100))
         assert caught.value.results.items() >= {0: 0, 1: 1}.items()
+
+
+def test_a_cluster_on_this_machine_that_has_lost_all_its_workers_gets_new_ones() -> None:
+    with (
+        dask_config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
+        distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as here,
+        distributed.Client(here, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        HELD.append(here)
+        assert opmap(mode="dask", retries=0)(lose_all_workers)(range(10)) == list(range(10))
+
+
+def lose_all_workers(number: int) -> int:
+    if number == 5 and HELD:
+        cluster = HELD.pop()
+        cluster.loop.add_callback(cluster.workers[0].close, executor_wait=False)
+    return number
 
 
 HELD: list[Any] = []

@@ -62,6 +62,7 @@ class DaskPool(Pool):
 
     deaths = (distributed.scheduler.KilledWorker,)
     tells_running = False
+    patience = LOOK
     what = "the dask cluster"
     way_out = "look at its scheduler's log, and call retry_failed() of this error once it is well"
 
@@ -74,11 +75,9 @@ class DaskPool(Pool):
                 warnings.simplefilter("ignore", UserWarning)
                 # Not scattered: what a task gives is computed again where all workers that have it die.
                 self._setup = self._client.submit(bytes, setup, pure=False)
-        if isinstance(workers, int):
-            self.count = workers
-        else:
-            self.count = max(1, sum(self._client.nthreads().values()))
-            self.patience = LOOK
+        self._is_fixed = isinstance(workers, int)
+        self._most = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        self.count = workers if isinstance(workers, int) else max(1, sum(self._client.nthreads().values()))
         self._looked = time.monotonic()
 
     def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
@@ -114,13 +113,22 @@ class DaskPool(Pool):
 
     def watch(self) -> None:
         """See how many workers there are: they may have come since, or gone."""
-        if self.patience is not None and time.monotonic() - self._looked > LOOK:
+        if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            self._client.loop.add_callback(self._count)
+            self._client.loop.add_callback(self._look)
 
-    async def _count(self) -> None:
-        with suppress(OSError):  # the scheduler is gone; what was sent will tell
-            self.count = max(1, sum((await self._client.scheduler.ncores(workers=None)).values()))
+    async def _look(self) -> None:
+        try:
+            threads = await self._client.scheduler.ncores(workers=None)
+        except OSError:  # the scheduler is gone; what was sent will tell
+            return
+        if not self._is_fixed:
+            self.count = max(1, sum(threads.values()))
+        self._most = max(self._most, len(threads))
+        cluster = self._client.cluster
+        if not threads and isinstance(cluster, distributed.LocalCluster):
+            # dask gives a worker up for good that dies while it starts; without any, nothing would ever come back.
+            cluster.scale(self._most)
 
 
 # Clients
@@ -142,8 +150,8 @@ def _client(address: str | None, workers: int | str) -> Any:
         if held is None or held.status != "running":
             held = _clients[address] = _own_cluster(workers) if address is None else _connected(address)
             atexit.register(held.close)
-        elif address is None and isinstance(workers, int) and workers > len(held.cluster.workers):
-            held.cluster.scale(workers)
+        elif address is None:
+            held.cluster.scale(max(len(held.cluster.worker_spec), workers if isinstance(workers, int) else 1))
         return held
 
 
