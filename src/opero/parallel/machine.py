@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cpu_limit", "memory_limit", "memory_used", "resident", "started", "workers_that_fit"]
+__all__ = ["cpu_limit", "forget_peak", "memory_limit", "memory_used", "peak", "resident", "started", "workers_that_fit"]
 
 UNLIMITED = 1 << 62
 """cgroups of version 1 write a number beyond this where there is no limit."""
@@ -67,6 +68,21 @@ def _resident_elsewhere(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def peak(pid: int, root: Path = Path("/")) -> int:
+    """The most that a process has held since that was last forgotten; what it holds where the system does not say."""
+    try:
+        text = (root / f"proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return resident(pid, root)
+
+
+def forget_peak(pid: int, root: Path = Path("/")) -> None:
+    """From now on `peak` tells of what the process will hold, where the system can forget."""
+    with suppress(OSError):
+        (root / f"proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
 
 
 def started(pid: int, root: Path = Path("/")) -> float:

@@ -312,6 +312,7 @@ class Run:
 
         if self.policy.max_memory is not None:
             self.guard = MemoryGuard(self.policy.max_memory, self.window, self.binding.name)
+            self._keep_in_memory()
             self.window.patience = min(self.window.patience or MEMORY_LOOK, MEMORY_LOOK)
             checks.append(self._keep_in_memory)
 

@@ -57,8 +57,10 @@ class ParallelPolicy(BasePolicy):
         window: the most items that are read ahead of what has been consumed of a stream; "auto": some for each worker.
             Default "auto".
         deadline: the longest that the whole map may take; then it ends with `MapError`. Default None.
-        max_memory: the most memory that this process may use together with the map's workers; bytes or text such as
-            "2GB". Default None.
+        max_memory: the most memory that this process may use together with the map's worker processes; bytes or text
+            such as "2GB". Workers of "dask", "ray" and an `executor` look after themselves and do not count. Fewer and
+            fewer items run at a time; one that does not fit even alone fails with `MemoryError`, and where nothing fits
+            the map ends with `MemoryLimitError`, which carries every result so far. Default None.
         executor: a `concurrent.futures.Executor` to use instead of `mode`'s own workers, or what makes one, or where
             to import either from ("app.pools:make"). One that is given is not shut down; one that is made, is.
             Default None.
