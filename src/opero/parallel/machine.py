@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cpu_limit", "forget_peak", "memory_left", "memory_limit", "peak", "resident", "started", "workers_that_fit"]
+__all__ = [
+    "cpu_limit",
+    "forget_peak",
+    "memory_left",
+    "memory_limit",
+    "peak",
+    "queued",
+    "resident",
+    "started",
+    "workers_that_fit",
+]
 
 UNLIMITED = 1 << 62
 """cgroups of version 1 write a number beyond this where there is no limit."""
@@ -93,6 +103,15 @@ def started(pid: int, root: Path = Path("/")) -> float:
     except OSError:  # it is another user's
         pass
     return 0.0
+
+
+def queued() -> float:
+    """Seconds that this thread has waited for its turn on a processor so far; 0 where the system does not say."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def workers_that_fit(wanted: int, root: Path = Path("/")) -> int:

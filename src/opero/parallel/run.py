@@ -21,7 +21,7 @@ from opero.parallel.memory import LOOK as MEMORY_LOOK
 from opero.parallel.memory import MemoryGuard
 from opero.parallel.progress import Display, Progress
 from opero.parallel.source import Source
-from opero.parallel.tuning import Cost
+from opero.parallel.tuning import PROCESSES, Cost
 from opero.parallel.window import Window
 from opero.parallel.work import Rest, Work
 from opero.policies.policy import Policy
@@ -66,7 +66,7 @@ def worker_count(workers: int | str, mode: str) -> int:
     cores = cpu_limit()
     if mode == "async":
         return 100
-    if mode in ("process", "async_process"):
+    if mode in PROCESSES:
         return workers_that_fit(max(1, cores - 1) if mode == "process" else cores)
     return min(32, cores + 4)
 
@@ -274,12 +274,17 @@ class Run:
 
     def _recall(self) -> None:
         """Use what is known of the function from `tune`, or from an earlier map."""
-        tuning, cost = self.binding.tuning, self.mapper.cost
+        tuning, cost, left = self.binding.tuning, self.mapper.cost, self.source.left
         if self.policy.executor is not None:
             return
-        if tuning is not None and self.policy.mode == "auto":
+        if tuning is not None and self.policy.mode in ("auto", tuning.mode):
+            is_auto = self.policy.mode == "auto"
+            if is_auto and tuning.mode in PROCESSES and left is not None and tuning.seconds * left <= WORTH_PROCESSES:
+                self.mode = "async" if self.binding.is_async else "thread"
+                return
             self.mode = "thread" if tuning.mode == "sequential" else tuning.mode
-            self.workers = tuning.workers if self.policy.workers == "auto" else self.policy.workers
+            if self.policy.workers == "auto":
+                self.workers = tuning.workers
         elif self.mode == "auto" and cost is not None:
             self.mode = self._suitable_mode(cost)
 
@@ -347,10 +352,12 @@ class Run:
     def _batch_size(self) -> int:
         if self.policy.batch_size is not None:
             return self.policy.batch_size
-        left = self.source.left
+        left, tuning = self.source.left, self.binding.tuning
+        workers = worker_count(self.workers, self.mode)
+        if tuning is not None and tuning.batch_size is not None:
+            return tuning.batch_size if left is None else max(1, min(tuning.batch_size, -(-left // workers)))
         if left is None:
             return USUAL_BATCH
-        workers = worker_count(self.workers, self.mode)
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
     def _workers(self, mode: str, first: list[Any]) -> Workers:
@@ -361,7 +368,7 @@ class Run:
         count = worker_count(self.workers, mode)
         if self.source.left is not None:
             count = max(1, min(count, self.source.left))
-        in_processes = mode in ("process", "async_process")
+        in_processes = mode in PROCESSES
         if in_processes and not opero.parallel.is_worker:  # a map within a worker makes no processes of its own
             from opero.parallel.processes import ProcessWorkers
 
@@ -462,7 +469,7 @@ class Run:
         if sample.done:
             self.mapper.cost = Cost(sample.seconds / sample.done, sample.computed / sample.done)
         self.mode = self._suitable_mode(self.mapper.cost or Cost(0, 0))
-        if not self.source.is_exhausted or self.window.waiting:
+        if not self.window.is_over:
             self.window.workers = self._suitable_workers(self.source.first())
 
     def _suitable_mode(self, cost: Cost) -> str:
@@ -475,10 +482,11 @@ class Run:
         try:
             return self._workers(self.mode, first)
         except ConfigError as error:
-            if self.mode != "process" or self.policy.mode != "auto":
+            if self.mode not in PROCESSES or self.policy.mode != "auto":
                 raise
             logger.info("%s would be mapped in processes, but: %s", self.binding.name, error)
-            self.mode = "thread"
+            self.mode = "async" if self.binding.is_async else "thread"
+            self.workers = self.policy.workers
             return self._workers(self.mode, first)
 
     # Failures

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from opero.parallel.machine import queued
 from opero.parallel.work import STOP
 from opero.parallel.workers import AHEAD, Workers
 
@@ -112,7 +113,8 @@ class InlineWorkers(Workers):
         inbox: where the reports go.
 
     Attributes:
-        seconds, computed: how long the chunks have taken, and how much of that the thread has computed.
+        seconds, computed: how long the chunks have taken, and how much of that the thread has computed, or waited for a
+            processor that others used.
         done: how many items they had.
     """
 
@@ -125,9 +127,9 @@ class InlineWorkers(Workers):
         self._control = [0, 0, 0]
 
     def submit(self, chunk: Chunk) -> None:
-        computed = time.thread_time()
+        computed = time.thread_time() + queued()
         report = self._work.run(chunk.items, self._control, keep_going=chunk.keep_going)
-        self.computed += time.thread_time() - computed
+        self.computed += time.thread_time() + queued() - computed
         self.seconds += report.seconds
         self.done += len(report.values)
         self._inbox.put((chunk, report))
