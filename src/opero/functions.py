@@ -7,9 +7,9 @@ import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "short_name"]
+__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "parameters_of", "short_name"]
 
 FunctionKind = Literal["sync", "async", "generator", "async_generator"]
 
@@ -34,6 +34,14 @@ def is_method(function: Callable[..., Any]) -> bool:
     if not outer or outer.endswith("<locals>") or not inspect.isfunction(function):
         return False
     return next(iter(inspect.signature(function).parameters), None) in ("self", "cls")
+
+
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Its parameters; none where it does not tell, as some builtins."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
 
 
 def short_name(function: Callable[..., Any]) -> str:

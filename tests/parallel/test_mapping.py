@@ -191,3 +191,8 @@ def test_on_error_raise_begins_nothing_after_a_failed_item_of_a_chunk(mode: Any)
         bound.map(range(50_000))
     assert len(caught.value.results) + 1 < 20_000
     assert [each.index for each in caught.value.failures] == [3000]
+
+
+@pytest.mark.parametrize(("function", "items", "results"), [(int, ["1", "2"], [1, 2]), (time.sleep, [0], [None])])
+def test_a_builtin_that_does_not_tell_its_parameters_is_mapped(function: Any, items: list[Any], results: Any) -> None:
+    assert opmap(mode="thread")(function)(items) == results

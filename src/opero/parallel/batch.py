@@ -7,6 +7,8 @@ import types
 import typing
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
+from opero.functions import parameters_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,7 +27,7 @@ class BatchRule:
     """
 
     def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(parameters_of(function).values())
         self.parameter = parameters[position] if len(parameters) > position else None
         self.name = getattr(function, "__qualname__", repr(function))
         self.forced = forced

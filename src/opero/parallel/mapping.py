@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
+from opero.functions import parameters_of
 from opero.policies.parallel import ParallelPolicy
 
 if TYPE_CHECKING:
@@ -68,6 +69,17 @@ class Mapper:
 
         known = self.parameters
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs and name not in known}
+        progress = options.get("progress")
+        if not (progress is None or isinstance(progress, bool) or progress == "auto" or callable(progress)):
+            raise TypeError(
+                f"{self.binding.name}: progress is {progress!r:.60}; pass True, False, 'auto', or a function that gets "
+                "each Progress"
+            )
+        if inspect.iscoroutinefunction(progress):
+            raise TypeError(
+                f"{self.binding.name}: the progress callback {progress!r:.60} is async, and nobody would await it; "
+                "pass a plain function"
+            )
         if options.get("failed_only") and options.get("journal") is None:
             raise TypeError(f"{self.binding.name}: failed_only runs what a journal has as failed; pass journal=, too")
         return Run(self, args, kwargs, Options(**options))
@@ -86,7 +98,7 @@ class Mapper:
     def parameters(self) -> Mapping[str, Any]:
         """The function's own: an option of a map never takes an argument from it."""
         if self._parameters is None:
-            self._parameters = inspect.signature(self.binding.function).parameters
+            self._parameters = parameters_of(self.binding.function)
         return self._parameters
 
     # Decisions

@@ -86,7 +86,7 @@ class MemoryGuard:
         self._learn(own, pids)
         if own + sum(held) > self.limit:
             return self._relieve(own, held)
-        fit, most = self._fitting(own, held), window.workers.at_once
+        fit, most = self._fitting(own, held), self._most
         if fit < most:
             self._tell(own + sum(held))
         now = most if window.most_chunks is None else max(1, window.most_chunks)
@@ -121,12 +121,18 @@ class MemoryGuard:
                 forget_peak(pid)  # it may have served other maps
             self._peaks[0] = max(self._peaks[0], peak(pid))
 
+    @property
+    def _most(self) -> int:
+        """How many chunks there may be at a time without a limit: at work, and in this process those held, too."""
+        window = self._window
+        return window.workers.at_once if max(self._peaks) else window.most_held
+
     def _fitting(self, own: int, held: list[int], growth: int = 0) -> int:
         """How many chunks may run at a time, if each took so many times more, besides, than it does."""
-        room, most = TIGHT * self.limit, self._window.workers.at_once
+        room, most = TIGHT * self.limit, self._most
         unit = max(self._peaks)
         if not unit:
-            return self._fitting_here(own, room, growth)
+            return self._fitting_here(own, room, most, growth)
         unit += growth * max(0, unit - LEAST_WORKER)
         for count in range(most, 0, -1):
             idle = sum(held[: max(0, len(held) - count)])
@@ -134,8 +140,7 @@ class MemoryGuard:
                 return count
         return 0
 
-    def _fitting_here(self, own: int, room: float, growth: int) -> int:
-        most = self._window.workers.at_once
+    def _fitting_here(self, own: int, room: float, most: int, growth: int) -> int:
         base = min(each for each, _ in self._looks)
         unit = max((each - base) / running for each, running in self._looks)
         if not unit:

@@ -237,11 +237,13 @@ class Run:
         finally:
             try:
                 display.close(*self._progress())
-                await window.workers.close()
-                await source.close()
-            finally:
-                if self.journal is not None:
-                    await host.offload(self.journal.close)
+            finally:  # whatever interrupts a drawing
+                try:
+                    await window.workers.close()
+                    await source.close()
+                finally:
+                    if self.journal is not None:
+                        await host.offload(self.journal.close)
 
     async def _settled(self, host: Host, stage: Stage) -> None:
         if stage.is_blocking:
@@ -307,12 +309,13 @@ class Run:
     def _watch(self, display: Display) -> None:
         """Have the window look at what may end the map, or change its mode, and tell how far it has come."""
         checks: list[Callable[[], None]] = []
+        self.window.patience = display.patience
         if self._samples:
             self.is_sampling = True
             checks.append(self._choose)
         if self.policy.deadline is not None:
             self.ends_at = self.binding.clock.monotonic() + self.policy.deadline
-            self.window.patience = min(self.policy.deadline, LOOK)
+            self.window.patience = min(self.policy.deadline, LOOK, self.window.patience or LOOK)
             checks.append(self._end_in_time)
 
         if self.policy.max_memory is not None:
@@ -460,7 +463,7 @@ class Run:
 
     def _choose(self) -> None:
         """End the sample in the caller's thread, and choose the mode by whether it computed or waited."""
-        if not self.is_sampling:
+        if not self.is_sampling or self.window.under_way:
             return
         sample: Any = self.window.workers
         if sample.done < SAMPLE_ITEMS * (self.batch_size or 1) and sample.seconds < SAMPLE_SECONDS:

@@ -141,7 +141,9 @@ class Window:
 
         By asking, whoever reads tells that all he was given before is consumed.
         """
-        self._consume()
+        if self._handed:
+            self._consume()
+            self.watch()  # whoever reads may have been away for long
         while True:
             if not self.pieces or not self.source.is_slow:
                 await self._fill()
@@ -197,6 +199,9 @@ class Window:
             if not self.stages:
                 return self._chunk(Chunk(items, block))
             await self._ask_stages(block)
+            self.watch()  # where a stage answers all, there is nobody else to wait for
+            if self.is_stopped:
+                return None
         if not self._missing or (len(self._missing) < size and not self.source.is_exhausted and self.under_way):
             return None
         places = [self._missing.popleft() for _ in range(min(size, len(self._missing)))]
@@ -262,6 +267,11 @@ class Window:
         else:
             most = self._suitable_size() * max(1, few)
         return max(most, self.grain) - (self._read - self._consumed)
+
+    @property
+    def most_held(self) -> int:
+        """How many chunks may be read and not consumed."""
+        return self.workers.slots * (1 if self.keeps else READ_AHEAD)
 
     @property
     def has_results(self) -> bool:

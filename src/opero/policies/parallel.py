@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import BeforeValidator
+
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
     Count,
@@ -28,6 +30,12 @@ Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "r
 OnError = Literal["raise", "return", "skip"]
 
 
+def _progress(value: object) -> object:
+    if callable(value):
+        raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
+    return value
+
+
 class ParallelPolicy(BasePolicy):
     """Call a function for many items, several at a time.
 
@@ -42,7 +50,9 @@ class ParallelPolicy(BasePolicy):
         concurrency: calls of an async function at a time in each worker of "async_process", "dask" and "ray".
             Default 100.
         ordered: results come in the order of their items. Default true.
-        progress: show a progress bar; "auto": on a terminal. Default "auto".
+        progress: show a progress bar, and where there is no terminal a line every ten seconds; "auto": only the bar,
+            and only of maps that take longer than half a second. A call may say otherwise, or have a callback:
+            `f.map(items, progress=...)`. Default "auto".
         batch: whether one call receives a list of items and returns as many results. Default None: what the
             function's annotation says.
         batch_size: items in one such list. Default None: chosen from the number of items and workers.
@@ -76,7 +86,7 @@ class ParallelPolicy(BasePolicy):
     mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: PositiveCount | Literal["auto"] = "auto"
     ordered: bool = True
-    progress: bool | Literal["auto"] = "auto"
+    progress: Annotated[bool | Literal["auto"], BeforeValidator(_progress)] = "auto"
     batch: bool | None = None
     batch_size: PositiveCount | None = None
     on_error: Annotated[OnError, one_of(OnError)] = "raise"
