@@ -229,8 +229,11 @@ def test_there_is_always_a_processor_and_never_more_than_the_machine_has(
 
 
 def test_a_process_is_known_by_its_number_and_beginning() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = "print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert child.stdout is not None
+        child.stdout.readline()
         assert started(child.pid) == started(child.pid) >= 0
         assert started(child.pid) != started(1)
         assert resident(child.pid) == pytest.approx(psutil.Process(child.pid).memory_info().rss, rel=0.9)

@@ -207,7 +207,7 @@ def test_a_log_gets_whole_lines_between_those_of_others(tmp_path: Path) -> None:
         import logging, sys, threading
         from opero import opmap
         from opero.parallel import progress
-        progress.BETWEEN_LINES = 0.1
+        progress.BETWEEN_LINES = progress.BETWEEN_DRAWINGS = 0.02
         logging.basicConfig(format="line %(message)s end")
 
         def speak(item):
@@ -224,7 +224,7 @@ def test_a_log_gets_whole_lines_between_those_of_others(tmp_path: Path) -> None:
     own = [each for each in lines if each.startswith("speak: ")]
     pattern = r"speak: [\d,]+ of 20,000 items, \d+%, [\d,.]+/s(, \d+ (s|min) left)?"
     assert all(re.fullmatch(pattern, each) for each in own), own
-    assert len(own) > 2
+    assert own
     assert all(re.fullmatch(r"line \d+ end", each) for each in lines if each not in own)
     assert re.fullmatch(r"speak: 20,000 of 20,000 items, 100%, [\d,]+/s", last)
 
@@ -387,6 +387,23 @@ def test_a_stream_counts_what_is_finished(ordered: bool) -> None:
         pass
     last = check(told, 100, None)
     assert last.remaining is None
+
+
+def test_what_is_finished_does_not_wait_for_a_slow_source() -> None:
+    asked, told = 0, []
+
+    def items() -> Iterator[int]:
+        nonlocal asked
+        for asked in range(20):
+            time.sleep(0.03)
+            yield asked
+
+    results = opmap(mode="thread", workers=8)(abs).stream(items())
+    first = next(results)
+    assert (first, asked < 10) == (0, True)
+    assert list(results) == list(range(1, 20))
+    opmap(mode="thread", workers=8)(abs).map(items(), progress=lambda progress: told.append(progress.done))
+    assert len(told) > 2
 
 
 def test_a_stream_that_is_broken_off_is_told_of() -> None:

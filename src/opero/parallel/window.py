@@ -178,6 +178,10 @@ class Window:
             self.under_way.add(chunk)
             self._items_under_way += len(chunk.items)
             self.workers.submit(chunk)
+            if self.source.is_slow:  # what has come meanwhile does not wait for the next item
+                if self.pieces or self.inbox.has_some:
+                    return
+                self.watch()
 
     async def _next_chunk(self) -> Chunk | None:
         """The next items that need a call; None where there are none now."""

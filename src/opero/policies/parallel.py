@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import field_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
@@ -28,12 +28,6 @@ __all__ = ["Mode", "ParallelPolicy"]
 
 Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "ray"]
 OnError = Literal["raise", "return", "skip"]
-
-
-def _progress(value: object) -> object:
-    if callable(value):
-        raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
-    return value
 
 
 class ParallelPolicy(BasePolicy):
@@ -86,7 +80,7 @@ class ParallelPolicy(BasePolicy):
     mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: PositiveCount | Literal["auto"] = "auto"
     ordered: bool = True
-    progress: Annotated[bool | Literal["auto"], BeforeValidator(_progress)] = "auto"
+    progress: bool | Literal["auto"] = "auto"
     batch: bool | None = None
     batch_size: PositiveCount | None = None
     on_error: Annotated[OnError, one_of(OnError)] = "raise"
@@ -99,6 +93,13 @@ class ParallelPolicy(BasePolicy):
     executor: ExecutorLike | None = None
     initializer: Function | None = None
     address: str | None = None
+
+    @field_validator("progress", mode="before")
+    @classmethod
+    def _no_callback(cls, value: object) -> object:
+        if callable(value):
+            raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
+        return value
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
