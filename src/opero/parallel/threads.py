@@ -113,8 +113,8 @@ class InlineWorkers(Workers):
         inbox: where the reports go.
 
     Attributes:
-        seconds, computed: how long the chunks have taken, and how much of that the thread has computed, or waited for a
-            processor that others used.
+        seconds, computed: how long the chunks have taken, but for waits for a processor that others used, and how much
+            of that the thread has computed.
         done: how many items they had.
     """
 
@@ -127,10 +127,10 @@ class InlineWorkers(Workers):
         self._control = [0, 0, 0]
 
     def submit(self, chunk: Chunk) -> None:
-        computed = time.thread_time() + queued()
+        computed, waited = time.thread_time(), queued()
         report = self._work.run(chunk.items, self._control, keep_going=chunk.keep_going)
-        self.computed += time.thread_time() + queued() - computed
-        self.seconds += report.seconds
+        self.computed += time.thread_time() - computed
+        self.seconds += max(0.0, report.seconds - (queued() - waited))
         self.done += len(report.values)
         self._inbox.put((chunk, report))
 

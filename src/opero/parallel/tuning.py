@@ -48,7 +48,7 @@ class Cost:
 
     Attributes:
         seconds: of time.
-        computed: of that, seconds of computing, or of waiting for a processor that others used.
+        computed: of that, seconds of computing.
     """
 
     seconds: float
@@ -68,8 +68,8 @@ class Measurement:
         mode: "sequential" or a mode of `ParallelPolicy`.
         workers: items at a time.
         rate: items a second.
-        cpu: seconds of computing in this process for a second of time; of "sequential", what waits for a processor that
-            others use counts as computing.
+        cpu: seconds of computing in this process for a second of time; of "sequential", waits for a processor that
+            others use do not count.
         batch_size: items a call, where calls get lists.
     """
 
@@ -284,7 +284,8 @@ class _Tuner:
             if self._lasts(mode, count, 1) > self._left:
                 break
             measured.append(self._map(mode, count))
-            if len(measured) > 1 and measured[-1].rate < measured[-2].rate / GOOD_ENOUGH:
+            enough = GOOD_ENOUGH * max(each.rate for each in measured)
+            if all(each.rate < enough for each in measured[-2:]):  # one may be slow by chance
                 break
         return measured
 
@@ -364,17 +365,17 @@ class _Tuner:
         """One call after the other, for a part of the time that there is. The first, if short, is only to warm up."""
         self.batch_size = (self.batch_size or 1) if self.in_batches else None
         coroutine = self._calls(time.perf_counter, time.thread_time)
-        done, seconds, computed = run_blocking(coroutine) if self.runner is None else self.runner.run(coroutine)
+        done, seconds, computed, waited = run_blocking(coroutine) if self.runner is None else self.runner.run(coroutine)
         seconds = max(seconds, 1e-9)
         self.each = seconds / done
-        self.share = min(1.0, computed / seconds)
+        self.share = min(1.0, computed / max(seconds - waited, 1e-9))
         return self._note(Measurement("sequential", 1, done / seconds, self.share, self.batch_size))
 
-    async def _calls(self, now: Callable[[], float], cpu: Callable[[], float]) -> tuple[int, float, float]:
-        """Items done, and the seconds of time and of computing, its waits for a processor with it, that they took."""
+    async def _calls(self, now: Callable[[], float], cpu: Callable[[], float]) -> tuple[int, float, float, float]:
+        """Items done, and the seconds that they took: of time, of computing, and of waiting for a processor."""
         size, most = self.batch_size, self.budget / PARTS
         indices = itertools.cycle(range(0, len(self.items), size or 1))
-        done, started, computed = 0, now(), cpu() + queued()
+        done, started, computed, waited = 0, now(), cpu(), queued()
         for place, index in enumerate(itertools.islice(indices, MOST_CALLS)):
             argument = self.items[index] if size is None else self.items[index : index + size]
             try:
@@ -392,8 +393,8 @@ class _Tuner:
             if now() - started > most:
                 break
             if not place:
-                done, started, computed = 0, now(), cpu() + queued()
-        return done, now() - started, cpu() + queued() - computed
+                done, started, computed, waited = 0, now(), cpu(), queued()
+        return done, now() - started, cpu() - computed, queued() - waited
 
 
 def _is_loop_running() -> bool:
