@@ -208,6 +208,20 @@ def test_one_rate_limit_holds_for_all_items() -> None:
     assert times[-1] - times[0] == pytest.approx(0.4)
 
 
+def test_so_many_batches_run_at_a_time_as_there_are_workers() -> None:
+    async def load(ids: list[int]) -> list[int]:
+        await asyncio.wait_for(together.wait(), 30)
+        return ids
+
+    async def main() -> None:
+        nonlocal together
+        together = asyncio.Barrier(20)
+        assert await opmap(workers=20, batch_size=50)(load)(range(1000)) == list(range(1000))
+
+    together: Any = None
+    asyncio.run(main())
+
+
 def test_a_sync_function_is_refused_in_async_mode() -> None:
     def plain(item: int) -> int:
         return item

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from opero import ConfigError, MapError, Policy, opero, opmap
-from opero.parallel import work
 from opero.parallel.run import worker_count
 
 
@@ -37,10 +35,7 @@ def test_auto_runs_what_waits_in_threads() -> None:
     assert idents[-1] != threading.get_ident()
 
 
-def test_auto_runs_what_computes_long_in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a busy machine the sample may wait for its turn longer than it computes.
-    monkeypatch.setattr(work, "time", SimpleNamespace(perf_counter=time.thread_time, monotonic=time.monotonic))
-
+def test_auto_runs_what_computes_long_in_processes() -> None:
     @opmap(workers=2)
     def compute(_: int) -> int:
         until = time.thread_time() + 0.03
@@ -191,3 +186,8 @@ def test_on_error_raise_begins_nothing_after_a_failed_item_of_a_chunk(mode: Any)
         bound.map(range(50_000))
     assert len(caught.value.results) + 1 < 20_000
     assert [each.index for each in caught.value.failures] == [3000]
+
+
+@pytest.mark.parametrize(("function", "items", "results"), [(int, ["1", "2"], [1, 2]), (time.sleep, [0], [None])])
+def test_a_builtin_that_does_not_tell_its_parameters_is_mapped(function: Any, items: list[Any], results: Any) -> None:
+    assert opmap(mode="thread")(function)(items) == results

@@ -33,7 +33,7 @@ class LoopWorkers(Workers):
 
     def __init__(self, work: Work, count: int, inbox: AsyncInbox) -> None:
         self.slots = 2 * count
-        self.most_items = 2 * count + CHUNK
+        self.most_items = 2 * count * (work.batch_size or 1) + CHUNK
         self.size = min(CHUNK, count)
         self._work = work
         self._count = count

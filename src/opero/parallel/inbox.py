@@ -23,6 +23,11 @@ class Inbox(Protocol):
 
     def put(self, message: Message) -> None: ...
 
+    @property
+    def has_some(self) -> bool:
+        """Whether `get` would give something at once."""
+        ...
+
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
         """What has come; waits until something has, or for so many seconds, or until one of `others` is done."""
         ...
@@ -34,6 +39,10 @@ class BlockingInbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.put = self._queue.put
+
+    @property
+    def has_some(self) -> bool:
+        return not self._queue.empty()
 
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
         messages: list[Message] = []
@@ -58,6 +67,10 @@ class AsyncInbox:
         self._messages.append(message)
         with suppress(RuntimeError):  # its loop has been closed, and nobody waits any more
             self._loop.call_soon_threadsafe(self.wake)
+
+    @property
+    def has_some(self) -> bool:
+        return bool(self._messages)
 
     def put_here(self, message: Message) -> None:
         """As `put`, in the loop's own thread."""

@@ -72,6 +72,17 @@ class Mapper:
 
         known = self.parameters
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs and name not in known}
+        progress = options.get("progress")
+        if not (progress is None or isinstance(progress, bool) or progress == "auto" or callable(progress)):
+            raise TypeError(
+                f"{self.binding.name}: progress is {progress!r:.60}; pass True, False, 'auto', or a function that gets "
+                "each Progress"
+            )
+        if inspect.iscoroutinefunction(progress):
+            raise TypeError(
+                f"{self.binding.name}: the progress callback {progress!r:.60} is async, and nobody would await it; "
+                "pass a plain function"
+            )
         if options.get("failed_only") and options.get("journal") is None:
             raise TypeError(f"{self.binding.name}: failed_only runs what a journal has as failed; pass journal=, too")
         return Run(self, args, kwargs, Options(**options))

@@ -229,6 +229,10 @@ class ProcessWorkers(Workers):
     def slots(self) -> int:  # type: ignore[override]
         return self._count * (1 if self._chunk_seconds > LONG_CHUNK else 2)
 
+    @property
+    def at_once(self) -> int:
+        return self._count
+
     # Sending
 
     def submit(self, chunk: Chunk) -> None:
@@ -328,6 +332,7 @@ class ProcessWorkers(Workers):
         if process.control[CHUNK] != sent.number:  # it had not begun this one
             report.again = [chunk.part(sent_positions)]
             report.again[0].suspect = chunk.suspect
+            report.again[0].is_solo = chunk.is_solo
             return report
         place = process.control[POSITION]
         if not (0 <= place < len(sent_positions)) or self.concurrency > 1:
@@ -407,16 +412,18 @@ class ProcessWorkers(Workers):
     def pids(self) -> list[int]:
         return [pid for process in self._processes for pid in process.pids()]
 
-    def relieve(self) -> bool:
-        """End workers that are idle; where none is, the one that holds most."""
+    def relieve(self, *, busy: bool) -> None:
+        if any(each.end == MEMORY for each in self._processes):  # it is about to end
+            return
         idle = [each for each in self._processes if not each.under_way and each.pids()]
+        if not busy and len(idle) == len(self._processes):
+            del idle[:1]  # for the next chunk
         for process in idle:
             process.kill(MEMORY)
             self._drop(process)
-        busy = [each for each in self._processes if each.under_way and each.end is None]
-        if not idle and busy:
-            max(busy, key=lambda each: sum(map(resident, each.pids()))).kill(MEMORY)
-        return bool(idle or busy)
+        at_work = [each for each in self._processes if each.under_way and each.end is None]
+        if busy and at_work and not idle:
+            max(at_work, key=lambda each: sum(map(resident, each.pids()))).kill(MEMORY)
 
     def stop(self) -> None:
         self._is_stopped = True

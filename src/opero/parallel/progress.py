@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import time
 from contextlib import suppress
@@ -35,8 +34,8 @@ class Progress:
         done: items that are finished: succeeded, failed, or answered by the cache or a journal.
         total: all items, or None where that is not known.
         failures: items that have failed.
-        retries: further attempts so far.
-        cache_hits: items that the cache has answered.
+        retries: further attempts of the function since the map began.
+        cache_hits: calls of it that the cache has answered since then.
         seconds: since the map began.
     """
 
@@ -62,12 +61,18 @@ class Progress:
 
     def __str__(self) -> str:
         told = f"{self.name}: {self.done:,}"
-        told += f" of {self.total:,} items, {100 * self.done // max(self.total, 1)}%" if self.total else " items"
-        told += f", {self.rate:.3g}/s"
+        told += f" of {self.total:,} items, {100 * self.done // self.total}%" if self.total else " items"
+        told += f", {self.rate:,.0f}/s" if self.rate >= 100 else f", {self.rate:.3g}/s"
         if self.remaining is not None and self.done < (self.total or 0):
-            told += f", {self.remaining:.0f} s left"
+            told += f", {_rough(self.remaining)} left"
         counts = {"failures": self.failures, "retries": self.retries, "cache hits": self.cache_hits}
         return told + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+
+
+def _rough(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Display:
@@ -89,35 +94,25 @@ class Display:
         total: int | None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name = name
+        self._name = "".join(each if each.isprintable() else " " for each in name)  # it must not break a line
         self._total = total
         self._now = now
         self._began = self._told = now()
         self._callback = wanted if callable(wanted) else None
         self._bar: Any = None
         self._lines: float | None = None
-        self._last: Progress | None = None
         if wanted is not False and self._callback is None:
-            self._open_bar(wanted is True)
+            self._bar = _bar(self._name, total, delay=0.0 if wanted is True else QUICK)
+            if self._bar is None and wanted is True and sys.stderr is not None:
+                self._lines = self._began
         self.is_wanted = self._callback is not None or self._bar is not None or self._lines is not None
 
-    def _open_bar(self, always: bool) -> None:  # the one thing it is about
-        notebook = _is_notebook()
-        if notebook or _is_terminal():
-            delay = 0.0 if always else QUICK
-            with suppress(Exception):  # a stream that is closed meanwhile, a notebook without its widgets
-                kind = _bar_class(notebook=notebook)
-                self._bar = kind(
-                    total=self._total,
-                    desc=self._name,
-                    unit=" items",
-                    delay=delay,
-                    mininterval=0,
-                    leave=always,
-                    **({} if notebook else {"file": sys.stderr, "dynamic_ncols": True}),
-                )
-        elif always and sys.stderr is not None:
-            self._lines = self._began
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which there is something to show though nothing has finished; None: there is not."""
+        if self._bar is not None:
+            return QUICK
+        return None if self._lines is None else BETWEEN_LINES
 
     def is_due(self) -> bool:
         """Whether there is somebody to tell, and it is time."""
@@ -129,7 +124,6 @@ class Display:
         """Tell how far it has come."""
         self._told = self._now()
         progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._told - self._began)
-        self._last = progress
         if self._bar is not None:
             self._draw(progress)
         if self._lines is not None and self._told - self._lines >= BETWEEN_LINES:
@@ -141,14 +135,16 @@ class Display:
             except Exception:  # noqa: BLE001  # a user's own
                 logger.exception("the progress callback of %s failed, and is not called again", self._name)
                 self._callback = None
-        emit_quietly("map_progress", self._name, str(progress), progress=progress)
+        if has_handlers("map_progress"):
+            emit_quietly("map_progress", self._name, str(progress), progress=progress)
 
     def _draw(self, progress: Progress) -> None:
         counts = {"failures": progress.failures, "retries": progress.retries, "hits": progress.cache_hits}
         try:
             self._bar.set_postfix({what: count for what, count in counts.items() if count}, refresh=False)
             self._bar.update(progress.done - self._bar.n)
-        except Exception:  # noqa: BLE001  # its stream has gone
+        except Exception:  # noqa: BLE001  # such as widgets that have gone
+            self._bar.disable = True  # so that it does not try to draw its end
             self._bar = None
 
     def _write(self, progress: Progress) -> None:
@@ -168,19 +164,51 @@ class Display:
                 self._bar.close()
 
 
-def _is_terminal() -> bool:
+class _Stream:
+    """What a bar is drawn to: it may fail or go away, which nobody has to know."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(Exception):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _bar(name: str, total: int | None, *, delay: float) -> Any:
+    """A bar, where one can be drawn: tqdm's, of widgets in a notebook that has them, else of text; None elsewhere."""
+    stream: Any = sys.stderr
+    is_notebook = type(stream).__module__.partition(".")[0] == "ipykernel"
+    if not (is_notebook or _is_terminal(stream)):
+        return None
+    options: dict[str, Any] = {"total": total, "desc": name, "unit": " items", "delay": delay, "leave": not delay}
+    # It is told when to draw, and does so each time: no thread of its own has to look after that.
+    options.update(mininterval=0, miniters=0)
+    if is_notebook:
+        with suppress(Exception):  # a notebook without its widgets
+            module = importlib.import_module("tqdm.notebook")
+            if module.IProgress is not None:
+                return _silent(module.tqdm)(**options)
+    with suppress(Exception):  # a stream that is closed meanwhile
+        return _silent(importlib.import_module("tqdm.std").tqdm)(
+            file=_Stream(stream), dynamic_ncols=not is_notebook, **options
+        )
+    return None
+
+
+def _silent(kind: Any) -> Any:
+    return type("Bar", (kind,), {"monitor_interval": 0})
+
+
+def _is_terminal(stream: Any) -> bool:
     try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it is closed
+        return bool(stream.isatty())
+    except Exception:  # noqa: BLE001  # it is closed, None, or no stream at all
         return False
-
-
-def _is_notebook() -> bool:
-    """Whether this runs in a notebook that can show a bar."""
-    if "ipykernel" not in sys.modules:
-        return False
-    return importlib.util.find_spec("ipywidgets") is not None
-
-
-def _bar_class(*, notebook: bool) -> Any:
-    return importlib.import_module("tqdm.notebook" if notebook else "tqdm.std").tqdm

@@ -22,7 +22,7 @@ from opero.parallel.memory import LOOK as MEMORY_LOOK
 from opero.parallel.memory import MemoryGuard
 from opero.parallel.progress import Display, Progress
 from opero.parallel.source import Source
-from opero.parallel.tuning import Cost
+from opero.parallel.tuning import PROCESSES, Cost
 from opero.parallel.window import Window
 from opero.parallel.work import Rest, Work
 from opero.policies.policy import Policy
@@ -68,7 +68,7 @@ def worker_count(workers: int | str, mode: str) -> int:
     cores = cpu_limit()
     if mode == "async":
         return 100
-    if mode in ("process", "async_process"):
+    if mode in PROCESSES:
         return workers_that_fit(max(1, cores - 1) if mode == "process" else cores)
     return min(32, cores + 4)
 
@@ -247,11 +247,13 @@ class Run:
         finally:
             try:
                 display.close(*self._progress())
-                await window.workers.close()
-                await source.close()
-            finally:
-                if self.journal is not None:
-                    await host.offload(self.journal.close)
+            finally:  # whatever interrupts a drawing
+                try:
+                    await window.workers.close()
+                    await source.close()
+                finally:
+                    if self.journal is not None:
+                        await host.offload(self.journal.close)
 
     async def _settled(self, host: Host, stage: Stage) -> None:
         if stage.is_blocking:
@@ -286,12 +288,17 @@ class Run:
 
     def _recall(self) -> None:
         """Use what is known of the function from `tune`, or from an earlier map."""
-        tuning, cost = self.binding.tuning, self.mapper.cost
+        tuning, cost, left = self.binding.tuning, self.mapper.cost, self.source.left
         if self.policy.executor is not None:
             return
-        if tuning is not None and self.policy.mode == "auto":
+        if tuning is not None and self.policy.mode in ("auto", tuning.mode):
+            is_auto = self.policy.mode == "auto"
+            if is_auto and tuning.mode in PROCESSES and left is not None and tuning.seconds * left <= WORTH_PROCESSES:
+                self.mode = "async" if self.binding.is_async else "thread"
+                return
             self.mode = "thread" if tuning.mode == "sequential" else tuning.mode
-            self.workers = tuning.workers if self.policy.workers == "auto" else self.policy.workers
+            if self.policy.workers == "auto":
+                self.workers = tuning.workers
         elif self.mode == "auto" and cost is not None:
             self.mode = self._suitable_mode(cost)
 
@@ -314,16 +321,18 @@ class Run:
     def _watch(self, display: Display) -> None:
         """Have the window look at what may end the map, or change its mode, and tell how far it has come."""
         checks: list[Callable[[], None]] = []
+        self.window.patience = display.patience
         if self._samples:
             self.is_sampling = True
             checks.append(self._choose)
         if self.policy.deadline is not None:
             self.ends_at = self.binding.clock.monotonic() + self.policy.deadline
-            self.window.patience = min(self.policy.deadline, LOOK)
+            self.window.patience = min(self.policy.deadline, LOOK, self.window.patience or LOOK)
             checks.append(self._end_in_time)
 
         if self.policy.max_memory is not None:
             self.guard = MemoryGuard(self.policy.max_memory, self.window, self.binding.name)
+            self._keep_in_memory()
             self.window.patience = min(self.window.patience or MEMORY_LOOK, MEMORY_LOOK)
             checks.append(self._keep_in_memory)
 
@@ -358,10 +367,12 @@ class Run:
     def _batch_size(self) -> int:
         if self.policy.batch_size is not None:
             return self.policy.batch_size
-        left = self.source.left
+        left, tuning = self.source.left, self.binding.tuning
+        workers = worker_count(self.workers, self.mode)
+        if tuning is not None and tuning.batch_size is not None:
+            return tuning.batch_size if left is None else max(1, min(tuning.batch_size, -(-left // workers)))
         if left is None:
             return USUAL_BATCH
-        workers = worker_count(self.workers, self.mode)
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_A_WORKER))))
 
     async def _first_workers(self, host: Host, first: list[Any]) -> Workers:
@@ -384,7 +395,7 @@ class Run:
         count = worker_count(self.workers, mode)
         if self.source.left is not None:
             count = max(1, min(count, self.source.left))
-        in_processes = mode in ("process", "async_process", "dask", "ray")
+        in_processes = mode in PROCESSES or mode in ("dask", "ray")
         if in_processes and not self._is_nested:  # a map within a worker makes no processes of its own
             from opero.parallel.processes import ProcessWorkers
 
@@ -483,7 +494,7 @@ class Run:
 
     def _choose(self) -> None:
         """End the sample in the caller's thread, and choose the mode by whether it computed or waited."""
-        if not self.is_sampling:
+        if not self.is_sampling or self.window.under_way:
             return
         sample: Any = self.window.workers
         if sample.done < SAMPLE_ITEMS * (self.batch_size or 1) and sample.seconds < SAMPLE_SECONDS:
@@ -492,7 +503,7 @@ class Run:
         if sample.done:
             self.mapper.cost = Cost(sample.seconds / sample.done, sample.computed / sample.done)
         self.mode = self._suitable_mode(self.mapper.cost or Cost(0, 0))
-        if not self.source.is_exhausted or self.window.waiting:
+        if not self.window.is_over:
             self.window.workers = self._suitable_workers(self.source.first())
 
     def _suitable_mode(self, cost: Cost) -> str:
@@ -505,10 +516,11 @@ class Run:
         try:
             return self._workers(self.mode, first)
         except ConfigError as error:
-            if self.mode != "process" or self.policy.mode != "auto":
+            if self.mode not in PROCESSES or self.policy.mode != "auto":
                 raise
             logger.info("%s would be mapped in processes, but: %s", self.binding.name, error)
-            self.mode = "thread"
+            self.mode = "async" if self.binding.is_async else "thread"
+            self.workers = self.policy.workers
             return self._workers(self.mode, first)
 
     # Failures

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Source"]
 
+AT_HAND = (list, tuple, range, str, set, frozenset, dict)
+"""What is read without waiting for anything."""
 PATIENCE = 0.02
 """Seconds after which a read ends with what has come, where a source is slow."""
 
@@ -40,7 +42,7 @@ class Source:
         self.error: Exception | None = None
         self._has_ended = False
         self.is_slow = False
-        self.is_counted = isinstance(items, Sized)
+        self._is_at_hand = isinstance(items, AT_HAND)
         self._left = len(items) if isinstance(items, Sized) else None
         self._items = items
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
@@ -94,24 +96,23 @@ class Source:
 
     def _take(self, most: int) -> list[Any]:
         items: list[Any] = []
+        now = time.monotonic
+        until = now() + PATIENCE
+        is_cut_short = False
         try:
             if self._iterator is None:
                 self._iterator = iter(self._items)
             iterator: Any = self._iterator
-            if self.is_counted:
+            if self._is_at_hand:
                 items.extend(islice(iterator, most))
             else:
-                now = time.monotonic
-                until = now() + PATIENCE
-                self.is_slow = False
                 for item in iterator:
                     items.append(item)
-                    if len(items) >= most:
+                    if len(items) >= most or now() > until:
+                        is_cut_short = True
                         break
-                    if now() > until:
-                        self.is_slow = True
-                        return items
-            self._has_ended = len(items) < most
+                self.is_slow = now() > until
+            self._has_ended = len(items) < most and not is_cut_short
         except Exception as error:  # noqa: BLE001  # raised when what came before it is done
             self.error = error
             self._has_ended = True

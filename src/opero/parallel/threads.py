@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from opero.parallel.blocks import Report
+from opero.parallel.machine import queued
 from opero.parallel.work import STOP
 from opero.parallel.workers import AHEAD, Workers
 
@@ -123,7 +124,8 @@ class InlineWorkers(Workers):
         inbox: where the reports go.
 
     Attributes:
-        seconds, computed: how long the chunks have taken, and how much of that the thread has computed.
+        seconds, computed: how long the chunks have taken, but for waits for a processor that others used, and how much
+            of that the thread has computed.
         done: how many items they had.
     """
 
@@ -139,13 +141,13 @@ class InlineWorkers(Workers):
         self._report = Report([])
 
     def submit(self, chunk: Chunk) -> None:
-        computed, context = time.thread_time(), self._context.copy()
+        computed, waited, context = time.thread_time(), queued(), self._context.copy()
         report = self._report = Report([])
         self._chunk = chunk
         context.run(self._work.run, chunk.items, self._control, report, keep_going=chunk.keep_going)
         self._chunk = None
         self.computed += time.thread_time() - computed
-        self.seconds += report.seconds
+        self.seconds += max(0.0, report.seconds - (queued() - waited))
         self.done += len(report.values)
         self._inbox.put((chunk, report))
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
-import types
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from opero.errors import ConfigError, MapError
+from opero.errors import ConfigError, Failure, MapError
+from opero.executors.call import run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
-from opero.parallel.machine import cpu_limit
+from opero.parallel.machine import cpu_limit, queued
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Cost", "Measurement", "Tuning", "tune"]
+    from opero.binding import Binding
+
+__all__ = ["PROCESSES", "Cost", "Measurement", "Tuning", "tune"]
 
 CPU_BOUND, IO_BOUND = 0.8, 0.2
 """Parts of its time that a function computes, from which on and up to which it counts as the one or the other."""
@@ -27,7 +31,15 @@ THREADS = (2, 4, 8, 16, 32, 64)
 TASKS = (10, 30, 100, 300)
 BATCHES = (1, 10, 100, 1000)
 MODES: dict[str, tuple[str, ...]] = {"sync": ("thread", "process"), "async": ("async", "async_process")}
+PROCESSES = ("process", "async_process")
+USUAL = {"thread": 32, "async": 100}
+"""How many at a time are recommended where there was no time to try."""
 MOST_ITEMS = 5000
+"""Items that are taken of a sample."""
+MOST_CALLS = 50_000
+"""Calls of one measurement."""
+PARTS = 10
+"""A measurement takes this part of the time that there is, where a call does not take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,8 @@ class Measurement:
         mode: "sequential" or a mode of `ParallelPolicy`.
         workers: items at a time.
         rate: items a second.
-        cpu: seconds of computing in this process for a second of time.
+        cpu: seconds of computing in this process for a second of time; of "sequential", waits for a processor that
+            others use do not count.
         batch_size: items a call, where calls get lists.
     """
 
@@ -74,10 +87,11 @@ class Tuning:
     Attributes:
         function: its name.
         bound_by: what its time goes into: "cpu", "io" or "both".
-        mode: the mode to use; "sequential": nothing is faster than one after the other.
+        mode: the mode to use; "sequential": nothing is faster than one after the other (of an async function: "async").
         workers: how many.
         batch_size: items a call, where calls get lists; else None.
-        gain: how many times faster that is than one item after the other.
+        gain: how many times as fast that is as one item after the other; where there was no time to measure it, what
+            can be expected.
         seconds: of time, for an item.
         measurements: all that was measured.
     """
@@ -120,78 +134,113 @@ class Tuning:
 def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: float = 3.0, **kwargs: Any) -> Tuning:
     """Find out how a function is best mapped, by running it on a sample of its items, again and again.
 
-    A function that waits is told from one that computes by its CPU time. Its cache, its limits and its breaker, if it
-    has a policy, stay out of it. Maps of a bound function with `mode="auto"` and `workers="auto"` use the result.
+    A function that waits is told from one that computes by its CPU time. If it has a policy, only the function itself
+    is run: its cache, its retries, its limits and its breaker stay out of it. Maps of a bound function with
+    `mode="auto"`, or with the mode that has been found best and `workers="auto"`, use the result.
 
     Args:
         func: the function, bound or not; an async one is run in an event loop of its own.
         sample: some of its items, as different as they are; items may be used several times.
         args, kwargs: further arguments of every call.
-        seconds: about how long that may take in all. Default 3.
+        seconds: about how long that may take in all. What there is no time for is estimated. Default 3.
 
     Raises:
         ValueError: the sample is empty.
+        TypeError: there is no function of items here, or the sample is no iterable of them.
+        ConfigError: it is a generator function.
         MapError: an item of the sample failed.
         RuntimeError: of an async function, where an event loop is running: use a thread (`asyncio.to_thread`).
     """
+    tuner = _Tuner(func, args, kwargs, seconds)
+    if isinstance(sample, str | bytes | bytearray) or not isinstance(sample, Iterable):
+        raise TypeError(f"tune: the sample of {tuner.name} is {sample!r:.60}; pass a list of some of its items")
     items = list(itertools.islice(sample, MOST_ITEMS))
-    binding = getattr(func, "binding", None)
-    function = binding.function if binding is not None else func
-    if binding is not None and binding.is_method and getattr(func, "__self__", None) is not None:
-        function = types.MethodType(function, func.__self__)  # type: ignore[attr-defined]
     if not items:
-        raise ValueError(
-            f"tune: the sample for {getattr(function, '__qualname__', function)} is empty; pass some items"
-        )
-    tuning = _Tuner(function, items, args, kwargs, seconds).tune()
-    if binding is not None:
-        binding.tuning = tuning
+        raise ValueError(f"tune: the sample for {tuner.name} is empty; pass some items")
+    tuning = tuner.tune(items)
+    if tuner.binding is not None:
+        tuner.binding.tuning = tuning
     logger.info("%s", tuning)
     return tuning
 
 
-class _Tuner:
-    def __init__(
-        self, function: Any, items: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float
-    ) -> None:
-        from opero.functions import kind_of, short_name
+def _nothing(_: int) -> None:
+    """Runs in worker processes until they are there."""
 
-        self.function = function
-        self.name = short_name(function)
-        self.kind = kind_of(function)
+
+class _Tuner:
+    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+        from opero.functions import kind_of, short_name
+        from opero.policies.parallel import ParallelPolicy
+
+        if not callable(func):
+            raise TypeError(f"tune: {func!r:.60} is not callable; pass the function, and a sample of its items")
+        if seconds <= 0:
+            raise ValueError(f"tune: seconds={seconds:g} leaves no time to measure anything; pass more than 0")
+        self.binding: Binding | None = getattr(func, "binding", None)
+        self.function = func if self.binding is None else self.binding.function
+        self.name = short_name(self.function)
+        self.kind = kind_of(self.function)
         if self.kind not in MODES:
-            raise ConfigError(f"{self.name} is a generator function and cannot be mapped")
-        self.items = items
+            raise ConfigError(
+                f"{self.name} is a generator function and cannot be mapped: tune a function that returns a value"
+            )
+        self.before: tuple[Any, ...] = ()
+        self.policy = ParallelPolicy()
+        if self.binding is not None:
+            self.policy = self.binding.policy.parallel or self.policy
+            if self.binding.is_method:
+                if not hasattr(func, "__self__"):
+                    raise TypeError(
+                        f"tune: {self.name} is a method and takes an instance first; tune it of one: "
+                        f"tune(instance.{self.function.__name__}, sample)"
+                    )
+                self.before = (func.__self__,)
+        if self.kind == "async" and _is_loop_running():
+            raise RuntimeError(
+                f"tune: {self.name} is async and would be run in an event loop of its own, but one is running here; "
+                "use await asyncio.to_thread(opero.tune, ...)"
+            )
         self.args = args
         self.kwargs = kwargs
         self.budget = seconds
-        self.in_batches = BatchRule(function, 0, None).applies(items[0])
+        self.ends = time.perf_counter() + seconds
+        self.items: list[Any] = []
+        self.in_batches = False
         self.batch_size: int | None = None
         self.measurements: list[Measurement] = []
         self.each = 0.0
+        self.share = 0.0
+        self.runner: Any = None
 
-    def tune(self) -> Tuning:
-        first = self._sequential()
-        self.each = 1 / first.rate
-        plain = first
+    def tune(self, items: list[Any]) -> Tuning:
+        self.items = items
+        self.in_batches = BatchRule(self.function, len(self.before), self.policy.batch).applies(items[0])
+        if self.kind == "sync":
+            return self._tune()
+        with asyncio.Runner() as self.runner:
+            return self._tune()
+
+    def _tune(self) -> Tuning:
+        plain = self._sequential()
         if self.in_batches:
-            plain = self._batches(first)
+            plain = self._batches(plain)
+        waits, computes = self.share <= IO_BOUND, self.share >= CPU_BOUND
+        here, beside = MODES[self.kind]
         tried = [plain]
-        if self.kind == "async":
-            tried += self._rising("async", TASKS)
-            tried += self._maybe("async_process", cpu_limit()) if plain.cpu > IO_BOUND else []
-        else:
-            tried += self._rising("thread", THREADS if plain.cpu < CPU_BOUND else (cpu_limit(),))
-            tried += self._maybe("process", cpu_limit()) if plain.cpu > IO_BOUND else []
+        can_travel = not waits and cpu_limit() > 1 and self._can_travel()
+        if can_travel:
+            tried += self._measured(beside, (cpu_limit(),))
+        tried += self._measured(here, self._counts())
+        if len(tried) == 1 and not (computes and not can_travel):
+            tried.append(self._estimate(beside if computes else here))
         best = max(tried, key=lambda each: each.rate)
-        chosen = next(
-            each for each in sorted(tried, key=lambda each: each.workers) if each.rate >= GOOD_ENOUGH * best.rate
-        )
-        cpu = plain.cpu
+        tried.sort(key=lambda each: (each.workers, each.mode in PROCESSES))  # so that nothing has to be sent, if it can
+        chosen = next(each for each in tried if each.rate >= GOOD_ENOUGH * best.rate)
         return Tuning(
             function=self.name,
-            bound_by="cpu" if cpu >= CPU_BOUND else "io" if cpu <= IO_BOUND else "both",
-            mode=chosen.mode,
+            bound_by="cpu" if computes else "io" if waits else "both",
+            mode="async" if chosen is plain and self.kind == "async" else chosen.mode,
             workers=chosen.workers,
             batch_size=self.batch_size,
             gain=chosen.rate / plain.rate,
@@ -199,118 +248,158 @@ class _Tuner:
             measurements=tuple(self.measurements),
         )
 
-    def _batches(self, first: Measurement) -> Measurement:
-        """The best size of a batch, one after the other."""
-        best = first
-        for size in BATCHES[1:]:
+    # What to measure
+
+    def _counts(self) -> list[int]:
+        """How many threads or tasks to try: beyond what the processors can serve, more are no faster."""
+        processors = cpu_limit() if self.kind == "sync" else 1
+        most = processors / self.share if self.share else math.inf
+        if self.share >= CPU_BOUND:
+            return [processors] if processors > 1 else []
+        counts = THREADS if self.kind == "sync" else TASKS
+        return [count for place, count in enumerate(counts) if not place or counts[place - 1] < most]
+
+    def _batches(self, best: Measurement) -> Measurement:
+        """The best size of a batch, one after the other. None is larger than the sample: no item is in it twice."""
+        for size in dict.fromkeys(min(size, len(self.items)) for size in BATCHES[1:]):
+            if size * self.each > self._left / 2:
+                break
             self.batch_size = size
             measured = self._sequential()
             if measured.rate < best.rate / GOOD_ENOUGH:
                 break
             best = measured
-            if size >= len(self.items):
-                break
         self.batch_size = best.batch_size
-        self.each = 1 / best.rate
+        self.each, self.share = 1 / best.rate, best.cpu
         return best
 
-    def _rising(self, mode: str, counts: Sequence[int]) -> list[Measurement]:
-        """More and more workers, as long as that helps."""
+    def _measured(self, mode: str, counts: Sequence[int]) -> list[Measurement]:
+        """More and more workers, as long as that helps; fewer steps, where there is little time."""
+        step = max(self.budget / PARTS, self._lasts(mode, max(counts, default=1), 1))
+        most = int(self._left / step)
+        if most < len(counts):
+            counts = sorted({counts[-1 - place * len(counts) // most] for place in range(most)})
         measured: list[Measurement] = []
         for count in counts:
+            if self._lasts(mode, count, 1) > self._left:
+                break
             measured.append(self._map(mode, count))
-            if len(measured) > 1 and measured[-1].rate < measured[-2].rate / GOOD_ENOUGH:
+            enough = GOOD_ENOUGH * max(each.rate for each in measured)
+            if all(each.rate < enough for each in measured[-2:]):  # one may be slow by chance
                 break
         return measured
 
-    def _maybe(self, mode: str, count: int) -> list[Measurement]:
-        """In processes, where the function can be sent there."""
+    def _lasts(self, mode: str, workers: int, rounds: float) -> float:
+        """Seconds that so many calls for each worker take, if threads compute one after the other."""
+        processors = cpu_limit() if mode in PROCESSES else 1
+        unit = self.each * (self.batch_size or 1)
+        return rounds * max(unit, workers * unit * self.share / processors)
+
+    def _estimate(self, mode: str) -> Measurement:
+        """What can be expected where there was no time to measure it."""
+        workers = cpu_limit() if mode in PROCESSES else USUAL[mode]
+        most = cpu_limit() / self.share if self.share else math.inf
+        return Measurement(mode, workers, min(workers, most) / self.each, self.share, self.batch_size)
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self.ends - time.perf_counter())
+
+    # Measuring
+
+    def _can_travel(self) -> bool:
+        """Whether the function can be sent to processes."""
+        from opero.parallel.wire import pickled, reference
+
         try:
-            self._bound(mode, count).map(self.items[:1], *self.args, **self.kwargs) if self.kind == "sync" else None
-            return [self._map(mode, count)]
+            pickled(reference(self.function), self.name)
+            pickled((self.before, self.args, self.kwargs), f"the arguments of {self.name}")
+            pickled(self.items[0], f"the first item of {self.name}")
         except ConfigError as error:
-            logger.info("%s is not tuned in mode %s: %s", self.name, mode, error)
-            return []
-
-    def _bound(self, mode: str, count: int) -> Any:
-        from opero.policies.parallel import ParallelPolicy
-        from opero.policies.policy import Policy
-
-        parallel = ParallelPolicy(
-            mode=mode,  # type: ignore[arg-type]
-            workers=count,
-            progress=False,
-            batch=self.in_batches,
-            batch_size=(self.batch_size or 1) if self.in_batches else None,
-        )
-        return Policy(parallel=parallel).apply(self.function)
-
-    def _items(self, workers: int) -> list[Any]:
-        """So many items as take a part of the time that there is."""
-        count = int(self.budget / 10 / self.each * workers) if self.each else len(self.items)
-        count = max(2 * workers * (self.batch_size or 1), min(count, MOST_ITEMS))
-        return list(itertools.islice(itertools.cycle(self.items), count))
+            logger.info("%s is not tuned in processes: %s", self.name, error)
+            return False
+        return True
 
     def _map(self, mode: str, count: int) -> Measurement:
-        bound, items = self._bound(mode, count), self._items(count)
-        if mode in ("process", "async_process"):
-            self._run(bound, items[: 2 * count])  # until the workers are there
+        if mode in PROCESSES:
+            self._start_processes(mode, count)
+        bound = self._bound(self.function, mode, count)
+        rounds = self.budget / PARTS / max(self._lasts(mode, count, 1), 1e-9)
+        calls = max(count, min(int(rounds * count), MOST_CALLS))
+        items = list(itertools.islice(itertools.cycle(self.items), calls * (self.batch_size or 1)))
         started, computed = time.perf_counter(), time.process_time()
         self._run(bound, items)
         seconds, computed = time.perf_counter() - started, time.process_time() - computed
         return self._note(Measurement(mode, count, len(items) / seconds, computed / seconds, self.batch_size))
 
-    def _run(self, bound: Any, items: list[Any]) -> None:
-        if self.kind == "async":
-            asyncio.run(bound.map(items, *self.args, **self.kwargs))
+    def _start_processes(self, mode: str, count: int) -> None:
+        """Have the workers there; with the function, where that takes no time."""
+        if self._lasts(mode, count, 2) < self.budget / PARTS:
+            items = itertools.islice(itertools.cycle(self.items), 2 * count * (self.batch_size or 1))
+            self._run(self._bound(self.function, mode, count), list(items))
         else:
-            bound.map(items, *self.args, **self.kwargs)
+            self._bound(_nothing, "process", count, plain=True).map(range(2 * count))
+
+    def _bound(self, function: Any, mode: str, count: int, *, plain: bool = False) -> Any:
+        from opero.policies.parallel import ParallelPolicy
+        from opero.policies.policy import Policy
+
+        ways: dict[str, Any] = {"mode": mode, "workers": count, "progress": False}
+        if not plain:
+            ways["batch"] = self.in_batches
+            ways["batch_size"] = self.batch_size
+            ways["initializer"] = self.policy.initializer
+            ways["concurrency"] = self.policy.concurrency
+        return Policy(parallel=ParallelPolicy(**ways)).apply(function)
+
+    def _run(self, bound: Any, items: list[Any]) -> None:
+        found = bound.map(*self.before, items, *self.args, **self.kwargs)
+        if self.runner is not None:
+            self.runner.run(found)
 
     def _note(self, measurement: Measurement) -> Measurement:
         self.measurements.append(measurement)
         return measurement
 
     def _sequential(self) -> Measurement:
-        """One item after the other, for a tenth of the time that there is, and one at least."""
-        size = (self.batch_size or 1) if self.in_batches else None
-        self.batch_size = size
-        if self.kind == "async":
-            done, seconds, computed = asyncio.run(self._sequential_async(size))
-        else:
-            done, started, cpu = 0, time.perf_counter(), time.process_time()
-            for argument in self._arguments(size):
-                self._call(argument)
-                done += size or 1
-                if time.perf_counter() - started > self.budget / 10:
-                    break
-            seconds, computed = time.perf_counter() - started, time.process_time() - cpu
-        return self._note(Measurement("sequential", 1, done / seconds, min(1.0, computed / seconds), size))
+        """One call after the other, for a part of the time that there is. The first, if short, is only to warm up."""
+        self.batch_size = (self.batch_size or 1) if self.in_batches else None
+        coroutine = self._calls(time.perf_counter, time.thread_time)
+        done, seconds, computed, waited = run_blocking(coroutine) if self.runner is None else self.runner.run(coroutine)
+        seconds = max(seconds, 1e-9)
+        self.each = seconds / done
+        self.share = min(1.0, computed / max(seconds - waited, 1e-9))
+        return self._note(Measurement("sequential", 1, done / seconds, self.share, self.batch_size))
 
-    async def _sequential_async(self, size: int | None) -> tuple[int, float, float]:
-        done, started, cpu = 0, time.perf_counter(), time.process_time()
-        for argument in self._arguments(size):
+    async def _calls(self, now: Callable[[], float], cpu: Callable[[], float]) -> tuple[int, float, float, float]:
+        """Items done, and the seconds that they took: of time, of computing, and of waiting for a processor."""
+        size, most = self.batch_size, self.budget / PARTS
+        indices = itertools.cycle(range(0, len(self.items), size or 1))
+        done, started, computed, waited = 0, now(), cpu(), queued()
+        for place, index in enumerate(itertools.islice(indices, MOST_CALLS)):
+            argument = self.items[index] if size is None else self.items[index : index + size]
             try:
-                await self.function(argument, *self.args, **self.kwargs)
+                found = self.function(*self.before, argument, *self.args, **self.kwargs)
+                if self.runner is not None:
+                    await found
             except Exception as error:
-                raise self._failed(argument, error) from error
-            done += size or 1
-            if time.perf_counter() - started > self.budget / 10:
+                failure = Failure(index, argument, error)
+                raise MapError(
+                    f"tune: {self.name} failed with item {index} of the sample: {type(error).__name__}: {error}",
+                    {},
+                    [failure],
+                ) from error
+            done += 1 if size is None else len(argument)
+            if now() - started > most:
                 break
-        return done, time.perf_counter() - started, time.process_time() - cpu
+            if not place:
+                done, started, computed, waited = 0, now(), cpu(), queued()
+        return done, now() - started, cpu() - computed, queued() - waited
 
-    def _call(self, argument: Any) -> None:
-        try:
-            self.function(argument, *self.args, **self.kwargs)
-        except Exception as error:
-            raise self._failed(argument, error) from error
 
-    def _failed(self, argument: Any, error: Exception) -> MapError:
-        from opero.errors import Failure
-
-        return MapError(f"tune: {self.name} failed with an item of the sample", {}, [Failure(0, argument, error)])
-
-    def _arguments(self, size: int | None) -> Iterable[Any]:
-        items = itertools.cycle(self.items)
-        if size is None:
-            return itertools.islice(items, max(len(self.items), MOST_ITEMS))
-        return iter(lambda: list(itertools.islice(items, size)), [])
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -83,6 +83,7 @@ class Window:
         pieces: what is ready to be handed out.
         is_stopped: nothing more is begun.
         most_chunks: chunks that may be under way, where that is fewer than the workers' slots.
+        most_in_chunk: items that a chunk may hold, where that is fewer than suit their speed.
         patience: seconds after which to `watch`, though nothing has come; None: never.
         watch: is called between reports.
     """
@@ -121,6 +122,7 @@ class Window:
         self.failed = 0
         self.is_stopped = False
         self.most_chunks: int | None = None
+        self.most_in_chunk: int | None = None
         self.patience: float | None = None
         self.watch: Callable[[], None] = lambda: None
         self._read = 0
@@ -144,7 +146,9 @@ class Window:
 
         By asking, whoever reads tells that all he was given before is consumed.
         """
-        self._consume()
+        if self._handed:
+            self._consume()
+            self.watch()  # whoever reads may have been away for long
         while True:
             if not self.pieces or not self.source.is_slow:
                 await self._fill()
@@ -196,6 +200,10 @@ class Window:
             self.under_way.add(chunk)
             self._items_under_way += len(chunk.items)
             self.workers.submit(chunk)
+            if self.source.is_slow:  # what has come meanwhile does not wait for the next item
+                if self.pieces or self.inbox.has_some:
+                    return
+                self.watch()
 
     async def _next_chunk(self) -> Chunk | None:
         """The next items that need a call; None where there are none now."""
@@ -205,7 +213,7 @@ class Window:
             if room <= 0 or self.source.is_exhausted or not self.source.has_arrived:
                 break
             wanted = min(room, size)
-            if self.stages:  # where most are answered, more are read
+            if self.stages and self.most_chunks is None:  # where most are answered, more are read
                 wanted = min(room, max(size, int((size - len(self._missing)) / max(1 - self._answered, 1e-3))), STOCK)
             indices, items = self.source.read(wanted)
             if not items:
@@ -217,6 +225,9 @@ class Window:
             if not self.stages:
                 return self._chunk(Chunk(items, block))
             await self._ask_stages(block)
+            self.watch()  # where a stage answers all, there is nobody else to wait for
+            if self.is_stopped:
+                return None
         if not self._missing:
             return None
         if self.stages and len(self._missing) < size and not self.source.is_exhausted and self.under_way:
@@ -276,11 +287,24 @@ class Window:
     @property
     def _room(self) -> int:
         """How many items may be read."""
+        workers, few = self.workers, self.most_chunks
         if self.keeps:
-            return STOCK
-        workers = self.workers
-        most = self.size or (workers.most_items or self._suitable_size() * workers.slots) * READ_AHEAD
+            return STOCK if few is None else self._whole(self._suitable_size()) * max(1, few)
+        if few is None:
+            most = self.size or (workers.most_items or self._suitable_size() * workers.slots) * READ_AHEAD
+        else:
+            most = self._suitable_size() * max(1, few)
         return max(most, self.grain) - (self._read - self._consumed)
+
+    @property
+    def most_held(self) -> int:
+        """How many chunks may be read and not consumed."""
+        return self.workers.slots * (1 if self.keeps else READ_AHEAD)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is something to hand out."""
+        return bool(self.pieces) and not self.keeps
 
     def _suitable_size(self) -> int:
         """Items in the next chunk."""
@@ -290,6 +314,8 @@ class Window:
             size = min(size, left // slots + 1)
         if self.size is not None:
             size = min(size, self.size // slots)
+        if self.most_in_chunk is not None:
+            size = min(size, self.most_in_chunk)
         return max(1, size)
 
     def _whole(self, size: int) -> int:
@@ -403,10 +429,10 @@ class Window:
             self._consumed += piece.size
         self._handed = []
 
-    def shrink(self) -> None:
-        """Have fewer items in the next chunks."""
-        self._chunk_size = max(1, self._chunk_size // 2)
-        self._rates.clear()
+    def shrink(self) -> int:
+        """Have half as many items in the next chunks at most, and tell how many."""
+        self.most_in_chunk = max(1, min(self._chunk_size, self.most_in_chunk or MOST) // 2)
+        return self.most_in_chunk
 
     def stop(self) -> None:
         """Begin nothing more, and finish what runs."""

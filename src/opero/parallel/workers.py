@@ -32,6 +32,11 @@ class Workers:
     concurrency: int = 1
     patience: float | None = None
 
+    @property
+    def at_once(self) -> int:
+        """How many chunks run at a time."""
+        return max(1, self.slots // AHEAD)
+
     def submit(self, chunk: Chunk) -> None:
         raise NotImplementedError
 
@@ -49,9 +54,8 @@ class Workers:
         """The processes of this machine that they have."""
         return []
 
-    def relieve(self) -> bool:
-        """Free memory, if need be by ending what holds most of it; whether that can help."""
-        return False
+    def relieve(self, *, busy: bool) -> None:
+        """Free memory by ending workers that are idle; where none is, and it may be `busy`, the one that holds most."""
 
     def stop(self) -> None:
         """Begin no further item. Chunks come back with what they have."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from pydantic import field_validator
+
 from opero.policies.base import BasePolicy
 from opero.policies.types import (
     Count,
@@ -43,7 +45,9 @@ class ParallelPolicy(BasePolicy):
         concurrency: calls of an async function at a time in each worker of "async_process", "dask" and "ray".
             Default 100.
         ordered: results come in the order of their items. Default true.
-        progress: show a progress bar; "auto": on a terminal. Default "auto".
+        progress: show a progress bar, and where there is no terminal a line every ten seconds; "auto": only the bar,
+            and only of maps that take longer than half a second. A call may say otherwise, or have a callback:
+            `f.map(items, progress=...)`. Default "auto".
         batch: whether one call receives a list of items and returns as many results. Default None: what the
             function's annotation says.
         batch_size: items in one such list. Default None: chosen from the number of items and workers.
@@ -58,8 +62,10 @@ class ParallelPolicy(BasePolicy):
         window: the most items that are read ahead of what has been consumed of a stream; "auto": some for each worker.
             Default "auto".
         deadline: the longest that the whole map may take; then it ends with `MapError`. Default None.
-        max_memory: the most memory that this process may use together with the map's workers; bytes or text such as
-            "2GB". Default None.
+        max_memory: the most memory that this process may use together with the map's worker processes; bytes or text
+            such as "2GB". Workers of "dask", "ray" and an `executor` look after themselves and do not count. Fewer and
+            fewer items run at a time; one that does not fit even alone fails with `MemoryError`, and where nothing fits
+            the map ends with `MemoryLimitError`, which carries every result so far. Default None.
         executor: a `concurrent.futures.Executor` to use instead of `mode`'s own workers, or what makes one, or where
             to import either from ("app.pools:make"). One that is given is not shut down; one that is made, is.
             Default None.
@@ -88,6 +94,13 @@ class ParallelPolicy(BasePolicy):
     executor: ExecutorLike | None = None
     initializer: Function | None = None
     address: str | None = None
+
+    @field_validator("progress", mode="before")
+    @classmethod
+    def _no_callback(cls, value: object) -> object:
+        if callable(value):
+            raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
+        return value
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 

@@ -1,0 +1,373 @@
+"""A map stays under `max_memory`, and gives back what it has done where that cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from opero import MapError, MemoryLimitError, Policy, opmap
+from opero.parallel.machine import forget_peak, peak, resident
+from opero.parallel.processes import Sent
+from parallel.conftest import workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MB = 1 << 20
+STEP = 160 * MB
+"""What a few processes take between two looks."""
+
+
+def own() -> int:
+    """Bytes that this process holds."""
+    gc.collect()
+    return resident(os.getpid())
+
+
+def block(size: int) -> bytearray:
+    """So many bytes that are really in use."""
+    held = bytearray(size)
+    held[::4096] = b"x" * len(range(0, size, 4096))
+    return held
+
+
+class Sampler(threading.Thread):
+    """Takes the most that this process and its workers hold together."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.005):
+            total = resident(os.getpid())
+            for each in workers():
+                total += resident(each.pid)
+            self.most = max(self.most, total)
+
+    def __enter__(self) -> Sampler:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+
+def bind(function: Callable[..., Any], mode: Any, max_memory: int | str, **options: Any) -> Any:
+    return Policy(parallel={"mode": mode, "max_memory": max_memory, **options}).apply(function)
+
+
+# What is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 * 10**9), ("500 MiB", 500 << 20), ("1.5gib", 3 << 29), (123456, 123456), ("4096", 4096)],
+)
+def test_a_size_may_be_text(text: Any, size: int) -> None:
+    policy = Policy(parallel={"max_memory": text}).parallel
+    assert policy is not None
+    assert policy.max_memory == size
+
+
+@pytest.mark.parametrize("wrong", ["2 lots", "GB", 0, -1, "0MB", 1.5, True, "-5MB", "nan", "1e9999"])
+def test_a_wrong_size_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"max_memory") as caught:
+        opmap(max_memory=wrong)
+    told = str(caught.value)
+    assert 'is no size: write bytes or "512MB", "2GiB"' in told or "is not above 0" in told
+
+
+# The machine
+
+
+def test_the_most_that_a_process_has_held_is_known_and_can_be_forgotten() -> None:
+    block(120 * MB)
+    most = peak(os.getpid())
+    assert most >= own() + 90 * MB
+    forget_peak(os.getpid())
+    assert peak(os.getpid()) <= most - 90 * MB
+    assert peak(2**22 + 1) == 0
+    forget_peak(2**22 + 1)
+
+
+# Processes
+
+
+def hold(size: int) -> Callable[[int], int]:
+    def held(item: int) -> int:
+        import time
+
+        data = bytearray(size)
+        data[::4096] = b"x" * len(range(0, size, 4096))
+        time.sleep(0.05)
+        return len(data) + item
+
+    return held
+
+
+def test_fewer_items_run_at_a_time_where_all_do_not_fit() -> None:
+    limit = own() + 380 * MB
+    bound = bind(hold(80 * MB), "process", limit, workers=4)
+    with Sampler() as sampler:
+        assert bound.map(range(10)) == [80 * MB + item for item in range(10)]
+    assert sampler.most <= limit + STEP
+    assert bound.stats.failures == 0
+
+
+def test_items_of_very_different_sizes_all_arrive() -> None:
+    def held(item: int) -> int:
+        import time
+
+        size = (150 if item % 5 == 4 else 1) << 20
+        data = bytearray(size)
+        data[::4096] = b"x" * len(range(0, size, 4096))
+        time.sleep(0.03)
+        return item
+
+    limit = own() + 380 * MB
+    with Sampler() as sampler:
+        assert bind(held, "process", limit, workers=3).map(range(20)) == list(range(20))
+    assert sampler.most <= limit + STEP
+
+
+def test_small_items_are_sent_in_chunks_all_the_same() -> None:
+    sent = next(Sent.numbers)
+    assert bind(abs, "process", own() + 500 * MB, workers=2).map(range(50_000)) == list(range(50_000))
+    assert next(Sent.numbers) - sent < 500
+
+
+def test_an_item_that_does_not_fit_even_alone_fails_and_no_other() -> None:
+    def held(item: int) -> int:
+        import time
+
+        size = (2000 if item == 3 else 1) << 20
+        data = bytearray(size)
+        for start in range(0, size, 4 << 20):  # slowly enough for whoever looks
+            data[start : start + (4 << 20) : 4096] = b"x" * len(range(start, min(start + (4 << 20), size), 4096))
+            time.sleep(0.002 if item == 3 else 0)
+        return item
+
+    limit = own() + 400 * MB
+    with Sampler() as sampler, pytest.raises(MemoryLimitError) as caught:
+        bind(held, "process", limit, workers=2, max_failures=20).map(range(8))
+    assert sampler.most <= limit + STEP
+    assert caught.value.results == {item: item for item in range(8) if item != 3}
+    (failure,) = caught.value.failures
+    assert (failure.index, failure.item) == (3, 3)
+    with pytest.raises(MemoryError, match=r"item 3 of .*held needs more memory than max_memory leaves, even alone"):
+        raise failure.exception
+    results = bind(held, "process", own() + 400 * MB, workers=2, on_error="return").map(range(8))
+    assert isinstance(results[3], MemoryError)
+    assert [each for each in results if isinstance(each, int)] == [0, 1, 2, 4, 5, 6, 7]
+    assert callable(caught.value.retry_failed)
+
+
+def test_results_that_do_not_fit_end_the_map_and_those_so_far_are_kept() -> None:
+    def make(item: int) -> bytes:
+        return bytes([item]) * (30 << 20)
+
+    bound = bind(make, "process", own() + 420 * MB, workers=2)
+    with pytest.raises(MemoryLimitError, match=r"max_memory=.* does not suffice: .* by this process") as caught:
+        bound.map(range(60))
+    results = caught.value.results
+    assert 2 <= len(results) < 30
+    assert all(value == bytes([index]) * (30 << 20) for index, value in results.items())
+    assert "were not begun" in str(caught.value)
+
+
+def test_where_no_worker_fits_beside_this_process_the_map_ends() -> None:
+    bound = bind(abs, "process", own() + 8 * MB, workers=2, on_error="return")
+    with pytest.raises(MemoryLimitError, match="does not suffice") as caught:
+        bound.map(range(1000))
+    assert len(caught.value.results) < 1000
+
+
+# This process alone
+
+
+@pytest.mark.parametrize("mode", ["thread", "process", "auto"])
+def test_a_limit_below_what_is_in_use_already_is_an_error_at_once(mode: Any) -> None:
+    called = []
+
+    def call(item: int) -> int:
+        called.append(item)
+        return item
+
+    before = {each.pid for each in workers()}
+    with pytest.raises(MemoryLimitError, match=r"max_memory=5 MB does not suffice: .* are in use") as caught:
+        bind(call, mode, "5MB").map([1, 2, 3])
+    assert called == []
+    assert caught.value.results == {}
+    assert {each.pid for each in workers()} <= before
+    with pytest.raises(MemoryLimitError, match="does not suffice"):
+        list(bind(call, mode, "5MB").stream([1, 2, 3]))
+    assert called == []
+
+
+def test_a_limit_below_what_is_in_use_already_is_an_error_at_once_for_async_functions() -> None:
+    async def call(item: int) -> int:
+        raise AssertionError(item)
+
+    with pytest.raises(MemoryLimitError, match="does not suffice"):
+        asyncio.run(bind(call, "async", "5MB").map([1, 2, 3]))
+
+
+def test_threads_are_fewer_where_all_items_do_not_fit() -> None:
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def held(item: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        data = block(60 * MB)
+        time.sleep(0.15)  # several looks
+        with lock:
+            running -= 1
+        return len(data) + item
+
+    limit = own() + 220 * MB
+    with Sampler() as sampler:
+        assert bind(held, "thread", limit, workers=16).map(range(16)) == [60 * MB + item for item in range(16)]
+    assert most * 60 * MB <= limit - own() + STEP
+    assert sampler.most <= limit + STEP
+
+
+def test_results_of_threads_that_do_not_fit_end_the_map_and_those_so_far_are_kept() -> None:
+    bound = bind(lambda item: block((20 + item) * MB), "thread", own() + 300 * MB, workers=4)
+    with pytest.raises(MemoryLimitError, match="does not suffice") as caught:
+        bound.map(range(10, 60))
+    results = caught.value.results
+    assert 2 <= len(results) < 40
+    assert all(len(value) == (30 + index) * MB for index, value in results.items())
+
+
+def test_an_async_map_runs_fewer_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def held(item: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        data = block(50 * MB)
+        await asyncio.sleep(0.1)
+        running -= 1
+        return len(data) + item
+
+    limit = own() + 300 * MB
+    with Sampler() as sampler:
+        bound = bind(held, "async", limit, workers=30)
+        assert asyncio.run(bound.map(range(30))) == [50 * MB + item for item in range(30)]
+    assert most * 50 * MB <= limit - own() + STEP
+    assert sampler.most <= limit + STEP
+
+
+# Streams
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_slow_reader_of_large_results_is_waited_for(ordered: bool) -> None:
+    limit = own() + 200 * MB
+    bound = bind(lambda item: block((20 + item % 7) * MB), "thread", limit, workers=8, ordered=ordered)
+    sizes = []
+    with Sampler() as sampler:
+        for result in bound.stream(range(30)):
+            sizes.append(len(result))
+            del result
+            time.sleep(0.01)
+    assert sorted(sizes) == sorted((20 + item % 7) * MB for item in range(30))
+    assert sampler.most <= limit + STEP
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_no_more_large_items_are_read_than_can_be_held(keeps: bool) -> None:
+    """The items themselves are large, and their results are small."""
+    alive, most = 0, 0
+
+    class Large:
+        def __init__(self) -> None:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            self.data = block(20 * MB)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def items() -> Iterator[Large]:
+        for _ in range(60):
+            yield Large()
+
+    def size(item: Large) -> int:
+        time.sleep(0.01)
+        return len(item.data)
+
+    limit = own() + 200 * MB
+    bound = bind(size, "thread", limit, workers=32)
+    results = bound.map(items()) if keeps else list(bound.stream(items()))
+    assert results == [20 * MB] * 60
+    assert most * 20 * MB <= limit - own() + STEP
+
+
+def test_no_more_large_items_of_an_async_source_are_read_than_can_be_held() -> None:
+    alive, most = 0, 0
+
+    class Large:
+        def __init__(self) -> None:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            self.data = block(20 * MB)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    async def items() -> Any:
+        for _ in range(40):
+            yield Large()
+
+    async def size(item: Large) -> int:
+        await asyncio.sleep(0.01)
+        return len(item.data)
+
+    limit = own() + 250 * MB
+    bound = bind(size, "async", limit, workers=50)
+    assert asyncio.run(bound.map(items())) == [20 * MB] * 40
+    assert most * 20 * MB <= limit - own() + STEP
+
+
+def test_a_map_far_below_its_limit_uses_all_its_workers() -> None:
+    barrier = threading.Barrier(6)
+
+    def meet(item: int) -> int:
+        if item >= 40:  # by then all may run
+            barrier.wait(30)
+        return item
+
+    assert bind(meet, "thread", own() + 8000 * MB, workers=6).map(range(46)) == list(range(46))
+
+
+def test_a_failure_of_the_function_is_no_lack_of_memory() -> None:
+    def fail(item: int) -> int:
+        raise ValueError(item)
+
+    with pytest.raises(MapError) as caught:
+        bind(fail, "thread", "100GB").map([1])
+    assert not isinstance(caught.value, MemoryLimitError)
+
+
+def test_the_memory_of_all_processes_is_seen() -> None:
+    assert psutil.Process().memory_info().rss == pytest.approx(resident(os.getpid()), rel=0.2)
