@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -51,6 +52,26 @@ def mapped(mode: str = "process", function: Any = None, **parallel: Any) -> Any:
 def run(function: Any, *args: Any) -> Any:
     result = function.map(*args)
     return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+
+def large(number: int, folder: str) -> bytes:
+    """Kills its process, the first time, when a part of the result has been sent."""
+    if number == 3 and not (Path(folder) / "killed").exists():
+        (Path(folder) / "killed").touch()
+        main = threading.get_ident()
+
+        def kill_amid() -> None:
+            while "_send" not in sys._current_frames()[main].f_code.co_name:
+                time.sleep(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=kill_amid).start()
+        return bytes(200 << 20)
+    return bytes(number)
+
+
+def test_a_death_amid_a_large_result_is_noticed(tmp_path: Path) -> None:
+    assert mapped(function=large).map(range(8), str(tmp_path))[4:] == [bytes(4), bytes(5), bytes(6), bytes(7)]
 
 
 @pytest.mark.parametrize("mode", ["process", "async_process"])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.parallel.window import Window
     from opero.parallel.workers import Workers
 
-__all__ = ["LOOK", "MemoryGuard", "size_text"]
+__all__ = ["LOOK", "MemoryGuard", "give_back", "size_text"]
 
 LOOK = 0.02
 """Seconds between looks at the memory that is in use."""
@@ -114,6 +114,7 @@ class MemoryGuard:
         self._count += 1
         if not self._count % MEMORY_OF_LOOKS:  # what takes much does not slow down all that comes after it
             self._peaks = [0, self._peaks[0]]
+            self._largest_chunk = min(MOST, 2 * self._largest_chunk)
             self._pids.clear()
         for pid in pids:
             if pid not in self._pids:
@@ -165,10 +166,12 @@ class MemoryGuard:
         if window.has_results or (not held and (under_way > 1 or (under_way and can_shrink))):
             window.most_chunks = 0  # a reader takes them, and what runs comes to its end
             return None
-        _give_back()
+        give_back()
         own, held = resident(os.getpid()), [resident(pid) for pid in window.workers.pids()]
         if own + sum(held) <= self.limit:
             return None
+        for chunk in window.under_way:  # they are not to blame, and can be tried again
+            chunk.is_solo = False
         window.workers.relieve(busy=True)
         worker = f", and a worker takes {size_text(max(held))}" if held else ""
         return (
@@ -192,7 +195,7 @@ class MemoryGuard:
             )
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Give back to the system what this process holds and does not use."""
     gc.collect()
     with suppress(Exception):  # only glibc has it

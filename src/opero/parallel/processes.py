@@ -52,6 +52,8 @@ GRACE, GRACE_SHARE = 0.5, 0.5
 """Seconds, and part of the timeout, that an attempt gets beyond its timeout before its worker is killed."""
 DIED, TIMEOUT, MEMORY = "it died", "its attempt took too long", "it took too much memory"
 """Why a worker process has ended."""
+MOURNED = 0.5
+"""Seconds between looks at whether workers live: loky does not see one that dies amid a large result."""
 LOOK = 0.1
 """Seconds between looks at attempts that have a timeout."""
 
@@ -75,6 +77,8 @@ class Process:
         self.under_way: deque[Sent] = deque()
         self.reserved = False
         self.end: str | None = None
+        self.looked = 0.0
+        self.was_dead = False
         self.futures: set[Future[bytes]] = set()
 
     @property
@@ -94,11 +98,27 @@ class Process:
         """End it at once."""
         self.end = reason
         pids = self.pids()
+        if pids:
+            self._close_own_end()
         # Not by loky's `shutdown(kill_workers=True)`, whose thread fails where a chunk waits behind the one that runs.
         for each in [*pids, *(child for pid in pids for child in descendants(pid))]:
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         self.executor.shutdown(wait=False)
+
+    def _close_own_end(self) -> None:
+        """Loky waits for the rest of a result that is being sent as long as anybody could write it, as this process."""
+        writer: Any = getattr(self.executor._result_queue, "_writer", None)
+        handle = getattr(writer, "_handle", None)
+        if handle is not None:
+            writer._handle = None  # at the end loky closes what is open
+            os.close(handle)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended by itself."""
+        processes = list((self.executor._processes or {}).values())
+        return bool(processes) and all(each.exitcode is not None for each in processes)
 
     def pids(self) -> list[int]:
         return list(self.executor._processes or ())
@@ -217,7 +237,7 @@ class ProcessWorkers(Workers):
         timeout = setup.policy.active("timeout")
         self._limit = None if timeout is None else timeout.attempt or timeout.total
         self._scope = "attempt" if timeout is not None and timeout.attempt else "total"
-        self.patience = None if self._limit is None else LOOK
+        self.patience = MOURNED if self._limit is None else LOOK
         self._batch_size = setup.batch_size or 1
         self._setup: bytes | str = pickled_setup(setup, name, first)
         if len(self._setup) > LARGE:
@@ -399,14 +419,21 @@ class ProcessWorkers(Workers):
     # Watching
 
     def watch(self) -> None:
-        """Kill the worker whose attempt goes on long after its timeout."""
+        """Kill the worker whose attempt goes on long after its timeout; notice one whose death loky does not."""
+        now = time.monotonic()
+        for process in self._processes:
+            if now >= process.looked + MOURNED and process.under_way and process.end is None:
+                process.looked = now
+                was_dead, process.was_dead = process.was_dead, process.is_dead
+                if was_dead and process.was_dead:
+                    process.kill(DIED)
         if self._limit is None:
             return
         limit = (self._limit + max(GRACE, self._limit * GRACE_SHARE)) * 1e9
-        now = time.monotonic_ns()
+        now_ns = time.monotonic_ns()
         for process in self._processes:
             begun = process.control[BEGUN]
-            if begun and now - begun > limit and process.end is None:
+            if begun and now_ns - begun > limit and process.end is None:
                 process.kill(TIMEOUT)
 
     def pids(self) -> list[int]:
