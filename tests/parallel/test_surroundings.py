@@ -336,6 +336,42 @@ def die_in_first(path: str) -> tuple[Any, Any, int]:
     return state(path)
 
 
+HERE: list[str] = []
+
+
+def prepare_thread() -> None:
+    HERE.append("thread")
+    VARIABLE.set("prepared here")
+
+
+def prepare_async() -> None:
+    HERE.append("async")
+    VARIABLE.set("prepared here")
+
+
+def prepare_auto() -> None:
+    HERE.append("auto")
+    VARIABLE.set("prepared here")
+
+
+@pytest.mark.parametrize(
+    ("mode", "initializer"), [("thread", prepare_thread), ("async", prepare_async), ("auto", prepare_auto)]
+)
+def test_an_initializer_is_called_once_in_this_process_where_items_run_here(mode: str, initializer: Any) -> None:
+    bound = mapped(state_async if mode == "async" else state, mode=mode, initializer=initializer)
+    for _ in range(2):
+        results = bound(range(5))
+        results = asyncio.run(results) if asyncio.iscoroutine(results) else results
+        assert {result[1] for result in results} == {"prepared here"}
+    assert HERE.count(mode) == 1
+    assert VARIABLE.get() == "unset"
+
+
+def test_an_initializer_that_fails_here_is_named_before_anything_runs() -> None:
+    with pytest.raises(OperoError, match=r"state: the initializer .*refuse failed: ConnectionError: no database here"):
+        mapped(state, mode="thread", initializer=refuse)(range(3))
+
+
 def test_a_worker_that_takes_a_dead_ones_place_is_initialized(tmp_path: Path) -> None:
     results = mapped(die_in_first, initializer=prepare)([str(tmp_path / "died")] * 3)
     assert {result[:2] for result in results} == {(1, "prepared")}

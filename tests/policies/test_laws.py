@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import json
 import pickle
 from typing import TYPE_CHECKING
@@ -128,7 +129,7 @@ def test_it_is_frozen(policy: BasePolicy) -> None:
 @given(any_policy | whole_policies)
 def test_its_repr_evaluates_back(policy: StrictModel) -> None:
     names = {each.__name__: each for each in (Policy, AdaptiveTTL, *KINDS.values())}
-    assert eval(repr(policy), {**names, "json": json, "policies": policies}) == policy
+    assert eval(repr(policy), {**names, "concurrent": concurrent, "json": json, "policies": policies}) == policy
 
 
 def test_unknown_fields_are_refused_with_the_nearest_name(kind: str) -> None:

@@ -12,6 +12,7 @@ from opero.parallel.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextvars import Context
 
     from opero.parallel.blocks import Chunk
     from opero.parallel.inbox import AsyncInbox
@@ -29,15 +30,17 @@ class LoopWorkers(Workers):
         work: what to do with an item.
         count: the most tasks.
         inbox: where the reports go.
+        context: each task has a copy of it.
     """
 
-    def __init__(self, work: Work, count: int, inbox: AsyncInbox) -> None:
+    def __init__(self, work: Work, count: int, inbox: AsyncInbox, context: Context) -> None:
         self.slots = 2 * count
         self.most_items = 2 * count * (work.batch_size or 1) + CHUNK
         self.size = min(CHUNK, count)
         self._work = work
         self._count = count
         self._inbox = inbox
+        self._context = context
         self._loop = asyncio.get_running_loop()
         self._chunks: deque[Chunk] = deque()
         self._is_used_up = True
@@ -59,7 +62,7 @@ class LoopWorkers(Workers):
         self._reports[chunk] = Report([], [], positions=[], fell_back=[])
         for _ in range(min(len(chunk.items), self._count - self._sharing)):
             self._sharing += 1
-            task = self._loop.create_task(self._share())
+            task = self._loop.create_task(self._share(), context=self._context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._end)
 

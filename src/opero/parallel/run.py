@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import CallTimeoutError, ConfigError, Failure, MapError, MemoryLimitError, WorkerDiedError, text_of
+from opero.errors import (
+    CallTimeoutError,
+    ConfigError,
+    Failure,
+    MapError,
+    MemoryLimitError,
+    OperoError,
+    WorkerDiedError,
+    text_of,
+)
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.logs import logger
 from opero.parallel.batch import BatchRule
@@ -408,21 +417,32 @@ class Run:
                 first=first,
                 retries=self.policy.worker_retries,
             )
-        if in_processes and self.policy.initializer is not None:
-            from opero.parallel.wire import reference
-            from opero.parallel.worker import initialize
-
-            initialize(reference(self.policy.initializer), copy_context())
+        context = self._prepared()
         if self.binding.is_async:
             from opero.parallel.event_loop import LoopWorkers
 
             count = self.policy.concurrency if in_processes else count
-            return LoopWorkers(self._work(), count, self.inbox)  # type: ignore[arg-type]
+            return LoopWorkers(self._work(), count, self.inbox, context)  # type: ignore[arg-type]
         from opero.parallel.threads import InlineWorkers, ThreadWorkers
 
         if mode == "inline" or in_processes:
-            return InlineWorkers(self._work(), self.inbox)
-        return ThreadWorkers(self._work(), count, self.inbox)
+            return InlineWorkers(self._work(), self.inbox, context)
+        return ThreadWorkers(self._work(), count, self.inbox, context)
+
+    def _prepared(self) -> Context:
+        """The context for calls in this process, once it is made ready for them, as a worker process would be."""
+        context = copy_context()
+        if self.policy.initializer is not None:
+            from opero.parallel.wire import reference
+            from opero.parallel.worker import NotReady, initialize
+
+            try:
+                initialize(reference(self.policy.initializer), context)
+            except NotReady as error:
+                cause: Any = error.__cause__
+                told = f"{self.binding.name}: {error}: {type(cause).__name__}: {text_of(cause)}"
+                raise OperoError(told) from cause
+        return context
 
     def _executor_workers(self, first: list[Any]) -> Workers:
         from opero.parallel.futures import UserPool, shares_memory
@@ -433,6 +453,7 @@ class Run:
         try:
             if shares_memory(pool.executor):
                 self.mapper.refuse_threads()
+                self._prepared()
                 work = self._work()
             else:
                 pool.setup = pickled_setup(self._setup(), self.binding.name, first)

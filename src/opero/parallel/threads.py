@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import os
 import queue
 import threading
@@ -15,6 +14,7 @@ from opero.parallel.work import STOP
 from opero.parallel.workers import AHEAD, Workers
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
 
     from opero.parallel.blocks import Chunk
@@ -62,9 +62,10 @@ class ThreadWorkers(Workers):
         work: what to do with a chunk.
         count: the most threads.
         inbox: where the reports go.
+        context: a copy of it surrounds each chunk's calls.
     """
 
-    def __init__(self, work: Work, count: int, inbox: Inbox) -> None:
+    def __init__(self, work: Work, count: int, inbox: Inbox, context: contextvars.Context) -> None:
         self.slots = count * AHEAD
         self._count = count
         self._work = work
@@ -72,7 +73,7 @@ class ThreadWorkers(Workers):
         self._started = 0
         self._under_way = 0
         self._control = [0, 0, 0]
-        self._context = contextvars.copy_context()
+        self._context = context
         self._chunks: queue.SimpleQueue[tuple[Chunk, Report] | None] = queue.SimpleQueue()
         self._reports: dict[Chunk, Report] = {}
 
@@ -122,6 +123,7 @@ class InlineWorkers(Workers):
     Args:
         work: what to do with a chunk.
         inbox: where the reports go.
+        context: a copy of it surrounds each chunk's calls.
 
     Attributes:
         seconds, computed: how long the chunks have taken, but for waits for a processor that others used, and how much
@@ -129,14 +131,14 @@ class InlineWorkers(Workers):
         done: how many items they had.
     """
 
-    def __init__(self, work: Work, inbox: Inbox) -> None:
+    def __init__(self, work: Work, inbox: Inbox, context: contextvars.Context) -> None:
         self.seconds = 0.0
         self.computed = 0.0
         self.done = 0
         self._work = work
         self._inbox = inbox
         self._control = [0, 0, 0]
-        self._context = contextvars.copy_context()
+        self._context = context
         self._chunk: Chunk | None = None
         self._report = Report([])
 

@@ -69,8 +69,8 @@ class ParallelPolicy(BasePolicy):
         executor: a `concurrent.futures.Executor` to use instead of `mode`'s own workers, or what makes one, or where
             to import either from ("app.pools:make"). One that is given is not shut down; one that is made, is.
             Default None.
-        initializer: is called without arguments in each worker process before its first item, and may be named
-            ("app.setup:connect"). Default None.
+        initializer: is called without arguments in each process before its first item, once, in whatever mode; may be
+            named ("app.setup:connect"). Default None.
         address: the scheduler of "dask", or the cluster of "ray". Default None: the one that is connected to already,
             else one on this machine.
     """
