@@ -53,9 +53,12 @@ def client(cluster: Any) -> Iterator[Any]:
 def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
     """Maps a function on the default client's cluster. At the end the scheduler knows nothing of it any more."""
 
+    def has_two_workers() -> bool:
+        cluster.scale(2)  # dask gives up a worker that dies while it starts, after some seconds
+        return len(cluster.scheduler.workers) == 2
+
     def mapped(function: Any, **options: Any) -> Any:
-        cluster.scale(2)  # a worker that died while it started has been given up
-        client.wait_for_workers(2, timeout=30)
+        wait_until(has_two_workers)
         return opmap(**{"mode": "dask", "retries": 0, **options})(function)
 
     yield mapped

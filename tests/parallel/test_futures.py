@@ -196,14 +196,19 @@ def test_an_executor_of_the_users_own_that_runs_here_leaves_no_trace_in_this_pro
     assert not opero.parallel.is_worker
 
 
-def test_forked_processes_know_that_they_are_workers() -> None:
+def test_forked_processes_know_that_they_are_workers_and_log_here_and_once() -> None:
     code = """
         import logging, multiprocessing, os
         from concurrent.futures import ProcessPoolExecutor
         import opero.parallel
         from opero import opmap
 
-        logging.basicConfig(format="%(message)s")
+        class Teller(logging.Handler):
+            def emit(self, record):
+                print(record.getMessage(), os.getpid() == PARENT, flush=True)
+
+        PARENT = os.getpid()
+        logging.root.addHandler(Teller())
 
         @opmap(retries=0, executor=lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")))
         def work(number: int) -> tuple:
@@ -223,7 +228,7 @@ def test_forked_processes_know_that_they_are_workers() -> None:
         timeout=30,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "told\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "told True\n", "")
 
 
 # Whose executor it is
@@ -506,8 +511,10 @@ def tell_and_die(path: str) -> None:
 def test_items_beside_one_that_cannot_be_sent_survive_a_death(tmp_path: Path) -> None:
     """What could not be pickled has failed already: it is not tried, or counted, again."""
     items: list[Any] = [*range(60), threading.Lock(), 100, *range(61, 90)]
+    told: list[Any] = []
     bound = mapped(die_at, Made(lambda: processes(1)), on_error="return")
-    results = bound(items)
+    results = bound(items, progress=told.append)
+    assert (told[-1].done, told[-1].failures) == (len(items), 2)
     failed = {index: type(each) for index, each in enumerate(results) if isinstance(each, Exception)}
     assert failed == {60: ConfigError, 61: WorkerDiedError}
     assert [each for each in results if isinstance(each, int)] == [*range(60), *range(61, 90)]
