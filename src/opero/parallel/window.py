@@ -21,6 +21,8 @@ __all__ = ["AIM", "MOST", "Stage", "Window"]
 
 AIM = 0.02
 """Seconds of work in a chunk: long against what it costs to send, short against the whole."""
+LEAST = 0.001
+"""Seconds of work in a chunk, below which sending smaller ones towards the end gains nothing."""
 FEW = 4
 """Where a chunk would hold no more items than this, it holds one: nobody waits for others then."""
 MOST = 4096
@@ -138,6 +140,7 @@ class Window:
         self._answered = 0.0
         self._rates: deque[float] = deque(maxlen=8)
         self._chunk_size = 1
+        self._least = 1
 
     # What waits
 
@@ -311,7 +314,7 @@ class Window:
         size, slots = self.workers.size or self._chunk_size, self.workers.slots
         left = self.source.left
         if left is not None:  # so that towards the end no worker is left with the last long one alone
-            size = min(size, left // slots + 1)
+            size = min(size, max(left // slots + 1, self._least))
         if self.size is not None:
             size = min(size, self.size // slots)
         if self.most_in_chunk is not None:
@@ -328,7 +331,8 @@ class Window:
         if not count:
             return
         self._rates.append(max(report.seconds, 1e-7) / count)
-        size = int(AIM * len(self._rates) / sum(self._rates))
+        rate = len(self._rates) / sum(self._rates)
+        size, self._least = int(AIM * rate), int(LEAST * rate)
         concurrency = self.workers.concurrency
         size = max(size, concurrency * FEW) if concurrency > 1 else size if size > FEW else 1
         self._chunk_size = max(1, min(MOST, self._chunk_size * 4, size))
