@@ -211,6 +211,27 @@ def test_a_second_failure_can_be_tried_again_too() -> None:
     assert error.retry_failed() == list(range(10))
 
 
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_items_that_wait_to_be_tried_again_survive_another_failure(is_sized: bool) -> None:
+    left = [3, 2, 1]
+
+    def one(number: int) -> int:
+        if number == 100 and left:
+            raise ValueError(left.pop())
+        return number
+
+    # Item 100 comes in a chunk of many, which end with it; tried again, it comes alone, and fails before the others.
+    function = opmap(mode="thread", workers=1, retries=0, progress=False)(one)
+    with pytest.raises(MapError) as caught:
+        function(range(1000) if is_sized else iter(range(1000)))
+    error: Any = caught.value
+    for _ in range(2):
+        with pytest.raises(MapError) as caught:
+            error.retry_failed()
+        error = caught.value
+    assert error.retry_failed() == list(range(1000))
+
+
 def test_items_of_a_generator_that_were_read_are_not_lost_to_a_second_try() -> None:
     is_broken = [True]
 

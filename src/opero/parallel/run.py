@@ -595,9 +595,12 @@ class Run:
         for block in blocks:
             left += [(block.indices[position], block.items[position]) for position in block.unfinished()]
         failures.sort(key=lambda failure: failure.index)
-        left.sort(key=lambda item: item[0])
         rest = self.source.rest()
         count, unread = self.source.index, self.source.left
+        if unread is not None:
+            unread -= len(self.source.again)
+        left += self.source.again
+        left.sort(key=lambda item: item[0])
         missing = len(left) - len(failures) + (unread or 0)
         told = f"{self.binding.name}: {len(failures)} of {count + (unread or 0)} items failed, {len(results)} succeeded"
         if missing:
