@@ -299,3 +299,22 @@ def test_whatever_the_runs_before_nothing_that_succeeded_runs_again(
         succeeded |= set(tried) - failing
         failed = (failed | (set(tried) & failing)) - succeeded
         assert results == sorted(succeeded & set(range(length)))
+
+
+def test_a_journal_that_is_refused_costs_no_workers_and_a_map_that_is_refused_no_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "run.jsonl"
+    made = []
+
+    def make() -> Any:
+        made.append(1)
+        raise AssertionError("nobody needs it")
+
+    function = Policy(parallel={"executor": make}).apply(abs)
+    journal.write_text("my notes\n")
+    with pytest.raises(ConfigError, match="give another path"):
+        function.map([1], journal=journal)
+    assert made == []
+    journal.unlink()
+    with pytest.raises(AssertionError, match="nobody needs it"):
+        function.map([1], journal=journal)
+    assert Policy(parallel="thread").apply(abs).map([-1], journal=journal) == [1]  # nobody has it open

@@ -383,3 +383,14 @@ def test_items_that_take_longer_than_those_before_them_are_shared_anew() -> None
     # By the first five thousand a chunk has some thousands of items; by the others it has one.
     assert list(opmap(mode="thread", workers=8, progress=False)(one).stream(iter(range(5040)))) == list(range(5040))
     assert len(ids) >= 4
+
+
+def test_the_last_items_are_shared_by_all_however_quick_those_before_them_were() -> None:
+    together = threading.Barrier(4)
+
+    def one(number: int) -> int:
+        if number >= 5000:
+            together.wait(30)
+        return number
+
+    assert opmap(mode="thread", workers=4, retries=0, progress=False)(one)(range(5004)) == list(range(5004))

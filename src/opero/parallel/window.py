@@ -314,7 +314,7 @@ class Window:
         size, slots = self.workers.size or self._chunk_size, self.workers.slots
         left = self.source.left
         if left is not None:  # so that towards the end no worker is left with the last long one alone
-            size = min(size, max(left // slots + 1, self._least))
+            size = min(size, max(left // slots + 1, min(self._least, left // self.workers.at_once)))
         if self.size is not None:
             size = min(size, self.size // slots)
         if self.most_in_chunk is not None:
