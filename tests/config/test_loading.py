@@ -253,8 +253,12 @@ BAD_TEXTS = {
         "'async_process', 'dask', 'ray'; did you mean 'process'?",
     ),
     "one of several types": (
+        "policies: {api: {parallel: {progress: [1]}}}\n",
+        ":1:39: policies.api.parallel.progress: a list should be a valid boolean, or be 'auto'",
+    ),
+    "neither a number nor auto": (
         "policies: {api: {parallel: {workers: 0}}}\n",
-        ":1:38: policies.api.parallel.workers: 0 should be greater than or equal to 1, or be 'auto'",
+        ':1:38: policies.api.parallel.workers: 0 will not do: write a whole number from 1 on, or "auto"',
     ),
     "no such exception": (
         "policies: {api: {retry: {retry_on: [ValueError, ConectionError]}}}\n",

@@ -103,7 +103,7 @@ class Process:
         # Not by loky's `shutdown(kill_workers=True)`, whose thread fails where a chunk waits behind the one that runs.
         for each in [*pids, *(child for pid in pids for child in descendants(pid))]:
             with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+                os.kill(each, getattr(signal, "SIGKILL", signal.SIGTERM))
         self.executor.shutdown(wait=False)
 
     def _close_own_end(self) -> None:
