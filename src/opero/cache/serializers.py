@@ -8,6 +8,7 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any
 
+from opero import pickles
 from opero.cache.entries import Entry
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Codec:
                     raise CannotHoldError("JSON holds no exceptions; use serializer 'signed_pickle'")
                 _check_json(entry.value, "the result")
                 return json.dumps(entry.value, ensure_ascii=False).encode()
-            written = pickle.dumps(entry.value, pickle.HIGHEST_PROTOCOL)
+            written = pickles.dumps(entry.value)
             if entry.is_error:  # many pickle well and cannot be read back
                 pickle.loads(written)
         except CannotHoldError:

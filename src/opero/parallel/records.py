@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copyreg
-import io
 import json
 import pickle
 import re
-import sys
 from binascii import a2b_base64, b2a_base64
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+from opero import pickles
 
 if TYPE_CHECKING:
     from opero.executors.call import Outcome
@@ -107,27 +106,10 @@ def _survives(value: Any, depth: int) -> bool:
     return True
 
 
-class _Pickler(pickle.Pickler):
-    """Pickles exceptions as they are everywhere: dask has them pickled as tblib does, which reads back only with it."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, BaseException):
-            reduce = copyreg.dispatch_table.get(type(value))
-            if getattr(reduce, "__module__", None) == "tblib.pickling_support":
-                return value.__reduce_ex__(5)
-        return NotImplemented
-
-    @classmethod
-    def dumps(cls, value: Any) -> bytes:
-        file = io.BytesIO()
-        cls(file, 5).dump(value)
-        return file.getvalue()
-
-
 def _pickled(value: Any) -> bytes:
     """A pickle in base64. By name where that leads back: a class of `__main__` is the same class in the next run."""
     try:
-        data = _Pickler.dumps(value) if "tblib.pickling_support" in sys.modules else pickle.dumps(value, 5)
+        data = pickles.dumps(value)
     except Exception:  # noqa: BLE001  # a lambda, a local class: these go by value
         import cloudpickle
 
