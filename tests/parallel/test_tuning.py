@@ -204,9 +204,9 @@ def test_a_batch_is_as_large_as_pays() -> None:
     assert f"batch_size={tuning.batch_size}" in str(tuning)
 
 
-def test_a_batch_is_one_where_its_time_is_that_of_its_items() -> None:
+def test_a_batch_is_one_where_larger_ones_take_longer_than_their_items() -> None:
     def load(ids: list[int]) -> list[int]:
-        time.sleep(0.002 * len(ids))
+        time.sleep(0.002 * len(ids) ** 1.5)
         return ids
 
     assert tune(load, range(100), seconds=BRIEFLY).batch_size == 1
