@@ -129,6 +129,29 @@ def test_cancelling_the_map_cancels_its_items() -> None:
     assert sorted(cancelled) == [1, 2]
 
 
+def test_an_item_that_swallows_its_cancellation_ends_without_a_word() -> None:
+    wrong: list[Any] = []
+
+    async def stubborn(number: int) -> int:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return number
+        return number
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: wrong.append(context))
+        task = asyncio.create_task(mapped(stubborn)([1, 2]))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(1)
+
+    run(main())
+    assert wrong == []
+
+
 def test_an_item_that_cancels_itself_is_not_lost_in_silence() -> None:
     async def fickle(number: int) -> int:
         if number == 1:

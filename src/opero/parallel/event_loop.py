@@ -113,6 +113,8 @@ class LoopWorkers(Workers):
         changed = list(self._changed)
         self._changed.clear()
         for chunk in changed:
+            if chunk not in self._left:  # it was given back before this was finished
+                continue
             report = self._reports[chunk].split()  # items that run now will add to the same one
             left = self._left[chunk] = self._left[chunk] - len(report.values)
             report.is_last = not left
