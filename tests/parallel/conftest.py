@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from opero.parallel import processes
+from opero.parallel import pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def no_process_is_left() -> Iterator[None]:
     """At the end of a module its pools end, and no worker process stays behind."""
     yield
-    processes.end_all()
+    pool.end_all()
     until = time.monotonic() + 5
     while (left := workers()) and time.monotonic() < until:
         time.sleep(0.02)

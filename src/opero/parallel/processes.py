@@ -1,34 +1,30 @@
-"""Items in worker processes: joblib's loky, one pool a process, kept between maps.
+"""Items in worker processes.
 
-A process of its own pool can die, or be killed, without the others. A worker gets the function as (module, qualified
+A worker gets the function as (module, qualified
 name) and unwraps it there; by value only where that name does not lead back to it, as for locals and `__main__`.
 """
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import re
-import signal
-import threading
 import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, wait
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 from opero.errors import CallTimeoutError, WorkerDiedError
 from opero.logs import logger
 from opero.parallel.blocks import Report
 from opero.parallel.folder import private_folder
-from opero.parallel.leash import interrupt, prepare, without_ctrl_c
-from opero.parallel.machine import descendants, resident
+from opero.parallel.leash import interrupt
+from opero.parallel.machine import resident
+from opero.parallel.pool import give_back, take_process
 from opero.parallel.wire import dumps, opened, pickled_setup, unsendable
 from opero.parallel.work import BEGUN, POSITION, STOP
-from opero.parallel.worker import CHUNK, CONTROL_BYTES, open_control, run_chunk
+from opero.parallel.worker import CHUNK
 from opero.parallel.workers import Workers
 
 if TYPE_CHECKING:
@@ -36,12 +32,12 @@ if TYPE_CHECKING:
 
     from opero.parallel.blocks import Chunk
     from opero.parallel.inbox import Inbox
+    from opero.parallel.pool import Process
     from opero.parallel.worker import Setup
     from opero.stats import Stats
 
-__all__ = ["ProcessWorkers", "end_all"]
+__all__ = ["ProcessWorkers"]
 
-IDLE_SECONDS = 60
 LARGE = 1 << 16
 """Bytes of a setup, from which on it is sent once, by way of a file, and not with every chunk."""
 LONG_CHUNK = 0.05
@@ -57,72 +53,6 @@ MOURNED = 0.5
 LOOK = 0.1
 """Seconds between looks at attempts that have a timeout."""
 
-_lock = threading.Lock()
-_idle: list[Process] = []
-_busy: set[Process] = set()
-_is_registered = _has_ended = False
-
-
-class Process:
-    """A worker process: it begins when something is first sent, and after a minute without anything it ends."""
-
-    numbers = itertools.count()
-
-    def __init__(self) -> None:
-        self.executor: Any = ProcessPoolExecutor(1, timeout=IDLE_SECONDS, initializer=prepare, initargs=(os.getpid(),))
-        path = private_folder() / f"control-{next(self.numbers)}"
-        path.write_bytes(bytes(CONTROL_BYTES))
-        self.path = str(path)
-        self.control = open_control(self.path)
-        self.under_way: deque[Sent] = deque()
-        self.reserved = False
-        self.end: str | None = None
-        self.looked = 0.0
-        self.was_dead = False
-        self.futures: set[Future[bytes]] = set()
-
-    @property
-    def is_usable(self) -> bool:
-        flags = self.executor._flags
-        return self.end is None and not flags.broken and not flags.shutdown
-
-    def submit(self, *args: Any, **kwargs: Any) -> Future[bytes]:
-        """Have it run a chunk. If it is not there, it begins."""
-        with nullcontext() if self.executor._processes else without_ctrl_c():
-            future: Future[bytes] = self.executor.submit(run_chunk, *args, **kwargs)
-        _end_with_the_program()
-        self.futures.add(future)
-        return future
-
-    def kill(self, reason: str) -> None:
-        """End it at once."""
-        self.end = reason
-        pids = self.pids()
-        if pids:
-            self._close_own_end()
-        # Not by loky's `shutdown(kill_workers=True)`, whose thread fails where a chunk waits behind the one that runs.
-        for each in [*pids, *(child for pid in pids for child in descendants(pid))]:
-            with suppress(ProcessLookupError):
-                os.kill(each, getattr(signal, "SIGKILL", signal.SIGTERM))
-        self.executor.shutdown(wait=False)
-
-    def _close_own_end(self) -> None:
-        """Loky waits for the rest of a result that is being sent as long as anybody could write it, as this process."""
-        writer: Any = getattr(self.executor._result_queue, "_writer", None)
-        handle = getattr(writer, "_handle", None)
-        if handle is not None:
-            writer._handle = None  # at the end loky closes what is open
-            os.close(handle)
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether it has ended by itself."""
-        processes = list((self.executor._processes or {}).values())
-        return bool(processes) and all(each.exitcode is not None for each in processes)
-
-    def pids(self) -> list[int]:
-        return list(self.executor._processes or ())
-
 
 class Sent:
     """A chunk on its way: what of it was sent, to which process, under which number."""
@@ -136,73 +66,6 @@ class Sent:
         self.positions = positions
         self.number = next(self.numbers)
         self.future: Future[bytes]
-
-
-def _take_process(at_least_one: bool, most: int) -> Process | None:
-    """A process for a map alone: an idle one, or a new one if there are not too many already."""
-    with _lock:
-        if _has_ended and threading.current_thread().daemon:
-            raise SystemExit  # as the program does
-        if _has_ended:
-            raise RuntimeError("the program has ended, and a map cannot begin worker processes: wait for its thread")
-        while _idle:
-            process = _idle.pop(0)  # the one that began first
-            if process.is_usable:
-                process.control[STOP] = 0
-                _busy.add(process)
-                return process
-        if not at_least_one and len(_busy) >= most:
-            return None
-    process = Process()
-    with _lock:
-        _busy.add(process)
-    return process
-
-
-def _give_back(process: Process) -> None:
-    with _lock:
-        _busy.discard(process)
-        if process.is_usable:
-            _idle.append(process)
-
-
-def end_all() -> None:
-    """End all worker processes: idle ones, and those of maps that nobody reads to their end."""
-    with _lock:
-        processes = [*_idle, *_busy]
-        _idle.clear()
-        _busy.clear()
-    for process in processes:
-        process.kill("the program has ended")
-
-
-def _forget() -> None:
-    """In a forked child: its parent's workers are not its own."""
-    _idle.clear()
-    _busy.clear()
-
-
-def _end_with_the_program() -> None:
-    """At the program's end, end all before loky waits for what runs: what was registered last is called first."""
-    global _is_registered  # noqa: PLW0603  # one a process
-    if _is_registered:
-        return
-    # loky means to register once, and would do so for each pool: those to come would be before ours.
-    process_executor.process_pool_executor_at_exit = _end_for_good
-    with suppress(RuntimeError):  # it ends already
-        getattr(threading, "_register_atexit", atexit.register)(_end_for_good)
-    _is_registered = True
-
-
-def _end_for_good() -> None:
-    global _has_ended  # noqa: PLW0603  # as above
-    with _lock:
-        _has_ended = True
-    end_all()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 class ProcessWorkers(Workers):
@@ -241,7 +104,7 @@ class ProcessWorkers(Workers):
         self._batch_size = setup.batch_size or 1
         self._setup: bytes | str = pickled_setup(setup, name, first)
         if len(self._setup) > LARGE:
-            path = private_folder() / f"setup-{next(Process.numbers)}"
+            path = private_folder() / f"setup-{next(Sent.numbers)}"
             path.write_bytes(self._setup)
             self._setup = str(path)
 
@@ -278,7 +141,7 @@ class ProcessWorkers(Workers):
                 self._drop(process)
         best = min(usable, key=lambda each: len(each.under_way), default=None)
         if (best is None or best.under_way) and len(usable) < self._count:
-            best = _take_process(not usable, max(self._count, os.cpu_count() or 1)) or best
+            best = take_process(not usable, max(self._count, os.cpu_count() or 1)) or best
             if best is not None and best not in self._processes:
                 self._processes.append(best)
         if best is None or best.reserved or len(best.under_way) >= (1 if alone else 2):
@@ -287,7 +150,7 @@ class ProcessWorkers(Workers):
 
     def _drop(self, process: Process) -> None:
         self._processes.remove(process)
-        _give_back(process)
+        give_back(process)
 
     def _send_to(self, process: Process, chunk: Chunk) -> None:
         positions = None
@@ -473,7 +336,7 @@ class ProcessWorkers(Workers):
             process.under_way.clear()
             process.futures.clear()
             process.reserved = False
-            _give_back(process)
+            give_back(process)
         self._processes.clear()
         if isinstance(self._setup, str):
             with suppress(OSError):
