@@ -82,16 +82,23 @@ class AsyncInbox:
             self._woken.set_result(None)
 
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
-        from asyncio import FIRST_COMPLETED, wait
-
         if not self._messages:
-            if not others and seconds is None:
+            if self._woken.done():  # or cancelled, with who waited for it
+                self._woken = self._loop.create_future()
+            timer = None if seconds is None else self._loop.call_later(seconds, self.wake)
+            for each in others:
+                each.add_done_callback(self._wake_for)
+            try:  # not `asyncio.wait`, which complains in the loop's log if it is cancelled just when something comes
                 await self._woken
-            else:
-                await wait([self._woken, *others], timeout=seconds, return_when=FIRST_COMPLETED)
-        if self._woken.done():
-            self._woken = self._loop.create_future()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                for each in others:
+                    each.remove_done_callback(self._wake_for)
         messages = []
         while self._messages:
             messages.append(self._messages.popleft())
         return messages
+
+    def _wake_for(self, _: Future[None]) -> None:
+        self.wake()
