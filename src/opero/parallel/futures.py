@@ -1,4 +1,4 @@
-"""Items over any executor of `concurrent.futures`: a user's own, dask's, or ray behind the same face."""
+"""Items over any executor of `concurrent.futures`: a user's own, or dask and ray behind the same face."""
 
 from __future__ import annotations
 
