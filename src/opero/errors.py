@@ -54,7 +54,8 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """Say which known name was probably meant: `"; did you mean 'retries'?"`, or what there is to choose from."""
     names = sorted({str(candidate) for candidate in known})
     folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=likeness)
+    swapped = [candidate for candidate in folded if sorted(candidate) == sorted(name.lower())]
+    close = swapped or difflib.get_close_matches(name.lower(), folded, n=1, cutoff=likeness)
     if close:
         return f"; did you mean {folded[close[0]]!r}?"
     if not names:

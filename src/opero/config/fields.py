@@ -68,6 +68,8 @@ def admits_none(kind: str, field: str) -> bool:
 
 def suggest_key(key: str, kind: str | None = None, value: object = None, parent: str | None = None) -> str:
     """The cure for an unknown key of a profile or a policy: where it belongs, or the nearest known one."""
+    if "<" in key:
+        return "; did you mean '<<'?"
     option = (FLAT_OPTIONS | ALIASES).get(key)
     if kind is not None:
         if option is not None and option[0] == kind:

@@ -63,6 +63,7 @@ def load(
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
         warnings=tuple(_warnings(location)),
+        _loaded=report,
     )
     # Where a file could not be read, what seems to be missing may stand there: only what is there is judged.
     complete = len(layers) == len(location.files) + len(variables)

@@ -149,6 +149,10 @@ class Profile:
 
     # Where values come from
 
+    def written(self, kind: str, field: str) -> Marked:
+        """What holds for a field, as it was written."""
+        return next(block.fields[field] for block in reversed(self.blocks[kind]) if field in block.fields)
+
     def given(self, kind: str) -> Mapping[str, Leaf]:
         """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
         return {field: leaf for field, leaf in self._chains(kind).items() if not leaf.removed}

@@ -33,14 +33,17 @@ def without_passwords(text: str) -> str:
 class Report:
     """The problems found so far: of each its place, what is wrong, and the cure.
 
+    Args:
+        earlier: the report of the same files; this one shows their lines, too.
+
     Attributes:
         texts: file → its text, to show lines of it.
     """
 
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
+    def __init__(self, earlier: Report | None = None) -> None:
+        self.texts: dict[str, str] = {} if earlier is None else earlier.texts
         self._problems: dict[tuple[str, int, int, str], Source] = {}
-        self._hidden: list[Marked] = []
+        self._hidden: list[Marked] = [] if earlier is None else earlier._hidden
 
     def add(self, source: Source, text: str) -> None:
         """Note a problem; the same one twice counts once."""
@@ -74,11 +77,10 @@ class Report:
             raise ConfigError.of(self.problems)
 
     def _problem(self, source: Source, text: str, hidden: Mapping[str, Sequence[_Span]]) -> Problem:
-        text_of_file = self.texts.get(source.name)
-        if source.line is None or text_of_file is None:
+        if source.line is None:
             return Problem(str(source), text)
         column = source.column or 1
-        lines = text_of_file.splitlines()
+        lines = self.texts.get(source.name, "").splitlines()
         written = lines[source.line - 1] if source.line <= len(lines) else ""
         snippet, caret, width = _shown(written, source.line, column, source.width, hidden.get(source.name, ()))
         return Problem(str(source), text, source.name, source.line, column, snippet, caret, width)
