@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opero.clock import SYSTEM
 from opero.executors.call import Call
 from opero.functions import is_method, kind_of, short_name
-from opero.layers import Chain, build, invoking
+from opero.layers import Chain, build, hand_over, invoking
 from opero.policies.policy import Policy
 from opero.stats import Stats
 
@@ -132,12 +132,24 @@ class Binding:
         Raises:
             ConfigError: the policy does not fit the function; the old one stays.
         """
-        chain = build(self, policy)
+        self.enforce(self.prepare(policy))
+
+    def prepare(self, policy: Policy) -> Chain:
+        """The layers for another policy, for `enforce`. Nothing changes yet.
+
+        Raises:
+            ConfigError: the policy does not fit the function.
+        """
+        return build(self, policy)
+
+    def enforce(self, prepared: Chain) -> None:
+        """Put what `prepare` gave in force. State goes on as `opero.executors.hand_over` says; this cannot fail."""
         with self._lock:
-            self._enforce(chain)
+            self._enforce(prepared)
 
     def _enforce(self, chain: Chain) -> None:
-        self.chain = chain
+        held: Chain | None = getattr(self, "chain", None)
+        self.chain = chain if held is None else hand_over(held, chain)
         self._resolve = None
         self.stats.count_bare(chain.function is not None)
         if self.callable is not None:
@@ -176,6 +188,7 @@ class Binding:
             whole=layer,
             policy=Policy(),
             executors={},
+            own=frozenset(),
         )
 
     # State

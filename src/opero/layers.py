@@ -8,7 +8,7 @@ A layer exists only where its policy is set. They are put together here, once fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
     from opero.policies.policy import Policy
 
-__all__ = ["Chain", "build"]
+__all__ = ["Chain", "build", "hand_over"]
 
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "rate_limit": {"backend": ("local",)},
@@ -48,6 +48,7 @@ class Chain:
         whole: all layers within the cache, for a map that reads and fills the cache itself.
         policy: what it was built from.
         executors: kind of policy → its executor.
+        own: the kinds of those whose state is this function's alone, though functions may share it.
     """
 
     function: Callable[..., Any] | None
@@ -58,6 +59,7 @@ class Chain:
     whole: Layer
     policy: Policy
     executors: Mapping[str, Any]
+    own: frozenset[str]
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Begin a call: its result, or under an async function something to await."""
@@ -77,7 +79,8 @@ def build(binding: Binding, policy: Policy) -> Chain:
         NotImplementedError: an option that has no executor yet.
     """
     check(binding, policy)
-    executors = _executors(binding, policy)
+    own: set[str] = set()
+    executors = _executors(binding, policy, own)
     function = _starting(binding)
     innermost = invoking(binding, function)
 
@@ -108,7 +111,28 @@ def build(binding: Binding, policy: Policy) -> Chain:
         whole=whole,
         policy=policy,
         executors=executors,
+        own=frozenset(own),
     )
+
+
+def hand_over(old: Chain, new: Chain) -> Chain:
+    """Let the layers that are put in force go on with the state of those before; the layers to put in force.
+
+    What functions share is seen to by who shares it: the registry.
+    """
+    for kind in new.own & old.own:
+        mine, theirs = _limit(new, kind), _limit(old, kind)
+        if mine is not theirs:
+            mine.take_over(theirs)
+    if new.cache is not None and old.cache is not None and new.cache is not old.cache:
+        new.cache.take_over(old.cache)
+        new = replace(new, hit=new.cache.hit)
+    return new
+
+
+def _limit(chain: Chain, kind: str) -> Any:
+    executor = chain.executors[kind]
+    return executor.limiter if kind == "rate_limit" else executor
 
 
 def check(binding: Binding, policy: Policy) -> None:
@@ -164,8 +188,11 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
         cost_function(cost, function)
 
 
-def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
-    """An executor for each policy that is set; each executor's module is loaded only when it is."""
+def _executors(binding: Binding, policy: Policy, own: set[str]) -> dict[str, Any]:
+    """An executor for each policy that is set; each executor's module is loaded only when it is.
+
+    Kinds of which the function has one of its own, although functions may share such, are added to `own`.
+    """
     executors: dict[str, Any] = {}
     clock, name = binding.clock, binding.name
     if timeout := policy.active("timeout"):
@@ -175,16 +202,16 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
-        executors["bulkhead"] = _shared(binding, "bulkhead", bulkhead, BulkheadExecutor)
+        executors["bulkhead"] = _shared(binding, "bulkhead", bulkhead, BulkheadExecutor, own)
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
-        limiter = _shared(binding, "rate_limit", rate_limit, RateLimitExecutor)
+        limiter = _shared(binding, "rate_limit", rate_limit, RateLimitExecutor, own)
         executors["rate_limit"] = Meter(limiter, binding.function)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
-        executors["circuit_breaker"] = _shared(binding, "circuit_breaker", circuit_breaker, CircuitBreakerExecutor)
+        executors["circuit_breaker"] = _shared(binding, "circuit_breaker", circuit_breaker, CircuitBreakerExecutor, own)
     fallback = policy.active("fallback")
     retry = policy.active("retry")
     if retry or (fallback and fallback.arg):
@@ -214,11 +241,17 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     return executors
 
 
-def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
+def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, Clock, str], Any], own: set[str]) -> Any:
     """An executor whose state functions may share: the profile's where there is one, else this function's own."""
 
-    def make(name: str = binding.name) -> Any:
-        return executor(policy, binding.clock, name)
+    def make(name: str | None = None) -> Any:
+        """A new one that functions share under that name; without a name, this function's own."""
+        if name is not None:
+            return executor(policy, binding.clock, name)
+        own.add(kind)
+        held: Chain | None = getattr(binding, "chain", None)
+        kept = _limit(held, kind) if held is not None and kind in held.own else None
+        return kept if kept is not None and kept.policy == policy else executor(policy, binding.clock, binding.name)
 
     return make() if binding.share is None else binding.share(kind, policy, make)
 

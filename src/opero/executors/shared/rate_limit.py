@@ -22,7 +22,6 @@ class _InFile:
     __slots__ = ()
 
     _file: StateFile
-    _line: _Line | None
     _booker: Ledger
     """Does the sums, under the file's lock: nobody else asks it."""
 
@@ -43,9 +42,7 @@ class _InFile:
         with self._file as file:
             _load(self)
             self._booker.hand_over(booker := Ledger(new.rate, new.burst, new._monotonic), unit)
-            line = self._line or _Line()
-            line.head = new
-            self._line = new._line = line
+            _link(self, new)
             due = _join(new, file)
             file.number = max(booker._due, due) if due != FOREVER else booker._due
             _write_terms(file, new)
@@ -76,6 +73,12 @@ def _load(ledger: Any) -> None:
         rate, burst = file.read()
         ledger._booker = Ledger(rate, burst, ledger._monotonic)
     ledger._booker._due = file.number
+
+
+def _link(ledger: Any, new: Ledger) -> None:
+    line = ledger._line or _Line()
+    line.head = new
+    ledger._line = new._line = line
 
 
 def joined(ledger: Ledger, other: Ledger, unit: float) -> Ledger:
