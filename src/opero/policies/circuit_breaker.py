@@ -130,5 +130,11 @@ class CircuitBreakerPolicy(BasePolicy):
 
     def _defaulted(self) -> set[str]:
         """Fields that were written down with their default values, as a JSON round trip does."""
-        fields = type(self).model_fields
-        return {name for name in self.model_fields_set if getattr(self, name) == fields[name].default}
+        written = {name: (getattr(self, name), type(self).model_fields[name].default) for name in self.model_fields_set}
+        return {name for name, (value, default) in written.items() if value == default and type(value) is type(default)}
+
+    def __eq__(self, other: object) -> bool:
+        # A window of 10 calls is none of 10 seconds, although 10 == 10.0.
+        return super().__eq__(other) is True and type(self.window) is type(getattr(other, "window", None))
+
+    __hash__ = BasePolicy.__hash__
