@@ -236,7 +236,7 @@ def _executors(binding: Binding, policy: Policy, own: set[str]) -> dict[str, Any
             executors["cache"] = kept
         else:
             executors["cache"] = CacheExecutor(
-                cache, clock, binding.function, binding.stats, is_method=binding.is_method
+                cache, clock, binding.function, binding.stats, is_method=binding.is_method, before=kept
             )
     return executors
 
