@@ -246,7 +246,7 @@ def _executors(binding: Binding, policy: Policy, share: Share | None, own: set[s
             executors["cache"] = kept
         else:
             executors["cache"] = CacheExecutor(
-                cache, clock, binding.function, binding.stats, is_method=binding.is_method
+                cache, clock, binding.function, binding.stats, is_method=binding.is_method, before=kept
             )
     return executors
 

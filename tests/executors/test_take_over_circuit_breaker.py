@@ -460,7 +460,10 @@ def test_no_reload_closes_an_open_circuit_before_its_time(steps: list[Any]) -> N
             else:
                 assert not is_open
                 breaker.record(period, clock.now, DOWN if step == "fail" else None)
-            opened = (opened if is_open else clock.now) if breaker.circuit.state == "open" else None
+            if breaker.circuit.state != "open":
+                opened = None
+            elif not is_open:
+                opened = clock.now
 
 
 @given(STEPS, st.lists(st.integers(0, 40), max_size=10))

@@ -80,6 +80,8 @@ class CacheExecutor:
         function: whose results.
         is_method: its first parameter is an instance.
         stats: where hits that need no layer are counted.
+        before: the executor that this one may take over from: the function keeps the name that it has in stores, where
+            that tells of a local function's variables, too, which change.
 
     Attributes:
         name: the region's: `namespace:module.qualname`.
@@ -94,12 +96,23 @@ class CacheExecutor:
     """
 
     def __init__(
-        self, policy: CachePolicy, clock: Clock, function: Callable[..., Any], stats: Stats, *, is_method: bool = False
+        self,
+        policy: CachePolicy,
+        clock: Clock,
+        function: Callable[..., Any],
+        stats: Stats,
+        *,
+        is_method: bool = False,
+        before: CacheExecutor | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
         # In this process a function is itself; elsewhere only its name can tell it from others.
-        name = full_name(function) if policy.is_in_memory else name_in_stores(function)
+        self.stored_as: str | None = None if before is None else before.stored_as
+        if policy.is_in_memory:
+            name = full_name(function)
+        else:
+            name = self.stored_as = self.stored_as or name_in_stores(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
         self.retention = Retention(policy, clock, self.key, self.name)
