@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opero.errors import MissingExtraError as MissingExtraError
     from opero.errors import OperoError as OperoError
     from opero.errors import PolicyNotFoundError as PolicyNotFoundError
+    from opero.errors import Problem as Problem
     from opero.errors import RateLimitExceededError as RateLimitExceededError
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
@@ -72,6 +73,7 @@ _MODULES = {
         "MissingExtraError",
         "OperoError",
         "PolicyNotFoundError",
+        "Problem",
         "RateLimitExceededError",
         "RejectedError",
         "ResultRejectedError",

@@ -39,6 +39,7 @@ __all__ = [
     "MissingExtraError",
     "OperoError",
     "PolicyNotFoundError",
+    "Problem",
     "RateLimitExceededError",
     "RejectedError",
     "ResultRejectedError",
@@ -296,8 +297,53 @@ class WorkerDiedError(OperoError):
         self.times = times
 
 
+class Problem(NamedTuple):
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        place: where: "file:line:column", the variable, or "" where there is no one place.
+        text: what is wrong there, and the cure.
+        file, line, column: the place in a file, counted from 1; None where it is in none.
+        snippet: that line of the file, secrets masked; "" where there is none to show.
+        caret, width: where in the snippet, counted from 1, and how many characters of it are meant.
+    """
+
+    place: str
+    text: str
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    snippet: str = ""
+    caret: int = 1
+    width: int = 1
+
+    def __str__(self) -> str:
+        """As a compiler prints it: the place, what is wrong, the line, and a caret under what is meant."""
+        said = f"{self.place}: {self.text}" if self.place else self.text
+        if not self.snippet:
+            return said
+        number = str(self.line).rjust(4)
+        marks = " " * (self.caret - 1) + "^" * self.width
+        return f"{said}\n{number} | {self.snippet}\n{' ' * len(number)} | {marks}"
+
+
 class ConfigError(OperoError, ValueError):
-    """A policy, a policy file or an environment variable is wrong. The message says what, where, and the cure."""
+    """A policy, a policy file or an environment variable is wrong. The message says what, where, and the cure.
+
+    Attributes:
+        problems: each thing that is wrong, with its place; the message shows them all, as a compiler would.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (Problem("", message),)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> ConfigError:
+        """The error that tells all of these."""
+        if len(problems) == 1:
+            return cls(str(problems[0]), problems)
+        return cls("\n\n".join([f"the configuration has {len(problems)} problems:", *map(str, problems)]), problems)
 
 
 class MissingExtraError(ConfigError, ImportError):
@@ -315,8 +361,8 @@ class PolicyNotFoundError(ConfigError, KeyError):
         name: the name that was asked for.
     """
 
-    def __init__(self, message: str, *, name: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, name: str = "") -> None:
+        super().__init__(message, problems)
         self.name = name
 
     __str__ = Exception.__str__  # KeyError shows its argument's repr, which would quote a sentence

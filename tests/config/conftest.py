@@ -35,12 +35,14 @@ class Policies:
             self.load(environment, **environ)
         assert caught.value.__cause__ is None, "a cause would show pydantic's message, with secret input in it"
         assert caught.value.__context__ is None
-        return str(caught.value)
+        error = caught.value
+        assert "hunter2" not in str(error), "what tests call their secrets"
+        assert all(each.text in str(error) for each in error.problems)
+        return "\n".join(f"{each.place}: {each.text}" if each.place else each.text for each in error.problems)
 
     def problems(self, environment: str | None = None, **environ: str) -> list[str]:
         """Its lines, one a problem."""
-        first, *rest = self.error(environment, **environ).splitlines()
-        return [line.strip() for line in rest] or [first]
+        return self.error(environment, **environ).splitlines()
 
 
 @pytest.fixture
@@ -51,5 +53,5 @@ def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Policies:
 
 @pytest.fixture(autouse=True)
 def _no_variables_of_the_tester(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in ("OPERO_ENV", "OPERO_CONFIG", "OPERO_ENABLED", "ENVIRONMENT"):
+    for name in ("OPERO_ENV", "OPERO_CONFIG", "OPERO_ENABLED", "OPERO_ENV_FILE", "OPERO_SECRETS_DIR", "ENVIRONMENT"):
         monkeypatch.delenv(name, raising=False)

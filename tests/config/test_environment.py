@@ -187,7 +187,6 @@ def test_reserved_variables_set_nothing(policies: Policies) -> None:
         OPERO_CACHE_REDIS_URL="redis://x",
         OPERO_CACHE_DIR="x",
         OPERO_CACHE_SECRET="x",
-        OPERO_SECRETS_DIR="x",
         OPERO_TEST_ANYTHING="1",
         OPERO_CONFIG="x",
         OPERO_ENABLED="1",

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero.config.merging import compose, extends_leaf, inherit, profile_names
+from opero.config.merging import Profile, compose, inherit, parent_leaf, profile_names, sections_of
 from opero.config.report import Report
-from opero.config.sources import DEFAULT, Block, Layer, Leaf, Section, Source
+from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
 from opero.policies.policy import KINDS, merge
 
 FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
@@ -27,21 +27,21 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
     section = "defaults" if name == "defaults" else f"policies.{name}"
     blocks: dict[str, Block] = {}
     for kind in draw(st.sets(st.sampled_from(sorted(FIELDS)))):
-        source = Source("key", next(numbers), 1)
+        whole = Marked(None, Source("key", next(numbers), 1))
         if draw(st.integers(0, 4)) == 0:
-            blocks[kind] = Block(source, removed=True)
+            blocks[kind] = Block(whole, section, removed=True)
             continue
-        fields: dict[str, Leaf] = {}
+        fields: dict[str, Marked] = {}
         for field in draw(st.sets(st.sampled_from(FIELDS[kind]))):
             number = next(numbers)
-            fields[field] = Leaf(number, Source("file", number, 1), section)
-        blocks[kind] = Block(source, fields)
+            fields[field] = Marked(number, Source("file", number, 1))
+        blocks[kind] = Block(whole, section, fields)
     extends = (
-        Leaf(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1), section)
+        Marked(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1))
         if bool(parents) and draw(st.booleans())
         else None
     )
-    return Section(Source("section", next(numbers), 1), blocks, extends)
+    return Section(section, Marked(None, Source("section", next(numbers), 1)), blocks, extends)
 
 
 @st.composite
@@ -62,7 +62,12 @@ def layers(draw: st.DrawFn) -> list[Layer]:
 
 
 def _known(section: Section, names: set[str]) -> Section:
-    return section if section.extends is None or section.extends.value in names else replace(section, extends=None)
+    known = section.parent is None or section.parent.value in names
+    return section if known else Section(section.name, section.place, section.blocks)
+
+
+def profile_of(lineage: list[str] | None, made: list[Layer]) -> Profile:
+    return compose(sections_of(lineage, made))
 
 
 def plain(section: Section) -> dict[str, Any]:
@@ -77,13 +82,16 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
     """The layers without one value."""
 
     def cut(section: Section) -> Section:
-        return replace(
-            section,
-            blocks={
-                kind: replace(block, fields={f: each for f, each in block.fields.items() if each.source != leaf.source})
-                for kind, block in section.blocks.items()
-            },
-        )
+        blocks = {
+            kind: Block(
+                block.whole,
+                block.section,
+                {field: each for field, each in block.fields.items() if each.source != leaf.source},
+                removed=block.removed,
+            )
+            for kind, block in section.blocks.items()
+        }
+        return Section(section.name, section.place, blocks, section.parent)
 
     return [
         Layer(
@@ -112,14 +120,14 @@ def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Laye
         for section in order:
             merged = merge(merged, plain(section))
         expected = {kind: fields for kind, fields in merged.items() if fields is not None}
-        assert compose(lineage, made).values() == expected
+        assert profile_of(lineage, made).values() == expected
 
 
 @EACH
 @given(layers())
 def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> None:
     for name, lineage in lineages(made).items():
-        extends = extends_leaf(name, made)
+        extends = parent_leaf(layer.profiles[name] for layer in made if name in layer.profiles)
         assert lineage[-1] == name
         assert lineage[:-1] == ([] if extends is None else lineages(made)[extends.value])
 
@@ -135,7 +143,7 @@ def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> No
         for leaf in block.fields.values()
     }
     for lineage in lineages(made).values():
-        profile = compose(lineage, made)
+        profile = profile_of(lineage, made)
         leaves = profile.leaves()
         for kind, fields in profile.values().items():
             for field, info in KINDS[kind].model_fields.items():
@@ -153,10 +161,10 @@ def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> No
 @given(layers())
 def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: list[Layer]) -> None:
     for lineage in lineages(made).values():
-        profile = compose(lineage, made)
+        profile = profile_of(lineage, made)
         for kind in profile.kinds():
             for field, leaf in profile.given(kind).items():
-                uncovered = compose(lineage, without(made, leaf)).leaves().get(f"{kind}.{field}")
+                uncovered = profile_of(lineage, without(made, leaf)).leaves().get(f"{kind}.{field}")
                 assert uncovered == leaf.shadowed
 
 
@@ -164,6 +172,6 @@ def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: li
 @given(layers())
 def test_no_value_shadows_itself(made: list[Layer]) -> None:
     for lineage in lineages(made).values():
-        for leaf in compose(lineage, made).leaves().values():
+        for leaf in profile_of(lineage, made).leaves().values():
             written = [each.source for each in leaf.chain() if each.source != DEFAULT]
             assert len(written) == len(set(written))

@@ -52,9 +52,8 @@ def loads_or_tells(policies: Policies, text: bytes, environ: dict[str, str]) -> 
     try:
         load(policies.directory, environ=environ)
     except ConfigError as error:
-        first, *rest = str(error).splitlines()
-        for line in rest or [first]:
-            assert PLACE.match(line.strip()), line
+        for problem in error.problems:
+            assert PLACE.match(f"{problem.place}: "), problem
 
 
 @EACH

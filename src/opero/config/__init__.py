@@ -1,6 +1,24 @@
 """Profiles from YAML files and environment variables, every value with its place."""
 
-from opero.config.loader import Configuration, load
-from opero.config.sources import Leaf, Source
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opero.config.loader import Configuration as Configuration
+    from opero.config.loader import load as load
+    from opero.config.sources import Leaf as Leaf
+    from opero.config.sources import Source as Source
+
+_HOME = {"Configuration": "loader", "load": "loader", "Leaf": "sources", "Source": "sources"}
 
 __all__ = ["Configuration", "Leaf", "Source", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is first used: whether there is a configuration can be asked without what reads one."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'opero.config' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"opero.config.{_HOME[name]}"), name)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
-from opero.config.fields import is_secret, suggest_key
-from opero.config.sources import BROKEN, Block, Layer, Leaf, Marked, Section
+from opero.config.fields import is_hidden, suggest_key
+from opero.config.sources import BROKEN, Block, Layer, Marked, Section
 from opero.errors import nearest
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-__all__ = ["read_block", "read_document", "read_extends", "shown"]
+__all__ = ["is_glob", "read_block", "read_document", "read_parent", "shown"]
 
-KEYS = ("policies", "defaults")
-LATER = ("functions", "import_from")
+KEYS = ("policies", "defaults", "functions", "import_from")
+FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
+HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.([^\W\d]\w*|<locals>))*")
+"""The exact name of a function: module:qualname."""
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def shown(value: Any) -> str:
@@ -33,35 +36,48 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+def is_glob(name: str) -> bool:
+    """Whether the name of a `functions:` entry stands for many functions."""
+    return any(character in name for character in "*?[")
+
+
 def read_document(document: Marked, name: str, report: Report) -> Layer:
     """What a whole file says.
 
     Args:
-        document: the file's data: a mapping with `policies:` (name → profile) and `defaults:` (laid under
-            each).
+        document: the file's data: a mapping with `policies:` (name → profile), `defaults:` (laid under each),
+            `functions:` (name or glob → what holds for these functions) and `import_from:` (modules).
         name: how messages call the file.
         report: takes what is wrong.
-
-    Raises:
-        NotImplementedError: `functions:` or `import_from:` stand in it, which a later release reads.
     """
     entries = _mapping(document, "the file", report, cure="begin it with `policies:`")
     defaults: Section | None = None
     profiles: dict[str, Section] = {}
+    functions: dict[str, Section] = {}
+    import_from: Marked | None = None
     for key, entry in entries.items():
-        if key in LATER:
-            raise NotImplementedError(f"{entry.place}: `{key}:` is not implemented yet; remove it")
         if key not in KEYS:
-            cure = nearest(key, [*KEYS, *LATER])
-            report.add(entry.place, f"unknown key {key!r}{cure} (profiles stand under `policies:`)")
+            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles stand under `policies:`)")
+            report.hide(entry)
         elif entry.value is None:
             continue
+        elif key == "import_from":
+            import_from = _read_modules(entry, report)
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
+        elif key == "policies":
+            cure = "write each profile's name and its policies below it"
+            for each, body in _mapping(entry, "`policies:`", report, cure).items():
+                if each:
+                    profiles[each] = _read_section(body, f"policies.{each}", report, "extends")
+                else:
+                    report.add(body.place, "a profile's name is empty")
         else:
-            found = _mapping(entry, "`policies:`", report, cure="write each profile's name and its policies below it")
-            profiles = {each: _read_section(body, f"policies.{each}", report) for each, body in found.items()}
-    return Layer(name, defaults, profiles)
+            cure = 'write each function\'s name, as "module:function", and its policies below it'
+            for each, body in _mapping(entry, "`functions:`", report, cure).items():
+                if _check_function(each, body, report):
+                    functions[each] = _read_section(body, f"functions.{each}", report, "policy")
+    return Layer(name, defaults, profiles, functions, import_from)
 
 
 def _mapping(marked: Marked, what: str, report: Report, cure: str) -> dict[str, Marked]:
@@ -69,36 +85,66 @@ def _mapping(marked: Marked, what: str, report: Report, cure: str) -> dict[str, 
         return marked.value
     if marked.value is not BROKEN:
         report.add(marked.source, f"{what} must be a mapping, but is {shown(marked.value)}; {cure}")
+        report.hide(marked)
     return {}
 
 
-def _read_section(marked: Marked, section: str, report: Report) -> Section:
-    """One profile, or `defaults`. A null profile says nothing of its own."""
+def _check_function(name: str, body: Marked, report: Report) -> bool:
+    if is_glob(name) or FUNCTION.fullmatch(name):
+        return True
+    module, _, function = name.rpartition(".")
+    cure = f'; write "{module}:{function}"' if module and ":" not in name else ""
+    report.add(body.place, f'{name!r} is neither "module:function" nor a glob such as "app.*"{cure}')
+    return False
+
+
+def _read_modules(marked: Marked, report: Report) -> Marked | None:
+    """`import_from`: a module, or a list of them."""
+    if marked.value is BROKEN:
+        return None
+    each = marked.value if isinstance(marked.value, list) else [marked]
+    good = [one for one in each if isinstance(one.value, str) and MODULE.fullmatch(one.value)]
+    for one in each:
+        if one not in good and one.value is not BROKEN:
+            report.add(
+                one.source,
+                f"import_from: {shown(one.value)} is no module's name; write a list, such as [app, requests]",
+            )
+    return Marked(good, marked.at, marked.key, marked.file)
+
+
+def _read_section(marked: Marked, section: str, report: Report, parent_key: str | None = None) -> Section:
+    """A profile, `defaults`, or a function's entry. One that is null says nothing of its own."""
     if marked.value is None:
-        return Section(marked.place)
+        return Section(section, marked)
     entries = _mapping(marked, section, report, cure="write policies below it, such as `retry: {retries: 3}`")
     blocks: dict[str, Block] = {}
-    extends: Leaf | None = None
+    parent: Marked | None = None
     flawed = not isinstance(marked.value, dict)
     for key, entry in entries.items():
         if key in KINDS:
             blocks[key] = read_block(key, entry, section, report)
-        elif key == "extends" and section != "defaults":
-            extends = read_extends(entry, section, report)
-            flawed = flawed or extends is None
-        elif key == "extends":
+        elif key == parent_key:
+            parent = read_parent(entry, f"{section}.{key}", report)
+            flawed = flawed or parent is None
+        elif key == "extends" and section == "defaults":
             report.add(entry.place, "`defaults:` lies under every profile and extends none; remove this")
         else:
-            report.add(entry.place, f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain())}")
-    return Section(marked.place, blocks, extends, flawed)
+            # The value may hold a secret, whatever the key was meant to be.
+            report.add(
+                entry.place,
+                f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain(), parent=parent_key)}",
+            )
+            report.hide(entry)
+    return Section(section, marked, blocks, parent, flawed=flawed)
 
 
-def read_extends(marked: Marked, section: str, report: Report) -> Leaf | None:
-    """The name of the profile that this one starts from; null: of none."""
+def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
+    """The name of the profile to start from; null: of none."""
     if marked.value is None or isinstance(marked.value, str):
-        return Leaf(marked.value, marked.source, section)
+        return marked
     if marked.value is not BROKEN:
-        report.add(marked.source, f"{section}.extends takes the name of one profile, not {shown(marked.value)}")
+        report.add(marked.source, f"{what} takes the name of one profile, not {shown(marked.value)}")
     return None
 
 
@@ -108,40 +154,38 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     Args:
         kind: "retry", "cache", and so on.
         marked: what was written.
-        section: "defaults" or "policies.<name>".
+        section: "defaults", "policies.<name>" or "functions.<name>".
         report: takes unknown fields; values are judged later, when the layers are merged.
     """
-    place, value = marked.place, marked.value
+    value = marked.value
     if value is None:
-        return Block(marked.source, removed=True)
+        return Block(marked, section, removed=True)
     if value is BROKEN:
-        return Block(place, flawed=True)
+        return Block(marked, section, flawed=True)
     if isinstance(value, list):
         report.add(marked.source, f"{section}.{kind} takes a mapping of its fields, not a list")
-        return Block(place, flawed=True)
+        return Block(marked, section, flawed=True)
     if isinstance(value, dict):
-        entries: dict[str, Marked] = value
+        fields: dict[str, Marked] = value
     else:
         try:
-            entries = {field: Marked(bare, marked.source) for field, bare in KINDS[kind].expand(value).items()}
+            fields = {
+                field: Marked(bare, marked.at, None, marked.file) for field, bare in KINDS[kind].expand(value).items()
+            }
         except ValueError as error:
             report.add(marked.source, f"{section}.{kind}: {error}")
-            return Block(place, flawed=True)
-    fields: dict[str, Leaf] = {}
-    flawed = False
-    for field, entry in entries.items():
-        if field not in KINDS[kind].model_fields:
-            report.add(entry.place, f"unknown key {field!r} in {section}.{kind}{suggest_key(field, kind)}")
-            flawed = True
-        elif not entry.is_whole():
-            flawed = True
-        else:
-            fields[field] = _leaf(kind, field, entry, section)
-    return Block(place, fields, flawed=flawed)
+            return Block(marked, section, flawed=True)
+    flawed = not all(type(entry.value) in PLAIN or entry.is_whole() for entry in fields.values())
+    if flawed or not fields.keys() <= FIELDS[kind]:
+        for field in fields.keys() - FIELDS[kind]:
+            report.add(fields[field].place, f"unknown key {field!r} in {section}.{kind}{suggest_key(field, kind)}")
+            report.hide(fields[field])
+        whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}
+        flawed, fields = True, whole
+    if not HIDDEN[kind].isdisjoint(fields):
+        for field in HIDDEN[kind] & fields.keys():
+            report.hide(fields[field])
+    return Block(marked, section, fields, flawed=flawed)
 
 
-def _leaf(kind: str, field: str, entry: Marked, section: str) -> Leaf:
-    value = entry.plain()
-    if is_secret(kind, field) and isinstance(value, str):
-        value = SecretStr(value)
-    return Leaf(value, entry.source, section)
+PLAIN = (str, int, float, bool, type(None))

@@ -6,11 +6,11 @@ import difflib
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.config.document import read_block, read_extends
+from opero.config.document import read_block, read_parent
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
-from opero.config.sources import Block, Layer, Leaf, Marked, Section, Source
+from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source
 from opero.errors import nearest
 from opero.policies.policy import KINDS
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from opero.config.report import Report
 
-__all__ = ["read_enabled", "read_variables"]
+__all__ = ["RESERVED", "Said", "read_enabled", "read_variables", "said_by_process"]
 
 PREFIX = "OPERO_"
 RESERVED = (
     "OPERO_ENV",
     "OPERO_CONFIG",
     "OPERO_ENABLED",
+    "OPERO_ENV_FILE",
     "OPERO_SECRETS_DIR",
     "OPERO_CACHE_DIR",
     "OPERO_CACHE_REDIS_URL",
@@ -38,28 +39,44 @@ TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 NOTHING = ("null", "none")
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What a variable's name may mean: a whole policy (no field), one field, or `extends` (no kind)."""
+class Said(NamedTuple):
+    """A variable's text, and where it was set."""
 
-    profile: str | None
+    text: str
+    source: Source
+
+
+def said_by_process(environ: Mapping[str, str]) -> dict[str, Said]:
+    """The variables of a process that begin with OPERO_."""
+    return {name: Said(text, Source(name)) for name, text in environ.items() if name.upper().startswith(PREFIX)}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a variable's name may mean: a whole policy (no field), one field, or the profile to start from (no kind)."""
+
+    section: str
     kind: str | None
     field: str | None = None
 
     @property
-    def section(self) -> str:
-        return "defaults" if self.profile is None else f"policies.{self.profile}"
+    def parent_key(self) -> str:
+        return "policy" if self.section.startswith("functions.") else "extends"
 
     @property
     def nested(self) -> str:
         """The variable that means this and nothing else."""
-        path = ["DEFAULTS"] if self.profile is None else ["POLICIES", _fold(self.profile).upper()]
-        return PREFIX + "__".join(
-            [*path, (self.kind or "extends").upper(), *([self.field.upper()] if self.field else [])]
-        )
+        group, _, name = self.section.partition(".")
+        path = [
+            group,
+            *([_fold(name)] if name else []),
+            self.kind or self.parent_key,
+            *([self.field] if self.field else []),
+        ]
+        return PREFIX + "__".join(path).upper()
 
     def __str__(self) -> str:
-        return f"{self.section}.{self.kind or 'extends'}{f'.{self.field}' if self.field else ''}"
+        return f"{self.section}.{self.kind or self.parent_key}{f'.{self.field}' if self.field else ''}"
 
 
 def _fold(profile: str) -> str:
@@ -67,93 +84,109 @@ def _fold(profile: str) -> str:
     return re.sub(r"\W", "_", profile.lower())
 
 
-def read_enabled(environ: Mapping[str, str], report: Report) -> bool | None:
+def read_enabled(said: Mapping[str, Said], report: Report) -> bool | None:
     """`OPERO_ENABLED`, or None where it is not set."""
-    for name, text in environ.items():
+    for name, (text, source) in said.items():
         if name.upper() == "OPERO_ENABLED":
             value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
             if value is None:
-                report.add(Source(name), f"{text!r} is neither true nor false")
+                report.add(
+                    source,
+                    f"OPERO_ENABLED: {text!r} is neither true nor false"
+                    if source.by
+                    else f"{text!r} is neither true nor false",
+                )
             return value
     return None
 
 
 def read_variables(
-    environ: Mapping[str, str], profiles: Iterable[str], report: Report, *, complete: bool = True
+    said: Mapping[str, Said],
+    profiles: Iterable[str],
+    functions: Iterable[str],
+    report: Report,
+    *,
+    name: str = "environment variables",
+    complete: bool = True,
 ) -> Layer:
     """What the variables that begin with OPERO_ say, in upper or lower case, in either of two forms.
 
     - flat, `OPERO_<PROFILE>_<OPTION>`: the flat options of `@opero` and `@opmap` (`OPERO_API_RETRIES`,
       `OPERO_API_CACHE_TTL`), `BACKOFF` for `BACKOFF_FACTOR`, and each policy by its name, which takes its
       short form, true, false, null, or a JSON mapping (`OPERO_API_RATE_LIMIT=50/s`, `OPERO_API_CACHE=false`);
-    - nested, `OPERO_POLICIES__API__RETRY__RETRIES` and `OPERO_DEFAULTS__RETRY__RETRIES`, for every field.
+    - nested, `OPERO_POLICIES__API__RETRY__RETRIES`, `OPERO_DEFAULTS__RETRY__RETRIES` and, for an entry of `functions:`,
+      `OPERO_FUNCTIONS__APP_USERS_GET_USER__CACHE__TTL`, for every field.
 
     Lists are written with commas or as JSON. "null" or "none" removes a policy, or means no value where a
-    field admits that. An empty value is an error, since it may mean either. Every character of a profile's
-    name that is no letter or digit is written "_".
+    field admits that. An empty value is an error, since it may mean either. Every character of a profile's or
+    function's name that is no letter or digit is written "_".
 
     Args:
-        environ: the environment variables.
-        profiles: the names that the files define; a variable cannot make a new one.
+        said: the variables.
+        profiles, functions: the names that the files define; a variable cannot make a new one.
         report: takes variables that name nothing, can be read two ways, or contradict each other.
-        complete: whether `profiles` are all. If not, a variable that names nothing may well be right.
+        name: how messages call these variables together.
+        complete: whether the names are all. If not, a variable that names nothing may well be right.
     """
-    names = list(profiles)
-    sections: dict[str | None, _Collected] = {}
-    spelled: dict[str, str] = {}
-    for variable in sorted(name for name in environ if name.upper().startswith(PREFIX)):
-        source = Source(variable)
+    names, entries = list(profiles), list(functions)
+    sections: dict[str, _Collected] = {}
+    spelled: dict[str, Source] = {}
+    for variable in sorted(each for each in said if each.upper().startswith(PREFIX)):
+        text, source = said[variable]
         upper = variable.upper()
         if upper in spelled:
             report.add(source, f"is also set as {spelled[upper]}, and case does not count; unset one of them")
             continue
-        spelled[upper] = variable
-        targets = _targets(upper.removeprefix(PREFIX).lower(), names)
+        spelled[upper] = source
+        targets = find_targets(upper.removeprefix(PREFIX).lower(), names, entries)
         if len(targets) > 1:
             _report_ambiguous(source, targets, report)
         elif targets:
             target = targets[0]
             try:
-                value = _mark(_parse(target, environ[variable]), source)
+                value = _mark(_parse(target, text), source)
             except ValueError as error:
                 report.add(source, str(error))
                 value = None
-            sections.setdefault(target.profile, _Collected(target.section, source, report)).take(target, source, value)
+            sections.setdefault(target.section, _Collected(target.section, source, report)).take(target, source, value)
         elif complete and upper not in RESERVED and not upper.startswith(RESERVED_PREFIX):
-            report.add(source, _explain_unknown(upper, names))
-    read = {profile: each.section() for profile, each in sections.items()}
-    defaults = read.pop(None, None)
-    return Layer(
-        "environment variables",
-        defaults,
-        {name: section for name, section in read.items() if name is not None},
-    )
+            report.add(source, _explain_unknown(upper, names, entries))
+    read = {each: collected.section() for each, collected in sections.items()}
+    return Layer(name, read.get("defaults"), _named("policies.", read), _named("functions.", read))
 
 
-def _targets(name: str, profiles: Iterable[str]) -> list[_Target]:
+def _named(prefix: str, sections: Mapping[str, Section]) -> dict[str, Section]:
+    return {name.removeprefix(prefix): each for name, each in sections.items() if name.startswith(prefix)}
+
+
+def find_targets(name: str, profiles: Iterable[str], functions: Iterable[str]) -> list[Target]:
     """Everything that a variable's name, in lower case and without its prefix, can mean."""
-    found: list[_Target] = []
+    found: list[Target] = []
     if name.startswith("defaults__"):
-        found += _nested(None, name.removeprefix("defaults__"))
+        found += _nested("defaults", name.removeprefix("defaults__"))
     for profile in profiles:
         folded = _fold(profile)
         if name.startswith(f"policies__{folded}__"):
-            found += _nested(profile, name.removeprefix(f"policies__{folded}__"))
+            found += _nested(f"policies.{profile}", name.removeprefix(f"policies__{folded}__"))
         if name.startswith(f"{folded}_") and (option := name.removeprefix(f"{folded}_")) in OPTIONS:
-            found.append(_Target(profile, *OPTIONS[option]))
+            found.append(Target(f"policies.{profile}", *OPTIONS[option]))
+    for function in functions:
+        prefix = f"functions__{_fold(function)}__"
+        if name.startswith(prefix):
+            found += _nested(f"functions.{function}", name.removeprefix(prefix))
     return found
 
 
-def _nested(profile: str | None, path: str) -> list[_Target]:
+def _nested(section: str, path: str) -> list[Target]:
     kind, separator, field = path.partition("__")
-    if kind == "extends" and not separator and profile is not None:
-        return [_Target(profile, None)]
+    if section != "defaults" and not separator and kind == Target(section, None).parent_key:
+        return [Target(section, None)]
     if kind not in KINDS or (separator and field not in KINDS[kind].model_fields):
         return []
-    return [_Target(profile, kind, field or None)]
+    return [Target(section, kind, field or None)]
 
 
-def _parse(target: _Target, text: str) -> Any:
+def _parse(target: Target, text: str) -> Any:
     """The value that a variable's text spells; numbers and durations are left to the policy's model."""
     if text and target.kind is not None and target.field is not None and is_secret(target.kind, target.field):
         return text  # its spaces may matter
@@ -201,18 +234,18 @@ class _Collected:
 
     def __init__(self, name: str, source: Source, report: Report) -> None:
         self._name = name
-        self._source = source
+        self._place = Marked(None, source)
         self._report = report
         self._blocks: dict[str, Block] = {}
-        self._extends: Leaf | None = None
+        self._parent: Marked | None = None
 
-    def take(self, target: _Target, source: Source, value: Marked | None) -> None:
+    def take(self, target: Target, source: Source, value: Marked | None) -> None:
         """Add one variable's value; None where it could not be read."""
         if target.kind is None:
-            self._extends = read_extends(value, self._name, self._report) if value is not None else None
+            self._parent = read_parent(value, str(target), self._report) if value is not None else None
             return
         if value is None:
-            block = Block(source, flawed=True)
+            block = Block(Marked(BROKEN, source), self._name, flawed=True)
         else:
             whole = value if target.field is None else Marked({target.field: value}, source)
             block = read_block(target.kind, whole, self._name, self._report)
@@ -226,13 +259,14 @@ class _Collected:
         for field in sorted(held.fields.keys() & block.fields.keys()):
             other = held.fields[field].source
             self._report.add(block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them")
-        return Block(held.source, {**held.fields, **block.fields}, flawed=held.flawed or block.flawed)
+        fields = {**held.fields, **block.fields}
+        return Block(held.whole, self._name, fields, flawed=held.flawed or block.flawed)
 
     def section(self) -> Section:
-        return Section(self._source, self._blocks, self._extends)
+        return Section(self._name, self._place, self._blocks, self._parent)
 
 
-def _report_ambiguous(source: Source, targets: list[_Target], report: Report) -> None:
+def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> None:
     ways = list(dict.fromkeys(target.nested for target in targets))
     cure = (
         f"write {' or '.join(ways)}"
@@ -242,10 +276,12 @@ def _report_ambiguous(source: Source, targets: list[_Target], report: Report) ->
     report.add(source, f"can be read as {' or as '.join(map(str, targets))}; {cure}")
 
 
-def _explain_unknown(name: str, profiles: list[str]) -> str:
+def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> str:
     """Why a variable names nothing, and what was probably meant; never its value, which may be secret."""
     rest = name.removeprefix(PREFIX).lower()
     folded = {_fold(profile): profile for profile in profiles}
+    if rest.startswith("functions__"):
+        return _explain_nested(rest, {_fold(function): function for function in functions})
     if rest.startswith(("policies__", "defaults__")):
         return _explain_nested(rest, folded)
     reasons: list[str] = []
@@ -254,7 +290,9 @@ def _explain_unknown(name: str, profiles: list[str]) -> str:
         if option == rest:
             continue
         reasons.append(f"the profile {profile!r} has no option {option!r}")
-        homes = [_Target(profile, kind, option) for kind, model in KINDS.items() if option in model.model_fields]
+        homes = [
+            Target(f"policies.{profile}", kind, option) for kind, model in KINDS.items() if option in model.model_fields
+        ]
         if homes:
             return f"{reasons[-1]}; write {' or '.join(target.nested for target in homes)}"
     known = [option for option in OPTIONS if rest.endswith(f"_{option}")]
@@ -271,11 +309,12 @@ def _explain_unknown(name: str, profiles: list[str]) -> str:
 
 def _explain_nested(rest: str, folded: Mapping[str, str]) -> str:
     root, _, path = rest.partition("__")
-    if root == "policies":
+    if root != "defaults":
+        what = "profile" if root == "policies" else "`functions:` entry"
         short = max((each for each in folded if path.startswith(f"{each}__")), key=len, default=None)
         if short is None:
             wanted = path.partition("__")[0]
-            return f"there is no profile {wanted!r}{nearest(wanted, folded) or '; no file defines any'}"
+            return f"there is no {what} {wanted!r}{nearest(wanted, folded) or '; no file defines any'}"
         path = path.removeprefix(f"{short}__")
     kind, _, field = path.partition("__")
     if kind not in KINDS:

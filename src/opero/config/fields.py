@@ -66,7 +66,7 @@ def admits_none(kind: str, field: str) -> bool:
     return NoneType in types or (info is not None and info.annotation is Any and info.default is None)
 
 
-def suggest_key(key: str, kind: str | None = None, value: object = None) -> str:
+def suggest_key(key: str, kind: str | None = None, value: object = None, parent: str | None = None) -> str:
     """The cure for an unknown key of a profile or a policy: where it belongs, or the nearest known one."""
     option = (FLAT_OPTIONS | ALIASES).get(key)
     if kind is not None:
@@ -82,7 +82,7 @@ def suggest_key(key: str, kind: str | None = None, value: object = None) -> str:
         return "; write " + " or ".join(
             f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes
         )
-    return nearest(key, [*KINDS, "extends"])
+    return nearest(key, [*KINDS, *([parent] if parent else [])])
 
 
 def _example(kind: str, field: str, value: object) -> str:

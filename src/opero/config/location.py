@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opero.config.sources import Source
+from opero.environ import variable
 from opero.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
 def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
     if argument is not None:
         named = _Named(argument, "environment")
-    elif (value := _variable(environ, "OPERO_ENV")) is not None:
+    elif (value := variable(environ, "OPERO_ENV")) is not None:
         named = _Named(value.strip(), "OPERO_ENV")
     elif value := environ.get("ENVIRONMENT", "").strip():  # not ours alone: empty means unset
         named = _Named(value, "ENVIRONMENT")
@@ -114,7 +115,7 @@ def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
 def _directory(argument: str | Path | None, environ: Mapping[str, str]) -> _Named:
     if argument is not None:
         return _Named(str(argument), "directory")
-    value = _variable(environ, "OPERO_CONFIG")
+    value = variable(environ, "OPERO_CONFIG")
     if value is not None:
         if not value.strip():
             raise ConfigError("OPERO_CONFIG: is empty; unset it, or name a directory")
@@ -157,13 +158,6 @@ def _files(folder: Path, report: Report) -> dict[str, Path]:
                 )
             found.setdefault(path.stem, path)
     return found
-
-
-def _variable(environ: Mapping[str, str], name: str) -> str | None:
-    """An opero variable's value, in whatever case its name is written."""
-    if name in environ:
-        return environ[name]
-    return next((value for key, value in environ.items() if key.upper() == name), None)
 
 
 def show_path(path: Path) -> str:

@@ -1,11 +1,14 @@
-"""Lays sections over each other, lowest first, and keeps for every field the chain of what it shadows."""
+"""Lays sections over each other, lowest first, and tells of every field what holds and what that shadows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opero.config.sources import DEFAULT, Block, Layer, Leaf, Section, Source
+from pydantic import SecretStr
+
+from opero.config.fields import is_secret
+from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
 from opero.errors import nearest
 from opero.policies.policy import KINDS
 from opero.policies.types import Unset
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
 
     from opero.config.report import Report
 
-__all__ = ["Profile", "compose", "inherit", "profile_names"]
+__all__ = ["Profile", "compose", "inherit", "parent_leaf", "profile_names", "sections_of"]
+
+SECRETS = {kind: [field for field in model.model_fields if is_secret(kind, field)] for kind, model in KINDS.items()}
 
 
 def profile_names(layers: Iterable[Layer]) -> list[str]:
@@ -30,23 +35,27 @@ def inherit(layers: Sequence[Layer], report: Report) -> dict[str, list[str] | No
         layers: lowest precedence first; the highest that says `extends` decides, and null there means none.
         report: takes an unknown name and a cycle (once, however many profiles are in it).
     """
-    names = profile_names(layers)
-    unclear = {name for layer in layers for name, section in layer.profiles.items() if section.flawed}
-    extends: dict[str, Leaf] = {}
-    for name in names:
-        leaf = extends_leaf(name, layers)
-        if leaf is None or leaf.value is None:
-            continue
-        if leaf.value in names:
-            extends[name] = leaf
-        else:
+    names = dict.fromkeys(profile_names(layers))
+    unclear: set[str] = set()
+    extends: dict[str, Marked] = {}
+    for layer in layers:
+        for name, section in layer.profiles.items():
+            if section.flawed:
+                unclear.add(name)
+            if section.parent is not None:
+                extends[name] = section.parent
+    for name, parent in list(extends.items()):
+        if parent.value is None:
+            del extends[name]
+        elif parent.value not in names:
+            del extends[name]
             unclear.add(name)
-            hint = nearest(leaf.value, set(names) - {name})
-            report.add(leaf.source, f"policies.{name} extends {leaf.value!r}, which does not exist{hint}")
+            hint = nearest(parent.value, set(names) - {name})
+            report.add(parent.source, f"policies.{name} extends {parent.value!r}, which does not exist{hint}")
     return {name: _lineage(name, extends, unclear, report) for name in names}
 
 
-def _lineage(name: str, extends: Mapping[str, Leaf], unclear: set[str], report: Report) -> list[str] | None:
+def _lineage(name: str, extends: Mapping[str, Marked], unclear: set[str], report: Report) -> list[str] | None:
     lineage = [name]
     while lineage[-1] in extends:
         parent = extends[lineage[-1]].value
@@ -61,107 +70,123 @@ def _lineage(name: str, extends: Mapping[str, Leaf], unclear: set[str], report: 
     return None if unclear.intersection(lineage) else lineage[::-1]
 
 
-def extends_leaf(name: str, layers: Iterable[Layer]) -> Leaf | None:
-    """The `extends` of a profile that holds, over those of lower layers."""
+def parent_leaf(sections: Iterable[Section]) -> Leaf | None:
+    """Which profile is started from, over what lower sections say of that; None where none says anything."""
     top: Leaf | None = None
-    for layer in layers:
-        section = layer.profiles.get(name)
-        if section is not None and section.extends is not None:
-            top = replace(section.extends, shadowed=top)
+    for section in sections:
+        if section.parent is not None:
+            top = Leaf(section.parent.value, section.parent.source, section.name, shadowed=top)
     return top
 
 
-def compose(lineage: Sequence[str] | None, layers: Sequence[Layer]) -> Profile:
-    """The profile that ends a lineage: first `defaults` of every layer, then each ancestor in every layer,
-    then itself.
+def sections_of(lineage: Sequence[str] | None, layers: Sequence[Layer]) -> list[Section]:
+    """What makes a profile, lowest first: `defaults` of every layer, then each ancestor in every layer, then itself.
 
-    So a profile starts from what its parent effectively is, the parent's environment variables included, and
-    what it says itself, in whatever file, comes over that.
+    So a profile starts from what its parent effectively is, the parent's environment variables included, and what it
+    says itself, in whatever file, comes over that.
 
     Args:
         lineage: profile names, the furthest ancestor first; None for `defaults` alone.
         layers: lowest precedence first.
     """
+    sections = [layer.defaults for layer in layers if layer.defaults is not None]
+    for name in lineage or ():
+        sections += [layer.profiles[name] for layer in layers if name in layer.profiles]
+    return sections
+
+
+def compose(sections: Iterable[Section]) -> Profile:
+    """These sections laid over each other, the lowest first."""
     profile = Profile()
-    for section in _sections(lineage, layers):
+    for section in sections:
         for kind, block in section.blocks.items():
-            profile.lay(kind, block)
+            profile.blocks.setdefault(kind, []).append(block)
     return profile
 
 
-def _sections(lineage: Sequence[str] | None, layers: Sequence[Layer]) -> Iterator[Section]:
-    yield from (layer.defaults for layer in layers if layer.defaults is not None)
-    for name in lineage or ():
-        yield from (layer.profiles[name] for layer in layers if name in layer.profiles)
-
-
-@dataclass(slots=True)
-class _Held:
-    """One policy in the making."""
-
-    source: Source
-    fields: dict[str, Leaf]
-    removal: Leaf | None = None
-    present: bool = True
-    flawed: bool = False
-
-
 class Profile:
-    """A profile in the making: policies laid over each other, key by key."""
+    """A profile in the making: for each kind of policy what was said of it, lowest first.
+
+    Attributes:
+        blocks: kind → what each section says of it.
+    """
+
+    __slots__ = ("blocks",)
 
     def __init__(self) -> None:
-        self._kinds: dict[str, _Held] = {}
+        self.blocks: dict[str, list[Block]] = {}
 
-    def lay(self, kind: str, block: Block) -> None:
-        """Put what one section says about a policy over what is there."""
-        held = self._kinds.setdefault(kind, _Held(block.source, {}, present=False))
-        held.flawed = held.flawed or block.flawed
-        if block.removed:
-            self._remove(held, block)
-            return
-        held.source = block.source if not held.present else held.source
-        held.present = True
-        for field, leaf in block.fields.items():
-            # The field moves to the end, so that the last one is the one that was said last.
-            below = held.fields.pop(field, None) or held.removal
-            held.fields[field] = replace(leaf, shadowed=_over_default(kind, field, below))
-
-    def _remove(self, held: _Held, block: Block) -> None:
-        gone = Leaf(None, block.source, removed=True)
-        held.fields = {field: replace(gone, shadowed=leaf) for field, leaf in held.fields.items()}
-        held.removal = replace(gone, shadowed=held.removal)
-        held.present = False
-
-    def given(self, kind: str) -> Mapping[str, Leaf]:
-        """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
-        held = self._kinds.get(kind)
-        return {} if held is None else {field: leaf for field, leaf in held.fields.items() if not leaf.removed}
+    def _held(self, kind: str) -> Iterator[Block]:
+        """What was said of a policy since it was last removed."""
+        blocks = self.blocks.get(kind, ())
+        start = next((i for i in range(len(blocks), 0, -1) if blocks[i - 1].removed), 0)
+        return iter(blocks[start:])
 
     def kinds(self) -> list[str]:
         """The policies that the profile has."""
-        return [kind for kind, held in self._kinds.items() if held.present]
+        return [kind for kind, blocks in self.blocks.items() if not blocks[-1].removed]
 
     def place(self, kind: str) -> Source:
         """Where the profile got that policy from, first."""
-        return self._kinds[kind].source
+        return next(self._held(kind)).source
 
     def is_flawed(self, kind: str) -> bool:
-        return self._kinds[kind].flawed
+        return any(block.flawed for block in self.blocks[kind])
 
     def values(self) -> dict[str, dict[str, Any]]:
         """Plain data for `Policy`."""
-        return {kind: {field: leaf.value for field, leaf in self.given(kind).items()} for kind in self.kinds()}
+        values: dict[str, dict[str, Any]] = {}
+        for kind, blocks in self.blocks.items():
+            if blocks[-1].removed:
+                continue
+            held = blocks if len(blocks) == 1 else self._held(kind)
+            fields = {field: entry.plain() for block in held for field, entry in block.fields.items()}
+            for field in SECRETS[kind]:
+                if isinstance(fields.get(field), str):
+                    fields[field] = SecretStr(fields[field])
+            values[kind] = fields
+        return values
+
+    # Where values come from
+
+    def given(self, kind: str) -> Mapping[str, Leaf]:
+        """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
+        return {field: leaf for field, leaf in self._chains(kind).items() if not leaf.removed}
+
+    def _chains(self, kind: str) -> dict[str, Leaf]:
+        """Field → the leaf that holds or was removed, over what it shadows."""
+        fields: dict[str, Leaf] = {}
+        removal: Leaf | None = None
+        for block in self.blocks.get(kind, ()):
+            if block.removed:
+                gone = Leaf(None, block.source, block.section, removed=True)
+                fields = {field: replace(gone, shadowed=leaf) for field, leaf in fields.items()}
+                removal = replace(gone, shadowed=removal)
+            for field, entry in block.fields.items():
+                # The field moves to the end, so that the last one is the one that was said last.
+                below = fields.pop(field, None) or removal
+                value = entry.plain()
+                if field in SECRETS[kind] and isinstance(value, str):
+                    value = SecretStr(value)
+                fields[field] = Leaf(value, entry.source, block.section, shadowed=_over_default(kind, field, below))
+        return fields
 
     def leaves(self) -> dict[str, Leaf]:
-        """Path ("retry.retries") → leaf: every field of every policy that it has, defaults included, and what
-        was removed."""
+        """Path ("retry.retries") → leaf: every field of every policy that it has, defaults included, and what was
+        removed."""
         leaves: dict[str, Leaf] = {}
-        for kind, held in self._kinds.items():
-            if not held.present and held.removal is not None:
-                leaves[kind] = held.removal
+        for kind, blocks in self.blocks.items():
+            removal: Leaf | None = None
+            for block in blocks:
+                if block.removed:
+                    removal = Leaf(None, block.source, block.section, removed=True, shadowed=removal)
+            present = not blocks[-1].removed
+            if not present and removal is not None:
+                leaves[kind] = removal
+            chains = self._chains(kind)
             for field in KINDS[kind].model_fields:
-                below = held.fields.get(field) or held.removal
-                leaf = _over_default(kind, field, below) if held.present else held.fields.get(field)
+                below = chains.get(field) or removal
+                leaf = _over_default(kind, field, below) if present else chains.get(field)
                 if leaf is not None:
                     leaves[f"{kind}.{field}"] = leaf
         return leaves

@@ -1,4 +1,4 @@
-"""The sources of configuration, as pydantic-settings carries them: files, and the environment over them."""
+"""The sources of configuration, as pydantic-settings carries them: files, secrets, a `.env` file, the environment."""
 
 from __future__ import annotations
 
@@ -21,18 +21,25 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from opero.config.environment import Said
     from opero.config.report import Report
 
 
-__all__ = ["EnvironmentSource", "FileSource", "Request", "Settings"]
+__all__ = ["FileSource", "Request", "Settings", "VariablesSource"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """What to read: files, lowest precedence first, and variables; and where to report what is wrong."""
+    """What to read, lowest precedence first, and where to report what is wrong.
+
+    Attributes:
+        files: the YAML files.
+        variables: what holds variables ("environment variables", the `.env` file's name, ...) → these.
+        report: takes what is wrong.
+    """
 
     files: tuple[Path, ...]
-    environ: Mapping[str, str]
+    variables: Mapping[str, Mapping[str, Said]]
     report: Report
 
 
@@ -58,15 +65,23 @@ class FileSource(LayerSource):
         self.layer = read_document(document, name, report) if document is not None else None
 
 
-class EnvironmentSource(LayerSource):
-    """The variables that begin with OPERO_, read against the profiles that the files define."""
+class VariablesSource(LayerSource):
+    """Variables that begin with OPERO_, read against the names that the files define."""
 
     def __init__(
-        self, settings_cls: type[BaseSettings], request: Request, profiles: list[str], *, complete: bool
+        self,
+        settings_cls: type[BaseSettings],
+        name: str,
+        said: Mapping[str, Said],
+        files: list[Layer],
+        report: Report,
+        *,
+        complete: bool,
     ) -> None:
         super().__init__(settings_cls)
-        self.layer = read_variables(request.environ, profiles, request.report, complete=complete)
-        self.enabled = read_enabled(request.environ, request.report)
+        functions = dict.fromkeys(each for layer in files for each in layer.functions)
+        self.layer = read_variables(said, profile_names(files), functions, report, name=name, complete=complete)
+        self.enabled = read_enabled(said, report)
 
     def __call__(self) -> dict[str, Any]:
         return super().__call__() | ({} if self.enabled is None else {"enabled": self.enabled})
@@ -80,7 +95,7 @@ class Settings(BaseSettings):
 
     Attributes:
         enabled: `OPERO_ENABLED`. Default true.
-        layers: what each file and the environment say, lowest precedence first.
+        layers: what each file and each set of variables says, lowest precedence first.
     """
 
     model_config = SettingsConfigDict(frozen=True)
@@ -89,10 +104,10 @@ class Settings(BaseSettings):
     layers: dict[str, InstanceOf[Layer]] = {}
 
     @classmethod
-    def read(cls, files: tuple[Path, ...], environ: Mapping[str, str], report: Report) -> Self:
-        """Read files, lowest precedence first, and the environment over them; tell `report` what is wrong."""
+    def read(cls, files: tuple[Path, ...], variables: Mapping[str, Mapping[str, Said]], report: Report) -> Self:
+        """Read files, and variables over them, lowest precedence first; tell `report` what is wrong."""
         # Init arguments are all that pydantic-settings hands on to the place where its sources are made.
-        init: dict[str, Any] = {"request": Request(files, environ, report)}
+        init: dict[str, Any] = {"request": Request(files, variables, report)}
         return cls(**init)
 
     @classmethod
@@ -104,11 +119,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, then the files from the last to the first: the highest precedence comes first."""
+        """The environment, `.env`, secrets, then the files from the last to the first: the highest comes first."""
         assert isinstance(init_settings, InitSettingsSource)
         request: Request = init_settings.init_kwargs["request"]
         files = [FileSource(settings_cls, path, request.report) for path in request.files]
         layers = [source.layer for source in files if source.layer is not None]
         complete = len(layers) == len(files)
-        environment = EnvironmentSource(settings_cls, request, profile_names(layers), complete=complete)
-        return environment, *reversed(files)
+        variables = [
+            VariablesSource(settings_cls, name, said, layers, request.report, complete=complete)
+            for name, said in request.variables.items()
+        ]
+        return (*reversed(variables), *reversed(files))

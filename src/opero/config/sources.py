@@ -1,4 +1,7 @@
-"""Where values come from: a mark on each, kept from the file or variable to the effective policy."""
+"""Where values come from: a mark on each, kept from the file or variable to the effective policy.
+
+Reading keeps the parser's own marks; a `Source` is made of one only when somebody asks where a value stands.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BROKEN", "DEFAULT", "Block", "Layer", "Leaf", "Marked", "Section", "Source"]
+__all__ = ["BROKEN", "CODE", "DEFAULT", "Block", "Layer", "Leaf", "Marked", "Section", "Source", "source_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,21 +19,35 @@ class Source:
     """The place that gave a value.
 
     Attributes:
-        name: the file (relative to the working directory where it lies below), the environment variable, or
-            "default".
+        name: the file (relative to the working directory where it lies below), the environment variable, "code" for a
+            policy that was handed to a registry, or "default".
         line, column: where in the file, counted from 1; None for a variable and for a default.
+        by: what says it there: "@opero" for a decorator, the variable's name for a line of a `.env` file, else "".
+        width: how many characters it takes there.
     """
 
     name: str
     line: int | None = None
     column: int | None = None
+    by: str = ""
+    width: int = field(default=1, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return self.name if self.line is None else f"{self.name}:{self.line}:{self.column}"
+        place = ":".join(str(part) for part in (self.name, self.line, self.column) if part is not None)
+        return f"{place} ({self.by})" if self.by else place
 
 
 DEFAULT = Source("default")
 """The source of what no one wrote down: the policy model's own default."""
+CODE = Source("code")
+"""The source of a policy that was handed to a registry."""
+
+
+def source_of(event: Any, file: str) -> Source:
+    """The place in a file that one of the parser's events speaks of."""
+    start, end = event.start_mark, event.end_mark
+    width = end.column - start.column if end.line == start.line else 1
+    return Source(file, start.line + 1, start.column + 1, width=max(1, width))
 
 
 class _Broken:
@@ -42,40 +59,64 @@ BROKEN = _Broken()
 """Stands for a value that could not be read, and has been reported."""
 
 
-@dataclass(frozen=True, slots=True)
 class Marked:
     """Plain data as it was read, every part of it with its place.
 
     Attributes:
         value: a scalar, a list of `Marked`, a dict of `Marked` by name, or `BROKEN`.
-        source: where the value stands.
+        at: where it stands: a `Source`, or the parser's event.
         key: where the key before it stands; None in a list and at the top.
+        file: which file the events are of.
     """
 
-    value: Any
-    source: Source
-    key: Source | None = None
+    # Made for each value of each file: it has no more than it must.
+    __slots__ = ("at", "file", "key", "value")
+
+    def __init__(self, value: Any, at: Any, key: Any = None, file: str = "") -> None:
+        self.value = value
+        self.at = at
+        self.key = key
+        self.file = file
+
+    @property
+    def source(self) -> Source:
+        """Where the value stands."""
+        return self.at if type(self.at) is Source else source_of(self.at, self.file)
 
     @property
     def place(self) -> Source:
         """Where its key stands, or else the value itself."""
-        return self.key or self.source
+        if self.key is None:
+            return self.source
+        return self.key if type(self.key) is Source else source_of(self.key, self.file)
+
+    def under(self, key: Any) -> Marked:
+        """The same value under another key."""
+        return Marked(self.value, self.at, key, self.file)
 
     def plain(self) -> Any:
         """The data without its marks."""
-        if isinstance(self.value, dict):
-            return {name: each.plain() for name, each in self.value.items()}
-        if isinstance(self.value, list):
-            return [each.plain() for each in self.value]
-        return self.value
+        value = self.value
+        kind = type(value)
+        if kind is dict:
+            return {name: each.plain() for name, each in value.items()}
+        if kind is list:
+            return [each.plain() for each in value]
+        return value
 
     def is_whole(self) -> bool:
         """Whether all of it could be read."""
-        if isinstance(self.value, dict):
-            return all(each.is_whole() for each in self.value.values())
-        if isinstance(self.value, list):
-            return all(each.is_whole() for each in self.value)
-        return self.value is not BROKEN
+        return all(each.value is not BROKEN for each in self.walk())
+
+    def walk(self) -> Iterator[Marked]:
+        """This, and everything within."""
+        yield self
+        inner = self.value.values() if isinstance(self.value, dict) else self.value
+        for each in inner if isinstance(self.value, dict | list) else ():
+            yield from each.walk()
+
+    def __repr__(self) -> str:
+        return f"Marked({self.value!r}, {self.source!s})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +124,12 @@ class Leaf:
     """One field's value, where it came from, and what it shadows.
 
     Attributes:
-        value: as it was written ("30m", not 1800.0); None where a `null` removed it; a `SecretStr` for a
-            secret.
+        value: as it was written ("30m", not 1800.0); None where a `null` removed it; a `SecretStr` for a secret.
         source: the place that gave it.
-        section: the part of the configuration that it stands in: "defaults", "policies.api"; "" for a
-            default.
+        section: the part of the configuration that it stands in: "defaults", "policies.api", "functions.app:get"; ""
+            for a default and for code.
         removed: whether a `null` took it away.
-        shadowed: the value that would hold without this one, with its own source and shadow; None at the
-            bottom.
+        shadowed: the value that would hold without this one, with its own source and shadow; None at the bottom.
     """
 
     value: Any
@@ -107,41 +146,91 @@ class Leaf:
             leaf = leaf.shadowed
 
 
-@dataclass(frozen=True, slots=True)
 class Block:
     """What one section of one layer says about one policy.
 
     Attributes:
-        source: where the policy's key stands.
+        whole: the policy's value as it was read; its place is that of the policy's key.
+        section: what it stands in: "defaults", "policies.<name>", "functions.<name>".
         fields: field → value; empty for `cache: {}`, which asks for the defaults.
         removed: a `null` stands in its place: whatever was said below is gone.
         flawed: part of it could not be read, so what is missing may be no second mistake.
     """
 
-    source: Source
-    fields: Mapping[str, Leaf] = field(default_factory=dict)
-    removed: bool = False
-    flawed: bool = False
+    __slots__ = ("fields", "flawed", "removed", "section", "whole")
+
+    def __init__(
+        self,
+        whole: Marked,
+        section: str,
+        fields: Mapping[str, Marked] | None = None,
+        *,
+        removed: bool = False,
+        flawed: bool = False,
+    ) -> None:
+        self.whole = whole
+        self.section = section
+        self.fields: Mapping[str, Marked] = fields if fields is not None else {}
+        self.removed = removed
+        self.flawed = flawed
+
+    @property
+    def source(self) -> Source:
+        """Where the policy's key stands; of a `null`, where that stands."""
+        return self.whole.source if self.removed else self.whole.place
 
 
-@dataclass(frozen=True, slots=True)
 class Section:
-    """What one layer says about one profile, or about all of them (`defaults`)."""
+    """What one layer says about one profile, about all of them (`defaults`), or about functions.
 
-    source: Source
-    blocks: Mapping[str, Block] = field(default_factory=dict)
-    extends: Leaf | None = None
-    flawed: bool = False
+    Attributes:
+        name: "defaults", "policies.<name>" or "functions.<name>"; "" for a decorator's own options.
+        blocks: kind of policy → what is said of it.
+        parent: the name of the profile that it starts from (`extends` of a profile, `policy` of a function); its value
+            is None where it says: none.
+        flawed: it could not be read, so what it lacks may be no second mistake.
+    """
+
+    __slots__ = ("blocks", "flawed", "name", "parent", "place")
+
+    def __init__(
+        self,
+        name: str,
+        place: Marked,
+        blocks: Mapping[str, Block] | None = None,
+        parent: Marked | None = None,
+        *,
+        flawed: bool = False,
+    ) -> None:
+        self.name = name
+        self.place = place
+        self.blocks: Mapping[str, Block] = blocks if blocks is not None else {}
+        self.parent = parent
+        self.flawed = flawed
+
+    @property
+    def source(self) -> Source:
+        return self.place.place
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Layer:
-    """Everything that one file, or the environment, says."""
+    """Everything that one file, the environment, or code says.
+
+    Attributes:
+        name: the file's, or "environment variables", ".env", and so on.
+        defaults: what it lays under every profile.
+        profiles: name → what it says of that profile.
+        functions: name or glob → what it says of functions of that name.
+        import_from: the modules that names may be imported from; None where it does not say.
+    """
 
     name: str
     defaults: Section | None = None
     profiles: Mapping[str, Section] = field(default_factory=dict)
+    functions: Mapping[str, Section] = field(default_factory=dict)
+    import_from: Marked | None = None
 
     def __repr__(self) -> str:
         # pydantic-settings logs what each source delivers; values may be secret, so names alone are shown.
-        return f"Layer({self.name!r}, profiles={sorted(self.profiles)})"
+        return f"Layer({self.name!r}, profiles={sorted(self.profiles)}, functions={sorted(self.functions)})"

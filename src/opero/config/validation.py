@@ -26,7 +26,7 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
     """The policy that a merged profile describes, or None where it is wrong.
 
     Args:
-        name: the profile's.
+        name: of the section: "policies.api".
         profile: what was merged.
         report: takes what is wrong, at the file's line and column or the variable that said it.
     """
@@ -124,7 +124,7 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
             field = each["loc"][1]
             report.add(
                 profile.place(kind),
-                f"policies.{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`",
+                f"{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`",
             )
         elif len(each["loc"]) == 1:
             text = _message(each)
@@ -132,7 +132,7 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
             # The one that was said last broke what held before.
             *before, place = [leaf.source for leaf in named or given.values()] or [profile.place(kind)]
             others = " and ".join(str(source) for source in before if source != place)
-            report.add(place, f"policies.{name}.{kind}: {text}{f' (see also {others})' if others else ''}")
+            report.add(place, f"{name}.{kind}: {text}{f' (see also {others})' if others else ''}")
 
 
 def _message(error: Any) -> str:

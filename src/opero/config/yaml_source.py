@@ -1,4 +1,7 @@
-"""Reads a YAML file into marked data: every key and value knows its file, line and column."""
+"""Reads a YAML file into marked data: every key and value knows its file, line and column.
+
+One pass over the parser's events builds it: composing nodes first, as PyYAML does, would take as long again.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,32 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
-from opero.config.sources import BROKEN, Marked, Source
+from opero.config.sources import BROKEN, Marked, Source, source_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from opero.config.report import Report
 
 __all__ = ["read_yaml"]
 
-# The C parser is 8 times faster, and parsing is nine tenths of loading.
+# The C parser is 8 times faster, and parsing is most of loading.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAX_VALUES = 100_000
 """Values that a file may come to once its aliases are written out. A real one has some hundreds."""
 MAX_DEPTH = 50
 """How deep a file may nest. The format itself needs six levels."""
-SMALL = 10_000
-"""Characters that cannot nest deep enough to overflow the C parser's stack."""
 
-MAP, SEQ, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "merge"))
+STR, MAP, SEQ, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq", "merge"))
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 CURES = {
     "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
     "cannot start any token": "; quote the text",
     "found unexpected end of stream": "; close the quote",
-    "undefined alias": "; define the anchor (&name) above it, or quote text that begins with *",
 }
 
 
@@ -52,10 +54,13 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
     Args:
         path: the file.
         name: how messages call it.
-        report: takes what is wrong. A flaw inside the data leaves `BROKEN` in its place.
+        report: takes what is wrong, and the text, to show lines of it. A flaw inside the data leaves `BROKEN` in its
+            place.
     """
     try:
-        return _Reader(name, report).read(_text(path))
+        text = _text(path)
+        report.texts[name] = text
+        return _Reader(name, report).read(text)
     except _UnreadableError as fatal:
         report.add(Source(name, fatal.line + 1, fatal.column + 1), str(fatal))
         return None
@@ -79,166 +84,273 @@ def _position(text: str, index: int) -> tuple[int, int]:
     return text.count("\n", 0, index), index - line_start
 
 
+def _explain(error: yaml.YAMLError, text: str) -> NoReturn:
+    """Why the parser could not go on, in terms of what to change."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
+        place = _position(before, len(before))
+        raise _UnreadableError(
+            f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
+        ) from error
+    problem = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+    lines = text.splitlines()
+    written = lines[line] if line < len(lines) else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        raise _UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
+    context = getattr(error, "context", None)
+    cure = next((cure for part, cure in CURES.items() if part in problem), "")
+    raise _UnreadableError(f"is not YAML: {problem}{f' {context}' if context else ''}{cure}", line, column) from error
+
+
+class _Frame:
+    """A mapping or list that has begun and not ended."""
+
+    __slots__ = ("anchor", "begun_at", "event", "flaw", "in_key", "inherited", "items", "key", "key_event", "wants_key")
+
+    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], begun_at: int) -> None:
+        self.event = event
+        self.items = items
+        self.begun_at = begun_at
+        """How many values the file had before it."""
+        self.anchor = event.anchor
+        self.wants_key = type(items) is dict
+        self.in_key = False
+        """It stands where a key should."""
+        self.key: str | None = None
+        """The key that waits for its value; None where that value is not to be kept."""
+        self.key_event: Any = None
+        self.inherited: dict[str, Marked] | None = None
+        """What `<<` brings in."""
+        self.flaw = False
+        """What it holds must not be kept."""
+
+
+MERGING = "<<"
+"""The key that brings in other mappings: this very object, as a quoted "<<" is a key like any other."""
+
+
 class _Reader:
-    """Turns one file's nodes into marked data."""
+    """Turns one file's events into marked data."""
 
     def __init__(self, name: str, report: Report) -> None:
         self._name = name
         self._report = report
-        self._scalars = SafeConstructor()
+        self._resolve: Callable[..., Any] = Resolver().resolve
+        self._construct: Callable[[yaml.Node], Any] = SafeConstructor().construct_object
+        self._plain: dict[str, Any] = {}
+        """Plain text → its value, where nothing is wrong with it: most of it comes again and again."""
+        self._anchors: dict[str, tuple[Marked, int] | None] = {}
+        """Anchor → what it stands for, and how many values that has; None while it is still open."""
         self._values = 0
-        self._open: list[int] = []
+        self._frames: list[_Frame] = []
 
     def read(self, text: str) -> Marked:
         try:
-            if len(text) > SMALL:
-                self._check_depth(text)
             loader = SAFE_LOADER(text)
             try:
-                node = loader.get_single_node()
+                return self._document(loader.get_event)
             finally:
                 loader.dispose()
         except yaml.YAMLError as error:
-            self._explain(error, text)
-        except RecursionError:
-            raise _UnreadableError(f"nests deeper than {MAX_DEPTH} levels") from None
-        if node is None:
-            raise _UnreadableError("is empty; write `policies:` and the profiles below it, or remove the file")
-        return self._read(node)
+            _explain(error, text)
 
-    def _check_depth(self, text: str) -> None:
-        depth = 0
-        for event in yaml.parse(text, Loader=SAFE_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                self._fatal(event, f"nests deeper than {MAX_DEPTH} levels")
+    def _document(self, get_event: Any) -> Marked:
+        frames, plain, name = self._frames, self._plain, self._name
+        frame: _Frame | None = None
+        document: Marked | None = None
+        while True:
+            event = get_event()
+            kind = type(event)
+            if kind is yaml.ScalarEvent:
+                self._values += 1
+                value = plain.get(event.value, BROKEN) if event.implicit[0] else BROKEN
+                if frame is not None and frame.wants_key:
+                    if type(value) is str and value not in frame.items:
+                        frame.key, frame.key_event, frame.wants_key = value, event, False
+                    else:
+                        self._take_key(frame, event, self._key_value(event))
+                    continue
+                if value is BROKEN:
+                    value = self._scalar(event)
+                marked = Marked(value, event, frame and frame.key_event, name)
+                if event.anchor:
+                    self._anchors[event.anchor] = marked, 1
+            elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+                frame = self._begin(event, {} if kind is yaml.MappingStartEvent else [])
+                continue
+            elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+                ended = frames.pop()
+                frame = frames[-1] if frames else None
+                marked = self._end(ended, frame and frame.key_event)
+                if ended.in_key and frame is not None:
+                    self._refuse_key(frame, ended.event, "a key must be text, not a list or mapping")
+                    continue
+            elif kind is yaml.AliasEvent:
+                marked = self._alias(event)
+                if frame is not None and frame.wants_key:
+                    self._take_key(frame, event, marked.value)
+                    continue
+                marked = marked.under(frame and frame.key_event)
+            elif kind is yaml.DocumentStartEvent:
+                if document is not None:
+                    self._fatal(event, "begins a second document (`---`); keep one a file")
+                continue
+            elif kind is yaml.StreamEndEvent:
+                if document is None:
+                    raise _UnreadableError("is empty; write `policies:` and the profiles below it, or remove the file")
+                return document
+            else:
+                continue
+            if frame is None:
+                document = marked
+            elif type(frame.items) is list:
+                frame.items.append(marked)
+            else:
+                frame.wants_key = True
+                if frame.key is None or frame.key is MERGING:
+                    self._keep_apart(frame, marked)
+                else:
+                    frame.items[frame.key] = marked  # type: ignore[call-overload]
 
-    def _explain(self, error: yaml.YAMLError, text: str) -> NoReturn:
-        if isinstance(error, yaml.reader.ReaderError):
-            before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
-            place = _position(before, len(before))
-            raise _UnreadableError(
-                f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
-            ) from error
-        problem = getattr(error, "problem", None) or str(error)
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-        lines = text.splitlines()
-        written = lines[line] if line < len(lines) else ""
-        if "\t" in written[: len(written) - len(written.lstrip())]:
-            raise _UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
-        if "another document" in problem:
-            raise _UnreadableError("begins a second document (`---`); keep one a file", line, column) from error
-        context = getattr(error, "context", None)
-        cure = next((cure for part, cure in CURES.items() if part in problem), "")
-        raise _UnreadableError(
-            f"is not YAML: {problem}{f' {context}' if context else ''}{cure}", line, column
-        ) from error
+    # Collections
 
-    def _source(self, node: Any) -> Source:
-        return Source(self._name, node.start_mark.line + 1, node.start_mark.column + 1)
-
-    def _fatal(self, node: Any, text: str) -> NoReturn:
-        raise _UnreadableError(text, node.start_mark.line, node.start_mark.column)
-
-    def _broken(self, node: yaml.Node, text: str, key: Source | None = None) -> Marked:
-        self._report.add(self._source(node), text)
-        return Marked(BROKEN, self._source(node), key)
-
-    def _read(self, node: yaml.Node, key: Source | None = None) -> Marked:
-        # Aliases are written out here, so what they may come to is bounded here, too.
-        self._values += 1
+    def _count(self, event: Any, values: int = 1) -> None:
+        # Aliases are written out when the data is used, so what they may come to is bounded.
+        self._values += values
         if self._values > MAX_VALUES:
-            self._fatal(node, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer")
-        if id(node) in self._open:
-            return self._broken(node, "contains itself by an alias; write the value out", key)
-        if len(self._open) >= MAX_DEPTH:
-            self._fatal(node, f"nests deeper than {MAX_DEPTH} levels")
-        if isinstance(node, yaml.ScalarNode):
-            return self._read_scalar(node, key)
-        if node.tag not in (MAP, SEQ):
-            return self._broken(node, f"the tag {_tag(node)} is not allowed; write plain YAML", key)
-        self._open.append(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return Marked(self._read_mapping(node), self._source(node), key)
-            return Marked([self._read(each) for each in node.value], self._source(node), key)
-        finally:
-            self._open.pop()
+            self._fatal(event, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer")
 
-    def _read_scalar(self, node: yaml.ScalarNode, key: Source | None) -> Marked:
-        plain = not node.style and node.tag in NUMBERS  # the C parser writes no style as ""
-        if plain and ":" in node.value:
-            return self._broken(
-                node,
-                f"YAML 1.1 reads {node.value} as a number to the base 60; quote it, or write it with units",
-                key,
+    def _begin(self, event: Any, items: dict[str, Marked] | list[Marked]) -> _Frame:
+        self._count(event)
+        if len(self._frames) >= MAX_DEPTH:
+            self._fatal(event, f"nests deeper than {MAX_DEPTH} levels")
+        frame = _Frame(event, items, self._values - 1)
+        frame.in_key = bool(self._frames) and self._frames[-1].wants_key
+        if event.anchor:
+            self._anchors[event.anchor] = None
+        if event.tag and event.tag not in (MAP, SEQ, "!"):
+            self._report.add(self._source(event), f"the tag {_tag(event.tag)} is not allowed; write plain YAML")
+            frame.flaw = True
+        self._frames.append(frame)
+        return frame
+
+    def _end(self, frame: _Frame, key: Any) -> Marked:
+        value: Any = frame.items
+        if frame.inherited is not None:
+            value = {**frame.inherited, **value}
+        marked = Marked(BROKEN if frame.flaw else value, frame.event, key, self._name)
+        if frame.anchor:
+            self._anchors[frame.anchor] = marked, self._values - frame.begun_at
+        return marked
+
+    def _alias(self, event: Any) -> Marked:
+        if event.anchor not in self._anchors:
+            self._fatal(
+                event,
+                f"is not YAML: found undefined alias {event.anchor!r}; define the anchor (&{event.anchor}) above it, "
+                "or quote text that begins with *",
             )
-        if plain and re.fullmatch(r"[-+]?0[0-7_]+", node.value):
-            return self._broken(
-                node, f"YAML 1.1 reads {node.value} as an octal number; write it without the leading 0", key
-            )
-        try:
-            value = self._scalars.construct_object(node)
-        except yaml.YAMLError:
-            return self._broken(node, f"the tag {_tag(node)} is not allowed; write plain YAML", key)
-        except ValueError as error:
-            return self._broken(node, f"{node.value!r} cannot be read as {_tag(node)}: {error}", key)
-        return Marked(value, self._source(node), key)
+        found = self._anchors[event.anchor]
+        if found is None:
+            self._report.add(self._source(event), "contains itself by an alias; write the value out")
+            return Marked(BROKEN, event, None, self._name)
+        marked, size = found
+        self._count(event, size)
+        return marked
 
-    def _read_mapping(self, node: yaml.MappingNode) -> dict[str, Marked]:
-        inherited: dict[str, Marked] = {}
-        own: dict[str, Marked] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == MERGE and "<<" not in own:
-                inherited = self._read_merged(value_node)
-                own["<<"] = Marked(None, self._source(key_node), self._source(key_node))
-                continue
-            name = self._read_key(key_node)
-            if name is None:
-                continue
-            key = self._source(key_node)
-            if name in own:
-                first = own[name].place.line
-                self._report.add(key, f"the key {name!r} stands here and in line {first}; keep one of them")
-                continue
-            own[name] = self._read(value_node, key)
-        if any(key_node.tag == MERGE for key_node, _ in node.value):
-            own.pop("<<", None)
-        return {**inherited, **own}
+    def _keep_apart(self, frame: _Frame, marked: Marked) -> None:
+        """A value whose key was refused, or what `<<: *anchor` or `<<: [*first, *second]` brings in."""
+        if frame.key is None:
+            self._report.hide(marked)
+            return
+        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first of several wins
+            if isinstance(each.value, dict):
+                frame.inherited = {**each.value, **(frame.inherited or {})}
+            elif each.value is not BROKEN:
+                self._report.add(each.source, "`<<` takes a mapping, or a list of them")
 
-    def _read_key(self, node: yaml.Node) -> str | None:
-        if not isinstance(node, yaml.ScalarNode):
-            self._report.add(self._source(node), "a key must be text, not a list or mapping")
-            return None
-        if node.tag == MERGE:
-            return "<<"
-        value = self._read_scalar(node, None).value
-        if isinstance(value, str):
-            return value
-        if value is not BROKEN:
-            said = f"YAML 1.1 reads {node.value} as {_read_as(value)}"
-            self._report.add(self._source(node), f'a key must be text, but {said}; quote it: "{node.value}"')
-        return None
+    # Keys
 
-    def _read_merged(self, node: yaml.Node) -> dict[str, Marked]:
-        """What `<<: *anchor` or `<<: [*first, *second]` brings in; the first of several wins."""
-        merged: dict[str, Marked] = {}
-        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            if not isinstance(each, yaml.MappingNode):
-                self._report.add(self._source(each), "`<<` takes a mapping, or a list of them")
-                continue
-            value = self._read(each).value
+    def _take_key(self, frame: _Frame, event: Any, value: Any) -> None:
+        frame.wants_key = False
+        frame.key_event = event
+        frame.key = None
+        if value is MERGING and frame.inherited is None:
+            frame.inherited, frame.key = {}, MERGING
+        elif type(value) is str:
+            first = frame.items.get(value)  # type: ignore[union-attr]
+            if first is not None or value is MERGING:
+                other = " twice" if first is None else f" and in line {first.place.line}"
+                self._report.add(self._source(event), f"the key {value!r} stands here{other}; keep one of them")
+            else:
+                frame.key = value
+        elif value is not BROKEN:
+            text = getattr(event, "value", f"*{event.anchor}")
+            cure = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
+            said = f"YAML 1.1 reads {text} as {_read_as(value)}"
+            self._report.add(self._source(event), f"a key must be text, but {said}{cure}")
+
+    def _key_value(self, event: Any) -> Any:
+        if event.implicit[0]:
+            if event.value == MERGING:
+                return MERGING
+            value = self._plain.get(event.value, BROKEN)
             if value is not BROKEN:
-                merged = {**value, **merged}
-        return merged
+                return value
+        return self._scalar(event)
+
+    def _refuse_key(self, frame: _Frame, event: Any, text: str) -> None:
+        frame.wants_key = False
+        frame.key = None
+        self._report.add(self._source(event), text)
+
+    # Scalars
+
+    def _scalar(self, event: Any) -> Any:
+        """The value that a scalar spells, or BROKEN; what is plain and right is remembered."""
+        text, tag = event.value, event.tag
+        is_plain = bool(event.implicit[0]) and not tag
+        if tag is None or tag == "!":
+            tag = self._resolve(yaml.ScalarNode, text, (True, False)) if is_plain else STR
+        if is_plain and tag in NUMBERS and ":" in text:
+            return self._broken(
+                event, f"YAML 1.1 reads {text} as a number to the base 60; quote it, or write it with units"
+            )
+        if is_plain and tag in NUMBERS and re.fullmatch(r"[-+]?0[0-7_]+", text):
+            return self._broken(event, f"YAML 1.1 reads {text} as an octal number; write it without the leading 0")
+        if tag == STR:
+            value: Any = text
+        else:
+            try:
+                value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
+            except yaml.YAMLError:
+                return self._broken(event, f"the tag {_tag(tag)} is not allowed; write plain YAML")
+            except ValueError as error:
+                return self._broken(event, f"{text!r} cannot be read as {_tag(tag)}: {error}")
+        if is_plain:
+            self._plain[text] = value
+        return value
+
+    def _broken(self, event: Any, text: str) -> Any:
+        self._report.add(self._source(event), text)
+        return BROKEN
+
+    def _source(self, event: Any) -> Source:
+        return source_of(event, self._name)
+
+    def _fatal(self, event: Any, text: str) -> NoReturn:
+        raise _UnreadableError(text, event.start_mark.line, event.start_mark.column)
 
 
-def _tag(node: yaml.Node) -> str:
-    return str(node.tag).replace("tag:yaml.org,2002:", "!!")
+def _tag(tag: str) -> str:
+    return tag.replace("tag:yaml.org,2002:", "!!")
 
 
 def _read_as(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
     return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -7,7 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -65,6 +67,7 @@ __all__ = [
     "dotted_name",
     "format_duration",
     "import_path",
+    "importing_from",
     "is_installed",
     "one_of",
     "parse_duration",
@@ -151,11 +154,34 @@ FlagOrAuto = Annotated[
 Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
 
 
+_import_from: ContextVar[Sequence[str] | None] = ContextVar("import_from", default=None)
+
+
+@contextmanager
+def importing_from(modules: Sequence[str] | None) -> Iterator[None]:
+    """Within this, names are imported from these modules and what is below them only; None: from any."""
+    token = _import_from.set(modules)
+    try:
+        yield
+    finally:
+        _import_from.reset(token)
+
+
+def _check_may_import(name: str) -> None:
+    allowed = _import_from.get()
+    module = name.partition(":")[0]
+    if allowed is not None and not any(f"{module}.".startswith(f"{each}.") for each in allowed):
+        package = module.partition(".")[0]
+        raise ValueError(
+            f"{name!r} is not imported: import_from allows only {', '.join(allowed) or 'nothing'}; add {package} to it"
+        )
+
+
 def resolve(name: str) -> Any:
     """The object that `name` names: "package.module:attribute", "package.module.attribute", or a builtin.
 
     Raises:
-        ValueError: nothing of that name can be imported; it names the nearest that can.
+        ValueError: nothing of that name can be imported; it names the nearest that can. Or `importing_from` forbids it.
     """
     module_name, colon, path = name.partition(":")
     if not colon:
@@ -164,6 +190,7 @@ def resolve(name: str) -> Any:
         if not hasattr(builtins, path):
             raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
         return getattr(builtins, path)
+    _check_may_import(name)
     parts = module_name.split(".")
     if not all((*parts, *path.split("."))):
         raise ValueError(f'{name!r} cannot be imported: a part of it is empty; write "package.module:name"')
