@@ -22,7 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
-from opero.policies.quantities import HIDDEN, POSITIVE_DURATION_TEXT, SPACE, fits, number_or_text, said
+from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, said
 from opero.policies.types import (
     IMPORT_TEXT,
     NAME_SCHEMA,
@@ -89,11 +89,9 @@ TimeToLive = Annotated[
     Any,
     BeforeValidator(
         _time_to_live,
-        json_schema_input_type=Annotated[
-            float, number_or_text({"type": "number", "exclusiveMinimum": 0}, POSITIVE_DURATION_TEXT, "30m")
-        ]
+        json_schema_input_type=PositiveDuration
         | Literal["adaptive"]
-        | Annotated[str, WithJsonSchema({"type": "string", "pattern": IMPORT_TEXT, "examples": ["app.cache:ttl"]})]
+        | Annotated[str, WithJsonSchema({"title": "ImportPath", "type": "string", "pattern": IMPORT_TEXT})]
         | Annotated[str, WithJsonSchema({"type": "string", "pattern": JSON_TEXT})]
         | AdaptiveTTL
         | None,
@@ -120,12 +118,7 @@ def _tags(value: Any) -> Any:
 Tags = Annotated[
     tuple[str, ...],
     BeforeValidator(_tags),
-    WithJsonSchema(
-        {
-            "anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}],
-            "examples": [["users", "user:{user_id}"]],
-        }
-    ),
+    named_schema("Tags", [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}], ["users", "user:{user_id}"]),
 ]
 
 

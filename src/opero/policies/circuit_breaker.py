@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
-from opero.policies.quantities import POSITIVE_DURATION_TEXT, SPACE, fits, parse_number
+from opero.policies.quantities import POSITIVE_DURATION_TEXT, SPACE, fits, named_schema, parse_number
 from opero.policies.types import (
     ExceptionTypes,
     PositiveCount,
@@ -48,16 +48,16 @@ def _window(value: Any) -> int | float:
 Window = Annotated[
     int | float,
     BeforeValidator(_window),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": CALLS_TEXT},
-                {"type": "string", "pattern": SECONDS_TEXT},
-            ],
-            "examples": [100, "30s"],
-        }
+    named_schema(
+        "Window",
+        [
+            {"type": "integer", "minimum": 1},
+            {"type": "number", "exclusiveMinimum": 0},
+            {"type": "string", "pattern": CALLS_TEXT},
+            {"type": "string", "pattern": SECONDS_TEXT},
+        ],
+        100,
+        "30s",
     ),
     PlainSerializer(lambda window: format_duration(window) if isinstance(window, float) else window, when_used="json"),
 ]

@@ -44,6 +44,7 @@ __all__ = [
     "approximate_duration",
     "fits",
     "format_duration",
+    "named_schema",
     "number_or_text",
     "parse_duration",
     "parse_number",
@@ -221,10 +222,14 @@ def _positive(value: float) -> float:
     return value
 
 
-def number_or_text(number: dict[str, Any], text: str, *examples: Any) -> WithJsonSchema:
+def named_schema(name: str, choices: list[dict[str, Any]], *examples: Any) -> WithJsonSchema:
+    """The JSON Schema of a field that takes one of several forms; under its name it is written once for all fields."""
+    return WithJsonSchema({"title": name, "anyOf": choices, **({"examples": list(examples)} if examples else {})})
+
+
+def number_or_text(name: str, number: dict[str, Any], text: str, *examples: Any) -> WithJsonSchema:
     """The JSON Schema of a field that takes a number, or text of a pattern."""
-    shown = {"examples": list(examples)} if examples else {}
-    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": text}], **shown})
+    return named_schema(name, [number, {"type": "string", "pattern": text}], *examples)
 
 
 def _whole(least: int, text: str) -> BeforeValidator:
@@ -266,47 +271,47 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     AfterValidator(_not_negative),
-    number_or_text(_LONG, DURATION_TEXT, *_DURATIONS),
+    number_or_text("Duration", _LONG, DURATION_TEXT, *_DURATIONS),
 ]
 PositiveDuration = Annotated[
     float,
     BeforeValidator(parse_duration),
     AfterValidator(_positive),
-    number_or_text(_ABOVE_0, POSITIVE_DURATION_TEXT, *_DURATIONS),
+    number_or_text("PositiveDuration", _ABOVE_0, POSITIVE_DURATION_TEXT, *_DURATIONS),
 ]
 Rate = Annotated[
     float,
     BeforeValidator(parse_rate),
     AfterValidator(_positive),
-    number_or_text(_ABOVE_0, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
+    number_or_text("Rate", _ABOVE_0, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
 ]
 Factor = Annotated[
     float,
     Field(ge=1),
     _real(FACTOR_TEXT, "write a number from 1 on, such as 1.5"),
-    number_or_text({"type": "number", "minimum": 1}, FACTOR_TEXT, 1.5, 2),
+    number_or_text("Factor", {"type": "number", "minimum": 1}, FACTOR_TEXT, 1.5, 2),
 ]
 Ratio = Annotated[
     float,
     Field(ge=0, le=1),
     _real(RATIO_TEXT, "write a number from 0 to 1, such as 0.1"),
-    number_or_text({"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
+    number_or_text("Ratio", {"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
 ]
 Share = Annotated[
     float,
     Field(gt=0, le=1),
     _real(SHARE_TEXT, "write a number above 0 and up to 1, such as 0.5"),
-    number_or_text({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
+    number_or_text("Share", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
 ]
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
     AfterValidator(_positive),
-    number_or_text(_FROM_1, SIZE_TEXT, "512MB", "2GiB"),
+    number_or_text("Size", _FROM_1, SIZE_TEXT, "512MB", "2GiB"),
 ]
-Count = Annotated[int, Field(ge=0), _whole(0, COUNT_TEXT), number_or_text(_FROM_0, COUNT_TEXT)]
+Count = Annotated[int, Field(ge=0), _whole(0, COUNT_TEXT), number_or_text("Count", _FROM_0, COUNT_TEXT)]
 PositiveCount = Annotated[
-    int, Field(ge=1), _whole(1, POSITIVE_COUNT_TEXT), number_or_text(_FROM_1, POSITIVE_COUNT_TEXT)
+    int, Field(ge=1), _whole(1, POSITIVE_COUNT_TEXT), number_or_text("PositiveCount", _FROM_1, POSITIVE_COUNT_TEXT)
 ]
 
 
@@ -323,5 +328,5 @@ def _count_or_auto(value: object) -> int | str:
 CountOrAuto = Annotated[
     int | Literal["auto"],
     BeforeValidator(_count_or_auto),
-    WithJsonSchema({"anyOf": [_FROM_1, {"const": "auto"}, {"type": "string", "pattern": AUTO_TEXT}]}),
+    named_schema("CountOrAuto", [_FROM_1, {"const": "auto"}, {"type": "string", "pattern": AUTO_TEXT}]),
 ]

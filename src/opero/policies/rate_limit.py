@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, parse_number, said
+from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, named_schema, parse_number, said
 from opero.policies.types import (
     IMPORT_TEXT,
     PARAMETER_TEXT,
@@ -44,14 +44,15 @@ def _cost(value: Any) -> Any:
 Cost = Annotated[
     Any,
     BeforeValidator(_cost),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0},
-                *({"type": "string", "pattern": text} for text in (POSITIVE_NUMBER_TEXT, PARAMETER_TEXT, IMPORT_TEXT)),
-            ],
-            "examples": [1, "tokens", "app.costs:of_call"],
-        }
+    named_schema(
+        "Cost",
+        [
+            {"type": "number", "exclusiveMinimum": 0},
+            *({"type": "string", "pattern": text} for text in (POSITIVE_NUMBER_TEXT, PARAMETER_TEXT, IMPORT_TEXT)),
+        ],
+        1,
+        "tokens",
+        "app.costs:of_call",
     ),
     PlainSerializer(lambda cost: import_path(cost) if callable(cost) else cost, when_used="json"),
 ]

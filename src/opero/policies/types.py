@@ -33,6 +33,7 @@ from opero.policies.quantities import (
     approximate_duration,
     fits,
     format_duration,
+    named_schema,
     parse_duration,
     parse_number,
     parse_rate,
@@ -142,12 +143,12 @@ def _flag_or_auto(value: object) -> bool | str:
     raise ValueError(f"{said(value)} is neither true, false nor 'auto'; write one of these")
 
 
-FLAG_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": FLAG_TEXT}]}
-Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema(FLAG_SCHEMA)]
+_FLAGS: list[dict[str, Any]] = [{"type": "boolean"}, {"type": "string", "pattern": FLAG_TEXT}]
+Flag = Annotated[bool, BeforeValidator(_flag), named_schema("Flag", _FLAGS)]
 FlagOrAuto = Annotated[
     bool | Literal["auto"],
     BeforeValidator(_flag_or_auto),
-    WithJsonSchema({"anyOf": [*FLAG_SCHEMA["anyOf"], {"const": "auto"}]}),
+    named_schema("FlagOrAuto", [*_FLAGS, {"const": "auto"}]),
 ]
 
 
@@ -292,17 +293,17 @@ NAME_SCHEMA = {"type": "string", "minLength": 1}
 ExceptionTypes = Annotated[
     tuple[type[Exception], ...],
     BeforeValidator(_exception_types),
-    WithJsonSchema(
-        {
-            "anyOf": [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
-            "examples": ["ConnectionError", ["ConnectionError", "TimeoutError", "requests.HTTPError?"]],
-        }
+    named_schema(
+        "ExceptionTypes",
+        [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
+        "ConnectionError",
+        ["ConnectionError", "TimeoutError", "requests.HTTPError?"],
     ),
     PlainSerializer(_exception_names, return_type=list[str], when_used="json"),
 ]
 
 
-NAME = r"[A-Za-z_\u0080-\U0010ffff][0-9A-Za-z_\u0080-\U0010ffff]*"
+NAME = r"([A-Za-z_]|[^\x00-\x7f])([0-9A-Za-z_]|[^\x00-\x7f])*"
 DOTTED = rf"{NAME}(\.{NAME})*"
 IMPORT_TEXT = rf"^{SPACE}{DOTTED}:{DOTTED}{SPACE}$"
 PARAMETER_TEXT = rf"^{SPACE}{NAME}{SPACE}$"
@@ -367,16 +368,17 @@ def _most_failures(value: object) -> int | float:
 MostFailures = Annotated[
     int | float,
     BeforeValidator(_most_failures),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 0},
-                {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-                {"type": "string", "pattern": FAILURES_TEXT},
-                {"type": "string", "pattern": PERCENT_TEXT},
-            ],
-            "examples": [10, 0.05, "5%"],
-        }
+    named_schema(
+        "MostFailures",
+        [
+            {"type": "integer", "minimum": 0},
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            {"type": "string", "pattern": FAILURES_TEXT},
+            {"type": "string", "pattern": PERCENT_TEXT},
+        ],
+        10,
+        0.05,
+        "5%",
     ),
 ]
 
@@ -402,7 +404,5 @@ _STATUS = [{"type": "integer", "minimum": 100, "maximum": 599}, {"type": "string
 StatusCodes = Annotated[
     tuple[int | str, ...],
     BeforeValidator(_status_codes),
-    WithJsonSchema(
-        {"anyOf": [*_STATUS, {"type": "array", "items": {"anyOf": _STATUS}}], "examples": [503, [429, "5xx"]]}
-    ),
+    named_schema("StatusCodes", [*_STATUS, {"type": "array", "items": {"anyOf": _STATUS}}], 503, [429, "5xx"]),
 ]
