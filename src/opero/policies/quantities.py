@@ -104,7 +104,7 @@ COUNT_TEXT = rf"^{SPACE}\+?{WHOLE}{SPACE}$"
 POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{WHOLE}{SPACE}$"
 # A fraction of a byte is none; three digits of the smallest larger unit are at least one byte.
 SIZE_TEXT = (
-    rf"^{SPACE}\+?(?!0+(\.0*)?[^0-9.]*$)"
+    rf"^{SPACE}\+?{NOT_ZERO}"
     rf"({WHOLE}{SPACE}{any_case(['b'])}?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
     rf"{any_case(unit for unit, factor in SIZES.items() if factor > 1)}){SPACE}$"
 )
