@@ -51,15 +51,15 @@ def test_options_are_laid_over_a_policy_object_which_has_only_what_it_names() ->
 
 
 def test_a_named_profile_is_resolved_at_the_first_call_not_when_decorating() -> None:
-    registry = Registry()
+    registry = Registry({"api": Policy()})
 
     @opero(policy="api", registry=registry)
     def fetch() -> int:
         return 1
 
-    registry._policies["api"] = Policy(retry=2)
-    assert fetch() == 1
-    assert fetch.policy == Policy(retry=2)
+    with registry.override(api={"retry": 2}):
+        assert fetch() == 1
+        assert fetch.policy == Policy(retry=2)
 
 
 def test_looking_at_the_policy_resolves_it() -> None:

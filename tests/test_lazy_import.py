@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,12 @@ HEAVY = [
     "aiolimiter",
     "cloudpickle",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a configuration, the first call reads it."""
+    monkeypatch.chdir(tmp_path)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.clock import Clock
+    from opero.declarations import Declaration
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
+    from opero.layers import Share
     from opero.parallel.tuning import Tuning
 
 __all__ = ["Binding"]
@@ -32,7 +34,9 @@ class Binding:
 
     Args:
         function: the function as its user wrote it.
-        policy: what should happen around it, or a function that tells, called when the policy is first needed.
+        policy: what should happen around it; None where only `resolve` can tell.
+        resolve: finds the policy out and puts it in force, once it is first needed. Default: `policy` holds at once.
+        declaration: what code says of the function, for its registry.
         clock: where time and chance come from. Default: the system's.
         share: gives the executors that several functions share: of a kind and policy, made by the function it gets,
             unless there is one already. Default: this function has its own.
@@ -40,6 +44,7 @@ class Binding:
 
     Attributes:
         function, clock, share, stats: as above. The counts outlive every change of the policy.
+        declaration: as above; None where no registry knows of the function.
         kind: "sync", "async", "generator" or "async_generator".
         is_method: it was defined in a class, and takes the instance first.
         name: the function's qualified name, for messages.
@@ -53,12 +58,15 @@ class Binding:
     """
 
     __slots__ = (
+        "__weakref__",
         "_lock",
+        "_prepared",
         "_resolve",
         "call",
         "callable",
         "chain",
         "clock",
+        "declaration",
         "function",
         "is_method",
         "kind",
@@ -71,15 +79,18 @@ class Binding:
     def __init__(
         self,
         function: Callable[..., Any],
-        policy: Policy | Callable[[], Policy],
+        policy: Policy | None,
         *,
+        resolve: Callable[[Binding], None] | None = None,
+        declaration: Declaration | None = None,
         clock: Clock | None = None,
-        share: Callable[[str, Any, Callable[..., Any]], Any] | None = None,
+        share: Share | None = None,
         stats: Stats | None = None,
     ) -> None:
         self.function = function
         self.clock = clock or SYSTEM
         self.share = share
+        self.declaration = declaration
         self.stats = stats or Stats()
         self.kind = kind_of(function)
         self.is_method = is_method(function)
@@ -89,11 +100,12 @@ class Binding:
         self.tuning: Tuning | None = None
         self.chain: Chain
         self._lock = threading.RLock()  # resolving may import modules that call this very function
-        self._resolve: Callable[[], Policy] | None = None
-        if isinstance(policy, Policy):
-            self._enforce(build(self, policy))
+        self._resolve: Callable[[Binding], None] | None = resolve
+        # Built now also where the registry will be asked, so that what does not fit is told at once.
+        self._prepared = build(self, policy) if policy is not None else None
+        if resolve is None and self._prepared is not None:
+            self._enforce(self._prepared)
         else:
-            self._resolve = policy
             self.chain = self._unresolved()
 
     @property
@@ -103,8 +115,13 @@ class Binding:
 
     @property
     def is_late(self) -> bool:
-        """Whether its profile has not been needed yet."""
+        """Whether its policy has not been needed yet, and so its registry has not been asked for it."""
         return self._resolve is not None
+
+    @property
+    def known(self) -> Chain | None:
+        """The layers as far as they are known without asking a registry."""
+        return self._prepared if self.is_late else self.chain
 
     # The policy
 
@@ -122,8 +139,9 @@ class Binding:
         """
         if self._resolve is not None:
             with self._lock:
-                if self._resolve is not None:
-                    self._enforce(build(self, self._resolve()))
+                resolve = self._resolve
+                if resolve is not None:
+                    resolve(self)
         return self.chain
 
     def swap(self, policy: Policy) -> None:
@@ -132,13 +150,31 @@ class Binding:
         Raises:
             ConfigError: the policy does not fit the function; the old one stays.
         """
-        chain = build(self, policy)
+        self.enforce(self.prepare(policy))
+
+    def prepare(self, policy: Policy, share: Share | None = None) -> Chain:
+        """The layers of a policy, not in force yet.
+
+        Args:
+            policy: what should happen.
+            share: gives the executors that several functions share. Default: the binding's own.
+
+        Raises:
+            ConfigError: the policy does not fit the function.
+        """
+        prepared = self._prepared
+        if share is None and prepared is not None and prepared.policy == policy:
+            return prepared
+        return build(self, policy, share)
+
+    def enforce(self, chain: Chain) -> None:
+        """Put layers in force. Calls under way finish on the old ones; counts go on."""
         with self._lock:
             self._enforce(chain)
 
     def _enforce(self, chain: Chain) -> None:
         self.chain = chain
-        self._resolve = None
+        self._resolve = self._prepared = None
         self.stats.count_bare(chain.function is not None)
         if self.callable is not None:
             self.callable.policy = chain.policy

@@ -18,40 +18,48 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.clock import Clock
+    from opero.layers import Share
 
 __all__ = ["BoundMethod", "bind", "dress"]
 
 
 def bind(
-    policy: Policy | Callable[[], Policy],
+    policy: Policy | None,
     function: Any,
     *,
     clock: Clock | None = None,
-    share: Callable[[str, Any, Callable[..., Any]], Any] | None = None,
+    share: Share | None = None,
     mapped: bool = False,
+    make: Callable[[Any, Policy | None], Binding] | None = None,
 ) -> Any:
     """Bind a policy to a function, method, class method or static method: a callable with the same signature.
 
     Args:
-        policy: the policy, or a function that tells it, called when the policy is first needed.
+        policy: the policy; None where only a registry can tell.
         function: what to call.
         clock: where time and chance come from. Default: the system's.
-        share: gives the executors that several functions share.
+        share: gives the executors that several functions share. Default: this function has its own.
         mapped: the callable takes an iterable of items, and calls the function for each (`@opmap`).
+        make: makes the binding of the function under the policy, where a registry looks after it.
 
     Raises:
         ConfigError: the policy does not fit the function, or this is no function.
         NotImplementedError: an option that has no executor yet.
     """
+    if make is None:
+
+        def make(function: Any, policy: Policy | None) -> Binding:
+            return Binding(function, policy, clock=clock, share=share)
+
     if isinstance(function, Method):
         function = function.__func__
     if isinstance(function, classmethod):
-        return ClassMethod(_dressed(policy, function.__func__, clock, share, mapped=mapped))
+        return ClassMethod(_dressed(policy, function.__func__, make, mapped=mapped))
     if isinstance(function, staticmethod):
-        return staticmethod(_dressed(policy, function.__func__, clock, share, mapped=mapped))
+        return staticmethod(_dressed(policy, function.__func__, make, mapped=mapped))
     if not callable(function):
         raise ConfigError(f"{function!r} is not callable; a policy is applied to a function, method or callable object")
-    dressed = _dressed(policy, function, clock, share, mapped=mapped)
+    dressed = _dressed(policy, function, make, mapped=mapped)
     if not dressed.binding.is_method:
         return dressed
     if dressed.binding.kind == "async" and hasattr(inspect, "markcoroutinefunction"):
@@ -59,11 +67,10 @@ def bind(
     return Method(dressed)
 
 
-def _dressed(policy: Any, function: Any, clock: Any, share: Any, *, mapped: bool) -> Any:
-    if isinstance(policy, Policy) and not is_on():
+def _dressed(policy: Policy | None, function: Any, make: Any, *, mapped: bool) -> Any:
+    if policy is not None and not is_on():
         policy = plain(policy)
-    binding = Binding(function, policy, clock=clock, share=share)
-    return dress(binding, mapped=mapped)
+    return dress(make(function, policy), mapped=mapped)
 
 
 def dress(binding: Binding, *, mapped: bool) -> Any:

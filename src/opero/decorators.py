@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from opero.bound import bind
+from opero.declarations import where
 from opero.errors import ConfigError
 from opero.layers import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields
@@ -165,20 +165,33 @@ def _decorating(
 ) -> Callable[[Any], Any]:
     """What decorates a function with these options. They are checked here, once, before there is a function."""
     fields = options_to_fields(options)
+    place = where(2)
+    profile: str | None = None
+    below: dict[str, Any] = {}
+    effective: Policy | None = None
     if isinstance(policy, str):
-        name = policy
+        profile = policy
         Policy.check_fields(fields)
-
-        def decorate_named(func: Any) -> Any:
-            from opero.registry import bind_named
-
-            check_arguments(fields, func)
-
-            return bind_named(func, name, fields, registry=registry, clock=clock, mapped=mapped)
-
-        return decorate_named
-    if policy is not None and not isinstance(policy, Policy):
+    elif policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy={policy!r} is neither a profile's name nor a Policy")
-    lower = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
-    effective = Policy.model_validate(merge(lower, fields))
-    return lambda func: bind(effective, func, clock=clock, mapped=mapped)
+    else:
+        below = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
+        effective = Policy.model_validate(merge(below, fields))
+
+    def decorate(func: Any) -> Any:
+        from opero.registry import bind_declared
+
+        check_arguments(fields, func)
+        return bind_declared(
+            func,
+            effective,
+            profile=profile,
+            below=below,
+            fields=fields,
+            registry=registry,
+            clock=clock,
+            mapped=mapped,
+            place=place,
+        )
+
+    return decorate

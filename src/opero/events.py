@@ -19,6 +19,8 @@ EVENTS = {
     "cache_available": "a store that had failed answers again",
     "cache_not_stored": "a result could not be kept",
     "cache_unreadable": "a store holds something for a key that this policy does not read",
+    "configuration_reloaded": "files or variables have changed, and what they say holds; `details` has the `changes`",
+    "configuration_rejected": "what files or variables say is wrong; what held before goes on",
     "map_progress": "how far a map has come, ten times a second at most and at its end; `details` has the `progress`",
     "cache_refresh_failed": "a background refresh failed; the old result is served on for its `stale_ttl`",
 }

@@ -8,6 +8,7 @@ A layer exists only where its policy is set. They are put together here, once fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from opero.errors import ConfigError
 from opero.functions import full_name, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from opero.binding import Binding
     from opero.clock import Clock
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
     from opero.policies.policy import Policy
 
-__all__ = ["Chain", "build"]
+__all__ = ["Chain", "Share", "build"]
+
+Share = Callable[[str, Any, Callable[..., Any]], Any]
+"""Gives the executors that several functions share: of a kind and policy, made by the function it gets, unless there is
+one already."""
 
 NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
     "rate_limit": {"backend": ("local",)},
@@ -69,15 +74,20 @@ class Chain:
         return self.executors.get("cache")
 
 
-def build(binding: Binding, policy: Policy) -> Chain:
+def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain:
     """The layers for a function under a policy.
+
+    Args:
+        binding: the function's.
+        policy: what should happen around it.
+        share: gives the executors that several functions share. Default: the binding's own.
 
     Raises:
         ConfigError: the policy does not fit the function.
         NotImplementedError: an option that has no executor yet.
     """
     check(binding, policy)
-    executors = _executors(binding, policy)
+    executors = _executors(binding, policy, share or binding.share)
     function = _starting(binding)
     innermost = invoking(binding, function)
 
@@ -164,7 +174,7 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
         cost_function(cost, function)
 
 
-def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
+def _executors(binding: Binding, policy: Policy, share: Share | None) -> dict[str, Any]:
     """An executor for each policy that is set; each executor's module is loaded only when it is."""
     executors: dict[str, Any] = {}
     clock, name = binding.clock, binding.name
@@ -175,16 +185,16 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
-        executors["bulkhead"] = _shared(binding, "bulkhead", bulkhead, BulkheadExecutor)
+        executors["bulkhead"] = _shared(binding, share, bulkhead, BulkheadExecutor)
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
-        limiter = _shared(binding, "rate_limit", rate_limit, RateLimitExecutor)
+        limiter = _shared(binding, share, rate_limit, RateLimitExecutor)
         executors["rate_limit"] = Meter(limiter, binding.function)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
-        executors["circuit_breaker"] = _shared(binding, "circuit_breaker", circuit_breaker, CircuitBreakerExecutor)
+        executors["circuit_breaker"] = _shared(binding, share, circuit_breaker, CircuitBreakerExecutor)
     fallback = policy.active("fallback")
     retry = policy.active("retry")
     if retry or (fallback and fallback.arg):
@@ -214,13 +224,13 @@ def _executors(binding: Binding, policy: Policy) -> dict[str, Any]:
     return executors
 
 
-def _shared(binding: Binding, kind: str, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
+def _shared(binding: Binding, share: Share | None, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
     """An executor whose state functions may share: the profile's where there is one, else this function's own."""
 
     def make(name: str = binding.name) -> Any:
         return executor(policy, binding.clock, name)
 
-    return make() if binding.share is None else binding.share(kind, policy, make)
+    return make() if share is None else share(policy.kind, policy, make)
 
 
 def _starting(binding: Binding) -> Callable[..., Any]:

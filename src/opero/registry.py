@@ -1,31 +1,71 @@
-"""Names → policies, and the state that the functions bound to one name share."""
+"""Names → policies, and everything that is bound to them: what they share, and what changes when they do."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from opero.binding import Binding
 from opero.bound import bind
-from opero.errors import PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, merge, options_to_fields
-from opero.switch import plain
+from opero.config.code import place_of
+from opero.config.configuration import Configuration, Effective
+from opero.config.report import Report
+from opero.declarations import Declaration, Roster, name_in_config, where
+from opero.errors import ConfigError, PolicyNotFoundError, nearest
+from opero.imports import ImportBindings
+from opero.policies.policy import Policy, options_to_fields
+from opero.reloading import Changes, change, in_force
+from opero.sharing import SharedExecutors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from opero.clock import Clock
-    from opero.config import Configuration
+    from opero.config.sources import Layer, Leaf, Source
     from opero.policies.options import Options
+    from opero.watching import Watch
 
-__all__ = ["Registry", "bind_named", "get_default_registry", "set_default_registry"]
+__all__ = ["BoundFunction", "Registry", "bind_declared", "get_default_registry", "set_default_registry"]
+
+
+class BoundFunction:
+    """A function that a registry looks after.
+
+    Attributes:
+        name: how `functions:` calls it: "module:qualname".
+        profile: the profile that it starts from, by its decorator or an entry; None for none.
+        entries: the entries of `functions:` that hold for it, the least exact first.
+        place: the file and line that bind it.
+        function: what its users call.
+    """
+
+    def __init__(self, registry: Registry, binding: Binding) -> None:
+        declaration = _declared(binding)
+        self.name = declaration.name
+        self.place: Source = place_of(declaration)
+        self.profile, self.entries = registry._start_of(declaration)
+        self.function = binding.callable
+        self._binding = binding
+
+    @property
+    def policy(self) -> Policy:
+        """The effective policy. One that has not been needed yet is resolved now."""
+        return self._binding.policy
+
+    def __repr__(self) -> str:
+        profile = "no profile" if self.profile is None else f"profile {self.profile!r}"
+        return f"<{self.name}, {profile}, bound at {self.place}>"
 
 
 class Registry(Mapping[str, Policy]):
-    """Named policies, and what their functions share: `registry["api"]` is the effective `Policy`.
+    """Named policies, and the functions that are bound to them: `registry["api"]` is the effective `Policy`.
 
     All functions bound to one name share its circuit breaker, rate limit and bulkhead, unless the profile says
-    `scope: function`, or a function's own options change that policy for itself.
+    `scope: function`, or a function's own options or `functions:` entry change that policy for itself.
 
     Args:
         policies: name → policy. `Registry.load` reads them from files and the environment.
@@ -33,11 +73,16 @@ class Registry(Mapping[str, Policy]):
     """
 
     def __init__(self, policies: Mapping[str, Policy] | None = None, *, enabled: bool = True) -> None:
-        self._policies = dict(policies or {})
-        self._enabled = enabled
-        self._shared: dict[tuple[str, str, int], tuple[Any, Any]] = {}
-        self._lock = threading.Lock()
-        self.configuration: Configuration | None = None
+        self._read: Callable[[], Configuration] | None = None
+        self._begin(Configuration.of(policies or {}, enabled=enabled))
+
+    def _begin(self, configuration: Configuration) -> None:
+        self._base = self._configuration = configuration
+        self._overrides: list[Layer] = []
+        self._shared = SharedExecutors()
+        self._roster = Roster()
+        self._imports = ImportBindings()
+        self._changing = threading.RLock()  # taken by whoever changes the configuration, and by no call
 
     @classmethod
     def load(
@@ -45,6 +90,9 @@ class Registry(Mapping[str, Policy]):
         directory: str | Path | None = None,
         environment: str | None = None,
         environ: Mapping[str, str] | None = None,
+        *,
+        env_file: str | Path | None = None,
+        secrets_dir: str | Path | None = None,
     ) -> Registry:
         """The profiles of an environment: `base.yaml`, `<environment>.yaml` over it, environment variables over both.
 
@@ -53,49 +101,73 @@ class Registry(Mapping[str, Policy]):
                 ./policies.
             environment: its name. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
             environ: the environment variables. Default: the process's own.
+            env_file: a file of further variables. Default: `OPERO_ENV_FILE`, else ./.env where there is one.
+            secrets_dir: a directory whose files are variables. Default: `OPERO_SECRETS_DIR`, else /run/secrets.
 
         Raises:
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
+        from opero.logs import logger
 
-        configuration = load(directory, environment, environ)
-        registry = cls(configuration.policies, enabled=configuration.enabled)
-        registry.configuration = configuration
+        def read(directory: str | Path | None) -> Configuration:
+            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir)
+
+        configuration = read(directory)
+        for warning in configuration.warnings:
+            logger.warning("%s", warning)
+        registry = cls()
+        registry._begin(configuration)
+        # Read anew from the same place, wherever the working directory is by then.
+        registry._read = partial(read, configuration.directory or directory)
         return registry
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is in force, with the source of every value."""
+        return self._configuration
+
+    def watched_paths(self) -> list[Path]:
+        """The files and directories in which a change may mean another configuration."""
+        return list(self._configuration.watched)
+
+    # Names → policies
 
     def __getitem__(self, name: str) -> Policy:
         try:
-            return self._policies[name]
+            return self._configuration.policies[name]
         except KeyError:
             raise PolicyNotFoundError(self._missing(name), name=name) from None
 
     def _missing(self, name: str) -> str:
-        if self.configuration is not None and self.configuration.directory is None:
+        configuration = self._configuration
+        if self._read is not None and configuration.directory is None:
             return (
                 f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, "
                 "or config of [tool.opero] in pyproject.toml, to their directory"
             )
-        known = ", ".join(sorted(self._policies)) or "none"
-        where = ""
-        if self.configuration is not None:
-            where = f" of environment {self.configuration.environment!r} in {self.configuration.directory}"
-        hint = nearest(name, self._policies).partition("; known")[0]
+        known = ", ".join(sorted(configuration.policies)) or "none"
+        where = f" of environment {configuration.environment!r} in {configuration.directory}" if self._read else ""
+        hint = nearest(name, configuration.policies).partition("; known")[0]
         return f"no profile {name!r} among the profiles{where} ({known}){hint}"
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._policies)
+        return iter(self._configuration.policies)
 
     def __len__(self) -> int:
-        return len(self._policies)
+        return len(self._configuration.policies)
 
     def __repr__(self) -> str:
-        return f"Registry({', '.join(sorted(self._policies))})"
+        return f"Registry({', '.join(sorted(self._configuration.policies))})"
+
+    # Binding
 
     def bind(
         self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
         """Bind a function to a profile, now: a callable with the same signature.
+
+        What `functions:` says of a function of that name lies over the options; a reload changes it, too.
 
         Args:
             func: a function, method, class method or static method.
@@ -108,38 +180,257 @@ class Registry(Mapping[str, Policy]):
             PolicyNotFoundError: no profile of that name.
             ConfigError: the policy does not fit the function.
         """
-        policy = self.effective(name, options_to_fields(dict(options)))
-        return bind(policy, func, clock=clock, share=self._sharing(name), mapped=mapped)
+        return self._bind_now(func, name, clock, dict(options), mapped=mapped, by="Registry.bind", place=where(1))
 
-    def effective(self, name: str, fields: Mapping[str, Any]) -> Policy:
-        """A profile with a function's own fields laid over it.
+    def _bind_now(
+        self,
+        func: Any,
+        profile: str,
+        clock: Clock | None,
+        options: Mapping[str, Any],
+        *,
+        mapped: bool,
+        by: str,
+        place: tuple[str, int],
+        name: str | None = None,
+    ) -> Any:
+        fields = options_to_fields(options)
+        Policy.check_fields(fields)
+        made: list[Binding] = []
+
+        def make(function: Any, _: Policy | None) -> Binding:
+            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self)
+            made.append(self._binding(function, None, declaration, clock))
+            made[0].resolved()
+            return made[0]
+
+        return bind(None, func, clock=clock, mapped=mapped, make=make)
+
+    def bind_import(self, target: str, name: str, *, clock: Clock | None = None, **options: Unpack[Options]) -> Any:
+        """Bind a function where it is: `registry.bind_import("requests:get", "api")` puts the bound one in its place.
+
+        So calls of third-party code that nobody decorated obey a profile. Who has taken the name already (`from
+        requests import get`) keeps the function as it was: bind before that is imported.
+
+        Args:
+            target: "module:function" or "module:Class.method".
+            name: the profile's name.
+            clock, **options: as `bind`.
+
+        Returns:
+            The bound function. `unbind_import(target)` puts the original back.
 
         Raises:
+            ConfigError: there is nothing of that name, it is bound already, or it cannot be replaced.
             PolicyNotFoundError: no profile of that name.
-            pydantic.ValidationError: the fields do not fit the profile.
         """
-        policy = self[name]
-        if fields:
-            policy = Policy.model_validate(merge(policy.fields(), fields))
-        return policy if self._enabled else plain(policy)
+        place = where(1)
+        return self._imports.bind(
+            target,
+            lambda func: self._bind_now(
+                func, name, clock, dict(options), mapped=False, by="Registry.bind_import", place=place, name=target
+            ),
+        )
 
-    def _sharing(self, name: str) -> Callable[[str, Any, Callable[..., Any]], Any]:
+    def unbind_import(self, target: str) -> None:
+        """Put back what `bind_import` has replaced.
+
+        Raises:
+            ConfigError: it was not bound by this registry, or somebody has replaced it since.
+        """
+        self._imports.unbind(target)
+
+    def bindings(self) -> tuple[BoundFunction, ...]:
+        """The functions that this registry looks after, by name: decorated ones, though never called yet, too."""
+        return tuple(
+            sorted((BoundFunction(self, binding) for binding in self._bindings()), key=lambda bound: bound.name)
+        )
+
+    def _bindings(self) -> list[Binding]:
+        unclaimed = _unclaimed.bindings() if self is _default else []
+        return [*self._roster.bindings(), *unclaimed]
+
+    def _binding(self, function: Any, policy: Policy | None, declaration: Declaration, clock: Clock | None) -> Binding:
+        binding = Binding(
+            function,
+            policy,
+            resolve=self._resolve,
+            declaration=declaration,
+            share=self._share(declaration),
+            clock=clock,
+        )
+        self._roster.add(binding)
+        return binding
+
+    def _share(self, declaration: Declaration) -> Any:
         def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
-            """The profile's executor, where the function has the profile's own policy; else one of its own."""
-            if policy.scope != "profile" or getattr(self._policies.get(name), kind, None) != policy:
-                return make()
-            executor = make(name)
-            with self._lock:
-                held = self._shared.get((name, kind, id(executor.clock)))
-                if held is None or held[0] != policy:
-                    held = self._shared[name, kind, id(executor.clock)] = (policy, executor)
-                return held[1]
+            profile, _ = self._start_of(declaration)
+            return self._shared.of(profile, self._configuration.policies)(kind, policy, make)
 
         return share
+
+    def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]:
+        """The profile that a function starts from, and the entries that hold for it."""
+        return self._configuration.start_of(declaration.name, declaration.profile)
+
+    def _resolve(self, binding: Binding) -> None:
+        """Put in force what this registry says of a function, when that is first needed. It takes no lock that a
+        change of the configuration holds: should one come in between, the function is asked after again."""
+        while True:
+            configuration = self._configuration
+            effective = self._effective(_declared(binding), configuration)
+            share = None if effective.profile is None else self._shared.of(effective.profile, configuration.policies)
+            chain = binding.prepare(in_force(effective, configuration), share)
+            self._roster.add(binding)
+            binding.enforce(chain)
+            if self._configuration is configuration:
+                return
+
+    def _effective(self, declaration: Declaration, configuration: Configuration) -> Effective:
+        """
+        Raises:
+            PolicyNotFoundError: there is no such profile.
+            ConfigError: what code and the configuration say does not go together.
+        """
+        profile, _ = configuration.start_of(declaration.name, declaration.profile)
+        if profile == declaration.profile and profile is not None and profile not in configuration.policies:
+            raise PolicyNotFoundError(self._missing(profile), name=profile)
+        report = Report()
+        effective = configuration.effective(declaration, report)
+        report.raise_if_any()
+        assert effective is not None
+        return effective
+
+    # Where values come from
+
+    def explain(self, target: Any) -> Mapping[str, Leaf]:
+        """Where every value of a profile, or of a bound function, comes from: path ("retry.retries") → its leaf.
+
+        A leaf has the value, its source (file:line:column, variable, decorator's place, or default), and the leaf that
+        it shadows. "extends", or "policy" of a function, tells which profile it starts from.
+
+        Args:
+            target: a profile's name, a function's ("module:qualname"), or a bound function itself.
+
+        Raises:
+            PolicyNotFoundError: there is no such profile.
+            ConfigError: no function of that name is bound here.
+        """
+        binding = getattr(target, "binding", None)
+        if binding is None and (":" not in target or target in self):
+            self[target]
+            return self._configuration.sources[target]
+        if binding is None:
+            found = [each for each in self._bindings() if _declared(each).name == target]
+            if not found:
+                names = [_declared(each).name for each in self._bindings()]
+                raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
+            binding = found[-1]
+        if binding.declaration is None:
+            raise ConfigError(f"{binding.name} was bound by Policy.apply, which asks no registry")
+        return self._effective(binding.declaration, self._configuration).leaves()
+
+    def check(self) -> None:
+        """Check every function that is bound here against the configuration, without calling any.
+
+        Raises:
+            ConfigError: all that is wrong: profiles that do not exist, `functions:` entries that hold for no function,
+                policies that do not fit their function.
+        """
+        from opero.checking import check_bindings
+
+        check_bindings(self._configuration, self._bindings())
+
+    # Changes
+
+    def reload(self) -> Changes:
+        """Read files and variables again. Everything is validated first, and then holds at once.
+
+        Calls under way finish on what they began with; later ones use the new policies. What a breaker, rate limit,
+        bulkhead or cache has counted or keeps goes on where its policy did not change, and by the guide's rules where
+        it did. `.stats` go on.
+
+        Returns:
+            The profiles and functions whose policies have changed.
+
+        Raises:
+            ConfigError: something is wrong; nothing has changed.
+        """
+        read = self._read
+        if read is None:
+            raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+        with self._changing:
+            return self._change(read(), self._overrides)
+
+    @contextmanager
+    def override(
+        self, profiles: Mapping[str, Any] | None = None, /, *, functions: Mapping[str, Any] | None = None, **named: Any
+    ) -> Iterator[Registry]:
+        """For tests: within this, profiles say something else: `with registry.override(api={"retry": {"retries": 0}}):`
+
+        It lies over files and variables, and over the overrides around it, for every thread. Bound functions follow.
+
+        Args:
+            profiles: name → policies, in all the forms of a file, or as models; for names that are no Python names.
+            functions: the same for entries of `functions:`.
+            **named: as `profiles`.
+
+        Raises:
+            PolicyNotFoundError: there is no such profile.
+            ConfigError: something in it is wrong; nothing has changed.
+        """
+        from opero.overriding import layer_of
+
+        layer = layer_of({**(profiles or {}), **named}, functions or {}, self._configuration, where(2))
+        with self._changing:
+            self._change(self._base, [*self._overrides, layer])
+        try:
+            yield self
+        finally:
+            with self._changing:
+                self._change(self._base, [each for each in self._overrides if each is not layer])
+
+    def _change(self, base: Configuration, overrides: list[Layer]) -> Changes:
+        """Put another configuration in force, if all of it is right. Whoever calls this holds `_changing`."""
+        configuration = base
+        report = Report()
+        for layer in overrides:
+            configuration = configuration.over(layer, report)
+        report.raise_if_any()
+
+        def commit() -> None:
+            self._base, self._overrides, self._configuration = base, overrides, configuration
+
+        return change(self._bindings, self._configuration, configuration, self._shared, commit)
+
+    def watch(self, *, files: bool = True, sighup: bool = False) -> Watch:
+        """Reload whenever a file changes, or the process gets SIGHUP. A bad file changes nothing and is told once.
+
+        Args:
+            files: watch the directory of policies, the `.env` file and the directory of secrets (extra `watch`).
+            sighup: reload on SIGHUP. Only the main thread can ask for it.
+
+        Returns:
+            What ends it: `watch.stop()`, or a `with` block.
+
+        Raises:
+            ConfigError: there is nothing to watch, or it cannot be watched from here.
+            MissingExtraError: the extra `watch` is not installed.
+        """
+        from opero.watching import Watch
+
+        return Watch(self, files=files, sighup=sighup)
+
+
+def _declared(binding: Binding) -> Declaration:
+    assert binding.declaration is not None, "a registry looks after what was declared"
+    return binding.declaration
 
 
 _default: Registry | None = None
 _default_lock = threading.RLock()  # loading may import modules that ask for it
+_unclaimed = Roster()
+"""Functions that will ask the default registry when they are first called."""
 
 
 def get_default_registry() -> Registry:
@@ -158,15 +449,60 @@ def set_default_registry(registry: Registry | None) -> None:
         _default = registry
 
 
-def bind_named(
-    func: Any, name: str, fields: Mapping[str, Any], *, registry: Registry | None, clock: Clock | None, mapped: bool
+def _resolve_by_default(binding: Binding) -> None:
+    """Ask the default registry; a function without a profile does where there is a configuration at all."""
+    if _declared(binding).profile is None and _default is None:
+        from opero.config.location import is_configured
+
+        if not is_configured():
+            chain = binding.known
+            assert chain is not None
+            binding.enforce(chain)
+            return
+    get_default_registry()._resolve(binding)
+    _unclaimed.discard(binding)
+
+
+def bind_declared(
+    func: Any,
+    policy: Policy | None,
+    *,
+    profile: str | None,
+    below: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    registry: Registry | None,
+    clock: Clock | None,
+    mapped: bool,
+    place: tuple[str, int],
 ) -> Any:
-    """Bind a function to a profile that is resolved when it is first needed: modules may load before configuration."""
+    """Bind a function to what a registry will say when it is first called: modules may load before configuration.
 
-    def registry_now() -> Registry:
-        return registry if registry is not None else get_default_registry()
+    Args:
+        func: the function.
+        policy: what its decorator says, where that is no profile; it is checked now.
+        profile, below, fields, registry, place: see `Declaration`.
+        clock: where time and chance come from.
+        mapped: as `bind`.
+    """
+    by = "@opmap" if mapped else "@opero"
 
-    def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
-        return registry_now()._sharing(name)(kind, policy, make)
+    def make(function: Any, policy: Policy | None) -> Binding:
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
+        if registry is not None:
+            return registry._binding(function, policy, declaration, clock)
 
-    return bind(lambda: registry_now().effective(name, fields), func, clock=clock, share=share, mapped=mapped)
+        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+            return get_default_registry()._share(declaration)(kind, policy, make)
+
+        binding = Binding(
+            function,
+            policy,
+            resolve=_resolve_by_default,
+            declaration=declaration,
+            share=share if profile is not None else None,
+            clock=clock,
+        )
+        _unclaimed.add(binding)
+        return binding
+
+    return bind(policy, func, clock=clock, mapped=mapped, make=make)

@@ -114,7 +114,6 @@ def test_each_level_lies_over_the_one_below(policies: Policies) -> None:
         (30, "policies/production.yaml:1:23", "policies.a"),
         (20, "policies/base.yaml:1:47", "policies.a"),
         (10, "policies/base.yaml:1:20", "defaults"),
-        (3, "default", ""),
     ]
     assert loaded.policies["a"].retry == RetryPolicy(retries=40)
 

@@ -7,20 +7,23 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from opero.config.code import own_section, place_of, section_below, section_of
 from opero.config.functions import FunctionEntries
-from opero.config.merging import Profile, compose, inherit, parent_leaf, sections_of
+from opero.config.merging import compose, inherit, parent_leaf, sections_of
 from opero.config.report import Report
-from opero.config.sources import CODE, Block, Layer, Leaf, Marked, Section, Source
+from opero.config.sources import CODE, Layer, Leaf, Section
 from opero.config.validation import check_fields, validate
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import KINDS, Policy
+from opero.policies.policy import Policy  # noqa: TC001  # a dataclass's field
 from opero.policies.types import importing_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Configuration", "Effective", "judged", "section_of"]
+    from opero.declarations import Declaration
+
+__all__ = ["Configuration", "Effective", "judged"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,19 @@ class Effective:
         policy: its policy.
         profile: the profile that it starts from; None for none.
         entries: the entries of `functions:` that hold for it, the least exact first.
-        composed: what it was made of.
+        sections: gives what it was made of, the lowest first.
     """
 
     policy: Policy
     profile: str | None
     entries: tuple[str, ...]
-    composed: Profile = field(repr=False)
-    parent: Leaf | None = field(default=None, repr=False)
+    sections: Callable[[], list[Section]] = field(repr=False)
 
     def leaves(self) -> dict[str, Leaf]:
         """Path, such as "retry.retries" → the leaf that holds; "policy" → which profile it starts from."""
-        return ({} if self.parent is None else {"policy": self.parent}) | self.composed.leaves()
+        sections = self.sections()
+        start = parent_leaf(each for each in sections if not each.name.startswith("policies."))
+        return ({} if start is None else {"policy": start}) | compose(sections).leaves()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Configuration:
         enabled: `OPERO_ENABLED`: whether policies hold at all. Default true.
         policies: profile name → its effective policy.
         files: the files that were read, lowest precedence first.
+        watched: the files and directories in which a change may mean another configuration.
         warnings: what is not wrong, but should be looked at.
         layers: what each file and each set of variables says, lowest precedence first.
     """
@@ -64,6 +69,7 @@ class Configuration:
     enabled: bool = True
     policies: Mapping[str, Policy] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    watched: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = field(default=(), repr=False)
     _lineages: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
@@ -121,36 +127,41 @@ class Configuration:
         leaves = compose(sections_of(self._lineages[profile], self.layers)).leaves()
         return leaves | ({} if extends is None else {"extends": extends})
 
-    def effective(self, name: str, own: Section, below: Section | None, report: Report) -> Effective | None:
-        """What holds for a function; None where something is wrong, which goes into `report`.
+    def start_of(self, function: str, profile: str | None) -> tuple[str | None, tuple[str, ...]]:
+        """The profile that a function starts from, and the entries of `functions:` that hold for it.
 
         Args:
-            name: the function's, "module:qualname".
-            own: what its decorator says: its options, and as parent the profile.
-            below: what lies under these where there is no profile.
-            report: takes what is wrong.
+            function: its name, "module:qualname".
+            profile: the profile that code names.
         """
-        entries = self.functions.matching(name) if self.functions else []
+        entries = tuple(self.functions.matching(function)) if self.functions else ()
+        for entry in entries:
+            for section in self.functions.sections[entry]:
+                profile = section.parent.value if section.parent is not None else profile
+        return profile, entries
+
+    def effective(self, declaration: Declaration, report: Report) -> Effective | None:
+        """What holds for a function; None where something is wrong, which goes into `report`."""
+        profile, entries = self.start_of(declaration.name, declaration.profile)
         over = [section for entry in entries for section in self.functions.sections[entry]]
-        parent = parent_leaf([own, *over])
-        profile = None if parent is None else parent.value
         if profile is not None and profile not in self.policies:
-            text = f"{name} is bound to the profile {profile!r}, which does not exist{nearest(profile, self.policies)}"
-            report.add(parent.source, text)  # type: ignore[union-attr]
+            hint = nearest(profile, self.policies)
+            leaf = parent_leaf([own_section(declaration), *over])
+            text = f"{declaration.name} is bound to the profile {profile!r}, which does not exist{hint}"
+            report.add(place_of(declaration) if leaf is None else leaf.source, text)
             return None
-        if profile is None:
-            lowest = [] if below is None else [below]
-        elif own.blocks or over:
-            lowest = sections_of(self._lineages[profile], self.layers)
-        else:
-            lowest = None
-        if lowest is None:
-            composed = compose(sections_of(self._lineages[profile], self.layers))  # type: ignore[index]
-            return Effective(self.policies[profile], profile, (), composed, parent)  # type: ignore[index]
-        composed = compose([*lowest, own, *over])
+
+        def sections() -> list[Section]:
+            lowest = (
+                [section_below(declaration)] if profile is None else sections_of(self._lineages[profile], self.layers)
+            )
+            return [*lowest, own_section(declaration), *over]
+
+        if profile is not None and not over and not declaration.fields:
+            return Effective(self.policies[profile], profile, entries, sections)
         with importing_from(self.import_from):
-            policy = validate(f"functions.{name}", composed, report)
-        return None if policy is None else Effective(policy, profile, tuple(entries), composed, parent)
+            policy = validate(f"functions.{declaration.name}", compose(sections()), report)
+        return None if policy is None else Effective(policy, profile, entries, sections)
 
 
 def judged(configuration: Configuration, report: Report, *, complete: bool = True) -> Configuration:
@@ -184,18 +195,6 @@ def judged(configuration: Configuration, report: Report, *, complete: bool = Tru
                     text = f"{section.name} is to start from the profile {parent.value!r}, which does not exist{hint}"
                     report.add(parent.source, text)
     return replace(configuration, policies=policies, _lineages=lineages)
-
-
-def section_of(name: str, fields: Mapping[str, Any], source: Source, parent: str | None = None) -> Section:
-    """What code says: the nested fields of a policy, as a section."""
-    blocks: dict[str, Block] = {}
-    for kind, value in fields.items():
-        if value is None:
-            blocks[kind] = Block(Marked(None, source), name, removed=True)
-        else:
-            given = {field: Marked(each, source) for field, each in KINDS[kind].expand(value).items()}
-            blocks[kind] = Block(Marked(value, source), name, given)
-    return Section(name, Marked(None, source), blocks, Marked(parent, source) if parent is not None else None)
 
 
 class _Lazily(Mapping[str, Mapping[str, Leaf]]):

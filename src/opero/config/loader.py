@@ -51,7 +51,7 @@ def load(
             or the variable), what is wrong, the cure or the nearest valid choice, and the line with a caret.
     """
     report = Report()
-    variables = collect_variables(environ, env_file, secrets_dir, report)
+    variables, held_in = collect_variables(environ, env_file, secrets_dir, report)
     location = locate(directory, environment, flatten(variables), report)
     settings = Settings.read(location.files, variables, report)
     layers = tuple(settings.layers.values())
@@ -61,6 +61,7 @@ def load(
         enabled=settings.enabled,
         files=location.files,
         layers=layers,
+        watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
         warnings=tuple(_warnings(location)),
     )
     # Where a file could not be read, what seems to be missing may stand there: only what is there is judged.

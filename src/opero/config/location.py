@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from opero.config.report import Report
 
-__all__ = ["Location", "locate", "show_path"]
+__all__ = ["Location", "is_configured", "locate", "show_path"]
 
 DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
@@ -47,6 +48,15 @@ class _Named:
 
     value: str
     by: str = ""
+
+
+def is_configured() -> bool:
+    """Whether anything says that there are policies: a cheap question, before anything is read."""
+    return (
+        variable(os.environ, "OPERO_CONFIG") is not None
+        or Path(DEFAULT_DIRECTORY).is_dir()
+        or _from_pyproject(Path.cwd() / "pyproject.toml") is not None
+    )
 
 
 def locate(

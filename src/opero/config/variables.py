@@ -26,8 +26,8 @@ LARGEST_SECRET = 1 << 16
 
 def collect_variables(
     environ: Mapping[str, str] | None, dotenv: str | Path | None, secrets: str | Path | None, report: Report
-) -> dict[str, dict[str, Said]]:
-    """What holds variables → these, lowest precedence first.
+) -> tuple[dict[str, dict[str, Said]], list[Path]]:
+    """What holds variables → these, lowest precedence first; and the files and directories among what holds them.
 
     Args:
         environ: the environment variables; None: the process's own. Where they are given, `./.env` and /run/secrets are
@@ -41,17 +41,20 @@ def collect_variables(
     process = os.environ if environ is None else environ
     implied = environ is None
     found: dict[str, dict[str, Said]] = {}
+    held_in: list[Path] = []
     folder = secrets_dir(process, secrets, implied=implied)
     if folder is not None:
-        found[f"secrets in {show_path(folder.absolute())}"] = _read_secrets(folder, report)
+        held_in.append(folder.absolute())
+        found[f"secrets in {show_path(held_in[-1])}"] = _read_secrets(folder, report)
     path = env_file(process, dotenv, implied=implied)
     if path is not None:
-        found[show_path(path.absolute())] = _read_dotenv(path, report)
+        held_in.append(path.absolute())
+        found[show_path(held_in[-1])] = _read_dotenv(path, report)
     found["environment variables"] = {
         **said_by_process(process),
         **{name: Said(process[name], Source(name)) for name in ALSO_OURS if name in process},
     }
-    return found
+    return found, held_in
 
 
 def flatten(variables: Mapping[str, Mapping[str, Said]]) -> dict[str, str]:

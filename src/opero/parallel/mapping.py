@@ -94,8 +94,9 @@ class Mapper:
             ConfigError: the mode does not serve such a function.
             NotImplementedError: an option that has no executor yet.
         """
-        if not self.binding.is_late:
-            self.mode_for(self.binding.chain)
+        chain = self.binding.known
+        if chain is not None:
+            self.mode_for(chain)
 
     @property
     def parameters(self) -> Mapping[str, Any]:

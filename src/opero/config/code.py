@@ -1,0 +1,52 @@
+"""What code says, as sections of the configuration: policies in a registry, decorators, overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opero.config.location import show_path
+from opero.config.sources import Block, Marked, Section, Source
+from opero.policies.policy import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opero.declarations import Declaration
+
+__all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
+
+
+def section_of(name: str, fields: Mapping[str, Any], source: Source, parent: Marked | None = None) -> Section:
+    """The nested fields of a policy as a section; None in the place of a policy removes it."""
+    blocks: dict[str, Block] = {}
+    for kind, value in fields.items():
+        if value is None:
+            blocks[kind] = Block(Marked(None, source), name, removed=True)
+        else:
+            given = {field: Marked(each, source) for field, each in KINDS[kind].expand(value).items()}
+            blocks[kind] = Block(Marked(value, source), name, given)
+    return Section(name, Marked(None, source), blocks, parent)
+
+
+def source_at(place: tuple[str, int], by: str) -> Source:
+    """A line of code."""
+    file, line = place
+    return Source(show_path(Path(file)), line, by=by) if file else Source("code", by=by)
+
+
+def place_of(declaration: Declaration) -> Source:
+    """Where a function is bound."""
+    return source_at(declaration.place, declaration.by)
+
+
+def own_section(declaration: Declaration) -> Section:
+    """A decorator's own options, and the profile that it names."""
+    source = place_of(declaration)
+    profile = Marked(declaration.profile, source) if declaration.profile is not None else None
+    return section_of("", declaration.fields, source, profile)
+
+
+def section_below(declaration: Declaration) -> Section:
+    """What lies under a decorator's options where there is no profile."""
+    return section_of("", declaration.below, place_of(declaration))

@@ -1,0 +1,91 @@
+"""What code says of a function: its decorator, where that stands, and its options. And lists that hold no function."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opero.functions import full_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opero.binding import Binding
+    from opero.registry import Registry
+
+__all__ = ["Declaration", "Roster", "name_in_config", "where"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Declaration:
+    """What code says of one function.
+
+    Attributes:
+        name: how `functions:` calls it: "module:qualname".
+        profile: the profile's name, or None.
+        below: what holds where there is no profile: a policy's fields.
+        fields: the decorator's own options, as nested fields, which lie over either.
+        by: what says so: "@opero", "@opmap", "Registry.bind".
+        place: the file and line where it is said.
+        registry: the registry that it names; None for the default one.
+    """
+
+    name: str
+    profile: str | None
+    below: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    by: str = "@opero"
+    place: tuple[str, int] = ("", 0)
+    registry: Registry | None = None
+
+
+def name_in_config(function: Callable[..., Any]) -> str:
+    """How `functions:` calls a function: "module:qualname", also where its module runs as a program."""
+    module = getattr(function, "__module__", None) or type(function).__module__
+    qualname = getattr(function, "__qualname__", None)
+    if module == "__main__":
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        module = spec.name.removesuffix(".__main__") if spec is not None else module
+    return f"{module}:{qualname}" if qualname else full_name(function)
+
+
+def where(depth: int) -> tuple[str, int]:
+    """The file and line of the caller so many calls above the one who asks."""
+    try:
+        frame = sys._getframe(depth + 1)
+    except ValueError:  # there are fewer
+        return "", 0
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+class Roster:
+    """Bindings, in the order in which they came; those that nobody holds any more are gone."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, weakref.ref[Binding]] = {}
+        self._lock = threading.RLock()  # a weak reference may be cleared while this thread holds it
+
+    def add(self, binding: Binding) -> None:
+        key = id(binding)
+
+        def forget(gone: weakref.ref[Binding]) -> None:
+            if self._held.get(key) is gone:  # another may have come to the same address
+                self._held.pop(key, None)
+
+        with self._lock:
+            self._held[key] = weakref.ref(binding, forget)
+
+    def discard(self, binding: Binding) -> None:
+        self._held.pop(id(binding), None)
+
+    def __contains__(self, binding: Binding) -> bool:
+        return id(binding) in self._held
+
+    def bindings(self) -> list[Binding]:
+        """Those that are there now."""
+        with self._lock:
+            references = list(self._held.values())
+        return [binding for reference in references if (binding := reference()) is not None]

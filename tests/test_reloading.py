@@ -1,0 +1,252 @@
+"""Reloading: everything is validated first, and then holds at once, for every function that is bound."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero.testing import VirtualClock
+
+
+class Files:
+    """A directory of policies, and a registry that was loaded from it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environ: dict[str, str] = {}
+
+    def write(self, text: str, name: str = "base") -> None:
+        (self.directory / f"{name}.yaml").write_text(text, "utf-8")
+
+    def load(self, text: str) -> Registry:
+        self.write(text)
+        return Registry.load(self.directory, environ=self.environ)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def one() -> int:
+    return 1
+
+
+def two() -> int:
+    return 2
+
+
+def broken() -> int:
+    raise ConnectionError("down")
+
+
+def test_reloading_changes_the_policies_and_the_functions_bound_to_them(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}, db: {retry: 2}}")
+    bound = registry.bind(one, "api")
+    late = opero(policy="api", registry=registry)(two)
+    files.write("policies: {api: {retry: 5}, db: {retry: 2}, new: }")
+    changes = registry.reload()
+    assert registry["api"] == bound.policy == late.policy == Policy(retry=5)
+    assert "new" in registry
+    assert changes.profiles == ("api", "new")
+    assert changes.functions == (f"{__name__}:one",)
+    assert not registry.reload()
+
+
+def test_the_counts_go_on_over_reloads(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    bound = registry.bind(one, "api")
+    bound()
+    stats = bound.stats
+    files.write("policies: {api: {retry: 5, cache: 30m}}")
+    registry.reload()
+    bound()
+    assert bound.stats is stats
+    assert stats.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("policies: {api: {retyr: 1}}", "unknown key 'retyr'"),
+        ("policies: {api: {retry: {retries: -1}}}", "retries"),
+        ("policies: {db: {retry: 1}}", "is bound to the profile 'api', which does not exist"),
+        ("policies: {api: {fallback: {arg: key}}}", "no parameter 'key'"),
+        ("policies: {api: ", "is not YAML"),
+        ('policies: {api: }\nfunctions: {"*": {policy: apj}}', "apj"),
+    ],
+)
+def test_a_bad_file_changes_nothing_at_all(files: Files, bad: str, said: str) -> None:
+    registry = files.load("policies: {api: {retry: 1}, other: {retry: 1}}")
+    bound, other = registry.bind(one, "api"), registry.bind(two, "other")
+    before = registry.configuration, bound.binding.chain, other.binding.chain
+    files.write(bad)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=said):
+            registry.reload()
+    assert (registry.configuration, bound.binding.chain, other.binding.chain) == before
+
+
+def test_variables_are_read_again(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    files.environ["OPERO_API_RETRIES"] = "7"
+    registry.reload()
+    assert registry["api"].retry == RetryPolicy(retries=7)
+
+
+def test_the_directory_is_the_same_wherever_the_program_has_gone(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policies").mkdir()
+    files.directory = tmp_path / "policies"
+    files.write("policies: {api: {retry: 1}}")
+    monkeypatch.chdir(tmp_path)
+    registry = Registry.load(environ={})
+    monkeypatch.chdir("/")
+    files.write("policies: {api: {retry: 2}}")
+    registry.reload()
+    assert registry["api"] == Policy(retry=2)
+
+
+def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
+    with pytest.raises(ConfigError, match="made of policies in code"):
+        Registry({"api": Policy()}).reload()
+
+
+def test_a_function_follows_its_entry_when_that_appears_and_goes(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}, db: {retry: 9, bulkhead: 3}}")
+    bound = registry.bind(one, "api")
+    inline = opero(retries=2, registry=registry)(two)
+    assert inline() == 2
+    files.write(
+        f"policies: {{api: {{retry: 1}}, db: {{retry: 9, bulkhead: 3}}}}\n"
+        f'functions: {{"{__name__}:one": {{policy: db}}, "{__name__}:two": {{timeout: 5s}}}}'
+    )
+    assert registry.reload().functions == (f"{__name__}:one", f"{__name__}:two")
+    assert bound.policy == registry["db"]
+    assert inline.policy == Policy(retry=2, timeout="5s")
+    files.write("policies: {api: {retry: 1}, db: {retry: 9, bulkhead: 3}}")
+    registry.reload()
+    assert bound.policy == Policy(retry=1)
+    assert inline.policy == Policy(retry=2)
+
+
+def test_functions_share_again_what_they_shared_before(files: Files) -> None:
+    registry = files.load("policies: {api: {bulkhead: 3, retry: 1}}")
+    first, second = registry.bind(one, "api"), registry.bind(two, "api")
+    kept = first.binding.chain.executors["bulkhead"]
+    files.write("policies: {api: {bulkhead: 3, retry: 2}}")
+    registry.reload()
+    assert first.binding.chain.executors["bulkhead"] is second.binding.chain.executors["bulkhead"] is kept
+    files.write("policies: {api: {bulkhead: 4, retry: 2}}")
+    registry.reload()
+    assert first.binding.chain.executors["bulkhead"] is second.binding.chain.executors["bulkhead"]
+    assert registry.bind(one, "api").binding.chain.executors["bulkhead"] is first.binding.chain.executors["bulkhead"]
+
+
+def test_calls_take_no_lock_that_a_reload_holds(files: Files) -> None:
+    """Every lock of the registry is held, and files are being read: calls go on, first ones and later ones."""
+    registry = files.load("policies: {api: {retry: 1, circuit_breaker: 5}}")
+    bound, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
+    reading, go_on = threading.Event(), threading.Event()
+    read = registry._read
+
+    def slow_read() -> Any:
+        reading.set()
+        assert go_on.wait(30)
+        assert read is not None
+        return read()
+
+    registry._read = slow_read
+    reloading = threading.Thread(target=registry.reload)
+    reloading.start()
+    assert reading.wait(30)
+    assert registry._changing.acquire(blocking=False) is False
+    assert (bound(), late()) == (1, 2)
+    go_on.set()
+    reloading.join(30)
+    assert (bound(), late()) == (1, 2)
+
+
+def test_a_function_first_called_in_the_middle_of_a_reload_gets_the_new_policy(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = files.load("policies: {api: {retry: 1}, db: }")
+    late = opero(policy="api", registry=registry)(one)
+    files.write("policies: {api: {retry: 2}, db: {retry: 1}}")
+    replaced_by = type(registry._shared).replaced_by
+
+    def call_just_then(*args: Any) -> None:
+        assert late() == 1
+        assert late.policy == Policy(retry=1)
+        replaced_by(*args)
+
+    monkeypatch.setattr(type(registry._shared), "replaced_by", call_just_then)
+    registry.reload()
+    assert late.policy == Policy(retry=2)
+
+
+def test_calls_under_way_finish_on_the_policy_that_they_began_with(files: Files) -> None:
+    clock = VirtualClock()
+    registry = files.load("policies: {api: {retry: {retries: 2, jitter: false}}}")
+    calls: list[int] = []
+
+    def fails_while_it_is_reloaded() -> None:
+        calls.append(len(calls))
+        files.write("policies: {api: {retry: {retries: 0}}}")
+        registry.reload()
+        raise ConnectionError
+
+    bound = registry.bind(fails_while_it_is_reloaded, "api", clock=clock)
+    with pytest.raises(ExceptionGroup):
+        bound()
+    assert len(calls) == 3
+    with pytest.raises(ConnectionError):
+        bound()
+    assert len(calls) == 4
+
+
+def test_methods_maps_and_generators_follow_too(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+
+    class Client:
+        @opero(policy="api", registry=registry)
+        def fetch(self) -> int:
+            return 1
+
+        @classmethod
+        @opero(policy="api", registry=registry)
+        def make(cls) -> int:
+            return 2
+
+    @opmap(policy="api", registry=registry, mode="thread")
+    def double(item: int) -> int:
+        return 2 * item
+
+    @opero(policy="api", registry=registry)
+    def items() -> Any:
+        yield 1
+
+    def use() -> list[int]:
+        client = Client()
+        assert (client.fetch(), client.make(), double([1, 2]), list(items())) == (1, 2, [2, 4], [1])
+        return [each.policy.retry.retries for each in (Client.fetch, Client.make, double, items)]
+
+    assert use() == [1, 1, 1, 1]
+    files.write("policies: {api: {retry: 4}}")
+    registry.reload()
+    assert use() == [4, 4, 4, 4]
+
+
+def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> None:
+    import gc
+
+    registry = files.load("policies: {api: {retry: 1}}")
+    for _ in range(3):
+        registry.bind(lambda: 1, "api")()
+    gc.collect()
+    assert registry.bindings() == ()
