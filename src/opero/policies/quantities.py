@@ -176,7 +176,7 @@ def format_duration(seconds: float) -> str:
     """The shortest text that `parse_duration` reads back as the very same number: 1800.0 → "30m"."""
     for unit in ("d", "h", "m", "s", "ms"):
         amount = seconds / UNITS[unit]
-        if amount >= 1 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
+        if 1 <= amount < 1e15 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
             return f"{int(amount)}{unit}"
     return f"{seconds!r}s"
 

@@ -69,6 +69,7 @@ __all__ = [
     "format_duration",
     "import_path",
     "importing_from",
+    "is_false",
     "is_installed",
     "one_of",
     "parse_duration",
@@ -124,12 +125,17 @@ FALSE = ("false", "no", "off", "n", "f", "0")
 FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
 
 
+def is_false(value: object) -> bool:
+    """Whether a flag's value, however written, is false."""
+    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
+
+
 def _flag(value: object) -> bool:
     """Text too, since variables hold nothing else, and YAML 1.2 reads yes and on as text."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and fits(FLAG_TEXT, value):
-        return value.strip().lower() in TRUE
+        return not is_false(value)
     raise ValueError(f"{said(value)} is neither true nor false; write one of these")
 
 
