@@ -34,7 +34,7 @@ BEYOND: dict[str, Any] = {
         text,
     ),
     "tags": lambda text, value: "is no tag:" in text,
-    "json in text": lambda text, value: isinstance(value, str) and value.lstrip(" \t\r\n").startswith("{"),
+    "json in text": lambda text, value: str(value.get("ttl") if isinstance(value, dict) else value).strip()[:1] == "{",
     "numbers that JSON has not": lambda text, value: isinstance(value, int | float) and not abs(value) < 1e308,
     "whole shares": lambda text, value: "no number of failures" in text and isinstance(value, float),
 }

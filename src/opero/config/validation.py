@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from opero.config.fields import is_hidden
 from opero.errors import nearest
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
+from opero.policies.quantities import said
 from opero.policies.types import is_false
 
 if TYPE_CHECKING:
@@ -102,17 +104,27 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
 
 def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:
     subject = "the value" if is_hidden(kind, field) else shown(leaf.value)
+    subject = said(leaf.value) if isinstance(leaf.value, date) else subject
     texts: list[str] = []
     choices: list[str] = []
     for each in wrong:
         text = _message(each)
         if text.startswith("Input should"):
             text = text.replace("Input", subject, 1) if not texts else text.removeprefix("Input should ")
+        if each["type"] == "string_type":
+            text += _quote(leaf.value)
         texts.append(text)
         if each["type"] == "literal_error":
             choices += re.findall(r"'([^']*)'", each["ctx"]["expected"])
     hint = nearest(leaf.value, choices) if choices and isinstance(leaf.value, str) else ""
     return ", or ".join(dict.fromkeys(texts)) + (hint if "did you mean" in hint else "")
+
+
+def _quote(value: object) -> str:
+    """The cure for what YAML has not read as text."""
+    if isinstance(value, bool):
+        return "; quote it (YAML reads yes and on as true, no and off as false)"
+    return f'; quote it: "{value}"' if isinstance(value, int | float | date) else ""
 
 
 def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
