@@ -171,7 +171,7 @@ def test_stopping_ends_the_threads_and_may_be_done_twice(tmp_path: Path) -> None
     watch = registry.watch()
     watch.stop()
     watch.stop()
-    assert not [each for each in threading.enumerate() if each.name.startswith("opero-")]
+    assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
 
 
 def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,4 +195,4 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "watchfiles", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opero\[watch\]'"):
         registry.watch()
-    assert not [each for each in threading.enumerate() if each.name.startswith("opero-")]
+    assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]

@@ -119,6 +119,11 @@ class CircuitBreakerPolicy(BasePolicy):
         ) -> None: ...
 
     @property
+    def by_rate(self) -> bool:
+        """Whether it judges by what a window of calls holds."""
+        return self.failure_rate is not None or self.slow_call is not None
+
+    @property
     def least_calls(self) -> int:
         """Calls that the window must hold before a rate is judged."""
         if self.min_calls is not None:
@@ -127,14 +132,13 @@ class CircuitBreakerPolicy(BasePolicy):
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
-        by_rate = self.failure_rate is not None or self.slow_call is not None
-        if by_rate and "consecutive_failures" not in self.model_fields_set:
+        if self.by_rate and "consecutive_failures" not in self.model_fields_set:
             object.__setattr__(self, "consecutive_failures", None)
         if self.slow_rate is not None and self.slow_call is None:
             raise ValueError("slow_rate needs slow_call, which says how long a slow call takes")
-        if not by_rate and self.consecutive_failures is None:
+        if not self.by_rate and self.consecutive_failures is None:
             raise ValueError("nothing would ever open it; set consecutive_failures, failure_rate or slow_call")
-        if not by_rate:
+        if not self.by_rate:
             idle = {"window", "min_calls"} & self.model_fields_set - self._defaulted()
             if idle:
                 raise ValueError(f"{' and '.join(sorted(idle))} would have no effect without failure_rate or slow_call")
@@ -146,5 +150,11 @@ class CircuitBreakerPolicy(BasePolicy):
 
     def _defaulted(self) -> set[str]:
         """Fields that were written down with their default values, as a JSON round trip does."""
-        fields = type(self).model_fields
-        return {name for name in self.model_fields_set if getattr(self, name) == fields[name].default}
+        written = {name: (getattr(self, name), type(self).model_fields[name].default) for name in self.model_fields_set}
+        return {name for name, (value, default) in written.items() if value == default and type(value) is type(default)}
+
+    def __eq__(self, other: object) -> bool:
+        # A window of 10 calls is none of 10 seconds, although 10 == 10.0.
+        return super().__eq__(other) is True and type(self.window) is type(getattr(other, "window", None))
+
+    __hash__ = BasePolicy.__hash__
