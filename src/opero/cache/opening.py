@@ -47,7 +47,7 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
         ConfigError: there is no such backend, or it cannot be had with these options.
         MissingExtraError: it needs an extra that is not installed.
     """
-    kind = policy.store
+    kind = policy.backend.removeprefix("opero.")
     full_name = f"{policy.namespace}:{name}"
     # Plain memory needs nothing of the environment, and reading it takes as long as all the rest.
     settings = (

@@ -239,14 +239,9 @@ class CachePolicy(BasePolicy):
     arguments: Arguments | None = None
 
     @property
-    def store(self) -> str:
-        """The backend, without the prefix that opero's own may be written with."""
-        return self.backend.removeprefix("opero.")
-
-    @property
     def is_in_memory(self) -> bool:
         """Whether results stay in this process, in opero's own backend."""
-        return self.store == "memory"
+        return self.backend in ("memory", "opero.memory")
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
@@ -294,19 +289,20 @@ class CachePolicy(BasePolicy):
 
     @model_validator(mode="after")
     def _check_store(self) -> Self:
-        if self.arguments and self.store in ("memory", "disk"):
+        store = self.backend.removeprefix("opero.")
+        if self.arguments and store in ("memory", "disk"):
             raise self._wrong(
                 f"backend {self.backend!r} takes no arguments, and got {', '.join(self.arguments)}; set "
-                f"{'cache_dir' if self.store == 'disk' else 'max_size'} for what it can be told"
+                f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
             )
-        if self.allow_unsigned_pickle or self.store in ON_THIS_MACHINE:
+        if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:
             return self
         if self.serializer == "pickle":
             raise self._wrong(
                 f"serializer 'pickle' in the network store of backend {self.backend!r} would run the code of whoever "
                 "can write there: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
             )
-        if self.store in PICKLING_CLIENTS:
+        if store in PICKLING_CLIENTS:
             raise self._wrong(
                 f"the client of backend {self.backend!r} unpickles whatever the server holds, which would run the code "
                 "of whoever can write there; set allow_unsigned_pickle if you trust them all"
