@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
+from opero.policies.quantities import POSITIVE_DURATION_TEXT, SPACE, fits, named_schema, parse_number
 from opero.policies.types import (
     ExceptionTypes,
     PositiveCount,
@@ -23,13 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["CircuitBreakerPolicy"]
 
 
+CALLS_TEXT = rf"^{SPACE}\+?0{{0,20}}[1-9][0-9]{{0,20}}{SPACE}$"
+SECONDS_TEXT = rf"^(?!{SPACE}\+?[0-9.]*[eE][0-9+-]+{SPACE}$)(?!{SPACE}\+?[0-9]*{SPACE}$){POSITIVE_DURATION_TEXT[1:]}"
+"""A bare power of ten, such as 1e3, may be meant as calls or as seconds, so it is neither."""
+
+
 def _window(value: Any) -> int | float:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError(f"a window of {value} calls holds none; the least is 1")
         return value
-    if isinstance(value, str) and value.strip().isdigit():
-        return _window(int(value))
+    if isinstance(value, str):
+        if fits(CALLS_TEXT, value):
+            return int(value)
+        if parse_number(value) is not None and not fits(SECONDS_TEXT, value):
+            raise ValueError(f'{value!r} is no window: write calls (100), or a time with its unit ("30s")')
     seconds = parse_duration(value)
     if seconds <= 0:
         raise ValueError(f"a window of {seconds:g} s is not above 0")
@@ -38,7 +47,18 @@ def _window(value: Any) -> int | float:
 
 Window = Annotated[
     int | float,
-    BeforeValidator(_window, json_schema_input_type=int | str),
+    BeforeValidator(_window),
+    named_schema(
+        "Window",
+        [
+            {"type": "integer", "minimum": 1},
+            {"type": "number", "exclusiveMinimum": 0},
+            {"type": "string", "pattern": CALLS_TEXT},
+            {"type": "string", "pattern": SECONDS_TEXT},
+        ],
+        100,
+        "30s",
+    ),
     PlainSerializer(lambda window: format_duration(window) if isinstance(window, float) else window, when_used="json"),
 ]
 
