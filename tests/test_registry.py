@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +200,205 @@ def test_a_swap_that_does_not_fit_changes_nothing() -> None:
         bound.binding.swap(Policy(fallback={"arg": "api_key"}))
     assert bound.policy == Policy(retry=1)
     assert bound() == 1
+
+
+def test_bindings_lists_what_is_bound_decorated_or_not_called_or_not() -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    late = opero(policy="api", registry=registry)(broken)
+    bound = registry.bind(one, "api", retries=1)
+    inline = opero(cache=True, registry=registry)(VirtualClock)
+    found = registry.bindings()
+    assert [each.name for each in found] == ["opero.testing:VirtualClock", f"{__name__}:broken", f"{__name__}:one"]
+    assert [each.profile for each in found] == [None, "api", "api"]
+    assert [each.function for each in found] == [inline, late, bound]
+    assert found[2].policy == Policy(retry=1)
+    assert late.binding.is_late
+    line = bound.binding.declaration.place[1]
+    assert str(found[2].place).endswith(f"test_registry.py:{line} (Registry.bind)")
+    assert str(found[1].place).endswith("(@opero)")
+
+
+def test_the_default_registry_lists_the_functions_that_wait_for_it() -> None:
+    registry = Registry({"api": Policy()})
+    late = opero(policy="api")(one)
+    set_default_registry(registry)
+    try:
+        assert late in [each.function for each in registry.bindings()]
+        late()
+        assert [each.function for each in registry.bindings()].count(late) == 1
+    finally:
+        set_default_registry(None)
+    assert late in [each.function for each in registry.bindings()]
+
+
+def test_explain_tells_where_the_values_of_a_function_come_from() -> None:
+    registry = Registry({"api": Policy(retry={"retries": 2, "jitter": False})})
+    bound = registry.bind(one, "api", retries=1)
+    line = bound.binding.declaration.place[1]
+    leaves = registry.explain(f"{__name__}:one")
+    chain = list(leaves["retry.retries"].chain())
+    assert [leaf.value for leaf in chain] == [1, 2, 3]
+    assert str(chain[0].source).endswith(f"test_registry.py:{line} (Registry.bind)")
+    assert [str(leaf.source) for leaf in chain[1:]] == ["code", "default"]
+    assert leaves["policy"].value == "api"
+    assert leaves == registry.explain(bound)
+    assert str(leaves["retry.max_delay"].source) == "default"
+    assert registry.explain("api")["retry.jitter"].value is False
+    with pytest.raises(PolicyNotFoundError):
+        registry.explain("apj")
+    with pytest.raises(ConfigError, match=f"no function '{__name__}:ome' is bound here; did you mean '{__name__}:one'"):
+        registry.explain(f"{__name__}:ome")
+
+
+def test_override_changes_profiles_for_a_while_for_every_function_bound_to_them() -> None:
+    registry = Registry({"api": Policy(retry=2, cache=True), "db": Policy()})
+    bound, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(broken)
+    with registry.override(api={"retry": {"retries": 0}, "cache": None}) as inner:
+        assert inner is registry
+        assert registry["api"] == bound.policy == Policy(retry=0)
+        with pytest.raises(ConnectionError):
+            late()
+        with registry.override({"db": Policy(timeout=5)}, api={"retry": 1}):
+            assert bound.policy == Policy(retry=1)
+            assert registry["db"] == Policy(timeout=5)
+        assert bound.policy == Policy(retry=0)
+        source = registry.explain("api")["retry.retries"].source
+        assert source.name.endswith("test_registry.py")
+        assert source.by == "override"
+    assert registry["api"] == bound.policy == late.policy == Policy(retry=2, cache=True)
+    assert registry["db"] == Policy()
+
+
+def test_override_speaks_of_functions_too() -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    bound = registry.bind(one, "api")
+    with registry.override(functions={f"{__name__}:*": {"timeout": "5s"}}):
+        assert bound.policy == Policy(retry=2, timeout=5)
+    assert bound.policy == Policy(retry=2)
+
+
+def test_override_ends_with_the_block_whatever_happens_in_it() -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    with pytest.raises(ZeroDivisionError), registry.override(api={"retry": 1}):
+        1 / 0  # noqa: B018
+    assert registry["api"] == Policy(retry=2)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "said"),
+    [
+        ({"apj": {}}, "there is no profile 'apj'; did you mean 'api'?"),
+        ({"api": {"retyr": 1}}, "unknown key 'retyr' in policies.api; did you mean 'retry'?"),
+        ({"api": {"retry": {"retries": -1}}}, "retries"),
+        ({"api": 5}, "must be a mapping"),
+    ],
+)
+def test_a_wrong_override_is_refused_and_changes_nothing(profiles: Any, said: str) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    with pytest.raises(ConfigError, match=re.escape(said)), registry.override(profiles):
+        raise AssertionError
+    assert registry["api"] == Policy(retry=2)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A third party's module."""
+    module = types.ModuleType("third_party")
+
+    def get(url: str) -> str:
+        return f"got {url}"
+
+    class Session:
+        def get(self, url: str) -> str:
+            return f"{type(self).__name__} got {url}"
+
+        @staticmethod
+        def plain(url: str) -> str:
+            return url
+
+        @classmethod
+        def make(cls) -> Any:
+            return cls()
+
+    class Child(Session):
+        pass
+
+    module.get, module.Session, module.Child = get, Session, Child  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "third_party", module)
+    return module
+
+
+def test_a_function_that_nobody_decorated_is_bound_where_it_is(library: Any) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    original = library.get
+    bound = registry.bind_import("third_party:get", "api", retries=1)
+    assert library.get is bound
+    assert library.get("x") == "got x"
+    assert bound.policy == Policy(retry=1)
+    assert bound.stats.calls == 1
+    assert [each.name for each in registry.bindings()] == ["third_party:get"]
+    with pytest.raises(ConfigError, match="third_party:get is bound already"):
+        registry.bind_import("third_party:get", "api")
+    with pytest.raises(ConfigError, match="bound already, by a decorator or another registry"):
+        Registry({"api": Policy()}).bind_import("third_party:get", "api")
+    registry.unbind_import("third_party:get")
+    assert library.get is original
+    with pytest.raises(ConfigError, match="was not bound by bind_import"):
+        registry.unbind_import("third_party:get")
+
+
+def test_methods_of_every_kind_are_bound_in_their_class(library: Any) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    before = dict(vars(library.Session))
+    for name in ("get", "plain", "make"):
+        registry.bind_import(f"third_party:Session.{name}", "api")
+    assert library.Session().get("x") == "Session got x"
+    assert library.Session.plain("x") == "x"
+    assert isinstance(library.Child.make(), library.Child)
+    assert [each.function.stats.calls for each in registry.bindings()] == [1, 1, 1]
+    for name in ("get", "plain", "make"):
+        registry.unbind_import(f"third_party:Session.{name}")
+    assert dict(vars(library.Session)) == before
+
+
+def test_an_inherited_method_is_bound_in_the_class_that_is_named_alone(library: Any) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    registry.bind_import("third_party:Child.get", "api")
+    assert library.Child().get("x") == "Child got x"
+    library.Session().get("x")
+    assert registry.bindings()[0].function.stats.calls == 1
+    registry.unbind_import("third_party:Child.get")
+    assert "get" not in vars(library.Child)
+
+
+def test_the_entry_of_a_function_bound_where_it_is_goes_by_the_name_it_was_bound_by(library: Any) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    bound = registry.bind_import("third_party:get", "api")
+    with registry.override(functions={"third_party:get": {"retry": 7}}):
+        assert bound.policy == Policy(retry=7)
+    registry.unbind_import("third_party:get")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("third_party:gett", "third_party has no 'gett'; did you mean 'get'?"),
+        ("third_party:Session.gett", "Session has no 'gett'; did you mean 'get'?"),
+        ("no_such_module:get", "No module named 'no_such_module'"),
+        ("third_party.get", 'write "module:function"'),
+        (":get", 'write "module:function"'),
+        ("builtins:str.upper", "cannot be replaced"),
+    ],
+)
+def test_what_cannot_be_bound_where_it_is_is_told(library: Any, target: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Registry({"api": Policy()}).bind_import(target, "api")
+
+
+def test_what_somebody_has_replaced_since_is_left_alone(library: Any) -> None:
+    registry = Registry({"api": Policy()})
+    registry.bind_import("third_party:get", "api")
+    library.get = theirs = lambda url: url
+    with pytest.raises(ConfigError, match="has been replaced by something else"):
+        registry.unbind_import("third_party:get")
+    assert library.get is theirs

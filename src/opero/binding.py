@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opero.clock import SYSTEM
 from opero.executors.call import Call
 from opero.functions import is_method, kind_of, short_name
-from opero.layers import Chain, build, invoking
+from opero.layers import Chain, build, hand_over, invoking
 from opero.policies.policy import Policy
 from opero.stats import Stats
 
@@ -153,7 +153,7 @@ class Binding:
         self.enforce(self.prepare(policy))
 
     def prepare(self, policy: Policy, share: Share | None = None) -> Chain:
-        """The layers of a policy, not in force yet.
+        """The layers of another policy, for `enforce`. Nothing changes yet.
 
         Args:
             policy: what should happen.
@@ -167,13 +167,14 @@ class Binding:
             return prepared
         return build(self, policy, share)
 
-    def enforce(self, chain: Chain) -> None:
-        """Put layers in force. Calls under way finish on the old ones; counts go on."""
+    def enforce(self, prepared: Chain) -> None:
+        """Put what `prepare` gave in force. State goes on as `opero.executors.hand_over` says; this cannot fail."""
         with self._lock:
-            self._enforce(chain)
+            self._enforce(prepared)
 
     def _enforce(self, chain: Chain) -> None:
-        self.chain = chain
+        held: Chain | None = getattr(self, "chain", None)
+        self.chain = chain if held is None else hand_over(held, chain)
         self._resolve = self._prepared = None
         self.stats.count_bare(chain.function is not None)
         if self.callable is not None:
@@ -212,6 +213,7 @@ class Binding:
             whole=layer,
             policy=Policy(),
             executors={},
+            own=frozenset(),
         )
 
     # State

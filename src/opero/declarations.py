@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.binding import Binding
+    from opero.config.sources import Source
+    from opero.policies.policy import Policy
     from opero.registry import Registry
 
-__all__ = ["Declaration", "Roster", "name_in_config", "where"]
+__all__ = ["BoundFunction", "Declaration", "Roster", "name_in_config", "where"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +42,31 @@ class Declaration:
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     registry: Registry | None = None
+
+
+@dataclass(frozen=True)
+class BoundFunction:
+    """A function that a registry looks after.
+
+    Attributes:
+        name: how `functions:` calls it: "module:qualname".
+        profile: the profile that it starts from, by its decorator or an entry; None for none.
+        entries: the entries of `functions:` that hold for it, the least exact first.
+        place: the file and line that bind it.
+        function: what its users call.
+    """
+
+    name: str
+    profile: str | None
+    entries: tuple[str, ...]
+    place: Source
+    function: Any = field(repr=False)
+
+    @property
+    def policy(self) -> Policy:
+        """The effective policy. One that has not been needed yet is resolved now."""
+        policy: Policy = self.function.binding.policy
+        return policy
 
 
 def name_in_config(function: Callable[..., Any]) -> str:

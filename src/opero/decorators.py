@@ -179,7 +179,7 @@ def _decorating(
         effective = Policy.model_validate(merge(below, fields))
 
     def decorate(func: Any) -> Any:
-        from opero.registry import bind_declared
+        from opero.default_registry import bind_declared
 
         check_arguments(fields, func)
         return bind_declared(

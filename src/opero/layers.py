@@ -9,7 +9,7 @@ A layer exists only where its policy is set. They are put together here, once fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
     from opero.policies.policy import Policy
 
-__all__ = ["Chain", "Share", "build"]
+__all__ = ["Chain", "Share", "build", "hand_over"]
 
 Share = Callable[[str, Any, Callable[..., Any]], Any]
 """Gives the executors that several functions share: of a kind and policy, made by the function it gets, unless there is
@@ -53,6 +53,7 @@ class Chain:
         whole: all layers within the cache, for a map that reads and fills the cache itself.
         policy: what it was built from.
         executors: kind of policy → its executor.
+        own: the kinds of those whose state is this function's alone, though functions may share it.
     """
 
     function: Callable[..., Any] | None
@@ -63,6 +64,7 @@ class Chain:
     whole: Layer
     policy: Policy
     executors: Mapping[str, Any]
+    own: frozenset[str]
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Begin a call: its result, or under an async function something to await."""
@@ -87,7 +89,8 @@ def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain
         NotImplementedError: an option that has no executor yet.
     """
     check(binding, policy)
-    executors = _executors(binding, policy, share or binding.share)
+    own: set[str] = set()
+    executors = _executors(binding, policy, share or binding.share, own)
     function = _starting(binding)
     innermost = invoking(binding, function)
 
@@ -118,7 +121,28 @@ def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain
         whole=whole,
         policy=policy,
         executors=executors,
+        own=frozenset(own),
     )
+
+
+def hand_over(old: Chain, new: Chain) -> Chain:
+    """Let the layers that are put in force go on with the state of those before; the layers to put in force.
+
+    What functions share is seen to by who shares it: the registry.
+    """
+    for kind in new.own & old.own:
+        mine, theirs = _limit(new, kind), _limit(old, kind)
+        if mine is not theirs:
+            mine.take_over(theirs)
+    if new.cache is not None and old.cache is not None and new.cache is not old.cache:
+        new.cache.take_over(old.cache)
+        new = replace(new, hit=new.cache.hit)
+    return new
+
+
+def _limit(chain: Chain, kind: str) -> Any:
+    executor = chain.executors[kind]
+    return executor.limiter if kind == "rate_limit" else executor
 
 
 def check(binding: Binding, policy: Policy) -> None:
@@ -174,8 +198,11 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
         cost_function(cost, function)
 
 
-def _executors(binding: Binding, policy: Policy, share: Share | None) -> dict[str, Any]:
-    """An executor for each policy that is set; each executor's module is loaded only when it is."""
+def _executors(binding: Binding, policy: Policy, share: Share | None, own: set[str]) -> dict[str, Any]:
+    """An executor for each policy that is set; each executor's module is loaded only when it is.
+
+    Kinds of which the function has one of its own, although functions may share such, are added to `own`.
+    """
     executors: dict[str, Any] = {}
     clock, name = binding.clock, binding.name
     if timeout := policy.active("timeout"):
@@ -185,16 +212,16 @@ def _executors(binding: Binding, policy: Policy, share: Share | None) -> dict[st
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
-        executors["bulkhead"] = _shared(binding, share, bulkhead, BulkheadExecutor)
+        executors["bulkhead"] = _shared(binding, share, bulkhead, BulkheadExecutor, own)
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
-        limiter = _shared(binding, share, rate_limit, RateLimitExecutor)
+        limiter = _shared(binding, share, rate_limit, RateLimitExecutor, own)
         executors["rate_limit"] = Meter(limiter, binding.function)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
-        executors["circuit_breaker"] = _shared(binding, share, circuit_breaker, CircuitBreakerExecutor)
+        executors["circuit_breaker"] = _shared(binding, share, circuit_breaker, CircuitBreakerExecutor, own)
     fallback = policy.active("fallback")
     retry = policy.active("retry")
     if retry or (fallback and fallback.arg):
@@ -219,16 +246,28 @@ def _executors(binding: Binding, policy: Policy, share: Share | None) -> dict[st
             executors["cache"] = kept
         else:
             executors["cache"] = CacheExecutor(
-                cache, clock, binding.function, binding.stats, is_method=binding.is_method
+                cache, clock, binding.function, binding.stats, is_method=binding.is_method, before=kept
             )
     return executors
 
 
-def _shared(binding: Binding, share: Share | None, policy: Any, executor: Callable[[Any, Clock, str], Any]) -> Any:
+def _shared(
+    binding: Binding,
+    share: Share | None,
+    policy: Any,
+    executor: Callable[[Any, Clock, str], Any],
+    own: set[str],
+) -> Any:
     """An executor whose state functions may share: the profile's where there is one, else this function's own."""
 
-    def make(name: str = binding.name) -> Any:
-        return executor(policy, binding.clock, name)
+    def make(name: str | None = None) -> Any:
+        """A new one that functions share under that name; without a name, this function's own."""
+        if name is not None:
+            return executor(policy, binding.clock, name)
+        own.add(policy.kind)
+        held: Chain | None = getattr(binding, "chain", None)
+        kept = _limit(held, policy.kind) if held is not None and policy.kind in held.own else None
+        return kept if kept is not None and kept.policy == policy else executor(policy, binding.clock, binding.name)
 
     return make() if share is None else share(policy.kind, policy, make)
 

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding import Binding
 from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
-from opero.declarations import Declaration, Roster, name_in_config, where
+from opero.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.imports import ImportBindings
 from opero.policies.policy import Policy, options_to_fields
@@ -20,44 +20,21 @@ from opero.reloading import Changes, change, in_force
 from opero.sharing import SharedExecutors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from opero.clock import Clock
-    from opero.config.sources import Layer, Leaf, Source
+    from opero.config.sources import Layer, Leaf
     from opero.policies.options import Options
+    from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
     from opero.watching import Watch
 
-__all__ = ["BoundFunction", "Registry", "bind_declared", "get_default_registry", "set_default_registry"]
+__all__ = ["Registry"]
 
 
-class BoundFunction:
-    """A function that a registry looks after.
-
-    Attributes:
-        name: how `functions:` calls it: "module:qualname".
-        profile: the profile that it starts from, by its decorator or an entry; None for none.
-        entries: the entries of `functions:` that hold for it, the least exact first.
-        place: the file and line that bind it.
-        function: what its users call.
-    """
-
-    def __init__(self, registry: Registry, binding: Binding) -> None:
-        declaration = _declared(binding)
-        self.name = declaration.name
-        self.place: Source = place_of(declaration)
-        self.profile, self.entries = registry._start_of(declaration)
-        self.function = binding.callable
-        self._binding = binding
-
-    @property
-    def policy(self) -> Policy:
-        """The effective policy. One that has not been needed yet is resolved now."""
-        return self._binding.policy
-
-    def __repr__(self) -> str:
-        profile = "no profile" if self.profile is None else f"profile {self.profile!r}"
-        return f"<{self.name}, {profile}, bound at {self.place}>"
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Registry(Mapping[str, Policy]):
@@ -161,6 +138,66 @@ class Registry(Mapping[str, Policy]):
 
     # Binding
 
+    @overload
+    def bind(  # type: ignore[overload-overlap]  # the first that fits is meant
+        self,
+        func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[True],
+        **options: Unpack[Options],
+    ) -> AsyncMapped[T, P, R]: ...
+    @overload
+    def bind(  # type: ignore[overload-overlap]
+        self,
+        func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[True],
+        **options: Unpack[Options],
+    ) -> AsyncMapped[T, P, R]: ...
+    @overload
+    def bind(
+        self,
+        func: Callable[Concatenate[list[T], P], list[R]],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[True],
+        **options: Unpack[Options],
+    ) -> Mapped[T, P, R]: ...
+    @overload
+    def bind(
+        self,
+        func: Callable[Concatenate[T, P], R],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[True],
+        **options: Unpack[Options],
+    ) -> Mapped[T, P, R]: ...
+    @overload
+    def bind(  # type: ignore[overload-overlap]
+        self,
+        func: Callable[P, Coroutine[Any, Any, R]],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> AsyncBound[P, R]: ...
+    @overload
+    def bind(
+        self,
+        func: Callable[P, R],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Bound[P, R]: ...
     def bind(
         self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
@@ -242,12 +279,18 @@ class Registry(Mapping[str, Policy]):
     def bindings(self) -> tuple[BoundFunction, ...]:
         """The functions that this registry looks after, by name: decorated ones, though never called yet, too."""
         return tuple(
-            sorted((BoundFunction(self, binding) for binding in self._bindings()), key=lambda bound: bound.name)
+            sorted((self._bound_function(binding) for binding in self._bindings()), key=lambda bound: bound.name)
         )
 
+    def _bound_function(self, binding: Binding) -> BoundFunction:
+        declaration = _declared(binding)
+        profile, entries = self._start_of(declaration)
+        return BoundFunction(declaration.name, profile, entries, place_of(declaration), binding.callable)
+
     def _bindings(self) -> list[Binding]:
-        unclaimed = _unclaimed.bindings() if self is _default else []
-        return [*self._roster.bindings(), *unclaimed]
+        from opero.default_registry import waiting_for
+
+        return [*self._roster.bindings(), *waiting_for(self)]
 
     def _binding(self, function: Any, policy: Policy | None, declaration: Declaration, clock: Clock | None) -> Binding:
         binding = Binding(
@@ -424,84 +467,3 @@ class Registry(Mapping[str, Policy]):
 def _declared(binding: Binding) -> Declaration:
     assert binding.declaration is not None, "a registry looks after what was declared"
     return binding.declaration
-
-
-_default: Registry | None = None
-_default_lock = threading.RLock()  # loading may import modules that ask for it
-_unclaimed = Roster()
-"""Functions that will ask the default registry when they are first called."""
-
-
-def get_default_registry() -> Registry:
-    """The registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
-    global _default  # noqa: PLW0603  # the one default registry
-    with _default_lock:
-        if _default is None:
-            _default = Registry.load()
-        return _default
-
-
-def set_default_registry(registry: Registry | None) -> None:
-    """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
-    global _default  # noqa: PLW0603  # the one default registry
-    with _default_lock:
-        _default = registry
-
-
-def _resolve_by_default(binding: Binding) -> None:
-    """Ask the default registry; a function without a profile does where there is a configuration at all."""
-    if _declared(binding).profile is None and _default is None:
-        from opero.config.location import is_configured
-
-        if not is_configured():
-            chain = binding.known
-            assert chain is not None
-            binding.enforce(chain)
-            return
-    get_default_registry()._resolve(binding)
-    _unclaimed.discard(binding)
-
-
-def bind_declared(
-    func: Any,
-    policy: Policy | None,
-    *,
-    profile: str | None,
-    below: Mapping[str, Any],
-    fields: Mapping[str, Any],
-    registry: Registry | None,
-    clock: Clock | None,
-    mapped: bool,
-    place: tuple[str, int],
-) -> Any:
-    """Bind a function to what a registry will say when it is first called: modules may load before configuration.
-
-    Args:
-        func: the function.
-        policy: what its decorator says, where that is no profile; it is checked now.
-        profile, below, fields, registry, place: see `Declaration`.
-        clock: where time and chance come from.
-        mapped: as `bind`.
-    """
-    by = "@opmap" if mapped else "@opero"
-
-    def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
-        if registry is not None:
-            return registry._binding(function, policy, declaration, clock)
-
-        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
-            return get_default_registry()._share(declaration)(kind, policy, make)
-
-        binding = Binding(
-            function,
-            policy,
-            resolve=_resolve_by_default,
-            declaration=declaration,
-            share=share if profile is not None else None,
-            clock=clock,
-        )
-        _unclaimed.add(binding)
-        return binding
-
-    return bind(policy, func, clock=clock, mapped=mapped, make=make)

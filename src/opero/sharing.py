@@ -61,7 +61,7 @@ class SharedExecutors:
         with self._lock:
             for key, executor in draft._held.items():
                 before = self._held.get(key)
-                if before is not None and before is not executor and hasattr(executor, "take_over"):
+                if before is not None and before is not executor:
                     executor.take_over(before)
             self._held = {
                 (profile, kind, clock): executor

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Watch"]
 
-STEP, DEBOUNCE = 50, 200
-"""Milliseconds: how often changes are looked for, and how long those of one moment are gathered."""
+STEP, DEBOUNCE, LOOK = 50, 200, 500
+"""Milliseconds: how often changes are looked for, how long those of one moment are gathered, and how often whether to
+stop."""
 
 
 class Watch:
@@ -79,8 +80,11 @@ class Watch:
     # Who asks
 
     def _ask_for(self, changes: Iterator[Any]) -> None:
-        for _ in changes:
-            self._requests.put("a file has changed")
+        has_begun = False
+        for changed in changes:
+            if changed or not has_begun:  # what has changed before the watching began is found now
+                self._requests.put("a file has changed")
+            has_begun = True
 
     def _handle_sighup(self) -> None:
         if not hasattr(signal, "SIGHUP"):  # pragma: no cover  # Windows
@@ -171,7 +175,8 @@ def _watch_files(paths: list[Path], stopping: threading.Event) -> Iterator[Any]:
         stop_event=stopping,
         debounce=DEBOUNCE,
         step=STEP,
-        rust_timeout=500,
+        rust_timeout=LOOK,
+        yield_on_timeout=True,
         recursive=False,
         raise_interrupt=False,
     )

@@ -44,7 +44,10 @@ FLAT = {
     "OPERO_API_CACHE_TTL": ("1800", Policy(cache=CachePolicy(ttl=1800))),
     "OPERO_API_CACHE_BACKEND": ("disk", Policy(cache=CachePolicy(backend="disk"))),
     "OPERO_API_CACHE_ERRORS": ("true", Policy(cache=CachePolicy(cache_errors=True))),
-    "OPERO_API_CACHE_ARGUMENTS": ('{"db": 3}', Policy(cache=CachePolicy(arguments={"db": 3}))),
+    "OPERO_POLICIES__API__CACHE": (
+        '{"backend": "redis", "arguments": {"db": 3}}',
+        Policy(cache=CachePolicy(backend="redis", arguments={"db": 3})),
+    ),
     "OPERO_API_RATE_LIMIT": ("50/s", Policy(rate_limit=RateLimitPolicy(rate=50))),
     "OPERO_API_TIMEOUT": ("300.0", Policy(timeout=TimeoutPolicy(total=300))),
     "OPERO_API_ATTEMPT_TIMEOUT": ("5s", Policy(timeout=TimeoutPolicy(attempt=5))),
@@ -117,7 +120,7 @@ def test_null_means_no_value_where_a_field_admits_that(policies: Policies) -> No
     assert found.timeout == TimeoutPolicy(attempt=5)
     policies.write(base="policies: {api: {retry: 5}}")
     assert policies.error(OPERO_API_RETRIES="none").startswith(
-        "OPERO_API_RETRIES: policies.api.retry.retries: 'none' should"
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'none' will not do"
     )
 
 
@@ -247,7 +250,7 @@ BAD_VALUES = {
     "empty field": ({"OPERO_API_RETRIES": " "}, "OPERO_API_RETRIES: is empty; unset it"),
     "no number": (
         {"OPERO_API_RETRIES": "x"},
-        "OPERO_API_RETRIES: policies.api.retry.retries: 'x' should be a valid integer",
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'x' will not do: write a whole number from 0 on",
     ),
     "no exception": (
         {"OPERO_API_RETRY_ON": "ValueError,Nope"},
@@ -277,7 +280,7 @@ BAD_VALUES = {
     ),
     "wrong default": (
         {"OPERO_DEFAULTS__RETRY": "x"},
-        "OPERO_DEFAULTS__RETRY: defaults.retry.retries: 'x' should be",
+        "OPERO_DEFAULTS__RETRY: defaults.retry.retries: 'x' will not do",
     ),
 }
 

@@ -114,7 +114,6 @@ def test_each_level_lies_over_the_one_below(policies: Policies) -> None:
         (30, "policies/production.yaml:1:23", "policies.a"),
         (20, "policies/base.yaml:1:47", "policies.a"),
         (10, "policies/base.yaml:1:20", "defaults"),
-        (3, "default", ""),
     ]
     assert loaded.policies["a"].retry == RetryPolicy(retries=40)
 
@@ -230,11 +229,11 @@ BAD_TEXTS = {
     ),
     "a wrong type": (
         "policies:\n  api:\n    retry: {retries: five}\n",
-        ":3:22: policies.api.retry.retries: 'five' should be a valid integer, unable to parse string",
+        ":3:22: policies.api.retry.retries: 'five' will not do: write a whole number from 0 on, such as 3",
     ),
     "a wrong short form": (
         "policies: {api: {retry: five}}\n",
-        ":1:25: policies.api.retry.retries: 'five' should be",
+        ":1:25: policies.api.retry.retries: 'five' will not do",
     ),
     "too small": (
         "policies: {api: {retry: -1}}\n",
@@ -254,7 +253,7 @@ BAD_TEXTS = {
     ),
     "one of several types": (
         "policies: {api: {parallel: {progress: [1]}}}\n",
-        ":1:39: policies.api.parallel.progress: a list should be a valid boolean, or be 'auto'",
+        ":1:39: policies.api.parallel.progress: [1] is neither true, false nor 'auto'; write one of these",
     ),
     "neither a number nor auto": (
         "policies: {api: {parallel: {workers: 0}}}\n",
@@ -294,7 +293,7 @@ BAD_TEXTS = {
     ),
     "wrong defaults and no profile": (
         "defaults: {retry: x}\n",
-        ":1:19: defaults.retry.retries: 'x' should be",
+        ":1:19: defaults.retry.retries: 'x' will not do",
     ),
 }
 

@@ -100,7 +100,7 @@ def test_a_bad_file_is_told_with_its_place_and_a_cure(policies: Policies, text: 
 
 def test_columns_count_characters_and_not_bytes(policies: Policies) -> None:
     policies.write(base="policies: {é: {retry: {retries: ä}}}\n")
-    assert policies.error().startswith("policies/base.yaml:1:33: policies.é.retry.retries: 'ä' should be")
+    assert policies.error().startswith("policies/base.yaml:1:33: policies.é.retry.retries: 'ä' will not do")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(policies: Policies) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero import AdaptiveTTL, AllFailedError, CircuitOpenError, ConfigError, Event, Policy, on
+from opero import AdaptiveTTL, AllFailedError, CircuitOpenError, Event, Policy, on
 from opero.testing import VirtualClock
 
 
@@ -287,21 +287,6 @@ def test_a_ttl_function_may_say_not_to_keep_a_result(bind: Any, script: Any, eve
     not_stored = events("cache_not_stored")
     call = bind(Policy(cache={"ttl": lambda: 0}), script(1, 2))
     assert [call(), call(), not_stored] == [1, 2, []]
-
-
-@pytest.mark.parametrize(
-    ("cache", "told"),
-    [
-        ({"stale_ttl": 5}, "cache.stale_ttl needs a ttl"),
-        ({"early_refresh": 5}, "cache.early_refresh needs a ttl"),
-        ({"ttl_jitter": 0.1}, "cache.ttl_jitter needs a ttl"),
-        ({"ttl": 5, "early_refresh": 5}, "early_refresh of 5s is not below the ttl of 5s"),
-        ({"error_ttl": 5}, "cache.error_ttl needs cache_errors"),
-    ],
-)
-def test_times_that_contradict_each_other_are_refused_at_binding(cache: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        Policy(cache=cache).apply(lambda: 1)
 
 
 @pytest.mark.parametrize("mode", ["thread", "process"])

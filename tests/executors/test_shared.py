@@ -410,12 +410,12 @@ def test_windows_of_calls_and_of_time_are_shared(tmp_path: Path, window: Any) ->
 def test_a_full_window_of_any_size_fits_its_file(tmp_path: Path) -> None:
     here, there = pair(tmp_path, circuit_breaker={"failure_rate": 1.0, "window": 20_000})
     breaker = executor_of(here, "circuit_breaker")
-    with breaker._lock:
+    with breaker.circuit.lock:
         for number in range(25_000):
-            breaker._window.add(0.0, bool(number % 2), bool(number % 3))
+            breaker.circuit.window.add(0.0, bool(number % 2), bool(number % 3))
     there()
-    with breaker._lock:
-        assert breaker._window.counts(0.0).calls == 20_000
+    with breaker.circuit.lock:
+        assert breaker.circuit.window.counts(0.0).calls == 20_000
 
 
 def test_a_failure_of_any_size_and_kind_fits(tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_a_killed_process_gives_its_places_back(keeper: tuple[Any, subprocess.Po
 
 
 def waiting(bulkhead: Any) -> int:
-    return len(bulkhead._queue)
+    return len(bulkhead.places.queue)
 
 
 def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
@@ -562,8 +562,8 @@ def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
     process.stdin.flush()
 
     def others() -> int:
-        with bulkhead._file:
-            return len(bulkhead._file.read()[1])
+        with bulkhead.places.file:
+            return len(bulkhead.places.file.read()[1])
 
     until(lambda: others() == 2)
     last = threading.Thread(target=bound, args=(lambda: order.append("last"),))
@@ -604,8 +604,8 @@ def test_a_waiter_who_gives_up_or_is_cancelled_leaves_the_queue(tmp_path: Path) 
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         assert waiting(bulkhead) == 0
-        with bulkhead._file:
-            assert bulkhead._file.read()[1] == {}
+        with bulkhead.places.file:
+            assert bulkhead.places.file.read()[1] == {}
         held.set_result(3)
         assert await first == 3
         await bound(None)
@@ -748,8 +748,8 @@ def test_threads_and_processes_together_keep_to_all_limits(tmp_path: Path) -> No
     for number, each in enumerate(moments):
         assert each >= began + number / 400 - 0.001  # some are late, and none is too early
     breaker = executor_of(bound, "circuit_breaker")
-    with breaker._lock:
-        assert breaker._window.counts(0.0).calls == 100
+    with breaker.circuit.lock:
+        assert breaker.circuit.window.counts(0.0).calls == 100
     assert executor_of(bound, "bulkhead").running == 0
 
 
@@ -762,7 +762,8 @@ def test_a_forked_child_shares_and_harms_nothing(tmp_path: Path) -> None:
     policies = {"rate_limit": {"rate": 1000.0, "burst": 50}, "circuit_breaker": 3, "bulkhead": 2}
     bound, _ = pair(tmp_path, **policies)
     bulkhead = executor_of(bound, "bulkhead")
-    with bulkhead._file, executor_of(bound, "circuit_breaker")._lock:  # held by a thread that the child will not have
+    circuit = executor_of(bound, "circuit_breaker").circuit
+    with bulkhead.places.file, circuit.lock:  # held by a thread that the child will not have
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:

@@ -19,6 +19,7 @@ from opero import (
     RetryPolicy,
     TimeoutPolicy,
 )
+from opero.policies.types import parse_duration
 from policies import named
 
 counts = st.integers(0, 1000)
@@ -53,6 +54,20 @@ def given(required: dict[str, Any] | None = None, **optional: Any) -> st.SearchS
 
 scopes = st.sampled_from(["profile", "function"])
 
+
+def _without_contradictions(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a cache, without those that cannot go with the others."""
+    ttl = CachePolicy(ttl=fields.get("ttl")).ttl
+    least = ttl.cold if isinstance(ttl, AdaptiveTTL) else ttl
+    early = fields.get("early_refresh")
+    idle = set() if fields.get("cache_errors") else {"error_ttl"}
+    if ttl is None:
+        idle |= {"stale_ttl", "early_refresh", "ttl_jitter"}
+    elif early is not None and isinstance(least, float) and parse_duration(early) >= least:
+        idle.add("early_refresh")
+    return {name: value for name, value in fields.items() if name not in idle}
+
+
 retry = given(
     retries=counts,
     backoff_factor=st.floats(1, 100),
@@ -85,8 +100,7 @@ cache = given(
     lock_timeout=durations(least=0.001),
     serializer=st.sampled_from([None, "json", "pickle", "signed_pickle"]),
     allow_unsigned_pickle=st.booleans(),
-    arguments=st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=3),
-).map(lambda fields: CachePolicy(**fields))
+).map(lambda fields: CachePolicy(**_without_contradictions(fields)))
 rate_limit = given(
     {"rate": st.floats(0.001, 1e6) | st.integers(1, 1000).map(lambda permits: f"{permits}/min")},
     burst=positive_counts,

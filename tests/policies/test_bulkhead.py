@@ -17,7 +17,7 @@ GOOD: Good = [
 BAD: Bad = [
     ("max_concurrent", 0, "greater than or equal to 1"),
     ("max_concurrent", False, "False is no number"),
-    ("max_concurrent", None, "valid integer"),
+    ("max_concurrent", None, "None is no whole number"),
     ("max_wait", -1, "-1 is negative"),
     ("scope", "process", "'process' is none of 'profile', 'function'"),
 ]

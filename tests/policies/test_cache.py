@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ GOOD: Good = [
     ("allow_unsigned_pickle", True, True),
     ("arguments", {"path": "/tmp"}, {"path": "/tmp"}),
 ]
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "stale_ttl": {"ttl": 60},
+    "early_refresh": {"ttl": 60},
+    "ttl_jitter": {"ttl": 60},
+    "error_ttl": {"cache_errors": True},
+    "arguments": {"backend": "redis"},
+}
+"""What a field needs beside it."""
 BAD: Bad = [
     ("ttl", 0, "a time to live of 0 s is not above 0"),
     ("ttl", -5, "not above 0"),
@@ -75,22 +84,23 @@ BAD: Bad = [
     ("cache_dir", "", "'' is no directory"),
     ("store_timeout", 0, "0 is not above 0"),
     ("lock_timeout", "soon", "'soon' is no duration"),
-    ("cache_errors", "x", "valid boolean"),
+    ("cache_errors", "x", "is neither true nor false; write one of these"),
     ("serializer", "yaml", "'yaml' is none of 'json', 'pickle', 'signed_pickle'"),
     ("secret", 3, "a secret is text, and this is of type int"),
-    ("allow_unsigned_pickle", "x", "valid boolean"),
-    ("arguments", [1], "valid dictionary"),
+    ("allow_unsigned_pickle", "x", "is neither true nor false; write one of these"),
+    ("arguments", [1], "arguments are a mapping, and this is of type list"),
+    ("secret", "", "it is empty; write it, or leave it out"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
-    accepts(CachePolicy, field, written, held)
+    accepts(CachePolicy, field, written, held, **COMPANIONS.get(field, {}))
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
 def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
-    refuses(CachePolicy, field, wrong, told)
+    refuses(CachePolicy, field, wrong, told, **COMPANIONS.get(field, {}))
 
 
 def test_every_field_is_tested_with_good_and_bad_values() -> None:
@@ -115,15 +125,74 @@ def test_it_may_be_written_short(short: Any, full: CachePolicy | None) -> None:
 
 
 def test_arguments_that_cannot_be_hashed_leave_the_policy_hashable_and_equal() -> None:
-    one = CachePolicy(arguments={"hosts": ["a", {"b": {1, 2}}]})
-    other = CachePolicy(arguments={"hosts": ["a", {"b": {2, 1}}]})
+    one = CachePolicy(backend="redis", arguments={"hosts": ["a", {"b": {1, 2}}]})
+    other = CachePolicy(backend="redis", arguments={"hosts": ["a", {"b": {2, 1}}]})
+    assert pickle.loads(pickle.dumps(one)) == one
     assert one == other
     assert hash(one) == hash(other)
     assert len({one, other, CachePolicy()}) == 2
 
 
 def test_a_secret_is_kept_but_written_nowhere() -> None:
-    policy = CachePolicy(secret="s3cret")
-    assert "s3cret" not in policy.model_dump_json() + repr(policy) + str(policy.model_dump())
+    policy = CachePolicy(
+        secret="s3cret", url="redis://:s3cret@h", backend="redis", arguments={"password": "s3cret", "more": ["s3cret"]}
+    )
+    assert "s3cret" not in policy.model_dump_json() + repr(policy) + str(policy) + repr(Policy(cache=policy))
+    assert "arguments={'password': '**********', 'more': '**********'}" in repr(policy)
     assert policy != CachePolicy(secret="other")
     assert policy.replace(max_size=1).secret == SecretStr("s3cret")
+    assert policy.replace(max_size=1).arguments == {"password": "s3cret", "more": ["s3cret"]}
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"stale_ttl": 5}, "stale_ttl needs a ttl: without one, nothing ever expires; set ttl, or remove it"),
+    ({"early_refresh": 5}, "early_refresh needs a ttl"),
+    ({"ttl_jitter": 0.1}, "ttl_jitter needs a ttl"),
+    ({"ttl": 5, "early_refresh": 5}, r"early_refresh \(5s\) is not below the ttl \(5s\), so every hit would refresh"),
+    (
+        {"ttl": {"cold": 5}, "early_refresh": 6},
+        r"early_refresh \(6s\) is not below the least ttl \(5s\), so every hit would refresh",
+    ),
+    ({"error_ttl": 5}, "error_ttl needs cache_errors: true; set it, or remove error_ttl"),
+    (
+        {"backend": "redis", "serializer": "pickle"},
+        "serializer 'pickle' in the network store of backend 'redis' would run the code of whoever can write there",
+    ),
+    ({"backend": "dogpile.cache.pymemcache"}, "the client of backend 'dogpile.cache.pymemcache' unpickles whatever"),
+    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments, and got path; set max_size"),
+    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments, and got path; set cache_dir"),
+]
+
+
+@pytest.mark.parametrize(("fields", "told"), CONTRADICTIONS)
+def test_what_contradicts_itself_is_refused_and_no_secret_shown(fields: dict[str, Any], told: str) -> None:
+    for secret in ({"secret": "s3cret", "url": "redis://:s3cret@h"}, {}):
+        with pytest.raises(ValueError, match=told) as caught:
+            Policy.model_validate({"cache": {**fields, **secret}})
+        assert "s3cret" not in str(caught.value) + repr(caught.value) + str(caught.value.errors())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ttl": 5, "early_refresh": 4.9},
+        {"ttl": named.an_hour, "early_refresh": 9000, "stale_ttl": 5, "ttl_jitter": 1},
+        {"ttl_jitter": 0, "stale_ttl": None},
+        {"cache_errors": True, "error_ttl": 5},
+        {"backend": "redis", "serializer": "pickle", "allow_unsigned_pickle": True},
+        {"backend": "dogpile.cache.pymemcache", "allow_unsigned_pickle": True},
+        {"backend": "disk", "serializer": "pickle"},
+        {"backend": "opero.disk", "serializer": "pickle"},
+        {"backend": "dogpile.cache.dbm", "arguments": {"filename": "x"}},
+        {"backend": "memory", "arguments": {}},
+    ],
+)
+def test_what_only_looks_like_a_contradiction_is_taken(fields: dict[str, Any]) -> None:
+    assert CachePolicy(**fields) == CachePolicy.model_validate(fields)
+
+
+def test_an_argument_of_the_wrong_shape_is_not_shown() -> None:
+    for wrong in ({"arguments": "redis://:s3cret@h"}, {"url": ["s3cret"]}, {"ttl": "redis://u:s3cret@h"}):
+        with pytest.raises(ValueError, match="validation error") as caught:
+            CachePolicy(**wrong)  # type: ignore[arg-type]
+        assert "s3cret" not in caught.value.errors()[0]["msg"]  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from opero import CircuitBreakerPolicy, Policy
 from policies.checks import Bad, Good, accepts, covers, refuses
@@ -95,3 +96,14 @@ def test_it_is_equal_however_it_is_written(same: Any) -> None:
 def test_replacing_the_condition_keeps_the_rest() -> None:
     policy = CircuitBreakerPolicy(failure_rate=0.5, window="30s", open_for=5)
     assert policy.replace(failure_rate=0.1) == CircuitBreakerPolicy(failure_rate=0.1, window="30s", open_for=5)
+
+
+def test_a_window_of_calls_is_not_equal_to_one_of_as_many_seconds() -> None:
+    calls, seconds = (CircuitBreakerPolicy(failure_rate=0.5, window=window) for window in (100, "100s"))
+    assert calls != seconds
+    assert seconds != calls
+    assert calls == CircuitBreakerPolicy(failure_rate=0.5)
+    assert hash(seconds) == hash(CircuitBreakerPolicy(failure_rate=0.5, window="100s"))
+    assert calls != 5
+    with pytest.raises(ValidationError, match="window would have no effect"):
+        CircuitBreakerPolicy(window="100s")

@@ -27,6 +27,7 @@ from opero import (
 from opero.policies.options import Options
 from opero.policies.policy import FLAT_OPTIONS, KINDS, merge, options_to_fields
 from policies import named
+from policies.test_cache import COMPANIONS
 
 DESIGN = {
     RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
@@ -108,10 +109,11 @@ def test_a_policy_has_one_field_for_each_kind() -> None:
 
 @pytest.mark.parametrize(("option", "value", "kind", "field"), FLAT)
 def test_a_flat_option_sets_its_field(option: str, value: Any, kind: str, field: str) -> None:
-    held = getattr(Policy.from_options(**{option: value}), kind)
+    companions = COMPANIONS.get(field, {}) if kind == "cache" else {}
+    held = getattr(Policy.from_options(**{kind: companions, option: value} if companions else {option: value}), kind)
     got = getattr(held, field)
     assert (got.get_secret_value() if field in ("secret", "url") else got) == value
-    assert held == KINDS[kind](**{field: value})
+    assert held == KINDS[kind](**{field: value, **companions})
     assert got != KINDS[kind].model_fields[field].default
 
 

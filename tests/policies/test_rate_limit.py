@@ -30,7 +30,7 @@ BAD: Bad = [
     ("rate", True, "True is no rate"),
     ("rate", None, "None is no rate"),
     ("burst", 0, "greater than or equal to 1"),
-    ("burst", 1.5, "valid integer"),
+    ("burst", 1.5, "1.5 is no whole number"),
     ("max_wait", -1, "-1 is negative"),
     ("cost", 0, "0 is no cost"),
     ("cost", True, "True is no cost"),

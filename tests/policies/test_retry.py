@@ -31,22 +31,22 @@ GOOD: Good = [
 BAD: Bad = [
     ("retries", -1, "greater than or equal to 0.*input_value=-1"),
     ("retries", True, "True is no number"),
-    ("retries", 1.5, "valid integer"),
-    ("retries", "many", "valid integer.*'many'"),
-    ("retries", None, "valid integer"),
+    ("retries", 1.5, "1.5 is no whole number: write a whole number from 0 on"),
+    ("retries", "many", "'many' will not do: write a whole number from 0 on, such as 3"),
+    ("retries", None, "None is no whole number"),
     ("backoff_factor", 0.5, "greater than or equal to 1"),
     ("backoff_factor", float("nan"), "."),
     ("min_delay", -0.1, "-0.1 is negative; the least is 0"),
     ("min_delay", "31s", "min_delay .31s. is greater than max_delay .30s.; lower the one or raise the other"),
     ("max_delay", "50ms", "min_delay .100ms. is greater than max_delay .50ms."),
     ("max_delay", "soon", "'soon' is no duration"),
-    ("jitter", "perhaps", "valid boolean"),
+    ("jitter", "perhaps", "is neither true nor false; write one of these"),
     ("retry_on", "ConectionError", "did you mean 'ConnectionError'"),
     ("retry_on", KeyboardInterrupt, "KeyboardInterrupt is never retried"),
     ("retry_on_status", 999, "999 is no HTTP status"),
     ("retry_if_result", 3, "3 is not callable"),
-    ("retry_after", "x", "valid boolean"),
-    ("reraise", 2, "valid boolean"),
+    ("retry_after", "x", "is neither true nor false; write one of these"),
+    ("reraise", 2, "is neither true nor false; write one of these"),
 ]
 
 

@@ -12,16 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from opero import RetryPolicy
 from opero.policies.types import (
     UNSET,
     Count,
+    CountOrAuto,
     Duration,
     ExceptionTypes,
     Factor,
+    Flag,
+    FlagOrAuto,
     Function,
+    MostFailures,
     PositiveCount,
     PositiveDuration,
     Rate,
+    Ratio,
+    Scope,
     Share,
     Size,
     StatusCodes,
@@ -80,9 +87,16 @@ def test_an_unknown_unit_is_named_with_the_nearest() -> None:
         parse_duration("30secs")
 
 
-@given(st.floats(0, 1e12, allow_subnormal=False))
+@given(st.just(0.0) | st.floats(1e-99, 1e12))
 def test_a_formatted_duration_reads_back_as_the_same_number(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize("seconds", [1e15, 1e99, 1e300, 1.7e308])
+def test_no_duration_is_too_long_to_be_shown(seconds: float) -> None:
+    assert format_duration(seconds) == f"{seconds!r}s"
+    with pytest.raises(ValueError, match="is greater than max_delay"):
+        RetryPolicy(min_delay=seconds)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,73 @@ def test_what_is_no_size_is_refused_with_its_value(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is no size") as caught:
         parse_size(wrong)
     assert repr(wrong) in str(caught.value)
+
+
+BAD_NUMBERS: list[tuple[Any, Any, str]] = [
+    (Count, "٣", "'٣' will not do: write a whole number from 0 on, such as 3"),
+    (Count, "1_000", "'1_000' will not do"),
+    (Count, 1.5, "1.5 is no whole number: write a whole number from 0 on, such as 3"),
+    (Count, math.inf, "inf is no whole number"),
+    (PositiveCount, "0", "'0' will not do: write a whole number from 1 on, such as 4"),
+    (Factor, "0.5", "'0.5' will not do: write a number from 1 on, such as 1.5"),
+    (Factor, "NaN", "'NaN' will not do"),
+    (Factor, math.nan, "nan will not do"),
+    (Factor, 10**400, "will not do: write a number from 1 on"),
+    (Share, "0", "'0' will not do: write a number above 0 and up to 1, such as 0.5"),
+    (Share, "50%", "'50%' will not do"),
+    (Duration, "٣s", "'٣s' is no duration"),
+    (Duration, datetime.date(2024, 1, 1), 'the date 2024-01-01 is no duration: write seconds .30, 0.25. or "250ms"'),
+    (Duration, 10**400, "is no duration"),
+    (Rate, "٥/s", "is no rate"),
+    (Size, "1.5", "'1.5' is no size"),
+    (Size, "1.5b", "'1.5b' is no size"),
+    (CountOrAuto, "1_0", "'1_0' will not do: write a whole number from 1 on, or \"auto\""),
+    (MostFailures, 1.0, '1.0 is no number of failures: write a count .10. or a share .0.05, "5%".'),
+    (MostFailures, "٥%", "is no number of failures"),
+    (StatusCodes, "٥٠٣", "is no HTTP status"),
+    (Flag, 1, "1 is neither true nor false; write one of these"),
+    (Flag, "perhaps", "'perhaps' is neither true nor false"),
+    (Flag, None, "None is neither true nor false"),
+    (FlagOrAuto, "always", "'always' is neither true, false nor 'auto'; write one of these"),
+    (Scope, True, "True is none of 'profile', 'function'; YAML reads yes and on as true, no and off as false"),
+    (Scope, "profil", "'profil' is none of 'profile', 'function'; did you mean 'profile'?"),
+    (Scope, None, "None is none of 'profile', 'function'"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "told"), BAD_NUMBERS)
+def test_what_is_refused_is_told_with_its_value_and_the_cure(field: Any, value: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        validate(field, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "written", "held"),
+    [
+        (Count, "1e3", 1000),
+        (Count, " 5\n", 5),
+        (Count, "3.0", 3),
+        (Count, 3.0, 3),
+        (Count, 10**30, 10**30),
+        (Factor, "1.5e2", 150.0),
+        (Ratio, "1e-3", 0.001),
+        (Share, "1.0", 1.0),
+        (Duration, "5e-3 s", 0.005),
+        (Duration, "250μs", 0.00025),
+        (Size, "1e3b", 1000),
+        (Size, "0.001kb", 1),
+        (CountOrAuto, "AUTO", "auto"),
+        (CountOrAuto, "1e1", 10),
+        (MostFailures, "1e-1", 0.1),
+        (StatusCodes, 503.0, (503,)),
+        (Flag, "On", True),
+        (Flag, "0", False),
+        (FlagOrAuto, "no", False),
+    ],
+)
+def test_text_that_can_mean_but_one_thing_is_taken(field: Any, written: Any, held: Any) -> None:
+    assert validate(field, written) == held
+    assert type(validate(field, written)) is type(held)
 
 
 def validate(field: Any, value: Any) -> Any:

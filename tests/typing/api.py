@@ -15,6 +15,7 @@ from opero import (
     BulkheadPolicy,
     CacheInfo,
     CachePolicy,
+    Changes,
     CircuitBreakerPolicy,
     Clock,
     Failure,
@@ -29,6 +30,7 @@ from opero import (
     Stats,
     TimeoutPolicy,
     Tuning,
+    Watch,
     clear_cache,
     on,
     opero,
@@ -359,3 +361,27 @@ assert_type(RetryPolicy().min_delay, float)
 assert_type(TimeoutPolicy(total=1).total, float | None)
 assert_type(Policy.from_options(retries=3, cache_ttl=5), Policy)
 assert_type(Registry({})["api"], Policy)
+
+
+def of_one(item: str, scale: float = 1.0) -> int:
+    return int(scale)
+
+
+async def of_one_async(item: str) -> int:
+    return 1
+
+
+registry = Registry({"api": Policy()})
+assert_type(registry.bind(of_one, "api", retries=2)("a", scale=2.0), int)
+assert_type(registry.bind(of_one, "api", mapped=True)(["a", "b"]), list[int])
+assert_type(registry.bind(of_one_async, "api").stats, Stats)
+assert_type(registry.reload(), Changes)
+assert_type(registry.bindings()[0].policy, Policy)
+with registry.override(api={"retry": {"retries": 0}}) as overridden, registry.watch(files=False, sighup=True) as watch:
+    assert_type(overridden, Registry)
+    assert_type(watch, Watch)
+
+
+async def bound_async() -> None:
+    assert_type(await registry.bind(of_one_async, "api")("a"), int)
+    assert_type(await registry.bind(of_one_async, "api", mapped=True)(["a"]), list[int])

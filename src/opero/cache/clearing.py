@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from opero.executors.cache import CacheExecutor
 
-__all__ = ["CacheInfo", "clear_cache", "register"]
+__all__ = ["CacheInfo", "clear_cache", "forgo", "register"]
 
 
 class CacheInfo(NamedTuple):
@@ -39,6 +39,12 @@ def register(cache: CacheExecutor) -> None:
     """Have `clear_cache` reach a cache for as long as it lives."""
     with _lock:
         _caches.add(cache)
+
+
+def forgo(cache: CacheExecutor) -> None:
+    """Leave a cache to another that has taken over from it."""
+    with _lock:
+        _caches.discard(cache)
 
 
 def clear_cache(namespace: str | None = None, *, tags: str | Collection[str] | None = None) -> int:

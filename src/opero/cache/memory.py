@@ -114,12 +114,19 @@ class MemoryBackend(CacheBackend):
                 self._tags_of[key] = tags
                 for tag in tags:
                     self._tags.setdefault(tag, set()).add(key)
-            while len(self.values) > self.max_size:
-                oldest, value = self.values.popitem(last=False)  # one step: readers may change the order meanwhile
-                gone += (value, self._drop(oldest))
-                self.evictions += 1
+            if len(self.values) > self.max_size:
+                self._evict(gone)
         if sooner and self.on_expiring is not None:
             self.on_expiring(expires)
+
+    def resize(self, max_size: int) -> None:
+        """Keep another number of values from now on."""
+        gone: list[Any] = []
+        with self._lock:
+            self.max_size = max_size
+            if self._expiries:
+                self._purge(gone)
+            self._evict(gone)
 
     def purge(self) -> float | None:
         """Let go of everything whose time has passed; the moment of the next expiry, or None."""
@@ -146,6 +153,12 @@ class MemoryBackend(CacheBackend):
                 index.clear()
 
     # With the lock held
+
+    def _evict(self, gone: list[Any]) -> None:
+        while len(self.values) > self.max_size:
+            oldest, value = self.values.popitem(last=False)  # one step: readers may change the order meanwhile
+            gone += (value, self._drop(oldest))
+            self.evictions += 1
 
     def _purge(self, gone: list[Any]) -> None:
         now, expiries = self.now(), self._expiries

@@ -21,6 +21,7 @@ from opero.cache.stores import MemoryStore, SharedStore
 from opero.clock import SYSTEM
 from opero.errors import ConfigError, MissingExtraError, nearest
 from opero.logs import logger
+from opero.policies.cache import IN_PROCESS, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["open_store"]
 
 OWN = ("memory", "disk", "redis")
-IN_PROCESS = ("dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.null")
-ON_THIS_MACHINE = ("disk", "opero.disk", "memory", "opero.memory", *IN_PROCESS, "dogpile.cache.dbm")
-PICKLING_CLIENTS = tuple(
-    f"dogpile.cache.{each}" for each in ("memcached", "pylibmc", "bmemcached", "pymemcache", "memcached_pool")
-)
-"""Their client libraries unpickle whatever the server marks as a pickle, before anybody could check it."""
 
 
 def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
@@ -60,7 +55,6 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
     )
     codec = _codec(policy, settings, kind, full_name)
     if kind == "memory":
-        _refuse_arguments(policy, full_name)
         region = make_region(name=full_name).configure(
             "opero.memory", arguments={"max_size": policy.max_size, "clock": clock.monotonic}
         )
@@ -102,18 +96,6 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
             f"{name}: cache.serializer 'signed_pickle' needs a key to sign with: set cache.secret, or the environment "
             "variable OPERO_CACHE_SECRET"
         )
-    if serializer == "pickle" and not may_unpickle:
-        raise ConfigError(
-            f"{name}: pickles in the network store {policy.backend!r} would run the code of whoever can write there: "
-            f"use "
-            "serializer 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
-        )
-    if kind in PICKLING_CLIENTS and not policy.allow_unsigned_pickle:
-        raise ConfigError(
-            f"{name}: the client of {policy.backend!r} unpickles whatever the server holds, which would run the code "
-            f"of "
-            "whoever can write there; set allow_unsigned_pickle if you trust them all"
-        )
     reads = {serializer, "json"}
     if may_unpickle:
         reads.add("pickle")
@@ -125,7 +107,6 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
 def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> tuple[str, dict[str, Any]]:
     """What to call the store in messages, and dogpile's arguments for it."""
     if kind == "disk":
-        _refuse_arguments(policy, name)
         directory = policy.cache_dir or settings.dir
         if directory is None:
             from platformdirs import user_cache_path
@@ -151,14 +132,6 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
             "options": dict(policy.arguments or {}),
         }
     return f"dogpile backend {kind!r}", dict(policy.arguments or {})
-
-
-def _refuse_arguments(policy: CachePolicy, name: str) -> None:
-    if policy.arguments:
-        raise ConfigError(
-            f"{name}: cache backend {policy.backend!r} takes no arguments, and got {', '.join(policy.arguments)}; set "
-            f"{'cache_dir' if policy.backend.endswith('disk') else 'max_size'} for what it can be told"
-        )
 
 
 def _region(name: str, backend: str, arguments: dict[str, Any], shown: str) -> Any:

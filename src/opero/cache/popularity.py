@@ -50,6 +50,11 @@ class Popularity:
         self._halve(held)
         return held[0]
 
+    def take_over(self, old: Popularity) -> None:
+        """Go on with the counts of another, which goes on with them, too."""
+        with old._lock:
+            self._lock, self._counts = old._lock, old._counts
+
     def _halve(self, held: list[Any]) -> None:
         windows = (self.now() - held[1]) // self.window
         if windows > 0:

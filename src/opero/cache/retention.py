@@ -12,7 +12,7 @@ from opero.cache.guard import Limited
 from opero.cache.popularity import Popularity
 from opero.errors import ConfigError, RejectedError, nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
-from opero.policies.types import approximate_duration, parse_duration
+from opero.policies.types import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -44,7 +44,7 @@ class Retention:
         popularity: counts requests, where the time to live depends on them.
 
     Raises:
-        ConfigError: the policy contradicts itself, or does not fit the function.
+        ConfigError: the policy does not fit the function.
     """
 
     def __init__(self, policy: CachePolicy, clock: Clock, key: KeyMaker, name: str) -> None:
@@ -60,19 +60,7 @@ class Retention:
         self._check()
 
     def _check(self) -> None:
-        policy = self.policy
-        if policy.ttl is None:
-            for option in ("stale_ttl", "early_refresh", "ttl_jitter"):
-                if getattr(policy, option):
-                    raise ConfigError(f"{self.name}: cache.{option} needs a ttl: without one, nothing ever expires")
-        if policy.early_refresh is not None and isinstance(policy.ttl, float) and policy.early_refresh >= policy.ttl:
-            raise ConfigError(
-                f"{self.name}: cache.early_refresh of {approximate_duration(policy.early_refresh)} is not below the "
-                f"ttl of {approximate_duration(policy.ttl)}, so every hit would refresh"
-            )
-        if policy.error_ttl is not None and not policy.cache_errors:
-            raise ConfigError(f"{self.name}: cache.error_ttl needs cache_errors: true")
-        for tag in policy.tags:
+        for tag in self.policy.tags:
             for name in tag_fields(tag):
                 if self.key.parameters and name not in self.key.parameters:
                     raise ConfigError(

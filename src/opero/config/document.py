@@ -185,7 +185,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     if not HIDDEN[kind].isdisjoint(fields):
         for field in HIDDEN[kind] & fields.keys():
             report.hide(fields[field])
-    return Block(marked, section, fields, flawed=flawed)
+    return Block(marked, section, fields, flawed=flawed, is_bare=type(value) is not dict)
 
 
 PLAIN = (str, int, float, bool, type(None))

@@ -249,6 +249,7 @@ class _Collected:
         else:
             whole = value if target.field is None else Marked({target.field: value}, source)
             block = read_block(target.kind, whole, self._name, self._report)
+            block.is_bare = block.is_bare or target.field is not None
         held = self._blocks.get(target.kind)
         self._blocks[target.kind] = block if held is None else self._join(target.kind, held, block)
 
@@ -260,7 +261,8 @@ class _Collected:
             other = held.fields[field].source
             self._report.add(block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them")
         fields = {**held.fields, **block.fields}
-        return Block(held.whole, self._name, fields, flawed=held.flawed or block.flawed)
+        flawed, is_bare = held.flawed or block.flawed, held.is_bare and block.is_bare
+        return Block(held.whole, self._name, fields, flawed=flawed, is_bare=is_bare)
 
     def section(self) -> Section:
         return Section(self._name, self._place, self._blocks, self._parent)

@@ -6,11 +6,12 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opero.config.sources import Source
-from opero.environ import variable
+from opero.environ import env_file, variable
 from opero.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -52,11 +53,19 @@ class _Named:
 
 def is_configured() -> bool:
     """Whether anything says that there are policies: a cheap question, before anything is read."""
-    return (
-        variable(os.environ, "OPERO_CONFIG") is not None
-        or Path(DEFAULT_DIRECTORY).is_dir()
-        or _from_pyproject(Path.cwd() / "pyproject.toml") is not None
-    )
+    if variable(os.environ, "OPERO_CONFIG") is not None or Path(DEFAULT_DIRECTORY).is_dir():
+        return True
+    path = env_file(os.environ)
+    if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
+        return True
+    project = Path.cwd() / "pyproject.toml"
+    # Each function without a profile asks once, and reading the file takes a millisecond.
+    return project.is_file() and _is_named_in(project, project.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _is_named_in(project: Path, changed: int) -> bool:
+    return _from_pyproject(project) is not None
 
 
 def locate(

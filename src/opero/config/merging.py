@@ -161,7 +161,8 @@ class Profile:
         """Field → the leaf that holds or was removed, over what it shadows."""
         fields: dict[str, Leaf] = {}
         removal: Leaf | None = None
-        for block in self.blocks.get(kind, ()):
+        blocks = self.blocks.get(kind, ())
+        for index, block in enumerate(blocks):
             if block.removed:
                 gone = Leaf(None, block.source, block.section, removed=True)
                 fields = {field: replace(gone, shadowed=leaf) for field, leaf in fields.items()}
@@ -172,7 +173,9 @@ class Profile:
                 value = entry.plain()
                 if field in SECRETS[kind] and isinstance(value, str):
                     value = SecretStr(value)
-                fields[field] = Leaf(value, entry.source, block.section, shadowed=_over_default(kind, field, below))
+                if _is_there_without(field, blocks, index):
+                    below = _over_default(kind, field, below)
+                fields[field] = Leaf(value, entry.source, block.section, shadowed=below)
         return fields
 
     def leaves(self) -> dict[str, Leaf]:
@@ -194,6 +197,13 @@ class Profile:
                 if leaf is not None:
                     leaves[f"{kind}.{field}"] = leaf
         return leaves
+
+
+def _is_there_without(field: str, blocks: Sequence[Block], index: int) -> bool:
+    """Whether the policy that a block speaks of would be there, with its defaults, if nobody had said that field."""
+    start = next((i for i in range(index, 0, -1) if blocks[i - 1].removed), 0)
+    end = next((i for i in range(index, len(blocks)) if blocks[i].removed), len(blocks))
+    return any(not block.is_bare or block.fields.keys() != {field} for block in blocks[start:end])
 
 
 def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:

@@ -155,9 +155,10 @@ class Block:
         fields: field → value; empty for `cache: {}`, which asks for the defaults.
         removed: a `null` stands in its place: whatever was said below is gone.
         flawed: part of it could not be read, so what is missing may be no second mistake.
+        is_bare: it is not there without its fields: a short form, or variables.
     """
 
-    __slots__ = ("fields", "flawed", "removed", "section", "whole")
+    __slots__ = ("fields", "flawed", "is_bare", "removed", "section", "whole")
 
     def __init__(
         self,
@@ -167,12 +168,14 @@ class Block:
         *,
         removed: bool = False,
         flawed: bool = False,
+        is_bare: bool = False,
     ) -> None:
         self.whole = whole
         self.section = section
         self.fields: Mapping[str, Marked] = fields if fields is not None else {}
         self.removed = removed
         self.flawed = flawed
+        self.is_bare = is_bare
 
     @property
     def source(self) -> Source:

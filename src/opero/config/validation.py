@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -10,7 +11,10 @@ from pydantic import ValidationError
 from opero.config.document import shown
 from opero.config.fields import is_hidden, is_list
 from opero.errors import nearest
+from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
+from opero.policies.quantities import said
+from opero.policies.types import is_false
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from opero.config.merging import Profile
     from opero.config.report import Report
     from opero.config.sources import Leaf, Marked, Source
+    from opero.policies.contradictions import Contradiction
 
 __all__ = ["check_fields", "validate"]
 
@@ -31,7 +36,7 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
         report: takes what is wrong, at the file's line and column or the variable that said it.
     """
     try:
-        return Policy.model_validate(_data(profile))
+        policy = Policy.model_validate(_data(profile))
     except ValidationError as error:
         for kind, found in _by_kind(error).items():
             _report_fields(kind, found, profile, report)
@@ -39,6 +44,9 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
                 _report_whole(name, kind, found, profile, report)
     except Exception:  # noqa: BLE001  # what a module that is named here raises while it is imported
         _report_imports(profile, report)
+    else:
+        found = [each for each in contradictions(policy) if _report_contradiction(name, each, profile, report)]
+        return None if found else policy
     return None
 
 
@@ -72,14 +80,7 @@ def _data(profile: Profile) -> dict[str, Any]:
 
 
 def _only_off(fields: Mapping[str, Any]) -> bool:
-    return set(fields) == {"enabled"} and str(fields["enabled"]).strip().lower() in (
-        "false",
-        "no",
-        "off",
-        "n",
-        "f",
-        "0",
-    )
+    return set(fields) == {"enabled"} and is_false(fields["enabled"])
 
 
 def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
@@ -128,17 +129,27 @@ def _holds(kind: str, field: str, value: Any) -> bool:
 
 def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:
     subject = "the value" if is_hidden(kind, field) else shown(leaf.value)
+    subject = said(leaf.value) if isinstance(leaf.value, date) else subject
     texts: list[str] = []
     choices: list[str] = []
     for each in wrong:
         text = _message(each)
         if text.startswith("Input should"):
             text = text.replace("Input", subject, 1) if not texts else text.removeprefix("Input should ")
+        if each["type"] == "string_type":
+            text += _quote(leaf.value)
         texts.append(text)
         if each["type"] == "literal_error":
             choices += re.findall(r"'([^']*)'", each["ctx"]["expected"])
     hint = nearest(leaf.value, choices) if choices and isinstance(leaf.value, str) else ""
     return ", or ".join(dict.fromkeys(texts)) + (hint if "did you mean" in hint else "")
+
+
+def _quote(value: object) -> str:
+    """The cure for what YAML has not read as text."""
+    if isinstance(value, bool):
+        return "; quote it (YAML reads yes and on as true, no and off as false)"
+    return f'; quote it: "{value}"' if isinstance(value, int | float | date) else ""
 
 
 def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
@@ -158,6 +169,30 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
             *before, place = [leaf.source for leaf in named or given.values()] or [profile.place(kind)]
             others = " and ".join(str(source) for source in before if source != place)
             report.add(place, f"{name}.{kind}: {text}{f' (see also {others})' if others else ''}")
+
+
+def _report_contradiction(name: str, found: Contradiction, profile: Profile, report: Report) -> bool:
+    """Report it where the last of its values was said, unless code has said any: there it means as much as can be."""
+    given = {kind: profile.given(kind) for kind in {field.partition(".")[0] for field in found.fields}}
+    leaves = [
+        given[kind][field] for kind, _, field in (each.partition(".") for each in found.fields) if field in given[kind]
+    ]
+    if any(leaf.section == "" for leaf in leaves):
+        return False
+    *before, last = dict.fromkeys(leaf.source for leaf in sorted(leaves, key=lambda leaf: _rank(name, leaf)))
+    others = " and ".join(map(str, before))
+    report.add(last, f"{name}: {found.text}{f' (see also {others})' if others else ''}")
+    return True
+
+
+def _rank(name: str, leaf: Leaf) -> tuple[int, bool, bool, int, int]:
+    """Which of several values was said later: by the section itself, by a variable, by an environment's file."""
+    source = leaf.source
+    is_variable = source.line is None or bool(source.by)
+    is_base = source.name.rpartition("/")[2] == "base.yaml"
+    inherited = leaf.section.startswith("policies.") and leaf.section != name
+    nearness = 0 if leaf.section == "defaults" else 1 if inherited else 2
+    return nearness, is_variable, not is_base, source.line or 0, source.column or 0
 
 
 def _message(error: Any) -> str:

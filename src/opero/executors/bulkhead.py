@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import BulkheadFullError, CallTimeoutError
-from opero.executors.call import AsyncHost, BlockingHost, Call, Layer, Waiter, run_blocking
+from opero.executors.call import AsyncHost, BlockingHost, Call, Layer, run_blocking
 from opero.executors.generators import Started
+from opero.executors.hand_over import moving
+from opero.executors.places import Places
 from opero.policies.types import format_duration
 
 if TYPE_CHECKING:
@@ -21,76 +21,50 @@ if TYPE_CHECKING:
 __all__ = ["BulkheadExecutor"]
 
 
-class _Turn:
-    """One caller in the queue, and whether a place has been handed to him."""
-
-    __slots__ = ("served", "waiter")
-
-    def __init__(self, waiter: Waiter) -> None:
-        self.waiter = waiter
-        self.served = False
-
-
 class BulkheadExecutor:
-    """One set of places, shared by all functions that are bound to its profile, from threads and event loops alike.
-
-    A place that becomes free is handed to whoever has queued longest, so nobody overtakes.
-    """
+    """One set of places, shared by all functions that are bound to its profile, from threads and event loops alike."""
 
     def __init__(self, policy: BulkheadPolicy, clock: Clock, name: str) -> None:
         self.policy = policy
         self.clock = clock
         self.name = name
         self.blocking = BlockingHost(clock)
-        self._lock = threading.Lock()
-        self._free = policy.max_concurrent
-        self._queue: deque[_Turn] = deque()
+        self.places = Places(policy.max_concurrent)
+
+    def take_over(self, old: BulkheadExecutor) -> None:
+        """Go on with the places of an executor whose policy this one's replaces (see `hand_over`)."""
+        with moving:
+            mine, theirs, most = self.places.now(), old.places.now(), self.policy.max_concurrent
+            file = getattr(mine, "file", None)
+            if file is not None and not hasattr(theirs, "file"):
+                from opero.executors.shared.bulkhead import share_bulkhead
+
+                share_bulkhead(old, file, first=False)
+            if file is not None or mine is theirs:
+                theirs.resize(most)
+            else:
+                theirs.take_in(mine, most)
+            self.places = theirs
 
     @property
     def running(self) -> int:
         """Calls that hold a place."""
-        return self.policy.max_concurrent - self._free
+        return self.places.running
 
     # Decisions
 
     def take(self) -> bool:
         """Take a free place, if there is one that nobody queues for."""
-        with self._lock:
-            if self._free and not self._queue:
-                self._free -= 1
-                return True
-            return False
+        return self.places.take()
 
     def leave(self) -> None:
         """Give a place back, or hand it on to who has queued longest."""
-        with self._lock:
-            while self._queue:
-                turn = self._queue.popleft()
-                turn.served = turn.waiter.wake()
-                if turn.served:
-                    return
-            self._free += 1
-
-    def _line_up(self, turn: _Turn) -> bool:
-        """Take a free place after all, or stand in the queue; whether it is a place."""
-        with self._lock:
-            if self._free and not self._queue:
-                self._free -= 1
-                return True
-            self._queue.append(turn)
-            return False
-
-    def _step_out(self, turn: _Turn) -> bool:
-        """Leave the queue; False if a place has been handed over meanwhile."""
-        with self._lock:
-            if turn in self._queue:
-                self._queue.remove(turn)
-            return not turn.served
+        self.places.leave()
 
     def refusal(self, call: Call, waited: float) -> Exception:
         """The error for a call that found no place in time."""
         call.turned_away = True
-        limit = f"{self.name}: all {self.policy.max_concurrent} places of the bulkhead are taken"
+        limit = f"{self.name}: all {self.places.most} places of the bulkhead are taken"
         if self.policy.max_wait is None or waited < self.policy.max_wait:
             call.stats.timeouts += 1
             return CallTimeoutError(
@@ -109,41 +83,33 @@ class BulkheadExecutor:
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        turn, kind = _Turn(host.waiter()), type(self)
-        if self._line_up(turn):
-            return
-        if type(self) is not kind and self._step_out(turn):  # its places are other processes', too, since a moment ago
-            await self.queue(host, call)
-            return
-        call.stats.waits += 1
+        in_time: bool | None = False
         try:
-            woken = await turn.waiter.wait(None if patience == float("inf") else patience)
-        except BaseException:
-            if not self._step_out(turn):
-                self.leave()  # the place came too late: hand it on
-            raise
+            in_time = await self.places.wait(host, self.clock, patience)
         finally:
-            waited = self.clock.monotonic() - started
-            call.stats.waited += waited
-            call.waited += waited
-        if not woken and self._step_out(turn):
+            if in_time is not None:
+                waited = self.clock.monotonic() - started
+                call.stats.waits += 1
+                call.stats.waited += waited
+                call.waited += waited
+        if in_time is False:
             raise self.refusal(call, patience)
 
     # Around the function
 
     def wrap(self, layer: Layer) -> Layer:
         def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if not self.take():
+            if not self.places.take():
                 run_blocking(self.queue(self.blocking, call))
             try:
                 result = layer(call, args, kwargs)
             except BaseException:
-                self.leave()
+                self.places.leave()
                 raise
             if type(result) is Started:
                 result.on_end(self.leave)  # a generator holds its place until it ends
             else:
-                self.leave()
+                self.places.leave()
             return result
 
         return placed
@@ -152,17 +118,17 @@ class BulkheadExecutor:
         host = AsyncHost(self.clock)
 
         async def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if not self.take():
+            if not self.places.take():
                 await self.queue(host, call)
             try:
                 result = await layer(call, args, kwargs)
             except BaseException:
-                self.leave()
+                self.places.leave()
                 raise
             if type(result) is Started:
                 result.on_end(self.leave)  # a generator holds its place until it ends
             else:
-                self.leave()
+                self.places.leave()
             return result
 
         return placed

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.clearing import clear_cache, register
+from opero.cache.clearing import clear_cache, forgo, register
 from opero.cache.digest import name_in_stores
 from opero.cache.flights import Flight, Flights, leading
 from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
 from opero.cache.locks import Hold
-from opero.cache.opening import open_store
+from opero.cache.opening import OWN, open_store
 from opero.cache.retention import Retention, copied
 from opero.cache.serializers import CannotHoldError
 from opero.cache.stores import MemoryStore
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from opero.cache.entries import Entry
-    from opero.cache.memory import MemoryBackend
     from opero.cache.stores import Mark, Store
     from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer
@@ -81,6 +80,8 @@ class CacheExecutor:
         function: whose results.
         is_method: its first parameter is an instance.
         stats: where hits that need no layer are counted.
+        before: the executor that this one may take over from: the function keeps the name that it has in stores, where
+            that tells of a local function's variables, too, which change.
 
     Attributes:
         name: the region's: `namespace:module.qualname`.
@@ -95,12 +96,23 @@ class CacheExecutor:
     """
 
     def __init__(
-        self, policy: CachePolicy, clock: Clock, function: Callable[..., Any], stats: Stats, *, is_method: bool = False
+        self,
+        policy: CachePolicy,
+        clock: Clock,
+        function: Callable[..., Any],
+        stats: Stats,
+        *,
+        is_method: bool = False,
+        before: CacheExecutor | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
         # In this process a function is itself; elsewhere only its name can tell it from others.
-        name = full_name(function) if policy.is_in_memory else name_in_stores(function)
+        self.stored_as: str | None = None if before is None else before.stored_as
+        if policy.is_in_memory:
+            name = full_name(function)
+        else:
+            name = self.stored_as = self.stored_as or name_in_stores(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
         self.retention = Retention(policy, clock, self.key, self.name)
@@ -109,14 +121,42 @@ class CacheExecutor:
         self.is_shared = opened.is_shared
         self.retention.now = opened.now
         self.flights = Flights()
-        self._memory = opened.backend if isinstance(opened, MemoryStore) and opened.codec is None else None
+        self._stats = stats
         # A user's own key function is asked once a call, and so not by `hit`.
-        self.hit = self._hit(self._memory, stats) if self._memory is not None and policy.key is None else None
+        is_plain = isinstance(opened, MemoryStore) and opened.codec is None and policy.key is None
+        self.hit = self._hit() if is_plain else None
         self._resting: dict[Hashable, float] = {}
         self._not_refreshed = Limited("cache_refresh_failed", self.name, clock)
         register(self)
 
-    def _hit(self, memory: MemoryBackend, stats: Stats) -> Callable[..., Any]:
+    def take_over(self, old: CacheExecutor) -> None:
+        """Go on with what an executor remembers and computes whose policy this one's replaces (see `hand_over`)."""
+        if self._whereabouts() != old._whereabouts():
+            return
+        self.flights, self._resting = old.flights, old._resting
+        if self.retention.popularity is not None and old.retention.popularity is not None:
+            self.retention.popularity.take_over(old.retention.popularity)
+        mine, theirs = self.store, old.store
+        if isinstance(mine, MemoryStore) and isinstance(theirs, MemoryStore):
+            mine.backend, self.region = theirs.backend, old.region
+            mine.backend.resize(self.policy.max_size)
+            self.hit = self._hit() if self.hit is not None else None
+        elif self.policy.backend.removeprefix("opero.") not in OWN:  # the backend may hold what it remembers itself
+            mine.backend, self.region = theirs.backend, old.region  # type: ignore[attr-defined]
+        forgo(old)
+        register(self)
+
+    def _whereabouts(self) -> tuple[Any, ...]:
+        """Equal for policies under which a function's results are in the same place."""
+        policy, store = self.policy, self.store
+        where: tuple[Any, ...] = policy.backend.removeprefix("opero."), policy.namespace, policy.key
+        if isinstance(store, MemoryStore):
+            return *where, store.codec and (store.codec.serializer, store.codec.secret)
+        return *where, store.guard.name, type(policy)(arguments=policy.arguments)  # type: ignore[attr-defined]
+
+    def _hit(self) -> Callable[..., Any]:
+        assert isinstance(self.store, MemoryStore)
+        memory = self.store.backend
         values = memory.values
         popularity = self.retention.popularity
         return self.key.compiled(
@@ -126,7 +166,7 @@ class CacheExecutor:
             _opero_now=memory.now,
             _opero_miss=MISS,
             _opero_gone=KeyError,
-            _opero_stats=stats,
+            _opero_stats=self._stats,
             _opero_count=popularity and popularity.count,
         )
 
@@ -192,6 +232,10 @@ class CacheExecutor:
             return False
         return key not in self.flights.under_way
 
+    def serves(self, entry: Entry) -> bool:
+        """Whether the policy has such an entry answer calls; an older one may have kept it."""
+        return not entry.is_error or self.policy.cache_errors
+
     def is_stale(self, entry: Entry) -> bool:
         return entry.expires <= self.store.now()
 
@@ -228,7 +272,7 @@ class CacheExecutor:
 
     async def answer(self, host: Host, asked: Asked, entry: Entry | None) -> Outcome:
         """The result of a call whose entry is not there, stale, to be refreshed, or an exception."""
-        if entry is None:
+        if entry is None or not self.serves(entry):
             return await self._compute(host, asked)
         asked.call.stats.cache_hits += 1
         if self.refreshes(entry, asked.key):
@@ -247,7 +291,7 @@ class CacheExecutor:
             finally:
                 self.flights.leave(flight, waited=True)
             found = flight.kept  # and not the cache, which may have dropped it already
-            if found is not None:
+            if found is not None and (found.error is None or self.policy.cache_errors):
                 stats.cache_hits += 1
                 return found
             if flight.failed:
@@ -266,7 +310,7 @@ class CacheExecutor:
                     entry = await self._exclude(host, asked, hold, entry)
             else:
                 entry, mark = self.store.begin(key, asked.tags)
-            if entry is not None and not self.is_stale(entry):
+            if entry is not None and not self.is_stale(entry) and self.serves(entry):
                 flight.kept = self.outcome(entry)
                 stats.cache_hits += 1
                 return flight.kept

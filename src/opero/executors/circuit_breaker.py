@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from opero.errors import CircuitOpenError
-from opero.executors.windows import CountWindow, TimeWindow
+from opero.executors.circuit import Circuit
+from opero.executors.hand_over import moving
 from opero.logs import logger
 from opero.policies.types import approximate_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from opero.clock import Clock
     from opero.executors.call import Call, Layer
+    from opero.executors.circuit import State
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
 
-__all__ = ["CircuitBreakerExecutor", "State"]
-
-State = Literal["closed", "open", "half_open", "forced_open", "forced_closed"]
+__all__ = ["CircuitBreakerExecutor"]
 
 
 def _describe(error: Exception) -> str:
@@ -35,8 +34,8 @@ def _describe(error: Exception) -> str:
 class CircuitBreakerExecutor:
     """One circuit breaker, shared by all functions that are bound to its profile.
 
-    Every change of state begins a new period. A call carries the number of the period in which it was let through,
-    and its result counts only in that one: an answer from before the circuit opened cannot close it again.
+    A call carries the number of the circuit's period in which it was let through, and its result counts only in that
+    one: an answer from before the circuit opened cannot close it again.
     """
 
     def __init__(self, policy: CircuitBreakerPolicy, clock: Clock, name: str) -> None:
@@ -44,50 +43,56 @@ class CircuitBreakerExecutor:
         self.clock = clock
         self.name = name
         self.times_calls = policy.slow_call is not None
-        self.by_rate = policy.failure_rate is not None or policy.slow_call is not None
-        self._lock = threading.Lock()
-        self._state: State | Literal["shared"] = "closed"
-        self._period = 0
-        self._since = clock.monotonic()
-        self._consecutive = 0
-        self._probes_begun = 0
-        self._probes_passed = 0
-        self._last_error = ""
-        self._alert = self.by_rate
-        """A success has something to change: there is a window to fill, a failure to forget, or a probe to count."""
-        self._window = self._new_window()
-        self._news: deque[str] = deque()
-        """Changes of state that have not been logged yet."""
+        self.circuit = Circuit(policy, clock.monotonic())
+
+    def take_over(self, old: CircuitBreakerExecutor) -> None:
+        """Go on with the circuit of an executor whose policy this one's replaces (see `hand_over`)."""
+        with moving:
+            file = getattr(self.circuit, "file", None)
+            if file is not None and not hasattr(old.circuit, "file"):
+                from opero.executors.shared.circuit_breaker import share_circuit_breaker
+
+                share_circuit_breaker(old, file, first=True)
+            with old._held() as circuit:
+                circuit.suit(self.policy)
+                self.circuit = circuit
 
     # What an operator may see and do
 
     @property
     def state(self) -> State:
         """`closed`, `open`, `half_open`, `forced_open` or `forced_closed`."""
-        with self._lock:
-            if self._state == "shared":  # with other processes, since this waited for the lock that it had before
-                return self.state
-            if self._state == "open" and self._open_left() <= 0:
+        with self._held() as circuit:
+            if circuit.state == "open" and self._open_left(circuit, self.clock.monotonic()) <= 0:
                 return "half_open"
-            return self._state
+            return circuit.state  # type: ignore[return-value]  # the lock is held
 
     def force_open(self) -> None:
         """Reject every call until `reset` or `force_closed`."""
-        with self._lock:
-            self._enter("forced_open")
-        self._tell()
+        self._enter("forced_open")
 
     def force_closed(self) -> None:
         """Let every call through, whatever comes of it, until `reset` or `force_open`."""
-        with self._lock:
-            self._enter("forced_closed")
-        self._tell()
+        self._enter("forced_closed")
 
     def reset(self) -> None:
         """Close the circuit and forget what has been counted."""
-        with self._lock:
-            self._enter("closed")
+        self._enter("closed")
+
+    def _enter(self, state: State) -> None:
+        with self._held() as circuit:
+            circuit.enter(state, self.clock.monotonic())
         self._tell()
+
+    @contextmanager
+    def _held(self) -> Iterator[Circuit]:
+        """The circuit, with its lock held."""
+        while True:
+            circuit = self.circuit
+            with (lock := circuit.lock):
+                if circuit.lock is lock:  # else processes have come to share it meanwhile
+                    yield circuit
+                    return
 
     # Decisions
 
@@ -97,29 +102,37 @@ class CircuitBreakerExecutor:
         Raises:
             CircuitOpenError: the circuit is open, or as many probes as may be are under way.
         """
+        circuit = self.circuit
         try:
-            with self._lock:
-                if self._state == "shared":  # as above
-                    return self.admit(now)
-                if self._state == "open" and self._open_left(now) <= 0:
-                    self._enter("half_open", now)
-                if self._state == "half_open":
-                    if self._probes_begun >= self.policy.half_open_calls and now - self._since >= self.policy.open_for:
-                        self._enter("half_open", now)  # probes that never came back are written off
-                    if self._probes_begun < self.policy.half_open_calls:
-                        self._probes_begun += 1
-                        return self._period
-                elif self._state in ("closed", "forced_closed"):
-                    return self._period
-                raise self._rejection(now)
+            with (lock := circuit.lock):
+                if circuit.lock is lock:
+                    return self._admit(circuit, now)
         finally:
             self._tell()
+        return self.admit(now)  # processes have come to share it meanwhile
+
+    def _admit(self, circuit: Circuit, now: float) -> int:
+        policy = self.policy
+        if circuit.state == "open" and self._open_left(circuit, now) <= 0:
+            circuit.enter("half_open", now)
+        if circuit.state == "half_open":
+            if circuit.probes_passed >= policy.half_open_calls:  # which are fewer than an older policy asked for
+                circuit.enter("closed", now)
+                return circuit.period
+            if circuit.probes_begun >= policy.half_open_calls and now - circuit.since >= policy.open_for:
+                circuit.enter("half_open", now)  # probes that never came back are written off
+            if circuit.probes_begun < policy.half_open_calls:
+                circuit.probes_begun += 1
+                return circuit.period
+        elif circuit.state in ("closed", "forced_closed"):
+            return circuit.period
+        raise self._rejection(circuit, now)
 
     def release(self, period: int) -> None:
         """A call ended without saying anything of the service: cancelled, turned away, or by an ignored error."""
-        with self._lock:
-            if period == self._period and self._state == "half_open":
-                self._probes_begun -= 1
+        with self._held() as circuit:
+            if period == circuit.period and circuit.state == "half_open":
+                circuit.probes_begun -= 1
 
     def record(self, period: int, now: float, error: Exception | None, seconds: float | None = None) -> None:
         """Count the result of a call that was let through in that period.
@@ -139,35 +152,41 @@ class CircuitBreakerExecutor:
             if slow
             else ""
         )
-        with self._lock:
-            if period != self._period:
-                return
-            if trouble:
-                self._last_error = trouble
-            if self._state == "half_open":
-                if failed or slow:
-                    self._enter("open", now)
-                else:
-                    self._probes_passed += 1
-                    if self._probes_passed >= self.policy.half_open_calls:
-                        self._enter("closed", now)
-            elif self._state == "closed":
-                self._consecutive = self._consecutive + 1 if failed else 0
-                self._alert = self.by_rate or failed
-                if self.by_rate:
-                    self._window.add(now, failed, slow)
-                if self._should_open(now):
-                    self._enter("open", now)
-        if self._news:
+        circuit = self.circuit
+        with (lock := circuit.lock):
+            is_held = circuit.lock is lock
+            if is_held and period == circuit.period:
+                if trouble:
+                    circuit.last_error = trouble
+                self._count(circuit, now, failed, slow)
+        if not is_held:  # processes have come to share it meanwhile
+            self.record(period, now, error, seconds)
+        elif circuit.news:
             self._tell()
 
-    def _should_open(self, now: float) -> bool:
+    def _count(self, circuit: Circuit, now: float, failed: bool, slow: bool) -> None:
+        if circuit.state == "half_open":
+            if failed or slow:
+                circuit.enter("open", now)
+            else:
+                circuit.probes_passed += 1
+                if circuit.probes_passed >= self.policy.half_open_calls:
+                    circuit.enter("closed", now)
+        elif circuit.state == "closed":
+            circuit.consecutive = circuit.consecutive + 1 if failed else 0
+            circuit.alert = circuit.by_rate or failed
+            if circuit.by_rate:
+                circuit.window.add(now, failed, slow)
+            if self._should_open(circuit, now):
+                circuit.enter("open", now)
+
+    def _should_open(self, circuit: Circuit, now: float) -> bool:
         policy = self.policy
-        if policy.consecutive_failures is not None and self._consecutive >= policy.consecutive_failures:
+        if policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
             return True
-        if not self.by_rate:
+        if not (policy.by_rate and circuit.by_rate):
             return False
-        counts = self._window.counts(now)
+        counts = circuit.window.counts(now)
         if counts.calls < policy.least_calls:
             return False
         # Divided, not multiplied: 7 / 100 is the very number 0.07, while 0.07 * 100 is a little above 7.
@@ -175,42 +194,28 @@ class CircuitBreakerExecutor:
             return True
         return policy.slow_call is not None and counts.slow / counts.calls >= (policy.slow_rate or 1.0)
 
-    def _enter(self, state: State, now: float | None = None) -> None:
-        if state != self._state:
-            self._news.append(state.replace("_", " ") + (f" after {self._last_error}" if state == "open" else ""))
-        self._state = state
-        self._since = self.clock.monotonic() if now is None else now
-        self._period += 1
-        self._consecutive = self._probes_begun = self._probes_passed = 0
-        self._alert = self.by_rate or state != "closed"
-        if state == "closed":
-            self._window = self._new_window()
-
     def _tell(self) -> None:
         """Log the changes of state, now that the lock is free: a log handler may ask the breaker how it is."""
-        while self._news:
+        news = self.circuit.news
+        while news:
             try:
-                news = self._news.popleft()
+                told = news.popleft()
             except IndexError:  # another thread has told it
                 return
-            logger.warning("%s: circuit %s", self.name, news)
+            logger.warning("%s: circuit %s", self.name, told)
 
-    def _new_window(self) -> CountWindow | TimeWindow:
-        window = self.policy.window
-        return CountWindow(window) if isinstance(window, int) else TimeWindow(window)
+    def _open_left(self, circuit: Circuit, now: float) -> float:
+        return circuit.since + self.policy.open_for - now
 
-    def _open_left(self, now: float | None = None) -> float:
-        return self._since + self.policy.open_for - (self.clock.monotonic() if now is None else now)
-
-    def _rejection(self, now: float) -> CircuitOpenError:
-        if self._state == "forced_open":
+    def _rejection(self, circuit: Circuit, now: float) -> CircuitOpenError:
+        if circuit.state == "forced_open":
             return CircuitOpenError(f"{self.name}: the circuit was forced open; reset() closes it")
-        if self._state == "half_open":
+        if circuit.state == "half_open":
             return CircuitOpenError(f"{self.name}: the circuit is half open and its probes are under way", retry_in=0.0)
-        left = max(0.0, self._open_left(now))
+        left = max(0.0, self._open_left(circuit, now))
         return CircuitOpenError(
             f"{self.name}: the circuit is open for another {approximate_duration(left)}; "
-            f"it opened after {self._last_error}",
+            f"it opened after {circuit.last_error}",
             retry_in=left,
         )
 
@@ -246,8 +251,9 @@ class CircuitBreakerExecutor:
 
     def wrap(self, layer: Layer) -> Layer:
         def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            period = self._period
-            if self._state != "closed":
+            circuit = self.circuit
+            period = circuit.period
+            if circuit.state != "closed":
                 period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:
@@ -258,7 +264,7 @@ class CircuitBreakerExecutor:
             except BaseException:
                 self.release(period)
                 raise
-            if self._alert:
+            if circuit.alert:
                 self.succeeded(period, call, started)
             return result
 
@@ -266,8 +272,9 @@ class CircuitBreakerExecutor:
 
     def wrap_async(self, layer: Layer) -> Layer:
         async def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            period = self._period
-            if self._state != "closed":
+            circuit = self.circuit
+            period = circuit.period
+            if circuit.state != "closed":
                 period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:
@@ -278,7 +285,7 @@ class CircuitBreakerExecutor:
             except BaseException:
                 self.release(period)
                 raise
-            if self._alert:
+            if circuit.alert:
                 self.succeeded(period, call, started)
             return result
 

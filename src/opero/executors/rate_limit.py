@@ -10,6 +10,7 @@ from aiolimiter import AsyncLimiter
 
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
+from opero.executors.hand_over import moving
 from opero.executors.ledger import FOREVER, new_ledger
 from opero.logs import logger
 from opero.policies.types import approximate_duration, format_duration
@@ -77,6 +78,18 @@ class RateLimitExecutor:
         self.blocking = BlockingHost(clock)
         self._queues: dict[AbstractEventLoop, _Queue] = {}
         self.queued = 0
+
+    def take_over(self, old: RateLimitExecutor) -> None:
+        """Go on with the budget of an executor whose policy this one's replaces (see `hand_over`)."""
+        with moving:
+            head, unit = old.ledger.head, min(old.cost or 0.0, self.cost or 0.0)
+            if head is self.ledger:
+                return
+            if hasattr(self.ledger, "_file") and not hasattr(head, "_file"):
+                from opero.executors.shared.rate_limit import joined
+
+                head = joined(head, self.ledger, unit)
+            head.hand_over(self.ledger, unit)
 
     # Decisions
 

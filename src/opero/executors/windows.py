@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["CountWindow", "Counts", "TimeWindow"]
+__all__ = ["CountWindow", "Counts", "TimeWindow", "new_window"]
 
 
 @dataclass(slots=True)
@@ -20,6 +20,14 @@ class Counts:
         self.calls += times
         self.failures += times * failed
         self.slow += times * slow
+
+
+@dataclass(slots=True)
+class _Part(Counts):
+    """A tenth of a window, with its number since time began, and when its latest call ended."""
+
+    number: int = 0
+    latest: float = 0.0
 
 
 class CountWindow:
@@ -49,6 +57,16 @@ class CountWindow:
         """What the window holds."""
         return self._sum
 
+    def resized(self, length: int | float) -> CountWindow | TimeWindow:
+        """A window of another length that holds the latest of these calls; an empty one, if it is one of time."""
+        if isinstance(length, float):
+            return TimeWindow(length)
+        window = CountWindow(length)
+        window._results = results = (self._results[self._oldest :] + self._results[: self._oldest])[-length:]
+        failed, slow, both = (results.count(kind) for kind in (1, 2, 3))
+        window._sum = Counts(len(results), failed + both, slow + both)
+        return window
+
 
 class TimeWindow:
     """The calls of the last `seconds`, kept in tenths: a call leaves the window at most a tenth of it early."""
@@ -57,16 +75,14 @@ class TimeWindow:
 
     def __init__(self, seconds: float) -> None:
         self._width = seconds / self.PARTS
-        self._parts: deque[tuple[int, Counts]] = deque()
+        self._parts: deque[_Part] = deque()
         self._sum = Counts()
 
     def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
         self._drop_old(now)
-        part = int(now // self._width)
-        if not self._parts or self._parts[-1][0] != part:
-            self._parts.append((part, Counts()))
-        self._parts[-1][1].add(failed, slow)
+        part = self._part_at(now)
+        part.add(failed, slow)
         self._sum.add(failed, slow)
 
     def counts(self, now: float) -> Counts:
@@ -74,10 +90,40 @@ class TimeWindow:
         self._drop_old(now)
         return self._sum
 
+    def resized(self, length: int | float) -> CountWindow | TimeWindow:
+        """A window of another length that holds the calls within it; an empty one, if it is one of calls.
+
+        A tenth of this one counts as a whole, from its latest call on: so windows that change back and forth neither
+        forget a call early, nor keep one for ever.
+        """
+        if isinstance(length, int):
+            return CountWindow(length)
+        window = TimeWindow(length)
+        for part in self._parts:
+            there = window._part_at(part.latest)
+            for counts in (there, window._sum):
+                counts.calls += part.calls
+                counts.failures += part.failures
+                counts.slow += part.slow
+        return window
+
+    def _part_at(self, moment: float) -> _Part:
+        """The part that a call belongs to which ended then, and no other later."""
+        number = int(moment // self._width)
+        if not self._parts or self._parts[-1].number != number:
+            self._parts.append(_Part(number=number))
+        self._parts[-1].latest = moment
+        return self._parts[-1]
+
     def _drop_old(self, now: float) -> None:
         oldest = int(now // self._width) - self.PARTS
-        while self._parts and self._parts[0][0] <= oldest:
-            _, gone = self._parts.popleft()
+        while self._parts and self._parts[0].number <= oldest:
+            gone = self._parts.popleft()
             self._sum.calls -= gone.calls
             self._sum.failures -= gone.failures
             self._sum.slow -= gone.slow
+
+
+def new_window(length: int | float) -> CountWindow | TimeWindow:
+    """An empty window of so many calls, or so many seconds."""
+    return CountWindow(length) if isinstance(length, int) else TimeWindow(length)

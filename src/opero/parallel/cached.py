@@ -64,10 +64,11 @@ class CacheStage:
                     block.put(position, entry.value, failed=False)
                     hits += 1
                     continue
-                if entry.expires > now:
-                    self._answer(block, position, cache.outcome(entry))
-                    continue
-                self._stale[block, position] = entry
+                if cache.serves(entry):
+                    if entry.expires > now:
+                        self._answer(block, position, cache.outcome(entry))
+                        continue
+                    self._stale[block, position] = entry
             followers = self._under_way.get(key)
             if followers is not None:
                 followers.append((block, position))

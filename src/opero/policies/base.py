@@ -18,7 +18,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
-from opero.policies.types import Unset, dotted_name
+from opero.policies.quantities import HIDDEN, without_password
+from opero.policies.types import Flag, Unset, dotted_name
 
 if TYPE_CHECKING:
     from opero.clock import Clock
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["BasePolicy", "StrictModel"]
+__all__ = ["BasePolicy", "StrictModel", "masked"]
 
 
 def _hashable(value: Any) -> Any:
@@ -61,7 +62,9 @@ class _Name(str):
 
 
 def _shown(value: Any) -> Any:
-    """Functions and classes by their names, as one would write them; anything else as it is."""
+    """Functions and classes by their names, as one would write them; no passwords of URLs; anything else as it is."""
+    if isinstance(value, str):
+        return without_password(value)
     if isinstance(value, tuple) and value:
         each = ", ".join(repr(_shown(one)) for one in value)
         return _Name(f"({each},)" if len(value) == 1 else f"({each})")
@@ -71,8 +74,16 @@ def _shown(value: Any) -> Any:
         return value
 
 
+def masked(values: Mapping[str, Any]) -> dict[str, str]:
+    """A mapping that shows its keys alone."""
+    return dict.fromkeys(values, HIDDEN)
+
+
 class StrictModel(BaseModel):
     """A frozen model that refuses unknown fields and names the nearest known one."""
+
+    hidden: ClassVar[frozenset[str]] = frozenset()
+    """Mappings whose values may be secret, and are shown nowhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False)
 
@@ -118,7 +129,7 @@ class StrictModel(BaseModel):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if field.is_required() or not _equal(value, field.get_default(call_default_factory=True)):
-                shown.append((name, _shown(value)))
+                shown.append((name, masked(value) if name in self.hidden and value else _shown(value)))
         return shown
 
     def _given(self) -> dict[str, Any]:
@@ -127,15 +138,18 @@ class StrictModel(BaseModel):
 
 
 class BasePolicy(StrictModel):
-    """One policy: what should happen, as an immutable value. It knows nothing of threads, clocks or state."""
+    """One policy: what should happen, as an immutable value. It knows nothing of threads, clocks or state.
+
+    Attributes:
+        enabled: false switches the policy off and keeps its values. Default true.
+    """
 
     short: ClassVar[str | None] = None
     """The field that a bare value sets: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`."""
     kind: ClassVar[str] = ""
     """The field of `Policy`, and so the YAML key, that holds this kind of policy."""
 
-    enabled: bool = True
-    """False switches the policy off and keeps its values."""
+    enabled: Flag = True
 
     @classmethod
     def expand(cls, value: Any) -> dict[str, Any]:

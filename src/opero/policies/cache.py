@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from os import PathLike, fspath
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -14,17 +14,24 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
-from opero.policies.base import BasePolicy
+from opero.policies.base import BasePolicy, masked
+from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, said
 from opero.policies.types import (
+    IMPORT_TEXT,
+    NAME_SCHEMA,
+    Flag,
     Function,
     PositiveCount,
     PositiveDuration,
     Ratio,
+    format_duration,
     import_path,
     one_of,
     parse_duration,
@@ -36,20 +43,33 @@ if TYPE_CHECKING:
 
     from opero.policies.types import DurationLike
 
-__all__ = ["CachePolicy"]
+__all__ = ["IN_PROCESS", "ON_THIS_MACHINE", "CachePolicy"]
+
+IN_PROCESS = ("dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.null")
+ON_THIS_MACHINE = ("disk", "memory", *IN_PROCESS, "dogpile.cache.dbm")
+PICKLING_CLIENTS = tuple(
+    f"dogpile.cache.{each}" for each in ("memcached", "pylibmc", "bmemcached", "pymemcache", "memcached_pool")
+)
+"""Their client libraries unpickle whatever the server marks as a pickle, before anybody could check it."""
+
+
+JSON_TEXT = rf"^{SPACE}\{{"
 
 
 def _time_to_live(value: Any) -> Any:
     if value is None or callable(value) or isinstance(value, AdaptiveTTL):
         return value
-    if isinstance(value, str) and value.lstrip().startswith("{"):  # an environment variable
-        value = json.loads(value)
+    if fits(JSON_TEXT, value):  # an environment variable
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not JSON: {error}") from None
     if isinstance(value, Mapping):
         return AdaptiveTTL.model_validate(value)
     if value == "adaptive":
         return AdaptiveTTL()
-    if isinstance(value, str) and ":" in value:
-        found = resolve(value)
+    if fits(IMPORT_TEXT, value):
+        found = resolve(value.strip())
         if not callable(found):
             raise ValueError(f"{value!r} is not callable")
         return found
@@ -67,7 +87,15 @@ def _written(ttl: Any) -> Any:
 
 TimeToLive = Annotated[
     Any,
-    BeforeValidator(_time_to_live, json_schema_input_type=float | str | AdaptiveTTL | None),
+    BeforeValidator(
+        _time_to_live,
+        json_schema_input_type=PositiveDuration
+        | Literal["adaptive"]
+        | Annotated[str, WithJsonSchema({"title": "ImportPath", "type": "string", "pattern": IMPORT_TEXT})]
+        | Annotated[str, WithJsonSchema({"type": "string", "pattern": JSON_TEXT})]
+        | AdaptiveTTL
+        | None,
+    ),
     PlainSerializer(_written, when_used="json"),
 ]
 
@@ -87,30 +115,56 @@ def _tags(value: Any) -> Any:
     return tuple(each)
 
 
-Tags = Annotated[tuple[str, ...], BeforeValidator(_tags, json_schema_input_type=str | list[str])]
+Tags = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_tags),
+    named_schema("Tags", [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}], ["users", "user:{user_id}"]),
+]
 
 
 def _directory(value: Any) -> Any:
     if isinstance(value, str | PathLike) and str(value):
         return fspath(value)
-    raise ValueError(f"{value!r} is no directory")
+    raise ValueError(f"{said(value)} is no directory; write its path")
 
 
-Directory = Annotated[str, BeforeValidator(_directory, json_schema_input_type=str)]
+Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema(NAME_SCHEMA)]
+
+
+def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> ValidationError:
+    """An error that shows no input, as pydantic's own would."""
+    wrong = InitErrorDetails(type=PydanticCustomError(kind, text, context), input=HIDDEN)
+    return ValidationError.from_exception_data(kind, [wrong])
 
 
 def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return handler(value)
-    except ValidationError:  # which would show the value
-        wrong = PydanticCustomError(
-            "secret", "a secret is text, and this is of type {kind}", {"kind": type(value).__name__}
-        )
-        hidden = InitErrorDetails(type=wrong, input="**********")
-        raise ValidationError.from_exception_data("secret", [hidden]) from None
+    if not isinstance(value, str | SecretStr):
+        kind = type(value).__name__
+        raise _hidden("secret", "a secret is text, and this is of type {kind}; quote it", {"kind": kind})
+    held = handler(value)
+    if not held.get_secret_value():
+        raise _hidden("secret", "it is empty; write it, or leave it out")
+    return held
 
 
-Secret = Annotated[SecretStr, WrapValidator(_secret)]
+def _arguments(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        kind = type(value).__name__
+        raise _hidden("arguments", "arguments are a mapping, and this is of type {kind}", {"kind": kind})
+    return handler(value)
+
+
+Arguments = Annotated[
+    Mapping[str, Any],
+    WrapValidator(_arguments),
+    PlainSerializer(masked, when_used="json"),
+    WithJsonSchema({"type": "object"}),
+]
+Secret = Annotated[
+    SecretStr,
+    WrapValidator(_secret),
+    WithJsonSchema({"type": "string", "minLength": 1, "format": "password", "writeOnly": True}),
+]
 
 
 Serializer = Literal["json", "pickle", "signed_pickle"]
@@ -159,6 +213,7 @@ class CachePolicy(BasePolicy):
         arguments: further arguments of the dogpile.cache backend.
     """
 
+    hidden: ClassVar[frozenset[str]] = frozenset({"arguments"})
     short: ClassVar[str | None] = "ttl"
     kind: ClassVar[str] = "cache"
 
@@ -171,17 +226,17 @@ class CachePolicy(BasePolicy):
     early_refresh: PositiveDuration | None = None
     ttl_jitter: Ratio = 0.0
     cache_if: Function | None = None
-    cache_errors: bool = False
+    cache_errors: Flag = False
     error_ttl: PositiveDuration | None = None
     tags: Tags = ()
     serializer: Annotated[Serializer, one_of(Serializer)] | None = None
     secret: Secret | None = None
-    allow_unsigned_pickle: bool = False
+    allow_unsigned_pickle: Flag = False
     url: Secret | None = None
     cache_dir: Directory | None = None
     store_timeout: PositiveDuration = 1.0
     lock_timeout: PositiveDuration = 60.0
-    arguments: Mapping[str, Any] | None = None
+    arguments: Arguments | None = None
 
     @property
     def is_in_memory(self) -> bool:
@@ -215,3 +270,46 @@ class CachePolicy(BasePolicy):
             lock_timeout: DurationLike = 60.0,
             arguments: Mapping[str, Any] | None = None,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        idle = [name for name in ("stale_ttl", "early_refresh", "ttl_jitter") if getattr(self, name)]
+        if idle and self.ttl is None:
+            raise self._wrong(f"{idle[0]} needs a ttl: without one, nothing ever expires; set ttl, or remove it")
+        least = self.ttl.cold if isinstance(self.ttl, AdaptiveTTL) else self.ttl
+        if self.early_refresh is not None and isinstance(least, float) and self.early_refresh >= least:
+            raise self._wrong(
+                f"early_refresh ({format_duration(self.early_refresh)}) is not below the "
+                f"{'least ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
+                "refresh; lower the one or raise the other"
+            )
+        if self.error_ttl is not None and not self.cache_errors:
+            raise self._wrong("error_ttl needs cache_errors: true; set it, or remove error_ttl")
+        return self
+
+    @model_validator(mode="after")
+    def _check_store(self) -> Self:
+        store = self.backend.removeprefix("opero.")
+        if self.arguments and store in ("memory", "disk"):
+            raise self._wrong(
+                f"backend {self.backend!r} takes no arguments, and got {', '.join(self.arguments)}; set "
+                f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
+            )
+        if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:
+            return self
+        if self.serializer == "pickle":
+            raise self._wrong(
+                f"serializer 'pickle' in the network store of backend {self.backend!r} would run the code of whoever "
+                "can write there: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
+            )
+        if store in PICKLING_CLIENTS:
+            raise self._wrong(
+                f"the client of backend {self.backend!r} unpickles whatever the server holds, which would run the code "
+                "of whoever can write there; set allow_unsigned_pickle if you trust them all"
+            )
+        return self
+
+    def _wrong(self, text: str) -> ValidationError:
+        """An error of the policy as a whole; pydantic's own would show the input, which may hold secrets."""
+        wrong = PydanticCustomError("contradiction", "{text}", {"text": text})
+        return ValidationError.from_exception_data(type(self).__name__, [InitErrorDetails(type=wrong, input=self)])

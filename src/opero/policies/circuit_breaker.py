@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
+from opero.policies.quantities import POSITIVE_DURATION_TEXT, SPACE, fits, named_schema, parse_number
 from opero.policies.types import (
     ExceptionTypes,
     PositiveCount,
@@ -23,13 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["CircuitBreakerPolicy"]
 
 
+CALLS_TEXT = rf"^{SPACE}\+?0{{0,20}}[1-9][0-9]{{0,20}}{SPACE}$"
+SECONDS_TEXT = rf"^(?!{SPACE}\+?[0-9.]*[eE][0-9+-]+{SPACE}$)(?!{SPACE}\+?[0-9]*{SPACE}$){POSITIVE_DURATION_TEXT[1:]}"
+"""A bare power of ten, such as 1e3, may be meant as calls or as seconds, so it is neither."""
+
+
 def _window(value: Any) -> int | float:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise ValueError(f"a window of {value} calls holds none; the least is 1")
         return value
-    if isinstance(value, str) and value.strip().isdigit():
-        return _window(int(value))
+    if isinstance(value, str):
+        if fits(CALLS_TEXT, value):
+            return int(value)
+        if parse_number(value) is not None and not fits(SECONDS_TEXT, value):
+            raise ValueError(f'{value!r} is no window: write calls (100), or a time with its unit ("30s")')
     seconds = parse_duration(value)
     if seconds <= 0:
         raise ValueError(f"a window of {seconds:g} s is not above 0")
@@ -38,7 +47,18 @@ def _window(value: Any) -> int | float:
 
 Window = Annotated[
     int | float,
-    BeforeValidator(_window, json_schema_input_type=int | str),
+    BeforeValidator(_window),
+    named_schema(
+        "Window",
+        [
+            {"type": "integer", "minimum": 1},
+            {"type": "number", "exclusiveMinimum": 0},
+            {"type": "string", "pattern": CALLS_TEXT},
+            {"type": "string", "pattern": SECONDS_TEXT},
+        ],
+        100,
+        "30s",
+    ),
     PlainSerializer(lambda window: format_duration(window) if isinstance(window, float) else window, when_used="json"),
 ]
 
@@ -99,6 +119,11 @@ class CircuitBreakerPolicy(BasePolicy):
         ) -> None: ...
 
     @property
+    def by_rate(self) -> bool:
+        """Whether it judges by what a window of calls holds."""
+        return self.failure_rate is not None or self.slow_call is not None
+
+    @property
     def least_calls(self) -> int:
         """Calls that the window must hold before a rate is judged."""
         if self.min_calls is not None:
@@ -107,14 +132,13 @@ class CircuitBreakerPolicy(BasePolicy):
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
-        by_rate = self.failure_rate is not None or self.slow_call is not None
-        if by_rate and "consecutive_failures" not in self.model_fields_set:
+        if self.by_rate and "consecutive_failures" not in self.model_fields_set:
             object.__setattr__(self, "consecutive_failures", None)
         if self.slow_rate is not None and self.slow_call is None:
             raise ValueError("slow_rate needs slow_call, which says how long a slow call takes")
-        if not by_rate and self.consecutive_failures is None:
+        if not self.by_rate and self.consecutive_failures is None:
             raise ValueError("nothing would ever open it; set consecutive_failures, failure_rate or slow_call")
-        if not by_rate:
+        if not self.by_rate:
             idle = {"window", "min_calls"} & self.model_fields_set - self._defaulted()
             if idle:
                 raise ValueError(f"{' and '.join(sorted(idle))} would have no effect without failure_rate or slow_call")
@@ -126,5 +150,11 @@ class CircuitBreakerPolicy(BasePolicy):
 
     def _defaulted(self) -> set[str]:
         """Fields that were written down with their default values, as a JSON round trip does."""
-        fields = type(self).model_fields
-        return {name for name in self.model_fields_set if getattr(self, name) == fields[name].default}
+        written = {name: (getattr(self, name), type(self).model_fields[name].default) for name in self.model_fields_set}
+        return {name for name, (value, default) in written.items() if value == default and type(value) is type(default)}
+
+    def __eq__(self, other: object) -> bool:
+        # A window of 10 calls is none of 10 seconds, although 10 == 10.0.
+        return super().__eq__(other) is True and type(self.window) is type(getattr(other, "window", None))
+
+    __hash__ = BasePolicy.__hash__

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import PlainSerializer
 
 from opero.policies.base import BasePolicy
+from opero.policies.quantities import without_password
 from opero.policies.types import (
     Count,
     CountOrAuto,
     ExecutorLike,
+    Flag,
+    FlagOrAuto,
     Function,
     MostFailures,
     PositiveCount,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Mode", "ParallelPolicy"]
 
 Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "ray"]
+Address = Annotated[str, PlainSerializer(without_password, when_used="json")]
 OnError = Literal["raise", "return", "skip"]
 
 
@@ -80,9 +84,9 @@ class ParallelPolicy(BasePolicy):
 
     mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: CountOrAuto = "auto"
-    ordered: bool = True
-    progress: bool | Literal["auto"] = "auto"
-    batch: bool | None = None
+    ordered: Flag = True
+    progress: FlagOrAuto = "auto"
+    batch: Flag | None = None
     batch_size: PositiveCount | None = None
     on_error: Annotated[OnError, one_of(OnError)] = "raise"
     max_failures: MostFailures | None = None
@@ -93,14 +97,7 @@ class ParallelPolicy(BasePolicy):
     max_memory: Size | None = None
     executor: ExecutorLike | None = None
     initializer: Function | None = None
-    address: str | None = None
-
-    @field_validator("progress", mode="before")
-    @classmethod
-    def _no_callback(cls, value: object) -> object:
-        if callable(value):
-            raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
-        return value
+    address: Address | None = None
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount, Rate, Scope, import_path, one_of, resolve
+from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, named_schema, parse_number, said
+from opero.policies.types import (
+    IMPORT_TEXT,
+    PARAMETER_TEXT,
+    Duration,
+    PositiveCount,
+    Rate,
+    Scope,
+    import_path,
+    one_of,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,22 +29,31 @@ __all__ = ["RateLimitPolicy"]
 
 
 def _cost(value: Any) -> Any:
-    if isinstance(value, str) and ":" in value:
-        value = resolve(value)
-    if callable(value) or (isinstance(value, str) and value.isidentifier()):
+    if fits(IMPORT_TEXT, value):
+        value = resolve(value.strip())
+    if callable(value):
         return value
-    try:
-        amount = float(value) if not isinstance(value, bool) else 0.0
-    except (TypeError, ValueError):
-        amount = 0.0
-    if not 0 < amount < float("inf"):
-        raise ValueError(f"{value!r} is no cost: give a number above 0, the name of an argument, or a function")
+    if fits(PARAMETER_TEXT, value):
+        return value.strip()
+    amount = parse_number(value)
+    if amount is None or amount <= 0:
+        raise ValueError(f"{said(value)} is no cost: give a number above 0, the name of an argument, or a function")
     return amount
 
 
 Cost = Annotated[
     Any,
-    BeforeValidator(_cost, json_schema_input_type=float | str),
+    BeforeValidator(_cost),
+    named_schema(
+        "Cost",
+        [
+            {"type": "number", "exclusiveMinimum": 0},
+            *({"type": "string", "pattern": text} for text in (POSITIVE_NUMBER_TEXT, PARAMETER_TEXT, IMPORT_TEXT)),
+        ],
+        1,
+        "tokens",
+        "app.costs:of_call",
+    ),
     PlainSerializer(lambda cost: import_path(cost) if callable(cost) else cost, when_used="json"),
 ]
 

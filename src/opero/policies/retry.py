@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import model_validator
 
 from opero.policies.base import BasePolicy
-from opero.policies.types import Count, Duration, ExceptionTypes, Factor, Function, StatusCodes, format_duration
+from opero.policies.types import Count, Duration, ExceptionTypes, Factor, Flag, Function, StatusCodes, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -50,12 +50,12 @@ class RetryPolicy(BasePolicy):
     backoff_factor: Factor = 1.5
     min_delay: Duration = 0.1
     max_delay: Duration = 30.0
-    jitter: bool = True
+    jitter: Flag = True
     retry_on: ExceptionTypes = (Exception,)
     retry_on_status: StatusCodes | None = None
     retry_if_result: Function | None = None
-    retry_after: bool = True
-    reraise: bool = False
+    retry_after: Flag = True
+    reraise: Flag = False
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 

@@ -1,4 +1,4 @@
-"""Field types that the policies share: durations, rates, and things named by their import path."""
+"""Field types that the policies share: choices, and things named by their import path; quantities, from their room."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ import builtins
 import importlib
 import importlib.util
 import inspect
-import math
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from opero.errors import nearest
+from opero.policies.quantities import (
+    SMALL,
+    SPACE,
+    Count,
+    CountOrAuto,
+    Duration,
+    DurationLike,
+    Factor,
+    PositiveCount,
+    PositiveDuration,
+    Rate,
+    Ratio,
+    Share,
+    Size,
+    any_case,
+    approximate_duration,
+    fits,
+    format_duration,
+    named_schema,
+    parse_duration,
+    parse_number,
+    parse_rate,
+    parse_size,
+    said,
+)
 
 __all__ = [
     "UNSET",
@@ -29,6 +51,8 @@ __all__ = [
     "ExceptionsLike",
     "ExecutorLike",
     "Factor",
+    "Flag",
+    "FlagOrAuto",
     "Function",
     "MostFailures",
     "PositiveCount",
@@ -45,22 +69,17 @@ __all__ = [
     "format_duration",
     "import_path",
     "importing_from",
+    "is_false",
     "is_installed",
     "one_of",
     "parse_duration",
     "parse_rate",
+    "parse_size",
     "resolve",
 ]
 
-DurationLike = float | str | timedelta
-"""What code may write for a duration; the field itself holds float seconds."""
 ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
 """What code may write for exception types; the field itself holds a tuple of classes."""
-
-UNITS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION_PART = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-zµ]+)\s*")
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
-SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class Unset:
@@ -82,136 +101,61 @@ class Unset:
 UNSET = Unset()
 
 
-def _number(value: object) -> float | None:
-    """The number that `value` is or spells, or None. True is no number here, and neither is NaN."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float) or (isinstance(value, str) and NUMBER.fullmatch(value.strip().lower())):
-        number = float(value)
-    else:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def parse_duration(value: object) -> float:
-    """Seconds, from a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m"."""
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    number = _number(value)
-    if number is not None:
-        return number
-    if isinstance(value, str):
-        text = value.strip().lower()
-        parts = DURATION_PART.findall(text)
-        if parts and not DURATION_PART.sub("", text):
-            unknown = [unit for _, unit in parts if unit not in UNITS]
-            if unknown:
-                raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
-            return sum(float(amount) * UNITS[unit] for amount, unit in parts)
-    raise ValueError(f'{value!r} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back as the very same number: 1800.0 → "30m"."""
-    for unit in ("d", "h", "m", "s", "ms"):
-        amount = seconds / UNITS[unit]
-        if amount >= 1 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
-            return f"{int(amount)}{unit}"
-    return f"{seconds!r}s"
-
-
-def approximate_duration(seconds: float) -> str:
-    """A measured duration for a message, to three digits: "9.38s", "2m"."""
-    return format_duration(round(seconds)) if seconds >= 100 else f"{seconds:.3g}s"
-
-
-def parse_rate(value: object) -> float:
-    """Permits a second, from a number (a second) or text such as "50/s", "1000/min", "100/30s"."""
-    number = _number(value)
-    if number is not None:
-        return number
-    if isinstance(value, str) and value.count("/") == 1:
-        amount, _, period = (part.strip().lower() for part in value.partition("/"))
-        permits = _number(amount)
-        if permits is not None:
-            seconds = UNITS.get(period) or UNITS.get(period.removesuffix("ute").removesuffix("ond"))
-            if seconds is None and period in ("hour", "day"):
-                seconds = UNITS[period[0]]
-            if seconds is None:
-                with suppress(ValueError):
-                    seconds = parse_duration(period)
-            if seconds is not None and seconds > 0:
-                return permits / seconds
-    raise ValueError(f'{value!r} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
-
-
-def parse_size(value: object) -> int:
-    """Bytes, from a number of bytes or text such as "512MB", "2GiB"."""
-    number = _number(value)
-    if number is not None and number == int(number):
-        return int(number)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower()) if isinstance(value, str) else None
-    if match and match[2] in SIZES:
-        return int(float(match[1]) * SIZES[match[2]])
-    raise ValueError(f'{value!r} is no size: write bytes or "512MB", "2GiB"')
-
-
-def _not_negative(value: float) -> float:
-    if value < 0:
-        raise ValueError(f"{value:g} is negative; the least is 0")
-    return value
-
-
-def _positive(value: float) -> float:
-    if value <= 0:
-        raise ValueError(f"{value:g} is not above 0")
-    return value
-
-
-def _no_truth(value: object) -> object:
-    """True and False are no counts, though Python calls them integers."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no number")
-    return value
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_not_negative)]
-PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive)]
-Rate = Annotated[float, BeforeValidator(parse_rate), AfterValidator(_positive)]
-Factor = Annotated[float, BeforeValidator(_no_truth), Field(ge=1, allow_inf_nan=False)]
-Ratio = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=1)]
-Share = Annotated[float, BeforeValidator(_no_truth), Field(gt=0, le=1)]
-Size = Annotated[int, BeforeValidator(parse_size), AfterValidator(_positive)]
-Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
-PositiveCount = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
-
-
-def _count_or_auto(value: object) -> int | str:
-    number = _number(value)
-    if number is not None and number >= 1 and number == int(number):
-        return int(number)
-    if isinstance(value, str) and value.strip().lower() == "auto":
-        return "auto"
-    raise ValueError(f'{value!r} will not do: write a whole number from 1 on, or "auto"')
-
-
-CountOrAuto = Annotated[
-    int | Literal["auto"],
-    BeforeValidator(_count_or_auto, json_schema_input_type=Annotated[int, Field(ge=1)] | Literal["auto"]),
-]
-
-
 def one_of(choices: Any) -> BeforeValidator:
-    """What refuses text that is none of a `Literal`'s choices, naming the nearest."""
+    """What refuses anything that is none of a `Literal`'s choices, naming the nearest."""
     known = get_args(choices)
+    listed = ", ".join(map(repr, known))
 
     def check(value: object) -> object:
-        if isinstance(value, str) and value not in known:
-            hint = nearest(value, known).partition("; known")[0]
-            raise ValueError(f"{value!r} is none of {', '.join(map(repr, known))}{hint}")
+        if isinstance(value, str):
+            if value not in known:
+                hint = nearest(value, known).partition("; known")[0]
+                raise ValueError(f"{value!r} is none of {listed}{hint}")
+        elif isinstance(value, bool):
+            raise ValueError(f"{value!r} is none of {listed}; YAML reads yes and on as true, no and off as false")
+        else:
+            raise ValueError(f"{said(value)} is none of {listed}")
         return value
 
     return BeforeValidator(check)
+
+
+TRUE = ("true", "yes", "on", "y", "t", "1")
+FALSE = ("false", "no", "off", "n", "f", "0")
+FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
+
+
+def is_false(value: object) -> bool:
+    """Whether a flag's value, however written, is false."""
+    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
+
+
+def _flag(value: object) -> bool:
+    """Text too, since variables hold nothing else, and YAML 1.2 reads yes and on as text."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and fits(FLAG_TEXT, value):
+        return not is_false(value)
+    raise ValueError(f"{said(value)} is neither true nor false; write one of these")
+
+
+def _flag_or_auto(value: object) -> bool | str:
+    if isinstance(value, bool) or fits(FLAG_TEXT, value):
+        return _flag(value)
+    if value == "auto":
+        return "auto"
+    if callable(value):
+        raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
+    raise ValueError(f"{said(value)} is neither true, false nor 'auto'; write one of these")
+
+
+_FLAGS: list[dict[str, Any]] = [{"type": "boolean"}, {"type": "string", "pattern": FLAG_TEXT}]
+Flag = Annotated[bool, BeforeValidator(_flag), named_schema("Flag", _FLAGS)]
+FlagOrAuto = Annotated[
+    bool | Literal["auto"],
+    BeforeValidator(_flag_or_auto),
+    named_schema("FlagOrAuto", [*_FLAGS, {"const": "auto"}]),
+]
 
 
 Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
@@ -351,11 +295,25 @@ def _exception_names(types: tuple[type[Exception], ...]) -> list[str]:
     return [dotted_name(each) for each in types]
 
 
+NAME_SCHEMA = {"type": "string", "minLength": 1}
 ExceptionTypes = Annotated[
     tuple[type[Exception], ...],
-    BeforeValidator(_exception_types, json_schema_input_type=str | list[str]),
+    BeforeValidator(_exception_types),
+    named_schema(
+        "ExceptionTypes",
+        [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
+        "ConnectionError",
+        ["ConnectionError", "TimeoutError", "requests.HTTPError?"],
+    ),
     PlainSerializer(_exception_names, return_type=list[str], when_used="json"),
 ]
+
+
+NAME = r"([A-Za-z_]|[^\x00-\x7f])([0-9A-Za-z_]|[^\x00-\x7f])*"
+DOTTED = rf"{NAME}(\.{NAME})*"
+IMPORT_TEXT = rf"^{SPACE}{DOTTED}:{DOTTED}{SPACE}$"
+PARAMETER_TEXT = rf"^{SPACE}{NAME}{SPACE}$"
+"""An import path with a colon, and a parameter's name, for fields where text may also be something else."""
 
 
 def _function(value: object) -> object:
@@ -368,7 +326,8 @@ def _function(value: object) -> object:
 
 Function = Annotated[
     Callable[..., Any],
-    BeforeValidator(_function, json_schema_input_type=str),
+    BeforeValidator(_function),
+    WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]}),
     PlainSerializer(dotted_name, return_type=str, when_used="json"),
 ]
 
@@ -386,38 +345,60 @@ def _executor(value: object) -> object:
 
 ExecutorLike = Annotated[
     Any,
-    BeforeValidator(_executor, json_schema_input_type=str),
+    BeforeValidator(_executor),
+    WithJsonSchema({**NAME_SCHEMA, "examples": ["app.pools:make"]}),
     PlainSerializer(dotted_name, return_type=str, when_used="json"),
 ]
 """A `concurrent.futures.Executor`, or what makes one, or where to import either from."""
 
 
+PERCENT_TEXT = rf"^{SPACE}\+?([0-9]{{1,2}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}|100(\.0{{0,20}})?){SPACE}%{SPACE}$"
+FAILURES_TEXT = rf"^{SPACE}\+?([0-9]{{1,20}}|0?\.[0-9]{{1,15}}|{SMALL}){SPACE}$"
+
+
 def _most_failures(value: object) -> int | float:
-    if isinstance(value, str) and value.strip().endswith("%"):
-        share = _number(value.strip()[:-1])
-        number: float | None = None if share is None else share / 100
-        if number is not None and number <= 1:
-            return float(number)
-        number = None
-    else:
-        number = _number(value)
-        if number is not None and isinstance(value, int | str) and number == int(number) and number >= 0:
-            return int(number)
-    if number is not None and 0 <= number < 1:
-        return number
-    raise ValueError(f'{value!r} is no number of failures: write a count (10) or a share (0.05, "5%")')
+    if isinstance(value, str):
+        if fits(PERCENT_TEXT, value):
+            return float(value.strip().rstrip("%")) / 100
+        if fits(FAILURES_TEXT, value):
+            return int(value) if value.strip().lstrip("+").isdigit() else float(value)
+    elif not isinstance(value, bool):
+        if isinstance(value, int) and value >= 0:
+            return value
+        number = parse_number(value)
+        if number is not None and 0 <= number < 1:
+            return number
+    raise ValueError(f'{said(value)} is no number of failures: write a count (10) or a share (0.05, "5%")')
 
 
-MostFailures = Annotated[int | float, BeforeValidator(_most_failures, json_schema_input_type=float | str)]
+MostFailures = Annotated[
+    int | float,
+    BeforeValidator(_most_failures),
+    named_schema(
+        "MostFailures",
+        [
+            {"type": "integer", "minimum": 0},
+            {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+            {"type": "string", "pattern": FAILURES_TEXT},
+            {"type": "string", "pattern": PERCENT_TEXT},
+        ],
+        10,
+        0.05,
+        "5%",
+    ),
+]
+
+STATUS_TEXT = rf"^{SPACE}([1-5][xX][xX]|[1-5][0-9][0-9]){SPACE}$"
 
 
 def _status_code(value: object) -> int | str:
-    text = str(value).strip().lower()
-    if re.fullmatch(r"[1-5]xx", text):
-        return text
-    if not isinstance(value, bool) and text.isdigit() and 100 <= int(text) <= 599:
-        return int(text)
-    raise ValueError(f'{value!r} is no HTTP status; write 100 to 599, or a class such as "5xx"')
+    if isinstance(value, str) and fits(STATUS_TEXT, value):
+        text = value.strip().lower()
+        return text if text.endswith("xx") else int(text)
+    number = None if isinstance(value, str) else parse_number(value)
+    if number is not None and 100 <= number <= 599 and number == int(number):
+        return int(number)
+    raise ValueError(f'{said(value)} is no HTTP status; write 100 to 599, or a class such as "5xx"')
 
 
 def _status_codes(value: object) -> tuple[int | str, ...]:
@@ -425,7 +406,9 @@ def _status_codes(value: object) -> tuple[int | str, ...]:
     return tuple(dict.fromkeys(_status_code(one) for one in each))
 
 
+_STATUS = [{"type": "integer", "minimum": 100, "maximum": 599}, {"type": "string", "pattern": STATUS_TEXT}]
 StatusCodes = Annotated[
     tuple[int | str, ...],
-    BeforeValidator(_status_codes, json_schema_input_type=int | str | list[int | str]),
+    BeforeValidator(_status_codes),
+    named_schema("StatusCodes", [*_STATUS, {"type": "array", "items": {"anyOf": _STATUS}}], 503, [429, "5xx"]),
 ]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from opero.executors.bulkhead import BulkheadExecutor, _Turn
 from opero.executors.ledger import FOREVER
+from opero.executors.places import MOVED, Places, Turn
 from opero.parallel.machine import started
 
 if TYPE_CHECKING:
-    from opero.executors.call import Call, Host, Waiter
+    from opero.clock import Clock
+    from opero.executors.bulkhead import BulkheadExecutor
+    from opero.executors.call import Host, Waiter
     from opero.executors.shared.state_file import StateFile
 
-__all__ = ["SharedBulkhead", "share_bulkhead"]
+__all__ = ["SharedPlaces", "share_bulkhead"]
 
 LOOK, LONGEST_LOOK = 0.001, 0.01
 """Seconds between looks at a bulkhead that others may leave."""
@@ -26,83 +28,116 @@ Owner = tuple[int, float]
 """A process: its number, and when it began, as numbers are used again."""
 
 
-class _Looking(_Turn):
+class _Looking(Turn):
     """A caller who queues for places that processes share. The first of a process looks whether it is his turn."""
 
-    __slots__ = ("arrived",)
-
-    def __init__(self, waiter: Waiter, arrived: float) -> None:
-        super().__init__(waiter)
-        self.arrived = arrived
+    __slots__ = ()
 
 
-class SharedBulkhead(BulkheadExecutor):
+class SharedPlaces(Places):
     """Places that processes share: a place belongs to a process, and one that dies gives its places back.
 
-    The file holds how many places each process has, and since when its first caller has queued. That one looks again
-    every few milliseconds, and takes a place when none has queued for longer; the others of its process wait for him.
+    The file holds how many there are, how many of them each process has, and since when its first caller has queued.
+    That one looks again every few milliseconds, and takes a place when none has queued for longer; the others of its
+    process wait for him.
     """
 
-    _file: StateFile
-    _all: ClassVar[weakref.WeakSet[SharedBulkhead]] = weakref.WeakSet()
+    file: StateFile
+    _all: ClassVar[weakref.WeakSet[SharedPlaces]] = weakref.WeakSet()
 
     @classmethod
     def renew_all(cls) -> None:
         """In a forked child: who queued were threads of its parent."""
-        for bulkhead in list(cls._all):
-            bulkhead._lock = threading.Lock()
-            bulkhead._queue.clear()
+        for places in list(cls._all):
+            places.lock = threading.Lock()
+            places.queue.clear()
+
+    @property
+    def most(self) -> int:
+        return int(self.file.number)
+
+    @most.setter
+    def most(self, most: int) -> None:
+        self.file.number = most
 
     @property
     def running(self) -> int:
-        with self._file:
-            return sum(_living(self._file.read())[0].values())
+        with self.file:
+            return sum(_living(self.file.read())[0].values())
 
     def take(self) -> bool:
-        with self._lock:
-            return not self._queue and self._try(FOREVER)
+        with self.lock:
+            return not self.queue and self._try(FOREVER)
 
     def leave(self) -> None:
-        with self._lock:
-            while self._queue and type(self._queue[0]) is _Turn:  # he queued before the places were shared
-                turn = self._queue.popleft()
+        with self.lock:
+            while self.queue and type(self.queue[0]) is Turn:  # he queued before the places were shared
+                if self._is_crowded():
+                    break
+                turn = self.queue.popleft()
                 turn.served = turn.waiter.wake()
                 if turn.served:
                     self._wake_first()
                     return
             self._give_back()
 
-    def _step_out(self, turn: _Turn) -> bool:
+    def _serve(self) -> None:
+        """Hand free places to those who queued before the places were shared, and wake who looks for them himself."""
+        me = _me()
+        with self.file:
+            places, queue = self.file.read()
+            while self.queue and type(self.queue[0]) is Turn and sum(places.values()) < self.most:
+                turn = self.queue.popleft()
+                turn.served = turn.waiter.wake()
+                if turn.served:
+                    places = {**places, me: places.get(me, 0) + 1}
+            self.file.write((places, queue))
+        self._wake_first()
+
+    def _step_out(self, turn: Turn) -> bool:
         stepped_out = super()._step_out(turn)
-        with self._lock:
+        with self.lock:
             self._wake_first()
         return stepped_out
 
+    def take_in(self, other: Places, most: int) -> None:
+        me = _me()
+        with self.lock, other.lock:
+            taken = other._give_up(self)
+            self._line_up_first(other)
+            with self.file:
+                places, queue = self.file.read()
+                self.file.write(({**places, me: places.get(me, 0) + taken} if taken else places, queue))
+                self.most = most
+            self._serve()
+
+    def resize(self, most: int) -> None:
+        with self.lock:
+            with self.file:
+                self.most = most
+            self._serve()
+
     # Under the lock
 
-    @property
-    def _free(self) -> int:
-        """None of its own any more; who has waited for the lock since before that may still give one back."""
-        return 0
-
-    @_free.setter
-    def _free(self, free: int) -> None:
-        if free:
-            self._give_back()
+    def _is_crowded(self) -> bool:
+        """Whether there are fewer places now than are taken, and others here who will leave and serve the queue."""
+        with self.file:
+            places = self.file.read()[0]
+        return bool(sum(places.values()) > self.most and places.get(_me(), 0) > 1)
 
     def _give_back(self) -> None:
         me = _me()
-        with self._file:
-            places, queue = self._file.read()
+        with self.file:
+            places, queue = self.file.read()
             left = places.pop(me, 0) - 1
-            self._file.write(({**places, me: left} if left > 0 else places, queue))
+            self.file.write(({**places, me: left} if left > 0 else places, queue))
         self._wake_first()
 
     def _try(self, arrived: float) -> bool:
         """Take a place, if there is one that nobody has queued for since before that moment; else queue from then."""
-        me, most = _me(), self.policy.max_concurrent
-        with self._file:
-            state = places, queue = self._file.read()
+        me, most = _me(), self.most
+        with self.file:
+            state = places, queue = self.file.read()
             if queue or sum(places.values()) >= most or len(places) > MANY_OWNERS:
                 places, queue = _living(state)
             free = sum(places.values()) < most and all(since >= arrived for each, since in queue.items() if each != me)
@@ -110,72 +145,65 @@ class SharedBulkhead(BulkheadExecutor):
                 free = free and not queue
             if free:
                 queue = {each: since for each, since in queue.items() if each != me}
-                if len(self._queue) > 1:
-                    queue[me] = getattr(self._queue[1], "arrived", 0.0)
+                if len(self.queue) > 1:
+                    queue[me] = self.queue[1].arrived
                 places = {**places, me: places.get(me, 0) + 1}
             elif arrived != FOREVER:
                 queue = {**queue, me: arrived}
             if (places, queue) != state:
-                self._file.write((places, queue))
+                self.file.write((places, queue))
             return free
 
     def _look(self, turn: _Looking, waiter: Waiter) -> bool:
         """Take a place, if it is this caller's turn; else `waiter` will be woken when that may be."""
-        with self._lock:
+        with self.lock:
             turn.waiter = waiter
-            if self._queue[0] is not turn or not self._try(turn.arrived):
+            if self.queue[0] is not turn or not self._try(turn.arrived):
                 return False
-            self._queue.popleft()
+            self.queue.popleft()
             self._wake_first()
             return True
 
     def _wake_first(self) -> None:
-        while self._queue and type(self._queue[0]) is _Looking and not self._queue[0].waiter.wake():
-            self._queue.popleft()  # his event loop has been closed
+        while self.queue and type(self.queue[0]) is _Looking and not self.queue[0].waiter.wake():
+            self.queue.popleft()  # his event loop has been closed
 
-    def _leave_queue(self, turn: _Turn) -> None:
-        with self._lock:
-            if turn not in self._queue:
+    def _leave_queue(self, turn: Turn) -> None:
+        with self.lock:
+            if turn not in self.queue:
                 return
-            was_first = self._queue[0] is turn
-            self._queue.remove(turn)
+            was_first = self.queue[0] is turn
+            self.queue.remove(turn)
             if was_first:
                 me = _me()
-                with self._file:
-                    places, queue = self._file.read()
+                with self.file:
+                    places, queue = self.file.read()
                     queue.pop(me, None)
-                    if self._queue:
-                        queue[me] = getattr(self._queue[0], "arrived", 0.0)
-                    self._file.write((places, queue))
+                    if self.queue:
+                        queue[me] = self.queue[0].arrived
+                    self.file.write((places, queue))
                 self._wake_first()
 
     # What waits
 
-    async def queue(self, host: Host, call: Call) -> None:
-        began = self.clock.monotonic()
-        left = call.time_left(began)
-        patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
-        if patience <= 0:
-            raise self.refusal(call, patience)
-        call.stats.waits += 1
+    async def wait(self, host: Host, clock: Clock, patience: float) -> bool | None:
+        began = clock.monotonic()
         pause = LOOK
         turn = _Looking(host.waiter(), began)
-        with self._lock:
-            self._queue.append(turn)
+        with self.lock:
+            self.queue.append(turn)
         try:
             while not self._look(turn, waiter := host.waiter()):
-                rest = patience - (self.clock.monotonic() - began)
+                rest = patience - (clock.monotonic() - began)
                 if rest <= 0:
-                    raise self.refusal(call, patience)
-                if self._queue[0] is turn:
+                    return False
+                if self.queue[0] is turn:
                     rest = min(pause, rest)
                     pause = min(LONGEST_LOOK, pause * 1.5)
                 await waiter.wait(None if rest == FOREVER else rest)
         finally:
             self._leave_queue(turn)
-            waited = self.clock.monotonic() - began
-            call.stats.waited += waited
-            call.waited += waited
+        return True
 
 
 def _living(state: tuple[dict[Owner, int], dict[Owner, float]]) -> tuple[dict[Owner, int], dict[Owner, float]]:
@@ -200,12 +228,17 @@ def _me() -> Owner:
     return _own[pid]
 
 
-def share_bulkhead(bulkhead: Any, file: StateFile, *, first: bool) -> None:
-    with bulkhead._lock:
-        if first:
-            held = bulkhead.policy.max_concurrent - bulkhead._free
-            with file:
-                file.write(({_me(): held} if held else {}, {}))
-        bulkhead._file = file
-        bulkhead.__class__ = SharedBulkhead
-        SharedBulkhead._all.add(bulkhead)
+def share_bulkhead(bulkhead: BulkheadExecutor, file: StateFile, *, first: bool) -> None:
+    places = bulkhead.places.now()
+    with places.lock:
+        held = int(places.most - places._free)
+        with file:
+            if first:
+                file.number = places.most
+                file.write(({}, {}))
+            taken, queue = file.read()
+            file.write(({**taken, _me(): taken.get(_me(), 0) + held} if held else taken, queue))
+        places.__dict__["file"] = file
+        places._free = MOVED
+        places.__class__ = SharedPlaces
+        SharedPlaces._all.add(places)  # type: ignore[arg-type]  # it is one now

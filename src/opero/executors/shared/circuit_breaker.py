@@ -4,101 +4,114 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.executors.circuit_breaker import CircuitBreakerExecutor
+from opero.executors.circuit import Circuit
 
 if TYPE_CHECKING:
+    from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.shared.state_file import StateFile
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy
 
-__all__ = ["share_circuit_breaker"]
+__all__ = ["ROOM", "share_circuit_breaker"]
+
+ROOM = 8192
+"""Bytes for everything but a window of calls, which takes one each."""
 
 
 class _Loading:
-    """A breaker's lock that brings its state from the file, and back.
+    """A circuit's lock that brings its state from the file, and back.
 
     Beside the state the file holds the number of the period while the circuit is closed, else -1, and a flag that says
-    whether there is a failure to forget: so calls that find nothing to do need no lock.
+    whether a success has something to change: so calls that find nothing to do need no lock.
     """
 
     FIELDS = (
-        "_state",
-        "_period",
-        "_since",
-        "_consecutive",
-        "_probes_begun",
-        "_probes_passed",
-        "_last_error",
-        "_window",
+        "state",
+        "period",
+        "since",
+        "consecutive",
+        "probes_begun",
+        "probes_passed",
+        "last_error",
+        "by_rate",
+        "length",
+        "window",
     )
 
-    def __init__(self, breaker: Any, file: StateFile) -> None:
-        self._file = file
-        self._fields = breaker.__dict__
+    def __init__(self, circuit: Circuit, file: StateFile) -> None:
+        self.file = file
+        self._fields = circuit.__dict__
 
     def __enter__(self) -> None:
-        self._file.__enter__()
+        self.file.__enter__()
         try:
-            self._fields.update(self._file.read())
+            self._fields.update(self.file.read())
         except BaseException:
-            self._file.__exit__(None, None, None)
+            self.file.__exit__(None, None, None)
             raise
 
     def __exit__(self, *exception: Any) -> None:
         try:
             self.write()
         finally:
-            self._file.__exit__(*exception)
+            self.file.__exit__(*exception)
 
     def write(self) -> None:
         fields = self._fields
-        self._file.write({name: fields[name] for name in self.FIELDS})
-        self._file.number = fields["_period"] if fields["_state"] == "closed" else -1
-        self._file.flag = bool(fields["_consecutive"])
+        self.file.write({name: fields[name] for name in self.FIELDS})
+        self.file.number = fields["period"] if fields["state"] == "closed" else -1
+        self.file.flag = bool(fields["consecutive"] or fields["by_rate"])
 
 
-class SharedCircuitBreaker(CircuitBreakerExecutor):
+class SharedCircuit(Circuit):
     """Looks at the file whenever it is asked. To who holds no lock it is closed, or something that he must look up."""
 
-    _lock: _Loading  # type: ignore[assignment]
+    lock: _Loading
 
     @property
-    def _state(self) -> Any:
-        file = self._lock._file
-        return self.__dict__["_state"] if file.is_mine else "closed" if file.number >= 0 else "shared"
-
-    @_state.setter
-    def _state(self, state: Any) -> None:
-        self.__dict__["_state"] = state
+    def file(self) -> StateFile:
+        return self.lock.file
 
     @property
-    def _period(self) -> int:
-        file = self._lock._file
-        return self.__dict__["_period"] if file.is_mine else int(file.number)
+    def state(self) -> Any:
+        file = self.lock.file
+        return self.__dict__["state"] if file.is_mine else "closed" if file.number >= 0 else "shared"
 
-    @_period.setter
-    def _period(self, period: int) -> None:
-        self.__dict__["_period"] = period
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.__dict__["state"] = state
 
     @property
-    def _alert(self) -> bool:
-        return self.by_rate or self._lock._file.number < 0 or self._lock._file.flag
+    def period(self) -> int:
+        file = self.lock.file
+        return self.__dict__["period"] if file.is_mine else int(file.number)
 
-    @_alert.setter
-    def _alert(self, alert: bool) -> None:
+    @period.setter
+    def period(self, period: int) -> None:
+        self.__dict__["period"] = period
+
+    @property
+    def alert(self) -> bool:
+        return self.lock.file.number < 0 or self.lock.file.flag
+
+    @alert.setter
+    def alert(self, alert: bool) -> None:
         pass
 
-    def _enter(self, state: Any, now: float | None = None) -> None:
-        if self._lock._file.is_mine:
-            super()._enter(state, now)
-        else:  # somebody has waited for the lock that this breaker had before
-            with self._lock:
-                super()._enter(state, now)
+    def suit(self, policy: CircuitBreakerPolicy) -> None:
+        super().suit(policy)
+        if isinstance(self.length, int):
+            room = self.file.grow(ROOM + self.length) - ROOM
+            if room < self.length:  # the disk is full: count over as many calls as there is room for
+                self.length = room
+                self.window = self.window.resized(room)
 
 
-def share_circuit_breaker(breaker: Any, file: StateFile, *, first: bool) -> None:
-    with breaker._lock:
-        loading = _Loading(breaker, file)
+def share_circuit_breaker(breaker: CircuitBreakerExecutor, file: StateFile, *, first: bool) -> None:
+    circuit = breaker.circuit
+    with circuit.lock:
+        loading = _Loading(circuit, file)
         if first:
             with file:
                 loading.write()
-        breaker._lock = loading
-        breaker.__class__ = SharedCircuitBreaker
+        circuit.lock = loading
+        circuit.__class__ = SharedCircuit

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.clock import SYSTEM
 from opero.errors import ConfigError
+from opero.executors.hand_over import moving
 from opero.executors.rate_limit import Meter
-from opero.executors.shared.bulkhead import SharedBulkhead, share_bulkhead
-from opero.executors.shared.circuit_breaker import share_circuit_breaker
+from opero.executors.shared.bulkhead import SharedPlaces, share_bulkhead
+from opero.executors.shared.circuit_breaker import ROOM, share_circuit_breaker
 from opero.executors.shared.rate_limit import share_rate_limit
 from opero.executors.shared.state_file import HAS_LOCKS, StateFile
 
@@ -27,19 +27,16 @@ _SHARE: dict[str, Callable[..., None]] = {
     "circuit_breaker": share_circuit_breaker,
     "bulkhead": share_bulkhead,
 }
-_sharing = threading.Lock()
 _numbers = itertools.count()
 
 
-def _forget_lock() -> None:
-    global _sharing  # noqa: PLW0603  # a thread of the parent may hold it
-    _sharing = threading.Lock()
+def _begin_child() -> None:
     StateFile.reopen_all()
-    SharedBulkhead.renew_all()
+    SharedPlaces.renew_all()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 class SharedLimits:
@@ -94,7 +91,7 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
             )
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
-        with _sharing:
+        with moving:
             file = _file_of(kind, executor)
             if file is None:
                 file = StateFile.create(folder / f"{kind}-{next(_numbers)}", _size(kind, executor))
@@ -105,12 +102,13 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
 
 def _file_of(kind: str, executor: Any) -> StateFile | None:
     """Where an executor keeps its state, if it shares it already."""
-    holders = {"rate_limit": "ledger", "circuit_breaker": "_lock"}
-    return getattr(getattr(executor, holders[kind]) if kind in holders else executor, "_file", None)
+    if kind == "rate_limit":
+        return getattr(executor.ledger.head, "_file", None)
+    return getattr(executor.circuit if kind == "circuit_breaker" else executor.places.now(), "file", None)
 
 
 def _size(kind: str, executor: Any) -> int:
     """Bytes that its state may take: a circuit breaker's window of calls takes one each."""
-    if kind == "circuit_breaker" and isinstance(executor.policy.window, int):
-        return 8192 + executor.policy.window
+    if kind == "circuit_breaker" and isinstance(executor.circuit.length, int):
+        return ROOM + int(executor.circuit.length)
     return 1 << 16 if kind == "bulkhead" else 8192

@@ -1,0 +1,106 @@
+"""The default registry, loaded when something first needs it, and the functions that will ask it when first called."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from opero.binding import Binding
+from opero.bound import bind
+from opero.declarations import Declaration, Roster, name_in_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opero.clock import Clock
+    from opero.policies.policy import Policy
+    from opero.registry import Registry
+
+__all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
+
+_default: Registry | None = None
+_default_lock = threading.RLock()  # loading may import modules that ask for it
+_unclaimed = Roster()
+"""Functions that will ask the default registry when they are first called."""
+
+
+def get_default_registry() -> Registry:
+    """The registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
+    global _default  # noqa: PLW0603  # the one default registry
+    with _default_lock:
+        if _default is None:
+            from opero.registry import Registry
+
+            _default = Registry.load()
+        return _default
+
+
+def set_default_registry(registry: Registry | None) -> None:
+    """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
+    global _default  # noqa: PLW0603  # the one default registry
+    with _default_lock:
+        _default = registry
+
+
+def waiting_for(registry: Registry) -> list[Binding]:
+    """The functions that will ask this registry when they are first called, as it is the default one."""
+    return _unclaimed.bindings() if registry is _default else []
+
+
+def _resolve_by_default(binding: Binding) -> None:
+    """Ask the default registry; a function without a profile does where there is a configuration at all."""
+    if binding.declaration is not None and binding.declaration.profile is None and _default is None:
+        from opero.config.location import is_configured
+
+        if not is_configured():
+            chain = binding.known
+            assert chain is not None
+            binding.enforce(chain)
+            return
+    get_default_registry()._resolve(binding)
+    _unclaimed.discard(binding)
+
+
+def bind_declared(
+    func: Any,
+    policy: Policy | None,
+    *,
+    profile: str | None,
+    below: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    registry: Registry | None,
+    clock: Clock | None,
+    mapped: bool,
+    place: tuple[str, int],
+) -> Any:
+    """Bind a function to what a registry will say when it is first called: modules may load before configuration.
+
+    Args:
+        func: the function.
+        policy: what its decorator says, where that is no profile; it is checked now.
+        profile, below, fields, registry, place: see `Declaration`.
+        clock: where time and chance come from.
+        mapped: as `bind`.
+    """
+    by = "@opmap" if mapped else "@opero"
+
+    def make(function: Any, policy: Policy | None) -> Binding:
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
+        if registry is not None:
+            return registry._binding(function, policy, declaration, clock)
+
+        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+            return get_default_registry()._share(declaration)(kind, policy, make)
+
+        binding = Binding(
+            function,
+            policy,
+            resolve=_resolve_by_default,
+            declaration=declaration,
+            share=share if profile is not None else None,
+            clock=clock,
+        )
+        _unclaimed.add(binding)
+        return binding
+
+    return bind(policy, func, clock=clock, mapped=mapped, make=make)

@@ -1,0 +1,134 @@
+"""What contradicts itself between policies of different kinds, or says something that can never happen.
+
+Configuration refuses it, since whoever writes a number there expects it to hold. Code may say it: "as many retries as
+fit into ten seconds" is a common idiom there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opero.policies.types import approximate_duration, format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.policies.policy import Policy
+    from opero.policies.rate_limit import RateLimitPolicy
+    from opero.policies.retry import RetryPolicy
+    from opero.policies.timeout import TimeoutPolicy
+
+__all__ = ["Contradiction", "contradictions", "least_waits"]
+
+LONG = 1e15
+"""More than all seconds that count."""
+WAITS = ("retry.retries", "retry.min_delay", "retry.max_delay", "retry.backoff_factor", "retry.jitter")
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Values that do not go together.
+
+    Attributes:
+        fields: where they are said, as far as anybody said them: "retry.retries".
+        text: what is wrong, with the numbers, and the cure.
+    """
+
+    fields: tuple[str, ...]
+    text: str
+
+
+def contradictions(policy: Policy) -> list[Contradiction]:
+    """What contradicts itself in a whole policy. What is switched off contradicts nothing."""
+    return list(_found(policy))
+
+
+def _found(policy: Policy) -> Iterator[Contradiction]:
+    retry, timeout, parallel = policy.active("retry"), policy.active("timeout"), policy.active("parallel")
+    breaker, rate_limit = policy.active("circuit_breaker"), policy.active("rate_limit")
+    if retry is not None and timeout is not None and timeout.total is not None:
+        yield from _retries_that_are_never_made(retry, "timeout.total", timeout.total, "ends the call")
+    if retry is not None and parallel is not None and parallel.deadline is not None:
+        yield from _retries_that_are_never_made(retry, "parallel.deadline", parallel.deadline, "ends the map")
+    if breaker is not None and rate_limit is not None:
+        yield from _window_that_never_fills(breaker, rate_limit)
+    if breaker is not None and timeout is not None:
+        yield from _calls_that_are_never_slow(breaker, timeout)
+
+
+def least_waits(retry: RetryPolicy, retries: int) -> float:
+    """The least that so many retries wait in all, however chance falls.
+
+    A delay is at least the exponential one, as long as the window that jitter draws from fits below `max_delay`; near
+    the top at least half of `max_delay`.
+    """
+    first, factor, most = retry.min_delay, retry.backoff_factor, retry.max_delay
+    if first == 0 or retries == 0:
+        return 0.0
+    ceiling = most / 1.5 if retry.jitter else most
+    at_the_top = max(most / 2, first) if retry.jitter else most
+    if first > ceiling:
+        rising = 0
+    elif factor == 1:
+        rising = retries
+    else:
+        rising = min(retries, 1 + math.floor((math.log(ceiling) - math.log(first)) / math.log(factor)))
+    if rising == 0 or factor == 1:
+        risen = first * rising
+    else:
+        last = math.exp(math.log(first) + (rising - 1) * math.log(factor))
+        risen = last + (last - first) / (factor - 1)
+    return min(risen + (retries - rising) * at_the_top, LONG)
+
+
+def _retries_that_are_never_made(retry: RetryPolicy, field: str, limit: float, ends: str) -> Iterator[Contradiction]:
+    retries = min(retry.retries, 10**9)
+    waits = least_waits(retry, retries)
+    if waits < limit:
+        return
+    possible, too_many = 0, retries
+    while too_many - possible > 1:
+        middle = (possible + too_many) // 2
+        possible, too_many = (middle, too_many) if least_waits(retry, middle) < limit else (possible, middle)
+    made, number = (f"at most {possible} of them are", f"to {possible}") if possible else ("none of them is", "to 0")
+    yield Contradiction(
+        (*WAITS, field),
+        f"{retries} retries wait {approximate_duration(waits)} at least, and {field} ({format_duration(limit)}) {ends} "
+        f"before that, so {made} ever made; lower retry.retries {number}, or retry.min_delay, or raise {field}",
+    )
+
+
+def _window_that_never_fills(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPolicy) -> Iterator[Contradiction]:
+    by_rate = breaker.failure_rate is not None or breaker.slow_call is not None
+    cost = rate_limit.cost
+    # Many functions with a budget each may fill the one window that they share.
+    has_one_budget = rate_limit.scope == "profile" or breaker.scope == "function"
+    if not by_rate or not isinstance(breaker.window, float) or not isinstance(cost, float) or not has_one_budget:
+        return
+    calls = (max(rate_limit.burst, cost) + rate_limit.rate * breaker.window) / cost + 1e-9
+    if calls < breaker.least_calls:
+        begin = "1 call" if calls < 2 else f"{math.floor(calls)} calls"
+        yield Contradiction(
+            (
+                *("circuit_breaker.window", "circuit_breaker.min_calls"),
+                *("rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
+            ),
+            f"rate_limit lets at most {begin} begin within circuit_breaker.window ({format_duration(breaker.window)}), "
+            f"which is judged from min_calls ({breaker.least_calls}) on, so never; lower min_calls or widen the window",
+        )
+
+
+def _calls_that_are_never_slow(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+    limits = {"timeout.total": timeout.total, "timeout.attempt": timeout.attempt}
+    field, limit = min(
+        ((field, limit) for field, limit in limits.items() if limit is not None), key=lambda entry: entry[1]
+    )
+    if breaker.slow_call is not None and breaker.slow_call > limit:
+        yield Contradiction(
+            ("circuit_breaker.slow_call", field),
+            f"slow_call ({format_duration(breaker.slow_call)}) is longer than {field} ({format_duration(limit)}), "
+            f"which ends a call before it counts as slow; lower slow_call or raise {field}",
+        )

@@ -1,0 +1,332 @@
+"""Numbers, durations, rates and sizes, and the texts that spell them.
+
+What text a field takes is one regular expression, which both the parser and the JSON Schema of the files use. It is
+plain ASCII, and bounds the digits, so that whatever fits it is a finite number, and above 0 where that is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from opero.errors import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "COUNT_TEXT",
+    "DURATION_TEXT",
+    "HIDDEN",
+    "NUMBER",
+    "POSITIVE_DURATION_TEXT",
+    "POSITIVE_NUMBER_TEXT",
+    "SPACE",
+    "UNITS",
+    "ZERO",
+    "Count",
+    "CountOrAuto",
+    "Duration",
+    "DurationLike",
+    "Factor",
+    "PositiveCount",
+    "PositiveDuration",
+    "Rate",
+    "Ratio",
+    "Share",
+    "Size",
+    "any_case",
+    "approximate_duration",
+    "fits",
+    "format_duration",
+    "named_schema",
+    "number_or_text",
+    "parse_duration",
+    "parse_number",
+    "parse_rate",
+    "parse_size",
+    "said",
+    "without_password",
+]
+
+DurationLike = float | str | timedelta
+"""What code may write for a duration; the field itself holds float seconds."""
+
+UNITS = {
+    "us": 1e-6,
+    "µs": 1e-6,  # the micro sign
+    "μs": 1e-6,  # the Greek letter, which other keyboards write
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
+PERIODS = {**UNITS, "second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def any_case(words: Iterable[str]) -> str:
+    """A pattern for these words in upper or lower case, the longest first."""
+
+    def letter(each: str) -> str:
+        return f"[{each}{each.upper()}]" if each.isascii() and each.isalpha() else each
+
+    ordered = sorted(words, key=lambda word: (-len(word), word))
+    return f"({'|'.join(''.join(map(letter, word)) for word in ordered)})"
+
+
+HIDDEN = "**********"
+"""Stands for what must not be shown, as in pydantic's `SecretStr`."""
+
+SPACE = r"[ \t\r\n]*"
+EXPONENT = r"([eE][+-]?[0-9]{1,2})?"
+NUMBER = rf"([0-9]{{1,20}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}){EXPONENT}"
+ZERO = rf"(0{{1,20}}(\.0{{0,20}})?|\.0{{1,20}}){EXPONENT}"
+NOT_ZERO = rf"(?!{ZERO}([^0-9.eE]|$))"
+UNIT = any_case(UNITS)
+PARTS = rf"({NUMBER}{SPACE}|({NUMBER}{SPACE}{UNIT}{SPACE})+)"
+POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}({UNIT}{SPACE})?)+$){PARTS}"
+
+POSITIVE_NUMBER_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}$"
+DURATION_TEXT = rf"^{SPACE}\+?{PARTS}$"
+POSITIVE_DURATION_TEXT = rf"^{SPACE}\+?{POSITIVE_PARTS}$"
+RATE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(PERIODS)}{SPACE}|{POSITIVE_PARTS}))?$"
+WHOLE = r"[0-9]{1,20}(\.0{0,20})?([eE]\+?[0-9]{1,2})?"
+COUNT_TEXT = rf"^{SPACE}\+?{WHOLE}{SPACE}$"
+POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{WHOLE}{SPACE}$"
+# A fraction of a byte is none; three digits of the smallest larger unit are at least one byte.
+SIZE_TEXT = (
+    rf"^{SPACE}\+?{NOT_ZERO}"
+    rf"({WHOLE}{SPACE}{any_case(['b'])}?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
+    rf"{any_case(unit for unit, factor in SIZES.items() if factor > 1)}){SPACE}$"
+)
+FACTOR_TEXT = rf"^{SPACE}\+?0{{0,5}}[1-9][0-9]{{0,20}}(\.[0-9]{{0,20}})?([eE]\+?[0-9]{{1,2}})?{SPACE}$"
+SMALL = r"[0-9](\.[0-9]{0,14})?[eE]-(0?[1-9]|[1-9][0-9])"
+UP_TO_ONE = rf"(0?\.[0-9]{{1,20}}|0\.?|1(\.0{{0,20}})?|{SMALL})"
+RATIO_TEXT = rf"^{SPACE}\+?{UP_TO_ONE}{SPACE}$"
+SHARE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{UP_TO_ONE}{SPACE}$"
+AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{WHOLE}|{any_case(['auto'])}){SPACE}$"
+
+_compiled: dict[str, re.Pattern[str]] = {}
+
+
+def fits(pattern: str, value: object) -> bool:
+    """Whether a value is text of that pattern."""
+    if not isinstance(value, str):
+        return False
+    compiled = _compiled.get(pattern)
+    if compiled is None:
+        compiled = _compiled[pattern] = re.compile(pattern)
+    return compiled.search(value) is not None
+
+
+def said(value: object) -> str:
+    """A value as messages show it: a date as YAML writes it, a URL without its password, all else Python's way."""
+    return f"the date {value}" if isinstance(value, date) else without_password(repr(value))
+
+
+def without_password(text: str) -> str:
+    """Text whose URLs show neither user nor password."""
+    return re.sub(r"(?<=://)[^/@\s'\"]*@", f"{HIDDEN}@", text) if "://" in text else text
+
+
+def _no_truth(value: object) -> None:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is no number; write one (YAML reads yes and on as true, no and off as false)")
+
+
+def parse_number(value: object, text: str = rf"^{SPACE}\+?{NUMBER}{SPACE}$") -> float | None:
+    """The number that `value` is or, where it fits the pattern, spells; else None. True is no number, nor is NaN."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) or fits(text, value)):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]  # text that fits is a number
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m"."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    number = parse_number(value)
+    if number is not None:
+        return number
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if fits(DURATION_TEXT, value):
+            parts = re.findall(rf"({NUMBER}){SPACE}([a-zµμ]+)", text)
+            return sum(float(amount) * UNITS[unit] for amount, *_, unit in parts)
+        unknown = [unit for unit in re.findall(r"[0-9.][ \t]*([a-zµμ]+)", text) if unit not in UNITS]
+        if unknown and re.fullmatch(r"([0-9.]+[ \t]*[a-zµμ]+[ \t]*)+", text):
+            raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
+    raise ValueError(f'{said(value)} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that `parse_duration` reads back as the very same number: 1800.0 → "30m"."""
+    for unit in ("d", "h", "m", "s", "ms"):
+        amount = seconds / UNITS[unit]
+        if 1 <= amount < 1e15 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
+            return f"{int(amount)}{unit}"
+    return f"{seconds!r}s"
+
+
+def approximate_duration(seconds: float) -> str:
+    """A measured duration for a message, to three digits: "9.38s", "2m"."""
+    return format_duration(round(seconds)) if seconds >= 100 else f"{seconds:.3g}s"
+
+
+def parse_rate(value: object) -> float:
+    """Permits a second, from a number (a second) or text such as "50/s", "1000/min", "100/30s"."""
+    number = parse_number(value)
+    if number is not None:
+        return number
+    if isinstance(value, str) and fits(RATE_TEXT, value):
+        amount, _, period = value.partition("/")
+        word = period.strip().lower()
+        return float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
+    raise ValueError(f'{said(value)} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from a number of bytes or text such as "512MB", "2GiB"."""
+    number = parse_number(value) if not isinstance(value, str) else None
+    if number is not None and number == int(number):
+        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits of it
+    if isinstance(value, str) and fits(SIZE_TEXT, value):
+        text = value.strip().lower()
+        unit = re.findall("[a-z]*$", text)[0]
+        return int(Decimal(text.removesuffix(unit).strip()) * SIZES[unit])
+    raise ValueError(f'{said(value)} is no size: write bytes or "512MB", "2GiB"')
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise ValueError(f"{value:g} is negative; the least is 0")
+    return value
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError(f"{value:g} is not above 0")
+    return value
+
+
+def named_schema(name: str, choices: list[dict[str, Any]], *examples: Any) -> WithJsonSchema:
+    """The JSON Schema of a field that takes one of several forms; under its name it is written once for all fields."""
+    return WithJsonSchema({"title": name, "anyOf": choices, **({"examples": list(examples)} if examples else {})})
+
+
+def number_or_text(name: str, number: dict[str, Any], text: str, *examples: Any) -> WithJsonSchema:
+    """The JSON Schema of a field that takes a number, or text of a pattern."""
+    return named_schema(name, [number, {"type": "string", "pattern": text}], *examples)
+
+
+def _whole(least: int, text: str) -> BeforeValidator:
+    cure = f"write a whole number from {least} on, such as {least + 3}"
+
+    def check(value: object) -> object:
+        _no_truth(value)
+        if isinstance(value, float) and math.isfinite(value) and value == int(value):
+            return int(value)
+        if isinstance(value, str):
+            if fits(text, value):
+                return int(Decimal(value.strip()))
+            raise ValueError(f"{value!r} will not do: {cure}")
+        if isinstance(value, int):
+            return value
+        raise ValueError(f"{said(value)} is no whole number: {cure}")
+
+    return BeforeValidator(check)
+
+
+def _real(text: str, cure: str) -> BeforeValidator:
+    def check(value: object) -> float:
+        _no_truth(value)
+        number = parse_number(value, text)
+        if number is None:
+            raise ValueError(f"{said(value)} will not do: {cure}")
+        return number
+
+    return BeforeValidator(check)
+
+
+_LONG = {"type": "number", "minimum": 0}
+_ABOVE_0 = {"type": "number", "exclusiveMinimum": 0}
+_DURATIONS = ("250ms", "30s", "5m", "1h30m")
+_FROM_0 = {"type": "integer", "minimum": 0}
+_FROM_1 = {"type": "integer", "minimum": 1}
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    AfterValidator(_not_negative),
+    number_or_text("Duration", _LONG, DURATION_TEXT, *_DURATIONS),
+]
+PositiveDuration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    AfterValidator(_positive),
+    number_or_text("PositiveDuration", _ABOVE_0, POSITIVE_DURATION_TEXT, *_DURATIONS),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(parse_rate),
+    AfterValidator(_positive),
+    number_or_text("Rate", _ABOVE_0, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
+]
+Factor = Annotated[
+    float,
+    Field(ge=1),
+    _real(FACTOR_TEXT, "write a number from 1 on, such as 1.5"),
+    number_or_text("Factor", {"type": "number", "minimum": 1}, FACTOR_TEXT, 1.5, 2),
+]
+Ratio = Annotated[
+    float,
+    Field(ge=0, le=1),
+    _real(RATIO_TEXT, "write a number from 0 to 1, such as 0.1"),
+    number_or_text("Ratio", {"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
+]
+Share = Annotated[
+    float,
+    Field(gt=0, le=1),
+    _real(SHARE_TEXT, "write a number above 0 and up to 1, such as 0.5"),
+    number_or_text("Share", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    AfterValidator(_positive),
+    number_or_text("Size", _FROM_1, SIZE_TEXT, "512MB", "2GiB"),
+]
+Count = Annotated[int, Field(ge=0), _whole(0, COUNT_TEXT), number_or_text("Count", _FROM_0, COUNT_TEXT)]
+PositiveCount = Annotated[
+    int, Field(ge=1), _whole(1, POSITIVE_COUNT_TEXT), number_or_text("PositiveCount", _FROM_1, POSITIVE_COUNT_TEXT)
+]
+
+
+def _count_or_auto(value: object) -> int | str:
+    if isinstance(value, str) and fits(AUTO_TEXT, value):
+        text = value.strip()
+        return "auto" if text.lower() == "auto" else int(Decimal(text))
+    number = parse_number(value) if not isinstance(value, str) else None
+    if number is not None and number >= 1 and number == int(number):
+        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits of it
+    raise ValueError(f'{said(value)} will not do: write a whole number from 1 on, or "auto"')
+
+
+CountOrAuto = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_count_or_auto),
+    named_schema("CountOrAuto", [_FROM_1, {"const": "auto"}, {"type": "string", "pattern": AUTO_TEXT}]),
+]

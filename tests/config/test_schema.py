@@ -1,0 +1,169 @@
+"""The JSON Schema of the policy files: it is current, tells what the models tell, and agrees with the loader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+import yaml
+from agreement import (
+    BEYOND,
+    NAMES,
+    SCHEMA,
+    TEXTS,
+    VALIDATOR,
+    VALUES,
+    disagreements,
+    from_schema,
+    mutated,
+    problems,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opero.config.schema import json_schema, schema_text
+from opero.policies.policy import KINDS
+
+if TYPE_CHECKING:
+    from conftest import Policies
+
+DIRECTORY = Path(__file__).parents[2] / "policies"
+FIELDS = [(kind, field) for kind, model in KINDS.items() for field in model.model_fields]
+PLACES: list[tuple[str, str | None]] = [*FIELDS, *((kind, None) for kind in KINDS)]
+QUICKLY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def test_the_reference_folder_holds_the_schema_as_it_is_now() -> None:
+    assert (DIRECTORY / "schema.json").read_text("utf-8") == schema_text(), (
+        "the schema has changed; if that is meant: python -c 'from opero.config.schema import schema_text; "
+        'print(schema_text(), end="")\' > policies/schema.json'
+    )
+
+
+def test_it_is_a_schema_and_the_same_each_time() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert json.dumps(json_schema()) == json.dumps(SCHEMA)
+    assert json.loads(schema_text()) == SCHEMA
+
+
+def test_the_reference_files_name_it_and_fit_it() -> None:
+    for path in sorted(DIRECTORY.glob("*.yaml")):
+        text = path.read_text("utf-8")
+        assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+        VALIDATOR.validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
+def test_every_field_is_described_and_its_default_and_examples_fit(kind: str, field: str) -> None:
+    info = KINDS[kind].model_fields[field]
+    told = SCHEMA["$defs"][KINDS[kind].__name__]["properties"][field]
+    assert len(told["description"]) > 15
+    assert told["description"][0] == told["description"][0].upper()
+    fits = VALIDATOR.evolve(schema={**told, "$defs": SCHEMA["$defs"]})
+    if not info.is_required() and (kind, field) != ("fallback", "default"):
+        held = list(info.default) if isinstance(info.default, tuple) else info.default
+        assert told["default"] == (["Exception"] if held == [Exception] else held)
+        fits.validate(told["default"])
+    for example in SCHEMA["$defs"].get(told.get("$ref", "").rpartition("/")[2], told).get("examples", []):
+        fits.validate(example)
+
+
+def test_no_description_speaks_of_python_values_or_shows_a_docstring_sections_name() -> None:
+    text = schema_text()
+    assert [each for each in ("None", "Attributes:", "Raises:", "True.", "False.") if each in text] == []
+
+
+def test_it_needs_nothing_that_another_file_may_say() -> None:
+    assert '"required"' not in schema_text()
+
+
+# Agreement with the loader
+
+GENERATED = {
+    **{
+        (kind, field): from_schema(SCHEMA["$defs"][KINDS[kind].__name__]["properties"][field]) for kind, field in FIELDS
+    },
+    **{(kind, None): from_schema(SCHEMA["$defs"][kind]) for kind in KINDS},
+}
+
+
+@settings(QUICKLY, max_examples=12)
+@given(data=st.data())
+def test_the_loader_accepts_whatever_the_schema_generates(policies: Policies, data: st.DataObject) -> None:
+    said = {f"p{number}": (*place, data.draw(GENERATED[place])) for number, place in enumerate(PLACES)}
+    assert disagreements(policies, said) == []
+
+
+@settings(QUICKLY, max_examples=30)
+@given(data=st.data())
+def test_whatever_is_written_in_a_field_both_accept_it_or_neither(policies: Policies, data: st.DataObject) -> None:
+    texts = st.sampled_from(TEXTS).flatmap(mutated)
+    said = {f"p{number}": (*place, data.draw(VALUES | texts)) for number, place in enumerate(PLACES)}
+    assert disagreements(policies, said) == []
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(filter(None, place)))
+def test_of_each_of_many_texts_both_say_the_same(policies: Policies, place: tuple[str, str | None]) -> None:
+    assert disagreements(policies, {f"p{number}": (*place, text) for number, text in enumerate(TEXTS)}) == []
+
+
+@settings(QUICKLY, max_examples=30)
+@given(
+    said=st.lists(
+        st.tuples(st.sampled_from(sorted(KINDS)), st.sampled_from(NAMES).flatmap(mutated), VALUES), max_size=9
+    )
+)
+def test_of_unknown_and_misspelt_fields_both_say_the_same(policies: Policies, said: list[tuple[str, str, Any]]) -> None:
+    assert disagreements(policies, {f"p{number}": each for number, each in enumerate(said)}) == []
+
+
+AROUND = """
+[]; x; 3; {}; policies: ; policies: []; policies: {}; policies: {a: }; polices: {}; policies: {a: 5}; policies: {"": {}}
+policies: {a: {extends: null}}; policies: {a: {extends: 3}}; policies: {a: {extends: [b]}}; policies: {a: {policy: b}}
+policies: {a: {retries: 5}}; policies: {a: {retry: []}}; policies: {a: {retry: [5]}}; policies: {a: {retry: {x: 1}}}
+policies: {a: {retry: {}}}; policies: {a: {retry: }}; policies: {a: {retry: true}}; policies: {a: {retry: no}}
+defaults: ; defaults: []; defaults: {extends: a}; defaults: {retry: 5}; defaults: {retry: x}
+functions: ; functions: []; functions: {"a:b": }; functions: {"a:b": {policy: }}; functions: {"a:b": {policy: 3}}
+functions: {"a:b": {extends: x}}; functions: {"a:b": {retry: 1}}; functions: {"a:b": {retry: {retries: -1}}}
+functions: {a: {}}; functions: {a.b: {}}; functions: {"a.*": {}}; functions: {"a:b.c": {}}; functions: {"1:b": {}}
+functions: {"a:f.<locals>.g": {}}; functions: {":b": {}}; functions: {"[ab]:c": {}}; functions: {"": {}}
+functions: {"a:b ": {}}; functions: {"a:b\\n": {}}
+import_from: ; import_from: []; import_from: app; import_from: [app, a.b]
+import_from: ["a:b"]; import_from: [3]; import_from: 3; import_from: {}; import_from: [a.]; import_from: [""]
+import_from: [1a]; import_from: ["a\\n"]
+"""
+
+
+@pytest.mark.parametrize("text", [each.strip() for each in AROUND.strip().replace("\n", ";").split(";")])
+def test_of_the_places_around_policies_both_say_the_same(policies: Policies, text: str) -> None:
+    document = yaml.safe_load(text)
+    assert VALIDATOR.is_valid(document) == (problems(policies, document) == [])
+
+
+BEYOND_EXAMPLES: dict[str, dict[str, Any]] = {
+    "what is missing": {"policies": {"a": {"rate_limit": {"burst": 5}}}},
+    "contradictions": {"policies": {"a": {"retry": {"min_delay": 5, "max_delay": 1}}}},
+    "profiles": {"policies": {"a": {"extends": "b"}}},
+    "imports": {"policies": {"a": {"retry": {"retry_on": ["ConectionError"]}}}},
+    "tags": {"policies": {"a": {"cache": {"tags": ["user:{"]}}}},
+    "json in text": {"policies": {"a": {"cache": {"ttl": "{hot: 1h}"}}}},
+    "numbers that JSON has not": {"policies": {"a": {"cache": {"ttl": float("inf")}}}},
+    "whole shares": {"policies": {"a": {"parallel": {"max_failures": 1.0}}}},
+}
+
+
+@pytest.mark.parametrize("exception", BEYOND)
+def test_each_published_exception_is_one(policies: Policies, exception: str) -> None:
+    document = BEYOND_EXAMPLES[exception]
+    assert VALIDATOR.is_valid(document)
+    assert len(problems(policies, document)) == 1
+
+
+def test_no_value_of_a_mistaken_number_breaks_the_loader(policies: Policies) -> None:
+    """It did: float() raises OverflowError, which was told as a module that cannot be imported."""
+    (told,) = problems(policies, {"policies": {"a": {"retry": {"min_delay": 10**400}}}})
+    assert told.startswith("policies.a.retry.min_delay: 1000")
+    assert "is no duration" in told

@@ -1,0 +1,193 @@
+"""Values as they come out of files and variables: YAML's surprises, and what contradicts itself within a profile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opero import CachePolicy, Policy, RateLimitPolicy, RetryPolicy
+from opero.config import load
+
+if TYPE_CHECKING:
+    from conftest import Policies
+
+READ: dict[str, tuple[str, str, str, Any]] = {
+    "yes for a flag": ("retry: {jitter: yes}", "retry", "jitter", True),
+    "off for a flag": ("retry: {jitter: off}", "retry", "jitter", False),
+    "quoted no for a flag": ("retry: {jitter: 'no'}", "retry", "jitter", False),
+    "n for a flag": ("retry: {jitter: n}", "retry", "jitter", False),
+    "a power of ten, which YAML 1.1 reads as text": ("cache: {max_size: 1e3}", "cache", "max_size", 1000),
+    "a power of ten for a duration": ("cache: {ttl: 1e3}", "cache", "ttl", 1000.0),
+    "a negative power of ten": ("cache: {ttl: 1, ttl_jitter: 1e-1}", "cache", "ttl_jitter", 0.1),
+    "underscores, which YAML 1.1 allows": ("cache: {max_size: 1_000}", "cache", "max_size", 1000),
+    "a hexadecimal number": ("cache: {max_size: 0x10}", "cache", "max_size", 16),
+    "a fraction of zero": ("retry: {retries: 3.0}", "retry", "retries", 3),
+    "a tilde where there may be no value": ("cache: {ttl: ~}", "cache", "ttl", None),
+    "quoted numbers": ("retry: {retries: '5', min_delay: '0.5'}", "retry", "min_delay", 0.5),
+    "a block of text": ("cache:\n      ttl: |\n        30m\n", "cache", "ttl", 1800.0),
+}
+
+
+@pytest.mark.parametrize(("text", "kind", "field", "held"), READ.values(), ids=READ)
+def test_it_is_read_as_anybody_would_expect(policies: Policies, text: str, kind: str, field: str, held: Any) -> None:
+    policies.write(base=f"policies:\n  api:\n    {text}\n")
+    value = getattr(getattr(policies.load().policies["api"], kind), field)
+    assert value == held
+    assert type(value) is type(held)
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "on for a choice": (
+        "parallel: {mode: on}",
+        "'async_process', 'dask', 'ray'; YAML reads yes and on as true, no and off as false",
+    ),
+    "no for a count": ("retry: {retries: no}", "retry.retries: False is no number; write one (YAML reads yes and on"),
+    "yes for a share": ("circuit_breaker: {failure_rate: yes}", "failure_rate: True is no number; write one"),
+    "a number for a flag": ("retry: {jitter: 0}", "retry.jitter: 0 is neither true nor false; write one of these"),
+    "a number for a switch": ("retry: {enabled: 0}", "retry.enabled: 0 is neither true nor false; write one of these"),
+    "a time to the base 60": ("cache: {ttl: 10:30}", "as a number to the base 60; quote it, or write it with units"),
+    "a time in quotes": ("cache: {ttl: '10:30'}", "cache.ttl: '10:30' is no duration: write seconds"),
+    "an octal number": (
+        "retry: {retries: 012}",
+        "reads 012 as an octal number; write it without the leading 0",
+    ),
+    "a date for a duration": (
+        "cache: {ttl: 2024-01-01}",
+        "ttl: the date 2024-01-01 is no duration: write seconds",
+    ),
+    "a date for a count": ("retry: {retries: 2024-01-01}", "retries: the date 2024-01-01 is no whole number: write"),
+    "a date for text": (
+        "cache: {namespace: 2024-01-01}",
+        'cache.namespace: the date 2024-01-01 should be a valid string; quote it: "2024-01-01"',
+    ),
+    "a number for text": ("cache: {namespace: 5}", 'cache.namespace: 5 should be a valid string; quote it: "5"'),
+    "a truth for text": (
+        "parallel: {address: on}",
+        "address: true should be a valid string; quote it (YAML reads yes and on as true, no and off as false)",
+    ),
+    "infinity": ("cache: {ttl: .inf}", "cache.ttl: inf is no duration: write seconds (30, 0.25)"),
+    "infinity for a count": ("retry: {retries: .inf}", "retry.retries: inf is no whole number: write"),
+    "no number": ("retry: {backoff_factor: .nan}", "retry.backoff_factor: nan will not do: write a number from 1 on"),
+    "a tilde where there must be a value": ("retry: {retries: ~}", "retry.retries: None is no whole number: write"),
+    "a power of ten for a window": (
+        "circuit_breaker: {failure_rate: 0.5, window: 1e3}",
+        "window: '1e3' is no window: write calls (100), or a time with its unit (\"30s\")",
+    ),
+    "other alphabets' digits": (
+        "retry: {retries: ٣}",
+        "retries: '٣' will not do: write a whole number from 0 on",
+    ),
+    "an empty secret": ("cache: {secret: ''}", "cache.secret: it is empty; write it, or leave it out"),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), REFUSED.values(), ids=REFUSED)
+def test_it_is_refused_with_the_cure(policies: Policies, text: str, told: str) -> None:
+    policies.write(base=f"policies:\n  api:\n    {text}\n")
+    (problem,) = policies.problems()
+    assert problem.startswith("policies/base.yaml:3:")
+    assert told in problem
+
+
+def test_text_of_variables_spells_values_of_every_type(policies: Policies) -> None:
+    policies.write(base="policies: {api: {cache: {ttl: 5}}}")
+    found = policies.load(
+        OPERO_API_RETRIES="5",
+        OPERO_API_JITTER="0",
+        OPERO_API_BACKOFF="1.5",
+        OPERO_API_CACHE_TTL="null",
+        OPERO_API_CACHE_MAX_SIZE="1e3",
+        OPERO_API_CACHE_ERRORS="True",
+        OPERO_API_RATE_LIMIT="0.5",
+    ).policies["api"]
+    assert found == Policy(
+        retry=RetryPolicy(retries=5, jitter=False, backoff_factor=1.5),
+        cache=CachePolicy(ttl=None, max_size=1000, cache_errors=True),
+        rate_limit=RateLimitPolicy(rate=0.5),
+    )
+
+
+def test_a_contradiction_is_told_where_its_last_value_was_said(policies: Policies) -> None:
+    policies.write(
+        base="policies:\n  api:\n    retry: {retries: 10, jitter: false}\n    timeout: 60s\n",
+        production="policies: {api: {timeout: 5s}}",
+    )
+    said = (
+        "policies.api: 10 retries wait 11.3s at least, and timeout.total (5s) ends the call before that, so at most 8 "
+        "of them are ever made; lower retry.retries to 8, or retry.min_delay, or raise timeout.total"
+    )
+    assert policies.load().policies["api"].timeout is not None
+    assert policies.problems("production") == [
+        f"policies/production.yaml:1:27: {said} (see also policies/base.yaml:3:22 and policies/base.yaml:3:34)"
+    ]
+    (problem,) = policies.problems(OPERO_API_TIMEOUT="5")
+    assert problem.startswith(f"OPERO_API_TIMEOUT: {said} (see also policies/base.yaml:3:22")
+    (problem,) = policies.problems("production", OPERO_API_RETRIES="11")
+    assert problem.startswith("OPERO_API_RETRIES: policies.api: 11 retries wait 17")
+    assert policies.load("production", OPERO_API_RETRIES="8").policies["api"].retry == RetryPolicy(
+        retries=8, jitter=False
+    )
+
+
+def test_a_profiles_own_word_is_the_last_wherever_its_parent_stands(policies: Policies) -> None:
+    policies.write(
+        base="""
+        policies:
+          child: {extends: parent, timeout: 1s}
+          parent: {retry: {retries: 3, min_delay: 1s}}
+        defaults: {retry: {max_delay: 1s}}
+        """
+    )
+    (problem,) = policies.problems()
+    assert problem.startswith("policies/base.yaml:2:37: policies.child: 3 retries wait ")
+    assert problem.endswith(
+        "(see also policies/base.yaml:4:31 and policies/base.yaml:3:29 and policies/base.yaml:3:43)"
+    )
+
+
+def test_every_contradiction_of_a_profile_is_told(policies: Policies) -> None:
+    policies.write(
+        base="""
+        policies:
+          api:
+            retry: {retries: 9, min_delay: 1s}
+            timeout: {total: 5s, attempt: 1s}
+            rate_limit: 1/s
+            circuit_breaker: {failure_rate: 0.5, window: 10s, min_calls: 20, slow_call: 2s}
+        """
+    )
+    first, second, third = policies.problems()
+    assert "retries wait" in first
+    assert "rate_limit lets at most 11 calls begin within circuit_breaker.window (10s)" in second
+    assert "slow_call (2s) is longer than timeout.attempt (1s)" in third
+
+
+def test_a_cache_is_judged_as_it_is_merged(policies: Policies) -> None:
+    policies.write(
+        base="policies: {api: {cache: {stale_ttl: 1h, secret: hunter2}}}", production="policies: {api: {cache: 5m}}"
+    )
+    assert policies.load("production").policies["api"].cache is not None
+    (problem,) = policies.problems()
+    assert problem.startswith(
+        "policies/base.yaml:1:37: policies.api.cache: stale_ttl needs a ttl: without one, nothing"
+    )
+
+
+def test_what_a_decorator_says_is_no_contradiction_of_the_files(policies: Policies) -> None:
+    from opero import Registry
+
+    policies.write(base="policies: {api: {retry: 3, timeout: 5s}}")
+    registry = Registry.load(policies.directory, environ={})
+    assert registry.bind(len, "api", retries=50).policy.retry.retries == 50
+    policies.write(base="policies: {api: {retry: 3, timeout: 5s}}\nfunctions: {'builtins:len': {retry: 60}}")
+    registry = Registry.load(policies.directory, environ={})
+    with pytest.raises(ValueError, match="60 retries wait"):
+        _ = registry.bind(len, "api").policy
+
+
+def test_the_reference_files_contradict_themselves_nowhere() -> None:
+    from pathlib import Path
+
+    for environment in ("development", "staging", "production"):
+        assert load(Path(__file__).parents[2] / "policies", environment, {}).policies

@@ -1,0 +1,198 @@
+"""Reloading by itself: real files, a real signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, MissingExtraError, Policy, Registry, on
+
+WITHIN = 30.0
+
+
+@pytest.fixture
+def told() -> Any:
+    """What events say: their names and messages, as they come."""
+    queue: Queue[tuple[str, str]] = Queue()
+    off = [
+        on(name, lambda event: queue.put((event.name, event.message)))
+        for name in ("configuration_reloaded", "configuration_rejected")
+    ]
+    yield queue
+    for each in off:
+        each()
+
+
+def load(directory: Path, text: str) -> Registry:
+    directory.mkdir(exist_ok=True)
+    (directory / "base.yaml").write_text(text)
+    return Registry.load(directory, environ={})
+
+
+def replace(path: Path, text: str) -> None:
+    """As careful editors and orchestrators write: a new file takes the old one's name."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+@pytest.mark.parametrize("write", [Path.write_text, replace])
+def test_a_changed_file_is_reloaded_and_a_bad_one_told_once(tmp_path: Path, told: Any, write: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    file = tmp_path / "policies" / "base.yaml"
+    with registry.watch():
+        write(file, "policies: {api: {retry: 2}}")
+        assert told.get(timeout=WITHIN) == ("configuration_reloaded", "reloaded: api")
+        assert registry["api"] == Policy(retry=2)
+        write(file, "policies: {api: {retry: minus one}}")
+        name, message = told.get(timeout=WITHIN)
+        assert name == "configuration_rejected"
+        assert "not reloaded (a file has changed), and what held goes on" in message
+        assert "minus one" in message
+        assert registry["api"] == Policy(retry=2)
+        write(file, "policies: {api: {retry: minus one}}")
+        write(file, "policies: {api: {retry: minus one}} # still")
+        write(file, "policies: {api: {retry: 3}}")
+        name, message = told.get(timeout=WITHIN)
+        while name == "configuration_rejected":  # the line that it shows has a comment more
+            assert "# still" in message
+            name, message = told.get(timeout=WITHIN)
+        assert name == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=3)
+
+
+def test_what_changed_before_the_watching_began_is_found(tmp_path: Path, told: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
+    with registry.watch():
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+
+
+def test_a_file_that_comes_or_goes_counts(tmp_path: Path, told: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with registry.watch():
+        (tmp_path / "policies" / "development.yaml").write_text("policies: {api: {retry: 2}}")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=2)
+        (tmp_path / "policies" / "development.yaml").unlink()
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=1)
+
+
+def test_a_mounted_directory_whose_link_is_turned_is_reloaded(tmp_path: Path, told: Any) -> None:
+    """Kubernetes: the files are links into `..data`, which is a link that is replaced as a whole."""
+    mount = tmp_path / "policies"
+    for number in (1, 2):
+        version = mount / f"..version{number}"
+        version.mkdir(parents=True)
+        (version / "base.yaml").write_text(f"policies: {{api: {{retry: {number}}}}}")
+    (mount / "..data").symlink_to("..version1")
+    (mount / "base.yaml").symlink_to("..data/base.yaml")
+    registry = Registry.load(mount, environ={})
+    with registry.watch():
+        (mount / "..data_new").symlink_to("..version2")
+        os.replace(mount / "..data_new", mount / "..data")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert registry["api"] == Policy(retry=2)
+
+
+def test_env_files_and_secrets_are_watched_too(tmp_path: Path, told: Any) -> None:
+    load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    (tmp_path / "app").mkdir()
+    env_file = tmp_path / "app" / ".env"
+    env_file.write_text("OPERO_API_RETRIES=2\n")
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    registry = Registry.load(tmp_path / "policies", environ={}, env_file=env_file, secrets_dir=secrets)
+    with registry.watch():
+        replace(env_file, "OPERO_API_RETRIES=3\n")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        (secrets / "OPERO_API_CACHE_TTL").write_text("5m\n")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert registry["api"] == Policy(retry=3, cache="5m")
+
+
+def test_sighup_reloads_and_stop_puts_the_old_handler_back(tmp_path: Path, told: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: heard.append(number))
+    try:
+        handler = signal.getsignal(signal.SIGHUP)
+        with registry.watch(files=False, sighup=True):
+            (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert told.get(timeout=WITHIN) == ("configuration_reloaded", "reloaded: api")
+        assert heard == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert registry["api"] == Policy(retry=2)
+
+
+def test_a_reload_that_changes_nothing_is_no_event(tmp_path: Path, told: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with registry.watch(files=False, sighup=True):
+        os.kill(os.getpid(), signal.SIGHUP)
+    with pytest.raises(Empty):
+        told.get_nowait()
+
+
+def test_what_a_handler_raises_does_not_end_the_watching(
+    tmp_path: Path, told: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    reload, failed = registry.reload, threading.Event()
+
+    def fail_once() -> Any:
+        if not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError
+        return reload()
+
+    registry.reload = fail_once  # type: ignore[method-assign]
+    with caplog.at_level(logging.ERROR, "opero"), registry.watch(files=False, sighup=True):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert failed.wait(WITHIN)
+        (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert "reloading the configuration failed" in caplog.text
+
+
+def test_stopping_ends_the_threads_and_may_be_done_twice(tmp_path: Path) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    watch = registry.watch()
+    watch.stop()
+    watch.stop()
+    assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
+
+
+def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="was not read from any file"):
+        Registry({"api": Policy()}).watch()
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with pytest.raises(ConfigError, match="watches nothing"):
+        registry.watch(files=False)
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            registry.watch(files=False, sighup=True)
+        except ConfigError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "must be called in the main thread" in str(errors[0])
+    monkeypatch.setitem(__import__("sys").modules, "watchfiles", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'opero\[watch\]'"):
+        registry.watch()
+    assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
