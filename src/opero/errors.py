@@ -298,6 +298,15 @@ class WorkerDiedError(OperoError):
         self.times = times
 
 
+def _cells(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    from unicodedata import category, east_asian_width
+
+    return sum(
+        0 if category(letter) in ("Mn", "Me", "Cf") else 2 if east_asian_width(letter) in "WF" else 1 for letter in text
+    )
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with a configuration.
 
@@ -324,7 +333,8 @@ class Problem(NamedTuple):
         if not self.snippet:
             return said
         number = str(self.line).rjust(4)
-        marks = " " * (self.caret - 1) + "^" * self.width
+        before, meant = self.snippet[: self.caret - 1], self.snippet[self.caret - 1 : self.caret - 1 + self.width]
+        marks = " " * _cells(before) + "^" * max(1, _cells(meant))
         return f"{said}\n{number} | {self.snippet}\n{' ' * len(number)} | {marks}"
 
 

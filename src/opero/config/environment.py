@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.config.document import read_block, read_parent
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
-from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source
+from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source, mark
 from opero.errors import nearest
 from opero.policies.policy import KINDS
 
@@ -44,6 +44,9 @@ class Said(NamedTuple):
 
     text: str
     source: Source
+
+    def __repr__(self) -> str:
+        return f"Said({self.source!s})"  # the text may be secret
 
 
 def said_by_process(environ: Mapping[str, str]) -> dict[str, Said]:
@@ -144,7 +147,7 @@ def read_variables(
         elif targets:
             target = targets[0]
             try:
-                value = _mark(_parse(target, text), source)
+                value = mark(_parse(target, text), source)
             except ValueError as error:
                 report.add(source, str(error))
                 value = None
@@ -218,14 +221,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
-
-
-def _mark(value: Any, source: Source) -> Marked:
-    if isinstance(value, dict):
-        return Marked({name: _mark(each, source) for name, each in value.items()}, source)
-    if isinstance(value, list):
-        return Marked([_mark(each, source) for each in value], source)
-    return Marked(value, source)
 
 
 class _Collected:

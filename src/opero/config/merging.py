@@ -149,9 +149,9 @@ class Profile:
 
     # Where values come from
 
-    def written(self, kind: str, field: str) -> Marked:
-        """What holds for a field, as it was written."""
-        return next(block.fields[field] for block in reversed(self.blocks[kind]) if field in block.fields)
+    def block_of(self, kind: str, field: str) -> Block:
+        """Which block gives what holds for a field."""
+        return next(block for block in reversed(self.blocks[kind]) if field in block.fields)
 
     def given(self, kind: str) -> Mapping[str, Leaf]:
         """The fields of a policy that someone wrote and that hold, in the order in which they were said."""

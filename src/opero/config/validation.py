@@ -99,8 +99,10 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
             complaints.setdefault(each["loc"][1], []).append(each)
     for field, wrong in complaints.items():
         leaf = given[field]
-        text = f"{leaf.section}.{kind}.{field}: {_explain(kind, field, leaf, wrong)}"
-        report.add(_place(kind, field, profile.written(kind, field), wrong), text)
+        about = f"{leaf.section}.{kind}.{field}"
+        block = profile.block_of(kind, field)
+        place = _place(kind, field, block.fields[field], wrong)
+        report.add(place, f"{about}: {_explain(kind, field, leaf, wrong)}", about, block.into(block.fields[field]))
 
 
 def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Source:
