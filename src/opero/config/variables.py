@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from opero.config.environment import PREFIX, Said, said_by_process
@@ -112,9 +113,14 @@ def _read_dotenv(path: Path, report: Report) -> dict[str, Said]:
             report.add(source, f"is also set in line {found[name].source.line}; keep one of them")
         else:
             found[name] = Said(value, source)
-    # Each line holds a value that may be secret: only names are shown.
-    report.texts[shown] = "\n".join(line.partition("=")[0] + ("=…" if "=" in line else "") for line in lines)
+    report.texts[shown] = "\n".join(map(_without_value, lines))
     return found
+
+
+def _without_value(line: str) -> str:
+    """A line of a `.env` file as messages show it: our own names alone, since any value may be secret."""
+    name = re.match(r"\s*(?:export\s+)?['\"]?(?:OPERO_\w*|ENVIRONMENT\b)['\"]?\s*=?", line, re.IGNORECASE)
+    return f"{name[0]}…" if name else "…"
 
 
 def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
