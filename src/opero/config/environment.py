@@ -93,12 +93,7 @@ def read_enabled(said: Mapping[str, Said], report: Report) -> bool | None:
         if name.upper() == "OPERO_ENABLED":
             value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
             if value is None:
-                report.add(
-                    source,
-                    f"OPERO_ENABLED: {text!r} is neither true nor false"
-                    if source.by
-                    else f"{text!r} is neither true nor false",
-                )
+                report.add(source, f"{text!r} is neither true nor false")
             return value
     return None
 
@@ -134,7 +129,8 @@ def read_variables(
     names, entries = list(profiles), list(functions)
     sections: dict[str, _Collected] = {}
     spelled: dict[str, Source] = {}
-    for variable in sorted(each for each in said if each.upper().startswith(PREFIX)):
+    ours = [each for each in said if each.upper().startswith(PREFIX)]
+    for variable in sorted(ours, key=lambda each: (said[each].source.line or 0, each)):
         text, source = said[variable]
         upper = variable.upper()
         if upper in spelled:
@@ -265,11 +261,12 @@ class _Collected:
 
 def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> None:
     ways = list(dict.fromkeys(target.nested for target in targets))
-    cure = (
-        f"write {' or '.join(ways)}"
-        if len(ways) > 1
-        else "rename one of the profiles, whose names differ in no letter or digit"
-    )
+    if len(ways) > 1:
+        cure = f"write {' or '.join(ways)}"
+    elif targets[0].section.startswith("functions."):
+        cure = "write it in a file, since the names of these functions differ in no letter or digit"
+    else:
+        cure = "rename one of the profiles, whose names differ in no letter or digit"
     report.add(source, f"can be read as {' or as '.join(map(str, targets))}; {cure}")
 
 
