@@ -71,7 +71,7 @@ class Circuit:
 
     def suit(self, policy: CircuitBreakerPolicy) -> None:
         """Count on as a new policy asks for. What has been counted is kept, as far as its window holds it."""
-        if not (self.by_rate and policy.by_rate):
+        if not policy.by_rate:
             self.window = new_window(policy.window)  # a window that calls have passed by would tell nothing
         elif policy.window != self.length or type(policy.window) is not type(self.length):
             self.window = self.window.resized(policy.window)
