@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from opero.config.sources import span
 from opero.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ class Report:
         for value in self._hidden:
             for each in value.walk():
                 if each.file and not isinstance(each.value, dict | list):
-                    start, end = each.at.start_mark, each.at.end_mark
-                    spans.setdefault(each.file, []).append((start.line, start.column, end.line, end.column))
+                    spans.setdefault(each.file, []).append(span(each.at))
         return spans
 
 

@@ -158,7 +158,7 @@ class CacheExecutor:
         where: tuple[Any, ...] = policy.backend.removeprefix("opero."), policy.namespace, policy.key
         if isinstance(store, MemoryStore):
             return *where, store.codec and (store.codec.serializer, store.codec.secret)
-        return *where, store.guard.name, policy.arguments  # type: ignore[attr-defined]
+        return *where, store.guard.name, type(policy).model_construct(arguments=policy.arguments)  # type: ignore[attr-defined]
 
     def _hit(self) -> Callable[..., Any]:
         assert isinstance(self.store, MemoryStore)

@@ -10,6 +10,7 @@ import math
 import re
 from datetime import date, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -158,18 +159,23 @@ def parse_duration(value: object) -> float:
     """Seconds, from a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m"."""
     if isinstance(value, timedelta):
         return value.total_seconds()
-    number = parse_number(value)
+    number = _seconds(value) if isinstance(value, str) else parse_number(value)
     if number is not None:
         return number
     if isinstance(value, str):
         text = value.strip().lower()
-        if fits(DURATION_TEXT, value):
-            parts = re.findall(rf"({NUMBER}){SPACE}([a-zµμ]+)", text)
-            return sum(float(amount) * UNITS[unit] for amount, *_, unit in parts)
         unknown = [unit for unit in re.findall(r"[0-9.][ \t]*([a-zµμ]+)", text) if unit not in UNITS]
         if unknown and re.fullmatch(r"([0-9.]+[ \t]*[a-zµμ]+[ \t]*)+", text):
             raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
     raise ValueError(f'{said(value)} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
+
+
+@lru_cache(maxsize=1024)  # files say the same few again and again
+def _seconds(text: str) -> float | None:
+    if not fits(DURATION_TEXT, text):
+        return None
+    parts = re.findall(rf"({NUMBER}){SPACE}{UNIT}", text.lower())
+    return sum(float(amount) * UNITS[unit] for amount, *_, unit in parts) if parts else float(text)
 
 
 def format_duration(seconds: float) -> str:
