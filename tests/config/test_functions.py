@@ -208,6 +208,16 @@ def test_what_an_entry_and_code_say_together_is_judged_when_they_meet(policies: 
         registry.check()
 
 
+def test_import_from_binds_files_and_not_code(policies: Policies) -> None:
+    registry = loaded(
+        policies, 'import_from: [requests]\npolicies: {api: }\nfunctions: {"app:*": {retry: {retries: 2}}}'
+    )
+    fetch = opero(policy="api", registry=registry, retry_on="json.JSONDecodeError")(named("app:one"))
+    assert fetch() == 1
+    policies.write(base='import_from: [requests]\nfunctions: {"app:*": {retry: {retry_on: json.JSONDecodeError}}}')
+    assert "import_from allows only requests" in policies.error()
+
+
 def test_check_finds_entries_that_hold_for_no_function_and_profiles_that_do_not_exist(policies: Policies) -> None:
     registry = loaded(policies, '{policies: {api: }, functions: {"app:onne": {retry: 1}, "lib.*": {retry: 1}}}')
     one = registry.bind(named("app:one"), "api")

@@ -197,6 +197,55 @@ def test_who_queues_at_the_new_one_already_is_served_by_the_old_ones_calls_too()
     clock.run(main())
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "out of patience"])
+def test_who_gives_up_after_he_was_taken_in_leaves_the_queue(ends: str) -> None:
+    clock = VirtualClock()
+
+    async def hold(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def main() -> None:
+        old: Any = policy(1, None).apply(hold, clock=clock)
+        new: Any = policy(1, 3).apply(hold, clock=clock)
+        tasks = [asyncio.create_task(each(seconds)) for each, seconds in [(old, 9), (new, 9), (new, 1)]]
+        await asyncio.sleep(1)
+        bulkhead_of(new).take_over(bulkhead_of(old))
+        assert len(bulkhead_of(old).places.queue) == 1
+        if ends == "cancelled":
+            tasks[2].cancel()
+        ended = await asyncio.gather(tasks[2], return_exceptions=True)
+        assert type(ended[0]) is (asyncio.CancelledError if ends == "cancelled" else BulkheadFullError)
+        assert len(bulkhead_of(old).places.queue) == 0
+        await asyncio.gather(*tasks[:2])
+        assert bulkhead_of(new).running == bulkhead_of(old).running == 0
+
+    clock.run(main())
+
+
+def test_one_that_is_put_in_force_again_serves_the_queue_at_once() -> None:
+    clock, order = VirtualClock(), []
+
+    async def function(name: int) -> None:
+        order.append(name)
+        await asyncio.sleep(10)
+
+    bound: Any = policy(2, None).apply(function, clock=clock)
+    again = bound.binding.prepare(Policy(bulkhead=policy(2, None).bulkhead, retry=1))  # holds the executor of now
+
+    async def main() -> None:
+        bound.binding.swap(policy(1, None))
+        tasks = [asyncio.create_task(bound(number)) for number in range(2)]
+        await asyncio.sleep(1)
+        assert order == [0]
+        bound.binding.enforce(again)
+        await asyncio.sleep(1)
+        assert order == [0, 1]
+        await asyncio.gather(*tasks)
+
+    clock.run(main())
+    assert bulkhead_of(bound).running == 0
+
+
 def test_a_bulkhead_that_is_removed_loses_its_state_and_an_equal_one_is_the_same(bind: Any) -> None:
     call = bind(policy(1), lambda: None)
     first = bulkhead_of(bind.bound)

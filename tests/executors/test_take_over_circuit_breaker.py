@@ -355,6 +355,17 @@ def test_a_window_that_the_new_policy_has_is_filled_by_calls_of_the_old_one_too(
     assert (new.state, old.state) == ("open", "open")
 
 
+def test_successes_fill_the_window_from_the_reload_on(bind: Any) -> None:
+    service = Service(bind, consecutive_failures=100)
+    service.call()
+    service.reload(failure_rate=0.5, min_calls=4)
+    service.call(), service.call()
+    service.fail()
+    assert service.state == "closed"
+    service.fail()
+    assert service.state == "open"
+
+
 def test_a_policy_that_is_removed_or_switched_off_loses_its_state(bind: Any) -> None:
     service = Service(bind, consecutive_failures=1)
     for without in (Policy(), Policy(circuit_breaker={"consecutive_failures": 1, "enabled": False})):

@@ -233,12 +233,22 @@ def test_places_are_held_and_counted_over_processes_and_policies(tmp_path: Path)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: str) -> None:
-    bound: Any = Policy.model_validate({"bulkhead": {"max_concurrent": 1, "max_wait": None}}).apply(work)
+@pytest.mark.parametrize("again", [False, True])
+def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: str, *, again: bool) -> None:
+    def policy(most: int, max_wait: float | None = None) -> Policy:
+        return Policy.model_validate({"bulkhead": {"max_concurrent": most, "max_wait": max_wait}})
+
+    bound: Any = policy(2).apply(work)
+    more = bound.binding.prepare(policy(2))  # holds the executor of now
+    bound.binding.swap(policy(1))
     has_place, go_on, entered = threading.Event(), threading.Event(), threading.Event()
 
     def hold() -> None:
         has_place.set()
+        assert go_on.wait(WAIT)
+
+    def enter() -> None:
+        entered.set()
         assert go_on.wait(WAIT)
 
     def start(target: Any) -> threading.Thread:
@@ -250,14 +260,15 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
         share_limits(bound.binding.chain.executors, "work", tmp_path)
     threads = [start(hold)]
     assert has_place.wait(WAIT)
-    threads.append(start(entered.set))
+    threads.append(start(enter))
     places = executor_of(bound, "bulkhead").places
     while not places.queue:
         threading.Event().wait(0.001)
     if when == "before":
         share_limits(bound.binding.chain.executors, "work", tmp_path)
-    bound.binding.swap(Policy.model_validate({"bulkhead": {"max_concurrent": 2, "max_wait": 0}}))
+    bound.binding.enforce(more if again else bound.binding.prepare(policy(2, 0)))
     assert entered.wait(WAIT)
+    assert executor_of(bound, "bulkhead").running == 2
     go_on.set()
     for thread in threads:
         thread.join(WAIT)

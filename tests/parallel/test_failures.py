@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import AllFailedError, CallTimeoutError, Failure, MapError, OperoError, Policy, opmap
+from opero.parallel.outcomes import JUDGED_FROM
 from opero.testing import VirtualClock
 
 MODES = ["thread", "process", "async", "async_process", "auto"]
@@ -148,9 +149,15 @@ def test_a_map_fails_just_where_its_failures_are_too_many(
     function = Policy(parallel={"mode": "thread", "workers": 2, "progress": False, **options}).apply(one)
     failed = len(failing & set(range(count)))
     allowed = failed <= (most if isinstance(most, int) else most * count)
+    # A share is one of those that are finished, and which are, when it is judged, is a matter of time.
+    may_end = isinstance(most, float) and count > JUDGED_FROM and failed > most * JUDGED_FROM
     if allowed and (on_error != "raise" or not failed):
         expected = [each for each in range(count) if on_error == "return" or each not in failing]
-        got = function.map(range(count))
+        try:
+            got = function.map(range(count))
+        except MapError:
+            assert may_end
+            return
         assert [each.args[0] if isinstance(each, ValueError) else each for each in got] == expected
         return
     with pytest.raises(MapError) as caught:

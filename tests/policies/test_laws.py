@@ -161,4 +161,7 @@ def test_a_secret_shows_nowhere() -> None:
         with pytest.raises(ValueError, match="cache") as caught:
             Policy.model_validate({"cache": {"secret": "s3cret", **wrong}})
         shown += [str(caught.value), repr(caught.value)]
+    with pytest.raises(ValueError, match="frozen") as caught:
+        policy.cache.secret = "s3cret"  # type: ignore[misc, assignment]
+    shown += [str(caught.value), repr(caught.value)]
     assert [each for each in shown if "s3cret" in each] == []

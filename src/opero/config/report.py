@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opero.config.sources import span
 from opero.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ class Report:
         for value in self._hidden:
             for each in value.walk():
                 if each.file and not isinstance(each.value, dict | list):
-                    start, end = each.at.start_mark, each.at.end_mark
-                    spans.setdefault(each.file, []).append((start.line, start.column, end.line, end.column))
+                    spans.setdefault(each.file, []).append(span(each.at))
         for file, line in self._hidden_lines:
             written = "".join(self.texts[file].splitlines()[line - 1 : line])
             key = re.match(r"[\s{,]*[\w\"']+\s*:(?=\s)\s*", written)

@@ -14,7 +14,7 @@ from yaml.resolver import Resolver
 
 from opero.config.fields import hidden_keys
 from opero.config.report import MASK, SECRET_WORD
-from opero.config.sources import BROKEN, Marked, Source, source_of
+from opero.config.sources import BROKEN, Marked, Source, position, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ def _explain(error: yaml.YAMLError, text: str) -> NoReturn:
 class _Frame:
     """A mapping or list that has begun and not ended."""
 
-    __slots__ = ("anchor", "begun_at", "event", "flaw", "in_key", "inherited", "items", "key", "key_event", "wants_key")
+    __slots__ = ("anchor", "begun_at", "event", "flaw", "in_key", "inherited", "items", "key", "key_at", "wants_key")
 
     def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], begun_at: int) -> None:
         self.event = event
@@ -130,7 +130,7 @@ class _Frame:
         """It stands where a key should."""
         self.key: str | None = None
         """The key that waits for its value; None where that value is not to be kept."""
-        self.key_event: Any = None
+        self.key_at: int | None = None
         self.inherited: dict[str, Marked] | None = None
         """What `<<` brings in."""
         self.flaw = False
@@ -183,13 +183,13 @@ class _Reader:
                 value = plain.get(event.value, BROKEN) if event.implicit[0] else BROKEN
                 if frame is not None and frame.wants_key:
                     if type(value) is str and value not in frame.items:
-                        frame.key, frame.key_event, frame.wants_key = value, event, False
+                        frame.key, frame.key_at, frame.wants_key = value, position(event), False
                     else:
                         self._take_key(frame, event, self._key_value(event))
                     continue
                 if value is BROKEN:
                     value = self._scalar(event)
-                marked = Marked(value, event, frame and frame.key_event, name)
+                marked = Marked(value, position(event), frame and frame.key_at, name)
                 if event.anchor:
                     self._anchors[event.anchor] = marked, 1
             elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
@@ -198,7 +198,7 @@ class _Reader:
             elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
                 ended = frames.pop()
                 frame = frames[-1] if frames else None
-                marked = self._end(ended, frame and frame.key_event)
+                marked = self._end(ended, frame and frame.key_at)
                 if ended.in_key and frame is not None:
                     self._refuse_key(frame, ended.event, "a key must be text, not a list or mapping")
                     continue
@@ -207,7 +207,7 @@ class _Reader:
                 if frame is not None and frame.wants_key:
                     self._take_key(frame, event, marked.value)
                     continue
-                marked = marked.under(frame and frame.key_event)
+                marked = marked.under(frame and frame.key_at)
             elif kind is yaml.DocumentStartEvent:
                 if document is not None:
                     self._fatal(event, "begins a second document (`---`); keep one a file")
@@ -257,7 +257,7 @@ class _Reader:
         value: Any = frame.items
         if frame.inherited is not None:
             value = {**frame.inherited, **value}
-        marked = Marked(BROKEN if frame.flaw else value, frame.event, key, self._name)
+        marked = Marked(BROKEN if frame.flaw else value, position(frame.event), key, self._name)
         if frame.anchor:
             self._anchors[frame.anchor] = marked, self._values - frame.begun_at
         return marked
@@ -273,7 +273,7 @@ class _Reader:
         found = self._anchors[event.anchor]
         if found is None:
             self._report.add(self._source(event), "contains itself by an alias; write the value out")
-            return Marked(BROKEN, event, None, self._name)
+            return Marked(BROKEN, position(event), None, self._name)
         marked, size = found
         self._count(event, size)
         return marked
@@ -294,7 +294,7 @@ class _Reader:
 
     def _take_key(self, frame: _Frame, event: Any, value: Any) -> None:
         frame.wants_key = False
-        frame.key_event = event
+        frame.key_at = position(event)
         frame.key = None
         if value is MERGING and frame.inherited is None:
             frame.inherited, frame.key = {}, MERGING
@@ -372,7 +372,7 @@ class _Reader:
         return BROKEN
 
     def _source(self, event: Any) -> Source:
-        return source_of(event, self._name)
+        return source_of(position(event), self._name)
 
     def _fatal(self, event: Any, text: str) -> NoReturn:
         line = event.start_mark.line

@@ -99,17 +99,18 @@ class BulkheadExecutor:
 
     def wrap(self, layer: Layer) -> Layer:
         def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if not self.places.take():
+            places = self.places  # which know where they are, should they move meanwhile
+            if not places.take():
                 run_blocking(self.queue(self.blocking, call))
             try:
                 result = layer(call, args, kwargs)
             except BaseException:
-                self.places.leave()
+                places.leave()
                 raise
             if type(result) is Started:
-                result.on_end(self.leave)  # a generator holds its place until it ends
+                result.on_end(places.leave)  # a generator holds its place until it ends
             else:
-                self.places.leave()
+                places.leave()
             return result
 
         return placed
@@ -118,17 +119,18 @@ class BulkheadExecutor:
         host = AsyncHost(self.clock)
 
         async def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if not self.places.take():
+            places = self.places  # which know where they are, should they move meanwhile
+            if not places.take():
                 await self.queue(host, call)
             try:
                 result = await layer(call, args, kwargs)
             except BaseException:
-                self.places.leave()
+                places.leave()
                 raise
             if type(result) is Started:
-                result.on_end(self.leave)  # a generator holds its place until it ends
+                result.on_end(places.leave)  # a generator holds its place until it ends
             else:
-                self.places.leave()
+                places.leave()
             return result
 
         return placed

@@ -131,7 +131,7 @@ class CacheExecutor:
 
     def take_over(self, old: CacheExecutor) -> None:
         """Go on with what an executor remembers and computes whose policy this one's replaces (see `hand_over`)."""
-        if self._whereabouts() != old._whereabouts():
+        if not self._is_where(old):
             return
         self.flights, self._resting = old.flights, old._resting
         if self.retention.popularity is not None and old.retention.popularity is not None:
@@ -146,8 +146,14 @@ class CacheExecutor:
         forgo(old)
         register(self)
 
+    def _is_where(self, other: CacheExecutor) -> bool:
+        """Whether the results of both are in the same place."""
+        try:
+            return bool(self._whereabouts() == other._whereabouts())
+        except Exception:  # noqa: BLE001  # arguments and keys are a user's own
+            return False
+
     def _whereabouts(self) -> tuple[Any, ...]:
-        """Equal for policies under which a function's results are in the same place."""
         policy, store = self.policy, self.store
         where: tuple[Any, ...] = policy.backend.removeprefix("opero."), policy.namespace, policy.key
         if isinstance(store, MemoryStore):

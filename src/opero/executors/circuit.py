@@ -24,8 +24,9 @@ class Circuit:
     Attributes:
         lock: held to change anything, and to look at more than one thing. Another one takes its place when processes
             come to share the state.
-        state: that of `State`; to who holds no lock also "shared": processes share it, and it is not simply closed.
+        state: that of `State`.
         period: its number.
+        passing: the same while the circuit is closed, else -1: what a call looks at without the lock.
         since: when it began.
         consecutive: failures in a row.
         probes_begun, probes_passed: in a half-open circuit.
@@ -37,12 +38,11 @@ class Circuit:
         news: changes of state that have not been logged yet.
     """
 
-    lock: Any
-
     def __init__(self, policy: CircuitBreakerPolicy, now: float) -> None:
-        self.lock = threading.Lock()
-        self.state: State | Literal["shared"] = "closed"
+        self.lock: Any = threading.Lock()
+        self.state: State = "closed"
         self.period = 0
+        self.passing = 0
         self.since = now
         self.consecutive = 0
         self.probes_begun = 0
@@ -63,6 +63,7 @@ class Circuit:
         self.state = state
         self.since = now
         self.period += 1
+        self.passing = self.period if state == "closed" else -1
         self.consecutive = self.probes_begun = self.probes_passed = 0
         self.alert = self.by_rate or state != "closed"
         if state == "closed":
@@ -70,7 +71,7 @@ class Circuit:
 
     def suit(self, policy: CircuitBreakerPolicy) -> None:
         """Count on as a new policy asks for. What has been counted is kept, as far as its window holds it."""
-        if not (self.by_rate and policy.by_rate):
+        if not policy.by_rate:
             self.window = new_window(policy.window)  # a window that calls have passed by would tell nothing
         elif policy.window != self.length or type(policy.window) is not type(self.length):
             self.window = self.window.resized(policy.window)

@@ -43,6 +43,7 @@ class CircuitBreakerExecutor:
         self.clock = clock
         self.name = name
         self.times_calls = policy.slow_call is not None
+        self.by_rate = policy.by_rate
         self.circuit = Circuit(policy, clock.monotonic())
 
     def take_over(self, old: CircuitBreakerExecutor) -> None:
@@ -65,7 +66,7 @@ class CircuitBreakerExecutor:
         with self._held() as circuit:
             if circuit.state == "open" and self._open_left(circuit, self.clock.monotonic()) <= 0:
                 return "half_open"
-            return circuit.state  # type: ignore[return-value]  # the lock is held
+            return circuit.state
 
     def force_open(self) -> None:
         """Reject every call until `reset` or `force_closed`."""
@@ -103,13 +104,14 @@ class CircuitBreakerExecutor:
             CircuitOpenError: the circuit is open, or as many probes as may be are under way.
         """
         circuit = self.circuit
+        lock = circuit.lock
         try:
-            with (lock := circuit.lock):
-                if circuit.lock is lock:
-                    return self._admit(circuit, now)
+            with lock:
+                if circuit.lock is not lock:  # processes have come to share it meanwhile
+                    return self.admit(now)
+                return self._admit(circuit, now)
         finally:
             self._tell()
-        return self.admit(now)  # processes have come to share it meanwhile
 
     def _admit(self, circuit: Circuit, now: float) -> int:
         policy = self.policy
@@ -153,38 +155,37 @@ class CircuitBreakerExecutor:
             else ""
         )
         circuit = self.circuit
-        with (lock := circuit.lock):
-            is_held = circuit.lock is lock
-            if is_held and period == circuit.period:
-                if trouble:
-                    circuit.last_error = trouble
-                self._count(circuit, now, failed, slow)
-        if not is_held:  # processes have come to share it meanwhile
-            self.record(period, now, error, seconds)
-        elif circuit.news:
+        lock = circuit.lock
+        with lock:
+            if circuit.lock is not lock:  # as above
+                self.record(period, now, error, seconds)
+                return
+            if period != circuit.period:
+                return
+            if trouble:
+                circuit.last_error = trouble
+            if circuit.state == "half_open":
+                if failed or slow:
+                    circuit.enter("open", now)
+                else:
+                    circuit.probes_passed += 1
+                    if circuit.probes_passed >= self.policy.half_open_calls:
+                        circuit.enter("closed", now)
+            elif circuit.state == "closed":
+                circuit.consecutive = circuit.consecutive + 1 if failed else 0
+                circuit.alert = circuit.by_rate or failed
+                if circuit.by_rate:
+                    circuit.window.add(now, failed, slow)
+                if self._should_open(circuit, now):
+                    circuit.enter("open", now)
+        if circuit.news:
             self._tell()
-
-    def _count(self, circuit: Circuit, now: float, failed: bool, slow: bool) -> None:
-        if circuit.state == "half_open":
-            if failed or slow:
-                circuit.enter("open", now)
-            else:
-                circuit.probes_passed += 1
-                if circuit.probes_passed >= self.policy.half_open_calls:
-                    circuit.enter("closed", now)
-        elif circuit.state == "closed":
-            circuit.consecutive = circuit.consecutive + 1 if failed else 0
-            circuit.alert = circuit.by_rate or failed
-            if circuit.by_rate:
-                circuit.window.add(now, failed, slow)
-            if self._should_open(circuit, now):
-                circuit.enter("open", now)
 
     def _should_open(self, circuit: Circuit, now: float) -> bool:
         policy = self.policy
         if policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
             return True
-        if not (policy.by_rate and circuit.by_rate):
+        if not (self.by_rate and circuit.by_rate):
             return False
         counts = circuit.window.counts(now)
         if counts.calls < policy.least_calls:
@@ -246,14 +247,13 @@ class CircuitBreakerExecutor:
         call.waited = 0.0
         return self.clock.monotonic()
 
-    # While the circuit is closed and nothing has failed, a call reads two attributes on its way in and one on its way
-    # out. The period is read first: should the state change in between, the result counts for neither.
+    # While the circuit is closed and nothing has failed, a call reads a number on its way in and a flag on its way out.
 
     def wrap(self, layer: Layer) -> Layer:
         def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             circuit = self.circuit
-            period = circuit.period
-            if circuit.state != "closed":
+            period = circuit.passing
+            if period < 0:
                 period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:
@@ -273,8 +273,8 @@ class CircuitBreakerExecutor:
     def wrap_async(self, layer: Layer) -> Layer:
         async def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             circuit = self.circuit
-            period = circuit.period
-            if circuit.state != "closed":
+            period = circuit.passing
+            if period < 0:
                 period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
             try:

@@ -117,7 +117,7 @@ class Ledger:
         due = self._due  # from here on nothing is called
         saved = held - (due - now) / before if due > now else held
         if saved >= unit:
-            due = now + (burst - (saved if saved < burst else burst)) * interval  # noqa: FURB136
+            due = now + (burst - saved) * interval  # before `now` where the burst holds fewer: then it is full
         else:
             due += (burst - unit) * interval - (held - unit) * before
         if due > new._due or new._due == FOREVER:  # it may have been asked already

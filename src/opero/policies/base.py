@@ -115,6 +115,13 @@ class StrictModel(BaseModel):
         written: dict[str, Any] = handler(self)
         return {name: value for name, value in written.items() if name not in unset}
 
+    if not TYPE_CHECKING:  # a checker knows by itself that a frozen model has no fields to set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # pydantic's own error would show the value, which may be secret.
+            wrong = InitErrorDetails(type="frozen_instance", loc=(name,), input=HIDDEN)
+            raise ValidationError.from_exception_data(type(self).__name__, [wrong])
+
     def __hash__(self) -> int:
         return hash((type(self), *(_hashable(getattr(self, name)) for name in type(self).model_fields)))
 

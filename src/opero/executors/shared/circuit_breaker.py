@@ -63,7 +63,7 @@ class _Loading:
 
 
 class SharedCircuit(Circuit):
-    """Looks at the file whenever it is asked. To who holds no lock it is closed, or something that he must look up."""
+    """Looks at the file whenever it is asked: to who holds no lock it is closed, or something that he must look up."""
 
     lock: _Loading
 
@@ -72,22 +72,12 @@ class SharedCircuit(Circuit):
         return self.lock.file
 
     @property
-    def state(self) -> Any:
-        file = self.lock.file
-        return self.__dict__["state"] if file.is_mine else "closed" if file.number >= 0 else "shared"
+    def passing(self) -> int:
+        return int(self.lock.file.number)
 
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.__dict__["state"] = state
-
-    @property
-    def period(self) -> int:
-        file = self.lock.file
-        return self.__dict__["period"] if file.is_mine else int(file.number)
-
-    @period.setter
-    def period(self, period: int) -> None:
-        self.__dict__["period"] = period
+    @passing.setter
+    def passing(self, passing: int) -> None:
+        pass
 
     @property
     def alert(self) -> bool:

@@ -1,0 +1,236 @@
+"""What policies name: functions and exceptions by their import path, and where they may be imported from."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+from opero.errors import nearest
+from opero.policies.quantities import SPACE, named_schema
+
+__all__ = [
+    "DOTTED",
+    "IMPORT_TEXT",
+    "NAME",
+    "NAME_SCHEMA",
+    "PARAMETER_TEXT",
+    "ExceptionTypes",
+    "ExceptionsLike",
+    "ExecutorLike",
+    "Function",
+    "dotted_name",
+    "import_path",
+    "importing_from",
+    "is_installed",
+    "resolve",
+]
+
+ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
+"""What code may write for exception types; the field itself holds a tuple of classes."""
+
+_import_from: ContextVar[Sequence[str] | None] = ContextVar("import_from", default=None)
+
+
+@contextmanager
+def importing_from(modules: Sequence[str] | None) -> Iterator[None]:
+    """Within this, names are imported from these modules and what is below them only; None: from any."""
+    token = _import_from.set(modules)
+    try:
+        yield
+    finally:
+        _import_from.reset(token)
+
+
+AT_WILL = ("__import__", "breakpoint", "compile", "eval", "exec", "open")
+"""Builtins that run or open whatever they are given: with them, any restriction would be none."""
+
+
+def _check_may_import(name: str, module: str | None = None) -> None:
+    allowed = _import_from.get()
+    module = module or name.partition(":")[0]
+    if allowed is not None and not any(f"{module}.".startswith(f"{each}.") for each in allowed):
+        package = module.partition(".")[0]
+        only = f"only {', '.join(allowed)}" if allowed else "nothing"
+        raise ValueError(f"{name!r} is not imported: import_from allows {only}; add {package} to it")
+
+
+def resolve(name: str) -> Any:
+    """The object that `name` names: "package.module:attribute", "package.module.attribute", or a builtin.
+
+    Raises:
+        ValueError: nothing of that name can be imported; it names the nearest that can. Or `importing_from` forbids it.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon:
+        module_name, _, path = name.rpartition(".")
+    if not module_name and "." not in name and not colon:
+        if not hasattr(builtins, path):
+            raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
+        if path in AT_WILL:
+            _check_may_import(name, "builtins")
+        return getattr(builtins, path)
+    _check_may_import(name)
+    parts = module_name.split(".")
+    if not all((*parts, *path.split("."))):
+        raise ValueError(f'{name!r} cannot be imported: a part of it is empty; write "package.module:name"')
+    # "package.module.Class.attribute" without a colon: the module may end some dots earlier.
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:
+            if colon or end == 1 or getattr(error, "name", None) != module:
+                told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{name!r} cannot be imported: {told}") from error
+        else:
+            return _attribute(found, ".".join([*parts[end:], path]), name)
+    raise AssertionError("unreachable: the last round returns or raises")
+
+
+def _attribute(found: Any, path: str, name: str) -> Any:
+    for part in path.split("."):
+        if not hasattr(found, part):
+            where = getattr(found, "__name__", repr(found))
+            raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
+        if isinstance(found, ModuleType):  # one that an allowed module has imported for itself, perhaps
+            _check_may_import(name, found.__name__)
+    return found
+
+
+def dotted_name(target: object) -> str:
+    """The name by which `resolve` finds `target` again.
+
+    Raises:
+        ValueError: it has none (a lambda, a local function, an instance), or something else has that name.
+    """
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    found: Any = sys.modules.get(module) if isinstance(module, str) else None
+    for part in name.split(".") if name is not None else ():
+        found = getattr(found, part, None)
+    if module is None or name is None or found is not target:
+        raise ValueError(f"{target!r} has no import path, so it cannot be written down; define it at module level")
+    if module == "builtins":
+        return str(name)
+    return f"{module}.{name}" if "." not in name else f"{module}:{name}"
+
+
+def import_path(target: object) -> str:
+    """As `dotted_name`, with a colon, for fields where a name without one is something else.
+
+    Raises:
+        ValueError: it has none.
+    """
+    dotted_name(target)
+    return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # just made sure of
+
+
+def _exception_type(value: object) -> type[Exception] | None:
+    """One exception class, from itself or its name. A trailing "?" means: nothing, where its package is absent."""
+    if isinstance(value, str):
+        name = value.strip()
+        may_be_absent, name = name.endswith("?"), name.removesuffix("?")
+        if not name:
+            raise ValueError("an exception's name is empty")
+        if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
+            return None
+        value = _nearby_exception(name)
+    if not isinstance(value, type) or not issubclass(value, BaseException):
+        raise ValueError(f"{value!r} is no exception class")
+    if not issubclass(value, Exception):
+        raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
+    return value
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of that name can be imported; one that is blocked (None among the modules) cannot."""
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    return not package or importlib.util.find_spec(package) is not None
+
+
+def _nearby_exception(name: str) -> object:
+    if "." not in name and ":" not in name and not hasattr(builtins, name):
+        known = [
+            each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)
+        ]
+        raise ValueError(f"{name!r} is no builtin exception{nearest(name, known)}; others need their module's name")
+    return resolve(name)
+
+
+def _exception_types(value: object) -> tuple[type[Exception], ...]:
+    if value is None:
+        return ()
+    each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+    return tuple(dict.fromkeys(found for one in each if (found := _exception_type(one)) is not None))
+
+
+def _exception_names(types: tuple[type[Exception], ...]) -> list[str]:
+    return [dotted_name(each) for each in types]
+
+
+NAME_SCHEMA = {"type": "string", "minLength": 1}
+ExceptionTypes = Annotated[
+    tuple[type[Exception], ...],
+    BeforeValidator(_exception_types),
+    named_schema(
+        "ExceptionTypes",
+        [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
+        "ConnectionError",
+        ["ConnectionError", "TimeoutError", "requests.HTTPError?"],
+    ),
+    PlainSerializer(_exception_names, return_type=list[str], when_used="json"),
+]
+
+
+NAME = r"([A-Za-z_]|[^\x00-\x7f])([0-9A-Za-z_]|[^\x00-\x7f])*"
+DOTTED = rf"{NAME}(\.{NAME})*"
+IMPORT_TEXT = rf"^{SPACE}{DOTTED}:{DOTTED}{SPACE}$"
+PARAMETER_TEXT = rf"^{SPACE}{NAME}{SPACE}$"
+"""An import path with a colon, and a parameter's name, for fields where text may also be something else."""
+
+
+def _function(value: object) -> object:
+    if isinstance(value, str):
+        value = resolve(value)
+    if not callable(value):
+        raise ValueError(f"{value!r} is not callable")
+    return value
+
+
+Function = Annotated[
+    Callable[..., Any],
+    BeforeValidator(_function),
+    WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]}),
+    PlainSerializer(dotted_name, return_type=str, when_used="json"),
+]
+
+
+def _executor(value: object) -> object:
+    from concurrent.futures import Executor
+
+    if isinstance(value, str):
+        value = resolve(value)
+    makes_another = isinstance(value, type) and not issubclass(value, Executor)
+    if not isinstance(value, Executor) and (makes_another or not callable(value)):
+        raise ValueError(f"{value!r} is neither a concurrent.futures.Executor nor a function that makes one")
+    return value
+
+
+ExecutorLike = Annotated[
+    Any,
+    BeforeValidator(_executor),
+    WithJsonSchema({**NAME_SCHEMA, "examples": ["app.pools:make"]}),
+    PlainSerializer(dotted_name, return_type=str, when_used="json"),
+]
+"""A `concurrent.futures.Executor`, or what makes one, or where to import either from."""
