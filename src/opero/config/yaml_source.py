@@ -184,7 +184,7 @@ class _Reader:
                 self._values += 1
                 value = plain.get(event.value, BROKEN) if event.implicit[0] else BROKEN
                 if frame is not None and frame.wants_key:
-                    if type(value) is str and value not in frame.items:
+                    if type(value) is str and value not in frame.items and not event.anchor:
                         frame.key, frame.key_at, frame.wants_key = value, position(event), False
                     else:
                         self._take_key(frame, event, self._key_value(event))
@@ -305,6 +305,9 @@ class _Reader:
         frame.wants_key = False
         frame.key_at = position(event)
         frame.key = None
+        if event.anchor and type(event) is yaml.ScalarEvent:
+            self._check_anchor(event)
+            self._anchors[event.anchor] = Marked(value, frame.key_at, None, self._name), 1
         if value is MERGING and frame.inherited is None:
             frame.inherited, frame.key = {}, MERGING
         elif type(value) is str:
