@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opero.config.code import place_of
-from opero.config.report import Report
 from opero.errors import ConfigError, nearest
 from opero.layers import check, check_arguments
 
@@ -24,7 +23,7 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) ->
     Raises:
         ConfigError: all that is wrong.
     """
-    report = Report()
+    report = configuration.report()
     names: list[str] = []
     for binding in bindings:
         declaration = binding.declaration

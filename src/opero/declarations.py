@@ -37,8 +37,8 @@ class Declaration:
 
     name: str
     profile: str | None
-    below: Mapping[str, Any] = field(default_factory=dict)
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    below: Mapping[str, Any] = field(default_factory=dict, repr=False)  # a secret may be among them
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     registry: Registry | None = None

@@ -10,7 +10,7 @@ from opero.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["env_file", "secrets_dir", "variable"]
+__all__ = ["ENV_FILE", "SECRETS_DIR", "env_file", "secrets_dir", "variable"]
 
 ENV_FILE, SECRETS_DIR = "OPERO_ENV_FILE", "OPERO_SECRETS_DIR"
 DEFAULT_ENV_FILE = ".env"

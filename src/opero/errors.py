@@ -54,7 +54,8 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
     """Say which known name was probably meant: `"; did you mean 'retries'?"`, or what there is to choose from."""
     names = sorted({str(candidate) for candidate in known})
     folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=likeness)
+    swapped = [candidate for candidate in folded if sorted(candidate) == sorted(name.lower())]
+    close = swapped or difflib.get_close_matches(name.lower(), folded, n=1, cutoff=likeness)
     if close:
         return f"; did you mean {folded[close[0]]!r}?"
     if not names:
@@ -297,6 +298,15 @@ class WorkerDiedError(OperoError):
         self.times = times
 
 
+def _cells(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    from unicodedata import category, east_asian_width
+
+    return sum(
+        0 if category(letter) in ("Mn", "Me", "Cf") else 2 if east_asian_width(letter) in "WF" else 1 for letter in text
+    )
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with a configuration.
 
@@ -323,7 +333,8 @@ class Problem(NamedTuple):
         if not self.snippet:
             return said
         number = str(self.line).rjust(4)
-        marks = " " * (self.caret - 1) + "^" * self.width
+        before, meant = self.snippet[: self.caret - 1], self.snippet[self.caret - 1 : self.caret - 1 + self.width]
+        marks = " " * _cells(before) + "^" * max(1, _cells(meant))
         return f"{said}\n{number} | {self.snippet}\n{' ' * len(number)} | {marks}"
 
 

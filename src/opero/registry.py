@@ -12,7 +12,6 @@ from opero.binding import Binding
 from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
-from opero.config.report import Report
 from opero.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.imports import ImportBindings
@@ -338,7 +337,7 @@ class Registry(Mapping[str, Policy]):
         profile, _ = configuration.start_of(declaration.name, declaration.profile)
         if profile == declaration.profile and profile is not None and profile not in configuration.policies:
             raise PolicyNotFoundError(self._missing(profile), name=profile)
-        report = Report()
+        report = configuration.report()
         effective = configuration.effective(declaration, report)
         report.raise_if_any()
         assert effective is not None
@@ -436,7 +435,7 @@ class Registry(Mapping[str, Policy]):
     def _change(self, base: Configuration, overrides: list[Layer]) -> Changes:
         """Put another configuration in force, if all of it is right. Whoever calls this holds `_changing`."""
         configuration = base
-        report = Report()
+        report = base.report()
         for layer in overrides:
             configuration = configuration.over(layer, report)
         report.raise_if_any()

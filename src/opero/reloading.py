@@ -63,7 +63,7 @@ def change(
     Raises:
         ConfigError: a policy does not fit its function, or a function's profile is gone; nothing has changed.
     """
-    report = Report()
+    report = after.report()
     draft = shared.draft()
     prepared: dict[int, tuple[Binding, Chain]] = {}
     for binding in bindings():

@@ -64,7 +64,8 @@ def disagreements(policies: Policies, said: dict[str, tuple[str, str | None, Any
     refused = {error.absolute_path[1] for error in VALIDATOR.iter_errors(document)}
     told: dict[str, list[str]] = {}
     for text in problems(policies, document):
-        for name in re.findall(r"policies\.(p\d+)", text)[:1]:
+        first, _, by_aliases = text.partition(" (by aliases also ")
+        for name in [*re.findall(r"policies\.(p\d+)", first)[:1], *re.findall(r"policies\.(p\d+)", by_aliases)]:
             told.setdefault(name, []).append(text)
     found = []
     for name, (kind, field, value) in said.items():

@@ -261,7 +261,7 @@ BAD_TEXTS = {
     ),
     "no such exception": (
         "policies: {api: {retry: {retry_on: [ValueError, ConectionError]}}}\n",
-        ":1:36: policies.api.retry.retry_on: 'ConectionError' is no builtin exception; did you mean 'Conn",
+        ":1:49: policies.api.retry.retry_on: 'ConectionError' is no builtin exception; did you mean 'Conn",
     ),
     "a missing field": (
         "policies:\n  api:\n    rate_limit: {burst: 5}\n",
@@ -400,7 +400,7 @@ def test_a_module_that_fails_while_it_is_imported_is_told_where_it_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     policies.write(base="policies: {a: {retry: {retries: 5, retry_on: [opero_broken_module.Error]}, rate_limit: 5}}")
     assert policies.error() == (
-        "policies/base.yaml:1:46: policies.a.retry.retry_on: "
+        "policies/base.yaml:1:47: policies.a.retry.retry_on: "
         "'opero_broken_module.Error' cannot be imported: RuntimeError: no database"
     )
 

@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a time in quotes": ("cache: {ttl: '10:30'}", "cache.ttl: '10:30' is no duration: write seconds"),
     "an octal number": (
         "retry: {retries: 012}",
-        "reads 012 as an octal number; write it without the leading 0",
+        "reads 012 as an octal number; quote it, or write it without the leading 0",
     ),
     "a date for a duration": (
         "cache: {ttl: 2024-01-01}",

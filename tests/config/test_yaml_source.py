@@ -30,7 +30,7 @@ BAD_FILES = {
         "- policies\n",
         ":1:1: the file must be a mapping, but is a list; begin it with `policies:`",
     ),
-    "a scalar at the top": ("\n\n  hello\n", ":3:3: the file must be a mapping, but is 'hello'"),
+    "a scalar at the top": ("\n\n  hello\n", ":3:3: the file must be a mapping, but is text"),
     "null at the top": ("---\n", ":2:1: the file must be a mapping, but is null"),
     "a tab": ("policies:\n\tapi:\n", ":2:1: a tab indents this line; YAML indents with spaces alone"),
     "a tab further down": ("policies:\n  api:\n    retry: 5\n\t\tcache: 3\n", ":4:"),

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from opero.environ import env_file, secrets_dir
+
 __all__ = ["CacheSettings"]
 
 
-class _Secrets(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="OPERO_", extra="ignore")
-
-    secrets_dir: Path = Path("/run/secrets")
-
-
 class CacheSettings(BaseSettings):
-    """Environment variables, or files of the same names in `OPERO_SECRETS_DIR` (default /run/secrets).
+    """Environment variables, or lines of a `.env` file or files in a directory of secrets (see `opero.environ`).
 
     Attributes:
         redis_url: `OPERO_CACHE_REDIS_URL`, where `redis` is, for policies that do not say.
@@ -33,5 +30,8 @@ class CacheSettings(BaseSettings):
 
     @classmethod
     def read(cls) -> CacheSettings:
-        directory = _Secrets().secrets_dir
-        return cls(_secrets_dir=directory if directory.is_dir() else None)
+        """
+        Raises:
+            ConfigError: the `.env` file or directory that the environment names does not exist.
+        """
+        return cls(_env_file=env_file(os.environ), _env_file_encoding="utf-8-sig", _secrets_dir=secrets_dir(os.environ))

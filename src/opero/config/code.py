@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.config.location import show_path
-from opero.config.sources import Block, Marked, Section, Source
+from opero.config.sources import Block, Marked, Section, Source, mark
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def section_of(name: str, fields: Mapping[str, Any], source: Source, parent: Mar
         if value is None:
             blocks[kind] = Block(Marked(None, source), name, removed=True)
         else:
-            given = {field: Marked(each, source) for field, each in KINDS[kind].expand(value).items()}
+            given = {field: mark(each, source) for field, each in KINDS[kind].expand(value).items()}
             blocks[kind] = Block(Marked(value, source), name, given)
     return Section(name, Marked(None, source), blocks, parent)
 

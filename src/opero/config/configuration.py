@@ -73,6 +73,8 @@ class Configuration:
     warnings: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = field(default=(), repr=False)
     _lineages: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    _loaded: Report | None = field(default=None, repr=False, compare=False)
+    """The report of its loading, which knows the files' lines."""
 
     @classmethod
     def of(cls, policies: Mapping[str, Policy], *, enabled: bool = True) -> Configuration:
@@ -82,6 +84,10 @@ class Configuration:
         return cls(
             enabled=enabled, policies=dict(policies), layers=(Layer("code", None, profiles),), _lineages=lineages
         )
+
+    def report(self) -> Report:
+        """An empty report that can show lines of the files."""
+        return Report(self._loaded)
 
     def over(self, layer: Layer, report: Report) -> Configuration:
         """This one with one more layer on top, judged anew; what is wrong goes into `report`."""

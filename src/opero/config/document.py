@@ -84,7 +84,9 @@ def _mapping(marked: Marked, what: str, report: Report, cure: str) -> dict[str, 
     if isinstance(marked.value, dict):
         return marked.value
     if marked.value is not BROKEN:
-        report.add(marked.source, f"{what} must be a mapping, but is {shown(marked.value)}; {cure}")
+        # Text may be a secret that slipped into the wrong place.
+        it = "text" if isinstance(marked.value, str) else shown(marked.value)
+        report.add(marked.source, f"{what} must be a mapping, but is {it}; {cure}")
         report.hide(marked)
     return {}
 
@@ -134,6 +136,8 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
             report.add(
                 entry.place,
                 f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain(), parent=parent_key)}",
+                section,
+                Block(marked, section).into(entry),
             )
             report.hide(entry)
     return Section(section, marked, blocks, parent, flawed=flawed)
@@ -145,6 +149,7 @@ def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
         return marked
     if marked.value is not BROKEN:
         report.add(marked.source, f"{what} takes the name of one profile, not {shown(marked.value)}")
+        report.hide(marked)
     return None
 
 
@@ -164,6 +169,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
         return Block(marked, section, flawed=True)
     if isinstance(value, list):
         report.add(marked.source, f"{section}.{kind} takes a mapping of its fields, not a list")
+        report.hide(marked)
         return Block(marked, section, flawed=True)
     if isinstance(value, dict):
         fields: dict[str, Marked] = value
@@ -178,7 +184,9 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     flawed = not all(type(entry.value) in PLAIN or entry.is_whole() for entry in fields.values())
     if flawed or not fields.keys() <= FIELDS[kind]:
         for field in fields.keys() - FIELDS[kind]:
-            report.add(fields[field].place, f"unknown key {field!r} in {section}.{kind}{suggest_key(field, kind)}")
+            about, into = f"{section}.{kind}", Block(marked, section).into(fields[field])
+            text = f"unknown key {field!r} in {about}{suggest_key(field, kind)}"
+            report.add(fields[field].place, text, about, into)
             report.hide(fields[field])
         whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}
         flawed, fields = True, whole

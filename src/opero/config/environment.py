@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.config.document import read_block, read_parent
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
-from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source
+from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source, mark
 from opero.errors import nearest
 from opero.policies.policy import KINDS
 
@@ -44,6 +44,9 @@ class Said(NamedTuple):
 
     text: str
     source: Source
+
+    def __repr__(self) -> str:
+        return f"Said({self.source!s})"  # the text may be secret
 
 
 def said_by_process(environ: Mapping[str, str]) -> dict[str, Said]:
@@ -90,12 +93,7 @@ def read_enabled(said: Mapping[str, Said], report: Report) -> bool | None:
         if name.upper() == "OPERO_ENABLED":
             value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
             if value is None:
-                report.add(
-                    source,
-                    f"OPERO_ENABLED: {text!r} is neither true nor false"
-                    if source.by
-                    else f"{text!r} is neither true nor false",
-                )
+                report.add(source, f"{text!r} is neither true nor false")
             return value
     return None
 
@@ -131,7 +129,8 @@ def read_variables(
     names, entries = list(profiles), list(functions)
     sections: dict[str, _Collected] = {}
     spelled: dict[str, Source] = {}
-    for variable in sorted(each for each in said if each.upper().startswith(PREFIX)):
+    ours = [each for each in said if each.upper().startswith(PREFIX)]
+    for variable in sorted(ours, key=lambda each: (said[each].source.line or 0, each)):
         text, source = said[variable]
         upper = variable.upper()
         if upper in spelled:
@@ -144,7 +143,7 @@ def read_variables(
         elif targets:
             target = targets[0]
             try:
-                value = _mark(_parse(target, text), source)
+                value = mark(_parse(target, text), source)
             except ValueError as error:
                 report.add(source, str(error))
                 value = None
@@ -220,14 +219,6 @@ def _json(text: str) -> Any:
         raise ValueError(f"is not JSON: {error}") from error
 
 
-def _mark(value: Any, source: Source) -> Marked:
-    if isinstance(value, dict):
-        return Marked({name: _mark(each, source) for name, each in value.items()}, source)
-    if isinstance(value, list):
-        return Marked([_mark(each, source) for each in value], source)
-    return Marked(value, source)
-
-
 class _Collected:
     """What several variables say of one section. No two may speak of the same thing: neither would come
     first."""
@@ -270,11 +261,12 @@ class _Collected:
 
 def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> None:
     ways = list(dict.fromkeys(target.nested for target in targets))
-    cure = (
-        f"write {' or '.join(ways)}"
-        if len(ways) > 1
-        else "rename one of the profiles, whose names differ in no letter or digit"
-    )
+    if len(ways) > 1:
+        cure = f"write {' or '.join(ways)}"
+    elif targets[0].section.startswith("functions."):
+        cure = "write it in a file, since the names of these functions differ in no letter or digit"
+    else:
+        cure = "rename one of the profiles, whose names differ in no letter or digit"
     report.add(source, f"can be read as {' or as '.join(map(str, targets))}; {cure}")
 
 

@@ -15,7 +15,17 @@ from opero.policies.policy import FLAT_OPTIONS, KINDS
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-__all__ = ["ALIASES", "OPTIONS", "admits_none", "is_hidden", "is_json", "is_list", "is_secret", "suggest_key"]
+__all__ = [
+    "ALIASES",
+    "OPTIONS",
+    "admits_none",
+    "hidden_keys",
+    "is_hidden",
+    "is_json",
+    "is_list",
+    "is_secret",
+    "suggest_key",
+]
 
 ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]}
 """Second names of flat options, in environment variables alone."""
@@ -48,7 +58,15 @@ def is_secret(kind: str, field: str) -> bool:
 
 def is_hidden(kind: str, field: str) -> bool:
     """Whether messages must not show its value: a secret, or free data that may hold one, as a URL does."""
-    return bool(_held(kind, field)[1] & {SecretStr, Mapping})
+    return bool(_held(kind, field)[1] & {SecretStr, Mapping}) or is_json(kind, field)
+
+
+@cache
+def hidden_keys() -> frozenset[str]:
+    """The keys, of files, whose values messages must not show, and the flat options that mean the same."""
+    flat = {option for option, (kind, field) in FLAT_OPTIONS.items() if is_hidden(kind, field)}
+    own = {field for kind, model in KINDS.items() for field in model.model_fields if is_hidden(kind, field)}
+    return frozenset(flat | own)
 
 
 def is_list(kind: str, field: str) -> bool:
@@ -68,6 +86,8 @@ def admits_none(kind: str, field: str) -> bool:
 
 def suggest_key(key: str, kind: str | None = None, value: object = None, parent: str | None = None) -> str:
     """The cure for an unknown key of a profile or a policy: where it belongs, or the nearest known one."""
+    if "<" in key:
+        return "; did you mean '<<'?"
     option = (FLAT_OPTIONS | ALIASES).get(key)
     if kind is not None:
         if option is not None and option[0] == kind:

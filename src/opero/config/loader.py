@@ -9,13 +9,11 @@ from opero.config.configuration import Configuration, judged
 from opero.config.location import locate, show_path
 from opero.config.report import Report
 from opero.config.settings import Settings
-from opero.config.variables import collect_variables, flatten
+from opero.config.variables import collect_variables, flatten, places_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-    from opero.config.location import Location
 
 __all__ = ["Configuration", "load"]
 
@@ -52,7 +50,7 @@ def load(
     """
     report = Report()
     variables, held_in = collect_variables(environ, env_file, secrets_dir, report)
-    location = locate(directory, environment, flatten(variables), report)
+    location = locate(directory, environment, flatten(variables), report, places_of(variables))
     settings = Settings.read(location.files, variables, report)
     layers = tuple(settings.layers.values())
     configuration = Configuration(
@@ -62,7 +60,8 @@ def load(
         files=location.files,
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
-        warnings=tuple(_warnings(location)),
+        warnings=tuple(_warnings([*([location.directory] if location.directory else []), *location.files, *held_in])),
+        _loaded=report,
     )
     # Where a file could not be read, what seems to be missing may stand there: only what is there is judged.
     complete = len(layers) == len(location.files) + len(variables)
@@ -71,11 +70,11 @@ def load(
     return configuration
 
 
-def _warnings(location: Location) -> list[str]:
+def _warnings(read: Iterable[Path]) -> list[str]:
     """What is not wrong, but should be looked at."""
     found: list[str] = []
-    for path in (location.directory, *location.files):
-        if path is not None and path.stat().st_mode & stat.S_IWOTH:
+    for path in read:
+        if path.stat().st_mode & stat.S_IWOTH:
             shown = show_path(path)
             found.append(
                 f"{shown}: anybody on this machine may write to it, and so choose what this program imports and calls; "

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from opero.config.sources import Source
@@ -25,6 +26,7 @@ DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
 BASE = "base"
 SUFFIXES = (".yaml", ".yml")
+EMPTY: Mapping[str, str] = MappingProxyType({})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -69,7 +71,11 @@ def _is_named_in(project: Path, changed: int) -> bool:
 
 
 def locate(
-    directory: str | Path | None, environment: str | None, environ: Mapping[str, str], report: Report
+    directory: str | Path | None,
+    environment: str | None,
+    environ: Mapping[str, str],
+    report: Report,
+    places: Mapping[str, str] | None = None,
 ) -> Location:
     """Find the environment's name and the files to read.
 
@@ -79,12 +85,13 @@ def locate(
         environment: as given to `load`; else `OPERO_ENV`, else `ENVIRONMENT`, else "development".
         environ: the environment variables.
         report: takes a file that exists with both suffixes.
+        places: variable → where it is set, for those that are not the process's own.
 
     Raises:
         ConfigError: a named directory or environment does not exist; it names those that do.
     """
-    env = _environment(environment, environ)
-    named = _directory(directory, environ)
+    env = _environment(environment, environ, places or {})
+    named = _directory(directory, environ, places or {})
     folder = Path(named.value).expanduser()
     if not folder.is_absolute():
         folder = Path.cwd() / folder
@@ -112,13 +119,13 @@ def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
     raise ConfigError(f"{where}{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
 
 
-def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
+def _environment(argument: str | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
     if argument is not None:
         named = _Named(argument, "environment")
     elif (value := variable(environ, "OPERO_ENV")) is not None:
-        named = _Named(value.strip(), "OPERO_ENV")
+        named = _Named(value.strip(), places.get("OPERO_ENV", "OPERO_ENV"))
     elif value := environ.get("ENVIRONMENT", "").strip():  # not ours alone: empty means unset
-        named = _Named(value, "ENVIRONMENT")
+        named = _Named(value, places.get("ENVIRONMENT", "ENVIRONMENT"))
     else:
         return _Named(DEFAULT_ENVIRONMENT)
     if not NAME.fullmatch(named.value) or named.value == BASE:
@@ -131,14 +138,15 @@ def _environment(argument: str | None, environ: Mapping[str, str]) -> _Named:
     return named
 
 
-def _directory(argument: str | Path | None, environ: Mapping[str, str]) -> _Named:
+def _directory(argument: str | Path | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
     if argument is not None:
         return _Named(str(argument), "directory")
     value = variable(environ, "OPERO_CONFIG")
     if value is not None:
+        by = places.get("OPERO_CONFIG", "OPERO_CONFIG")
         if not value.strip():
-            raise ConfigError("OPERO_CONFIG: is empty; unset it, or name a directory")
-        return _Named(value.strip(), "OPERO_CONFIG")
+            raise ConfigError(f"{by}: is empty; unset it, or name a directory")
+        return _Named(value.strip(), by)
     return _from_pyproject(Path.cwd() / "pyproject.toml") or _Named(DEFAULT_DIRECTORY)
 
 

@@ -149,6 +149,10 @@ class Profile:
 
     # Where values come from
 
+    def block_of(self, kind: str, field: str) -> Block:
+        """Which block gives what holds for a field."""
+        return next(block for block in reversed(self.blocks[kind]) if field in block.fields)
+
     def given(self, kind: str) -> Mapping[str, Leaf]:
         """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
         return {field: leaf for field, leaf in self._chains(kind).items() if not leaf.removed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.sources import span
@@ -18,48 +19,81 @@ __all__ = ["Report", "without_passwords"]
 MASK = "***"
 WIDEST = 110
 """Characters of a line that are shown."""
-PASSWORD = re.compile(r"(?<=://)[^\s/@:'\"]*:(?P<value>[^\s@'\"]+)(?=@)")
+PASSWORD = re.compile(r"(?<=://)(?P<value>[^\s@'\"]+)(?=@)")
 SECRET_KEY = re.compile(
     r"(?i)(?:secret|password|passwd|token|credential|api_?key)[\w-]*[\"']?\s*[:=]\s*(?P<value>[^\s,}\]#][^,}\]#]*)"
 )
+SECRET_WORD = re.compile(r"(?i)secret|passw|token|credential|api_?key")
 _Span = tuple[int, int, int, int]
 """Line and column where it begins and ends, from 0."""
 
 
 def without_passwords(text: str) -> str:
-    """Text in which the passwords of URLs are masked: `redis://user:***@host`."""
-    return PASSWORD.sub(lambda found: found[0].removesuffix(found["value"]) + MASK, text)
+    """Text in which users and passwords of URLs are masked: `redis://***@host`."""
+    return PASSWORD.sub(MASK, text)
+
+
+@dataclass(slots=True)
+class _Found:
+    """A problem, and what of the configuration is wrong by it → the line into which an alias brings it."""
+
+    source: Source
+    text: str
+    uses: dict[str, int | None]
+
+    def told(self) -> str:
+        (_, into), *more = self.uses.items()
+        hint = f" (an alias brings it into line {into})" if into is not None else ""
+        if more:
+            others = [about if line is None else f"{about} in line {line}" for about, line in more]
+            hint = f" (by aliases also {', '.join(others)})"
+        return self.text + hint
 
 
 class Report:
     """The problems found so far: of each its place, what is wrong, and the cure.
 
+    Args:
+        earlier: the report of the same files; this one shows their lines, too.
+
     Attributes:
         texts: file → its text, to show lines of it.
     """
 
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self._problems: dict[tuple[str, int, int, str], Source] = {}
-        self._hidden: list[Marked] = []
+    def __init__(self, earlier: Report | None = None) -> None:
+        self.texts: dict[str, str] = {} if earlier is None else earlier.texts
+        self._found: dict[tuple[str, int, int, str], _Found] = {}
+        self._hidden: list[Marked] = [] if earlier is None else earlier._hidden
+        self._hidden_lines: set[tuple[str, int]] = set() if earlier is None else earlier._hidden_lines
 
-    def add(self, source: Source, text: str) -> None:
-        """Note a problem; the same one twice counts once."""
-        self._problems[source.name, source.line or 0, source.column or 0, without_passwords(" ".join(text.split()))] = (
-            source
-        )
+    def add(self, source: Source, text: str, about: str = "", into: int | None = None) -> None:
+        """Note a problem; the same one twice counts once.
+
+        Args:
+            source: where it is.
+            text: what is wrong.
+            about: what of the configuration is wrong, as the text calls it: one value may be wrong in several parts
+                of it, by aliases.
+            into: the line into which an alias brings the value.
+        """
+        said = without_passwords(" ".join(text.split()))
+        place = source.name, source.line or 0, source.column or 0
+        key = *place, said.replace(about, "", 1) if about else said
+        self._found.setdefault(key, _Found(source, said, {})).uses[about] = into
 
     def hide(self, value: Marked) -> None:
         """Show nothing of a value that is, or may be, secret, in whatever line it stands."""
         self._hidden.append(value)
 
+    def hide_line(self, file: str, line: int) -> None:
+        """Show of a line, counted from 1, no more than its first key: what it holds belongs to a secret."""
+        self._hidden_lines.add((file, line))
+
     @property
     def problems(self) -> list[Problem]:
         """Every problem, by place."""
-        hidden = self._spans() if self._problems else {}
-        return [
-            self._problem(source, text, hidden) for (*_, text), source in sorted(self._problems.items(), key=_place)
-        ]
+        hidden = self._spans() if self._found else {}
+        return [self._problem(found.source, found.told(), hidden) for _, found in sorted(self._found.items())]
 
     @property
     def lines(self) -> list[str]:
@@ -71,15 +105,14 @@ class Report:
         Raises:
             ConfigError: there are problems; it tells all of them.
         """
-        if self._problems:
+        if self._found:
             raise ConfigError.of(self.problems)
 
     def _problem(self, source: Source, text: str, hidden: Mapping[str, Sequence[_Span]]) -> Problem:
-        text_of_file = self.texts.get(source.name)
-        if source.line is None or text_of_file is None:
+        if source.line is None:
             return Problem(str(source), text)
         column = source.column or 1
-        lines = text_of_file.splitlines()
+        lines = self.texts.get(source.name, "").splitlines()
         written = lines[source.line - 1] if source.line <= len(lines) else ""
         snippet, caret, width = _shown(written, source.line, column, source.width, hidden.get(source.name, ()))
         return Problem(str(source), text, source.name, source.line, column, snippet, caret, width)
@@ -91,6 +124,10 @@ class Report:
             for each in value.walk():
                 if each.file and not isinstance(each.value, dict | list):
                     spans.setdefault(each.file, []).append(span(each.at))
+        for file, line in self._hidden_lines:
+            written = "".join(self.texts[file].splitlines()[line - 1 : line])
+            key = re.match(r"[\s{,]*[\w\"']+\s*:(?=\s)\s*", written)
+            spans.setdefault(file, []).append((line - 1, key.end() if key else 0, line, 0))
         return spans
 
 
@@ -118,7 +155,3 @@ def _shown(line: str, number: int, column: int, width: int, hidden: Sequence[_Sp
         left = max(0, min(caret - WIDEST // 2, len(text) - WIDEST))
         text, caret = text[left : left + WIDEST], caret - left
     return text, caret + 1, max(1, min(width, len(text) - caret))
-
-
-def _place(problem: tuple[tuple[str, int, int, str], Source]) -> tuple[str, int, int, str]:
-    return problem[0]

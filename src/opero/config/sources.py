@@ -5,11 +5,15 @@ Reading keeps the parser's own marks; a `Source` is made of one only when somebo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from opero.policies.base import masked
+from opero.policies.quantities import without_password
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 __all__ = [
     "BROKEN",
@@ -21,6 +25,7 @@ __all__ = [
     "Marked",
     "Section",
     "Source",
+    "mark",
     "position",
     "source_of",
     "span",
@@ -146,10 +151,28 @@ class Marked:
             yield from each.walk()
 
     def __repr__(self) -> str:
-        return f"Marked({self.value!r}, {self.source!s})"
+        return f"Marked({type(self.value).__name__}, {self.source!s})"  # the value may be secret
 
 
-@dataclass(frozen=True, slots=True)
+def mark(value: Any, source: Source) -> Marked:
+    """Plain data, every part of it with that one place."""
+    if type(value) is dict:
+        return Marked({name: mark(each, source) for name, each in value.items()}, source)
+    if type(value) is list:
+        return Marked([mark(each, source) for each in value], source)
+    return Marked(value, source)
+
+
+def _shown(value: Any) -> Any:
+    """A value as representations show it: of mappings the keys alone, and no passwords of URLs."""
+    if isinstance(value, Mapping):
+        return masked(value)
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return without_password(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
     """One field's value, where it came from, and what it shadows.
 
@@ -167,6 +190,10 @@ class Leaf:
     section: str = ""
     removed: bool = False
     shadowed: Leaf | None = None
+
+    def __repr__(self) -> str:
+        said = "removed" if self.removed else repr(_shown(self.value))
+        return f"Leaf({said}, {self.source!s}{f', over {self.shadowed!r}' if self.shadowed is not None else ''})"
 
     def chain(self) -> Iterator[Leaf]:
         """This value, then each that it shadows, down to the model's default."""
@@ -206,6 +233,13 @@ class Block:
         self.removed = removed
         self.flawed = flawed
         self.is_bare = is_bare
+
+    def into(self, part: Marked) -> int | None:
+        """The line of the policy, where an alias or a merge key brings this part of it there from further above."""
+        here, there = self.whole.place, part.place
+        if here.line is None or there.line is None or here.name != there.name:
+            return None
+        return here.line if (there.line, there.column or 0) < (here.line, here.column or 0) else None
 
     @property
     def source(self) -> Source:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from opero.config.document import shown
-from opero.config.fields import is_hidden
+from opero.config.fields import is_hidden, is_list
 from opero.errors import nearest
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from opero.config.merging import Profile
     from opero.config.report import Report
-    from opero.config.sources import Leaf
+    from opero.config.sources import Leaf, Marked, Source
     from opero.policies.contradictions import Contradiction
 
 __all__ = ["check_fields", "validate"]
@@ -99,7 +99,34 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
             complaints.setdefault(each["loc"][1], []).append(each)
     for field, wrong in complaints.items():
         leaf = given[field]
-        report.add(leaf.source, f"{leaf.section}.{kind}.{field}: {_explain(kind, field, leaf, wrong)}")
+        about = f"{leaf.section}.{kind}.{field}"
+        block = profile.block_of(kind, field)
+        place = _place(kind, field, block.fields[field], wrong)
+        report.add(place, f"{about}: {_explain(kind, field, leaf, wrong)}", about, block.into(block.fields[field]))
+
+
+def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Source:
+    """Where within a field's value the mistake stands: the key or value of a mapping, or the element of a list."""
+    path = wrong[0]["loc"][2:]
+    while path and isinstance(written.value, dict) and path[0] in written.value:
+        written, path = written.value[path[0]], path[1:]
+        if not path and wrong[0]["type"] == "unknown_field":
+            return written.place
+    if isinstance(written.value, list) and is_list(kind, field):
+        wrong_ones = (each.source for each in written.value if not _holds(kind, field, [each.plain()]))
+        return next(wrong_ones, written.source)
+    return written.source
+
+
+def _holds(kind: str, field: str, value: Any) -> bool:
+    """Whether a field takes that value, whatever the other fields say."""
+    try:
+        KINDS[kind].model_validate({field: value})
+    except ValidationError as error:
+        return not any(each["loc"][:1] == (field,) for each in error.errors(include_url=False))
+    except Exception:  # noqa: BLE001  # of a module that is named here
+        return False
+    return True
 
 
 def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:

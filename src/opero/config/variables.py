@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from opero.config.environment import PREFIX, Said, said_by_process
 from opero.config.location import show_path
 from opero.config.sources import Source
-from opero.environ import env_file, secrets_dir
+from opero.environ import ENV_FILE, SECRETS_DIR, env_file, secrets_dir
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from opero.config.report import Report
 
-__all__ = ["collect_variables", "flatten"]
+__all__ = ["collect_variables", "flatten", "places_of"]
 
 ALSO_OURS = ("ENVIRONMENT",)
 """Variables without our prefix that a `.env` file or a secret may set, too."""
@@ -49,7 +51,7 @@ def collect_variables(
     path = env_file(process, dotenv, implied=implied)
     if path is not None:
         held_in.append(path.absolute())
-        found[show_path(held_in[-1])] = _read_dotenv(path, report)
+        found[show_path(held_in[-1])] = _read_dotenv(path, process, report)
     found["environment variables"] = {
         **said_by_process(process),
         **{name: Said(process[name], Source(name)) for name in ALSO_OURS if name in process},
@@ -67,33 +69,36 @@ def flatten(variables: Mapping[str, Mapping[str, Said]]) -> dict[str, str]:
     return flat
 
 
+def places_of(variables: Mapping[str, Mapping[str, Said]]) -> dict[str, str]:
+    """Name, in upper case → where the highest of these sets it."""
+    return {name.upper(): str(each.source) for said in variables.values() for name, each in said.items()}
+
+
 def _is_ours(name: str) -> bool:
     return name.upper().startswith(PREFIX) or name in ALSO_OURS
 
 
-def _read_dotenv(path: Path, report: Report) -> dict[str, Said]:
-    from dotenv import dotenv_values
+def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict[str, Said]:
     from dotenv.parser import parse_stream
 
     shown = show_path(path.absolute())
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = (
-            "is not UTF-8; save it as UTF-8"
-            if isinstance(error, UnicodeDecodeError)
-            else f"cannot be read: {error.strerror}"
-        )
-        report.add(Source(shown), why)
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        report.add(Source(shown, data.count(b"\n", 0, error.start) + 1, 1), "is not UTF-8; save it as UTF-8")
         return {}
-    from io import StringIO
-
-    found: dict[str, Said] = {}
-    values = dotenv_values(stream=StringIO(text))  # with ${OTHER} filled in
+    except OSError as error:
+        report.add(Source(shown), f"cannot be read: {error.strerror or error}")
+        return {}
     lines = text.splitlines()
+    report.texts[shown] = "\n".join(map(_without_value, lines))
+    found: dict[str, Said] = {}
+    values: dict[str, str] = {}
     for binding in parse_stream(StringIO(text)):
-        written = binding.original.string.lstrip("\n")
-        number = binding.original.line + len(binding.original.string) - len(written)
+        written = binding.original.string.lstrip("\r\n")
+        before = binding.original.string[: len(binding.original.string) - len(written)]
+        number = binding.original.line + len(before.splitlines())
         if binding.error:
             if PREFIX in written.upper():
                 report.add(
@@ -101,20 +106,47 @@ def _read_dotenv(path: Path, report: Report) -> dict[str, Said]:
                 )
             continue
         name = binding.key
-        if name is None or not _is_ours(name):
+        if name is None:
+            continue
+        value, unknown = _filled_in(binding.value, {**process, **values})
+        values[name] = value or ""
+        if not _is_ours(name):
             continue
         line = lines[number - 1] if number <= len(lines) else ""
         source = Source(shown, number, line.find(name) + 1 or 1, by=name, width=len(name))
-        value = values.get(name)
         if value is None:
             report.add(source, "has no value; write NAME=value, or remove it")
+        elif unknown:
+            report.add(source, "a ${NAME} in it names no variable that is set; write ${NAME:-} if it may be missing")
         elif name in found:
             report.add(source, f"is also set in line {found[name].source.line}; keep one of them")
-        else:
+        elif _belongs_here(name, source, report):
             found[name] = Said(value, source)
-    # Each line holds a value that may be secret: only names are shown.
-    report.texts[shown] = "\n".join(line.partition("=")[0] + ("=…" if "=" in line else "") for line in lines)
     return found
+
+
+def _filled_in(text: str | None, variables: Mapping[str, str]) -> tuple[str | None, bool]:
+    """A value with its `${NAME}` and `${NAME:-default}` filled in, and whether one of these names nothing."""
+    from dotenv.variables import Variable, parse_variables
+
+    if text is None:
+        return None, False
+    parts = list(parse_variables(text))
+    unknown = any(isinstance(part, Variable) and part.default is None and part.name not in variables for part in parts)
+    return "".join(part.resolve(variables) for part in parts), unknown
+
+
+def _belongs_here(name: str, source: Source, report: Report) -> bool:
+    if name.upper() not in (ENV_FILE, SECRETS_DIR):
+        return True
+    report.add(source, "says where variables are, so it has no effect here; set it in the process's environment")
+    return False
+
+
+def _without_value(line: str) -> str:
+    """A line of a `.env` file as messages show it: our own names alone, since any value may be secret."""
+    name = re.match(r"\s*(?:export\s+)?['\"]?(?:OPERO_\w*|ENVIRONMENT\b)['\"]?\s*=?", line, re.IGNORECASE)
+    return f"{name[0]}…" if name else "…"
 
 
 def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
@@ -126,14 +158,14 @@ def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
     for path in paths:
         source = Source(show_path(path.absolute()))
         try:
-            if not path.is_file():
-                continue
-            if path.stat().st_size > LARGEST_SECRET:
+            if path.exists() and not path.is_file():
+                report.add(source, "is no file, and so no variable's value; remove it")
+            elif path.stat().st_size > LARGEST_SECRET:
                 report.add(source, f"is larger than {LARGEST_SECRET} bytes, and so no variable's value; remove it")
-                continue
-            found[path.name] = Said(path.read_text("utf-8").strip("\r\n"), source)
+            elif _belongs_here(path.name, source, report):
+                found[path.name] = Said(path.read_text("utf-8-sig").strip("\r\n"), source)
         except UnicodeDecodeError:
             report.add(source, "is not UTF-8; save it as UTF-8")
         except OSError as error:
-            report.add(source, f"cannot be read: {error.strerror}")
+            report.add(source, f"cannot be read: {error.strerror or error}")
     return found

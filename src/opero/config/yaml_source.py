@@ -12,6 +12,8 @@ import yaml
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
+from opero.config.fields import hidden_keys
+from opero.config.report import MASK, SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ CURES = {
     "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
     "cannot start any token": "; quote the text",
     "found unexpected end of stream": "; close the quote",
+    "',' or '}'": "; write a comma between fields, and } at the end",
+    "',' or ']'": "; write a comma between elements, and ] at the end",
 }
 
 
@@ -96,12 +100,18 @@ def _explain(error: yaml.YAMLError, text: str) -> NoReturn:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line, mark.column) if mark is not None else (0, 0)
     lines = text.splitlines()
+    begun = getattr(error, "context_mark", None)
+    if begun is not None and mark is not None and not text[mark.index :].strip():
+        line, column = begun.line, begun.column  # what has no end is told where it begins
     written = lines[line] if line < len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
         raise _UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
     context = getattr(error, "context", None)
     cure = next((cure for part, cure in CURES.items() if part in problem), "")
-    raise _UnreadableError(f"is not YAML: {problem}{f' {context}' if context else ''}{cure}", line, column) from error
+    what = f"{problem}{f' {context}' if context else ''}"
+    if context and begun is not None and begun.line != line:
+        what += f" that begins in line {begun.line + 1}"
+    raise _UnreadableError(f"is not YAML: {what}{cure}", line, column) from error
 
 
 class _Frame:
@@ -154,7 +164,12 @@ class _Reader:
             finally:
                 loader.dispose()
         except yaml.YAMLError as error:
-            _explain(error, text)
+            try:
+                _explain(error, text)
+            except _UnreadableError as unreadable:
+                if self._is_secret():
+                    self._report.hide_line(self._name, unreadable.line + 1)
+                raise
 
     def _document(self, get_event: Any) -> Marked:
         frames, plain, name = self._frames, self._plain, self._name
@@ -231,7 +246,9 @@ class _Reader:
         if event.anchor:
             self._anchors[event.anchor] = None
         if event.tag and event.tag not in (MAP, SEQ, "!"):
-            self._report.add(self._source(event), f"the tag {_tag(event.tag)} is not allowed; write plain YAML")
+            self._report.add(
+                self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; write plain YAML"
+            )
             frame.flaw = True
         self._frames.append(frame)
         return frame
@@ -247,9 +264,10 @@ class _Reader:
 
     def _alias(self, event: Any) -> Marked:
         if event.anchor not in self._anchors:
+            anchor = self._quoted(event.anchor)
             self._fatal(
                 event,
-                f"is not YAML: found undefined alias {event.anchor!r}; define the anchor (&{event.anchor}) above it, "
+                f"is not YAML: found undefined alias {anchor!r}; define the anchor (&{anchor}) above it, "
                 "or quote text that begins with *",
             )
         found = self._anchors[event.anchor]
@@ -270,6 +288,7 @@ class _Reader:
                 frame.inherited = {**each.value, **(frame.inherited or {})}
             elif each.value is not BROKEN:
                 self._report.add(each.source, "`<<` takes a mapping, or a list of them")
+                self._report.hide(each)
 
     # Keys
 
@@ -316,22 +335,37 @@ class _Reader:
             tag = self._resolve(yaml.ScalarNode, text, (True, False)) if is_plain else STR
         if is_plain and tag in NUMBERS and ":" in text:
             return self._broken(
-                event, f"YAML 1.1 reads {text} as a number to the base 60; quote it, or write it with units"
+                event,
+                f"YAML 1.1 reads {self._quoted(text)} as a number to the base 60; quote it, or write it with units",
             )
         if is_plain and tag in NUMBERS and re.fullmatch(r"[-+]?0[0-7_]+", text):
-            return self._broken(event, f"YAML 1.1 reads {text} as an octal number; write it without the leading 0")
+            return self._broken(
+                event,
+                f"YAML 1.1 reads {self._quoted(text)} as an octal number; quote it, or write it without the leading 0",
+            )
         if tag == STR:
             value: Any = text
         else:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
             except yaml.YAMLError:
-                return self._broken(event, f"the tag {_tag(tag)} is not allowed; write plain YAML")
+                return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; write plain YAML")
             except ValueError as error:
-                return self._broken(event, f"{text!r} cannot be read as {_tag(tag)}: {error}")
+                why = "" if self._is_secret() else f": {error}"
+                return self._broken(event, f"{self._quoted(repr(text))} cannot be read as {_tag(tag)}{why}")
         if is_plain:
             self._plain[text] = value
         return value
+
+    def _is_secret(self) -> bool:
+        """Whether what is being read belongs to a key whose value must not be shown."""
+        # The first two are names: of a group, and of a profile or function.
+        keys = [frame.key for frame in self._frames if isinstance(frame.key, str)][2:]
+        return any(key in hidden_keys() or SECRET_WORD.search(key) for key in keys)
+
+    def _quoted(self, text: str) -> str:
+        """A part of the file as a message may show it."""
+        return MASK if self._is_secret() else text
 
     def _broken(self, event: Any, text: str) -> Any:
         self._report.add(self._source(event), text)
@@ -341,7 +375,10 @@ class _Reader:
         return source_of(position(event), self._name)
 
     def _fatal(self, event: Any, text: str) -> NoReturn:
-        raise _UnreadableError(text, event.start_mark.line, event.start_mark.column)
+        line = event.start_mark.line
+        if self._is_secret():
+            self._report.hide_line(self._name, line + 1)
+        raise _UnreadableError(text, line, event.start_mark.column)
 
 
 def _tag(tag: str) -> str:

@@ -65,6 +65,10 @@ def _shown(value: Any) -> Any:
     """Functions and classes by their names, as one would write them; no passwords of URLs; anything else as it is."""
     if isinstance(value, str):
         return without_password(value)
+    if type(value) is list:
+        return [_shown(each) for each in value]
+    if type(value) is dict:
+        return {name: _shown(each) for name, each in value.items()}
     if isinstance(value, tuple) and value:
         each = ", ".join(repr(_shown(one)) for one in value)
         return _Name(f"({each},)" if len(value) == 1 else f"({each})")

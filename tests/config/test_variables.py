@@ -1,0 +1,387 @@
+"""Variables from beside the process: `.env` files and directories of secrets. And those of `functions:` entries."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from conftest import Policies
+from opero import Registry
+from opero.cache.settings import CacheSettings
+from opero.config import Configuration, load
+from opero.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("_files")
+
+FILE, SECRETS = Path("my.env"), Path("secrets")
+
+
+@pytest.fixture
+def _files(policies: Policies) -> None:
+    policies.write(base="policies: {a: {retry: 1}, b: {retry: 2}}")
+    SECRETS.mkdir()
+    FILE.write_text("")
+
+
+def loaded(text: str | bytes = "", *, secrets: dict[str, str] | None = None, **environ: str) -> Configuration:
+    FILE.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name, value in (secrets or {}).items():
+        (SECRETS / name).write_text(value)
+    return load("policies", environ=environ, env_file=FILE, secrets_dir=SECRETS)
+
+
+def told(text: str | bytes = "", *, secrets: dict[str, str] | None = None, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(text, secrets=secrets, **environ)
+    return [f"{each.place}: {each.text}" for each in caught.value.problems]
+
+
+def chain(configuration: Configuration, profile: str = "a", path: str = "retry.retries") -> list[tuple[object, str]]:
+    return [(leaf.value, str(leaf.source)) for leaf in configuration.source(profile, path).chain()]
+
+
+# Which of them holds
+
+
+def test_the_process_comes_over_the_env_file_over_the_secrets_over_the_files() -> None:
+    found = loaded("OPERO_A_RETRIES=30\n", secrets={"OPERO_A_RETRIES": "20\n"}, OPERO_A_RETRIES="40")
+    assert found.policies["a"].retry.retries == 40  # type: ignore[union-attr]
+    assert chain(found) == [
+        ("40", "OPERO_A_RETRIES"),
+        ("30", "my.env:1:1 (OPERO_A_RETRIES)"),
+        ("20", "secrets/OPERO_A_RETRIES"),
+        (1, "policies/base.yaml:1:23"),
+    ]
+
+
+def test_neither_the_form_nor_the_case_of_a_name_changes_what_comes_over_what() -> None:
+    found = loaded("opero_a_retries=30\n", secrets={"OPERO_A_RETRY": "20"}, OPERO_POLICIES__A__RETRY__RETRIES="40")
+    assert [source for _, source in chain(found)] == [
+        "OPERO_POLICIES__A__RETRY__RETRIES",
+        "my.env:1:1 (opero_a_retries)",
+        "secrets/OPERO_A_RETRY",
+        "policies/base.yaml:1:23",
+    ]
+
+
+def test_the_environment_is_named_by_any_of_them(policies: Policies) -> None:
+    policies.write(production="policies: {}", staging="policies: {}")
+    assert loaded("OPERO_ENV=staging\n", secrets={"OPERO_ENV": "production"}).environment == "staging"
+    assert loaded(secrets={"OPERO_ENV": "production"}).environment == "production"
+    assert loaded("ENVIRONMENT=staging", OPERO_ENV="production").environment == "production"
+    assert told("\nOPERO_ENV=stagin\n") == [
+        (
+            ": my.env:2:1 (OPERO_ENV): policies has no file for the environment 'stagin' (it has production, staging); "
+            "did you mean 'staging'?"
+        )
+    ]
+
+
+def test_the_file_and_the_directory_are_named_by_an_argument_or_a_variable_or_are_where_they_always_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("other.env").write_text("OPERO_A_RETRIES=7")
+    Path(".env").write_text("OPERO_A_RETRIES=8")
+    (SECRETS / "OPERO_B_RETRIES").write_text("9")
+    found = load("policies", environ={"OPERO_ENV_FILE": "other.env", "opero_secrets_dir": " secrets "})
+    assert [found.policies[name].retry.retries for name in "ab"] == [7, 9]  # type: ignore[union-attr]
+    monkeypatch.setenv("OPERO_SECRETS_DIR", "secrets")
+    assert [load().policies[name].retry.retries for name in "ab"] == [8, 9]  # type: ignore[union-attr]
+    assert load().watched == (Path("policies").absolute(), SECRETS.absolute(), Path(".env").absolute())
+    assert load(environ={}).policies["a"].retry.retries == 1  # type: ignore[union-attr]
+
+
+def test_a_directory_called_env_is_no_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").mkdir()
+    assert load().policies["a"].retry.retries == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: the file nope does not exist"),
+        ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is no file"),
+        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: is empty; unset it, or name a file"),
+        ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: the directory nope does not exist"),
+        ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is no directory"),
+        ({"OPERO_ENVFILE": "my.env"}, "OPERO_ENVFILE: names no profile; did you mean OPERO_ENV_FILE?"),
+        ({"OPERO_SECRET_DIR": "s"}, "OPERO_SECRET_DIR: names no profile; did you mean OPERO_SECRETS_DIR?"),
+    ],
+)
+def test_what_the_environment_names_must_be_there(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("policies", environ=environ)
+    assert str(caught.value) == said
+
+
+def test_an_argument_that_names_nothing_is_told_as_the_argument() -> None:
+    with pytest.raises(ConfigError, match="^env_file: the file nope does not exist$"):
+        load("policies", environ={}, env_file="nope")
+    with pytest.raises(ConfigError, match="^secrets_dir: my.env is no directory$"):
+        load("policies", environ={}, secrets_dir="my.env")
+
+
+# What an .env file may hold
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    {
+        "plain": ("OPERO_A_RETRIES=7", "7"),
+        "with export": ("export OPERO_A_RETRIES=7\n", "7"),
+        "in quotes": ('OPERO_A_RETRIES="7"\n', "7"),
+        "in single quotes, with a comment": ("OPERO_A_RETRIES='7' # as always\n", "7"),
+        "with spaces": ("  OPERO_A_RETRIES = 7  \n", "7"),
+        "after a mark of byte order": (b"\xef\xbb\xbfOPERO_A_RETRIES=7\n", "7"),
+        "with line ends of Windows": (b"# first\r\n\r\nOPERO_A_RETRIES=7\r\n", "7"),
+        "from a variable of the file": ("N=7\nOPERO_A_RETRIES=${N}\n", "7"),
+        "from a variable of the process": ("OPERO_A_RETRIES=${TIMES}\n", "9"),
+        "from the file, though the process has it": ("TIMES=7\nOPERO_A_RETRIES=${TIMES}\n", "7"),
+        "by default": ("OPERO_A_RETRIES=${NOPE:-7}\n", "7"),
+    }.values(),
+)
+def test_a_line_may_be_written_in_many_ways(text: str | bytes, value: str) -> None:
+    assert chain(loaded(text, TIMES="9"))[0][0] == value
+
+
+def test_nothing_of_the_tester_s_own_environment_fills_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIMES", "3")
+    assert told("OPERO_A_RETRIES=${TIMES}\n") == [
+        (
+            "my.env:1:1 (OPERO_A_RETRIES): a ${NAME} in it names no variable that is set; "
+            "write ${NAME:-} if it may be missing"
+        )
+    ]
+
+
+def test_lines_of_others_do_not_matter() -> None:
+    found = loaded("# OPERO_A_RETRIES=9\nDATABASE_URL=${NOPE}\nNOT A LINE\nDEBUG\nOPERA_A=1\n")
+    assert chain(found) == [(1, "policies/base.yaml:1:23")]
+
+
+WRONG_LINES = {
+    "a wrong value": (
+        "\nexport  OPERO_A_RETRIES=x",
+        (
+            "my.env:2:9 (OPERO_A_RETRIES): policies.a.retry.retries: 'x' will not do: "
+            "write a whole number from 0 on, such as 3"
+        ),
+    ),
+    "an unknown name": (
+        "A=1\r\nOPERO_A_RETRIS=1\r\n",
+        "my.env:2:1 (OPERO_A_RETRIS): the profile 'a' has no option 'retris'; did you mean OPERO_A_RETRIES?",
+    ),
+    "after a value of several lines": (
+        'A="1\n2"\nOPERO_X=1',
+        "my.env:3:1 (OPERO_X): names no profile; did you mean OPERO_ENV?",
+    ),
+    "twice": (
+        "OPERO_A_RETRIES=1\nOPERO_A_RETRIES=2\n",
+        "my.env:2:1 (OPERO_A_RETRIES): is also set in line 1; keep one of them",
+    ),
+    "twice, in another case": (
+        "opero_a_retries=1\nOPERO_A_RETRIES=2\n",
+        (
+            "my.env:2:1 (OPERO_A_RETRIES): is also set as my.env:1:1 (opero_a_retries), and case does not count; "
+            "unset one of them"
+        ),
+    ),
+    "twice, in another form": (
+        "OPERO_A_RETRIES=1\nOPERO_POLICIES__A__RETRY__RETRIES=2\n",
+        (
+            "my.env:2:1 (OPERO_POLICIES__A__RETRY__RETRIES): sets policies.a.retry.retries, "
+            "and so does my.env:1:1 (OPERO_A_RETRIES); unset one of them"
+        ),
+    ),
+    "no value": ("OPERO_A_RETRIES\n", "my.env:1:1 (OPERO_A_RETRIES): has no value; write NAME=value, or remove it"),
+    "an empty value": ("OPERO_A_RETRIES=\n", "my.env:1:1 (OPERO_A_RETRIES): is empty; unset it"),
+    "no line at all": (
+        "\nOPERO_A_RETRIES: 4\n",
+        "my.env:2:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+    ),
+    "a quote without end": (
+        "OPERO_A_RETRIES='4\n",
+        "my.env:1:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+    ),
+    "another encoding": (b"A=1\nOPERO_A_RETRIES=\xe9\n", "my.env:2:1: is not UTF-8; save it as UTF-8"),
+    "where variables are": (
+        "OPERO_SECRETS_DIR=secrets\n",
+        (
+            "my.env:1:1 (OPERO_SECRETS_DIR): says where variables are, so it has no effect here; "
+            "set it in the process's environment"
+        ),
+    ),
+    "the switch": ("OPERO_ENABLED=perhaps\n", "my.env:1:1 (OPERO_ENABLED): 'perhaps' is neither true nor false"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG_LINES.values(), ids=WRONG_LINES)
+def test_a_wrong_line_is_told_with_its_place_and_the_variable(text: str | bytes, said: str) -> None:
+    (line,) = told(text)
+    assert line == said
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is unreadable for root")
+def test_a_file_that_may_not_be_read_is_told() -> None:
+    FILE.chmod(0)
+    with pytest.raises(ConfigError, match="my.env: cannot be read: Permission denied"):
+        load("policies", environ={}, env_file=FILE)
+
+
+# What a directory of secrets may hold
+
+
+def test_secrets_may_be_links_as_kubernetes_makes_them() -> None:
+    hidden = SECRETS / "..2026_11_24"
+    hidden.mkdir()
+    (hidden / "OPERO_A_CACHE_SECRET").write_text("hunter2\n")
+    (hidden / "tls.crt").write_bytes(b"\xff\xfe")
+    (SECRETS / "..data").symlink_to(hidden.name)
+    for name in ("OPERO_A_CACHE_SECRET", "tls.crt"):
+        (SECRETS / name).symlink_to(Path("..data") / name)
+    found = loaded()
+    secret = found.policies["a"].cache.secret  # type: ignore[union-attr]
+    assert secret is not None
+    assert secret.get_secret_value() == "hunter2"
+    assert str(found.source("a", "cache.secret").source) == "secrets/OPERO_A_CACHE_SECRET"
+
+
+def test_a_secret_that_is_wrong_is_told_with_its_file() -> None:
+    (SECRETS / "OPERO_A_CACHE_TTL").mkdir()
+    (SECRETS / "OPERO_A_CACHE_KEY").symlink_to("nowhere")
+    (SECRETS / "OPERO_A_CACHE_URL").write_bytes(b"\xff")
+    (SECRETS / "OPERO_A_CACHE_SECRET").write_text("x" * 70_000)
+    assert told(secrets={"OPERO_A_RETRIES": "x", "OPERO_A_RETRIS": "1", "OPERO_ENV_FILE": "my.env", "other": "1"}) == [
+        "secrets/OPERO_A_CACHE_KEY: cannot be read: No such file or directory",
+        "secrets/OPERO_A_CACHE_SECRET: is larger than 65536 bytes, and so no variable's value; remove it",
+        "secrets/OPERO_A_CACHE_TTL: is no file, and so no variable's value; remove it",
+        "secrets/OPERO_A_CACHE_URL: is not UTF-8; save it as UTF-8",
+        "secrets/OPERO_A_RETRIES: policies.a.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3",
+        "secrets/OPERO_A_RETRIS: the profile 'a' has no option 'retris'; did you mean OPERO_A_RETRIES?",
+        (
+            "secrets/OPERO_ENV_FILE: says where variables are, so it has no effect here; "
+            "set it in the process's environment"
+        ),
+    ]
+
+
+def test_spaces_of_a_secret_matter_and_the_line_end_does_not() -> None:
+    found = loaded(secrets={"OPERO_A_CACHE_SECRET": " hunter2 \r\n"})
+    assert found.policies["a"].cache.secret.get_secret_value() == " hunter2 "  # type: ignore[union-attr]
+
+
+# Where a cache looks for what it needs
+
+
+def test_a_cache_finds_its_own_variables_in_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL", "OPERO_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    FILE.write_bytes(b"\xef\xbb\xbfOPERO_CACHE_REDIS_URL=redis://file\nOPERO_CACHE_DIR=from-file\nOTHER=1\n")
+    (SECRETS / "OPERO_CACHE_SECRET").write_text("hunter2")
+    (SECRETS / "OPERO_CACHE_DIR").write_text("from-secrets")
+    monkeypatch.setenv("OPERO_ENV_FILE", str(FILE))
+    monkeypatch.setenv("OPERO_SECRETS_DIR", str(SECRETS))
+    found = CacheSettings.read()
+    assert found.redis_url is not None
+    assert found.secret is not None
+    assert found.redis_url.get_secret_value() == "redis://file"
+    assert (found.secret.get_secret_value(), found.dir) == ("hunter2", Path("from-file"))
+    monkeypatch.setenv("OPERO_CACHE_DIR", "from-process")
+    assert CacheSettings.read().dir == Path("from-process")
+    monkeypatch.setenv("OPERO_SECRETS_DIR", "nowhere")
+    with pytest.raises(ConfigError, match="OPERO_SECRETS_DIR: the directory nowhere does not exist"):
+        CacheSettings.read()
+
+
+# Entries of `functions:`
+
+
+@pytest.fixture
+def _entries(policies: Policies, _files: None) -> None:
+    policies.write(
+        base="""
+        policies: {a: {retry: 1}}
+        functions: {"app.users:get_user": {policy: a, cache: 5}, "app.*": {retry: 2}, "app.jobs:*": {retry: 3}}
+        """
+    )
+
+
+def entry_values(path: str, **environ: str) -> list[tuple[object, str]]:
+    def get_user(user: str) -> str:
+        return user
+
+    get_user.__module__, get_user.__qualname__ = "app.users", "get_user"
+    registry = Registry.load("policies", environ=environ)
+    bound = registry.bind(get_user, "a")
+    return [(leaf.value, str(leaf.source)) for leaf in registry.explain(bound)[path].chain()]
+
+
+@pytest.mark.usefixtures("_entries")
+def test_an_entry_has_variables_for_every_field() -> None:
+    variable = "OPERO_FUNCTIONS__APP_USERS_GET_USER__CACHE__TTL"
+    assert entry_values("cache.ttl", **{variable: "9"})[:2] == [("9", variable), (5, "policies/base.yaml:2:54")]
+    assert entry_values("policy", OPERO_FUNCTIONS__APP_USERS_GET_USER__POLICY="a")[0] == (
+        "a",
+        "OPERO_FUNCTIONS__APP_USERS_GET_USER__POLICY",
+    )
+
+
+@pytest.mark.usefixtures("_entries")
+def test_a_glob_has_variables_too() -> None:
+    variable = "OPERO_FUNCTIONS__APP____RETRY__RETRIES"  # app.* → APP__
+    assert entry_values("retry.retries", **{variable: "9"})[:2] == [("9", variable), (2, "policies/base.yaml:2:75")]
+
+
+@pytest.mark.usefixtures("_entries")
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    {
+        "OPERO_FUNCTIONS__APP_USERS_GET_USR__RETRY": "there is no `functions:` entry 'app_users_get_usr'; "
+        "did you mean 'app_users_get_user'?",
+        "OPERO_FUNCTIONS__APP_USERS_GET_USER__CACHE__TTLL": "cache has no field 'ttll'; did you mean 'ttl'?",
+        "OPERO_FUNCTIONS__APP_USERS_GET_USER__CASHE": "there is no policy 'cashe'; did you mean 'cache'?",
+        "OPERO_FUNCTIONS__APP_USERS_GET_USER__EXTENDS": "there is no policy 'extends'; known:",
+    }.items(),
+)
+def test_a_variable_of_no_entry_names_the_nearest(variable: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("policies", environ={variable: "1"})
+    assert str(caught.value).startswith(f"{variable}: {said}")
+
+
+def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -> None:
+    policies.write(base="functions: {'a.b:c': {retry: 1}, 'a_b:c': {retry: 2}, 'a.b:*': {retry: 3}}")
+    assert policies.error(OPERO_FUNCTIONS__A_B_C__RETRY="5") == (
+        "OPERO_FUNCTIONS__A_B_C__RETRY: can be read as functions.a.b:c.retry or as functions.a_b:c.retry; "
+        "write it in a file, since the names of these functions differ in no letter or digit"
+    )
+    assert policies.load(OPERO_FUNCTIONS__A_B____RETRY="5").functions
+
+
+# Who may write
+
+
+def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+    policies.directory.chmod(0o1777)  # a sticky bit, as /tmp has it, keeps nobody from adding production.yaml
+    (policies.directory / "base.yaml").chmod(0o666)
+    FILE.chmod(0o606)
+    SECRETS.chmod(0o757)
+    with caplog.at_level(logging.DEBUG, "opero"):
+        registry = Registry.load("policies", environ={}, env_file=FILE, secrets_dir=SECRETS)
+    registry.reload()
+    said = registry.configuration.warnings
+    assert [each.partition(":")[0] for each in said] == ["policies", "policies/base.yaml", "secrets", "my.env"]
+    assert said[0] == (
+        "policies: anybody on this machine may write to it, and so choose what this program imports and calls; "
+        "take that away: chmod o-w policies"
+    )
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [("WARNING", each) for each in said]
+
+
+def test_what_only_a_group_may_write_to_is_not_warned_of(policies: Policies) -> None:
+    policies.directory.chmod(0o775)
+    (policies.directory / "base.yaml").chmod(0o664)
+    assert policies.load().warnings == ()
