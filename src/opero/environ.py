@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opero.errors import ConfigError
+from opero.errors import error_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,8 +63,8 @@ def _named(
         return path if path is not None and (path.is_file() if is_file else path.is_dir()) else None
     what = "file" if is_file else "directory"
     if not said.strip():
-        raise ConfigError(f"{by}: is empty; unset it, or name a {what}")
+        raise error_at(by, f"is empty; unset it, or name a {what}")
     path = Path(said.strip()).expanduser()
     if not (path.is_file() if is_file else path.is_dir()):
-        raise ConfigError(f"{by}: {path} is no {what}" if path.exists() else f"{by}: the {what} {path} does not exist")
+        raise error_at(by, f"{path} is no {what}" if path.exists() else f"the {what} {path} does not exist")
     return path

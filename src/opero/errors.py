@@ -45,6 +45,7 @@ __all__ = [
     "ResultRejectedError",
     "UnknownOptionError",
     "WorkerDiedError",
+    "error_at",
     "nearest",
     "text_of",
 ]
@@ -355,6 +356,11 @@ class ConfigError(OperoError, ValueError):
         if len(problems) == 1:
             return cls(str(problems[0]), problems)
         return cls("\n\n".join([f"the configuration has {len(problems)} problems:", *map(str, problems)]), problems)
+
+
+def error_at(place: str, text: str) -> ConfigError:
+    """The error that tells one problem, of which there is no line to show."""
+    return ConfigError.of([Problem(place, text)])
 
 
 class MissingExtraError(ConfigError, ImportError):

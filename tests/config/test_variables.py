@@ -74,7 +74,7 @@ def test_the_environment_is_named_by_any_of_them(policies: Policies) -> None:
     assert loaded("ENVIRONMENT=staging", OPERO_ENV="production").environment == "production"
     assert told("\nOPERO_ENV=stagin\n") == [
         (
-            ": my.env:2:1 (OPERO_ENV): policies has no file for the environment 'stagin' (it has production, staging); "
+            "my.env:2:1 (OPERO_ENV): policies has no file for the environment 'stagin' (it has production, staging); "
             "did you mean 'staging'?"
         )
     ]
@@ -224,11 +224,13 @@ def test_a_wrong_line_is_told_with_its_place_and_the_variable(text: str | bytes,
     assert line == said
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is unreadable for root")
 def test_a_file_that_may_not_be_read_is_told() -> None:
     FILE.chmod(0)
-    with pytest.raises(ConfigError, match="my.env: cannot be read: Permission denied"):
-        load("policies", environ={}, env_file=FILE)
+    path = FILE if not os.access(FILE, os.R_OK) else Path("/proc/self/mem")  # root may read all but such a one
+    if not path.exists():
+        pytest.skip("there is nothing here that root may not read")
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read: (Permission denied|Input/output error)"):
+        load("policies", environ={}, env_file=path)
 
 
 # What a directory of secrets may hold

@@ -11,14 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from opero.config.report import Report
 from opero.config.sources import Source
 from opero.environ import env_file, variable
-from opero.errors import ConfigError, nearest
+from opero.errors import error_at, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from opero.config.report import Report
 
 __all__ = ["Location", "is_configured", "locate", "show_path"]
 
@@ -99,7 +98,7 @@ def locate(
         if not named.by:
             return Location(env.value, None, ())
         fault = "is a file; name the directory that holds it" if folder.exists() else "does not exist"
-        raise ConfigError(f"{named.by}: the directory {show_path(folder)} {fault}")
+        raise error_at(named.by, f"the directory {show_path(folder)} {fault}")
     found = _files(folder, report)
     files = tuple(found[name] for name in (BASE, env.value) if name in found)
     missing = env.value not in found
@@ -115,8 +114,7 @@ def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
     has = f"it has {', '.join(known)}" if known else "it has none"
     hint = nearest(env.value, known)
     cure = hint if "did you mean" in hint else f"; create {env.value}.yaml (`policies: {{}}` changes nothing)"
-    where = f"{env.by}: " if env.by else ""
-    raise ConfigError(f"{where}{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
+    raise error_at(env.by, f"{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
 
 
 def _environment(argument: str | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
@@ -134,7 +132,7 @@ def _environment(argument: str | None, environ: Mapping[str, str], places: Mappi
             if named.value == BASE
             else "write letters, digits, '-', '_' and '.'"
         )
-        raise ConfigError(f"{named.by}: {named.value!r} cannot name an environment; {why}")
+        raise error_at(named.by, f"{named.value!r} cannot name an environment; {why}")
     return named
 
 
@@ -145,7 +143,7 @@ def _directory(argument: str | Path | None, environ: Mapping[str, str], places: 
     if value is not None:
         by = places.get("OPERO_CONFIG", "OPERO_CONFIG")
         if not value.strip():
-            raise ConfigError(f"{by}: is empty; unset it, or name a directory")
+            raise error_at(by, "is empty; unset it, or name a directory")
         return _Named(value.strip(), by)
     return _from_pyproject(Path.cwd() / "pyproject.toml") or _Named(DEFAULT_DIRECTORY)
 
@@ -154,22 +152,36 @@ def _from_pyproject(path: Path) -> _Named | None:
     if not path.is_file():
         return None
     try:
-        tool = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("opero", {})
+        text = path.read_text("utf-8")
+        tool = tomllib.loads(text).get("tool", {}).get("opero", {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         place = f":{found[1]}:{found[2]}" if found else ""
-        raise ConfigError(f"{path.name}{place}: is not TOML: {error}") from error
+        raise error_at(f"{path.name}{place}", f"is not TOML: {error}") from error
     if not isinstance(tool, dict):
-        raise ConfigError(f'{path.name}: [tool.opero] must be a table; write `config = "policies"` in it')
-    for key in tool:
-        if key != "config":
-            raise ConfigError(f"{path.name}: unknown key {key!r} in [tool.opero]{nearest(key, ['config'])}")
+        raise error_at(path.name, '[tool.opero] must be a table; write `config = "policies"` in it')
+    report = Report()
+    report.texts[path.name] = text
+    for key in tool.keys() - {"config"}:
+        text_of_key = f"unknown key {key!r} in [tool.opero]{nearest(key, ['config'])}"
+        report.add(_place_in_toml(path.name, text, key), text_of_key)
     config = tool.get("config")
-    if config is None:
-        return None
-    if not isinstance(config, str) or not config:
-        raise ConfigError(f"{path.name}: config in [tool.opero] must be the path of a directory, not {config!r}")
-    return _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]")
+    if config is not None and (not isinstance(config, str) or not config):
+        said = f"config in [tool.opero] must be the path of a directory, not {config!r}"
+        report.add(_place_in_toml(path.name, text, "config"), said)
+    report.raise_if_any()
+    return None if config is None else _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]")
+
+
+def _place_in_toml(name: str, text: str, key: str) -> Source:
+    """Where a key of [tool.opero] stands; only the file, where it is written in an unusual way."""
+    table = re.search(r"(?m)^[ \t]*\[\s*tool\s*\.\s*opero\s*\]", text)
+    found = table and re.compile(rf"(?m)^[ \t]*(?P<key>['\"]?{re.escape(key)}['\"]?)\s*=").search(text, table.end())
+    if not found:
+        return Source(name)
+    start = found.start("key")
+    line = text.count("\n", 0, start) + 1
+    return Source(name, line, start - text.rfind("\n", 0, start), width=len(found["key"]))
 
 
 def _files(folder: Path, report: Report) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from opero.config.environment import PREFIX, Said, said_by_process
 from opero.config.location import show_path
 from opero.config.sources import Source
 from opero.environ import ENV_FILE, SECRETS_DIR, env_file, secrets_dir
-from opero.errors import ConfigError
+from opero.errors import error_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,7 +155,7 @@ def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
     try:
         paths = sorted(path for path in folder.iterdir() if _is_ours(path.name))
     except OSError as error:
-        raise ConfigError(f"secrets_dir: {show_path(folder.absolute())} cannot be read: {error.strerror}") from error
+        raise error_at(show_path(folder.absolute()), f"cannot be read: {error.strerror}") from error
     for path in paths:
         source = Source(show_path(path.absolute()))
         try:
