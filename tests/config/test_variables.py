@@ -178,6 +178,10 @@ WRONG_LINES = {
         'A="1\n2"\nOPERO_X=1',
         "my.env:3:1 (OPERO_X): names no profile; did you mean OPERO_ENV?",
     ),
+    "after characters that end a line elsewhere": (
+        "A=1\x0c2\u20283\x85\nOPERO_X=1",
+        "my.env:2:1 (OPERO_X): names no profile; did you mean OPERO_ENV?",
+    ),
     "twice": (
         "OPERO_A_RETRIES=1\nOPERO_A_RETRIES=2\n",
         "my.env:2:1 (OPERO_A_RETRIES): is also set in line 1; keep one of them",

@@ -91,7 +91,7 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
     except OSError as error:
         report.add(Source(shown), f"cannot be read: {error.strerror or error}")
         return {}
-    lines = text.splitlines()
+    lines = re.split(r"\r\n|\n|\r", text)  # as the parser counts them
     report.texts[shown] = "\n".join(map(_without_value, lines))
     found: dict[str, Said] = {}
     values: dict[str, str] = {}
