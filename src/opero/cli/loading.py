@@ -35,13 +35,13 @@ def environments(config: str | None) -> list[str]:
     Raises:
         ConfigError: the directory cannot be told, or there is none.
     """
-    from opero.config.location import BASE, SUFFIXES, _directory, locate
+    from opero.config.location import BASE, SUFFIXES, locate, named_directory
     from opero.config.report import Report
     from opero.config.variables import collect_variables, flatten
     from opero.errors import ConfigError
 
     variables = flatten(collect_variables(None, None, None, Report())[0])
-    folder = Path(_directory(config, variables).value).expanduser()
+    folder = Path(named_directory(config, variables).value).expanduser()
     if not folder.is_dir():
         locate(config, None, variables, Report())  # which says better what is wrong
         raise ConfigError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from opero.config.report import Report
 
-__all__ = ["Location", "is_configured", "locate", "show_path"]
+__all__ = ["Location", "is_configured", "locate", "named_directory", "show_path"]
 
 DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
@@ -91,7 +91,7 @@ def locate(
         ConfigError: a named directory or environment does not exist; it names those that do.
     """
     env = _environment(environment, environ, places or {})
-    named = _directory(directory, environ, places or {})
+    named = named_directory(directory, environ, places or {})
     folder = Path(named.value).expanduser()
     if not folder.is_absolute():
         folder = Path.cwd() / folder
@@ -138,7 +138,9 @@ def _environment(argument: str | None, environ: Mapping[str, str], places: Mappi
     return named
 
 
-def _directory(argument: str | Path | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
+def named_directory(
+    argument: str | Path | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY
+) -> _Named:
     if argument is not None:
         return _Named(str(argument), "directory")
     value = variable(environ, "OPERO_CONFIG")
