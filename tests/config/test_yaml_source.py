@@ -80,6 +80,14 @@ BAD_FILES = {
         ":1:25: YAML 1.1 reads 1:30 as a number to the base 60; quote it, or write it with units",
     ),
     "an octal number": ("policies: {api: {retry: 010}}\n", ":1:25: YAML 1.1 reads 010 as an octal number"),
+    "a scalar that calls itself a list": ("policies: {api: {retry: !!seq x}}\n", ":1:25: the tag !!seq is not allowed"),
+    "a list that calls itself a mapping": ("policies: !!map [a]\n", ":1:11: the tag !!map is not allowed"),
+    "a date that is none": ("policies: {api: {retry: !!timestamp x}}\n", ":1:25: 'x' cannot be read as !!timestamp"),
+    "a truth that is none": ("policies: {api: {retry: !!bool x}}\n", ":1:25: 'x' cannot be read as !!bool"),
+    "an anchor set twice": (
+        "policies: {a: &x {retry: 1}, b: &x {retry: 2}}\n",
+        ":1:33: the anchor &x is also set above; call one of them otherwise",
+    ),
     "a value that contains itself": ("policies: &all\n  api: *all\n", " contains itself by an alias"),
     "a merge key of a list": (
         "policies: {api: {<<: [1]}}\n",
@@ -167,6 +175,11 @@ def test_a_key_beside_a_merge_key_wins_wherever_it_stands(policies: Policies) ->
     found = policies.load().policies
     assert [found[name].retry.retries for name in "abc"] == [1, 2, 3]  # type: ignore[union-attr]
     assert found["b"].cache == found["a"].cache
+
+
+def test_a_key_may_have_an_anchor(policies: Policies) -> None:
+    policies.write(base="policies: {&name api: {retry: 1}, other: {extends: *name}}")
+    assert policies.load().policies["other"].retry == policies.load().policies["api"].retry
 
 
 def test_a_file_reports_each_of_its_mistakes(policies: Policies) -> None:

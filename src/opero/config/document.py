@@ -59,10 +59,10 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
         if key not in KEYS:
             report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles stand under `policies:`)")
             report.hide(entry)
-        elif entry.value is None:
-            continue
         elif key == "import_from":
             import_from = _read_modules(entry, report)
+        elif entry.value is None:
+            continue
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         elif key == "policies":
@@ -103,6 +103,9 @@ def _check_function(name: str, body: Marked, report: Report) -> bool:
 def _read_modules(marked: Marked, report: Report) -> Marked | None:
     """`import_from`: a module, or a list of them."""
     if marked.value is BROKEN:
+        return None
+    if marked.value is None:  # allow all, as without it, or none?
+        report.add(marked.place, "import_from is empty; list modules, write [] to allow none, or remove it")
         return None
     each = marked.value if isinstance(marked.value, list) else [marked]
     good = [one for one in each if isinstance(one.value, str) and MODULE.fullmatch(one.value)]

@@ -99,7 +99,8 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
         written = binding.original.string.lstrip("\r\n")
         before = binding.original.string[: len(binding.original.string) - len(written)]
         number = binding.original.line + len(before.splitlines())
-        if binding.error:
+        # The parser takes what stands before a "=", or all of a line without one, for a name.
+        if binding.error or not re.fullmatch(r"\w*", binding.key or ""):
             if PREFIX in written.upper():
                 report.add(
                     Source(shown, number, 1), "cannot be read; write NAME=value, in quotes where it holds spaces"

@@ -32,7 +32,9 @@ MAX_VALUES = 100_000
 MAX_DEPTH = 50
 """How deep a file may nest. The format itself needs six levels."""
 
-STR, MAP, SEQ, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq", "merge"))
+STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
+OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
+"""Tags of scalars. PyYAML would make an empty list of a scalar that calls itself one."""
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 CURES = {
     "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
@@ -182,7 +184,7 @@ class _Reader:
                 self._values += 1
                 value = plain.get(event.value, BROKEN) if event.implicit[0] else BROKEN
                 if frame is not None and frame.wants_key:
-                    if type(value) is str and value not in frame.items:
+                    if type(value) is str and value not in frame.items and not event.anchor:
                         frame.key, frame.key_at, frame.wants_key = value, position(event), False
                     else:
                         self._take_key(frame, event, self._key_value(event))
@@ -191,6 +193,7 @@ class _Reader:
                     value = self._scalar(event)
                 marked = Marked(value, position(event), frame and frame.key_at, name)
                 if event.anchor:
+                    self._check_anchor(event)
                     self._anchors[event.anchor] = marked, 1
             elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
                 frame = self._begin(event, {} if kind is yaml.MappingStartEvent else [])
@@ -244,8 +247,9 @@ class _Reader:
         frame = _Frame(event, items, self._values - 1)
         frame.in_key = bool(self._frames) and self._frames[-1].wants_key
         if event.anchor:
+            self._check_anchor(event)
             self._anchors[event.anchor] = None
-        if event.tag and event.tag not in (MAP, SEQ, "!"):
+        if event.tag and event.tag not in (MAP if type(items) is dict else SEQ, "!"):
             self._report.add(
                 self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; write plain YAML"
             )
@@ -261,6 +265,11 @@ class _Reader:
         if frame.anchor:
             self._anchors[frame.anchor] = marked, self._values - frame.begun_at
         return marked
+
+    def _check_anchor(self, event: Any) -> None:
+        if event.anchor in self._anchors:
+            name = self._quoted(event.anchor)
+            self._report.add(self._source(event), f"the anchor &{name} is also set above; call one of them otherwise")
 
     def _alias(self, event: Any) -> Marked:
         if event.anchor not in self._anchors:
@@ -296,6 +305,9 @@ class _Reader:
         frame.wants_key = False
         frame.key_at = position(event)
         frame.key = None
+        if event.anchor and type(event) is yaml.ScalarEvent:
+            self._check_anchor(event)
+            self._anchors[event.anchor] = Marked(value, frame.key_at, None, self._name), 1
         if value is MERGING and frame.inherited is None:
             frame.inherited, frame.key = {}, MERGING
         elif type(value) is str:
@@ -345,14 +357,13 @@ class _Reader:
             )
         if tag == STR:
             value: Any = text
+        elif tag not in OTHERS:
+            return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; write plain YAML")
         else:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
-            except yaml.YAMLError:
-                return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; write plain YAML")
-            except ValueError as error:
-                why = "" if self._is_secret() else f": {error}"
-                return self._broken(event, f"{self._quoted(repr(text))} cannot be read as {_tag(tag)}{why}")
+            except Exception:  # noqa: BLE001  # PyYAML's constructors fail with KeyError, AttributeError, and others
+                return self._broken(event, f"{self._quoted(repr(text))} cannot be read as {_tag(tag)}")
         if is_plain:
             self._plain[text] = value
         return value

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -50,14 +51,17 @@ def importing_from(modules: Sequence[str] | None) -> Iterator[None]:
         _import_from.reset(token)
 
 
-def _check_may_import(name: str) -> None:
+AT_WILL = ("__import__", "breakpoint", "compile", "eval", "exec", "open")
+"""Builtins that run or open whatever they are given: with them, any restriction would be none."""
+
+
+def _check_may_import(name: str, module: str | None = None) -> None:
     allowed = _import_from.get()
-    module = name.partition(":")[0]
+    module = module or name.partition(":")[0]
     if allowed is not None and not any(f"{module}.".startswith(f"{each}.") for each in allowed):
         package = module.partition(".")[0]
-        raise ValueError(
-            f"{name!r} is not imported: import_from allows only {', '.join(allowed) or 'nothing'}; add {package} to it"
-        )
+        only = f"only {', '.join(allowed)}" if allowed else "nothing"
+        raise ValueError(f"{name!r} is not imported: import_from allows {only}; add {package} to it")
 
 
 def resolve(name: str) -> Any:
@@ -72,6 +76,8 @@ def resolve(name: str) -> Any:
     if not module_name and "." not in name and not colon:
         if not hasattr(builtins, path):
             raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
+        if path in AT_WILL:
+            _check_may_import(name, "builtins")
         return getattr(builtins, path)
     _check_may_import(name)
     parts = module_name.split(".")
@@ -97,6 +103,8 @@ def _attribute(found: Any, path: str, name: str) -> Any:
             where = getattr(found, "__name__", repr(found))
             raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
+        if isinstance(found, ModuleType):  # one that an allowed module has imported for itself, perhaps
+            _check_may_import(name, found.__name__)
     return found
 
 
