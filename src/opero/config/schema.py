@@ -104,7 +104,7 @@ def json_schema() -> dict[str, Any]:
             },
             "import_from": {
                 "description": "The modules that names may be imported from, with all below them. Default: any.",
-                "anyOf": [{"type": "array", "items": module}, module, null],
+                "anyOf": [{"type": "array", "items": module}, module],
                 "examples": [["app", "requests"]],
             },
         },
