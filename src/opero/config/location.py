@@ -19,7 +19,7 @@ from opero.errors import error_at, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Location", "is_configured", "locate", "show_path"]
+__all__ = ["Location", "is_configured", "locate", "named_directory", "show_path"]
 
 DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
@@ -90,7 +90,7 @@ def locate(
         ConfigError: a named directory or environment does not exist; it names those that do.
     """
     env = _environment(environment, environ, places or {})
-    named = _directory(directory, environ, places or {})
+    named = named_directory(directory, environ, places or {})
     folder = Path(named.value).expanduser()
     if not folder.is_absolute():
         folder = Path.cwd() / folder
@@ -136,7 +136,9 @@ def _environment(argument: str | None, environ: Mapping[str, str], places: Mappi
     return named
 
 
-def _directory(argument: str | Path | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
+def named_directory(
+    argument: str | Path | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY
+) -> _Named:
     if argument is not None:
         return _Named(str(argument), "directory")
     value = variable(environ, "OPERO_CONFIG")

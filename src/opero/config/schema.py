@@ -69,7 +69,6 @@ def json_schema() -> dict[str, Any]:
         definitions[name] = _hoisted(_documented(made["$defs"][name], model), definitions)
     kinds = {kind: {"$ref": f"#/$defs/{kind}"} for kind in KINDS}
     definitions |= {kind: _in_all_forms(model, definitions[model.__name__]) for kind, model in KINDS.items()}
-    null: dict[str, Any] = {"type": "null"}
     name_or_null = {"type": ["string", "null"]}
     definitions["profile"] = _mapping(
         "A profile: what should happen around the functions that are bound to its name. Null says nothing of its own.",
@@ -104,7 +103,7 @@ def json_schema() -> dict[str, Any]:
             },
             "import_from": {
                 "description": "The modules that names may be imported from, with all below them. Default: any.",
-                "anyOf": [{"type": "array", "items": module}, module, null],
+                "anyOf": [{"type": "array", "items": module}, module],
                 "examples": [["app", "requests"]],
             },
         },

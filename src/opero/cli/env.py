@@ -1,0 +1,120 @@
+"""`opero env`: every environment variable that would be read, and what it does at present."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opero.cli.options import Config, Environment, Json, profile_names  # typer reads the annotations
+
+if TYPE_CHECKING:
+    from opero.cli.variables import Variable
+    from opero.config import Configuration
+    from opero.config.sources import Leaf
+
+__all__ = ["env_command"]
+
+SECRET = ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL")
+
+
+def env_command(
+    profile: Annotated[
+        str | None, typer.Argument(metavar="[PROFILE]", help="Only of this one.", autocompletion=profile_names)
+    ] = None,
+    only_set: Annotated[bool, typer.Option("--set", help="Only those that are set.")] = False,
+    env: Environment = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Say which environment variables would be read.
+
+    Each is shown with what it sets, what holds at present, who says so, and what that is in place of. Where an option
+    has several names, the shortest is shown (--json: all).
+
+    \b
+    opero env --set
+    opero env api --env production
+    """
+    from opero.cli.loading import check_profile, load_configuration
+    from opero.cli.terminal import print_json, print_table
+    from opero.cli.variables import variables
+    from opero.config.report import Report
+    from opero.config.variables import collect_variables
+
+    found = load_configuration(config, env)
+    if profile is not None:
+        check_profile(found, profile)
+    said = {
+        name: each
+        for layer in collect_variables(None, None, None, Report())[0].values()
+        for name, each in layer.items()
+    }
+    chosen = [
+        each
+        for each in variables(found, said)
+        if (profile is None or each.profile == profile) and (each.is_set or not only_set)
+    ]
+    if as_json:
+        print_json({"environment": found.environment, "variables": [_data(found, each) for each in chosen]})
+    elif chosen:
+        rows = (((_name(each), each.target, *_effect(found, each)), "bold" if each.is_set else "") for each in chosen)
+        print_table(["variable", "sets", "at present", "from", "in place of"], rows)
+    else:
+        print("none of them is set")
+    return 0
+
+
+def _name(variable: Variable) -> str:
+    """Its name as it is set; else the shortest that it may be set by."""
+    if variable.said is None:
+        return variable.names[0]
+    source = variable.said.source
+    return source.by or source.name if source.line is None or source.by else variable.names[0]
+
+
+def _effect(found: Configuration, variable: Variable) -> tuple[str, str, str]:
+    """What holds, who says so, and what that is in place of."""
+    if not variable.path:
+        return _general(found, variable) or "", variable.set_as or "", ""
+    leaf = variable.leaf
+    if leaf is None:
+        return "", "", ""
+    below = leaf.shadowed
+    return (
+        _shown(variable, leaf),
+        str(leaf.source),
+        "" if below is None else f"{_shown(variable, below)} ({below.source})",
+    )
+
+
+def _shown(variable: Variable, leaf: Leaf) -> str:
+    from opero.cli.values import text_of_value
+
+    return "removed (null)" if leaf.removed else text_of_value(variable.path, leaf.value)
+
+
+def _general(found: Configuration, variable: Variable) -> str | None:
+    from opero.config.report import MASK, without_passwords
+
+    if variable.said is not None:
+        return MASK if variable.names[0] in SECRET else without_passwords(variable.said.text)
+    directory = None if found.directory is None else str(found.directory)
+    known = {"OPERO_ENV": found.environment, "OPERO_CONFIG": directory, "OPERO_ENABLED": "true"}
+    return known.get(variable.names[0])
+
+
+def _data(found: Configuration, variable: Variable) -> dict[str, Any]:
+    from opero.cli.values import leaf_data, source_data
+
+    leaf = None if variable.leaf is None else leaf_data(variable.path, variable.leaf)
+    said = variable.said
+    return {
+        "name": variable.names[0],
+        "names": list(variable.names),
+        "sets": variable.target,
+        "set": None if said is None else source_data(said.source),
+        "value": _general(found, variable) if not variable.path else leaf and leaf["value"],
+        "source": leaf and leaf["source"],
+        "shadows": leaf["shadows"] if leaf else [],
+    }

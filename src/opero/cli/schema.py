@@ -1,0 +1,40 @@
+"""`opero schema`: the JSON Schema of the policy files, for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import Annotated
+
+import typer
+
+from opero.cli.options import Json  # noqa: TC001  # typer reads the annotation
+
+__all__ = ["schema_command"]
+
+
+def schema_command(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there. Default: print it.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Print the JSON Schema of the policy files.
+
+    Editors read it where a file begins with `# yaml-language-server: $schema=schema.json`. With --output, --json tells
+    where it was written.
+
+    \b
+    opero schema -o policies/schema.json
+    """
+    from opero.cli.terminal import print_json
+    from opero.config.schema import schema_text
+
+    if output is None:
+        print(schema_text(), end="")
+        return 0
+    output.write_text(schema_text(), "utf-8")
+    if as_json:
+        print_json({"written": str(output)})
+    else:
+        print(f"wrote {output}")
+    return 0

@@ -1,0 +1,125 @@
+"""The command, in this process or in one of its own, in a directory with policies and a module of functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+import opero
+from opero.cli.app import run
+from opero.default_registry import set_default_registry
+
+POLICIES = {
+    "base": """\
+        defaults:
+          retry: {min_delay: 0}
+        policies:
+          api:
+            retry: {retries: 3}
+            cache: {ttl: 30m}
+          reports:
+            extends: api
+            timeout: 5s
+    """,
+    "development": """\
+        policies: {}
+    """,
+    "production": """\
+        policies:
+          api:
+            retry: {retries: 5}
+            rate_limit: 50/s
+    """,
+}
+
+
+@dataclass
+class Ran:
+    """What a command has said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """Each line of its output, as JSON."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Command:
+    """Runs the command in this process."""
+
+    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.directory = directory
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str) -> Ran:
+        self.capsys.readouterr()
+        code = run(arguments)
+        said = self.capsys.readouterr()
+        return Ran(code, said.out, said.err)
+
+    def write(self, name: str, text: str) -> Path:
+        """A file in the working directory; its indentation may follow the test's."""
+        path = self.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(dedent(text), "utf-8")
+        return path
+
+    def policies(self, **files: str) -> None:
+        for name, text in files.items():
+            self.write(f"policies/{name}.yaml", text)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [each for each in os.environ if each.upper().startswith("OPERO_") or each == "ENVIRONMENT"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "120")
+    made = Command(tmp_path, capsys)
+    made.policies(**POLICIES)
+    yield made
+    for name in ("OPERO_ENV", "OPERO_CONFIG"):  # which a command sets for its worker processes
+        os.environ.pop(name, None)
+    set_default_registry(None)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    source = str(Path(opero.__file__).parents[1])
+    environ = {name: value for name, value in os.environ.items() if not name.upper().startswith("OPERO_")}
+    environ.pop("ENVIRONMENT", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "opero", *arguments],
+        cwd=directory,
+        env=environ | {"PYTHONPATH": source, "COLUMNS": "120"} | options.pop("env", {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
+    """What became of it."""
+    with process:
+        out, err = process.communicate(text, timeout=30)
+    return Ran(process.returncode, out, err)

@@ -1,0 +1,211 @@
+"""What all commands have in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opero
+from cli.conftest import Command, finished, start
+from opero.cli.app import COMMANDS, run
+
+
+def test_help_names_every_command_and_every_exit_code(command: Command) -> None:
+    ran = command("--help")
+    assert ran.code == 0
+    assert all(f"\n  {name} " in ran.out for name in COMMANDS)
+    assert all(f"\n    {code} " in ran.out for code in (0, 1, 2, 130, 141))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_each_command_has_an_example_and_json_and_debug(command: Command, name: str) -> None:
+    ran = command(name, "--help")
+    assert ran.code == 0
+    assert f"\n  opero {name}" in ran.out
+    assert "--json" in ran.out
+    assert "--debug" in ran.out
+
+
+def test_no_summary_in_the_list_of_commands_is_cut_off(command: Command) -> None:
+    assert "..." not in command("--help").out.partition("Commands:")[2]
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").out == f"opero {opero.__version__}\n"
+
+
+def test_without_arguments_it_helps(command: Command) -> None:
+    ran = command()
+    assert ran.code == 2
+    assert "Usage: opero" in ran.err
+
+
+def test_an_unknown_command_is_a_usage_error(command: Command) -> None:
+    ran = command("shwo")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: No such command 'shwo'")
+
+
+def test_a_missing_argument_is_a_usage_error_that_shows_the_usage(command: Command) -> None:
+    ran = command("explain")
+    assert ran.code == 2
+    assert "Usage: opero explain" in ran.err
+
+
+def test_a_wrong_configuration_is_told_of_on_stderr_without_a_traceback(command: Command) -> None:
+    command.policies(base="policies:\n  api:\n    retry: {retrys: 3}\n")
+    ran = command("show")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: policies/base.yaml:3:13: unknown key 'retrys'")
+    assert "Traceback" not in ran.err
+    assert "^^^^^^" in ran.err
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "show", "nope"), ("show", "nope", "--debug")])
+def test_debug_shows_the_traceback(command: Command, arguments: tuple[str, ...]) -> None:
+    ran = command(*arguments)
+    assert ran.code == 2
+    assert "Traceback" in ran.err
+    assert "error: no profile 'nope'" in ran.err
+
+
+def test_an_error_that_is_none_of_operos_says_how_to_see_more(command: Command, monkeypatch: Any) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("opero.cli.loading.load_configuration", broken)
+    ran = command("show")
+    assert ran.code == 2
+    assert ran.err == (
+        "error: ZeroDivisionError: by zero\nthis is no error that opero knows; --debug shows where it comes from\n"
+    )
+
+
+def test_help_imports_neither_pydantic_nor_rich() -> None:
+    code = """
+        import sys
+        from opero.cli.app import run
+        run(["--help"])
+        sys.exit(any(name in sys.modules for name in ("pydantic", "pydantic_settings", "yaml", "rich.console")))
+    """
+    subprocess.run([sys.executable, "-c", _dedent(code)], stdout=subprocess.DEVNULL, check=True, timeout=30)
+
+
+def test_without_the_extra_it_says_how_to_install_it() -> None:
+    code = """
+        import sys
+
+        class Blocked:
+            def find_spec(self, name, *_):
+                if name.partition(".")[0] == {missing!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Blocked())
+        sys.argv = ["opero", "show"]
+        from opero.cli import main
+        main()
+    """
+    for missing in ("typer", "rich"):
+        ran = subprocess.run(
+            [sys.executable, "-c", _dedent(code.format(missing=missing))],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert ran.stderr == "opero: the command needs the extra cli: pip install 'opero[cli]'\n"
+
+
+def _dedent(code: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(code)
+
+
+def test_a_reader_that_goes_away_is_no_error(command: Command) -> None:
+    profiles = "".join(f"  p{number}: {{retry: 1, cache: 5m}}\n" for number in range(1500))
+    command.policies(base=f"policies:\n{profiles}")
+    process = start("show", directory=command.directory)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    with process:
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 141
+
+
+def test_colours_are_for_terminals_and_not_for_those_who_say_no(command: Command, monkeypatch: Any) -> None:
+    assert "\x1b" not in command("show", "nope").err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert "\x1b[1;31merror:\x1b[0m" in _coloured(command)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in _coloured(command)
+
+
+def _coloured(command: Command) -> str:
+    from io import StringIO
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        terminal = Terminal()
+        patch.setattr(sys, "stderr", terminal)
+        command("show", "nope")
+        return terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "expected"),
+    [
+        ("opero ex", 1, ["explain"]),
+        ("opero show --env ", 3, ["development", "production"]),
+        ("opero show re", 2, ["reports"]),
+        ("opero explain ", 2, ["api", "reports"]),
+        ("opero diff p", 2, ["production"]),
+        ("opero call app:f --policy a", 4, ["api"]),
+        ("opero map app:f items --mode async", 5, ["async", "async_process"]),
+    ],
+)
+def test_shells_complete_commands_environments_and_profiles(
+    command: Command, monkeypatch: pytest.MonkeyPatch, words: str, position: int, expected: list[str]
+) -> None:
+    for name, value in (("_OPERO_COMPLETE", "complete_bash"), ("COMP_WORDS", words), ("COMP_CWORD", str(position))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run([])
+    assert command.capsys.readouterr().out.split() == expected
+
+
+def test_completion_says_nothing_of_a_broken_configuration(command: Command) -> None:
+    command.policies(base="policies: 3\n")
+    environ = {"_OPERO_COMPLETE": "complete_bash", "COMP_WORDS": "opero show ", "COMP_CWORD": "2"}
+    ran = finished(start(directory=command.directory, env=environ))
+    assert (ran.out.strip(), ran.err) == ("", "")
+
+
+def test_completion_can_be_shown_for_a_shell(command: Command) -> None:
+    ran = finished(
+        start(
+            "--show-completion",
+            "bash",
+            directory=command.directory,
+            env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        )
+    )
+    assert ran.code == 0
+    assert "_OPERO_COMPLETE=complete_bash" in ran.out
+
+
+def test_both_ways_to_run_it_exist() -> None:
+    from opero.cli import main
+
+    assert callable(main)
+    assert (Path(opero.__file__).parent / "__main__.py").is_file()

@@ -1,0 +1,197 @@
+"""`opero explain` and `opero env`."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.conftest import Command
+
+MODULE = """\
+    from opero import opero
+
+    @opero(policy="api", retries=2)
+    def get(key): ...
+
+    @opero(cache_ttl="5m")
+    def alone(): ...
+
+    def plain(): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def _module(command: Command) -> None:
+    command.write("app.py", MODULE)
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line]
+
+
+def test_each_option_has_its_value_its_source_and_what_it_is_in_place_of(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPERO_API_RETRIES", "8")
+    ran = command("explain", "reports", "--env", "production")
+    assert ran.code == 0
+    assert rows(ran.out) == [
+        ["reports,", "environment", "production"],
+        ["option", "value", "source"],
+        ["extends", "api", "policies/base.yaml:8:14,", "policies.reports"],
+        ["retry.retries", "8", "OPERO_API_RETRIES,", "policies.api"],
+        ["in", "place", "of", "5", "policies/production.yaml:3:22,", "policies.api"],
+        ["3", "policies/base.yaml:5:22,", "policies.api"],
+        ["3", "default"],
+        ["retry.min_delay", "0", "policies/base.yaml:2:22,", "defaults"],
+        ["in", "place", "of", "0.1", "default"],
+        ["cache.ttl", "30m", "policies/base.yaml:6:18,", "policies.api"],
+        ["in", "place", "of", "null", "default"],
+        ["rate_limit.rate", "50/s", "policies/production.yaml:4:17,", "policies.api"],
+        ["timeout.total", "5s", "policies/base.yaml:9:14,", "policies.reports"],
+    ]
+
+
+def test_all_shows_defaults_too(command: Command) -> None:
+    assert "retry.jitter" not in command("explain", "api").out
+    assert ["retry.jitter", "true", "default"] in rows(command("explain", "api", "--all").out)
+
+
+def test_a_profile_that_says_nothing_says_so(command: Command) -> None:
+    command.policies(base="policies: {api: {retry: {}}}\n")
+    assert "nobody has said anything of it" in command("explain", "api").out
+
+
+def test_a_removed_policy_is_told_of(command: Command) -> None:
+    command.policies(production="policies: {api: {cache: null}}\n")
+    told = rows(command("explain", "api", "--env", "production").out)
+    assert ["cache", "removed", "(null)", "policies/production.yaml:1:25,", "policies.api"] in told
+    assert ["in", "place", "of", "30m", "policies/base.yaml:6:18,", "policies.api"] in told
+
+
+def test_a_function_is_explained_through_its_decorator_and_entries(command: Command) -> None:
+    command.policies(development="functions: {'app:*': {cache: 1h}}\n")
+    told = rows(command("explain", "app:get").out)
+    assert ["policy", "api", "app.py:3", "(@opero)"] in told
+    assert ["retry.retries", "2", "app.py:3", "(@opero)"] in told
+    assert ["cache.ttl", "1h", "policies/development.yaml:1:30,", "functions.app:*"] in told
+    assert ["in", "place", "of", "30m", "policies/base.yaml:6:18,", "policies.api"] in told
+    alone = rows(command("explain", "app:alone").out)
+    assert ["retry.retries", "3", "app.py:6", "(@opero)"] in alone
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("apy", "did you mean 'api'?"),
+        ("app:got", "no function 'app:got' is bound here; did you mean 'app:get'?"),
+        ("app:plain", "no function 'app:plain' is bound here"),
+        ("nowhere:f", "there is no module 'nowhere'"),
+    ],
+)
+def test_what_is_not_there_is_a_usage_error(command: Command, target: str, told: str) -> None:
+    ran = command("explain", target)
+    assert (ran.code, ran.out) == (2, "")
+    assert told in ran.err
+
+
+def test_what_a_module_prints_is_no_part_of_the_answer(command: Command) -> None:
+    command.write("loud.py", "print('loading')\nfrom opero import opero\n@opero\ndef f(): ...\n")
+    ran = command("explain", "loud:f", "--json")
+    assert ran.json["target"] == "loud:f"
+    assert ran.err == "loading\n"
+
+
+def test_explain_has_a_shape_in_json(command: Command) -> None:
+    found = command("explain", "api", "--json").json
+    assert found.keys() == {"target", "environment", "options"}
+    assert (found["target"], found["environment"]) == ("api", "development")
+    assert found["options"][0] == {
+        "option": "retry.retries",
+        "value": 3,
+        "removed": False,
+        "source": {"name": "policies/base.yaml", "line": 5, "column": 22, "by": None},
+        "section": "policies.api",
+        "shadows": [
+            {
+                "value": 3,
+                "removed": False,
+                "source": {"name": "default", "line": None, "column": None, "by": None},
+                "section": None,
+            }
+        ],
+    }
+
+
+# env
+
+
+def test_every_variable_of_a_profile_is_told_of_and_can_be_set(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = command("env", "api", "--json").json["variables"]
+    names = {name for each in found for name in each["names"]}
+    assert {"OPERO_API_RETRIES", "OPERO_API_BACKOFF", "OPERO_POLICIES__API__RETRY__RETRIES", "OPERO_API_CACHE"} <= names
+    # Each of them is known to the loader: what it complains of is at most the value.
+    for name in names:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, "?")
+            told = command("check", "--json").json["problems"]
+            assert not any("names no option" in each["text"] or "could" in each["text"] for each in told), name
+
+
+def test_a_variable_that_is_set_is_shown_with_what_it_is_in_place_of(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("opero_api_retries", "8")
+    monkeypatch.setenv("OPERO_ENV", "production")
+    ran = command("env", "--set")
+    assert rows(ran.out) == [
+        ["variable", "sets", "at", "present", "from", "in", "place", "of"],
+        ["OPERO_ENV", "the", "environment", "production", "OPERO_ENV"],
+        [
+            "opero_api_retries",
+            "policies.api.retry.retries",
+            "8",
+            "opero_api_retries",
+            "5",
+            "(policies/production.yaml:3:22)",
+        ],
+    ]
+
+
+def test_variables_of_files_are_set_too(command: Command) -> None:
+    command.write(".env", "OPERO_API_RETRIES=8\n")
+    (found,) = command("env", "--set", "--json").json["variables"]
+    assert found == {
+        "name": "OPERO_API_RETRIES",
+        "names": ["OPERO_API_RETRIES", "OPERO_POLICIES__API__RETRY__RETRIES"],
+        "sets": "policies.api.retry.retries",
+        "set": {"name": ".env", "line": 1, "column": 1, "by": "OPERO_API_RETRIES"},
+        "value": "8",
+        "source": {"name": ".env", "line": 1, "column": 1, "by": "OPERO_API_RETRIES"},
+        "shadows": found["shadows"],
+    }
+    assert [each["value"] for each in found["shadows"]] == [3, 3]
+
+
+def test_names_that_can_be_read_two_ways_are_not_offered(command: Command) -> None:
+    command.policies(base="policies: {api: {timeout: 5s}, api_attempt: {timeout: 5s}}\n")
+    found = command("env", "--json").json["variables"]
+    by_target = {each["sets"]: each["names"] for each in found}
+    assert by_target["policies.api.timeout.attempt"] == ["OPERO_POLICIES__API__TIMEOUT__ATTEMPT"]
+    assert by_target["policies.api_attempt.timeout"] == ["OPERO_POLICIES__API_ATTEMPT__TIMEOUT"]
+    assert by_target["policies.api.timeout"] == ["OPERO_API_TIMEOUT", "OPERO_POLICIES__API__TIMEOUT"]
+
+
+def test_defaults_and_functions_have_variables_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.policies(development="functions: {'app:get': {cache: 1h}}\n")
+    monkeypatch.setenv("OPERO_DEFAULTS__RETRY__JITTER", "false")
+    monkeypatch.setenv("OPERO_FUNCTIONS__APP_GET__CACHE__TTL", "2h")
+    found = {each["name"]: each for each in command("env", "--set", "--json").json["variables"]}
+    assert found["OPERO_DEFAULTS__RETRY__JITTER"]["sets"] == "defaults.retry.jitter"
+    assert found["OPERO_FUNCTIONS__APP_GET__CACHE__TTL"]["value"] == "2h"
+    assert [each["value"] for each in found["OPERO_FUNCTIONS__APP_GET__CACHE__TTL"]["shadows"]] == ["1h"]
+
+
+def test_nothing_set_is_said(command: Command) -> None:
+    assert command("env", "--set").out == "none of them is set\n"

@@ -1,0 +1,76 @@
+"""`opero tune`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.conftest import Command
+from opero.parallel import pool
+
+
+@pytest.fixture(autouse=True)
+def _module(command: Command) -> Any:
+    command.write(
+        "app.py",
+        """\
+        import time
+        def wait(x):
+            time.sleep(0.002)
+        def add(a, b):
+            time.sleep(0.002)
+            return int(a) + int(b)
+        def broken(x):
+            raise ValueError("no")
+        """,
+    )
+    command.write("n.txt", "1\n2\n")
+    command.write("a.csv", "a,b\n1,2\n")
+    yield
+    pool.end_all()
+
+
+def test_what_serves_a_function_best_is_printed_with_yaml_to_paste(command: Command) -> None:
+    ran = command("tune", "app:wait", "n.txt", "--seconds", "0.2")
+    assert ran.code == 0
+    assert re.match(r"wait waits \(.* ms an item\): mode='thread', workers=\d+", ran.out)
+    pasted = yaml.safe_load(ran.out[ran.out.index("# in a profile") :])
+    command.policies(development=yaml.safe_dump(pasted))
+    assert pasted["functions"]["app:wait"]["parallel"]["mode"] == "thread"
+    assert command("check").code == 0
+
+
+def test_tune_has_a_shape_in_json(command: Command) -> None:
+    ran = command("tune", "app:add", "a.csv", "--unpack", "--seconds", "0.2", "--json")
+    assert ran.json.keys() == {
+        "function",
+        "bound_by",
+        "mode",
+        "workers",
+        "batch_size",
+        "gain",
+        "seconds",
+        "options",
+        "measurements",
+    }
+    assert ran.json["function"] == "app:add"
+    assert ran.json["measurements"][0].keys() == {"mode", "workers", "rate", "cpu", "batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["app:broken", "n.txt"], 1, "broken failed with item 0 of the sample: ValueError: no"),
+        (["app:wait", "empty.txt"], 2, "empty.txt has no items; give some to measure with"),
+        (["app:wait", "n.txt", "--seconds", "0"], 2, "--seconds 0 leaves no time"),
+        (["app:wait", "n.txt", "--policy", "none"], 2, "no profile 'none'"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_of(command: Command, arguments: list[str], code: int, told: str) -> None:
+    command.write("empty.txt", "")
+    ran = command("tune", *arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert told in ran.err
