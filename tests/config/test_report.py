@@ -31,7 +31,7 @@ GOLDEN = {
         "policies:\n  api:\n    retry: {retires: 5}\n",
         """
         policies/base.yaml:3:13: unknown key 'retires' in policies.api.retry; did you mean 'retries'?
-           3 |     retry: {retires: ***}
+           3 |     retry: {retires: 5}
              |             ^^^^^^^
         """,
     ),
@@ -208,7 +208,7 @@ raise the other (see also policies/base.yaml:4:18)
         """
         policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, total (an \
 alias brings it into line 4)
-           2 |   a: {retry: &r {min_delay: ***}}
+           2 |   a: {retry: &r {min_delay: 1}}
              |                  ^^^^^^^^^
         """,
     ),
@@ -383,3 +383,8 @@ def test_a_circle_that_an_alias_makes_is_told_where_it_closes(policies: Policies
     said = message(policies, "policies: &all\n  api: {cache: *all}\n")
     assert "policies/base.yaml:2:16: contains itself by an alias; write the value out\n" in said + "\n"
     assert said.endswith("   2 |   api: {cache: *all}\n     |                ^^^^")
+
+
+def test_a_number_beside_an_unknown_key_is_shown_unless_it_is_long_enough_for_a_secret(policies: Policies) -> None:
+    shown = message(policies, "policies: {a: {retry: {retires: 5, secrt: 123456, jiter: true, wrod: hunter2}}}\n")
+    assert "{retires: 5, secrt: ***, jiter: true, wrod: ***}" in shown

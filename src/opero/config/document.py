@@ -58,7 +58,7 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
     for key, entry in entries.items():
         if key not in KEYS:
             report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles stand under `policies:`)")
-            report.hide(entry)
+            report.hide_texts(entry)
         elif key == "import_from":
             import_from = _read_modules(entry, report)
         elif entry.value is None:
@@ -142,7 +142,7 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
                 section,
                 Block(marked, section).into(entry),
             )
-            report.hide(entry)
+            report.hide_texts(entry)
     return Section(section, marked, blocks, parent, flawed=flawed)
 
 
@@ -190,7 +190,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
             about, into = f"{section}.{kind}", Block(marked, section).into(fields[field])
             text = f"unknown key {field!r} in {about}{suggest_key(field, kind)}"
             report.add(fields[field].place, text, about, into)
-            report.hide(fields[field])
+            report.hide_texts(fields[field])
         whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}
         flawed, fields = True, whole
     if not HIDDEN[kind].isdisjoint(fields):

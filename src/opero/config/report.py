@@ -20,6 +20,8 @@ MASK = "***"
 WIDEST = 110
 """Characters of a line that are shown."""
 PASSWORD = re.compile(r"(?<=://)(?P<value>[^\s@'\"]+)(?=@)")
+MOST_SHOWN = 10_000
+"""Numbers below it are settings, from it on they may be secrets."""
 SECRET_KEY = re.compile(
     r"(?i)(?:secret|password|passwd|token|credential|api_?key)[\w-]*[\"']?\s*[:=]\s*(?P<value>[^\s,}\]#][^,}\]#]*)"
 )
@@ -82,8 +84,15 @@ class Report:
         self._found.setdefault(key, _Found(source, said, {})).uses[about] = into
 
     def hide(self, value: Marked) -> None:
-        """Show nothing of a value that is, or may be, secret, in whatever line it stands."""
+        """Show nothing of a value that is secret, in whatever line it stands."""
         self._hidden.append(value)
+
+    def hide_texts(self, value: Marked) -> None:
+        """Show no text and no long number of a value that may be secret, such as that of an unknown key."""
+        for each in value.walk():
+            is_plain = each.value is None or isinstance(each.value, bool | float | dict | list)
+            if not is_plain and not (isinstance(each.value, int) and abs(each.value) < MOST_SHOWN):
+                self._hidden.append(each)
 
     def hide_line(self, file: str, line: int) -> None:
         """Show of a line, counted from 1, no more than its first key: what it holds belongs to a secret."""

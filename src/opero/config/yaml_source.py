@@ -15,6 +15,7 @@ from yaml.resolver import Resolver
 from opero.config.fields import hidden_keys
 from opero.config.report import MASK, SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
+from opero.config.unreadable import UnreadableError, explain, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,22 +37,6 @@ STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
 OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
 """Tags of scalars. PyYAML would make an empty list of a scalar that calls itself one."""
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
-CURES = {
-    "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
-    "cannot start any token": "; quote the text",
-    "found unexpected end of stream": "; close the quote",
-    "',' or '}'": "; write a comma between fields, and } at the end",
-    "',' or ']'": "; write a comma between elements, and ] at the end",
-}
-
-
-class _UnreadableError(Exception):
-    """The rest of the file cannot be read."""
-
-    def __init__(self, text: str, line: int = 0, column: int = 0) -> None:
-        super().__init__(text)
-        self.line = line
-        self.column = column
 
 
 def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
@@ -64,56 +49,12 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
             place.
     """
     try:
-        text = _text(path)
+        text = text_of(path)
         report.texts[name] = text
         return _Reader(name, report).read(text)
-    except _UnreadableError as fatal:
+    except UnreadableError as fatal:
         report.add(Source(name, fatal.line + 1, fatal.column + 1), str(fatal))
         return None
-
-
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _UnreadableError(f"cannot be read: {error.strerror or error}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8-sig", "replace")
-        raise _UnreadableError("is not UTF-8; save it as UTF-8", *_position(before, len(before))) from error
-
-
-def _position(text: str, index: int) -> tuple[int, int]:
-    """Line and column, from 0, of a character."""
-    line_start = text.rfind("\n", 0, index) + 1
-    return text.count("\n", 0, index), index - line_start
-
-
-def _explain(error: yaml.YAMLError, text: str) -> NoReturn:
-    """Why the parser could not go on, in terms of what to change."""
-    if isinstance(error, yaml.reader.ReaderError):
-        before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
-        place = _position(before, len(before))
-        raise _UnreadableError(
-            f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
-        ) from error
-    problem = getattr(error, "problem", None) or str(error)
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-    lines = text.splitlines()
-    begun = getattr(error, "context_mark", None)
-    if begun is not None and mark is not None and not text[mark.index :].strip():
-        line, column = begun.line, begun.column  # what has no end is told where it begins
-    written = lines[line] if line < len(lines) else ""
-    if "\t" in written[: len(written) - len(written.lstrip())]:
-        raise _UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
-    context = getattr(error, "context", None)
-    cure = next((cure for part, cure in CURES.items() if part in problem), "")
-    what = f"{problem}{f' {context}' if context else ''}"
-    if context and begun is not None and begun.line != line:
-        what += f" that begins in line {begun.line + 1}"
-    raise _UnreadableError(f"is not YAML: {what}{cure}", line, column) from error
 
 
 class _Frame:
@@ -167,8 +108,8 @@ class _Reader:
                 loader.dispose()
         except yaml.YAMLError as error:
             try:
-                _explain(error, text)
-            except _UnreadableError as unreadable:
+                explain(error, text)
+            except UnreadableError as unreadable:
                 if self._is_secret():
                     self._report.hide_line(self._name, unreadable.line + 1)
                 raise
@@ -217,7 +158,7 @@ class _Reader:
                 continue
             elif kind is yaml.StreamEndEvent:
                 if document is None:
-                    raise _UnreadableError("is empty; write `policies:` and the profiles below it, or remove the file")
+                    raise UnreadableError("is empty; write `policies:` and the profiles below it, or remove the file")
                 return document
             else:
                 continue
@@ -389,7 +330,7 @@ class _Reader:
         line = event.start_mark.line
         if self._is_secret():
             self._report.hide_line(self._name, line + 1)
-        raise _UnreadableError(text, line, event.start_mark.column)
+        raise UnreadableError(text, line, event.start_mark.column)
 
 
 def _tag(tag: str) -> str:

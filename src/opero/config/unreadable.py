@@ -1,0 +1,81 @@
+"""Files that cannot be read at all, and the parser's complaints in terms of what to change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["UnreadableError", "explain", "text_of"]
+
+CURES = {
+    "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
+    "cannot start any token": "; quote the text",
+    "found unexpected end of stream": "; close the quote",
+    "',' or '}'": "; write a comma between fields, and } at the end",
+    "',' or ']'": "; write a comma between elements, and ] at the end",
+}
+
+
+class UnreadableError(Exception):
+    """The rest of the file cannot be read."""
+
+    def __init__(self, text: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(text)
+        self.line = line
+        self.column = column
+
+
+def text_of(path: Path) -> str:
+    """
+    Raises:
+        UnreadableError: it cannot be read, or is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror or error}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", "replace")
+        raise UnreadableError("is not UTF-8; save it as UTF-8", *_position(before, len(before))) from error
+
+
+def _position(text: str, index: int) -> tuple[int, int]:
+    """Line and column, from 0, of a character."""
+    line_start = text.rfind("\n", 0, index) + 1
+    return text.count("\n", 0, index), index - line_start
+
+
+def explain(error: yaml.YAMLError, text: str) -> NoReturn:
+    """Why the parser could not go on, in terms of what to change.
+
+    Raises:
+        UnreadableError: always.
+    """
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
+        place = _position(before, len(before))
+        raise UnreadableError(
+            f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
+        ) from error
+    problem = getattr(error, "problem", None) or str(error)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+    lines = text.splitlines()
+    begun = getattr(error, "context_mark", None)
+    if begun is not None and mark is not None and not text[mark.index :].strip():
+        line, column = begun.line, begun.column  # what has no end is told where it begins
+    written = lines[line] if line < len(lines) else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        raise UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
+    context = getattr(error, "context", None)
+    cure = next((cure for part, cure in CURES.items() if part in problem), "")
+    what = f"{problem}{f' {context}' if context else ''}"
+    if context and begun is not None and begun.line != line:
+        what += f" that begins in line {begun.line + 1}"
+    raise UnreadableError(f"is not YAML: {what}{cure}", line, column) from error
