@@ -91,6 +91,28 @@ def test_a_bad_file_changes_nothing_at_all(files: Files, bad: str, said: str) ->
     assert (registry.configuration, bound.binding.chain, other.binding.chain) == before
 
 
+def test_a_mistake_in_code_that_was_there_before_holds_no_reload_up(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    bound = registry.bind(one, "api")
+    lost = opero(policy="apj", registry=registry)(two)
+    files.write("policies: {api: {retry: 2}}")
+    assert registry.reload().profiles == ("api",)
+    assert bound.policy == Policy(retry=2)
+    with registry.override(api={"retry": 3}):
+        assert bound.policy == Policy(retry=3)
+    with pytest.raises(ConfigError, match="apj"):
+        lost()
+
+
+def test_a_profile_that_a_function_waits_for_is_not_taken_away(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    late = opero(policy="api", registry=registry)(two)
+    files.write("policies: {db: {retry: 2}}")
+    with pytest.raises(ConfigError, match="profile 'api', which does not exist"):
+        registry.reload()
+    assert late() == 2
+
+
 def test_variables_are_read_again(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
     files.environ["OPERO_API_RETRIES"] = "7"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from opero.config.code import place_of
 from opero.config.report import Report
 from opero.errors import ConfigError
+from opero.logs import logger
 from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _prepare(
 ) -> Chain | None:
     """The layers that a binding will have; None where they do not change, or it has not needed any yet."""
     declaration = _declared(binding)
+    if binding.is_late and before.effective(declaration, Report()) is None:
+        return None  # what is wrong was wrong before; its first call will tell
     effective = after.effective(declaration, report)
     if effective is None or binding.is_late:
         return None
@@ -110,6 +113,8 @@ def _catch_up(binding: Binding, before: Configuration, after: Configuration, sha
     chain = _prepare(binding, before, after, shared, report)
     if chain is not None:
         binding.enforce(chain)
+    elif report.lines:
+        logger.error("%s: goes on under its old policy: %s", _declared(binding).name, "; ".join(report.lines))
 
 
 def _declared(binding: Binding) -> Declaration:

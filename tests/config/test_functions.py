@@ -155,6 +155,20 @@ def test_a_decorated_function_without_a_profile_needs_no_configuration(tmp_path:
     assert opero(named("app:one"))() == 1
 
 
+def test_where_there_is_no_working_directory_any_more_nothing_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    set_default_registry(None)
+    try:
+        assert opero(named("app:one"))() == 1
+    finally:
+        monkeypatch.chdir(tmp_path)
+
+
 def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
     registry = loaded(policies, 'functions: {"*": {retry: 7}}')
     fetch = Policy(retry=1).apply(named("app:one"))

@@ -59,7 +59,10 @@ def is_configured() -> bool:
     path = env_file(os.environ)
     if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
         return True
-    project = Path.cwd() / "pyproject.toml"
+    try:
+        project = Path.cwd() / "pyproject.toml"
+    except FileNotFoundError:  # the working directory has been removed
+        return False
     # Each function without a profile asks once, and reading the file takes a millisecond.
     return project.is_file() and _is_named_in(project, project.stat().st_mtime_ns)
 
