@@ -208,5 +208,5 @@ def show_path(path: Path) -> str:
     """The path relative to the working directory where it lies below, else in full."""
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return str(path)
