@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from opero.cache import CacheInfo as CacheInfo
     from opero.cache import clear_cache as clear_cache
     from opero.clock import Clock as Clock
-    from opero.declarations import BoundFunction as BoundFunction
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap
-    from opero.default_registry import get_default_registry as get_default_registry
-    from opero.default_registry import set_default_registry as set_default_registry
     from opero.errors import AllFailedError as AllFailedError
     from opero.errors import BulkheadFullError as BulkheadFullError
     from opero.errors import CallTimeoutError as CallTimeoutError
@@ -51,21 +48,24 @@ if TYPE_CHECKING:
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
-    from opero.registry import Registry as Registry
-    from opero.reloading import Changes as Changes
+    from opero.registry.declarations import BoundFunction as BoundFunction
+    from opero.registry.default import get_default_registry as get_default_registry
+    from opero.registry.default import set_default_registry as set_default_registry
+    from opero.registry.registry import Registry as Registry
+    from opero.registry.reloading import Changes as Changes
+    from opero.registry.watching import Watch as Watch
     from opero.signatures import AsyncBound as AsyncBound
     from opero.signatures import AsyncMapped as AsyncMapped
     from opero.signatures import Bound as Bound
     from opero.signatures import Mapped as Mapped
     from opero.stats import Stats as Stats
-    from opero.watching import Watch as Watch
 
 _MODULES = {
     "cache": ("CacheInfo", "clear_cache"),
     "clock": ("Clock",),
     "decorators": ("opero", "opmap"),
-    "declarations": ("BoundFunction",),
-    "default_registry": ("get_default_registry", "set_default_registry"),
+    "registry.declarations": ("BoundFunction",),
+    "registry.default": ("get_default_registry", "set_default_registry"),
     "errors": (
         "AllFailedError",
         "BulkheadFullError",
@@ -101,11 +101,11 @@ _MODULES = {
     ),
     "parallel.progress": ("Progress",),
     "parallel.tuning": ("Tuning", "tune"),
-    "registry": ("Registry",),
-    "reloading": ("Changes",),
+    "registry.registry": ("Registry",),
+    "registry.reloading": ("Changes",),
     "signatures": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
     "stats": ("Stats",),
-    "watching": ("Watch",),
+    "registry.watching": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.clock import Clock
-    from opero.declarations import Declaration
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.layers import Share
     from opero.parallel.tuning import Tuning
+    from opero.registry.declarations import Declaration
 
 __all__ = ["Binding"]
 

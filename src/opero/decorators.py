@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from opero.declarations import where
 from opero.errors import ConfigError
 from opero.layers import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields
+from opero.registry.declarations import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from opero.clock import Clock
     from opero.policies.options import Options
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
     from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
 
 __all__ = ["opero", "opmap"]
@@ -179,7 +179,7 @@ def _decorating(
         effective = Policy.model_validate(merge(below, fields))
 
     def decorate(func: Any) -> Any:
-        from opero.default_registry import bind_declared
+        from opero.registry.default import bind_declared
 
         check_arguments(fields, func)
         return bind_declared(

@@ -15,7 +15,7 @@ import pytest
 
 import opero
 from opero.cli.app import run
-from opero.default_registry import set_default_registry
+from opero.registry.default import set_default_registry
 
 POLICIES = {
     "base": """\

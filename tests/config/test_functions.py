@@ -251,7 +251,7 @@ def test_check_finds_entries_that_hold_for_no_function_and_profiles_that_do_not_
 def test_a_function_of_a_program_goes_by_its_modules_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from opero.declarations import name_in_config
+    from opero.registry.declarations import name_in_config
 
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)

@@ -11,7 +11,7 @@ from opero.errors import UnknownOptionError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
 
 PLACE = ("command line", 0)
 """Where the options of a function that nothing else binds are said."""
@@ -84,9 +84,9 @@ def bound(
     """
     from pydantic import ValidationError
 
-    from opero.default_registry import bind_declared
     from opero.layers import check_arguments
     from opero.policies.policy import Policy, merge, options_to_fields
+    from opero.registry.default import bind_declared
     from opero.switch import plain
 
     def put(fields: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from opero.errors import nearest
 
 if TYPE_CHECKING:
     from opero.config import Configuration
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
 
 __all__ = [
     "check_profile",
@@ -129,8 +129,8 @@ def use_registry(config: str | None, environment: str | None) -> Registry:
     Raises:
         ConfigError: something is wrong with the configuration.
     """
-    from opero.default_registry import set_default_registry
-    from opero.registry import Registry
+    from opero.registry.default import set_default_registry
+    from opero.registry.registry import Registry
 
     show_warnings()
     registry = Registry.load(config, environment)

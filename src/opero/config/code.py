@@ -12,7 +12,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.declarations import Declaration
+    from opero.registry.declarations import Declaration
 
 __all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from opero.declarations import Declaration
+    from opero.registry.declarations import Declaration
 
 __all__ = ["Configuration", "Effective", "judged"]
 

@@ -12,12 +12,12 @@ from opero.binding import Binding
 from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
-from opero.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.imports import ImportBindings
 from opero.policies.policy import Policy, options_to_fields
-from opero.reloading import Changes, change, in_force
-from opero.sharing import SharedExecutors
+from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
+from opero.registry.imports import ImportBindings
+from opero.registry.reloading import Changes, change, in_force
+from opero.registry.sharing import SharedExecutors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from opero.clock import Clock
     from opero.config.sources import Layer, Leaf
     from opero.policies.options import Options
+    from opero.registry.watching import Watch
     from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
-    from opero.watching import Watch
 
 __all__ = ["Registry"]
 
@@ -288,7 +288,7 @@ class Registry(Mapping[str, Policy]):
         return BoundFunction(declaration.name, profile, entries, place_of(declaration), binding.callable)
 
     def _bindings(self) -> list[Binding]:
-        from opero.default_registry import waiting_for
+        from opero.registry.default import waiting_for
 
         return [*self._roster.bindings(), *waiting_for(self)]
 
@@ -379,7 +379,7 @@ class Registry(Mapping[str, Policy]):
             ConfigError: all that is wrong: profiles that do not exist, `functions:` entries that hold for no function,
                 policies that do not fit their function.
         """
-        from opero.checking import check_bindings
+        from opero.registry.checking import check_bindings
 
         check_bindings(self._configuration, self._bindings())
 
@@ -421,7 +421,7 @@ class Registry(Mapping[str, Policy]):
             PolicyNotFoundError: there is no such profile.
             ConfigError: something in it is wrong; nothing has changed.
         """
-        from opero.overriding import layer_of
+        from opero.registry.overriding import layer_of
 
         layer = layer_of({**(profiles or {}), **named}, functions or {}, self._configuration, where(2))
         with self._changing:
@@ -459,7 +459,7 @@ class Registry(Mapping[str, Policy]):
             ConfigError: there is nothing to watch, or it cannot be watched from here.
             MissingExtraError: the extra `watch` is not installed.
         """
-        from opero.watching import Watch
+        from opero.registry.watching import Watch
 
         return Watch(self, files=files, sighup=sighup)
 

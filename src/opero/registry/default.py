@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from opero.binding import Binding
 from opero.bound import bind
-from opero.declarations import Declaration, Roster, name_in_config
+from opero.registry.declarations import Declaration, Roster, name_in_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.clock import Clock
     from opero.policies.policy import Policy
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
 
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
 
@@ -29,7 +29,7 @@ def get_default_registry() -> Registry:
     global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         if _default is None:
-            from opero.registry import Registry
+            from opero.registry.registry import Registry
 
             _default = Registry.load()
         return _default

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opero.binding import Binding
     from opero.config.sources import Source
     from opero.policies.policy import Policy
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
 
 __all__ = ["BoundFunction", "Declaration", "Roster", "name_in_config", "where"]
 

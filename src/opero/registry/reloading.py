@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from opero.binding import Binding
     from opero.config.configuration import Configuration, Effective
-    from opero.declarations import Declaration
     from opero.layers import Chain
     from opero.policies.policy import Policy
-    from opero.sharing import SharedExecutors
+    from opero.registry.declarations import Declaration
+    from opero.registry.sharing import SharedExecutors
 
 __all__ = ["Changes", "change", "in_force"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from opero.registry import Registry
+    from opero.registry.registry import Registry
 
 __all__ = ["Watch"]
 
