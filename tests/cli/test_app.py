@@ -50,6 +50,10 @@ def test_an_unknown_command_is_a_usage_error(command: Command) -> None:
     assert ran.err.startswith("error: No such command 'shwo'")
 
 
+def test_a_misspelt_command_is_told_the_nearest(command: Command) -> None:
+    assert command("chekc", "--json").err.startswith("error: No such command 'chekc'; did you mean 'check'?\n")
+
+
 def test_a_missing_argument_is_a_usage_error_that_shows_the_usage(command: Command) -> None:
     ran = command("explain")
     assert ran.code == 2

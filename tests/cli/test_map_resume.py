@@ -166,7 +166,7 @@ def test_other_items_or_another_function_are_refused_and_nothing_is_changed(comm
     before = (command.directory / "r.jsonl").read_bytes()
     other = command("map", "app:note", "ten.txt", "-o", "r.jsonl")
     assert other.code == 2
-    assert "belongs to the function 'app.picky', not to 'app.note'" in other.err
+    assert "belongs to the function 'app:picky', not to 'app:note'" in other.err
     assert "--overwrite to begin anew" in other.err
     command.write("ten.txt", "".join(f"{number}\n" for number in range(10, 20)))
     other = command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
