@@ -212,6 +212,19 @@ def test_what_is_no_journal_and_what_holds_the_items_is_not_overwritten(command:
             assert (command.directory / "ten.txt").read_bytes() == before
 
 
+def test_no_file_is_two_things_at_once_whether_it_exists_or_not(command: Command) -> None:
+    command.write("items.journal", "1\n")
+    for items, options, told in (
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "./x.jsonl"], "x.jsonl takes the results; give another file for"),
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "ten.txt"], "ten.txt holds the items; give another file for the jo"),
+        ("items.journal", ["-o", "items"], "items.journal holds the items"),
+    ):
+        ran = command("map", "app:note", items, *options)
+        assert ran.code == 2
+        assert told in ran.err
+    assert not (command.directory / "x.jsonl").exists()
+
+
 def test_without_a_journal_nothing_is_kept(command: Command) -> None:
     assert command("map", "app:picky", "ten.txt", "-o", "r.jsonl", "--no-journal").code == 1
     assert not (command.directory / "r.jsonl.journal").exists()

@@ -176,4 +176,7 @@ def _told(error: Exception, state: _State) -> int:
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
-    return text_of(error) if isinstance(error, OperoError) else f"{type(error).__name__}: {text_of(error)}"
+    from opero.config.report import without_passwords
+
+    text = without_passwords(text_of(error))  # a user's own may be in it
+    return text if isinstance(error, OperoError) else f"{type(error).__name__}: {text}"
