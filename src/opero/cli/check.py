@@ -10,6 +10,8 @@ import typer
 from opero.cli.options import Config, Environment, Json  # noqa: TC001  # typer reads the annotations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opero.errors import Problem
 
 __all__ = ["check_command"]
@@ -57,7 +59,7 @@ def check_command(
             if not found.imported:
                 with stdout_kept():
                     for module in modules:
-                        found.bring(module)
+                        found.bring(module, name)
             found.functions |= {each.name for each in registry.bindings()}
             found.take(name, registry.check)
     if as_json:
@@ -92,23 +94,33 @@ class _Findings:
         if not self.take(environment or "", load):
             self.environments.append(environment or _usual())
 
-    def bring(self, module: str) -> None:
-        """Import a module. A decorator that asks for what its function cannot do is a finding.
+    def bring(self, module: str, environment: str) -> None:
+        """Import a module, under that environment. What it does wrong with opero is a finding.
 
         Raises:
             UsageError: it cannot be imported for another reason.
         """
         from opero.cli.exits import UsageError
         from opero.cli.loading import import_module_named
-        from opero.errors import ConfigError, Problem
+        from opero.cli.mistakes import mistakes_in
+        from opero.errors import PolicyNotFoundError
 
         self.imported = True
         try:
             import_module_named(module)
         except UsageError as error:
-            if not isinstance(error.__cause__, ConfigError):
+            cause = error.__cause__
+            mistakes = [] if cause is None else mistakes_in(cause)
+            if not mistakes:
                 raise
-            self.problems[Problem("", f"{module}: {error.__cause__}")] = list(self.loaded)
+            for problem in mistakes:
+                is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
+                self.note(problem, [environment] if is_of_files else self.loaded)
+
+    def note(self, problem: Problem, environments: Sequence[str]) -> None:
+        """Take a problem, or the environments that it concerns, too."""
+        concerned = self.problems.setdefault(problem, [])
+        concerned += [each for each in environments if each not in concerned]
 
     def take(self, environment: str, check: Any) -> bool:
         """Whether that check finds nothing."""
@@ -118,7 +130,7 @@ class _Findings:
             check()
         except ConfigError as error:
             for problem in error.problems:
-                self.problems.setdefault(problem, []).append(environment or _usual())
+                self.note(problem, [environment or _usual()])
             return False
         return True
 
