@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -44,6 +45,7 @@ def check_command(
     from opero.cli.exits import NO, OK, UsageError
     from opero.cli.loading import environments, use_registry
     from opero.cli.terminal import print_json, stdout_kept
+    from opero.registry.checking import check_bindings
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs contradict each other; give one of them")
@@ -61,7 +63,9 @@ def check_command(
                     for module in modules:
                         found.bring(module, name)
             found.functions |= {each.name for each in registry.bindings()}
-            found.take(name, registry.check)
+            # Where a module has failed, what it would have bound is not there.
+            complete = not found.has_failed
+            found.take(name, partial(check_bindings, registry.configuration, registry._bindings(), complete=complete))
     if as_json:
         print_json(found.data())
     else:
@@ -80,6 +84,7 @@ class _Findings:
         self.profiles: set[str] = set()
         self.functions: set[str] = set()
         self.imported = False
+        self.has_failed = False
 
     def load(self, config: str | None, environment: str | None) -> None:
         from opero.config import load as load_quietly
@@ -113,6 +118,7 @@ class _Findings:
             mistakes = [] if cause is None else mistakes_in(cause)
             if not mistakes:
                 raise
+            self.has_failed = True
             for problem in mistakes:
                 is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
                 self.note(problem, [environment] if is_of_files else self.loaded)

@@ -16,7 +16,7 @@ __all__ = ["mistakes_in", "sentences"]
 
 def mistakes_in(error: BaseException) -> list[Problem]:
     """The mistakes that an exception tells: a decorator's wrong options, what its function cannot do, a profile that
-    does not exist. None where it is no matter of opero's."""
+    does not exist. Nothing where it is no matter of opero's."""
     if isinstance(error, ConfigError):
         return [problem if problem.place else _at_code(error, problem.text) for problem in error.problems]
     return [_at_code(error, text) for text in sentences(error)] if _is_of_a_policy(error) else []
@@ -35,10 +35,9 @@ def sentences(error: Any) -> list[str]:
 def _is_of_a_policy(error: BaseException) -> bool:
     from pydantic import ValidationError
 
-    from opero.policies.adaptive_ttl import AdaptiveTTL
-    from opero.policies.policy import KINDS, Policy
+    from opero.policies.policy import KINDS
 
-    models = {each.__name__ for each in (Policy, AdaptiveTTL, *KINDS.values())}
+    models = {"Policy", "AdaptiveTTL", *(each.__name__ for each in KINDS.values())}
     return isinstance(error, ValidationError) and error.title in models
 
 

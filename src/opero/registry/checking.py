@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["check_bindings"]
 
 
-def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) -> None:
+def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *, complete: bool = True) -> None:
     """Check bound functions, and that each entry of `functions:` holds for one.
+
+    Args:
+        configuration: what they are checked against.
+        bindings: the functions.
+        complete: whether these are all. If not, an entry may hold for one that is not there.
 
     Raises:
         ConfigError: all that is wrong.
@@ -37,7 +42,7 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) ->
             check_arguments(effective.policy.fields(), binding.function)
         except (ConfigError, NotImplementedError) as error:
             report.add(place_of(declaration), str(error))
-    for entry in configuration.functions.unmatched(names):
+    for entry in configuration.functions.unmatched(names) if complete else ():
         section = configuration.functions.sections[entry][0]
         hint = nearest(entry, names) or "; no function is bound"
         report.add(section.source, f"functions.{entry} holds for no bound function{hint}")
