@@ -173,7 +173,9 @@ def _decorating(
         profile = policy
         Policy.check_fields(fields)
     elif policy is not None and not isinstance(policy, Policy):
-        raise ConfigError(f"policy={policy!r} is neither a profile's name nor a Policy")
+        raise ConfigError(
+            f"policy= is of type {type(policy).__name__}, and so is neither a profile's name nor a Policy"
+        )
     else:
         below = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
         effective = Policy.model_validate(merge(below, fields))

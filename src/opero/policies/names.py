@@ -100,7 +100,7 @@ def resolve(name: str) -> Any:
 def _attribute(found: Any, path: str, name: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
-            where = getattr(found, "__name__", repr(found))
+            where = getattr(found, "__name__", type(found).__name__)  # a repr may show a secret
             raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
         if isinstance(found, ModuleType):  # one that an allowed module has imported for itself, perhaps

@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.functions import full_name
+from opero.functions import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,12 +71,11 @@ class BoundFunction:
 
 def name_in_config(function: Callable[..., Any]) -> str:
     """How `functions:` calls a function: "module:qualname", also where its module runs as a program."""
-    module = getattr(function, "__module__", None) or type(function).__module__
-    qualname = getattr(function, "__qualname__", None)
+    module, qualname = names_of(function)
     if module == "__main__":
         spec = getattr(sys.modules.get("__main__"), "__spec__", None)
         module = spec.name.removesuffix(".__main__") if spec is not None else module
-    return f"{module}:{qualname}" if qualname else full_name(function)
+    return f"{module}:{qualname}"
 
 
 def where(depth: int) -> tuple[str, int]:

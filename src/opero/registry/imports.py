@@ -48,6 +48,10 @@ class ImportBindings:
             original = inspect.getattr_static(owner, attribute)
             if hasattr(getattr(owner, attribute), "binding"):
                 raise ConfigError(f"{target} is bound already, by a decorator or another registry")
+            if not callable(original) and not isinstance(original, classmethod):
+                raise ConfigError(
+                    f"{target} is of type {type(original).__name__}, which is not callable; name a function or method"
+                )
             own = attribute in vars(owner)
             bound = bind(original)
             try:
@@ -92,7 +96,7 @@ def _find(target: str) -> tuple[Any, str]:
         raise ConfigError(f"{target}: {error}") from error
     for name in [*outer, attribute]:
         if not hasattr(owner, name):
-            where = getattr(owner, "__name__", repr(owner))
+            where = getattr(owner, "__name__", type(owner).__name__)  # a repr may show a secret
             raise ConfigError(f"{target}: {where} has no {name!r}{nearest(name, dir(owner))}")
         if name is not attribute:
             owner = getattr(owner, name)

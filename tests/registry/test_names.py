@@ -1,0 +1,123 @@
+"""What functions are called: never by what they hold, which may be secret, and alike in every process of a program."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, Policy, Registry, opmap
+from opero.functions import full_name, short_name
+from opero.registry.declarations import name_in_config
+
+SECRET = "hunter2"
+
+
+class Client:
+    """Shows its key, as dataclasses do."""
+
+    def __init__(self, key: str = SECRET) -> None:
+        self.key = key
+
+    def __call__(self, item: int = 0) -> int:
+        raise ConnectionError
+
+    def __repr__(self) -> str:
+        return f"Client({self.key})"
+
+
+def fetch(key: str, item: int = 0) -> int:
+    return item
+
+
+CALLABLES = [
+    (Client(), "Client.__call__"),
+    (functools.partial(fetch, SECRET), "fetch"),
+    (functools.partial(functools.partial(fetch, SECRET), item=1), "fetch"),
+    (functools.partial(Client(), 1), "Client.__call__"),
+    (functools.update_wrapper(functools.partial(Client(), 1), fetch), "fetch"),
+]
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_objects_and_partials_are_named_by_what_they_call(function: Any, name: str) -> None:
+    assert short_name(function) == name
+    assert full_name(function) == f"{__name__}.{name}"
+    assert name_in_config(function) == f"{__name__}:{name}"
+    assert [each.name for each in _bound(function).bindings()] == [f"{__name__}:{name}"]
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_an_entry_holds_for_objects_and_partials_by_that_name(function: Any, name: str) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    bound = registry.bind(function, "api")
+    with registry.override(functions={f"{__name__}:{name}": {"retry": 7}}):
+        assert bound.policy == Policy(retry=7)
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_what_a_callable_holds_is_in_no_message_and_no_name_of_a_cache(function: Any, name: str) -> None:
+    bound = Policy(cache=True, circuit_breaker=1).apply(function)
+    assert bound.binding.name == name
+    assert bound.binding.cache.region.name == f"opero:{__name__}.{name}"
+    assert SECRET not in repr(bound.binding)
+    with pytest.raises(ConfigError) as caught:
+        Policy(fallback={"arg": "api_key"}).apply(function)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        Policy(rate_limit={"rate": 1, "cost": "tokens"}).apply(function)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(TypeError) as refused:
+        opmap(function)(7)
+    assert SECRET not in str(refused.value)
+
+
+def test_two_partials_of_one_function_have_one_name_and_caches_of_their_own() -> None:
+    first, second = (Policy(cache=True).apply(functools.partial(max, each)) for each in (1, 2))
+    assert (first(0), second(0)) == (1, 2)
+
+
+def _bound(function: Any) -> Registry:
+    registry = Registry({"api": Policy(retry=2)})
+    registry.held = registry.bind(function, "api")  # type: ignore[attr-defined]  # else nobody holds it
+    return registry
+
+
+@pytest.mark.parametrize("value", [{"TOKEN": SECRET}, SECRET, property(lambda self: SECRET)])
+def test_what_is_not_callable_is_told_by_its_type_and_not_by_what_it_holds(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("settings")
+    module.value = value  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings", module)
+    registry = Registry({"api": Policy()})
+    kind = type(value).__name__
+    with pytest.raises(ConfigError, match=f"settings:value is of type {kind}, which is not callable") as caught:
+        registry.bind_import("settings:value", "api")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"what is of type {kind} is not callable; a policy") as caught:
+        registry.bind(value, "api")
+    assert SECRET not in str(caught.value)
+
+
+def test_an_object_on_the_way_to_a_function_is_told_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("settings")
+    module.values = {"TOKEN": SECRET}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings", module)
+    with pytest.raises(ConfigError, match="settings:values.gett: dict has no 'gett'; did you mean 'get'") as caught:
+        Registry({"api": Policy()}).bind_import("settings:values.gett", "api")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ValueError, match="dict has no 'gett'") as refused:
+        Policy(fallback={"function": "settings:values.gett"})
+    assert SECRET not in str(refused.value)
+
+
+def test_a_policy_that_is_neither_a_name_nor_a_policy_is_told_by_its_type() -> None:
+    with pytest.raises(
+        ConfigError, match="policy= is of type dict, and so is neither a profile's name nor a Policy"
+    ) as caught:
+        opmap(policy={"cache": {"secret": SECRET}})  # type: ignore[arg-type]
+    assert SECRET not in str(caught.value)
