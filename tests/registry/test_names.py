@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +123,54 @@ def test_a_policy_that_is_neither_a_name_nor_a_policy_is_told_by_its_type() -> N
     ) as caught:
         opmap(policy={"cache": {"secret": SECRET}})  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
+
+
+PROGRAM = """
+import multiprocessing
+import sys
+
+from opero import get_default_registry, opero
+
+
+@opero(retries=1)
+def fetch():
+    return 1
+
+
+class Client:
+    @opero(retries=1)
+    def get(self):
+        return 1
+
+
+def tell():
+    for bound in get_default_registry().bindings():
+        print(bound.name, bound.policy.retry.retries, *bound.entries, flush=True)
+
+
+if __name__ == "__main__":
+    tell()
+    child = multiprocessing.get_context(sys.argv[1]).Process(target=tell)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize(("how", "module"), [(["app/work.py"], "__main__"), (["-m", "app.work"], "app.work")])
+def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_too(
+    method: str, how: list[str], module: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").touch()
+    (tmp_path / "app" / "work.py").write_text(PROGRAM)
+    (tmp_path / "policies").mkdir()
+    entries = f'functions: {{"{module}:fetch": {{retry: 7}}, "{module}:Client.*": {{retry: 8}}}}'
+    (tmp_path / "policies" / "base.yaml").write_text(entries)
+    done = subprocess.run(
+        [sys.executable, *how, method], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [f"{module}:Client.get 8 {module}:Client.*", f"{module}:fetch 7 {module}:fetch"]
+    assert done.stdout.splitlines() == [*told, *told]

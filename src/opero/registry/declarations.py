@@ -70,11 +70,14 @@ class BoundFunction:
 
 
 def name_in_config(function: Callable[..., Any]) -> str:
-    """How `functions:` calls a function: "module:qualname", also where its module runs as a program."""
+    """How `functions:` calls a function: "module:qualname", also where its module runs as a program.
+
+    A process that multiprocessing begins by spawn or forkserver has the program's module as `__mp_main__`.
+    """
     module, qualname = names_of(function)
-    if module == "__main__":
-        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-        module = spec.name.removesuffix(".__main__") if spec is not None else module
+    if module in ("__main__", "__mp_main__"):
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        module = spec.name.removesuffix(".__main__") if spec is not None else "__main__"
     return f"{module}:{qualname}"
 
 
