@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 
 from opero.errors import ConfigError
 from opero.layers import check_arguments
-from opero.policies.policy import Policy, merge, options_to_fields
+from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 from opero.registry.declarations import where
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def _decorating(
             clock=clock,
             mapped=mapped,
             place=place,
+            whole=whole_policies(options),
         )
 
     return decorate

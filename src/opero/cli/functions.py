@@ -85,7 +85,7 @@ def bound(
     from pydantic import ValidationError
 
     from opero.layers import check_arguments
-    from opero.policies.policy import Policy, merge, options_to_fields
+    from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
     from opero.switch import plain
 
@@ -109,6 +109,7 @@ def bound(
                 clock=None,
                 mapped=False,
                 place=PLACE,
+                whole=whole_policies(options),
             )
             binding = function.binding
         elif profile is not None or fields:

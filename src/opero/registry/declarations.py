@@ -33,6 +33,7 @@ class Declaration:
         by: what says so: "@opero", "@opmap", "Registry.bind".
         place: the file and line where it is said.
         registry: the registry that it names; None for the default one.
+        whole: the policies among `fields` that are given whole; of others, each is there by its options alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Declaration:
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     registry: Registry | None = None
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, options_to_fields
+from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.registry.imports import ImportBindings
 from opero.registry.reloading import Changes, InForce, change, declared, in_force
@@ -232,10 +232,11 @@ class Registry(Mapping[str, Policy]):
     ) -> Any:
         fields = options_to_fields(options)
         Policy.check_fields(fields)
+        whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self)
+            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
             made.append(self._binding(function, None, declaration, clock))
             made[0].resolved()
             return made[0]
