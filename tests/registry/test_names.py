@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import traceback
 import types
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,10 @@ def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_t
     assert (done.returncode, done.stderr) == (0, "")
     told = [f"{module}:Client.get 8 {module}:Client.*", f"{module}:fetch 7 {module}:fetch"]
     assert done.stdout.splitlines() == [*told, *told]
+
+
+def test_what_a_store_on_disk_cannot_name_is_told_without_what_it_holds(tmp_path: Path) -> None:
+    policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
+    with pytest.raises(ConfigError, match=r"Client\.__call__ has no name that another process would know") as caught:
+        policy.apply(Client())
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
