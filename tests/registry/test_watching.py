@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from queue import Empty, Queue
@@ -196,3 +199,102 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MissingExtraError, match=r"pip install 'opero\[watch\]'"):
         registry.watch()
     assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
+
+
+def sighups(source: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process of its own that runs this."""
+    setup = """
+import os, signal, threading
+from pathlib import Path
+from opero import Registry
+registry = Registry.load(Path("policies"), environ={})
+def watch(): return registry.watch(files=False, sighup=True)
+def hup(): os.kill(os.getpid(), signal.SIGHUP)
+def elsewhere(f):
+    thread = threading.Thread(target=f)
+    thread.start()
+    thread.join()
+"""
+    return subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
+        check=False,
+    )
+
+
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    return tmp_path / "policies"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_first_of_two_watches_to_stop_leaves_sighup_to_the_other(policies: Path, first: int) -> None:
+    ran = sighups(f"""
+        watches = [watch(), watch()]
+        watches.pop({first}).stop()
+        hup()
+        watches[0].stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        print("alive")
+    """)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+def test_a_watch_may_be_stopped_in_another_thread_and_sighup_means_again_what_it_meant(policies: Path) -> None:
+    ran = sighups("""
+        signal.signal(signal.SIGHUP, lambda *_: print("heard", flush=True))
+        one = watch()
+        elsewhere(one.stop)
+        assert threading.active_count() == 1
+        hup()
+        with watch():
+            hup()
+        hup()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        elsewhere(watch().stop)
+        hup()
+        print("must not be reached")
+    """)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGHUP, "heard\n" * 3), ran.stderr
+
+
+def test_a_handler_that_came_over_ours_stays_and_a_further_watch_makes_no_circle(policies: Path) -> None:
+    ran = sighups("""
+        one = watch()
+        ours = signal.getsignal(signal.SIGHUP)
+        def over(number, frame):
+            print("over", flush=True)
+            ours(number, frame)
+        signal.signal(signal.SIGHUP, over)
+        two = watch()
+        hup()
+        two.stop()
+        hup()
+        one.stop()
+        hup()
+        print("alive")
+    """)
+    assert (ran.returncode, ran.stdout) == (0, "over\n" * 3 + "alive\n"), ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_watches_for_itself(policies: Path) -> None:
+    ran = sighups("""
+        from opero import on
+        told = threading.Event()
+        with watch():
+            child = os.fork()
+            if not child:
+                hup()  # its parent's watch is not its own, and ends it neither
+                on("configuration_reloaded", lambda event: told.set())
+                one = watch()
+                Path("policies/base.yaml").write_text("policies: {api: {retry: 2}}")
+                hup()
+                os._exit(0 if told.wait(30) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    """)
+    assert ran.returncode == 0, ran.stderr

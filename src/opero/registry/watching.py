@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from pathlib import Path
 from queue import SimpleQueue
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from opero.errors import ConfigError, MissingExtraError
 from opero.events import emit, emit_quietly
 from opero.logs import logger
+from opero.registry.signals import hear_sighup, no_longer_hear_sighup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
     from opero.registry.registry import Registry
 
@@ -44,8 +43,7 @@ class Watch:
         self._requests: SimpleQueue[str | None] = SimpleQueue()
         self._stopping = threading.Event()
         self._told = ""
-        self._handler_before: Any = None
-        self._has_handler = False
+        self._sighup = sighup
         if not files and not sighup:
             raise ConfigError("watch(files=False) watches nothing; write sighup=True, or leave files on")
         self._threads = [threading.Thread(target=self._reload_when_asked, name="opero-reload", daemon=True)]
@@ -55,7 +53,7 @@ class Watch:
                 threading.Thread(target=self._ask_for, args=(watching,), name="opero-watch", daemon=True)
             )
         if sighup:
-            self._handle_sighup()
+            hear_sighup(self._on_sighup)
         for thread in self._threads:
             thread.start()
 
@@ -65,8 +63,8 @@ class Watch:
             return
         self._stopping.set()
         self._requests.put(None)
-        if self._has_handler:
-            signal.signal(signal.SIGHUP, self._handler_before)
+        if self._sighup:
+            no_longer_hear_sighup(self._on_sighup)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -86,22 +84,8 @@ class Watch:
                 self._requests.put("a file has changed")
             has_begun = True
 
-    def _handle_sighup(self) -> None:
-        if not hasattr(signal, "SIGHUP"):  # pragma: no cover  # Windows
-            raise ConfigError("there is no SIGHUP on this platform; call reload() instead")
-        try:
-            self._handler_before = signal.signal(signal.SIGHUP, self._on_sighup)
-        except ValueError as error:
-            raise ConfigError(
-                "watch(sighup=True) must be called in the main thread, as Python's signals are"
-            ) from error
-        self._has_handler = True
-
-    def _on_sighup(self, number: int, frame: FrameType | None) -> None:
-        # A handler may interrupt anything, so it takes no lock: the thread does the work.
+    def _on_sighup(self) -> None:
         self._requests.put("SIGHUP")
-        if callable(self._handler_before):
-            self._handler_before(number, frame)
 
     # Who reloads
 
