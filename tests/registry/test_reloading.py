@@ -272,3 +272,21 @@ def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> Non
         registry.bind(lambda: 1, "api")()
     gc.collect()
     assert registry.bindings() == ()
+
+
+def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_program.py").write_text("import sys\nsys.exit('done')")
+    (tmp_path / "a_lazy_program.py").write_text("def __getattr__(name):\n    raise SystemExit(name)")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = files.load("policies: {api: {retry: 1}}")
+    for name, said in {
+        "a_program:Error": "cannot be imported: SystemExit: done",
+        "a_program.Error": "cannot be imported: SystemExit: done",
+        "a_lazy_program:Error": r"a module that it names fails: SystemExit\('Error'\)",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            files.load(f"policies: {{api: {{retry: {{retry_on: ['{name}']}}}}}}")
+        with pytest.raises(ConfigError, match=said):
+            registry.reload()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["hear_sighup", "no_longer_hear_sighup"]
 
 _hearers: tuple[Callable[[], None], ...] = ()  # replaced as a whole: the handler may come between any two steps
-_installed: _Handler | None = None
+_installed: Any = None
+"""The `_Handler` that was put in last; None where there is none of ours."""
 _lock = threading.RLock()  # a handler of another signal may stop a watch
 
 
@@ -49,9 +50,9 @@ def hear_sighup(hear: Callable[[], None]) -> None:
     if not hasattr(signal, "SIGHUP"):  # pragma: no cover  # Windows
         raise ConfigError("there is no SIGHUP on this platform; call reload() instead")
     with _lock:
-        current = signal.getsignal(signal.SIGHUP)
+        current: Any = signal.getsignal(signal.SIGHUP)
         # Where another handler has come over ours it may call ours: then a new one, so that they do not go in a circle.
-        handler = _installed if _installed is not None and _installed is current else _Handler()
+        handler = current if current is not None and current is _installed else _Handler()
         if handler is not _installed:
             handler.before = current
         try:
@@ -82,7 +83,7 @@ def no_longer_hear_sighup(hear: Callable[[], None]) -> None:
 
 def _begin_child() -> None:
     """A forked process has none of its parent's watches; SIGHUP does not end it for that."""
-    global _hearers, _installed, _lock  # noqa: PLW0603
+    global _hearers, _installed, _lock
     _hearers, _installed, _lock = (), None, threading.RLock()
 
 
