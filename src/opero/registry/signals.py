@@ -34,10 +34,14 @@ class _Handler:
             hear()
         if callable(self.before):
             self.before(number, frame)
-        elif self.before == signal.SIG_DFL and not hearers and self is _installed is signal.getsignal(number):
+        elif self.before == signal.SIG_DFL and not hearers and self is _installed is _handler_now():
             # The last watch was stopped in a thread that cannot take the handler away: the process ends, as it would.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+
+def _handler_now() -> Any:
+    return signal.getsignal(signal.SIGHUP)
 
 
 def hear_sighup(hear: Callable[[], None]) -> None:
@@ -50,7 +54,7 @@ def hear_sighup(hear: Callable[[], None]) -> None:
     if not hasattr(signal, "SIGHUP"):  # pragma: no cover  # Windows
         raise ConfigError("there is no SIGHUP on this platform; call reload() instead")
     with _lock:
-        current: Any = signal.getsignal(signal.SIGHUP)
+        current = _handler_now()
         # Where another handler has come over ours it may call ours: then a new one, so that they do not go in a circle.
         handler = current if current is not None and current is _installed else _Handler()
         if handler is not _installed:
@@ -72,7 +76,7 @@ def no_longer_hear_sighup(hear: Callable[[], None]) -> None:
     with _lock:
         _hearers = tuple(each for each in _hearers if each != hear)
         handler = _installed
-        if _hearers or handler is None or signal.getsignal(signal.SIGHUP) is not handler or handler.before is None:
+        if _hearers or handler is None or _handler_now() is not handler or handler.before is None:
             return
         try:
             signal.signal(signal.SIGHUP, handler.before)
