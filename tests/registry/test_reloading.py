@@ -136,6 +136,25 @@ def test_the_directory_is_the_same_wherever_the_program_has_gone(
     assert registry["api"] == Policy(retry=2)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 1}}")
+    (tmp_path / ".env").write_text("OPERO_API_RETRIES=2")
+    (tmp_path / "secrets" / "OPERO_API_CACHE_TTL").write_text("5m")
+    monkeypatch.setenv("OPERO_SECRETS_DIR", "secrets")
+    registry = Registry.load(env_file=".env") if named else Registry.load()
+    paths = registry.watched_paths()
+    monkeypatch.chdir("/")
+    assert not registry.reload()
+    assert registry["api"] == Policy(retry=2, cache="5m")
+    assert registry.watched_paths() == paths == [tmp_path / name for name in ("policies", "secrets", ".env")]
+
+
 def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
     with pytest.raises(ConfigError, match="made of policies in code"):
         Registry({"api": Policy()}).reload()

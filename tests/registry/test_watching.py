@@ -41,6 +41,13 @@ def load(directory: Path, text: str) -> Registry:
     return Registry.load(directory, environ={})
 
 
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    return tmp_path / "policies"
+
+
 def replace(path: Path, text: str) -> None:
     """As careful editors and orchestrators write: a new file takes the old one's name."""
     new = path.with_suffix(".new")
@@ -122,6 +129,26 @@ def test_env_files_and_secrets_are_watched_too(tmp_path: Path, told: Any) -> Non
         (secrets / "OPERO_API_CACHE_TTL").write_text("5m\n")
         assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
     assert registry["api"] == Policy(retry=3, cache="5m")
+
+
+def test_env_files_and_secrets_that_are_not_there_yet_are_watched_too(
+    policies: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opero.environ.DEFAULT_SECRETS_DIR", "secrets")
+    monkeypatch.setattr("opero.config.variables.DEFAULT_SECRETS_DIR", "secrets")
+    registry = Registry.load()
+    with registry.watch():
+        Path(".env").write_text("OPERO_API_RETRIES=3\n")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=3)
+        Path("new").mkdir()
+        Path("new/OPERO_API_CACHE_TTL").write_text("5m\n")
+        os.rename("new", "secrets")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=3, cache="5m")
+        Path(".env").unlink()
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert registry["api"] == Policy(retry=1, cache="5m")
 
 
 def test_sighup_reloads_and_stop_puts_the_old_handler_back(tmp_path: Path, told: Any) -> None:
@@ -224,13 +251,6 @@ def elsewhere(f):
         timeout=WITHIN,
         check=False,
     )
-
-
-@pytest.fixture
-def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    load(tmp_path / "policies", "policies: {api: {retry: 1}}")
-    return tmp_path / "policies"
 
 
 @pytest.mark.parametrize("first", [0, 1])

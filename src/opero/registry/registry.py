@@ -84,10 +84,13 @@ class Registry(Mapping[str, Policy]):
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
+        from opero.environ import working_directory
         from opero.logs import logger
 
+        base = working_directory()
+
         def read(directory: str | Path | None) -> Configuration:
-            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir)
+            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir, base=base)
 
         configuration = read(directory)
         for warning in configuration.warnings:
