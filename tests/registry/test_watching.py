@@ -230,7 +230,7 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
 
 
-def sighups(source: str) -> subprocess.CompletedProcess[str]:
+def ran_alone(source: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a process of its own that runs this."""
     setup = """
 import os, signal, threading
@@ -255,7 +255,7 @@ def elsewhere(f):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_the_first_of_two_watches_to_stop_leaves_sighup_to_the_other(policies: Path, first: int) -> None:
-    ran = sighups(f"""
+    ran = ran_alone(f"""
         watches = [watch(), watch()]
         watches.pop({first}).stop()
         hup()
@@ -267,7 +267,7 @@ def test_the_first_of_two_watches_to_stop_leaves_sighup_to_the_other(policies: P
 
 
 def test_a_watch_may_be_stopped_in_another_thread_and_sighup_means_again_what_it_meant(policies: Path) -> None:
-    ran = sighups("""
+    ran = ran_alone("""
         signal.signal(signal.SIGHUP, lambda *_: print("heard", flush=True))
         one = watch()
         elsewhere(one.stop)
@@ -285,7 +285,7 @@ def test_a_watch_may_be_stopped_in_another_thread_and_sighup_means_again_what_it
 
 
 def test_a_handler_that_came_over_ours_stays_and_a_further_watch_makes_no_circle(policies: Path) -> None:
-    ran = sighups("""
+    ran = ran_alone("""
         one = watch()
         ours = signal.getsignal(signal.SIGHUP)
         def over(number, frame):
@@ -305,7 +305,7 @@ def test_a_handler_that_came_over_ours_stays_and_a_further_watch_makes_no_circle
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_watches_for_itself(policies: Path) -> None:
-    ran = sighups("""
+    ran = ran_alone("""
         from opero import on
         told = threading.Event()
         with watch():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, nearest
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ class ImportBindings:
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
-        self._lock = threading.RLock()  # importing may bind others
+        self._lock = RenewedLock()  # importing may bind others
 
     def bind(self, target: str, bind: Callable[[Any], Any]) -> Any:
         """Put the bound function in the place of the original.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, options_to_fields
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
+from opero.registry.forking import RenewedLock
 from opero.registry.imports import ImportBindings
 from opero.registry.reloading import Changes, InForce, change, declared, in_force
 from opero.registry.sharing import SharedExecutors
@@ -58,7 +58,7 @@ class Registry(Mapping[str, Policy]):
         self._overrides: list[Layer] = []
         self._roster = Roster()
         self._imports = ImportBindings()
-        self._changing = threading.RLock()  # taken by whoever changes the configuration, and by no call
+        self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
 
     @classmethod
     def load(
