@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -436,3 +437,18 @@ def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
             files.load(f"policies: {{api: {{retry: {{retry_on: ['{name}']}}}}}}")
         with pytest.raises(ConfigError, match=said):
             registry.reload()
+
+
+def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    bound = registry.bind(one, "api")
+    files.write(f"policies: {{api: {{retry: 1}}}}\nfunctions: {{'{__name__}:one': {{}}, '{__name__}:on': {{}}}}")
+    os.chmod(files.directory, 0o777)  # that is what it warns of
+    registry.reload()
+    writable, unmatched = (record.getMessage() for record in caplog.records)
+    assert "anybody on this machine may write to it" in writable
+    assert f"functions.{__name__}:on holds for no bound function; did you mean '{__name__}:one'?" in unmatched
+    assert "base.yaml:2:" in unmatched
+    registry.reload()
+    assert len(caplog.records) == 2
+    assert bound() == 1

@@ -413,8 +413,16 @@ class Registry(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+        from opero.logs import logger
+        from opero.registry.checking import news
+
         with self._changing:
-            return self._change(read(), self._overrides)
+            before = self._base
+            changes = self._change(read(), self._overrides)
+            after = self._base
+        for each in news(before, after, self._bindings()):
+            logger.warning("%s", each)
+        return changes
 
     @contextmanager
     def override(
@@ -431,11 +439,13 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: something in it is wrong; nothing has changed.
+            ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
         """
+        from opero.registry.checking import check_entries
         from opero.registry.overriding import layer_of
 
         layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
+        check_entries(layer, self._bindings())
         with self._changing:
             self._change(self._base, [*self._overrides, layer])
         try:
