@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opero.functions import names_of
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -97,7 +97,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._held: dict[int, weakref.ref[Binding]] = {}
-        self._lock = threading.RLock()  # a weak reference may be cleared while this thread holds it
+        self._lock = RenewedLock()  # a weak reference may be cleared while this thread holds it
 
     def add(self, binding: Binding) -> None:
         key = id(binding)

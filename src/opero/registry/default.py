@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.binding import Binding
 from opero.bound import bind
 from opero.registry.declarations import Declaration, Roster, name_in_config
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
 
 _default: Registry | None = None
-_default_lock = threading.RLock()  # loading may import modules that ask for it
+_default_lock = RenewedLock()  # loading may import modules that ask for it
 _unclaimed = Roster()
 """Functions that will ask the default registry when they are first called."""
 

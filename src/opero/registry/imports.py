@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import importlib
 import inspect
-import threading
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from opero.binding import Binding
 from opero.errors import ConfigError, nearest
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ class ImportBindings:
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
-        self._lock = threading.RLock()  # importing may bind others
+        self._lock = RenewedLock()  # importing may bind others
 
     def bind(self, target: str, bind: Callable[[Any], Any]) -> Any:
         """Put the bound function in the place of the original.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.functions import short_name
 from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
+from opero.registry.forking import RenewedLock
 from opero.registry.imports import ImportBindings
 from opero.registry.reloading import Changes, InForce, change, declared, in_force
 from opero.registry.sharing import SharedExecutors
@@ -59,7 +59,7 @@ class Registry(Mapping[str, Policy]):
         self._overrides: list[Layer] = []
         self._roster = Roster()
         self._imports = ImportBindings()
-        self._changing = threading.RLock()  # taken by whoever changes the configuration, and by no call
+        self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
 
     @classmethod
     def load(
@@ -85,10 +85,13 @@ class Registry(Mapping[str, Policy]):
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
+        from opero.environ import working_directory
         from opero.logs import logger
 
+        base = working_directory()
+
         def read(directory: str | Path | None) -> Configuration:
-            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir)
+            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir, base=base)
 
         configuration = read(directory)
         for warning in configuration.warnings:
@@ -425,8 +428,16 @@ class Registry(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+        from opero.logs import logger
+        from opero.registry.checking import news
+
         with self._changing:
-            return self._change(read(), self._overrides)
+            before = self._base
+            changes = self._change(read(), self._overrides)
+            after = self._base
+        for each in news(before, after, self._bindings()):
+            logger.warning("%s", each)
+        return changes
 
     @contextmanager
     def override(
@@ -443,11 +454,13 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: something in it is wrong; nothing has changed.
+            ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
         """
+        from opero.registry.checking import check_entries
         from opero.registry.overriding import layer_of
 
         layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
+        check_entries(layer, self._bindings())
         with self._changing:
             self._change(self._base, [*self._overrides, layer])
         try:
