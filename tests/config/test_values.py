@@ -191,3 +191,40 @@ def test_the_reference_files_contradict_themselves_nowhere() -> None:
 
     for environment in ("development", "staging", "production"):
         assert load(Path(__file__).parents[2] / "policies", environment, {}).policies
+
+
+def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Policies) -> None:
+    policies.write(
+        base="""
+        policies:
+          a:
+            retry:
+              retry_on: [Conectionerror, OSError, nomod.X]
+              retry_on_status: [1, 503, 2]
+            circuit_breaker:
+              ignore:
+                - nomod.Y
+                - Timeouterror
+            cache: {tags: ["{", users, "}"]}
+        """
+    )
+    assert [each.partition(": policies.")[0] for each in policies.problems()] == [
+        *("policies/base.yaml:4:18", "policies/base.yaml:4:43"),
+        *("policies/base.yaml:5:25", "policies/base.yaml:5:33"),
+        *("policies/base.yaml:8:11", "policies/base.yaml:9:11"),
+        *("policies/base.yaml:10:20", "policies/base.yaml:10:32"),
+    ]
+
+
+def test_of_a_variable_s_list_every_wrong_element_is_told(policies: Policies) -> None:
+    policies.write(base="policies: {a: }")
+    said = policies.error(OPERO_A_RETRY_ON="Conectionerror, OSError, nomod.X")
+    assert "'Conectionerror' is no builtin exception" in said
+    assert "'nomod.X' cannot be imported" in said
+
+
+def test_names_with_a_comma_between_them_are_to_be_a_list(policies: Policies) -> None:
+    policies.write(base="policies: {a: {retry: {retry_on: 'ConnectionError, TimeoutError'}}}")
+    assert policies.error().endswith(
+        "'ConnectionError, TimeoutError' is no exception class; write a list: [ConnectionError, TimeoutError]"
+    )

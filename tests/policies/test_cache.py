@@ -60,7 +60,7 @@ BAD: Bad = [
     ("ttl", -5, "not above 0"),
     ("ttl", True, "True is no duration"),
     ("ttl", "policies.named:an_our", "did you mean 'an_hour'"),
-    ("ttl", "policies.named:NOT_CALLABLE", "'policies.named:NOT_CALLABLE' is not callable"),
+    ("ttl", "policies.named:NOT_CALLABLE", r"'policies.named:NOT_CALLABLE' \(an int\) is not callable"),
     ("backend", 3, "valid string"),
     ("key", 3, "3 is not callable"),
     ("key", "nowhere", "'nowhere' is no builtin"),

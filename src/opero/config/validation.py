@@ -91,13 +91,14 @@ def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
 
 
 def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """Wrong values. A field that may be of several types has one complaint for each."""
+    """Wrong values. A field that may be of several types has one complaint for each, and a list one for each element."""
     given = profile.given(kind)
-    complaints: dict[str, list[Any]] = {}
+    complaints: dict[tuple[str, object], list[Any]] = {}
     for each in found:
         if len(each["loc"]) > 1 and each["loc"][1] in given:
-            complaints.setdefault(each["loc"][1], []).append(each)
-    for field, wrong in complaints.items():
+            element = each["loc"][2] if each["type"] == "element" else None
+            complaints.setdefault((each["loc"][1], element), []).append(each)
+    for (field, _), wrong in complaints.items():
         leaf = given[field]
         about = f"{leaf.section}.{kind}.{field}"
         block = profile.block_of(kind, field)
@@ -112,6 +113,8 @@ def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Sour
         written, path = written.value[path[0]], path[1:]
         if not path and wrong[0]["type"] == "unknown_field":
             return written.place
+    if isinstance(written.value, list) and wrong[0]["type"] == "element":
+        return written.value[path[0]].source
     if isinstance(written.value, list) and is_list(kind, field):
         wrong_ones = (each.source for each in written.value if not _holds(kind, field, [each.plain()]))
         return next(wrong_ones, written.source)
