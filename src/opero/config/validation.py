@@ -91,7 +91,7 @@ def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
 
 
 def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """Wrong values. A field that may be of several types has one complaint for each, and a list one for each element."""
+    """Wrong values. A field that may be of several types has one complaint for each; a list, for each element."""
     given = profile.given(kind)
     complaints: dict[tuple[str, object], list[Any]] = {}
     for each in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from os import PathLike, fspath
 from string import Formatter
@@ -22,6 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
+from opero.policies.json_text import TwiceError, parse_json
 from opero.policies.lists import each_of
 from opero.policies.names import check_callable
 from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, said
@@ -63,7 +63,9 @@ def _time_to_live(value: Any) -> Any:
         return value
     if fits(JSON_TEXT, value):  # an environment variable
         try:
-            value = json.loads(value)
+            value = parse_json(value)
+        except TwiceError:
+            raise
         except ValueError as error:
             raise ValueError(f"{value!r} is not JSON: {error}") from None
     if isinstance(value, Mapping):
