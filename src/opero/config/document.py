@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero.config.fields import is_hidden, suggest_key
 from opero.config.sources import BROKEN, Block, Layer, Marked, Section
 from opero.errors import nearest
+from opero.policies.names import DOTTED, NAME
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ __all__ = ["is_glob", "read_block", "read_document", "read_parent", "shown"]
 KEYS = ("policies", "defaults", "functions", "import_from")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
-FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.([^\W\d]\w*|<locals>))*")
+FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The exact name of a function: module:qualname."""
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+MODULE = re.compile(DOTTED)
 
 
 def shown(value: Any) -> str:
