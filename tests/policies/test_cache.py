@@ -159,8 +159,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "serializer 'pickle' in the network store of backend 'redis' would run the code of whoever can write there",
     ),
     ({"backend": "dogpile.cache.pymemcache"}, "the client of backend 'dogpile.cache.pymemcache' unpickles whatever"),
-    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments, and got path; set max_size"),
-    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments, and got path; set cache_dir"),
+    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments; remove them, and set max_size"),
+    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments; remove them, and set cache_dir"),
 ]
 
 

@@ -114,7 +114,8 @@ def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Sour
         if not path and wrong[0]["type"] == "unknown_field":
             return written.place
     if isinstance(written.value, list) and wrong[0]["type"] == "element":
-        return written.value[path[0]].source
+        written = written.value[path[0]]
+        return written.source
     if isinstance(written.value, list) and is_list(kind, field):
         wrong_ones = (each.source for each in written.value if not _holds(kind, field, [each.plain()]))
         return next(wrong_ones, written.source)

@@ -299,7 +299,7 @@ class CachePolicy(BasePolicy):
         store = self.backend.removeprefix("opero.")
         if self.arguments and store in ("memory", "disk"):
             raise self._wrong(
-                f"backend {self.backend!r} takes no arguments, and got {', '.join(self.arguments)}; set "
+                f"backend {self.backend!r} takes no arguments; remove them, and set "
                 f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
             )
         if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:
