@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from opero import ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero import CircuitOpenError, ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero.executors.bulkhead import BulkheadExecutor
+from opero.registry.sharing import SharedExecutors
 from opero.testing import VirtualClock
 
 
@@ -200,16 +202,141 @@ def test_a_function_first_called_in_the_middle_of_a_reload_gets_the_new_policy(
     registry = files.load("policies: {api: {retry: 1}, db: }")
     late = opero(policy="api", registry=registry)(one)
     files.write("policies: {api: {retry: 2}, db: {retry: 1}}")
-    replaced_by = type(registry._shared).replaced_by
+    give_way = SharedExecutors.give_way
 
     def call_just_then(*args: Any) -> None:
         assert late() == 1
         assert late.policy == Policy(retry=1)
-        replaced_by(*args)
+        give_way(*args)
 
-    monkeypatch.setattr(type(registry._shared), "replaced_by", call_just_then)
+    monkeypatch.setattr(SharedExecutors, "give_way", call_just_then)
     registry.reload()
     assert late.policy == Policy(retry=2)
+
+
+def breakers(*functions: Any) -> list[Any]:
+    return [function.binding.circuit_breaker.circuit for function in functions]
+
+
+@pytest.mark.parametrize("after", ["open_for: 60s", "open_for: 90s"])
+@pytest.mark.parametrize("moment", ["asking", "drafted", "giving way"])
+def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
+    files: Files, monkeypatch: pytest.MonkeyPatch, after: str, moment: str
+) -> None:
+    """Whether it asks just before the swap, after the draft was made, or while state changes hands."""
+    text = "policies: {api: {circuit_breaker: {consecutive_failures: 1, %s}}%s}"
+    registry = files.load(text % ("open_for: 60s", ""))
+    early, late = registry.bind(broken, "api"), opero(policy="api", registry=registry)(one)
+    with pytest.raises(ConnectionError):
+        early()
+    asked, go_on = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with pytest.raises(CircuitOpenError):
+            late()
+
+    caller = threading.Thread(target=call)
+    if moment == "asking":
+        effective = registry._effective
+
+        def ask_slowly(*args: Any) -> Any:
+            found = effective(*args)
+            asked.set()
+            assert go_on.wait(30)
+            return found
+
+        monkeypatch.setattr(registry, "_effective", ask_slowly)
+        caller.start()
+        assert asked.wait(30)
+    else:
+        where = SharedExecutors.successor if moment == "drafted" else SharedExecutors.give_way
+
+        def then_call(*args: Any) -> Any:
+            result = where(*args)
+            caller.start()
+            if moment == "drafted":
+                caller.join(30)
+            return result
+
+        monkeypatch.setattr(SharedExecutors, where.__name__, then_call)
+    files.write(text % (after, ", x: "))
+    registry.reload()
+    go_on.set()
+    caller.join(30)
+    third = registry.bind(two, "api")
+    first, *others = breakers(early, late, third)
+    assert all(each is first for each in others)
+    assert first.state == "open"
+
+
+def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = files.load("policies: {api: {bulkhead: 3}}")
+    early, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
+    taking_over, go_on = threading.Event(), threading.Event()
+    take_over = BulkheadExecutor.take_over
+
+    def slowly(*args: Any) -> None:
+        taking_over.set()
+        assert go_on.wait(30)
+        take_over(*args)
+
+    monkeypatch.setattr(BulkheadExecutor, "take_over", slowly)
+    files.write("policies: {api: {bulkhead: 4}}")
+    reloading = threading.Thread(target=registry.reload)
+    reloading.start()
+    assert taking_over.wait(30)
+    assert (early(), late()) == (1, 2)
+    go_on.set()
+    reloading.join(30)
+    assert early.policy == late.policy == Policy(bulkhead=4)
+    assert early.binding.chain.executors["bulkhead"] is late.binding.chain.executors["bulkhead"]
+
+
+@pytest.mark.parametrize("bad", ["cache: 1m", "rate_limit: {rate: 5, cost: nosuch}"])
+def test_what_does_not_fit_a_function_that_was_not_called_yet_is_refused_too(files: Files, bad: str) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+
+    @opero(policy="api", registry=registry)
+    def items() -> Any:
+        yield 1
+
+    files.write(f"policies: {{api: {{{bad}}}}}")
+    with pytest.raises(ConfigError):
+        registry.reload()
+    assert list(items()) == [1]
+
+
+def test_an_override_ends_whatever_was_bound_in_it(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    registry = files.load("policies: {api: {retry: 0, cache: 1m}}")
+
+    def items() -> Any:
+        yield 1
+
+    with registry.override(api={"cache": None}):
+        bound = registry.bind(items, "api")
+        assert list(bound()) == [1]
+    assert registry["api"].cache is not None
+    assert "does not fit" in caplog.text
+    with pytest.raises(ConfigError, match="cannot have cache"):
+        list(bound())
+    with registry.override(api={"cache": None}):
+        assert list(bound()) == [1]
+
+
+def test_a_map_sees_one_configuration_from_its_beginning_to_its_end(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 0, parallel: {mode: thread, workers: 1, on_error: return}}}")
+    attempts: list[int] = []
+
+    def fail(item: int) -> int:
+        attempts.append(item)
+        if len(attempts) == 2:
+            files.write("policies: {api: {retry: {retries: 2, min_delay: 0}, parallel: {mode: thread, workers: 1}}}")
+            registry.reload()
+        raise ConnectionError
+
+    bound = registry.bind(fail, "api")
+    assert all(isinstance(each, ConnectionError) for each in bound.map(range(4)))
+    assert attempts == [0, 1, 2, 3]
 
 
 def test_calls_under_way_finish_on_the_policy_that_they_began_with(files: Files) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from opero.config.code import place_of
 from opero.errors import ConfigError, nearest
-from opero.layers import check, check_arguments
+from opero.layers import check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,7 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) ->
         if effective is None:
             continue
         try:
-            check(binding, effective.policy)
-            check_arguments(effective.policy.fields(), binding.function)
+            check_fit(binding, effective.policy)
         except (ConfigError, NotImplementedError) as error:
             report.add(place_of(declaration), str(error))
     for entry in configuration.functions.unmatched(names):

@@ -32,14 +32,28 @@ def get_default_registry() -> Registry:
             from opero.registry.registry import Registry
 
             _default = Registry.load()
+            _ask_again(_unclaimed.bindings())  # who was called before there was a configuration
         return _default
 
 
 def set_default_registry(registry: Registry | None) -> None:
-    """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
-    global _default  # noqa: PLW0603  # the one default registry
+    """Use this registry for every function that names none; None: load one anew at the next need.
+
+    Functions that were called before ask it at their next call. Calls under way finish on what they began with.
+    """
+    global _default  # the one default registry
     with _default_lock:
-        _default = registry
+        before, _default = _default, registry
+        released = _unclaimed.bindings() if before is None else before._release_default()
+        for binding in released:
+            _unclaimed.add(binding)
+        _ask_again(released)
+
+
+def _ask_again(bindings: list[Binding]) -> None:
+    for binding in bindings:
+        if not binding.is_late:
+            binding.forget()
 
 
 def waiting_for(registry: Registry) -> list[Binding]:
@@ -53,9 +67,8 @@ def _resolve_by_default(binding: Binding) -> None:
         from opero.config.location import is_configured
 
         if not is_configured():
-            chain = binding.known
-            assert chain is not None
-            binding.enforce(chain)
+            assert binding.said is not None
+            binding.settle(binding.known or binding.prepare(binding.said))
             return
     get_default_registry()._resolve(binding)
     _unclaimed.discard(binding)
