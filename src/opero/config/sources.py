@@ -125,6 +125,11 @@ class Marked:
             return self.source
         return self.key if type(self.key) is Source else source_of(self.key, self.file)
 
+    def stands_alone(self) -> bool:
+        """Whether it is nothing at all after a key without a colon: `{ttl: 5, alone}`."""
+        is_in_file = type(self.at) is int and type(self.key) is int
+        return is_in_file and self.value is None and span(self.at)[:2] == span(self.key)[2:]
+
     def under(self, key: Any) -> Marked:
         """The same value under another key."""
         return Marked(self.value, self.at, key, self.file)
