@@ -50,6 +50,7 @@ class Binding:
         name: the function's qualified name, for messages.
         chain: the layers of its calls.
         callable: what its users call.
+        said: the policy that code says, where that is no profile; else None.
         tuning: what `tune` has found out of it, if it was asked.
 
     Raises:
@@ -59,6 +60,7 @@ class Binding:
 
     __slots__ = (
         "__weakref__",
+        "_ask",
         "_lock",
         "_prepared",
         "_resolve",
@@ -71,6 +73,7 @@ class Binding:
         "is_method",
         "kind",
         "name",
+        "said",
         "share",
         "stats",
         "tuning",
@@ -99,7 +102,9 @@ class Binding:
         self.callable: Any = None
         self.tuning: Tuning | None = None
         self.chain: Chain
-        self._lock = threading.RLock()  # resolving may import modules that call this very function
+        self._lock = threading.RLock()
+        self._ask = resolve
+        self.said = policy
         self._resolve: Callable[[Binding], None] | None = resolve
         # Built now also where the registry will be asked, so that what does not fit is told at once.
         self._prepared = build(self, policy) if policy is not None else None
@@ -137,11 +142,10 @@ class Binding:
             PolicyNotFoundError: there is no such profile.
             ConfigError: the profile does not fit the function.
         """
-        if self._resolve is not None:
-            with self._lock:
-                resolve = self._resolve
-                if resolve is not None:
-                    resolve(self)
+        # No lock is held meanwhile: resolving may import modules that call this very function, in other threads, too.
+        resolve = self._resolve
+        if resolve is not None:
+            resolve(self)
         return self.chain
 
     def swap(self, policy: Policy) -> None:
@@ -167,6 +171,23 @@ class Binding:
             return prepared
         return build(self, policy, share)
 
+    def settle(self, prepared: Chain) -> None:
+        """Put in force what was found out at the first call, unless another thread was quicker."""
+        with self._lock:
+            if self._resolve is not None:
+                self._enforce(prepared)
+
+    def forget(self) -> None:
+        """Ask the registry again at the next call; state goes on from there."""
+        from opero.bound import LatePolicy
+
+        with self._lock:
+            self._resolve = self._ask
+            self.chain = self._unresolved(self.chain)
+            self.stats.count_bare(False)
+            if self.callable is not None:
+                self.callable.policy = LatePolicy(self)
+
     def enforce(self, prepared: Chain) -> None:
         """Put what `prepare` gave in force. State goes on as `opero.executors.hand_over` says; this cannot fail."""
         with self._lock:
@@ -180,8 +201,12 @@ class Binding:
         if self.callable is not None:
             self.callable.policy = chain.policy
 
-    def _unresolved(self) -> Chain:
-        """Layers whose first call resolves the profile, and is made on the real ones from beginning to end."""
+    def _unresolved(self, before: Chain | None = None) -> Chain:
+        """Layers whose first call resolves the profile, and is made on the real ones from beginning to end.
+
+        Args:
+            before: layers whose state goes on.
+        """
 
         def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
             chain = self.resolved()
@@ -212,8 +237,8 @@ class Binding:
             fail=fail,
             whole=layer,
             policy=Policy(),
-            executors={},
-            own=frozenset(),
+            executors={} if before is None else before.executors,
+            own=frozenset() if before is None else before.own,
         )
 
     # State

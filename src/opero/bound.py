@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opero.clock import Clock
     from opero.layers import Share
 
-__all__ = ["BoundMethod", "bind", "dress"]
+__all__ = ["BoundMethod", "LatePolicy", "bind", "dress"]
 
 
 def bind(
@@ -58,7 +58,11 @@ def bind(
     if isinstance(function, staticmethod):
         return staticmethod(_dressed(policy, function.__func__, make, mapped=mapped))
     if not callable(function):
-        raise ConfigError(f"{function!r} is not callable; a policy is applied to a function, method or callable object")
+        # Its repr may show a secret.
+        raise ConfigError(
+            f"what is of type {type(function).__name__} is not callable; a policy is applied to a function, method or "
+            "callable object"
+        )
     dressed = _dressed(policy, function, make, mapped=mapped)
     if not dressed.binding.is_method:
         return dressed
@@ -81,7 +85,7 @@ def dress(binding: Binding, *, mapped: bool) -> Any:
     bound.__wrapped__ = binding.function
     bound.binding = binding
     bound.stats = binding.stats
-    bound.policy = _LatePolicy(binding) if binding.is_late else binding.chain.policy
+    bound.policy = LatePolicy(binding) if binding.is_late else binding.chain.policy
     bound.map = mapper.function()
     bound.stream = mapper.stream
     for what in CACHE_METHODS:
@@ -107,7 +111,7 @@ def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> An
 CACHE_METHODS = ("get", "set", "delete", "clear", "info")
 
 
-class _LatePolicy:
+class LatePolicy:
     """Stands for a profile's policy until it is needed; whoever looks at it resolves it."""
 
     def __init__(self, binding: Binding) -> None:
@@ -121,10 +125,10 @@ class _LatePolicy:
         return getattr(self._binding.policy, name)
 
     def __reduce__(self) -> Any:
-        return _LatePolicy, (self._binding,)
+        return LatePolicy, (self._binding,)
 
     def __eq__(self, other: object) -> bool:
-        return self._binding.policy == (other._binding.policy if isinstance(other, _LatePolicy) else other)
+        return self._binding.policy == (other._binding.policy if isinstance(other, LatePolicy) else other)
 
     def __hash__(self) -> int:
         return hash(self._binding.policy)

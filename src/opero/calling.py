@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.executors.call import MISS
 from opero.executors.generators import relaying, relaying_async
@@ -10,12 +10,25 @@ from opero.executors.generators import relaying, relaying_async
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.binding import Binding
+    from opero.functions import FunctionKind
+    from opero.layers import Chain
+    from opero.stats import Stats
 
 __all__ = ["calling"]
 
 
-def calling(binding: Binding) -> Callable[..., Any]:
+class Callee(Protocol):
+    """What is asked at each call: a binding."""
+
+    chain: Chain
+
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def kind(self) -> FunctionKind: ...
+
+
+def calling(binding: Callee) -> Callable[..., Any]:
     """The function that users call, of the binding's own kind. A success costs little more than the bare function."""
     stats = binding.stats
 

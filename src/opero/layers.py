@@ -179,6 +179,16 @@ def check(binding: Binding, policy: Policy) -> None:
             )
 
 
+def check_fit(binding: Binding, policy: Policy) -> None:
+    """Check what can be known of a policy and a function without building its layers.
+
+    Raises:
+        ConfigError, NotImplementedError: it does not fit.
+    """
+    check(binding, policy)
+    check_arguments(policy.fields(), binding.function)
+
+
 def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
     """Check the parameters that a function's own options name, whatever profile they will be laid over.
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import IntEnum
@@ -22,6 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opero import Policy
 from opero.errors import ConfigError
 from opero.executors.call import Outcome
 from opero.parallel import journal as journal_module
@@ -830,3 +833,22 @@ def run(code: str, *, check: bool = True, **environment: str) -> subprocess.Comp
         check=check,
         timeout=60,
     )
+
+
+def test_what_comes_slowly_is_run_as_it_comes(tmp_path: Path) -> None:
+    begun: list[int] = []
+    seen: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(40):
+            time.sleep(0.03)  # longer than a read is patient
+            seen.append(len(begun))
+            yield number
+
+    def run(number: int) -> int:
+        begun.append(number)
+        return number
+
+    bound = Policy(parallel={"mode": "thread", "workers": 2, "progress": False}).apply(run)
+    assert bound.map(items(), journal=tmp_path / "run.jsonl") == list(range(40))
+    assert seen[-1] >= 30, seen

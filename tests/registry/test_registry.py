@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import re
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,57 @@ def test_the_default_registry_lists_the_functions_that_wait_for_it() -> None:
         assert [each.function for each in registry.bindings()].count(late) == 1
     finally:
         set_default_registry(None)
-    assert late in [each.function for each in registry.bindings()]
+    assert late not in [each.function for each in registry.bindings()]
+
+
+def test_another_default_registry_holds_for_functions_that_were_called_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    set_default_registry(None)
+    inline, named = opero(retries=1)(one), opero(policy="api")(one)
+    assert inline() == 1  # under no configuration at all
+    try:
+        for retries in (4, 5):
+            registry = Registry({"api": Policy(retry=retries)})
+            set_default_registry(registry)
+            with registry.override(functions={f"{__name__}:one": {"timeout": "7s"}}):
+                assert (inline(), named()) == (1, 1)
+                assert named.policy == Policy(retry=retries, timeout=7)
+                assert inline.policy == Policy(retry=1, timeout=7)
+            assert inline.policy == Policy(retry=1)
+            assert any(each.function is named for each in registry.bindings())
+        assert inline.stats.calls == 3
+    finally:
+        set_default_registry(None)
+
+
+def test_first_calls_and_the_loading_of_the_default_registry_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that the files name calls a function while it is imported, and another thread calls it, too."""
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: {retry_on: calling_module.Error}}}")
+    (tmp_path / "calling_module.py").write_text(
+        "import opero, threading\n"
+        "class Error(Exception): pass\n"
+        "@opero.opero\n"
+        "def f(): return 1\n"
+        "other = threading.Thread(target=f, daemon=True)\n"
+        "other.start()\n"
+        "other.join(0.5)\n"
+        "assert f() == 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    set_default_registry(None)
+    done = threading.Thread(target=get_default_registry, daemon=True)
+    try:
+        done.start()
+        done.join(30)
+        assert not done.is_alive()
+    finally:
+        set_default_registry(None)
 
 
 def test_explain_tells_where_the_values_of_a_function_come_from() -> None:
@@ -275,6 +326,17 @@ def test_override_speaks_of_functions_too() -> None:
     with registry.override(functions={f"{__name__}:*": {"timeout": "5s"}}):
         assert bound.policy == Policy(retry=2, timeout=5)
     assert bound.policy == Policy(retry=2)
+
+
+def test_an_override_of_functions_that_are_not_bound_is_refused() -> None:
+    registry = Registry({"api": Policy(retry=1)})
+    bound = registry.bind(len, "api")
+    with (
+        pytest.raises(ConfigError, match=r"functions.builtins:lem holds for no bound .* mean 'builtins:len'"),
+        registry.override(functions={"builtins:lem": {"retry": 2}}),
+    ):
+        pytest.fail("it must not begin")
+    assert bound.policy == Policy(retry=1)
 
 
 def test_override_ends_with_the_block_whatever_happens_in_it() -> None:

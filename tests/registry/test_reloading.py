@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from opero import ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero import CircuitOpenError, ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero.executors.bulkhead import BulkheadExecutor
+from opero.registry.sharing import SharedExecutors
 from opero.testing import VirtualClock
 
 
@@ -134,6 +137,25 @@ def test_the_directory_is_the_same_wherever_the_program_has_gone(
     assert registry["api"] == Policy(retry=2)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 1}}")
+    (tmp_path / ".env").write_text("OPERO_API_RETRIES=2")
+    (tmp_path / "secrets" / "OPERO_API_CACHE_TTL").write_text("5m")
+    monkeypatch.setenv("OPERO_SECRETS_DIR", "secrets")
+    registry = Registry.load(env_file=".env") if named else Registry.load()
+    paths = registry.watched_paths()
+    monkeypatch.chdir("/")
+    assert not registry.reload()
+    assert registry["api"] == Policy(retry=2, cache="5m")
+    assert registry.watched_paths() == paths == [tmp_path / name for name in ("policies", "secrets", ".env")]
+
+
 def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
     with pytest.raises(ConfigError, match="made of policies in code"):
         Registry({"api": Policy()}).reload()
@@ -200,16 +222,141 @@ def test_a_function_first_called_in_the_middle_of_a_reload_gets_the_new_policy(
     registry = files.load("policies: {api: {retry: 1}, db: }")
     late = opero(policy="api", registry=registry)(one)
     files.write("policies: {api: {retry: 2}, db: {retry: 1}}")
-    replaced_by = type(registry._shared).replaced_by
+    give_way = SharedExecutors.give_way
 
     def call_just_then(*args: Any) -> None:
         assert late() == 1
         assert late.policy == Policy(retry=1)
-        replaced_by(*args)
+        give_way(*args)
 
-    monkeypatch.setattr(type(registry._shared), "replaced_by", call_just_then)
+    monkeypatch.setattr(SharedExecutors, "give_way", call_just_then)
     registry.reload()
     assert late.policy == Policy(retry=2)
+
+
+def breakers(*functions: Any) -> list[Any]:
+    return [function.binding.circuit_breaker.circuit for function in functions]
+
+
+@pytest.mark.parametrize("after", ["open_for: 60s", "open_for: 90s"])
+@pytest.mark.parametrize("moment", ["asking", "drafted", "giving way"])
+def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
+    files: Files, monkeypatch: pytest.MonkeyPatch, after: str, moment: str
+) -> None:
+    """Whether it asks just before the swap, after the draft was made, or while state changes hands."""
+    text = "policies: {api: {circuit_breaker: {consecutive_failures: 1, %s}}%s}"
+    registry = files.load(text % ("open_for: 60s", ""))
+    early, late = registry.bind(broken, "api"), opero(policy="api", registry=registry)(one)
+    with pytest.raises(ConnectionError):
+        early()
+    asked, go_on = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with pytest.raises(CircuitOpenError):
+            late()
+
+    caller = threading.Thread(target=call)
+    if moment == "asking":
+        effective = registry._effective
+
+        def ask_slowly(*args: Any) -> Any:
+            found = effective(*args)
+            asked.set()
+            assert go_on.wait(30)
+            return found
+
+        monkeypatch.setattr(registry, "_effective", ask_slowly)
+        caller.start()
+        assert asked.wait(30)
+    else:
+        where = SharedExecutors.successor if moment == "drafted" else SharedExecutors.give_way
+
+        def then_call(*args: Any) -> Any:
+            result = where(*args)
+            caller.start()
+            if moment == "drafted":
+                caller.join(30)
+            return result
+
+        monkeypatch.setattr(SharedExecutors, where.__name__, then_call)
+    files.write(text % (after, ", x: "))
+    registry.reload()
+    go_on.set()
+    caller.join(30)
+    third = registry.bind(two, "api")
+    first, *others = breakers(early, late, third)
+    assert all(each is first for each in others)
+    assert first.state == "open"
+
+
+def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = files.load("policies: {api: {bulkhead: 3}}")
+    early, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
+    taking_over, go_on = threading.Event(), threading.Event()
+    take_over = BulkheadExecutor.take_over
+
+    def slowly(*args: Any) -> None:
+        taking_over.set()
+        assert go_on.wait(30)
+        take_over(*args)
+
+    monkeypatch.setattr(BulkheadExecutor, "take_over", slowly)
+    files.write("policies: {api: {bulkhead: 4}}")
+    reloading = threading.Thread(target=registry.reload)
+    reloading.start()
+    assert taking_over.wait(30)
+    assert (early(), late()) == (1, 2)
+    go_on.set()
+    reloading.join(30)
+    assert early.policy == late.policy == Policy(bulkhead=4)
+    assert early.binding.chain.executors["bulkhead"] is late.binding.chain.executors["bulkhead"]
+
+
+@pytest.mark.parametrize("bad", ["cache: 1m", "rate_limit: {rate: 5, cost: nosuch}"])
+def test_what_does_not_fit_a_function_that_was_not_called_yet_is_refused_too(files: Files, bad: str) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+
+    @opero(policy="api", registry=registry)
+    def items() -> Any:
+        yield 1
+
+    files.write(f"policies: {{api: {{{bad}}}}}")
+    with pytest.raises(ConfigError):
+        registry.reload()
+    assert list(items()) == [1]
+
+
+def test_an_override_ends_whatever_was_bound_in_it(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    registry = files.load("policies: {api: {retry: 0, cache: 1m}}")
+
+    def items() -> Any:
+        yield 1
+
+    with registry.override(api={"cache": None}):
+        bound = registry.bind(items, "api")
+        assert list(bound()) == [1]
+    assert registry["api"].cache is not None
+    assert "does not fit" in caplog.text
+    with pytest.raises(ConfigError, match="cannot have cache"):
+        list(bound())
+    with registry.override(api={"cache": None}):
+        assert list(bound()) == [1]
+
+
+def test_a_map_sees_one_configuration_from_its_beginning_to_its_end(files: Files) -> None:
+    registry = files.load("policies: {api: {retry: 0, parallel: {mode: thread, workers: 1, on_error: return}}}")
+    attempts: list[int] = []
+
+    def fail(item: int) -> int:
+        attempts.append(item)
+        if len(attempts) == 2:
+            files.write("policies: {api: {retry: {retries: 2, min_delay: 0}, parallel: {mode: thread, workers: 1}}}")
+            registry.reload()
+        raise ConnectionError
+
+    bound = registry.bind(fail, "api")
+    assert all(isinstance(each, ConnectionError) for each in bound.map(range(4)))
+    assert attempts == [0, 1, 2, 3]
 
 
 def test_calls_under_way_finish_on_the_policy_that_they_began_with(files: Files) -> None:
@@ -272,3 +419,36 @@ def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> Non
         registry.bind(lambda: 1, "api")()
     gc.collect()
     assert registry.bindings() == ()
+
+
+def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_program.py").write_text("import sys\nsys.exit('done')")
+    (tmp_path / "a_lazy_program.py").write_text("def __getattr__(name):\n    raise SystemExit(name)")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = files.load("policies: {api: {retry: 1}}")
+    for name, said in {
+        "a_program:Error": "cannot be imported: SystemExit: done",
+        "a_program.Error": "cannot be imported: SystemExit: done",
+        "a_lazy_program:Error": r"a module that it names fails: SystemExit\('Error'\)",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            files.load(f"policies: {{api: {{retry: {{retry_on: ['{name}']}}}}}}")
+        with pytest.raises(ConfigError, match=said):
+            registry.reload()
+
+
+def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    bound = registry.bind(one, "api")
+    files.write(f"policies: {{api: {{retry: 1}}}}\nfunctions: {{'{__name__}:one': {{}}, '{__name__}:on': {{}}}}")
+    os.chmod(files.directory, 0o777)  # that is what it warns of
+    registry.reload()
+    writable, unmatched = (record.getMessage() for record in caplog.records)
+    assert "anybody on this machine may write to it" in writable
+    assert f"functions.{__name__}:on holds for no bound function; did you mean '{__name__}:one'?" in unmatched
+    assert "base.yaml:2:" in unmatched
+    registry.reload()
+    assert len(caplog.records) == 2
+    assert bound() == 1

@@ -96,7 +96,7 @@ def bound(
 
     from opero.cli.mistakes import sentences
     from opero.layers import check_arguments
-    from opero.policies.policy import Policy, merge, options_to_fields
+    from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
     from opero.switch import plain
 
@@ -120,6 +120,7 @@ def bound(
                 clock=None,
                 mapped=False,
                 place=PLACE,
+                whole=whole_policies(options),
             )
             binding = function.binding
         elif profile is not None or fields:

@@ -217,6 +217,7 @@ class Staff:
             self.run.rule,
             self.batch_size,
             beside_cache=self.run.chain.cache is not None,
+            chain=self.run.chain,
         )
 
     def _setup(self) -> Setup:

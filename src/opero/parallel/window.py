@@ -231,9 +231,12 @@ class Window:
             self.watch()  # where a stage answers all, there is nobody else to wait for
             if self.is_stopped:
                 return None
+            if self.source.is_slow:  # what has come does not wait until it is a whole chunk
+                break
         if not self._missing:
             return None
-        if self.stages and len(self._missing) < size and not self.source.is_exhausted and self.under_way:
+        may_grow = not self.source.is_exhausted and not self.source.is_slow
+        if self.stages and len(self._missing) < size and may_grow and self.under_way:
             return None
         places = [self._missing.popleft() for _ in range(min(size, len(self._missing)))]
         return self._chunk(Chunk([block.items[position] for block, position in places], places=places))

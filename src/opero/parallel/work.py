@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 
     from opero.binding import Binding
+    from opero.layers import Chain
     from opero.parallel.batch import BatchRule
     from opero.parallel.blocks import Report
 
@@ -40,6 +41,15 @@ class Rest:
         return (*self.before, item, *self.after), self.kwargs or {}
 
 
+class _AsItIs:
+    """A binding whose layers stay what they are."""
+
+    def __init__(self, binding: Binding, chain: Chain) -> None:
+        self.stats = binding.stats
+        self.kind = binding.kind
+        self.chain = chain
+
+
 class Work:
     """A function with the arguments that all its calls have in common, for items one by one or in batches.
 
@@ -49,22 +59,31 @@ class Work:
         rule: checks what a batch returns.
         batch_size: items a call; None: each call gets one item, not a list.
         beside_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
+        chain: the layers that the map began with. Default: the binding's.
     """
 
     def __init__(
-        self, binding: Binding, rest: Rest, rule: BatchRule, batch_size: int | None, *, beside_cache: bool
+        self,
+        binding: Binding,
+        rest: Rest,
+        rule: BatchRule,
+        batch_size: int | None,
+        *,
+        beside_cache: bool,
+        chain: Chain | None = None,
     ) -> None:
         self.rest = rest
         self.rule = rule
         self.batch_size = batch_size
         self._stats = binding.stats
-        chain = binding.resolved()
+        chain = chain or binding.resolved()
         self._whole, self._new_call = chain.whole, chain.call
         has_fallback = "fallback" in chain.executors
         # A binding without layers counts its calls as attempts, which `whole` counts, too.
         self.tells = chain.cache is not None or (beside_cache and has_fallback)
         self._counts_errors = not has_fallback and "retry" not in chain.executors
-        single = calling(binding)
+        # Whatever comes into force meanwhile, the map goes by these.
+        single = calling(_AsItIs(binding, chain))
         if rest.before or rest.after or rest.kwargs:
             before, after, kwargs = rest.before, rest.after, rest.kwargs or {}
             self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)

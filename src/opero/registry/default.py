@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.binding import Binding
 from opero.bound import bind
 from opero.registry.declarations import Declaration, Roster, name_in_config
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
 
 _default: Registry | None = None
-_default_lock = threading.RLock()  # loading may import modules that ask for it
+_default_lock = RenewedLock()  # loading may import modules that ask for it
 _unclaimed = Roster()
 """Functions that will ask the default registry when they are first called."""
 
@@ -32,14 +32,28 @@ def get_default_registry() -> Registry:
             from opero.registry.registry import Registry
 
             _default = Registry.load()
+            _ask_again(_unclaimed.bindings())  # who was called before there was a configuration
         return _default
 
 
 def set_default_registry(registry: Registry | None) -> None:
-    """Use this registry for every function that has not been resolved yet; None: load anew at the next need."""
-    global _default  # noqa: PLW0603  # the one default registry
+    """Use this registry for every function that names none; None: load one anew at the next need.
+
+    Functions that were called before ask it at their next call. Calls under way finish on what they began with.
+    """
+    global _default  # the one default registry
     with _default_lock:
-        _default = registry
+        before, _default = _default, registry
+        released = _unclaimed.bindings() if before is None else before._release_default()
+        for binding in released:
+            _unclaimed.add(binding)
+        _ask_again(released)
+
+
+def _ask_again(bindings: list[Binding]) -> None:
+    for binding in bindings:
+        if not binding.is_late:
+            binding.forget()
 
 
 def waiting_for(registry: Registry) -> list[Binding]:
@@ -53,9 +67,8 @@ def _resolve_by_default(binding: Binding) -> None:
         from opero.config.location import is_configured
 
         if not is_configured():
-            chain = binding.known
-            assert chain is not None
-            binding.enforce(chain)
+            assert binding.said is not None
+            binding.settle(binding.known or binding.prepare(binding.said))
             return
     get_default_registry()._resolve(binding)
     _unclaimed.discard(binding)
@@ -72,20 +85,21 @@ def bind_declared(
     clock: Clock | None,
     mapped: bool,
     place: tuple[str, int],
+    whole: frozenset[str],
 ) -> Any:
     """Bind a function to what a registry will say when it is first called: modules may load before configuration.
 
     Args:
         func: the function.
         policy: what its decorator says, where that is no profile; it is checked now.
-        profile, below, fields, registry, place: see `Declaration`.
+        profile, below, fields, registry, place, whole: see `Declaration`.
         clock: where time and chance come from.
         mapped: as `bind`.
     """
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 

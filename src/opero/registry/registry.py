@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +12,12 @@ from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, options_to_fields
+from opero.functions import short_name
+from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
+from opero.registry.forking import RenewedLock
 from opero.registry.imports import ImportBindings
-from opero.registry.reloading import Changes, change, in_force
+from opero.registry.reloading import Changes, InForce, change, declared, in_force
 from opero.registry.sharing import SharedExecutors
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ class Registry(Mapping[str, Policy]):
         self._begin(Configuration.of(policies or {}, enabled=enabled))
 
     def _begin(self, configuration: Configuration) -> None:
-        self._base = self._configuration = configuration
+        self._base = configuration
+        self._in_force = InForce(configuration, SharedExecutors(configuration.policies))
         self._overrides: list[Layer] = []
-        self._shared = SharedExecutors()
         self._roster = Roster()
         self._imports = ImportBindings()
-        self._changing = threading.RLock()  # taken by whoever changes the configuration, and by no call
+        self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
 
     @classmethod
     def load(
@@ -84,10 +85,13 @@ class Registry(Mapping[str, Policy]):
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
+        from opero.environ import working_directory
         from opero.logs import logger
 
+        base = working_directory()
+
         def read(directory: str | Path | None) -> Configuration:
-            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir)
+            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir, base=base)
 
         configuration = read(directory)
         for warning in configuration.warnings:
@@ -101,22 +105,22 @@ class Registry(Mapping[str, Policy]):
     @property
     def configuration(self) -> Configuration:
         """What is in force, with the source of every value."""
-        return self._configuration
+        return self._in_force.configuration
 
     def watched_paths(self) -> list[Path]:
         """The files and directories in which a change may mean another configuration."""
-        return list(self._configuration.watched)
+        return list(self.configuration.watched)
 
     # Names → policies
 
     def __getitem__(self, name: str) -> Policy:
         try:
-            return self._configuration.policies[name]
+            return self.configuration.policies[name]
         except KeyError:
             raise PolicyNotFoundError(self._missing(name), name=name) from None
 
     def _missing(self, name: str) -> str:
-        configuration = self._configuration
+        configuration = self.configuration
         if self._read is not None and configuration.directory is None:
             return (
                 f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, "
@@ -128,13 +132,13 @@ class Registry(Mapping[str, Policy]):
         return f"no profile {name!r} among the profiles{where} ({known}){hint}"
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._configuration.policies)
+        return iter(self.configuration.policies)
 
     def __len__(self) -> int:
-        return len(self._configuration.policies)
+        return len(self.configuration.policies)
 
     def __repr__(self) -> str:
-        return f"Registry({', '.join(sorted(self._configuration.policies))})"
+        return f"Registry({', '.join(sorted(self.configuration.policies))})"
 
     # Binding
 
@@ -214,7 +218,7 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: no profile of that name.
-            ConfigError: the policy does not fit the function.
+            ConfigError: that is no name, or the policy does not fit the function.
         """
         return self._bind_now(func, name, clock, dict(options), mapped=mapped, by="Registry.bind", place=where(1))
 
@@ -230,12 +234,18 @@ class Registry(Mapping[str, Policy]):
         place: tuple[str, int],
         name: str | None = None,
     ) -> Any:
+        if not isinstance(profile, str):
+            raise ConfigError(
+                f"a function is bound to a profile's name, and this is of type {type(profile).__name__}; a policy of "
+                "its own is applied: Policy(...).apply(function)"
+            )
         fields = options_to_fields(options)
         Policy.check_fields(fields)
+        whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self)
+            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
             made.append(self._binding(function, None, declaration, clock))
             try:
                 made[0].resolved()
@@ -286,8 +296,15 @@ class Registry(Mapping[str, Policy]):
             sorted((self._bound_function(binding) for binding in self._bindings()), key=lambda bound: bound.name)
         )
 
+    def _release_default(self) -> list[Binding]:
+        """Give up the functions that name no registry: this is not the default one any more."""
+        released = [each for each in self._bindings() if declared(each).registry is None]
+        for binding in released:
+            self._roster.discard(binding)
+        return released
+
     def _bound_function(self, binding: Binding) -> BoundFunction:
-        declaration = _declared(binding)
+        declaration = declared(binding)
         profile, entries = self._start_of(declaration)
         return BoundFunction(declaration.name, profile, entries, place_of(declaration), binding.callable)
 
@@ -311,26 +328,28 @@ class Registry(Mapping[str, Policy]):
     def _share(self, declaration: Declaration) -> Any:
         def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
             profile, _ = self._start_of(declaration)
-            return self._shared.of(profile, self._configuration.policies)(kind, policy, make)
+            return self._in_force.shared.of(profile)(kind, policy, make)
 
         return share
 
     def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]:
         """The profile that a function starts from, and the entries that hold for it."""
-        return self._configuration.start_of(declaration.name, declaration.profile)
+        return self.configuration.start_of(declaration.name, declaration.profile)
 
     def _resolve(self, binding: Binding) -> None:
         """Put in force what this registry says of a function, when that is first needed. It takes no lock that a
         change of the configuration holds: should one come in between, the function is asked after again."""
+        put_in_force = binding.settle
         while True:
-            configuration = self._configuration
-            effective = self._effective(_declared(binding), configuration)
-            share = None if effective.profile is None else self._shared.of(effective.profile, configuration.policies)
-            chain = binding.prepare(in_force(effective, configuration), share)
+            now = self._in_force
+            effective = self._effective(declared(binding), now.configuration)
+            share = None if effective.profile is None else now.shared.of(effective.profile)
+            chain = binding.prepare(in_force(effective, now.configuration), share)
             self._roster.add(binding)
-            binding.enforce(chain)
-            if self._configuration is configuration:
+            put_in_force(chain)
+            if self._in_force is now and not now.shared.is_over:
                 return
+            put_in_force = binding.enforce
 
     def _effective(self, declaration: Declaration, configuration: Configuration) -> Effective:
         """
@@ -360,21 +379,29 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: no function of that name is bound here.
+            ConfigError: no function of that name is bound here, or this function is not.
         """
-        binding = getattr(target, "binding", None)
-        if binding is None and (":" not in target or target in self):
+        if isinstance(target, str) and (":" not in target or target in self):
             self[target]
-            return self._configuration.sources[target]
-        if binding is None:
-            found = [each for each in self._bindings() if _declared(each).name == target]
+            return self.configuration.sources[target]
+        if isinstance(target, str):
+            found = [each for each in self._bindings() if declared(each).name == target]
             if not found:
-                names = [_declared(each).name for each in self._bindings()]
+                names = [declared(each).name for each in self._bindings()]
                 raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
-            binding = found[-1]
+            return self._effective(declared(found[-1]), self.configuration).leaves()
+        binding = getattr(target, "binding", None)
+        if not isinstance(binding, Binding):
+            name = short_name(target) if callable(target) else type(target).__name__
+            raise ConfigError(
+                f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it, '
+                "and pass what bind() gives"
+            )
         if binding.declaration is None:
             raise ConfigError(f"{binding.name} was bound by Policy.apply, which asks no registry")
-        return self._effective(binding.declaration, self._configuration).leaves()
+        if not any(each is binding for each in self._bindings()):
+            raise ConfigError(f"{binding.name} is not bound by this registry; ask the one that it is bound by")
+        return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
         """Check every function that is bound here against the configuration, without calling any.
@@ -385,7 +412,7 @@ class Registry(Mapping[str, Policy]):
         """
         from opero.registry.checking import check_bindings
 
-        check_bindings(self._configuration, self._bindings())
+        check_bindings(self.configuration, self._bindings())
 
     # Changes
 
@@ -405,8 +432,16 @@ class Registry(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+        from opero.logs import logger
+        from opero.registry.checking import news
+
         with self._changing:
-            return self._change(read(), self._overrides)
+            before = self._base
+            changes = self._change(read(), self._overrides)
+            after = self._base
+        for each in news(before, after, self._bindings()):
+            logger.warning("%s", each)
+        return changes
 
     @contextmanager
     def override(
@@ -423,31 +458,34 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: something in it is wrong; nothing has changed.
+            ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
         """
+        from opero.registry.checking import check_entries
         from opero.registry.overriding import layer_of
 
-        layer = layer_of({**(profiles or {}), **named}, functions or {}, self._configuration, where(2))
+        layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
+        check_entries(layer, self._bindings())
         with self._changing:
             self._change(self._base, [*self._overrides, layer])
         try:
             yield self
         finally:
             with self._changing:
-                self._change(self._base, [each for each in self._overrides if each is not layer])
+                self._change(self._base, [each for each in self._overrides if each is not layer], anyhow=True)
 
-    def _change(self, base: Configuration, overrides: list[Layer]) -> Changes:
-        """Put another configuration in force, if all of it is right. Whoever calls this holds `_changing`."""
+    def _change(self, base: Configuration, overrides: list[Layer], *, anyhow: bool = False) -> Changes:
+        """Put another configuration in force, if all of it is right, or `anyhow`. Whoever calls this holds
+        `_changing`."""
         configuration = base
         report = base.report()
         for layer in overrides:
             configuration = configuration.over(layer, report)
         report.raise_if_any()
 
-        def commit() -> None:
-            self._base, self._overrides, self._configuration = base, overrides, configuration
+        def commit(draft: InForce) -> None:
+            self._base, self._overrides, self._in_force = base, overrides, draft
 
-        return change(self._bindings, self._configuration, configuration, self._shared, commit)
+        return change(self._bindings, self._in_force, configuration, commit, anyhow=anyhow)
 
     def watch(self, *, files: bool = True, sighup: bool = False) -> Watch:
         """Reload whenever a file changes, or the process gets SIGHUP. A bad file changes nothing and is told once.
@@ -466,8 +504,3 @@ class Registry(Mapping[str, Policy]):
         from opero.registry.watching import Watch
 
         return Watch(self, files=files, sighup=sighup)
-
-
-def _declared(binding: Binding) -> Declaration:
-    assert binding.declaration is not None, "a registry looks after what was declared"
-    return binding.declaration

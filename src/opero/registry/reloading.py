@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from opero.config.code import place_of
 from opero.config.report import Report
 from opero.errors import ConfigError
+from opero.layers import check_fit
 from opero.logs import logger
+from opero.registry.forking import undivided
 from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from opero.registry.declarations import Declaration
     from opero.registry.sharing import SharedExecutors
 
-__all__ = ["Changes", "change", "in_force"]
+__all__ = ["Changes", "InForce", "change", "declared", "in_force"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Changes:
         return bool(self.profiles or self.functions)
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What holds now: a configuration, and what its functions share. Both change in one assignment."""
+
+    configuration: Configuration
+    shared: SharedExecutors
+
+
 def in_force(effective: Effective, configuration: Configuration) -> Policy:
     """A function's policy, or what is left of it when opero is switched off."""
     on = configuration.enabled and (effective.profile is not None or is_on())
@@ -48,75 +58,99 @@ def in_force(effective: Effective, configuration: Configuration) -> Policy:
 
 def change(
     bindings: Callable[[], Iterable[Binding]],
-    before: Configuration,
+    before: InForce,
     after: Configuration,
-    shared: SharedExecutors,
-    commit: Callable[[], None],
+    commit: Callable[[InForce], None],
+    *,
+    anyhow: bool = False,
 ) -> Changes:
     """Put a configuration in force for all bindings, or for none.
 
     Args:
         bindings: those that there are now; more may come while this works.
-        before, after: the configurations.
-        shared: the executors that functions share.
-        commit: makes the new configuration the one that is asked from now on.
+        before: what is in force.
+        after: the configuration that is to be.
+        commit: puts it in force: it is what will be asked from now on.
+        anyhow: whatever does not fit: such a function is resolved anew at its next call, which then tells.
 
     Raises:
         ConfigError: a policy does not fit its function, or a function's profile is gone; nothing has changed.
     """
     report = after.report()
-    draft = shared.draft()
-    prepared: dict[int, tuple[Binding, Chain]] = {}
+    draft = InForce(after, before.shared.successor(after.policies))
+    prepared: dict[int, Chain] = {}
+    unfit: set[int] = set()
     for binding in bindings():
-        chain = _prepare(binding, before, after, draft, report)
+        own = after.report() if anyhow else report
+        chain = _prepare(binding, before.configuration, draft, own)
         if chain is not None:
-            prepared[id(binding)] = binding, chain
+            prepared[id(binding)] = chain
+        elif anyhow and own.lines and not binding.is_late:
+            unfit.add(id(binding))
+            logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(own.lines))
     report.raise_if_any()
-    shared.replaced_by(draft, after.policies)
-    commit()
+    with undivided:
+        before.shared.give_way(draft.shared)
+        commit(draft)
     functions = []
     for binding in bindings():
         if id(binding) in prepared:
-            functions.append(_declared(binding).name)
-            binding.enforce(prepared[id(binding)][1])
+            functions.append(declared(binding).name)
+            binding.enforce(prepared[id(binding)])
+        elif id(binding) in unfit:
+            binding.forget()
         else:
-            _catch_up(binding, before, after, shared)
-    names = {**before.policies, **after.policies}
-    profiles = [name for name in names if before.policies.get(name) != after.policies.get(name)]
-    return Changes(tuple(sorted(profiles)), tuple(sorted(functions)))
+            _catch_up(binding, before.configuration, draft)
+    names = {**before.configuration.policies, **after.policies}
+    changed = [name for name in names if before.configuration.policies.get(name) != after.policies.get(name)]
+    return Changes(tuple(sorted(changed)), tuple(sorted(functions)))
 
 
-def _prepare(
-    binding: Binding, before: Configuration, after: Configuration, draft: SharedExecutors, report: Report
-) -> Chain | None:
+def _prepare(binding: Binding, before: Configuration, after: InForce, report: Report) -> Chain | None:
     """The layers that a binding will have; None where they do not change, or it has not needed any yet."""
-    declaration = _declared(binding)
-    if binding.is_late and before.effective(declaration, Report()) is None:
+    declaration, configuration = declared(binding), after.configuration
+    if binding.is_late and not _fits(binding, before):
         return None  # what is wrong was wrong before; its first call will tell
-    effective = after.effective(declaration, report)
-    if effective is None or binding.is_late:
+    effective = configuration.effective(declaration, report)
+    if effective is None:
         return None
-    policy, profile = in_force(effective, after), effective.profile
-    is_same = profile is None or before.policies.get(profile) == after.policies[profile]
-    if is_same and policy == binding.chain.policy:
-        return None
+    policy, profile = in_force(effective, configuration), effective.profile
     try:
-        return binding.prepare(policy, draft.of(profile, after.policies))
+        if binding.is_late:
+            check_fit(binding, policy)
+            return None
+        is_same = profile is None or before.policies.get(profile) == configuration.policies[profile]
+        if is_same and policy == binding.chain.policy:
+            return None
+        return binding.prepare(policy, after.shared.of(profile))
     except (ConfigError, NotImplementedError) as error:
         report.add(place_of(declaration), str(error))
         return None
 
 
-def _catch_up(binding: Binding, before: Configuration, after: Configuration, shared: SharedExecutors) -> None:
+def _fits(binding: Binding, configuration: Configuration) -> bool:
+    """Whether a function that was not called yet can be, as far as that is known."""
+    effective = configuration.effective(declared(binding), Report())
+    if effective is None:
+        return False
+    try:
+        check_fit(binding, effective.policy)
+    except (ConfigError, NotImplementedError):
+        return False
+    return True
+
+
+def _catch_up(binding: Binding, before: Configuration, after: InForce) -> None:
     """A function that was first called while the change was being made may have begun on the old configuration."""
-    report = Report()
-    chain = _prepare(binding, before, after, shared, report)
+    report = after.configuration.report()
+    chain = _prepare(binding, before, after, report)
     if chain is not None:
         binding.enforce(chain)
-    elif report.lines:
-        logger.error("%s: goes on under its old policy: %s", _declared(binding).name, "; ".join(report.lines))
+    elif report.lines and not binding.is_late:
+        binding.forget()
+        logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(report.lines))
 
 
-def _declared(binding: Binding) -> Declaration:
+def declared(binding: Binding) -> Declaration:
     assert binding.declaration is not None, "a registry looks after what was declared"
     return binding.declaration
