@@ -102,15 +102,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             del sys.modules[name]
 
 
-def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    source = str(Path(opero.__file__).parents[1])
+def environment() -> dict[str, str]:
+    """The variables of a process that runs the command."""
     environ = {name: value for name, value in os.environ.items() if not name.upper().startswith("OPERO_")}
     environ.pop("ENVIRONMENT", None)
+    return environ | {"PYTHONPATH": str(Path(opero.__file__).parents[1]), "COLUMNS": "120"}
+
+
+def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "opero", *arguments],
         cwd=directory,
-        env=environ | {"PYTHONPATH": source, "COLUMNS": "120"} | options.pop("env", {}),
+        env=environment() | options.pop("env", {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

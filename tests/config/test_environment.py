@@ -196,8 +196,30 @@ def test_reserved_variables_set_nothing(policies: Policies) -> None:
 
 def test_a_profile_called_test_has_variables_too(policies: Policies) -> None:
     policies.write(base="policies: {test: }")
-    loaded = policies.load(OPERO_TEST_RETRIES="5", OPERO_TEST_REDIS="x")
+    loaded = policies.load(OPERO_TEST_RETRIES="5")
     assert loaded.policies["test"].retry == RetryPolicy(retries=5)
+
+
+@pytest.mark.parametrize("profile", ["test", "Test-api"])
+def test_beside_a_profile_called_test_any_such_variable_must_name_an_option(policies: Policies, profile: str) -> None:
+    policies.write(base=f"policies: {{{profile}: }}")
+    name = f"OPERO_{profile.upper().replace('-', '_')}_RETRIES"
+    assert policies.error(**{f"{name}S": "9"}).endswith(f"did you mean {name}?")
+    policies.write(base="policies: {tests: , latest: }")
+    policies.load(**{f"{name}S": "9"})
+
+
+@pytest.mark.parametrize("profile", ["größe", "kapı", "ΑΣ", "σας", "naïve-ﬁt"])
+def test_a_profile_s_name_may_hold_any_letter(policies: Policies, profile: str) -> None:
+    policies.write(base=f"policies: {{{profile}: }}")
+    upper = profile.upper().replace("-", "_")
+    for name in (
+        f"OPERO_{upper}_RETRIES",
+        f"opero_{upper.lower()}_retries",
+        f"OPERO_POLICIES__{upper}__RETRY__RETRIES",
+    ):
+        assert policies.load(**{name: "5"}).policies[profile].retry == RetryPolicy(retries=5)
+    assert policies.error(**{f"OPERO_{upper}_RETRIESS": "5"}).endswith("_RETRIES?")
 
 
 def test_opero_enabled_is_true_unless_it_says_otherwise(policies: Policies) -> None:
@@ -221,6 +243,13 @@ UNKNOWN = {
     "OPERO_SOMETHING": "names no profile; known profiles: api, db",
     "OPERO_": "names no profile; ",
     "OPERO_POLICIES__APY__RETRY": "there is no profile 'apy'; did you mean 'api'?",
+    "OPERO_POLICIES__API": (
+        "names the profile 'api', but no policy of it; write OPERO_POLICIES__API__RETRY, or another policy"
+    ),
+    "OPERO_POLICIES__API__": (
+        "names the profile 'api', but no policy of it; write OPERO_POLICIES__API__RETRY, or another policy"
+    ),
+    "OPERO_DEFAULTS__": "names no policy; write OPERO_DEFAULTS__RETRY, or another policy",
     "OPERO_POLICIES__API__RETYR__RETRIES": "there is no policy 'retyr'; did you mean 'retry'?",
     "OPERO_POLICIES__API__RETRY__RETRIS": "retry has no field 'retris'; did you mean 'retries'?",
     "OPERO_DEFAULTS__RETRI": "there is no policy 'retri'; did you mean 'retry'?",
@@ -258,6 +287,18 @@ BAD_VALUES = {
     ),
     "no list": ({"OPERO_API_RETRY_ON": "[ValueError"}, "OPERO_API_RETRY_ON: is not JSON: Expecting value"),
     "no mapping": ({"OPERO_API_CACHE": "{ttl: 5}"}, "OPERO_API_CACHE: is not JSON: Expecting property name"),
+    "a key of JSON twice": (
+        {"OPERO_API_RETRY": '{"retries": 4, "retries": 5}'},
+        "OPERO_API_RETRY: the key 'retries' stands twice in one mapping; keep one of them",
+    ),
+    "a key of free JSON twice": (
+        {"OPERO_POLICIES__API__FALLBACK__DEFAULT": '[{"a": 4, "a": 5}]'},
+        "OPERO_POLICIES__API__FALLBACK__DEFAULT: the key 'a' stands twice in one mapping; keep one of them",
+    ),
+    "a key of a ttl's JSON twice": (
+        {"OPERO_API_CACHE_TTL": '{"hot": "2h", "hot": "3h"}'},
+        "OPERO_API_CACHE_TTL: policies.api.cache.ttl: the key 'hot' stands twice in one mapping; keep one of them",
+    ),
     "unknown field": (
         {"OPERO_API_CACHE": '{"tttl": 5}'},
         "OPERO_API_CACHE: unknown key 'tttl' in policies.api.cache; did you",

@@ -245,7 +245,7 @@ comma between fields, and } at the end
         """
         policies/base.yaml:2:8: is not YAML: found unexpected end of stream while scanning a quoted scalar; close the \
 quote
-           2 |   api: 'x
+           2 |   api: '***
              |        ^
         """,
     ),

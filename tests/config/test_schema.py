@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ from opero.config.schema import json_schema, schema_text
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import Policies
 
 DIRECTORY = Path(__file__).parents[2] / "policies"
@@ -74,6 +77,33 @@ def test_every_field_is_described_and_its_default_and_examples_fit(kind: str, fi
 def test_no_description_speaks_of_python_values_or_shows_a_docstring_sections_name() -> None:
     text = schema_text()
     assert [each for each in ("None", "Attributes:", "Raises:", "True.", "False.") if each in text] == []
+
+
+def test_every_time_of_an_adaptive_ttl_is_described_on_its_own() -> None:
+    fields = SCHEMA["$defs"]["AdaptiveTTL"]["properties"]
+    told = [fields[name]["description"] for name in fields]
+    assert len(set(told)) == len(fields)
+    assert [each for each in told if "same" in each] == []
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from (each for key, each in schema.items() if key == "pattern" and isinstance(each, str))
+    for each in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from patterns(each)
+
+
+def test_no_pattern_means_something_else_in_an_editor() -> None:
+    found = set(patterns(SCHEMA))
+    assert len(found) > 10
+    assert [each for each in found if re.search(r"\\[wWdDbB]", each)] == [], "ASCII alone in ECMA-262"
+
+
+def test_names_of_functions_and_modules_may_hold_any_letter(policies: Policies) -> None:
+    text = "import_from: [größe, 日本.app]\nfunctions: {'größe.x:fn': {retry: 1}, 'app:größe.<locals>.é': {retry: 1}}\n"
+    policies.write(base=text)
+    assert policies.load().import_from == ("größe", "日本.app")
+    VALIDATOR.validate(yaml.safe_load(text))
 
 
 def test_it_needs_nothing_that_another_file_may_say() -> None:

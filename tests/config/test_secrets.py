@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import traceback
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,21 @@ WRONG_FILES = {
     "with an escape": 'policies:\n  a:\n    cache:\n      secret: "hunter2\\q"\n',
     "with a control character": "policies: {a: {cache: {secret: 'hunter2\x01'}}}",
     "in a second document": "policies: {}\n---\nsecret: hunter2\n",
+    "what a name leads to": "policies: {a: {fallback: {function: 'policies.named:PASSWORD'}}}",
+    "an exception's name that leads to it": "policies: {a: {retry: {retry_on: policies.named.PASSWORD}}}",
+    "a ttl that leads to it": "policies: {a: {cache: {ttl: 'policies.named:SETTINGS'}}}",
+    "an executor that leads to it": "policies: {a: {parallel: {executor: 'policies.named:SETTINGS'}}}",
+    "a name within it": "policies: {a: {cache: {key: 'policies.named:SETTINGS.x'}}}",
+    "a mapping for a function": "policies: {a: {cache: {key: {password: hunter2}}}}",
+    "without the space after its colon": "policies: {a: {cache: {ttl: 3, secret:hunter2}}}",
+    "without it in a block": "policies:\n  a:\n    cache:\n      secret:hunter2\n",
+    "after an equals sign": "policies: {a: {cache: {ttl: 3, secret=hunter2}}}",
+    "without any colon": "policies: {a: {cache: {ttl: 3, secret hunter2}}}",
+    "after a comma": "policies: {a: {cache: {secret: x,hunter2}}}",
+    "behind a tag": "policies: {a: {cache: {!ecret: hunter2}}}",
+    "in a key that is a mapping": "policies: {a: {cache: {{ecret: hunter2}: 1}}}",
+    "in lines, one indented less": "policies:\n  a:\n    cache:\n      secret: |\n        MII\n   hunter2==\n",
+    "in lines whose key is a comment": "policies:\n  a:\n    cache:\n      #secret: |\n        hunter2\n      ttl: 1\n",
     "in `functions:`": "policies: {}\nfunctions: {'a:b': {cache: {secret: hunter2, ttl: x}, cach: hunter2}}",
     "in `defaults:`": "defaults: {cache: {secret: hunter2, ttl: x}}",
     "in `import_from:`": "import_from: {secret: hunter2}",
@@ -124,6 +140,45 @@ def test_no_message_shows_a_secret_of_a_file(policies: Policies, logged: pytest.
     for shown in (*shown_by(caught.value), logged.text):
         # What the test itself names stands in a traceback's source lines only.
         assert not any(each in shown for each in (SECRET, "9:59:59", "04711")), shown
+
+
+EDITED = """\
+defaults: {cache: {secret: hunter2}}
+policies:
+  a:
+    cache:
+      url: "redis://u:hunter2@h"
+      arguments: {password: hunter2, db: 3}
+      secret: |
+        xhunter2
+        hunter2==
+      ttl: 10m
+    fallback: {default: 'hunter2'}
+"""
+
+
+def edits() -> Iterator[str]:
+    """The file with one character removed, replaced, or too many, everywhere but within the secrets."""
+    within = [range(found.start() + 1, found.end()) for found in re.finditer(SECRET, EDITED)]
+    for at in range(len(EDITED)):
+        if not any(at in each for each in within):
+            yield EDITED[:at] + EDITED[at + 1 :]
+            for character in ":, #'\n":
+                yield EDITED[:at] + character + EDITED[at:]
+                yield EDITED[:at] + character + EDITED[at + 1 :]
+
+
+def test_no_edit_of_one_character_shows_a_secret(policies: Policies) -> None:
+    policies.write(base=EDITED)
+    refused = 0
+    for text in edits():
+        (policies.directory / "base.yaml").write_bytes(text.encode())
+        try:
+            policies.load()
+        except ConfigError as error:
+            refused += 1
+            assert not re.search("hunter|unter2", str(error)), f"{text}\n{error}"
+    assert refused > 1000
 
 
 VARIABLES: dict[str, dict[str, str]] = {

@@ -191,3 +191,91 @@ def test_the_reference_files_contradict_themselves_nowhere() -> None:
 
     for environment in ("development", "staging", "production"):
         assert load(Path(__file__).parents[2] / "policies", environment, {}).policies
+
+
+def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Policies) -> None:
+    policies.write(
+        base="""
+        policies:
+          a:
+            retry:
+              retry_on: [Conectionerror, OSError, nomod.X]
+              retry_on_status: [1, 503, 2]
+            circuit_breaker:
+              ignore:
+                - nomod.Y
+                - Timeouterror
+            cache: {tags: ["{", users, "}"]}
+        """
+    )
+    assert [each.partition(": policies.")[0] for each in policies.problems()] == [
+        *("policies/base.yaml:4:18", "policies/base.yaml:4:43"),
+        *("policies/base.yaml:5:25", "policies/base.yaml:5:33"),
+        *("policies/base.yaml:8:11", "policies/base.yaml:9:11"),
+        *("policies/base.yaml:10:20", "policies/base.yaml:10:32"),
+    ]
+
+
+def test_of_a_variable_s_list_every_wrong_element_is_told(policies: Policies) -> None:
+    policies.write(base="policies: {a: }")
+    said = policies.error(OPERO_A_RETRY_ON="Conectionerror, OSError, nomod.X")
+    assert "'Conectionerror' is no builtin exception" in said
+    assert "'nomod.X' cannot be imported" in said
+
+
+def test_names_with_a_comma_between_them_are_to_be_a_list(policies: Policies) -> None:
+    policies.write(base="policies: {a: {retry: {retry_on: 'ConnectionError, TimeoutError'}}}")
+    assert policies.error().endswith(
+        "'ConnectionError, TimeoutError' is no exception class; write a list: [ConnectionError, TimeoutError]"
+    )
+
+
+BESIDE_A_FLAW = {
+    "an unknown key": (
+        "retry: {retires: 3, min_delay: 10s, max_delay: 1s}",
+        ["unknown key 'retires'", "policies.a.retry: min_delay (10s) is greater than max_delay (1s)"],
+    ),
+    "a wrong value": (
+        "retry: {retries: x, min_delay: 10s, max_delay: 1s}",
+        ["'x' will not do", "policies.a.retry: min_delay (10s) is greater than max_delay (1s)"],
+    ),
+    "a timeout's": ("timeout: {total: 1s, attempt: 5s, foo: 1}", ["policies.a.timeout: attempt", "unknown key 'foo'"]),
+    "a wrong default's": ("fallback: {default: 1, function: 'builtins:len', arg: 3}", ["default and function", "arg"]),
+    "of another policy": (
+        "cache: {ttl: x}, retry: {retries: 9, min_delay: 10s}, timeout: 20s",
+        ["'x' is no duration", "9 retries wait"],
+    ),
+    "of another policy, an unknown key": (
+        "circuit_breaker: {slow_call: 10s, foo: 1}, timeout: 5s",
+        ["unknown key 'foo'", "slow_call (10s) is longer"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BESIDE_A_FLAW.values(), ids=BESIDE_A_FLAW)
+def test_a_flaw_hides_no_contradiction_of_what_is_good(policies: Policies, text: str, said: list[str]) -> None:
+    policies.write(base=f"policies: {{a: {{{text}}}}}")
+    problems = policies.problems()
+    assert len(problems) == len(said), problems
+    assert all(any(part in each for each in problems) for part in said), problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "retry: {min_delay: 1m, max_dely: 2m}",
+        "retry: {min_delay: 1m, max_delay: x}",
+        "rate_limit: {rat: 5}",
+        "fallback: {fucntion: 'builtins:len'}",
+        "fallback: {function: 3}",
+        "circuit_breaker: {slow_rate: 0.5, slow_cal: 1}",
+        "circuit_breaker: {slow_rate: 0.5, slow_call: x}",
+        "cache: {stale_ttl: 5, tttl: 3}",
+        "cache: {error_ttl: 5, ttl: 3, cache_errors: x}",
+        "retry: {retires: 0, min_delay: 20s}, timeout: 5s",
+        "retry: {retries: x, min_delay: 20s}, timeout: 5s",
+    ],
+)
+def test_what_a_flaw_may_have_meant_is_no_second_mistake(policies: Policies, text: str) -> None:
+    policies.write(base=f"policies: {{a: {{{text}}}}}")
+    assert len(policies.problems()) == 1

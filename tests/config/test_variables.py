@@ -391,3 +391,47 @@ def test_what_only_a_group_may_write_to_is_not_warned_of(policies: Policies) -> 
     policies.directory.chmod(0o775)
     (policies.directory / "base.yaml").chmod(0o664)
     assert policies.load().warnings == ()
+
+
+def warned_of(configuration: Configuration) -> list[str]:
+    return [each.partition(":")[0] for each in configuration.warnings]
+
+
+def test_a_directory_above_in_which_anybody_may_rename_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+    (tmp_path / "config" / "app").mkdir(parents=True)
+    named = policies.directory.rename(tmp_path / "config" / "app" / "policies")
+    (tmp_path / "config").chmod(0o777)
+    assert warned_of(load(named, environ={})) == ["config"]
+    (tmp_path / "config").chmod(0o1777)
+    assert warned_of(load(named, environ={})) == []
+
+
+def test_a_secret_s_file_that_anybody_may_write_to_is_warned_of() -> None:
+    (SECRETS / "OPERO_A_RETRIES").write_text("2")
+    (SECRETS / "others").write_text("")
+    (SECRETS / "OPERO_A_RETRIES").chmod(0o666)
+    (SECRETS / "others").chmod(0o666)
+    assert warned_of(load("policies", environ={}, secrets_dir=SECRETS)) == ["secrets/OPERO_A_RETRIES"]
+
+
+def test_a_project_file_that_anybody_may_write_to_is_warned_of_where_it_names_the_directory() -> None:
+    project = Path("pyproject.toml")
+    project.write_text("")
+    project.chmod(0o666)
+    assert warned_of(load(environ={})) == []
+    project.write_text("[tool.opero]\nconfig = 'policies'")
+    assert warned_of(load(environ={})) == ["pyproject.toml"]
+    assert warned_of(load(environ={"OPERO_CONFIG": "policies"})) == []
+
+
+def test_a_directory_that_a_link_leads_through_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+    (policies.directory / "base.yaml").rename(tmp_path / "closed" / "base.yaml")
+    Path("open/link.yaml").symlink_to("../closed/base.yaml")
+    (policies.directory / "base.yaml").symlink_to("../open/link.yaml")
+    assert warned_of(policies.load()) == []
+    Path("open").chmod(0o777)
+    assert warned_of(policies.load()) == ["open"]
+    Path("closed/base.yaml").chmod(0o666)
+    assert warned_of(policies.load()) == ["policies/base.yaml", "open"]

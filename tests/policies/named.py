@@ -25,3 +25,5 @@ def cost(*args: Any, **kwargs: Any) -> float:
 
 
 NOT_CALLABLE = 3
+PASSWORD = "hunter2"
+SETTINGS = {"password": "hunter2"}

@@ -60,7 +60,7 @@ BAD: Bad = [
     ("ttl", -5, "not above 0"),
     ("ttl", True, "True is no duration"),
     ("ttl", "policies.named:an_our", "did you mean 'an_hour'"),
-    ("ttl", "policies.named:NOT_CALLABLE", "'policies.named:NOT_CALLABLE' is not callable"),
+    ("ttl", "policies.named:NOT_CALLABLE", r"'policies.named:NOT_CALLABLE' \(an int\) is not callable"),
     ("backend", 3, "valid string"),
     ("key", 3, "3 is not callable"),
     ("key", "nowhere", "'nowhere' is no builtin"),
@@ -159,8 +159,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "serializer 'pickle' in the network store of backend 'redis' would run the code of whoever can write there",
     ),
     ({"backend": "dogpile.cache.pymemcache"}, "the client of backend 'dogpile.cache.pymemcache' unpickles whatever"),
-    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments, and got path; set max_size"),
-    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments, and got path; set cache_dir"),
+    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments; remove them, and set max_size"),
+    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments; remove them, and set cache_dir"),
 ]
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opero.config.fields import is_hidden, suggest_key
+from opero.config.report import HARMLESS, MASK
 from opero.config.sources import BROKEN, Block, Layer, Marked, Section
 from opero.errors import nearest
+from opero.policies.names import DOTTED, NAME
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ __all__ = ["is_glob", "read_block", "read_document", "read_parent", "shown"]
 KEYS = ("policies", "defaults", "functions", "import_from")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
-FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.([^\W\d]\w*|<locals>))*")
+FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The exact name of a function: module:qualname."""
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+MODULE = re.compile(DOTTED)
 
 
 def shown(value: Any) -> str:
@@ -136,14 +138,24 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
             report.add(entry.place, "`defaults:` lies under every profile and extends none; remove this")
         else:
             # The value may hold a secret, whatever the key was meant to be.
+            cure = suggest_key(key, value=entry.plain(), parent=parent_key)
             report.add(
                 entry.place,
-                f"unknown key {key!r} in {section}{suggest_key(key, value=entry.plain(), parent=parent_key)}",
+                f"{_unknown(key, entry, report)} in {section}{cure}",
                 section,
                 Block(marked, section).into(entry),
             )
             report.hide_texts(entry)
     return Section(section, marked, blocks, parent, flawed=flawed)
+
+
+def _unknown(key: str, entry: Marked, report: Report) -> str:
+    """An unknown key as messages show it: "secret:hunter2", which lacks a space, is a key alone."""
+    name, separator, rest = re.fullmatch(r"([^:=]*)([:=]*)(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not separator or HARMLESS.fullmatch(rest.strip()):
+        return f"unknown key {key!r}"
+    report.hide_key(entry)
+    return f"unknown key {name + separator + MASK!r}"
 
 
 def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
@@ -188,7 +200,11 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     if flawed or not fields.keys() <= FIELDS[kind]:
         for field in fields.keys() - FIELDS[kind]:
             about, into = f"{section}.{kind}", Block(marked, section).into(fields[field])
-            text = f"unknown key {field!r} in {about}{suggest_key(field, kind)}"
+            text = f"{_unknown(field, fields[field], report)} in {about}{suggest_key(field, kind)}"
+            if fields[field].stands_alone() and not HIDDEN[kind].isdisjoint(fields):
+                # The rest of a secret that holds a comma, perhaps.
+                report.hide_key(fields[field])
+                text = f"a key without a value in {about}; write `key: value`, or quote text that holds a comma"
             report.add(fields[field].place, text, about, into)
             report.hide_texts(fields[field])
         whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}

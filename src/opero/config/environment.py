@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from opero.config.document import read_block, read_parent
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
 from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source, mark
 from opero.errors import nearest
+from opero.policies.json_text import TwiceError, parse_json
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ RESERVED = (
     "OPERO_CACHE_REDIS_URL",
     "OPERO_CACHE_SECRET",
 )
-"""Variables that set no option of a profile. So do all that begin with `OPERO_TEST_`, unless a profile is
-called test."""
+"""Variables that set no option of a profile. So do all that begin with `OPERO_TEST_`, unless a profile's name begins
+so, too."""
 RESERVED_PREFIX = "OPERO_TEST_"
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("null", "none")
@@ -82,9 +82,10 @@ class Target:
         return f"{self.section}.{self.kind or self.parent_key}{f'.{self.field}' if self.field else ''}"
 
 
-def _fold(profile: str) -> str:
-    """A profile's name as variables spell it, in lower case: `Geo-API.v2` → `geo_api_v2`."""
-    return re.sub(r"\W", "_", profile.lower())
+def _fold(name: str) -> str:
+    """The name of a profile, or of a variable, in the one spelling by which they are compared: `Geo-API.v2` →
+    `geo_api_v2`."""
+    return re.sub(r"\W", "_", name.upper().casefold())  # "ß" is "SS" in upper case
 
 
 def read_enabled(said: Mapping[str, Said], report: Report) -> bool | None:
@@ -129,6 +130,7 @@ def read_variables(
     names, entries = list(profiles), list(functions)
     sections: dict[str, _Collected] = {}
     spelled: dict[str, Source] = {}
+    tests_are_others = not any(f"{PREFIX}{_fold(each)}_".upper().startswith(RESERVED_PREFIX) for each in names)
     ours = [each for each in said if each.upper().startswith(PREFIX)]
     for variable in sorted(ours, key=lambda each: (said[each].source.line or 0, each)):
         text, source = said[variable]
@@ -137,7 +139,7 @@ def read_variables(
             report.add(source, f"is also set as {spelled[upper]}, and case does not count; unset one of them")
             continue
         spelled[upper] = source
-        targets = find_targets(upper.removeprefix(PREFIX).lower(), names, entries)
+        targets = find_targets(_fold(upper.removeprefix(PREFIX)), names, entries)
         if len(targets) > 1:
             _report_ambiguous(source, targets, report)
         elif targets:
@@ -148,7 +150,7 @@ def read_variables(
                 report.add(source, str(error))
                 value = None
             sections.setdefault(target.section, _Collected(target.section, source, report)).take(target, source, value)
-        elif complete and upper not in RESERVED and not upper.startswith(RESERVED_PREFIX):
+        elif complete and upper not in RESERVED and not (upper.startswith(RESERVED_PREFIX) and tests_are_others):
             report.add(source, _explain_unknown(upper, names, entries))
     read = {each: collected.section() for each, collected in sections.items()}
     return Layer(name, read.get("defaults"), _named("policies.", read), _named("functions.", read))
@@ -159,7 +161,7 @@ def _named(prefix: str, sections: Mapping[str, Section]) -> dict[str, Section]:
 
 
 def find_targets(name: str, profiles: Iterable[str], functions: Iterable[str]) -> list[Target]:
-    """Everything that a variable's name, in lower case and without its prefix, can mean."""
+    """Everything that a variable's name, folded and without its prefix, can mean."""
     found: list[Target] = []
     if name.startswith("defaults__"):
         found += _nested("defaults", name.removeprefix("defaults__"))
@@ -206,7 +208,9 @@ def _parse(target: Target, text: str) -> Any:
         return _json(text) if text.startswith("[") else [each.strip() for each in text.split(",")]
     if is_json(target.kind, target.field):
         try:
-            return json.loads(text)
+            return parse_json(text)
+        except TwiceError:
+            raise
         except ValueError:
             return text
     return text
@@ -214,7 +218,9 @@ def _parse(target: Target, text: str) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
+    except TwiceError:
+        raise
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from error
 
@@ -272,7 +278,7 @@ def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> 
 
 def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> str:
     """Why a variable names nothing, and what was probably meant; never its value, which may be secret."""
-    rest = name.removeprefix(PREFIX).lower()
+    rest = _fold(name.removeprefix(PREFIX))
     folded = {_fold(profile): profile for profile in profiles}
     if rest.startswith("functions__"):
         return _explain_nested(rest, {_fold(function): function for function in functions})
@@ -303,14 +309,18 @@ def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> st
 
 def _explain_nested(rest: str, folded: Mapping[str, str]) -> str:
     root, _, path = rest.partition("__")
+    above, lacks = root, "names no policy"
     if root != "defaults":
         what = "profile" if root == "policies" else "`functions:` entry"
-        short = max((each for each in folded if path.startswith(f"{each}__")), key=len, default=None)
+        short = max((each for each in folded if f"{path}__".startswith(f"{each}__")), key=len, default=None)
         if short is None:
             wanted = path.partition("__")[0]
             return f"there is no {what} {wanted!r}{nearest(wanted, folded) or '; no file defines any'}"
-        path = path.removeprefix(f"{short}__")
+        path = path[len(short) :].removeprefix("__")
+        above, lacks = f"{root}__{short}", f"names the {what} {folded[short]!r}, but no policy of it"
     kind, _, field = path.partition("__")
+    if not kind:
+        return f"{lacks}; write {PREFIX}{above.upper()}__RETRY, or another policy"
     if kind not in KINDS:
         return f"there is no policy {kind!r}{nearest(kind, KINDS)}"
     return f"{kind} has no field {field!r}{nearest(field, KINDS[kind].model_fields)}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from pydantic import SecretStr
 
 from opero.errors import nearest
+from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "is_json",
     "is_list",
     "is_secret",
+    "known_words",
     "suggest_key",
 ]
 
@@ -67,6 +69,14 @@ def hidden_keys() -> frozenset[str]:
     flat = {option for option, (kind, field) in FLAT_OPTIONS.items() if is_hidden(kind, field)}
     own = {field for kind, model in KINDS.items() for field in model.model_fields if is_hidden(kind, field)}
     return frozenset(flat | own)
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """All that the format itself gives a meaning, in lower case."""
+    fields = {field for model in KINDS.values() for field in model.model_fields} | AdaptiveTTL.model_fields.keys()
+    groups = ("policies", "defaults", "functions", "import_from", "extends", "policy")
+    return frozenset({*KINDS, *OPTIONS, *fields, *groups, "true", "false", "null", "yes", "no", "on", "off"})
 
 
 def is_list(kind: str, field: str) -> bool:

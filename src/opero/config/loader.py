@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING
 
 from opero.config.configuration import Configuration, judged
-from opero.config.location import locate, show_path
+from opero.config.location import locate
 from opero.config.report import Report
 from opero.config.settings import Settings
-from opero.config.variables import collect_variables, flatten, places_of
+from opero.config.variables import collect_variables, flatten, places_of, secret_files
+from opero.config.writable import writable_warnings
 from opero.environ import HERE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["Configuration", "load"]
@@ -56,6 +56,7 @@ def load(
     location = locate(directory, environment, flatten(variables), report, places_of(variables))
     settings = Settings.read(location.files, variables, report)
     layers = tuple(settings.layers.values())
+    read = [each for each in (location.chosen_in, location.directory, *location.files, *held_in) if each is not None]
     configuration = Configuration(
         environment=location.environment,
         directory=location.directory,
@@ -63,7 +64,7 @@ def load(
         files=location.files,
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
-        warnings=tuple(_warnings([*([location.directory] if location.directory else []), *location.files, *held_in])),
+        warnings=tuple(writable_warnings([*read, *secret_files(held_in)])),
         _loaded=report,
     )
     # Where a file could not be read, what seems to be missing may stand there: only what is there is judged.
@@ -71,16 +72,3 @@ def load(
     configuration = judged(configuration, report, complete=complete)
     report.raise_if_any()
     return configuration
-
-
-def _warnings(read: Iterable[Path]) -> list[str]:
-    """What is not wrong, but should be looked at."""
-    found: list[str] = []
-    for path in read:
-        if path.exists() and path.stat().st_mode & stat.S_IWOTH:
-            shown = show_path(path)
-            found.append(
-                f"{shown}: anybody on this machine may write to it, and so choose what this program imports and calls; "
-                f"take that away: chmod o-w {shown}"
-            )
-    return found

@@ -37,19 +37,22 @@ class Location:
         environment: its name.
         directory: absolute; None where nobody named one and `./policies` does not exist.
         files: what to read, lowest precedence first.
+        chosen_in: the pyproject.toml that names the directory; None where something else does.
     """
 
     environment: str
     directory: Path | None
     files: tuple[Path, ...]
+    chosen_in: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A text, and who said it ("" for nobody: it is the default)."""
+    """A text, and who said it ("" for nobody: it is the default), in which file of ours."""
 
     value: str
     by: str = ""
+    file: Path | None = None
 
 
 def is_configured() -> bool:
@@ -109,7 +112,7 @@ def locate(
     # pass.
     if missing and ((named.by and not files) or (files and env.by and env.value != DEFAULT_ENVIRONMENT)):
         _refuse(env, folder, found)
-    return Location(env.value, folder, files)
+    return Location(env.value, folder, files, named.file)
 
 
 def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
@@ -175,7 +178,7 @@ def _from_pyproject(path: Path) -> _Named | None:
         said = f"config in [tool.opero] must be the path of a directory, not {config!r}"
         report.add(_place_in_toml(path.name, text, "config"), said)
     report.raise_if_any()
-    return None if config is None else _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]")
+    return None if config is None else _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]", path)
 
 
 def _place_in_toml(name: str, text: str, key: str) -> Source:

@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opero.config.sources import span
+from opero.config.fields import hidden_keys, known_words
+from opero.config.sources import Marked, span
 from opero.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opero.config.sources import Marked, Source
+    from opero.config.sources import Source
 
 __all__ = ["Report", "without_passwords"]
 
@@ -22,10 +23,17 @@ WIDEST = 110
 PASSWORD = re.compile(r"(?<=://)(?P<value>[^\s@'\"]+)(?=@)")
 MOST_SHOWN = 10_000
 """Numbers below it are settings, from it on they may be secrets."""
-SECRET_KEY = re.compile(
-    r"(?i)(?:secret|password|passwd|token|credential|api_?key)[\w-]*[\"']?\s*[:=]\s*(?P<value>[^\s,}\]#][^,}\]#]*)"
-)
-SECRET_WORD = re.compile(r"(?i)secret|passw|token|credential|api_?key")
+WORDS = "secret|passw|token|credential|api_?key"
+SECRET_WORD = re.compile(rf"(?i){WORDS}")
+_NAME = rf"(?:[\w-]*(?:{WORDS})[\w-]*|(?<![\w-])(?:{'|'.join(sorted(hidden_keys()))}))"
+_BETWEEN = r"[\"']?[\s:=#&*!|>;]+"
+SECRET_KEY = re.compile(rf"(?i){_NAME}{_BETWEEN}(?P<value>[^\s,}}\]][^,}}\]]*)")
+"""What follows a secret's name in a line of a file, whether or not that is well written."""
+QUOTED = re.compile(r"(?<!\w)(['\"])(?P<text>(?:\\.|(?!\1).)*)\1")
+SECRET_IN_QUOTES = re.compile(rf"(?i)(?<![\w.])({_NAME}{_BETWEEN})[^\s].*")
+"""The same in what a message quotes; not in a path such as "app.tokens:get"."""
+HARMLESS = re.compile(r"[+-]?\d{1,4}(\.\d{1,4})?(%|ms|s|m|h|d|/(s|m|h|d))?")
+FIRST_KEY = re.compile(r"[\s{,]*(\"[^\"]*\"|'[^']*'|[\w.-]+)\s*:(?=\s|$)\s*")
 _Span = tuple[int, int, int, int]
 """Line and column where it begins and ends, from 0."""
 
@@ -33,6 +41,11 @@ _Span = tuple[int, int, int, int]
 def without_passwords(text: str) -> str:
     """Text in which users and passwords of URLs are masked: `redis://***@host`."""
     return PASSWORD.sub(MASK, text)
+
+
+def _without_secrets(text: str) -> str:
+    """A message in which what it quotes shows nothing that follows a secret's name: 'secret:***'."""
+    return QUOTED.sub(lambda found: SECRET_IN_QUOTES.sub(rf"\g<1>{MASK}", found["text"]).join(found[1] * 2), text)
 
 
 @dataclass(slots=True)
@@ -78,7 +91,7 @@ class Report:
                 of it, by aliases.
             into: the line into which an alias brings the value.
         """
-        said = without_passwords(" ".join(text.split()))
+        said = _without_secrets(without_passwords(" ".join(text.split())))
         place = source.name, source.line or 0, source.column or 0
         key = *place, said.replace(about, "", 1) if about else said
         self._found.setdefault(key, _Found(source, said, {})).uses[about] = into
@@ -94,8 +107,13 @@ class Report:
             if not is_plain and not (isinstance(each.value, int) and abs(each.value) < MOST_SHOWN):
                 self._hidden.append(each)
 
+    def hide_key(self, value: Marked) -> None:
+        """Show nothing of the key of a value: it may be a secret that slipped into its place."""
+        self._hidden.append(Marked(None, value.key, None, value.file))
+
     def hide_line(self, file: str, line: int) -> None:
-        """Show of a line, counted from 1, no more than its first key: what it holds belongs to a secret."""
+        """Show of a line, counted from 1, no more than its first key, the format's own words, and short numbers:
+        whatever else it holds may belong to a secret."""
         self._hidden_lines.add((file, line))
 
     @property
@@ -133,10 +151,14 @@ class Report:
             for each in value.walk():
                 if each.file and not isinstance(each.value, dict | list):
                     spans.setdefault(each.file, []).append(span(each.at))
+                if each.stands_alone():
+                    spans.setdefault(each.file, []).append(span(each.key))
         for file, line in self._hidden_lines:
-            written = "".join(self.texts[file].splitlines()[line - 1 : line])
-            key = re.match(r"[\s{,]*[\w\"']+\s*:(?=\s)\s*", written)
-            spans.setdefault(file, []).append((line - 1, key.end() if key else 0, line, 0))
+            written = "".join(self.texts.get(file, "").splitlines()[line - 1 : line])
+            key = FIRST_KEY.match(written)
+            for found in re.compile(r"[^\s{}\[\],:'\"]+").finditer(written, key.end() if key else 0):
+                if found[0].lower() not in known_words() and not HARMLESS.fullmatch(found[0]):
+                    spans.setdefault(file, []).append((line - 1, found.start(), line - 1, found.end()))
         return spans
 
 
@@ -149,6 +171,7 @@ def _shown(line: str, number: int, column: int, width: int, hidden: Sequence[_Sp
     ]
     masked += [found.span("value") for pattern in (PASSWORD, SECRET_KEY) for found in pattern.finditer(line)]
     at, parts, done, caret = column - 1, [], 0, column - 1
+    until = at + width
     for start, end in sorted(masked):
         if end <= done or start >= end:
             continue
@@ -157,7 +180,9 @@ def _shown(line: str, number: int, column: int, width: int, hidden: Sequence[_Sp
         if at >= end:
             caret += len(MASK) - (end - start)
         elif at >= start:
-            caret, width = caret - (at - start), len(MASK)
+            caret, width = caret - (at - start), len(MASK) + max(0, until - end)
+        elif end <= until:
+            width += len(MASK) - (end - start)
         done = end
     text = "".join([*parts, line[done:]]).expandtabs(1).rstrip()
     if len(text) > WIDEST:

@@ -125,6 +125,11 @@ class Marked:
             return self.source
         return self.key if type(self.key) is Source else source_of(self.key, self.file)
 
+    def stands_alone(self) -> bool:
+        """Whether it is nothing at all after a key without a colon: `{ttl: 5, alone}`."""
+        is_in_file = type(self.at) is int and type(self.key) is int
+        return is_in_file and self.value is None and span(self.at)[:2] == span(self.key)[2:]
+
     def under(self, key: Any) -> Marked:
         """The same value under another key."""
         return Marked(self.value, self.at, key, self.file)
@@ -212,7 +217,7 @@ class Block:
         fields: field → value; empty for `cache: {}`, which asks for the defaults.
         removed: a `null` stands in its place: whatever was said below is gone.
         flawed: part of it could not be read, so what is missing may be no second mistake.
-        is_bare: it is not there without its fields: a short form, or variables.
+        is_bare: it is not there without its fields: a short form, variables, or flat options.
     """
 
     __slots__ = ("fields", "flawed", "is_bare", "removed", "section", "whole")

@@ -17,7 +17,7 @@ from opero.policies.quantities import said
 from opero.policies.types import is_false
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from opero.config.merging import Profile
     from opero.config.report import Report
@@ -38,16 +38,50 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
     try:
         policy = Policy.model_validate(_data(profile))
     except ValidationError as error:
-        for kind, found in _by_kind(error).items():
+        wrong = _by_kind(error)
+        for kind, found in wrong.items():
             _report_fields(kind, found, profile, report)
-            if not profile.is_flawed(kind):
-                _report_whole(name, kind, found, profile, report)
+            _report_whole(name, kind, found, profile, report)
+        _report_among_the_good(name, wrong, profile, report)
     except (Exception, SystemExit):  # noqa: BLE001  # what a module that is named here raises while it is imported
         _report_imports(profile, report)
     else:
-        found = [each for each in contradictions(policy) if _report_contradiction(name, each, profile, report)]
-        return None if found else policy
+        return None if _report_contradictions(name, policy, (), profile, report) else policy
     return None
+
+
+def _report_among_the_good(name: str, wrong: Mapping[str, Sequence[Any]], profile: Profile, report: Report) -> None:
+    """Values that do not go together, as far as this can be told beside what is wrong."""
+    good: dict[str, Any] = {}
+    for kind, fields in _data(profile).items():
+        bad = _bad_fields(wrong.get(kind, ()))
+        if kind not in wrong:
+            good[kind] = fields
+        elif bad:
+            left = {field: value for field, value in fields.items() if field not in bad}
+            try:
+                Policy.model_validate({kind: left})
+            except ValidationError as error:
+                _report_whole(name, kind, [*_by_kind(error)[kind], *wrong[kind]], profile, report)
+            else:
+                good[kind] = left
+    _report_contradictions(name, Policy.model_validate(good), wrong, profile, report)
+
+
+def _report_contradictions(name: str, policy: Policy, wrong: Collection[str], profile: Profile, report: Report) -> bool:
+    """Report what contradicts itself between policies, and whether anything does. Where some of a policy is wrong, what
+    nobody has said of it may have been meant by that."""
+    unsure = {kind for kind in profile.kinds() if kind in wrong or profile.is_flawed(kind)}
+    said = {f"{kind}.{field}" for kind in unsure for field in profile.given(kind)}
+    told = False
+    for each in contradictions(policy):
+        if all(field in said for field in each.fields if field.partition(".")[0] in unsure):
+            told = _report_contradiction(name, each, profile, report) or told
+    return told
+
+
+def _bad_fields(found: Sequence[Any]) -> set[str]:
+    return {each["loc"][1] for each in found if len(each["loc"]) > 1 and each["type"] != "missing"}
 
 
 def check_fields(profile: Profile, report: Report) -> None:
@@ -91,13 +125,14 @@ def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
 
 
 def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """Wrong values. A field that may be of several types has one complaint for each."""
+    """Wrong values. A field that may be of several types has one complaint for each; a list, for each element."""
     given = profile.given(kind)
-    complaints: dict[str, list[Any]] = {}
+    complaints: dict[tuple[str, object], list[Any]] = {}
     for each in found:
         if len(each["loc"]) > 1 and each["loc"][1] in given:
-            complaints.setdefault(each["loc"][1], []).append(each)
-    for field, wrong in complaints.items():
+            element = each["loc"][2] if each["type"] == "element" else None
+            complaints.setdefault((each["loc"][1], element), []).append(each)
+    for (field, _), wrong in complaints.items():
         leaf = given[field]
         about = f"{leaf.section}.{kind}.{field}"
         block = profile.block_of(kind, field)
@@ -112,6 +147,9 @@ def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Sour
         written, path = written.value[path[0]], path[1:]
         if not path and wrong[0]["type"] == "unknown_field":
             return written.place
+    if isinstance(written.value, list) and wrong[0]["type"] == "element":
+        written = written.value[path[0]]
+        return written.source
     if isinstance(written.value, list) and is_list(kind, field):
         wrong_ones = (each.source for each in written.value if not _holds(kind, field, [each.plain()]))
         return next(wrong_ones, written.source)
@@ -155,18 +193,23 @@ def _quote(value: object) -> str:
 
 
 def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """What is missing, and values that do not go together."""
+    """What is missing, and values that do not go together. Beside something wrong, only what holds whatever that was
+    meant to be: contradictions of fields that somebody has said, and said well."""
     given = profile.given(kind)
+    bad = _bad_fields(found)
+    is_sure = not bad and not profile.is_flawed(kind)
     for each in found:
         if each["type"] == "missing":
             field = each["loc"][1]
-            report.add(
-                profile.place(kind),
-                f"{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`",
-            )
+            if is_sure:
+                text = f"{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`"
+                report.add(profile.place(kind), text)
         elif len(each["loc"]) == 1:
             text = _message(each)
-            named = [leaf for field, leaf in given.items() if re.search(rf"\b{field}\b", text)]
+            about = [field for field in KINDS[kind].model_fields if re.search(rf"\b{field}\b", text)]
+            if not is_sure and not (about and all(field in given and field not in bad for field in about)):
+                continue
+            named = [given[field] for field in given if field in about]
             # The one that was said last broke what held before.
             *before, place = [leaf.source for leaf in named or given.values()] or [profile.place(kind)]
             others = " and ".join(str(source) for source in before if source != place)

@@ -23,12 +23,12 @@ from opero.environ import (
 from opero.errors import error_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from opero.config.report import Report
 
-__all__ = ["collect_variables", "flatten", "places_of"]
+__all__ = ["collect_variables", "flatten", "places_of", "secret_files"]
 
 ALSO_OURS = ("ENVIRONMENT",)
 """Variables without our prefix that a `.env` file or a secret may set, too."""
@@ -169,10 +169,17 @@ def _without_value(line: str) -> str:
     return f"{name[0]}…" if name else "…"
 
 
+def secret_files(held_in: Iterable[Path]) -> Iterator[Path]:
+    """The files of variables in the directories among what holds them."""
+    for folder in held_in:
+        if folder.is_dir():
+            yield from sorted(path for path in folder.iterdir() if _is_ours(path.name))
+
+
 def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
     found: dict[str, Said] = {}
     try:
-        paths = sorted(path for path in folder.iterdir() if _is_ours(path.name))
+        paths = list(secret_files([folder]))
     except OSError as error:
         raise error_at(show_path(folder.absolute()), f"cannot be read: {error.strerror}") from error
     for path in paths:

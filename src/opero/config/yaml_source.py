@@ -53,6 +53,8 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
         report.texts[name] = text
         return _Reader(name, report).read(text)
     except UnreadableError as fatal:
+        # What cannot be read may be a secret, or the rest of one.
+        report.hide_line(name, fatal.line + 1)
         report.add(Source(name, fatal.line + 1, fatal.column + 1), str(fatal))
         return None
 
@@ -107,12 +109,7 @@ class _Reader:
             finally:
                 loader.dispose()
         except yaml.YAMLError as error:
-            try:
-                explain(error, text)
-            except UnreadableError as unreadable:
-                if self._is_secret():
-                    self._report.hide_line(self._name, unreadable.line + 1)
-                raise
+            explain(error, text)
 
     def _document(self, get_event: Any) -> Marked:
         frames, plain, name = self._frames, self._plain, self._name
@@ -144,6 +141,7 @@ class _Reader:
                 frame = frames[-1] if frames else None
                 marked = self._end(ended, frame and frame.key_at)
                 if ended.in_key and frame is not None:
+                    self._report.hide(marked)
                     self._refuse_key(frame, ended.event, "a key must be text, not a list or mapping")
                     continue
             elif kind is yaml.AliasEvent:
@@ -258,7 +256,9 @@ class _Reader:
                 self._report.add(self._source(event), f"the key {value!r} stands here{other}; keep one of them")
             else:
                 frame.key = value
-        elif value is not BROKEN:
+        elif value is BROKEN:
+            self._report.hide(Marked(BROKEN, frame.key_at, None, self._name))
+        else:
             text = getattr(event, "value", f"*{event.anchor}")
             cure = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
             said = f"YAML 1.1 reads {text} as {_read_as(value)}"
@@ -327,10 +327,7 @@ class _Reader:
         return source_of(position(event), self._name)
 
     def _fatal(self, event: Any, text: str) -> NoReturn:
-        line = event.start_mark.line
-        if self._is_secret():
-            self._report.hide_line(self._name, line + 1)
-        raise UnreadableError(text, line, event.start_mark.column)
+        raise UnreadableError(text, event.start_mark.line, event.start_mark.column)
 
 
 def _tag(tag: str) -> str:

@@ -24,10 +24,13 @@ class AdaptiveTTL(StrictModel):
 
     Attributes:
         cold: how long a result of a key is served that is seldom asked for; seconds or text. Default 5 minutes.
-        warm: the same, once the key has been asked for more than `warm_after` times. Default 15 minutes.
-        hot: the same, once it has been asked for more than `hot_after` times. Default 1 hour.
-        warm_after, hot_after: requests. Default 20 and 100.
-        window: seconds after which a count is halved. Default 1 hour.
+        warm: how long a result is served once its key has been asked for more than `warm_after` times; seconds or text.
+            Default 15 minutes.
+        hot: how long a result is served once its key has been asked for more than `hot_after` times; seconds or text.
+            Default 1 hour.
+        warm_after: requests after which a key is warm. Default 20.
+        hot_after: requests after which a key is hot. Default 100.
+        window: how long until a count of requests is halved; seconds or text. Default 1 hour.
 
     Raises:
         pydantic.ValidationError: the times or the counts do not rise from cold to hot.

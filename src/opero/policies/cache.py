@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from os import PathLike, fspath
 from string import Formatter
@@ -22,6 +21,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
+from opero.policies.json_text import TwiceError, parse_json
+from opero.policies.lists import each_of
+from opero.policies.names import check_callable
 from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, said
 from opero.policies.types import (
     IMPORT_TEXT,
@@ -61,7 +63,9 @@ def _time_to_live(value: Any) -> Any:
         return value
     if fits(JSON_TEXT, value):  # an environment variable
         try:
-            value = json.loads(value)
+            value = parse_json(value)
+        except TwiceError:
+            raise
         except ValueError as error:
             raise ValueError(f"{value!r} is not JSON: {error}") from None
     if isinstance(value, Mapping):
@@ -70,8 +74,7 @@ def _time_to_live(value: Any) -> Any:
         return AdaptiveTTL()
     if fits(IMPORT_TEXT, value):
         found = resolve(value.strip())
-        if not callable(found):
-            raise ValueError(f"{value!r} is not callable")
+        check_callable(found, value)
         return found
     seconds = parse_duration(value)
     if seconds <= 0:
@@ -100,19 +103,23 @@ TimeToLive = Annotated[
 ]
 
 
+def _tag(tag: Any) -> str:
+    """A tag, checked to be a template that `str.format` takes."""
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{tag!r} is no tag: {error}; write {{{{ for a brace") from None
+    if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
+        raise ValueError(f"{tag!r} is no tag: each brace must hold the name of a parameter, such as {{user_id}}")
+    return str(tag)
+
+
 def _tags(value: Any) -> Any:
-    """Tags, each checked to be a template that `str.format` takes; a single one may stand alone."""
+    """Tags; a single one may stand alone."""
     each = (value,) if isinstance(value, str) else value
     if not isinstance(each, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in each):
         raise ValueError(f"{value!r} are no tags: write text, such as [users, 'user:{{user_id}}']")
-    for tag in each:
-        try:
-            fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
-        except ValueError as error:
-            raise ValueError(f"{tag!r} is no tag: {error}; write {{{{ for a brace") from None
-        if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
-            raise ValueError(f"{tag!r} is no tag: each brace must hold the name of a parameter, such as {{user_id}}")
-    return tuple(each)
+    return (_tag(value),) if isinstance(value, str) else tuple(each_of(each, _tag))
 
 
 Tags = Annotated[
@@ -292,7 +299,7 @@ class CachePolicy(BasePolicy):
         store = self.backend.removeprefix("opero.")
         if self.arguments and store in ("memory", "disk"):
             raise self._wrong(
-                f"backend {self.backend!r} takes no arguments, and got {', '.join(self.arguments)}; set "
+                f"backend {self.backend!r} takes no arguments; remove them, and set "
                 f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
             )
         if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:

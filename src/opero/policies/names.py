@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from opero.errors import nearest
+from opero.policies.lists import each_of
 from opero.policies.quantities import SPACE, named_schema
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ExceptionsLike",
     "ExecutorLike",
     "Function",
+    "check_callable",
     "dotted_name",
     "import_path",
     "importing_from",
@@ -100,7 +102,7 @@ def resolve(name: str) -> Any:
 def _attribute(found: Any, path: str, name: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
-            where = getattr(found, "__name__", repr(found))
+            where = getattr(found, "__name__", None) or _kind_of(found)  # never the value: it may be secret
             raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
         if isinstance(found, ModuleType):  # one that an allowed module has imported for itself, perhaps
@@ -135,10 +137,28 @@ def import_path(target: object) -> str:
     return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # just made sure of
 
 
+def _kind_of(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
+def _described(value: object, given: object) -> str:
+    """A value that is not what it should be, as messages show it: what a name leads to may be secret."""
+    if isinstance(given, str):
+        return f"{given!r} ({'a class' if isinstance(value, type) else _kind_of(value)})"
+    if value is None or isinstance(value, type | int | float):
+        return repr(value)
+    return _kind_of(value)
+
+
 def _exception_type(value: object) -> type[Exception] | None:
     """One exception class, from itself or its name. A trailing "?" means: nothing, where its package is absent."""
+    given = value
     if isinstance(value, str):
         name = value.strip()
+        if "," in name:
+            parts = ", ".join(each.strip() for each in name.split(",") if each.strip())
+            raise ValueError(f"{name!r} is no exception class; write a list: [{parts}]")
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
             raise ValueError("an exception's name is empty")
@@ -146,7 +166,7 @@ def _exception_type(value: object) -> type[Exception] | None:
             return None
         value = _nearby_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
-        raise ValueError(f"{value!r} is no exception class")
+        raise ValueError(f"{_described(value, given)} is no exception class")
     if not issubclass(value, Exception):
         raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
     return value
@@ -172,7 +192,10 @@ def _exception_types(value: object) -> tuple[type[Exception], ...]:
     if value is None:
         return ()
     each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
-    return tuple(dict.fromkeys(found for one in each if (found := _exception_type(one)) is not None))
+    if each is not value:
+        one = _exception_type(value)
+        return () if one is None else (one,)
+    return tuple(dict.fromkeys(found for found in each_of(each, _exception_type) if found is not None))
 
 
 def _exception_names(types: tuple[type[Exception], ...]) -> list[str]:
@@ -200,11 +223,22 @@ PARAMETER_TEXT = rf"^{SPACE}{NAME}{SPACE}$"
 """An import path with a colon, and a parameter's name, for fields where text may also be something else."""
 
 
-def _function(value: object) -> object:
-    if isinstance(value, str):
-        value = resolve(value)
+def check_callable(value: object, given: object) -> None:
+    """
+    Args:
+        value: what is to be called.
+        given: what was written for it: itself, or its name.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
     if not callable(value):
-        raise ValueError(f"{value!r} is not callable")
+        raise ValueError(f"{_described(value, given)} is not callable")
+
+
+def _function(given: object) -> object:
+    value = resolve(given) if isinstance(given, str) else given
+    check_callable(value, given)
     return value
 
 
@@ -216,14 +250,15 @@ Function = Annotated[
 ]
 
 
-def _executor(value: object) -> object:
+def _executor(given: object) -> object:
     from concurrent.futures import Executor
 
-    if isinstance(value, str):
-        value = resolve(value)
+    value = resolve(given) if isinstance(given, str) else given
     makes_another = isinstance(value, type) and not issubclass(value, Executor)
     if not isinstance(value, Executor) and (makes_another or not callable(value)):
-        raise ValueError(f"{value!r} is neither a concurrent.futures.Executor nor a function that makes one")
+        raise ValueError(
+            f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that makes one"
+        )
     return value
 
 

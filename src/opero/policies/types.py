@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator
 
 from opero.errors import nearest
+from opero.policies.lists import each_of
 from opero.policies.names import (
     IMPORT_TEXT,
     NAME_SCHEMA,
@@ -217,8 +218,9 @@ def _status_code(value: object) -> int | str:
 
 
 def _status_codes(value: object) -> tuple[int | str, ...]:
-    each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
-    return tuple(dict.fromkeys(_status_code(one) for one in each))
+    if not isinstance(value, list | tuple | set | frozenset):
+        return (_status_code(value),)
+    return tuple(dict.fromkeys(each_of(value, _status_code)))
 
 
 _STATUS = [{"type": "integer", "minimum": 100, "maximum": 599}, {"type": "string", "pattern": STATUS_TEXT}]

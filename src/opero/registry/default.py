@@ -85,20 +85,21 @@ def bind_declared(
     clock: Clock | None,
     mapped: bool,
     place: tuple[str, int],
+    whole: frozenset[str],
 ) -> Any:
     """Bind a function to what a registry will say when it is first called: modules may load before configuration.
 
     Args:
         func: the function.
         policy: what its decorator says, where that is no profile; it is checked now.
-        profile, below, fields, registry, place: see `Declaration`.
+        profile, below, fields, registry, place, whole: see `Declaration`.
         clock: where time and chance come from.
         mapped: as `bind`.
     """
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 

@@ -12,7 +12,8 @@ from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, options_to_fields
+from opero.functions import short_name
+from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.registry.forking import RenewedLock
 from opero.registry.imports import ImportBindings
@@ -217,7 +218,7 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: no profile of that name.
-            ConfigError: the policy does not fit the function.
+            ConfigError: that is no name, or the policy does not fit the function.
         """
         return self._bind_now(func, name, clock, dict(options), mapped=mapped, by="Registry.bind", place=where(1))
 
@@ -233,12 +234,18 @@ class Registry(Mapping[str, Policy]):
         place: tuple[str, int],
         name: str | None = None,
     ) -> Any:
+        if not isinstance(profile, str):
+            raise ConfigError(
+                f"a function is bound to a profile's name, and this is of type {type(profile).__name__}; a policy of "
+                "its own is applied: Policy(...).apply(function)"
+            )
         fields = options_to_fields(options)
         Policy.check_fields(fields)
+        whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self)
+            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
             made.append(self._binding(function, None, declaration, clock))
             made[0].resolved()
             return made[0]
@@ -368,20 +375,28 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: no function of that name is bound here.
+            ConfigError: no function of that name is bound here, or this function is not.
         """
-        binding = getattr(target, "binding", None)
-        if binding is None and (":" not in target or target in self):
+        if isinstance(target, str) and (":" not in target or target in self):
             self[target]
             return self.configuration.sources[target]
-        if binding is None:
+        if isinstance(target, str):
             found = [each for each in self._bindings() if declared(each).name == target]
             if not found:
                 names = [declared(each).name for each in self._bindings()]
                 raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
-            binding = found[-1]
+            return self._effective(declared(found[-1]), self.configuration).leaves()
+        binding = getattr(target, "binding", None)
+        if not isinstance(binding, Binding):
+            name = short_name(target) if callable(target) else type(target).__name__
+            raise ConfigError(
+                f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it, '
+                "and pass what bind() gives"
+            )
         if binding.declaration is None:
             raise ConfigError(f"{binding.name} was bound by Policy.apply, which asks no registry")
+        if not any(each is binding for each in self._bindings()):
+            raise ConfigError(f"{binding.name} is not bound by this registry; ask the one that it is bound by")
         return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
