@@ -183,15 +183,37 @@ def test_stats_are_printed_on_stderr(command: Command) -> None:
     assert "errors: {'ConnectionError': 2}\n" in ran.err
 
 
-def test_ctrl_c_ends_a_call(command: Command) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_a_call(command: Command, number: int, code: int) -> None:
     command.write("slow.py", "import time\ndef wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n")
     process = start("call", "slow:wait", directory=command.directory)
     assert process.stderr is not None
     assert process.stderr.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     ran = finished(process)
-    assert (ran.code, ran.out) == (130, "")
+    assert (ran.code, ran.out) == (code, "")
     assert ran.err == "error: interrupted\n"
+
+
+def test_sigterm_ends_a_fork_of_the_users_as_ever(command: Command) -> None:
+    command.write(
+        "forking.py",
+        """\
+        import os, signal, time
+        def fork():
+            ready, told = os.pipe()
+            if (child := os.fork()) == 0:
+                os.write(told, b"1")
+                for _ in range(300):
+                    time.sleep(0.1)
+                os._exit(1)
+            os.read(ready, 1)
+            os.kill(child, signal.SIGTERM)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        """,
+    )
+    ran = finished(start("call", "forking:fork", directory=command.directory))
+    assert (ran.code, ran.out, ran.err) == (0, f"{-signal.SIGTERM}\n", "")
 
 
 def test_a_function_that_ends_the_program_has_failed(command: Command) -> None:

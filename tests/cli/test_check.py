@@ -140,7 +140,7 @@ def test_a_decorator_that_asks_for_what_its_function_cannot_do_is_a_finding(comm
     ran = command("check", "--import", "bad", "--import", "good", "--json")
     assert ran.code == 1
     (problem,) = ran.json["problems"]
-    assert problem["text"].startswith("bad: ")
+    assert (problem["place"], problem["line"]) == ("bad.py:2", 2)
     assert "'kee'" in problem["text"]
     assert "good:f" in ran.json["functions"]
     assert ran.err == "loading\n"
@@ -183,3 +183,60 @@ def test_the_environment_that_a_env_file_names_is_the_one_that_is_told(command: 
         patch.setenv("OPERO_ENV_FILE", "none.env")
         patch.setenv("ENVIRONMENT", "production")
         assert command("check", "--json").json["environments"] == ["production"]
+
+
+@pytest.mark.parametrize(
+    ("decorator", "texts"),
+    [
+        ("@opero(policy='api', retries='x', timeout='zz')", ["retry.retries: ", "timeout.total: "]),
+        ("@opero(retires=3)", ["unknown option 'retires'; did you mean 'retries'?"]),
+        ("@opero(policy='api', cache={'tll': 3})", ["cache.tll: "]),
+        ("@RetryPolicy(retries=-1).apply", ["retries: "]),
+    ],
+)
+def test_each_mistake_of_a_decorator_is_a_problem_with_its_line(
+    command: Command, decorator: str, texts: list[str]
+) -> None:
+    command.write("wrong.py", f"from opero import opero, RetryPolicy\n\n{decorator}\ndef f(key): ...\n")
+    ran = command("check", "--import", "wrong", "--json")
+    assert ran.code == 1
+    problems = ran.json["problems"]
+    assert [(each["place"], each["file"], each["line"]) for each in problems] == [("wrong.py:3", "wrong.py", 3)] * len(
+        texts
+    )
+    for problem, text in zip(problems, texts, strict=True):
+        assert problem["text"].startswith(text)
+    ran = command("call", "wrong:f", "1")
+    assert ran.code == 2
+    assert "the module 'wrong' fails when it is imported:\n\nwrong.py:3: " in ran.err
+
+
+def test_a_module_whose_own_model_is_wrong_is_no_finding(command: Command) -> None:
+    command.write("own.py", "from pydantic import BaseModel\nclass M(BaseModel):\n    x: int\nM(x='a')\n")
+    ran = command("check", "--import", "own")
+    assert ran.code == 2
+    assert "the module 'own' fails when it is imported: ValidationError" in ran.err
+
+
+def test_what_a_module_finds_wrong_in_a_file_is_told_once(command: Command) -> None:
+    gc.collect()
+    command.policies(
+        development="functions:\n  'json:dumps': {fallback: {arg: kee, default: 1}, retry: {max_delay: 0.01}}\n"
+    )
+    command.policies(base="policies:\n  api:\n    retry: {min_delay: 5}\n")
+    command.write(
+        "boot.py", "from opero import get_default_registry\nget_default_registry().bind_import('json:dumps', 'api')\n"
+    )
+    ran = command("check", "--import", "boot", "--json")
+    assert ran.code == 1
+    (problem,) = ran.json["problems"]
+    assert problem["file"].startswith("policies/")
+    assert problem["snippet"]
+    assert problem["environments"] == ["development"]
+
+
+def test_a_profile_that_a_module_asks_for_and_is_not_there_has_its_line(command: Command) -> None:
+    command.write("boot.py", "from opero import get_default_registry\n\nget_default_registry().bind(len, 'apy')\n")
+    (problem,) = command("check", "--import", "boot", "--all-envs", "--json").json["problems"]
+    assert problem["place"] == "boot.py:3"
+    assert "'apy'" in problem["text"]

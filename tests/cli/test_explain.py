@@ -7,7 +7,7 @@ import pytest
 from cli.conftest import Command
 
 MODULE = """\
-    from opero import opero
+    from opero import RetryPolicy, opero
 
     @opero(policy="api", retries=2)
     def get(key): ...
@@ -16,6 +16,9 @@ MODULE = """\
     def alone(): ...
 
     def plain(): ...
+
+    @RetryPolicy().apply
+    def applied(): ...
 """
 
 
@@ -83,8 +86,8 @@ def test_a_function_is_explained_through_its_decorator_and_entries(command: Comm
     ("target", "told"),
     [
         ("apy", "did you mean 'api'?"),
-        ("app:got", "no function 'app:got' is bound here; did you mean 'app:get'?"),
-        ("app:plain", "no function 'app:plain' is bound here"),
+        ("app:got", "app has no 'got'; did you mean 'get'?"),
+        ("app:applied", "applied was bound by Policy.apply, which asks no registry"),
         ("nowhere:f", "there is no module 'nowhere'"),
     ],
 )
@@ -92,6 +95,41 @@ def test_what_is_not_there_is_a_usage_error(command: Command, target: str, told:
     ran = command("explain", target)
     assert (ran.code, ran.out) == (2, "")
     assert told in ran.err
+
+
+def test_a_function_that_another_module_binds_is_explained_with_that(command: Command) -> None:
+    command.write(
+        "boot.py",
+        """\
+        import app
+        from opero import get_default_registry
+        registry = get_default_registry()
+        plain = registry.bind(app.plain, "api", retries=7)
+        registry.bind_import("json:dumps", "reports")
+        """,
+    )
+    try:
+        told = rows(command("explain", "app:plain", "--import", "boot").out)
+        assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in told
+        found = command("explain", "json:dumps", "--import", "boot", "--json").json
+        assert found["bound"] is True
+        assert found["options"][0]["value"] == "reports"
+        assert command("explain", "api", "--import", "boot").code == 2
+    finally:
+        import json
+        import sys
+
+        sys.modules["boot"].registry.unbind_import("json:dumps")
+        assert not hasattr(json.dumps, "binding")
+
+
+def test_a_function_that_nothing_binds_is_explained_as_call_would_run_it(command: Command) -> None:
+    command.policies(development="functions: {'app:pl*': {policy: api, cache: 1h}}\n")
+    ran = command("explain", "app:plain")
+    assert ran.out.startswith("app:plain, environment development; nothing binds it: so opero call and opero map run")
+    assert ["cache.ttl", "1h", "policies/development.yaml:1:45,", "functions.app:pl*"] in rows(ran.out)
+    found = command("explain", "json:loads", "--json").json
+    assert (found["bound"], found["options"]) == (False, [])
 
 
 def test_what_a_module_prints_is_no_part_of_the_answer(command: Command) -> None:
@@ -103,7 +141,7 @@ def test_what_a_module_prints_is_no_part_of_the_answer(command: Command) -> None
 
 def test_explain_has_a_shape_in_json(command: Command) -> None:
     found = command("explain", "api", "--json").json
-    assert found.keys() == {"target", "environment", "options"}
+    assert found.keys() == {"target", "environment", "bound", "options"}
     assert (found["target"], found["environment"]) == ("api", "development")
     assert found["options"][0] == {
         "option": "retry.retries",

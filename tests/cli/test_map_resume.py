@@ -132,6 +132,22 @@ def test_ctrl_c_leaves_a_valid_file_and_says_how_to_go_on(
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 
 
+@pytest.mark.parametrize(
+    ("target", "options"), [("stuck", ("--mode", "process", "--workers", "2")), ("stuck_async", ())]
+)
+def test_sigterm_ends_a_map_as_ctrl_c_does(command: Command, target: str, options: tuple[str, ...]) -> None:
+    process = begin(command, target, *options)
+    process.terminate()
+    told = finished(process)
+    assert told.code == 143
+    written = results(command.directory / "r.jsonl")
+    assert told.err.splitlines()[-1].startswith(f"error: interrupted: {len(written)} items are done, 0 of them failed")
+    assert told.err.endswith("give the same command again to go on from there\n")
+    assert "Traceback" not in told.err
+    assert go_on(command, target, *options).code == 0
+    assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
+
+
 def test_failed_items_and_no_others_are_tried_again(command: Command) -> None:
     first = command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
     assert first.code == 1

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from opero.cli.exits import CONFIGURATION, INTERRUPTED, NO_READER, FailedError
+from opero.cli.exits import CONFIGURATION, INTERRUPTED, NO_READER, TERMINATED, FailedError
+from opero.cli.signals import Termination
 from opero.cli.terminal import print_error
 from opero.errors import OperoError, nearest, text_of
 
@@ -32,6 +33,7 @@ Exit codes:
   2    wrong usage, a wrong configuration, a file that cannot be read or written
   130  interrupted (Ctrl-C)
   141  whoever read the output has gone
+  143  terminated (SIGTERM)
 """
 
 
@@ -122,7 +124,14 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         Its exit code.
     """
-    state = _State()
+    state, termination = _State(), Termination()
+    with termination.heeded():
+        code = _ended(arguments, state)
+    return TERMINATED if termination.has_come and code == INTERRUPTED else code
+
+
+def _ended(arguments: Sequence[str], state: _State) -> int:
+    """Run it to whatever end it takes."""
     try:
         code = _invoke(list(arguments), state)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ import typer
 from opero.cli.options import Config, Environment, Json  # noqa: TC001  # typer reads the annotations
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opero.errors import Problem
 
 __all__ = ["check_command"]
@@ -42,6 +45,7 @@ def check_command(
     from opero.cli.exits import NO, OK, UsageError
     from opero.cli.loading import environments, use_registry
     from opero.cli.terminal import print_json, stdout_kept
+    from opero.registry.checking import check_bindings
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs contradict each other; give one of them")
@@ -57,9 +61,11 @@ def check_command(
             if not found.imported:
                 with stdout_kept():
                     for module in modules:
-                        found.bring(module)
+                        found.bring(module, name)
             found.functions |= {each.name for each in registry.bindings()}
-            found.take(name, registry.check)
+            # Where a module has failed, what it would have bound is not there.
+            complete = not found.has_failed
+            found.take(name, partial(check_bindings, registry.configuration, registry._bindings(), complete=complete))
     if as_json:
         print_json(found.data())
     else:
@@ -78,6 +84,7 @@ class _Findings:
         self.profiles: set[str] = set()
         self.functions: set[str] = set()
         self.imported = False
+        self.has_failed = False
 
     def load(self, config: str | None, environment: str | None) -> None:
         from opero.config import load as load_quietly
@@ -92,23 +99,34 @@ class _Findings:
         if not self.take(environment or "", load):
             self.environments.append(environment or _usual())
 
-    def bring(self, module: str) -> None:
-        """Import a module. A decorator that asks for what its function cannot do is a finding.
+    def bring(self, module: str, environment: str) -> None:
+        """Import a module, under that environment. What it does wrong with opero is a finding.
 
         Raises:
             UsageError: it cannot be imported for another reason.
         """
         from opero.cli.exits import UsageError
         from opero.cli.loading import import_module_named
-        from opero.errors import ConfigError, Problem
+        from opero.cli.mistakes import mistakes_in
+        from opero.errors import PolicyNotFoundError
 
         self.imported = True
         try:
             import_module_named(module)
         except UsageError as error:
-            if not isinstance(error.__cause__, ConfigError):
+            cause = error.__cause__
+            mistakes = [] if cause is None else mistakes_in(cause)
+            if not mistakes:
                 raise
-            self.problems[Problem("", f"{module}: {error.__cause__}")] = list(self.loaded)
+            self.has_failed = True
+            for problem in mistakes:
+                is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
+                self.note(problem, [environment] if is_of_files else self.loaded)
+
+    def note(self, problem: Problem, environments: Sequence[str]) -> None:
+        """Take a problem, or the environments that it concerns, too."""
+        concerned = self.problems.setdefault(problem, [])
+        concerned += [each for each in environments if each not in concerned]
 
     def take(self, environment: str, check: Any) -> bool:
         """Whether that check finds nothing."""
@@ -118,7 +136,7 @@ class _Findings:
             check()
         except ConfigError as error:
             for problem in error.problems:
-                self.problems.setdefault(problem, []).append(environment or _usual())
+                self.note(problem, [environment or _usual()])
             return False
         return True
 

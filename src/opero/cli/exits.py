@@ -10,6 +10,7 @@ __all__ = [
     "NO",
     "NO_READER",
     "OK",
+    "TERMINATED",
     "FailedError",
     "InterruptedRunError",
     "UsageError",
@@ -24,6 +25,7 @@ CONFIGURATION = 2
 INTERRUPTED = 130
 NO_READER = 141
 """Whoever read the output has gone."""
+TERMINATED = 143
 
 
 class UsageError(OperoError):
@@ -44,6 +46,6 @@ def ended(target: str, end: SystemExit) -> FailedError:
 
 
 class InterruptedRunError(OperoError):
-    """Ctrl-C has ended a run; the message says how to go on."""
+    """Ctrl-C or SIGTERM has ended a run; the message says how to go on."""
 
     exit_code = INTERRUPTED

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from opero.config.sources import Leaf
+    from opero.registry.registry import Registry
 
 __all__ = ["explain_command"]
 
@@ -20,6 +21,15 @@ def explain_command(
     target: Annotated[
         str, typer.Argument(metavar="PROFILE|MODULE:FUNCTION", help="What to explain.", autocompletion=target_names)
     ],
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            "-i",
+            metavar="MODULE",
+            help="Import this module first, as it binds the function. May be given several times.",
+        ),
+    ] = None,
     env: Environment = None,
     config: Config = None,
     all_options: Annotated[bool, typer.Option("--all", help="Also options that nobody said.")] = False,
@@ -28,12 +38,13 @@ def explain_command(
     """Say where each option of a profile or function comes from.
 
     Under each value stands what it is in place of. The module of a function is imported, as that is where its decorator
-    says what it says.
+    says what it says. Of a function that nothing binds, it is what `opero call` and `opero map` run it under.
 
     \b
     opero explain api --env production
     opero explain app.users:get_user
     """
+    from opero.cli.exits import UsageError
     from opero.cli.loading import check_profile, import_module_named, load_configuration, use_registry
     from opero.cli.terminal import print_json, stdout_kept
     from opero.cli.values import leaf_data
@@ -41,19 +52,36 @@ def explain_command(
     if ":" in target:
         registry = use_registry(config, env)
         with stdout_kept():
-            import_module_named(target.partition(":")[0])
-        environment, found = registry.configuration.environment, registry.explain(target)
+            for module in (*(modules or ()), target.partition(":")[0]):
+                import_module_named(module)
+            found, is_bound = _of_function(registry, target)
+        environment = registry.configuration.environment
     else:
-        configuration = load_configuration(config, env)
+        if modules:
+            raise UsageError("--import is for functions, and this explains a profile; leave it out")
+        configuration, is_bound = load_configuration(config, env), True
         check_profile(configuration, target)
         environment, found = configuration.environment, configuration.sources[target]
     leaves = _wanted(found, everything=all_options)
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
-        print_json({"target": target, "environment": environment, "options": options})
+        print_json({"target": target, "environment": environment, "bound": is_bound, "options": options})
         return 0
-    _print(f"{target}, environment {environment}", leaves)
+    unbound = "" if is_bound else "; nothing binds it: so opero call and opero map run it"
+    _print(f"{target}, environment {environment}{unbound}", leaves)
     return 0
+
+
+def _of_function(registry: Registry, target: str) -> tuple[Mapping[str, Leaf], bool]:
+    """What holds for a function, and whether anything binds it."""
+    from opero.cli.functions import bound
+    from opero.cli.loading import load_function
+
+    if any(each.name == target for each in registry.bindings()):
+        return registry.explain(target), True
+    function = load_function(target)
+    is_bound = hasattr(function, "binding")
+    return registry.explain(function if is_bound else bound(function, registry, None, {})), is_bound
 
 
 def _wanted(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf]:

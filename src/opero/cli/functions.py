@@ -94,6 +94,7 @@ def bound(
     """
     from pydantic import ValidationError
 
+    from opero.cli.mistakes import sentences
     from opero.layers import check_arguments
     from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
@@ -132,16 +133,8 @@ def bound(
     except UnknownOptionError as error:
         raise UsageError(str(error)) from error
     except ValidationError as error:
-        raise UsageError(_explained(error)) from error
+        raise UsageError("\n  ".join(["the options do not make a policy:", *sentences(error)])) from error
     return function
-
-
-def _explained(error: Any) -> str:
-    told = []
-    for each in error.errors(include_url=False, include_input=False):
-        path = ".".join(str(part) for part in each["loc"])
-        told.append(f"{path}: {str(each['msg']).removeprefix('Value error, ')}")
-    return "\n  ".join(["the options do not make a policy:", *dict.fromkeys(told)])
 
 
 class Unpacked:

@@ -163,6 +163,11 @@ def import_module_named(name: str) -> Any:
             ) from error
         raise UsageError(f"the module {name!r} cannot be imported: {error}") from error
     except (Exception, SystemExit) as error:
+        from opero.cli.mistakes import mistakes_in
+
+        if mistakes := mistakes_in(error):
+            told = "\n\n".join([f"the module {name!r} fails when it is imported:", *map(str, mistakes)])
+            raise UsageError(told) from error
         raise UsageError(f"the module {name!r} fails when it is imported: {type(error).__name__}: {error}") from error
 
 

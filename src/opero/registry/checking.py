@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["check_bindings", "check_entries", "news"]
 
 
-def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) -> None:
+def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *, complete: bool = True) -> None:
     """Check bound functions, and that each entry of `functions:` holds for one.
+
+    Args:
+        configuration: what they are checked against.
+        bindings: the functions.
+        complete: whether these are all. If not, an entry may hold for one that is not there.
 
     Raises:
         ConfigError: all that is wrong.
@@ -40,7 +45,8 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding]) ->
             check_fit(binding, effective.policy)
         except (ConfigError, NotImplementedError) as error:
             report.add(place_of(declaration), str(error))
-    _report_unmatched(configuration.functions, names, report)
+    if complete:
+        _report_unmatched(configuration.functions, names, report)
     report.raise_if_any()
 
 

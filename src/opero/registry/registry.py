@@ -247,7 +247,11 @@ class Registry(Mapping[str, Policy]):
         def make(function: Any, _: Policy | None) -> Binding:
             declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
             made.append(self._binding(function, None, declaration, clock))
-            made[0].resolved()
+            try:
+                made[0].resolved()
+            except BaseException:
+                self._roster.discard(made[0])  # whoever holds the error holds it, and it is not bound
+                raise
             return made[0]
 
         return bind(None, func, clock=clock, mapped=mapped, make=make)
