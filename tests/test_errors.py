@@ -259,6 +259,9 @@ def test_an_exception_of_the_system_is_refused() -> None:
         ("RETRIES", ["retries"], "; did you mean 'retries'?"),
         ("zzz", ["b", "a"], "; known: a, b"),
         ("zzz", [], ""),
+        ("zzz", ["__doc__", "_own", "found"], "; known: found"),
+        ("zzz", ["__doc__", "_own"], "; known: __doc__, _own"),
+        ("__dok__", ["__doc__", "found"], "; did you mean '__doc__'?"),
         ("zzz", map(str, range(20)), "; known: 0, 1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, …"),
     ],
 )

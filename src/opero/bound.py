@@ -58,7 +58,11 @@ def bind(
     if isinstance(function, staticmethod):
         return staticmethod(_dressed(policy, function.__func__, make, mapped=mapped))
     if not callable(function):
-        raise ConfigError(f"{function!r} is not callable; a policy is applied to a function, method or callable object")
+        # Its repr may show a secret.
+        raise ConfigError(
+            f"what is of type {type(function).__name__} is not callable; a policy is applied to a function, method or "
+            "callable object"
+        )
     dressed = _dressed(policy, function, make, mapped=mapped)
     if not dressed.binding.is_method:
         return dressed

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, 
 
 from opero.errors import ConfigError
 from opero.layers import check_arguments
-from opero.policies.policy import Policy, merge, options_to_fields
+from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 from opero.registry.declarations import where
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ def _decorating(
         profile = policy
         Policy.check_fields(fields)
     elif policy is not None and not isinstance(policy, Policy):
-        raise ConfigError(f"policy={policy!r} is neither a profile's name nor a Policy")
+        raise ConfigError(
+            f"policy= is of type {type(policy).__name__}, and so is neither a profile's name nor a Policy"
+        )
     else:
         below = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
         effective = Policy.model_validate(merge(below, fields))
@@ -192,6 +194,7 @@ def _decorating(
             clock=clock,
             mapped=mapped,
             place=place,
+            whole=whole_policies(options),
         )
 
     return decorate

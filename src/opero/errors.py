@@ -61,6 +61,8 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
         return f"; did you mean {folded[close[0]]!r}?"
     if not names:
         return ""
+    if not name.startswith("_"):  # what is private is no choice for one who did not ask for it
+        names = [candidate for candidate in names if not candidate.startswith("_")] or names
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return f"; known: {shown}"
 

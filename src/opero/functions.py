@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "short_name", "signature_of"]
+__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "names_of", "short_name", "signature_of"]
 
 FunctionKind = Literal["sync", "async", "generator", "async_generator"]
 
@@ -45,12 +45,21 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def short_name(function: Callable[..., Any]) -> str:
-    """`qualname`, or what the callable says of itself."""
-    return getattr(function, "__qualname__", None) or repr(function)
+    """`qualname`; of an object that is called, `Class.__call__`; of a `partial`, the name of what it calls."""
+    return names_of(function)[1]
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """`module.qualname`, or what the callable says of itself."""
-    name: Any = getattr(function, "__qualname__", None)
-    module = getattr(function, "__module__", None) or type(function).__module__  # a slot's wrapper has none
-    return f"{module}.{name}" if name else repr(function)
+    """`module.qualname`, as `short_name`."""
+    return ".".join(names_of(function))
+
+
+def names_of(function: Any) -> tuple[str, str]:
+    """A callable's module and qualified name. They never come of its `repr`, which may show a secret that it holds."""
+    while isinstance(function, functools.partial) and "__qualname__" not in vars(function):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    if isinstance(name, str) and name:
+        # A slot's wrapper has no module.
+        return getattr(function, "__module__", None) or type(function).__module__, name
+    return type(function).__module__, f"{type(function).__qualname__}.__call__"

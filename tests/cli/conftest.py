@@ -15,6 +15,8 @@ import pytest
 
 import opero
 from opero.cli.app import run
+from opero.registry import default
+from opero.registry.declarations import Roster
 from opero.registry.default import set_default_registry
 
 POLICIES = {
@@ -102,15 +104,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             del sys.modules[name]
 
 
-def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    source = str(Path(opero.__file__).parents[1])
+def environment() -> dict[str, str]:
+    """The variables of a process that runs the command."""
     environ = {name: value for name, value in os.environ.items() if not name.upper().startswith("OPERO_")}
     environ.pop("ENVIRONMENT", None)
+    return environ | {"PYTHONPATH": str(Path(opero.__file__).parents[1]), "COLUMNS": "120"}
+
+
+def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "opero", *arguments],
         cwd=directory,
-        env=environ | {"PYTHONPATH": source, "COLUMNS": "120"} | options.pop("env", {}),
+        env=environment() | options.pop("env", {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,3 +129,9 @@ def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
     with process:
         out, err = process.communicate(text, timeout=30)
     return Ran(process.returncode, out, err)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that other tests have decorated wait for the default registry, too."""
+    monkeypatch.setattr(default, "_unclaimed", Roster())

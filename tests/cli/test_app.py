@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import opero
-from cli.conftest import Command, finished, start
+from cli.conftest import Command, environment, finished, start
 from opero.cli.app import COMMANDS, run
+from opero.cli.terminal import print_table
 
 
 def test_help_names_every_command_and_every_exit_code(command: Command) -> None:
@@ -48,6 +50,10 @@ def test_an_unknown_command_is_a_usage_error(command: Command) -> None:
     ran = command("shwo")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("error: No such command 'shwo'")
+
+
+def test_a_misspelt_command_is_told_the_nearest(command: Command) -> None:
+    assert command("chekc", "--json").err.startswith("error: No such command 'chekc'; did you mean 'check'?\n")
 
 
 def test_a_missing_argument_is_a_usage_error_that_shows_the_usage(command: Command) -> None:
@@ -149,17 +155,67 @@ def test_colours_are_for_terminals_and_not_for_those_who_say_no(command: Command
 
 
 def _coloured(command: Command) -> str:
-    from io import StringIO
-
-    class Terminal(StringIO):
-        def isatty(self) -> bool:
-            return True
-
     with pytest.MonkeyPatch.context() as patch:
         terminal = Terminal()
         patch.setattr(sys, "stderr", terminal)
         command("show", "nope")
         return terminal.getvalue()
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def table(columns: int, rows: Any) -> str:
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setattr(sys, "stdout", terminal)
+        print_table(["option", "value", "source"], rows)
+    return terminal.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_tables_have_no_styles_where_there_are_no_colours(monkeypatch: Any, name: str, value: str) -> None:
+    rows = [(("a", "b", "c"), "dim")]
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b" in table(80, rows)
+    monkeypatch.setenv(name, value)
+    assert "\x1b" not in table(80, rows)
+
+
+def test_a_narrow_table_breaks_between_words_as_long_as_it_can(monkeypatch: Any) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    place = "policies/production.yaml:15:22, policies.api"
+    rows = [
+        (("retry.retry_on", "[ConnectionError, TimeoutError, requests.HTTPError]", place), ""),
+        (("retry.backoff_factor", "2.0", place), ""),
+    ]
+    words = " ".join(" ".join(cells) for cells, _ in rows).split()
+    wide, narrow, narrowest = (table(columns, rows) for columns in (200, 80, 30))
+    assert len(wide.splitlines()) == 3
+    assert all(len(line.rstrip()) <= 80 for line in narrow.splitlines())
+    assert set(words) <= set(narrow.split())
+    assert all(len(line.rstrip()) <= 30 for line in narrowest.splitlines())
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_dev_null(command: Command, closed: str) -> None:
+    for words, code in (("check", 0), ("show nope", 2), ("call builtins:len ab", 0), ("map builtins:len -", 0)):
+        line = f"exec {sys.executable} -m opero {words} {closed}"
+        ran = subprocess.run(
+            ["sh", "-c", line],
+            cwd=command.directory,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+            timeout=30,
+        )
+        assert ran.returncode == code, (words, ran.stderr)
+        assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize(

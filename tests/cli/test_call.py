@@ -143,6 +143,39 @@ def test_a_failure_has_a_shape_in_json(command: Command) -> None:
     assert ran.json["error"]["cause"] == {"type": "KeyError", "message": "'nothing there'"}
 
 
+def test_a_password_in_the_url_of_an_error_is_not_shown(command: Command) -> None:
+    command.write(
+        "db.py",
+        """\
+        def connect(x=None):
+            raise ConnectionError("cannot connect to redis://user:hunter2@host/0")
+        """,
+    )
+    command.write("n.txt", "1\n")
+    for arguments in (
+        ["call", "db:connect"],
+        ["call", "db:connect", "--json"],
+        ["call", "db:connect", "--set", "retries=1", "--set", "min_delay=0"],
+        ["map", "db:connect", "n.txt", "--mode", "thread"],
+        ["map", "db:connect", "n.txt", "--mode", "thread", "--on-error", "raise"],
+        ["tune", "db:connect", "n.txt"],
+    ):
+        ran = command(*arguments)
+        assert ran.code == 1
+        assert "redis://***@host/0" in ran.out + ran.err, arguments
+        assert "hunter2" not in ran.out + ran.err, arguments
+    command.write("worse.py", "raise ConnectionError('redis://user:hunter2@host/0')\n")
+    assert "ConnectionError: redis://***@host/0" in command("call", "worse:f").err
+
+
+def test_lists_are_written_with_commas_as_in_variables(command: Command) -> None:
+    ran = command(
+        "call", "app:flaky", "--json", "--set", "retry_on=ConnectionError, TimeoutError", "--set", "retries=3"
+    )
+    assert (ran.code, ran.json["stats"]["retries"]) == (0, 2)
+    assert command("call", "app:echo", "--set", "retry_on_status=429,5xx", "--set", "cache_tags=a,b").code == 0
+
+
 def test_stats_are_printed_on_stderr(command: Command) -> None:
     ran = command("call", "app:flaky", "--policy", "api", "--stats")
     assert ran.out == "3\n"

@@ -170,3 +170,16 @@ def test_a_directory_that_is_not_there_is_told_of(command: Command) -> None:
     ran = command("check", "--all-envs")
     assert ran.code == 2
     assert "write one: opero init" in ran.err
+
+
+def test_the_environment_that_a_env_file_names_is_the_one_that_is_told(command: Command) -> None:
+    command.policies(production=BROKEN)
+    command.write(".env", "OPERO_ENV=production\n")
+    ran = command("check", "--json")
+    assert ran.json["environments"] == ["production"]
+    assert [each["environments"] for each in ran.json["problems"]] == [["production"]]
+    assert command("check").out.endswith("1 problem in 1 environment (production)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPERO_ENV_FILE", "none.env")
+        patch.setenv("ENVIRONMENT", "production")
+        assert command("check", "--json").json["environments"] == ["production"]

@@ -166,7 +166,7 @@ def test_other_items_or_another_function_are_refused_and_nothing_is_changed(comm
     before = (command.directory / "r.jsonl").read_bytes()
     other = command("map", "app:note", "ten.txt", "-o", "r.jsonl")
     assert other.code == 2
-    assert "belongs to the function 'app.picky', not to 'app.note'" in other.err
+    assert "belongs to the function 'app:picky', not to 'app:note'" in other.err
     assert "--overwrite to begin anew" in other.err
     command.write("ten.txt", "".join(f"{number}\n" for number in range(10, 20)))
     other = command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
@@ -210,6 +210,19 @@ def test_what_is_no_journal_and_what_holds_the_items_is_not_overwritten(command:
             assert ran.code == 2, (options, force)
             assert "ten.txt" in ran.err
             assert (command.directory / "ten.txt").read_bytes() == before
+
+
+def test_no_file_is_two_things_at_once_whether_it_exists_or_not(command: Command) -> None:
+    command.write("items.journal", "1\n")
+    for items, options, told in (
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "./x.jsonl"], "x.jsonl takes the results; give another file for"),
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "ten.txt"], "ten.txt holds the items; give another file for the jo"),
+        ("items.journal", ["-o", "items"], "items.journal holds the items"),
+    ):
+        ran = command("map", "app:note", items, *options)
+        assert ran.code == 2
+        assert told in ran.err
+    assert not (command.directory / "x.jsonl").exists()
 
 
 def test_without_a_journal_nothing_is_kept(command: Command) -> None:

@@ -144,6 +144,16 @@ def test_no_secret_is_shown(
     assert not any(secret in said for secret in ("hunter", "correct-horse", "tr0ub4dor"))
 
 
+def test_what_was_masked_in_part_stands_in_a_comment_too(command: Command) -> None:
+    url = "redis://user:hunter2@h/0"
+    command.policies(
+        base=f"policies: {{api: {{fallback: {{default: {{url: '{url}'}}}}, parallel: {{address: '{url}'}}}}}}\n"
+    )
+    shown = command("show").out
+    assert "      # default: ***\n" in shown
+    assert "      # address: ***\n" in shown
+
+
 def test_secrets_stand_in_comments_so_that_it_loads_again(command: Command) -> None:
     command.policies(base=SECRETS.replace("serializer: signed_pickle", "serializer: json"))
     shown = command("show").out

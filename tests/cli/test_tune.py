@@ -66,6 +66,8 @@ def test_tune_has_a_shape_in_json(command: Command) -> None:
         (["app:broken", "n.txt"], 1, "broken failed with item 0 of the sample: ValueError: no"),
         (["app:wait", "empty.txt"], 2, "empty.txt has no items; give some to measure with"),
         (["app:wait", "n.txt", "--seconds", "0"], 2, "--seconds 0 leaves no time"),
+        (["app:wait", "n.txt", "--seconds", "nan"], 2, "--seconds nan is no time to wait for; give more than 0"),
+        (["app:wait", "n.txt", "--seconds", "inf"], 2, "--seconds inf is no time to wait for"),
         (["app:wait", "n.txt", "--policy", "none"], 2, "no profile 'none'"),
     ],
 )

@@ -73,6 +73,8 @@ CASES: list[tuple[Any, Any]] = [
     ((1, {2}), [1, [2]]),
     (Pair(1, 2), [1, 2]),
     (OrderedDict({(1, 2): 1, None: 2, True: 3}), {"(1, 2)": 1, "null": 2, "true": 3}),
+    ({1: "a", "1": "b"}, "{1: 'a', '1': 'b'}"),
+    ({"in": {None: 1, "null": 2}}, {"in": "{None: 1, 'null': 2}"}),
     (np.float64(1.5), 1.5),
     (np.arange(3), [0, 1, 2]),
     (Point, f"<class '{__name__}.Point'>"),

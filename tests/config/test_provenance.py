@@ -9,12 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero import Policy, Registry
+from opero import Policy, Registry, RetryPolicy, opero
 from opero.config.sources import Leaf
+from opero.policies.policy import FLAT_OPTIONS
 
 EACH = settings(
     max_examples=40,
@@ -29,8 +31,9 @@ FIELDS = {
 BLOCKS = st.fixed_dictionaries(
     {}, optional={kind: st.none() | st.fixed_dictionaries({}, optional=fields) for kind, fields in FIELDS.items()}
 )
+FLAT = {name: FIELDS[kind][field] for name, (kind, field) in FLAT_OPTIONS.items() if field in FIELDS.get(kind, {})}
 OPTIONS = st.fixed_dictionaries(
-    {}, optional={kind: st.fixed_dictionaries({}, optional=fields) for kind, fields in FIELDS.items()}
+    {}, optional={**{kind: st.fixed_dictionaries({}, optional=fields) for kind, fields in FIELDS.items()}, **FLAT}
 )
 FILES = st.fixed_dictionaries(
     {},
@@ -106,11 +109,17 @@ class World:
     def policy(self, target: str) -> Policy:
         return self.bound.policy if ":" in target else self.registry[target]
 
-    def remove(self, leaf: Leaf) -> bool:
+    def remove(self, path: str, leaf: Leaf) -> bool:
         """Take away what a leaf's source says; False where it cannot be cut out without touching more."""
         source = leaf.source
         if source.by == "Registry.bind":
-            return False
+            kind, _, field = path.partition(".")
+            options = self.said["options"]
+            if kind in options:
+                options[kind] = {name: value for name, value in options[kind].items() if name != field}
+            for name in [name for name in options if FLAT_OPTIONS.get(name) == (kind, field)]:
+                del options[name]
+            return True
         if source.line is None:
             if "/" in source.name:
                 Path(source.name).unlink()
@@ -147,6 +156,14 @@ WORLDS = st.fixed_dictionaries(
         "options": OPTIONS,
     }
 )
+FEW_WORDS = st.fixed_dictionaries(
+    {
+        "base": st.just({}) | FILES,
+        **{name: st.just({}) for name in ("production", "secrets", "dotenv", "environ")},
+        "options": OPTIONS.filter(bool),
+    }
+)
+"""Options that are mostly alone in what they say."""
 
 
 @EACH
@@ -172,18 +189,26 @@ def test_every_field_of_the_effective_policy_has_one_source_and_its_value(tmp_pa
 @EACH
 @given(said=WORLDS, data=st.data())
 def test_without_a_source_the_value_that_it_shadows_holds(tmp_path: Path, said: dict[str, Any], data: Any) -> None:
-    world = World(tmp_path, said)
-    target = data.draw(st.sampled_from(["api", "parent", "app:fetch"]))
+    _remove_one(World(tmp_path, said), data.draw(st.sampled_from(["api", "parent", "app:fetch"])), data)
+
+
+@EACH
+@given(said=FEW_WORDS, data=st.data())
+def test_without_an_option_the_value_that_it_shadows_holds(tmp_path: Path, said: dict[str, Any], data: Any) -> None:
+    _remove_one(World(tmp_path, said), "app:fetch", data, by="Registry.bind")
+
+
+def _remove_one(world: World, target: str, data: Any, by: str | None = None) -> None:
     written = {
         path: leaf
         for path, leaf in world.leaves(target).items()
-        if "." in path and str(leaf.source) != "default" and not leaf.removed
+        if "." in path and str(leaf.source) != "default" and not leaf.removed and by in (None, leaf.source.by)
     }
     if not written:
         return
     path = data.draw(st.sampled_from(sorted(written)))
     leaf = written[path]
-    if not world.remove(leaf):
+    if not world.remove(path, leaf):
         return
     world.load()
     leaves = world.leaves(target)
@@ -193,3 +218,22 @@ def test_without_a_source_the_value_that_it_shadows_holds(tmp_path: Path, said: 
     else:
         assert after is not None
         assert (after.value, str(after.source)) == (leaf.shadowed.value, str(leaf.shadowed.source))
+
+
+@pytest.mark.parametrize(
+    ("options", "shadowed"),
+    [
+        ({"retries": 9}, None),
+        ({"retry": 9}, None),
+        ({"retries": 9, "jitter": False}, 3),
+        ({"retry": {"retries": 9}}, 3),
+        ({"retry": RetryPolicy(retries=9)}, 3),
+        ({"retry": {}, "retries": 9}, 3),
+    ],
+)
+def test_an_option_that_alone_brings_its_policy_shadows_no_default(options: Any, shadowed: int | None) -> None:
+    registry = Registry({"api": Policy()})
+    for bound in (registry.bind(fetch, "api", **options), opero(policy="api", registry=registry, **options)(fetch)):
+        first, *below = registry.explain(bound)["retry.retries"].chain()
+        assert first.value == 9
+        assert [(each.value, str(each.source)) for each in below] == ([(3, "default")] if shadowed else [])

@@ -103,7 +103,7 @@ def test_failures_are_told_by_the_journal(tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
     mapped("thread", [1, -2], tmp_path / "notes", journal=journal, parallel={"on_error": "skip"})
     records = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert records[0]["function"].startswith("parallel.test_resume.noted with ")
+    assert records[0]["function"].startswith("parallel.test_resume:noted with ")
     assert sorted((each["i"], each.get("ok"), each.get("error")) for each in records[1:]) == [
         (0, 10, None),
         (1, None, "ValueError: -2"),
@@ -128,7 +128,7 @@ def test_a_journal_of_other_items_is_refused_and_not_touched(tmp_path: Path) -> 
 def test_a_journal_of_another_function_or_other_arguments_is_refused(tmp_path: Path) -> None:
     journal, notes = tmp_path / "run.jsonl", tmp_path / "notes"
     mapped("thread", [1, 2], notes, journal=journal)
-    with pytest.raises(ConfigError, match=r"belongs to the function 'parallel\.test_resume\.noted with"):
+    with pytest.raises(ConfigError, match=r"belongs to the function 'parallel\.test_resume:noted with"):
         Policy(parallel="thread").apply(abs).map([1, 2], journal=journal)
     with pytest.raises(ConfigError, match=r"belongs to the function"):
         mapped("thread", [1, 2], tmp_path / "other", journal=journal)

@@ -323,7 +323,7 @@ def test_what_is_no_sample_is_refused(sample: Any) -> None:
 
 
 def test_what_is_no_function_is_refused() -> None:
-    with pytest.raises(TypeError, match="3 is not callable"):
+    with pytest.raises(TypeError, match="tune: got a value of type int, not a function"):
         tune(3, [1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seconds=0 leaves no time"):
         tune(computes, [1], seconds=0)

@@ -33,6 +33,11 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         "so at most 9 of them are ever made",
     ),
     (
+        {"retry": {"retries": 3, "min_delay": 8, "jitter": False}, "timeout": 10},
+        ("retry.retries", "retry.min_delay", "timeout.total"),
+        "so at most 1 of them is ever made; lower retry.retries to 1",
+    ),
+    (
         {"retry": {"retries": 9, "min_delay": 60, "max_delay": 60}, "parallel": {"deadline": "5m"}},
         ("retry.retries", "parallel.deadline"),
         "9 retries wait 9m at least, and parallel.deadline (5m) ends the map before that, so at most 4 of them are",

@@ -328,6 +328,17 @@ def test_override_speaks_of_functions_too() -> None:
     assert bound.policy == Policy(retry=2)
 
 
+def test_an_override_of_functions_that_are_not_bound_is_refused() -> None:
+    registry = Registry({"api": Policy(retry=1)})
+    bound = registry.bind(len, "api")
+    with (
+        pytest.raises(ConfigError, match=r"functions.builtins:lem holds for no bound .* mean 'builtins:len'"),
+        registry.override(functions={"builtins:lem": {"retry": 2}}),
+    ):
+        pytest.fail("it must not begin")
+    assert bound.policy == Policy(retry=1)
+
+
 def test_override_ends_with_the_block_whatever_happens_in_it() -> None:
     registry = Registry({"api": Policy(retry=2)})
     with pytest.raises(ZeroDivisionError), registry.override(api={"retry": 1}):

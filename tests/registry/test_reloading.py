@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,25 @@ def test_the_directory_is_the_same_wherever_the_program_has_gone(
     files.write("policies: {api: {retry: 2}}")
     registry.reload()
     assert registry["api"] == Policy(retry=2)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 1}}")
+    (tmp_path / ".env").write_text("OPERO_API_RETRIES=2")
+    (tmp_path / "secrets" / "OPERO_API_CACHE_TTL").write_text("5m")
+    monkeypatch.setenv("OPERO_SECRETS_DIR", "secrets")
+    registry = Registry.load(env_file=".env") if named else Registry.load()
+    paths = registry.watched_paths()
+    monkeypatch.chdir("/")
+    assert not registry.reload()
+    assert registry["api"] == Policy(retry=2, cache="5m")
+    assert registry.watched_paths() == paths == [tmp_path / name for name in ("policies", "secrets", ".env")]
 
 
 def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
@@ -399,3 +419,36 @@ def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> Non
         registry.bind(lambda: 1, "api")()
     gc.collect()
     assert registry.bindings() == ()
+
+
+def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_program.py").write_text("import sys\nsys.exit('done')")
+    (tmp_path / "a_lazy_program.py").write_text("def __getattr__(name):\n    raise SystemExit(name)")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = files.load("policies: {api: {retry: 1}}")
+    for name, said in {
+        "a_program:Error": "cannot be imported: SystemExit: done",
+        "a_program.Error": "cannot be imported: SystemExit: done",
+        "a_lazy_program:Error": r"a module that it names fails: SystemExit\('Error'\)",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            files.load(f"policies: {{api: {{retry: {{retry_on: ['{name}']}}}}}}")
+        with pytest.raises(ConfigError, match=said):
+            registry.reload()
+
+
+def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    registry = files.load("policies: {api: {retry: 1}}")
+    bound = registry.bind(one, "api")
+    files.write(f"policies: {{api: {{retry: 1}}}}\nfunctions: {{'{__name__}:one': {{}}, '{__name__}:on': {{}}}}")
+    os.chmod(files.directory, 0o777)  # that is what it warns of
+    registry.reload()
+    writable, unmatched = (record.getMessage() for record in caplog.records)
+    assert "anybody on this machine may write to it" in writable
+    assert f"functions.{__name__}:on holds for no bound function; did you mean '{__name__}:one'?" in unmatched
+    assert "base.yaml:2:" in unmatched
+    registry.reload()
+    assert len(caplog.records) == 2
+    assert bound() == 1

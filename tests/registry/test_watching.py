@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -34,6 +39,13 @@ def load(directory: Path, text: str) -> Registry:
     directory.mkdir(exist_ok=True)
     (directory / "base.yaml").write_text(text)
     return Registry.load(directory, environ={})
+
+
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    return tmp_path / "policies"
 
 
 def replace(path: Path, text: str) -> None:
@@ -66,6 +78,35 @@ def test_a_changed_file_is_reloaded_and_a_bad_one_told_once(tmp_path: Path, told
             name, message = told.get(timeout=WITHIN)
         assert name == "configuration_reloaded"
         assert registry["api"] == Policy(retry=3)
+
+
+def test_a_mistake_that_only_moves_is_told_once(policies: Path, told: Any) -> None:
+    registry = Registry.load(policies, environ={})
+    wrong = "policies:\n  api: {timeout: {total: 1s, attempt: 2s}}\n  api: {retry: minus one}\n  db: {retries: 1}\n"
+    with registry.watch(files=False, sighup=True) as watch:
+        tried = [threading.Event() for _ in range(4)]
+        reload = registry.reload
+
+        def tell(number: int) -> Any:
+            def reload_and_tell() -> Any:
+                try:
+                    return reload()
+                finally:
+                    tried[number].set()
+
+            return reload_and_tell
+
+        for number, text in enumerate(
+            [wrong, f"# one\n\n{wrong}", wrong.replace("retries", "retires"), "policies: {}"]
+        ):
+            (policies / "base.yaml").write_text(text)
+            registry.reload = tell(number)  # type: ignore[method-assign]
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert tried[number].wait(WITHIN)
+        watch.stop()
+    names, messages = zip(*(told.get_nowait() for _ in range(told.qsize())), strict=True)
+    assert names == ("configuration_rejected", "configuration_rejected", "configuration_reloaded")
+    assert ["'retries' in" in messages[0], "'retires' in" in messages[1]] == [True, True]
 
 
 def test_what_changed_before_the_watching_began_is_found(tmp_path: Path, told: Any) -> None:
@@ -117,6 +158,26 @@ def test_env_files_and_secrets_are_watched_too(tmp_path: Path, told: Any) -> Non
         (secrets / "OPERO_API_CACHE_TTL").write_text("5m\n")
         assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
     assert registry["api"] == Policy(retry=3, cache="5m")
+
+
+def test_env_files_and_secrets_that_are_not_there_yet_are_watched_too(
+    policies: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opero.environ.DEFAULT_SECRETS_DIR", "secrets")
+    monkeypatch.setattr("opero.config.variables.DEFAULT_SECRETS_DIR", "secrets")
+    registry = Registry.load()
+    with registry.watch():
+        Path(".env").write_text("OPERO_API_RETRIES=3\n")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=3)
+        Path("new").mkdir()
+        Path("new/OPERO_API_CACHE_TTL").write_text("5m\n")
+        os.rename("new", "secrets")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        assert registry["api"] == Policy(retry=3, cache="5m")
+        Path(".env").unlink()
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert registry["api"] == Policy(retry=1, cache="5m")
 
 
 def test_sighup_reloads_and_stop_puts_the_old_handler_back(tmp_path: Path, told: Any) -> None:
@@ -180,6 +241,8 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
     with pytest.raises(ConfigError, match="watches nothing"):
         registry.watch(files=False)
+    with pytest.raises(ConfigError, match="nothing to read again"):
+        Registry({"api": Policy()}).watch(files=False, sighup=True)
     errors: list[BaseException] = []
 
     def elsewhere() -> None:
@@ -196,3 +259,200 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MissingExtraError, match=r"pip install 'opero\[watch\]'"):
         registry.watch()
     assert not [each for each in threading.enumerate() if each.name in ("opero-reload", "opero-watch")]
+
+
+def ran_alone(source: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process of its own that runs this."""
+    setup = """
+import os, signal, threading
+from pathlib import Path
+from opero import Registry
+registry = Registry.load(Path("policies"), environ={})
+def watch(): return registry.watch(files=False, sighup=True)
+def hup(): os.kill(os.getpid(), signal.SIGHUP)
+def elsewhere(f):
+    thread = threading.Thread(target=f)
+    thread.start()
+    thread.join()
+"""
+    return subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_first_of_two_watches_to_stop_leaves_sighup_to_the_other(policies: Path, first: int) -> None:
+    ran = ran_alone(f"""
+        watches = [watch(), watch()]
+        watches.pop({first}).stop()
+        hup()
+        watches[0].stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        print("alive")
+    """)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+def test_a_watch_may_be_stopped_in_another_thread_and_sighup_means_again_what_it_meant(policies: Path) -> None:
+    ran = ran_alone("""
+        signal.signal(signal.SIGHUP, lambda *_: print("heard", flush=True))
+        one = watch()
+        elsewhere(one.stop)
+        assert threading.active_count() == 1
+        hup()
+        with watch():
+            hup()
+        hup()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        elsewhere(watch().stop)
+        hup()
+        print("must not be reached")
+    """)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGHUP, "heard\n" * 3), ran.stderr
+
+
+def test_a_handler_that_came_over_ours_stays_and_a_further_watch_makes_no_circle(policies: Path) -> None:
+    ran = ran_alone("""
+        one = watch()
+        ours = signal.getsignal(signal.SIGHUP)
+        def over(number, frame):
+            print("over", flush=True)
+            ours(number, frame)
+        signal.signal(signal.SIGHUP, over)
+        two = watch()
+        hup()
+        two.stop()
+        hup()
+        one.stop()
+        hup()
+        print("alive")
+    """)
+    assert (ran.returncode, ran.stdout) == (0, "over\n" * 3 + "alive\n"), ran.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_watches_for_itself(policies: Path) -> None:
+    ran = ran_alone("""
+        from opero import on
+        told = threading.Event()
+        with watch():
+            child = os.fork()
+            if not child:
+                hup()  # its parent's watch is not its own, and ends it neither
+                on("configuration_reloaded", lambda event: told.set())
+                one = watch()
+                Path("policies/base.yaml").write_text("policies: {api: {retry: 2}}")
+                hup()
+                os._exit(0 if told.wait(30) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    """)
+    assert ran.returncode == 0, ran.stderr
+
+
+def two_versions(directory: Path) -> tuple[Path, Path]:
+    """A directory that says 1, one that says 2, each with its `policies`."""
+    for number in (1, 2):
+        (directory / f"v{number}").mkdir()
+        load(directory / f"v{number}" / "policies", f"policies: {{api: {{retry: {number}}}}}")
+    return directory / "v1", directory / "v2"
+
+
+def turn_a_link(directory: Path) -> None:
+    (directory / "new").symlink_to("v2")
+    os.replace(directory / "new", directory / "current")
+
+
+def put_another_in_its_place(directory: Path) -> None:
+    os.rename(directory / "v1" / "policies", directory / "v1" / "policies.old")
+    os.rename(directory / "v2" / "policies", directory / "v1" / "policies")
+
+
+def remove_it_and_make_it_anew(directory: Path) -> None:
+    shutil.rmtree(directory / "v1" / "policies")
+    load(directory / "v1" / "policies", "policies: {api: {retry: 2}}")
+
+
+@pytest.mark.parametrize("change", [turn_a_link, put_another_in_its_place, remove_it_and_make_it_anew])
+def test_a_directory_whose_place_another_takes_is_followed(
+    tmp_path: Path, told: Any, change: Callable[[Path], None]
+) -> None:
+    two_versions(tmp_path)
+    (tmp_path / "current").symlink_to("v1")
+    registry = Registry.load(tmp_path / "current" / "policies", environ={})
+
+    def wait_for(retries: int) -> None:
+        while registry["api"] != Policy(retry=retries):
+            told.get(timeout=WITHIN)  # it may have been seen while it was away
+
+    with registry.watch():
+        change(tmp_path)
+        wait_for(2)
+        for retries in (3, 4):
+            replace(tmp_path / "current" / "policies" / "base.yaml", f"policies: {{api: {{retry: {retries}}}}}")
+            wait_for(retries)
+
+
+def test_a_directory_that_is_away_is_told_once_and_watched_again_when_it_is_back(tmp_path: Path, told: Any) -> None:
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with registry.watch():
+        os.rename(tmp_path / "policies", tmp_path / "away")
+        name, message = told.get(timeout=WITHIN)
+        assert name == "configuration_rejected"
+        assert "policies does not exist" in message
+        (tmp_path / "another").mkdir()
+        (tmp_path / "another" / "base.yaml").write_text("policies: {api: {retry: 2}}")
+        os.rename(tmp_path / "another", tmp_path / "policies")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+        replace(tmp_path / "policies" / "base.yaml", "policies: {api: {retry: 3}}")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert registry["api"] == Policy(retry=3)
+
+
+def test_a_file_that_is_a_link_is_watched_where_it_lies(tmp_path: Path, told: Any) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "elsewhere" / "shared.yaml"
+    file.write_text("policies: {api: {retry: 1}}")
+    (tmp_path / "policies" / "base.yaml").symlink_to(file)
+    registry = Registry.load(tmp_path / "policies", environ={})
+    with registry.watch():
+        for retries in (2, 3):
+            file.write_text(f"policies: {{api: {{retry: {retries}}}}}")
+            while registry["api"] != Policy(retry=retries):
+                told.get(timeout=WITHIN)
+
+
+def test_where_the_system_watches_nothing_more_it_is_looked_at(
+    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def watch(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "OS file watch limit reached")
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with caplog.at_level(logging.WARNING, "opero"), registry.watch():
+        (tmp_path / "policies" / "development.yaml").write_text("policies: {api: {retry: 2}}")
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"
+    assert "cannot be watched, only looked at" in caplog.text
+
+
+def test_a_module_that_ends_the_program_when_it_is_imported_does_not_end_the_watching(
+    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaves_at_once.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
+    with registry.watch(files=False, sighup=True):
+        load_text = "policies: {api: {retry: {retry_on: 'leaves_at_once:Error'}}}"
+        (tmp_path / "policies" / "base.yaml").write_text(load_text)
+        os.kill(os.getpid(), signal.SIGHUP)
+        name, message = told.get(timeout=WITHIN)
+        assert name == "configuration_rejected"
+        assert "'leaves_at_once:Error' cannot be imported: SystemExit: 3" in message
+        (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert told.get(timeout=WITHIN)[0] == "configuration_reloaded"

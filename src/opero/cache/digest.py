@@ -76,14 +76,15 @@ def _part(tag: bytes, content: bytes) -> bytes:
 def _name(value: Any) -> str:
     try:
         return dotted_name(value)
-    except ValueError as error:
+    except ValueError:
         if isinstance(value, type):
             return f"{value.__module__}.{value.__qualname__}"  # a local class: as good a name as there is
+        # Neither its repr is shown, nor the cause's text, which has it: it may show a secret.
+        told = full_name(value) if callable(value) else f"a value of type {type(value).__name__}"
         raise ConfigError(
-            f"{value!r:.80} has no name that another process would know, so it cannot be part of a key in a store "
-            f"shared "
+            f"{told} has no name that another process would know, so it cannot be part of a key in a store shared "
             "between processes: define it at module level, or set cache_key"
-        ) from error
+        ) from None
 
 
 def name_in_stores(function: Callable[..., Any]) -> str:

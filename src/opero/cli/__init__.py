@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ EXTRA = ("typer", "rich", "shellingham", "click")
 
 def main() -> NoReturn:
     """Run the command that the process's arguments name, and exit."""
+    _open_streams()
     try:
         from opero.cli.app import run
 
@@ -24,3 +26,10 @@ def main() -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:  # before anything runs, or after
         sys.exit(130)
+
+
+def _open_streams() -> None:
+    """Have what the caller has closed (`>&-`) lead nowhere; a file that is opened later must not take its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process lives

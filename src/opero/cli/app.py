@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from opero.cli.exits import CONFIGURATION, INTERRUPTED, NO_READER, FailedError
 from opero.cli.terminal import print_error
-from opero.errors import OperoError, text_of
+from opero.errors import OperoError, nearest, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +56,11 @@ class _Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -171,4 +176,7 @@ def _told(error: Exception, state: _State) -> int:
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
-    return text_of(error) if isinstance(error, OperoError) else f"{type(error).__name__}: {text_of(error)}"
+    from opero.config.report import without_passwords
+
+    text = without_passwords(text_of(error))  # a user's own may be in it
+    return text if isinstance(error, OperoError) else f"{type(error).__name__}: {text}"

@@ -162,9 +162,18 @@ def _number(count: int, what: str) -> str:
 
 
 def _usual() -> str:
-    """The environment that is loaded without being named, as far as it can be told."""
+    """The environment that is loaded without being named, as far as it can be told; a `.env` file may say it."""
     import os
 
     from opero.config.location import DEFAULT_ENVIRONMENT
+    from opero.config.report import Report
+    from opero.config.variables import collect_variables, flatten
+    from opero.environ import variable
+    from opero.errors import ConfigError
 
-    return os.environ.get("OPERO_ENV") or os.environ.get("ENVIRONMENT") or DEFAULT_ENVIRONMENT
+    try:
+        variables = flatten(collect_variables(None, None, None, Report())[0])
+    except ConfigError:  # which is among the problems
+        variables = dict(os.environ)
+    named = variable(variables, "OPERO_ENV") or variables.get("ENVIRONMENT") or ""
+    return named.strip() or DEFAULT_ENVIRONMENT

@@ -50,13 +50,23 @@ def options_of(sets: Iterable[str] | None, **given: Any) -> dict[str, Any]:
     Raises:
         UsageError: an option is given twice.
     """
-    options = pairs(sets or (), "--set")
+    options = {name: _listed(name, value) for name, value in pairs(sets or (), "--set").items()}
     for name, value in given.items():
         if value is not None:
             if name in options:
                 raise UsageError(f"--set gives {name!r}, and so does --{name.replace('_', '-')}; give one of them")
             options[name] = value
     return options
+
+
+def _listed(option: str, value: Any) -> Any:
+    """What is written with commas, where the option takes a list: as variables are read."""
+    from opero.config.fields import is_list
+    from opero.policies.policy import FLAT_OPTIONS
+
+    if isinstance(value, str) and "," in value and option in FLAT_OPTIONS and is_list(*FLAT_OPTIONS[option]):
+        return [each.strip() for each in value.split(",")]
+    return value
 
 
 def bound(
@@ -85,7 +95,7 @@ def bound(
     from pydantic import ValidationError
 
     from opero.layers import check_arguments
-    from opero.policies.policy import Policy, merge, options_to_fields
+    from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
     from opero.switch import plain
 
@@ -109,6 +119,7 @@ def bound(
                 clock=None,
                 mapped=False,
                 place=PLACE,
+                whole=whole_policies(options),
             )
             binding = function.binding
         elif profile is not None or fields:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from opero.cli.items import Items
+    from opero.cli.mapping import Record
+    from opero.cli.results import Results
 
 __all__ = ["map_command"]
 
@@ -100,9 +102,8 @@ def map_command(
         options.setdefault("ordered", ordered)
         function = bound(function, registry, policy, options, {"on_error": "return"})
         results = Results(output, out, skips=function.policy.parallel.on_error == "skip")
-        if results.is_file(source.path):
-            raise UsageError(f"{output} holds the items; give another file for the results")
         record = Record.of(results, journal, wanted=not no_journal)
+        _check_files(source, results, record)
         record.prepare(results, overwrite=overwrite)
         feed: Iterable[Any] = source
         if key is not None:
@@ -112,6 +113,25 @@ def map_command(
             feed = Counted(feed, count)
         run = make_run(function, feed, record.path, "auto" if progress is None else progress, results)
         return MapRun(target, run, results, record, as_json=as_json).run()
+
+
+def _check_files(source: Items, results: Results, record: Record) -> None:
+    """See that no file is to be two things at once.
+
+    Raises:
+        UsageError: one is.
+    """
+    from opero.cli.exits import UsageError
+    from opero.cli.results import is_same_file
+
+    if not source.is_stdin and results.is_file(source.path):
+        raise UsageError(f"{results.path} holds the items; give another file for the results")
+    if record.path is not None:
+        path = str(record.path)
+        if not source.is_stdin and is_same_file(source.path, path):
+            raise UsageError(f"{path} holds the items; give another file for the journal")
+        if results.is_file(path):
+            raise UsageError(f"{path} takes the results; give another file for the journal")
 
 
 def _count(source: Items, progress: bool | None) -> int | None:

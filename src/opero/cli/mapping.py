@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import NO, OK, InterruptedRunError, UsageError, ended
 from opero.cli.terminal import print_error, print_json
+from opero.config.report import without_passwords
 from opero.errors import ConfigError, MapError, text_of
 from opero.parallel.locked_file import LockedFile
 from opero.parallel.outcomes import Outcomes
@@ -175,7 +176,7 @@ class MapRun:
 
     def _why(self, error: Any) -> str:
         if error.reason is not None:
-            return text_of(error.reason)
+            return without_passwords(text_of(error.reason))
         most = self.map.policy.max_failures
         if most is None:
             return "an item failed"

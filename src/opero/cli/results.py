@@ -7,18 +7,19 @@ import signal
 import stat
 import threading
 from contextlib import contextmanager
-from os.path import samefile
+from os.path import realpath, samefile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from opero.cli.exits import UsageError
 from opero.cli.values import jsonable
+from opero.config.report import without_passwords
 from opero.errors import OperoError, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Results", "error_data"]
+__all__ = ["Results", "error_data", "is_same_file"]
 
 A_MOMENT = 0.005
 """Seconds after which a Ctrl-C that came while something was written comes again."""
@@ -27,11 +28,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=F
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
-    """What went wrong, as plain data; the attempt's own exception is the cause of one of opero's."""
-    data: dict[str, Any] = {"type": type(error).__name__, "message": text_of(error)}
+    """What went wrong, as plain data, passwords in URLs masked; of one of opero's the attempt's own is the cause."""
+    data: dict[str, Any] = {"type": type(error).__name__, "message": without_passwords(text_of(error))}
     if isinstance(error, OperoError) and error.__cause__ is not None:
         data["cause"] = error_data(error.__cause__)
     return data
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, which need not exist yet."""
+    return realpath(one) == realpath(other) or (Path(one).exists() and Path(other).exists() and samefile(one, other))
 
 
 class Results:
@@ -79,8 +85,8 @@ class Results:
         return self.is_kept and Path(self.path).exists() and Path(self.path).stat().st_size > 0
 
     def is_file(self, path: str) -> bool:
-        """Whether that is the same file."""
-        return not self.is_stdout and Path(path).exists() and Path(self.path).exists() and samefile(path, self.path)
+        """Whether that is the same file, though neither may exist yet."""
+        return not self.is_stdout and is_same_file(path, self.path)
 
     def check(self) -> None:
         """Find out before the first item whether the file can be written.

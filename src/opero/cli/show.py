@@ -152,4 +152,5 @@ def _is_masked(value: Any) -> bool:
     from opero.config.report import MASK
 
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value == MASK or any(map(_is_masked, inner))
+    has_password = isinstance(value, str) and f"://{MASK}@" in value
+    return value == MASK or has_password or any(map(_is_masked, inner))

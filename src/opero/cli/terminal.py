@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["is_coloured", "print_error", "print_json", "print_table", "print_warning", "stdout_kept", "styled"]
 
 STYLES = {"red": "1;31", "yellow": "1;33", "green": "32", "bold": "1", "dim": "2"}
+GAP = 2
+"""Columns between those of a table."""
 WIDEST = 10_000
 """Columns of a table that goes to no terminal: nothing in it is wrapped."""
 
@@ -85,15 +87,21 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
     is_terminal = sys.stdout.isatty()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not is_terminal)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    console = Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        color_system="auto" if is_coloured(sys.stdout) else None,  # None: nothing bold or dim either
+        legacy_windows=False,
+    )
+    widths = _widths([columns, *(cells for cells, _ in rows)], console.width) if is_terminal else [None] * len(columns)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, overflow="fold", no_wrap=not is_terminal, width=width)
     for cells, style in rows:
         table.add_row(*map(Text, cells), style=style)
-    console = Console(
-        file=sys.stdout, highlight=False, markup=False, no_color=not is_coloured(sys.stdout), legacy_windows=False
-    )
     if is_terminal:
         console.print(table)
         return
@@ -102,3 +110,24 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
         console.print(table)
     for line in captured.get().splitlines():
         print(line.rstrip())
+
+
+def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int | None]:
+    """How wide each column is to be, so that cells are broken between words, if they must and can; None: all the same.
+
+    Left to itself rich takes from the widest column first, and breaks a place in two.
+    """
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True))
+    wanted = [max(map(cell_len, cells)) for cells in columns]
+    least = [max(cell_len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
+    spare = width - sum(least) - GAP * len(columns)
+    if spare < 0 or sum(wanted) + GAP * len(columns) <= width:
+        return [None] * len(columns)
+    found: list[int | None] = []
+    for needed, narrowest in zip(wanted, least, strict=True):
+        given = min(needed - narrowest, spare)
+        spare -= given
+        found.append(narrowest + given)
+    return found

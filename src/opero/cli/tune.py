@@ -11,6 +11,9 @@ from opero.cli.options import Config, Environment, Json, PolicyName, one_of  # t
 
 __all__ = ["tune_command"]
 
+LONGEST = 86_400.0
+"""Seconds of a day."""
+
 
 def tune_command(
     target: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="What is to be mapped.")],
@@ -42,6 +45,9 @@ def tune_command(
     from opero.errors import MapError
     from opero.parallel.tuning import tune
 
+    if not 0 < seconds <= LONGEST:
+        why = "leaves no time to measure anything" if seconds <= 0 else "is no time to wait for"
+        raise UsageError(f"--seconds {seconds:g} {why}; give more than 0, and at most a day")
     registry = use_registry(config, env)
     source = Items(items, form)
     with stdout_kept():
@@ -53,8 +59,6 @@ def tune_command(
         found = list(islice(source, sample))
         if not found:
             raise UsageError(f"{source.name} has no items; give some to measure with")
-        if seconds <= 0:
-            raise UsageError(f"--seconds {seconds:g} leaves no time to measure anything; give more than 0")
         try:
             tuning = tune(function, found, seconds=seconds)
         except MapError as error:

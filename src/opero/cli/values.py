@@ -118,7 +118,10 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, int):
         return int(value) if value.bit_length() <= LONGEST_INT else hex(value)
     if isinstance(value, Mapping):
-        return {_key(name): _jsonable(each) for name, each in value.items()}
+        found = {_key(name): each for name, each in value.items()}
+        if len(found) < len(value):  # such as 1 and "1": none of them may be lost
+            return _repr(value)
+        return {name: _jsonable(each) for name, each in found.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_jsonable(each) for each in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

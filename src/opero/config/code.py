@@ -10,22 +10,32 @@ from opero.config.sources import Block, Marked, Section, Source, mark
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from opero.registry.declarations import Declaration
 
 __all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
 
 
-def section_of(name: str, fields: Mapping[str, Any], source: Source, parent: Marked | None = None) -> Section:
-    """The nested fields of a policy as a section; None in the place of a policy removes it."""
+def section_of(
+    name: str, fields: Mapping[str, Any], source: Source, parent: Marked | None = None, *, bare: Collection[str] = ()
+) -> Section:
+    """The nested fields of a policy as a section; None in the place of a policy removes it.
+
+    Args:
+        name: the section's.
+        fields: kind of policy → its fields.
+        source: where all of it is said.
+        parent: the profile that it starts from.
+        bare: the policies that are not there without their fields.
+    """
     blocks: dict[str, Block] = {}
     for kind, value in fields.items():
         if value is None:
             blocks[kind] = Block(Marked(None, source), name, removed=True)
         else:
             given = {field: mark(each, source) for field, each in KINDS[kind].expand(value).items()}
-            blocks[kind] = Block(Marked(value, source), name, given)
+            blocks[kind] = Block(Marked(value, source), name, given, is_bare=kind in bare)
     return Section(name, Marked(None, source), blocks, parent)
 
 
@@ -44,7 +54,7 @@ def own_section(declaration: Declaration) -> Section:
     """A decorator's own options, and the profile that it names."""
     source = place_of(declaration)
     profile = Marked(declaration.profile, source) if declaration.profile is not None else None
-    return section_of("", declaration.fields, source, profile)
+    return section_of("", declaration.fields, source, profile, bare=declaration.fields.keys() - declaration.whole)
 
 
 def section_below(declaration: Declaration) -> Section:

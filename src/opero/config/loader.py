@@ -10,6 +10,7 @@ from opero.config.report import Report
 from opero.config.settings import Settings
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
 from opero.config.writable import writable_warnings
+from opero.environ import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ def load(
     *,
     env_file: str | Path | None = None,
     secrets_dir: str | Path | None = None,
+    base: Path = HERE,
 ) -> Configuration:
     """Read every profile for an environment.
 
@@ -43,13 +45,14 @@ def load(
         env_file: a `.env` file with further variables. Default: `OPERO_ENV_FILE`, else `./.env` where there is one.
         secrets_dir: a directory whose files are variables, the file's name being the variable's. Default:
             `OPERO_SECRETS_DIR`, else /run/secrets where that exists.
+        base: what relative paths of these two are relative to.
 
     Raises:
         ConfigError: anything is wrong. It lists every problem of every file and variable: its place (file:line:column
             or the variable), what is wrong, the cure or the nearest valid choice, and the line with a caret.
     """
     report = Report()
-    variables, held_in = collect_variables(environ, env_file, secrets_dir, report)
+    variables, held_in = collect_variables(environ, env_file, secrets_dir, report, base)
     location = locate(directory, environment, flatten(variables), report, places_of(variables))
     settings = Settings.read(location.files, variables, report)
     layers = tuple(settings.layers.values())

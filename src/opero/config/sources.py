@@ -217,7 +217,7 @@ class Block:
         fields: field → value; empty for `cache: {}`, which asks for the defaults.
         removed: a `null` stands in its place: whatever was said below is gone.
         flawed: part of it could not be read, so what is missing may be no second mistake.
-        is_bare: it is not there without its fields: a short form, or variables.
+        is_bare: it is not there without its fields: a short form, variables, or flat options.
     """
 
     __slots__ = ("fields", "flawed", "is_bare", "removed", "section", "whole")

@@ -43,7 +43,7 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
             _report_fields(kind, found, profile, report)
             _report_whole(name, kind, found, profile, report)
         _report_among_the_good(name, wrong, profile, report)
-    except Exception:  # noqa: BLE001  # what a module that is named here raises while it is imported
+    except (Exception, SystemExit):  # noqa: BLE001  # what a module that is named here raises while it is imported
         _report_imports(profile, report)
     else:
         return None if _report_contradictions(name, policy, (), profile, report) else policy
@@ -91,7 +91,7 @@ def check_fields(profile: Profile, report: Report) -> None:
     except ValidationError as error:
         for kind, found in _by_kind(error).items():
             _report_fields(kind, found, profile, report)
-    except Exception:  # noqa: BLE001
+    except (Exception, SystemExit):  # noqa: BLE001
         _report_imports(profile, report)
 
 
@@ -103,7 +103,7 @@ def _report_imports(profile: Profile, report: Report) -> None:
                 KINDS[kind].model_validate({field: leaf.value})
             except ValidationError:
                 continue  # the policy's other fields are not there
-            except Exception as error:  # noqa: BLE001
+            except (Exception, SystemExit) as error:  # noqa: BLE001
                 text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
                 report.add(leaf.source, text)
 
@@ -162,7 +162,7 @@ def _holds(kind: str, field: str, value: Any) -> bool:
         KINDS[kind].model_validate({field: value})
     except ValidationError as error:
         return not any(each["loc"][:1] == (field,) for each in error.errors(include_url=False))
-    except Exception:  # noqa: BLE001  # of a module that is named here
+    except (Exception, SystemExit):  # noqa: BLE001  # of a module that is named here
         return False
     return True
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from io import StringIO
 from typing import TYPE_CHECKING
 
 from opero.config.environment import PREFIX, Said, said_by_process
 from opero.config.location import show_path
 from opero.config.sources import Source
-from opero.environ import ENV_FILE, SECRETS_DIR, env_file, secrets_dir
+from opero.environ import (
+    DEFAULT_ENV_FILE,
+    DEFAULT_SECRETS_DIR,
+    ENV_FILE,
+    HERE,
+    SECRETS_DIR,
+    env_file,
+    secrets_dir,
+)
 from opero.errors import error_at
 
 if TYPE_CHECKING:
@@ -27,15 +36,21 @@ LARGEST_SECRET = 1 << 16
 
 
 def collect_variables(
-    environ: Mapping[str, str] | None, dotenv: str | Path | None, secrets: str | Path | None, report: Report
+    environ: Mapping[str, str] | None,
+    dotenv: str | Path | None,
+    secrets: str | Path | None,
+    report: Report,
+    base: Path = HERE,
 ) -> tuple[dict[str, dict[str, Said]], list[Path]]:
-    """What holds variables → these, lowest precedence first; and the files and directories among what holds them.
+    """What holds variables → these, lowest precedence first; and the files and directories that hold some, or
+    would if they were there.
 
     Args:
         environ: the environment variables; None: the process's own. Where they are given, `./.env` and /run/secrets are
             read only if somebody names them.
         dotenv, secrets: the `.env` file and the directory of secrets, as given in code (see `opero.environ`).
         report: takes what cannot be read, and the file's text.
+        base: what relative paths are relative to.
 
     Raises:
         ConfigError: a file or directory that was named does not exist.
@@ -44,18 +59,22 @@ def collect_variables(
     implied = environ is None
     found: dict[str, dict[str, Said]] = {}
     held_in: list[Path] = []
-    folder = secrets_dir(process, secrets, implied=implied)
+    folder = secrets_dir(process, secrets, implied=implied, base=base)
     if folder is not None:
-        held_in.append(folder.absolute())
-        found[f"secrets in {show_path(held_in[-1])}"] = _read_secrets(folder, report)
-    path = env_file(process, dotenv, implied=implied)
+        found[f"secrets in {show_path(folder.absolute())}"] = _read_secrets(folder, report)
+    if folder is not None or implied:
+        held_in.append(folder or base / DEFAULT_SECRETS_DIR)
+    path = env_file(process, dotenv, implied=implied, base=base)
     if path is not None:
-        held_in.append(path.absolute())
-        found[show_path(held_in[-1])] = _read_dotenv(path, process, report)
+        found[show_path(path.absolute())] = _read_dotenv(path, process, report)
+    if path is not None or implied:
+        held_in.append(path or base / DEFAULT_ENV_FILE)
     found["environment variables"] = {
         **said_by_process(process),
         **{name: Said(process[name], Source(name)) for name in ALSO_OURS if name in process},
     }
+    with suppress(FileNotFoundError):  # the working directory has been removed
+        held_in = [each.absolute() for each in held_in]
     return found, held_in
 
 

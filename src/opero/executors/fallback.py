@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from opero.errors import ConfigError, nearest
+from opero.functions import short_name
 from opero.logs import logger
 from opero.policies.types import UNSET
 
@@ -54,11 +55,11 @@ class Alternatives:
         takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
         if parameter is not None and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(
-                f"fallback argument {name!r} of {function.__qualname__} is no single parameter; name one that is"
+                f"fallback argument {name!r} of {short_name(function)} is no single parameter; name one that is"
             )
         if parameter is None and not takes_any:
-            where = getattr(function, "__qualname__", repr(function))
-            raise ConfigError(f"{where} has no parameter {name!r} to fall back on{nearest(name, signature.parameters)}")
+            known = nearest(name, signature.parameters)
+            raise ConfigError(f"{short_name(function)} has no parameter {name!r} to fall back on{known}")
         self.default: Any = UNSET
         self.position: int | None = None
         annotation: Any = inspect.Parameter.empty

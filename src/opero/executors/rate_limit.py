@@ -12,6 +12,7 @@ from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, 
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.executors.hand_over import moving
 from opero.executors.ledger import FOREVER, new_ledger
+from opero.functions import short_name
 from opero.logs import logger
 from opero.policies.types import approximate_duration, format_duration
 
@@ -40,10 +41,8 @@ def cost_function(
         return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
     signature = inspect.signature(function)
     if cost not in signature.parameters:
-        where = getattr(function, "__qualname__", repr(function))
-        raise ConfigError(
-            f"{where} has no parameter {cost!r} to take the cost from{nearest(cost, signature.parameters)}"
-        )
+        known = nearest(cost, signature.parameters)
+        raise ConfigError(f"{short_name(function)} has no parameter {cost!r} to take the cost from{known}")
 
     def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         bound = signature.bind(*args, **kwargs)
@@ -55,7 +54,7 @@ def cost_function(
 
 def _checked(cost: Any, function: Callable[..., Any]) -> float:
     if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < FOREVER:
-        where = getattr(function, "__qualname__", repr(function))
+        where = short_name(function)
         raise ValueError(f"the rate-limit cost of a call of {where} is {cost!r}; it must be a number, 0 or more")
     return float(cost)
 

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from opero.functions import signature_of
+from opero.functions import short_name, signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ class BatchRule:
         signature = signature_of(function)
         parameters = [] if signature is None else list(signature.parameters.values())
         self.parameter = parameters[position] if len(parameters) > position else None
-        self.name = getattr(function, "__qualname__", repr(function))
+        self.name = short_name(function)
         self.forced = forced
         annotation: Any = inspect.Parameter.empty if self.parameter is None else self.parameter.annotation
         if isinstance(annotation, str) and self.parameter is not None:

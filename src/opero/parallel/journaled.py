@@ -8,6 +8,7 @@ from opero.cache.digest import digest, name_in_stores
 from opero.cache.keys import freeze
 from opero.errors import ConfigError
 from opero.executors.call import Outcome
+from opero.functions import full_name
 from opero.parallel.journal import Journal
 
 if TYPE_CHECKING:
@@ -22,12 +23,20 @@ __all__ = ["JournalStage", "journal_name"]
 
 def journal_name(function: Callable[..., Any], rest: Rest) -> str:
     """Tells a journal's function, and what it is given besides the items, from others."""
-    name = name_in_stores(function)
+    name = _as_in_config(name_in_stores(function), function)
     try:
         common = digest(freeze((rest.before, rest.after, tuple(sorted((rest.kwargs or {}).items())))))
     except ConfigError:  # such as an instance that is like no other: it cannot be told from one of an earlier run
         return name
     return f"{name} with {common[:16]}" if rest.before or rest.after or rest.kwargs else name
+
+
+def _as_in_config(name: str, function: Callable[..., Any]) -> str:
+    """A name as `functions:` and the command line write it, since people read it: "module:qualname"."""
+    full, qualname = full_name(function), getattr(function, "__qualname__", "")
+    if not qualname or not name.startswith(full):
+        return name
+    return f"{full.removesuffix(f'.{qualname}')}:{qualname}{name.removeprefix(full)}"
 
 
 class JournalStage:

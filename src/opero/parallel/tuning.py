@@ -174,7 +174,10 @@ class _Tuner:
         from opero.policies.parallel import ParallelPolicy
 
         if not callable(func):
-            raise TypeError(f"tune: {func!r:.60} is not callable; pass the function, and a sample of its items")
+            kind = type(func).__name__
+            raise TypeError(
+                f"tune: got a value of type {kind}, not a function; pass the function, and a sample of its items"
+            )
         if seconds <= 0:
             raise ValueError(f"tune: seconds={seconds:g} leaves no time to measure anything; pass more than 0")
         self.binding: Binding | None = getattr(func, "binding", None)

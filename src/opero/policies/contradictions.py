@@ -93,7 +93,8 @@ def _retries_that_are_never_made(retry: RetryPolicy, field: str, limit: float, e
     while too_many - possible > 1:
         middle = (possible + too_many) // 2
         possible, too_many = (middle, too_many) if least_waits(retry, middle) < limit else (possible, middle)
-    made, number = (f"at most {possible} of them are", f"to {possible}") if possible else ("none of them is", "to 0")
+    are = "is" if possible == 1 else "are"
+    made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none of them is", "to 0")
     yield Contradiction(
         (*WAITS, field),
         f"{retries} retries wait {approximate_duration(waits)} at least, and {field} ({format_duration(limit)}) {ends} "

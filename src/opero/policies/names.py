@@ -90,7 +90,7 @@ def resolve(name: str) -> Any:
         module = ".".join(parts[:end])
         try:
             found = importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a module may end the program
             if colon or end == 1 or getattr(error, "name", None) != module:
                 told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{name!r} cannot be imported: {told}") from error

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.policies.types import DurationLike
     from opero.signatures import AsyncBound, Bound
 
-__all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields"]
+__all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields", "whole_policies"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -199,6 +199,11 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             elif value is not None:
                 fields[kind] = {field: value}
     return fields
+
+
+def whole_policies(options: Mapping[str, Any]) -> frozenset[str]:
+    """The policies that options give whole, as a model or a mapping: with no field set they would be there, too."""
+    return frozenset(kind for kind in KINDS if isinstance(options.get(kind), BasePolicy | Mapping))
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.functions import full_name
+from opero.functions import names_of
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,7 @@ class Declaration:
         by: what says so: "@opero", "@opmap", "Registry.bind".
         place: the file and line where it is said.
         registry: the registry that it names; None for the default one.
+        whole: the policies among `fields` that are given whole; of others, each is there by its options alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Declaration:
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     registry: Registry | None = None
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ class BoundFunction:
 
 
 def name_in_config(function: Callable[..., Any]) -> str:
-    """How `functions:` calls a function: "module:qualname", also where its module runs as a program."""
-    module = getattr(function, "__module__", None) or type(function).__module__
-    qualname = getattr(function, "__qualname__", None)
-    if module == "__main__":
-        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-        module = spec.name.removesuffix(".__main__") if spec is not None else module
-    return f"{module}:{qualname}" if qualname else full_name(function)
+    """How `functions:` calls a function: "module:qualname", also where its module runs as a program.
+
+    A process that multiprocessing begins by spawn or forkserver has the program's module as `__mp_main__`.
+    """
+    module, qualname = names_of(function)
+    if module in ("__main__", "__mp_main__"):
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        module = spec.name.removesuffix(".__main__") if spec is not None else "__main__"
+    return f"{module}:{qualname}"
 
 
 def where(depth: int) -> tuple[str, int]:
@@ -93,7 +97,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._held: dict[int, weakref.ref[Binding]] = {}
-        self._lock = threading.RLock()  # a weak reference may be cleared while this thread holds it
+        self._lock = RenewedLock()  # a weak reference may be cleared while this thread holds it
 
     def add(self, binding: Binding) -> None:
         key = id(binding)

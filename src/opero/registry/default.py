@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.binding import Binding
 from opero.bound import bind
 from opero.registry.declarations import Declaration, Roster, name_in_config
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
 
 _default: Registry | None = None
-_default_lock = threading.RLock()  # loading may import modules that ask for it
+_default_lock = RenewedLock()  # loading may import modules that ask for it
 _unclaimed = Roster()
 """Functions that will ask the default registry when they are first called."""
 
@@ -85,20 +85,21 @@ def bind_declared(
     clock: Clock | None,
     mapped: bool,
     place: tuple[str, int],
+    whole: frozenset[str],
 ) -> Any:
     """Bind a function to what a registry will say when it is first called: modules may load before configuration.
 
     Args:
         func: the function.
         policy: what its decorator says, where that is no profile; it is checked now.
-        profile, below, fields, registry, place: see `Declaration`.
+        profile, below, fields, registry, place, whole: see `Declaration`.
         clock: where time and chance come from.
         mapped: as `bind`.
     """
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry)
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 

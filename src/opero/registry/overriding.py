@@ -9,7 +9,7 @@ from opero.config.code import source_at
 from opero.config.document import read_document
 from opero.config.report import Report
 from opero.config.sources import Layer, Marked, Source
-from opero.errors import PolicyNotFoundError, nearest
+from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.base import BasePolicy
 from opero.policies.policy import Policy
 
@@ -31,6 +31,12 @@ def layer_of(
     for name in profiles:
         if name not in configuration.policies:
             raise PolicyNotFoundError(f"there is no profile {name!r}{nearest(name, configuration.policies)}", name=name)
+    for key, said in (("policies", profiles), ("functions", functions)):
+        for name in (name for name, value in said.items() if value is None):
+            raise ConfigError(
+                f"override: {key}.{name} is None, which says nothing: write {{}} to change nothing, or remove its "
+                "policies one by one, as in {'retry': None}"
+            )
     source = source_at(place, "override")
     report = Report()
     layer = read_document(_mark({"policies": profiles, "functions": functions}, source), str(source), report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +12,10 @@ from opero.bound import bind
 from opero.config.code import place_of
 from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, options_to_fields
+from opero.functions import short_name
+from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
+from opero.registry.forking import RenewedLock
 from opero.registry.imports import ImportBindings
 from opero.registry.reloading import Changes, InForce, change, declared, in_force
 from opero.registry.sharing import SharedExecutors
@@ -58,7 +59,7 @@ class Registry(Mapping[str, Policy]):
         self._overrides: list[Layer] = []
         self._roster = Roster()
         self._imports = ImportBindings()
-        self._changing = threading.RLock()  # taken by whoever changes the configuration, and by no call
+        self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
 
     @classmethod
     def load(
@@ -84,10 +85,13 @@ class Registry(Mapping[str, Policy]):
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
+        from opero.environ import working_directory
         from opero.logs import logger
 
+        base = working_directory()
+
         def read(directory: str | Path | None) -> Configuration:
-            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir)
+            return load(directory, environment, environ, env_file=env_file, secrets_dir=secrets_dir, base=base)
 
         configuration = read(directory)
         for warning in configuration.warnings:
@@ -214,7 +218,7 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: no profile of that name.
-            ConfigError: the policy does not fit the function.
+            ConfigError: that is no name, or the policy does not fit the function.
         """
         return self._bind_now(func, name, clock, dict(options), mapped=mapped, by="Registry.bind", place=where(1))
 
@@ -230,12 +234,18 @@ class Registry(Mapping[str, Policy]):
         place: tuple[str, int],
         name: str | None = None,
     ) -> Any:
+        if not isinstance(profile, str):
+            raise ConfigError(
+                f"a function is bound to a profile's name, and this is of type {type(profile).__name__}; a policy of "
+                "its own is applied: Policy(...).apply(function)"
+            )
         fields = options_to_fields(options)
         Policy.check_fields(fields)
+        whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self)
+            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
             made.append(self._binding(function, None, declaration, clock))
             made[0].resolved()
             return made[0]
@@ -365,20 +375,28 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: no function of that name is bound here.
+            ConfigError: no function of that name is bound here, or this function is not.
         """
-        binding = getattr(target, "binding", None)
-        if binding is None and (":" not in target or target in self):
+        if isinstance(target, str) and (":" not in target or target in self):
             self[target]
             return self.configuration.sources[target]
-        if binding is None:
+        if isinstance(target, str):
             found = [each for each in self._bindings() if declared(each).name == target]
             if not found:
                 names = [declared(each).name for each in self._bindings()]
                 raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
-            binding = found[-1]
+            return self._effective(declared(found[-1]), self.configuration).leaves()
+        binding = getattr(target, "binding", None)
+        if not isinstance(binding, Binding):
+            name = short_name(target) if callable(target) else type(target).__name__
+            raise ConfigError(
+                f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it, '
+                "and pass what bind() gives"
+            )
         if binding.declaration is None:
             raise ConfigError(f"{binding.name} was bound by Policy.apply, which asks no registry")
+        if not any(each is binding for each in self._bindings()):
+            raise ConfigError(f"{binding.name} is not bound by this registry; ask the one that it is bound by")
         return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
@@ -410,8 +428,16 @@ class Registry(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+        from opero.logs import logger
+        from opero.registry.checking import news
+
         with self._changing:
-            return self._change(read(), self._overrides)
+            before = self._base
+            changes = self._change(read(), self._overrides)
+            after = self._base
+        for each in news(before, after, self._bindings()):
+            logger.warning("%s", each)
+        return changes
 
     @contextmanager
     def override(
@@ -428,11 +454,13 @@ class Registry(Mapping[str, Policy]):
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: something in it is wrong; nothing has changed.
+            ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
         """
+        from opero.registry.checking import check_entries
         from opero.registry.overriding import layer_of
 
         layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
+        check_entries(layer, self._bindings())
         with self._changing:
             self._change(self._base, [*self._overrides, layer])
         try:

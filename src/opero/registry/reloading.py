@@ -10,6 +10,7 @@ from opero.config.report import Report
 from opero.errors import ConfigError
 from opero.layers import check_fit
 from opero.logs import logger
+from opero.registry.forking import undivided
 from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def change(
             unfit.add(id(binding))
             logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(own.lines))
     report.raise_if_any()
-    before.shared.give_way(draft.shared)
-    commit(draft)
+    with undivided:
+        before.shared.give_way(draft.shared)
+        commit(draft)
     functions = []
     for binding in bindings():
         if id(binding) in prepared:

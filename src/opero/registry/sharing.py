@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
+
+from opero.registry.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ class SharedExecutors:
         """What the first executor of a key is to take over from."""
         self._heirs: list[tuple[Any, Any]] | None = None
         """Executors of one that is not in force yet, and whom they are to take over from."""
-        self._lock = threading.Lock()
+        self._lock = RenewedLock()
         self.is_over = False
 
     def of(self, profile: str | None) -> Share:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
-import signal
+import re
 import threading
-from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from opero.errors import ConfigError, MissingExtraError
+from opero.errors import ConfigError
 from opero.events import emit, emit_quietly
 from opero.logs import logger
+from opero.registry.looking import changes, require_watchfiles
+from opero.registry.signals import hear_sighup, no_longer_hear_sighup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from pathlib import Path
 
     from opero.registry.registry import Registry
 
 __all__ = ["Watch"]
 
-STEP, DEBOUNCE, LOOK = 50, 200, 500
-"""Milliseconds: how often changes are looked for, how long those of one moment are gathered, and how often whether to
-stop."""
+
+LINES = r"\bline \d+|(?<=\.yaml|.\.yml):\d+:\d+"
+"""Other places that a problem's text tells of."""
 
 
 class Watch:
@@ -43,19 +43,20 @@ class Watch:
         self._registry = registry
         self._requests: SimpleQueue[str | None] = SimpleQueue()
         self._stopping = threading.Event()
-        self._told = ""
-        self._handler_before: Any = None
-        self._has_handler = False
+        self._told: frozenset[str] = frozenset()
+        self._sighup = sighup
         if not files and not sighup:
             raise ConfigError("watch(files=False) watches nothing; write sighup=True, or leave files on")
         self._threads = [threading.Thread(target=self._reload_when_asked, name="opero-reload", daemon=True)]
+        if not files and registry._read is None:
+            raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
         if files:
-            watching = _watch_files(_paths(registry), self._stopping)
-            self._threads.append(
-                threading.Thread(target=self._ask_for, args=(watching,), name="opero-watch", daemon=True)
-            )
+            if not registry.watched_paths():
+                raise ConfigError("this registry was not read from any file, so there is nothing to watch")
+            require_watchfiles()
+            self._threads.append(threading.Thread(target=self._watch_files, name="opero-watch", daemon=True))
         if sighup:
-            self._handle_sighup()
+            hear_sighup(self._on_sighup)
         for thread in self._threads:
             thread.start()
 
@@ -65,8 +66,8 @@ class Watch:
             return
         self._stopping.set()
         self._requests.put(None)
-        if self._has_handler:
-            signal.signal(signal.SIGHUP, self._handler_before)
+        if self._sighup:
+            no_longer_hear_sighup(self._on_sighup)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -79,29 +80,16 @@ class Watch:
 
     # Who asks
 
-    def _ask_for(self, changes: Iterator[Any]) -> None:
-        has_begun = False
-        for changed in changes:
-            if changed or not has_begun:  # what has changed before the watching began is found now
-                self._requests.put("a file has changed")
-            has_begun = True
+    def _watch_files(self) -> None:
+        for _ in changes(self._paths, self._stopping):
+            self._requests.put("a file has changed")
 
-    def _handle_sighup(self) -> None:
-        if not hasattr(signal, "SIGHUP"):  # pragma: no cover  # Windows
-            raise ConfigError("there is no SIGHUP on this platform; call reload() instead")
-        try:
-            self._handler_before = signal.signal(signal.SIGHUP, self._on_sighup)
-        except ValueError as error:
-            raise ConfigError(
-                "watch(sighup=True) must be called in the main thread, as Python's signals are"
-            ) from error
-        self._has_handler = True
+    def _paths(self) -> list[Path]:
+        # The files too: one may be a link into a directory that nobody watches.
+        return list(dict.fromkeys([*self._registry.watched_paths(), *self._registry.configuration.files]))
 
-    def _on_sighup(self, number: int, frame: FrameType | None) -> None:
-        # A handler may interrupt anything, so it takes no lock: the thread does the work.
+    def _on_sighup(self) -> None:
         self._requests.put("SIGHUP")
-        if callable(self._handler_before):
-            self._handler_before(number, frame)
 
     # Who reloads
 
@@ -113,70 +101,34 @@ class Watch:
                     return
             try:
                 self._reload(reason)
-            except Exception:  # noqa: BLE001  # watching goes on, whatever a handler or a module that was imported has raised
+            except BaseException:  # noqa: BLE001  # watching goes on, whatever a handler or a module that was imported raises
                 logger.exception("reloading the configuration failed")
 
     def _reload(self, reason: str) -> None:
         try:
-            changes = self._registry.reload()
+            found = self._registry.reload()
         except ConfigError as error:
-            told = str(error)
+            told = _apart_from_lines(error)
             if told != self._told:
                 self._told = told
                 emit(
                     "configuration_rejected",
                     "configuration",
-                    f"not reloaded ({reason}), and what held goes on: {told}",
+                    f"not reloaded ({reason}), and what held goes on: {error}",
                     level=logging.ERROR,
                     error=error,
                 )
             return
-        if self._told and not changes:
+        if self._told and not found:
             logger.info("configuration: is right again, and says what has held all along")
-        self._told = ""
-        if changes:
-            names = ", ".join([*changes.profiles, *changes.functions])
+        self._told = frozenset()
+        if found:
+            names = ", ".join([*found.profiles, *found.functions])
             logger.info("configuration: reloaded (%s): %s", reason, names)
-            emit_quietly("configuration_reloaded", "configuration", f"reloaded: {names}", changes=changes)
+            emit_quietly("configuration_reloaded", "configuration", f"reloaded: {names}", changes=found)
 
 
-def _paths(registry: Registry) -> list[Path]:
-    """The files and directories that the configuration was read from.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    paths = registry.watched_paths()
-    if not paths:
-        raise ConfigError("this registry was not read from any file, so there is nothing to watch")
-    return paths
-
-
-def _watch_files(paths: list[Path], stopping: threading.Event) -> Iterator[Any]:
-    """What gives something whenever one of these changes.
-
-    A file is watched by its directory: editors and orchestrators put another file at its name.
-    """
-    try:
-        from watchfiles import watch
-    except ImportError as error:
-        raise MissingExtraError("watching files needs the extra of that name: pip install 'opero[watch]'") from error
-    directories = {path for path in paths if path.is_dir()}
-    files = {path for path in paths if path not in directories}
-    outer = {path.parent for path in files} - directories
-
-    def matters(change: object, path: str) -> bool:
-        changed = Path(path)
-        return changed in files or changed.parent in directories or changed.name == "..data"
-
-    return watch(
-        *sorted(directories | outer),
-        watch_filter=matters,
-        stop_event=stopping,
-        debounce=DEBOUNCE,
-        step=STEP,
-        rust_timeout=LOOK,
-        yield_on_timeout=True,
-        recursive=False,
-        raise_interrupt=False,
-    )
+def _apart_from_lines(error: ConfigError) -> frozenset[str]:
+    """What is wrong, wherever in its file: an unchanged mistake is no news when a line is put in before it."""
+    texts = (f"{each.file or each.place}: {each.text}" for each in error.problems)
+    return frozenset(re.sub(LINES, "", text) for text in texts)

@@ -1,0 +1,184 @@
+"""What functions are called: never by what they hold, which may be secret, and alike in every process of a program."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, Policy, Registry, opmap
+from opero.functions import full_name, short_name
+from opero.registry.declarations import name_in_config
+
+SECRET = "hunter2"
+
+
+class Client:
+    """Shows its key, as dataclasses do."""
+
+    def __init__(self, key: str = SECRET) -> None:
+        self.key = key
+
+    def __call__(self, item: int = 0) -> int:
+        raise ConnectionError
+
+    def __repr__(self) -> str:
+        return f"Client({self.key})"
+
+
+def fetch(key: str, item: int = 0) -> int:
+    return item
+
+
+CALLABLES = [
+    (Client(), "Client.__call__"),
+    (functools.partial(fetch, SECRET), "fetch"),
+    (functools.partial(functools.partial(fetch, SECRET), item=1), "fetch"),
+    (functools.partial(Client(), 1), "Client.__call__"),
+    (functools.update_wrapper(functools.partial(Client(), 1), fetch), "fetch"),
+]
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_objects_and_partials_are_named_by_what_they_call(function: Any, name: str) -> None:
+    assert short_name(function) == name
+    assert full_name(function) == f"{__name__}.{name}"
+    assert name_in_config(function) == f"{__name__}:{name}"
+    assert [each.name for each in _bound(function).bindings()] == [f"{__name__}:{name}"]
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_an_entry_holds_for_objects_and_partials_by_that_name(function: Any, name: str) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    bound = registry.bind(function, "api")
+    with registry.override(functions={f"{__name__}:{name}": {"retry": 7}}):
+        assert bound.policy == Policy(retry=7)
+
+
+@pytest.mark.parametrize(("function", "name"), CALLABLES)
+def test_what_a_callable_holds_is_in_no_message_and_no_name_of_a_cache(function: Any, name: str) -> None:
+    bound = Policy(cache=True, circuit_breaker=1).apply(function)
+    assert bound.binding.name == name
+    assert bound.binding.cache.region.name == f"opero:{__name__}.{name}"
+    assert SECRET not in repr(bound.binding)
+    with pytest.raises(ConfigError) as caught:
+        Policy(fallback={"arg": "api_key"}).apply(function)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        Policy(rate_limit={"rate": 1, "cost": "tokens"}).apply(function)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(TypeError) as refused:
+        opmap(function)(7)
+    assert SECRET not in str(refused.value)
+
+
+def test_two_partials_of_one_function_have_one_name_and_caches_of_their_own() -> None:
+    first, second = (Policy(cache=True).apply(functools.partial(max, each)) for each in (1, 2))
+    assert (first(0), second(0)) == (1, 2)
+
+
+def _bound(function: Any) -> Registry:
+    registry = Registry({"api": Policy(retry=2)})
+    registry.held = registry.bind(function, "api")  # type: ignore[attr-defined]  # else nobody holds it
+    return registry
+
+
+@pytest.mark.parametrize("value", [{"TOKEN": SECRET}, SECRET, property(lambda self: SECRET)])
+def test_what_is_not_callable_is_told_by_its_type_and_not_by_what_it_holds(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("settings")
+    module.value = value  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings", module)
+    registry = Registry({"api": Policy()})
+    kind = type(value).__name__
+    with pytest.raises(ConfigError, match=f"settings:value is of type {kind}, which is not callable") as caught:
+        registry.bind_import("settings:value", "api")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"what is of type {kind} is not callable; a policy") as caught:
+        registry.bind(value, "api")
+    assert SECRET not in str(caught.value)
+
+
+def test_an_object_on_the_way_to_a_function_is_told_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("settings")
+    module.values = {"TOKEN": SECRET}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "settings", module)
+    with pytest.raises(ConfigError, match="settings:values.gett: dict has no 'gett'; did you mean 'get'") as caught:
+        Registry({"api": Policy()}).bind_import("settings:values.gett", "api")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(ValueError, match="dict has no 'gett'") as refused:
+        Policy(fallback={"function": "settings:values.gett"})
+    assert SECRET not in str(refused.value)
+
+
+def test_a_policy_that_is_neither_a_name_nor_a_policy_is_told_by_its_type() -> None:
+    with pytest.raises(
+        ConfigError, match="policy= is of type dict, and so is neither a profile's name nor a Policy"
+    ) as caught:
+        opmap(policy={"cache": {"secret": SECRET}})  # type: ignore[arg-type]
+    assert SECRET not in str(caught.value)
+
+
+PROGRAM = """
+import multiprocessing
+import sys
+
+from opero import get_default_registry, opero
+
+
+@opero(retries=1)
+def fetch():
+    return 1
+
+
+class Client:
+    @opero(retries=1)
+    def get(self):
+        return 1
+
+
+def tell():
+    for bound in get_default_registry().bindings():
+        print(bound.name, bound.policy.retry.retries, *bound.entries, flush=True)
+
+
+if __name__ == "__main__":
+    tell()
+    child = multiprocessing.get_context(sys.argv[1]).Process(target=tell)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize(("how", "module"), [(["app/work.py"], "__main__"), (["-m", "app.work"], "app.work")])
+def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_too(
+    method: str, how: list[str], module: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").touch()
+    (tmp_path / "app" / "work.py").write_text(PROGRAM)
+    (tmp_path / "policies").mkdir()
+    entries = f'functions: {{"{module}:fetch": {{retry: 7}}, "{module}:Client.*": {{retry: 8}}}}'
+    (tmp_path / "policies" / "base.yaml").write_text(entries)
+    done = subprocess.run(
+        [sys.executable, *how, method], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [f"{module}:Client.get 8 {module}:Client.*", f"{module}:fetch 7 {module}:fetch"]
+    assert done.stdout.splitlines() == [*told, *told]
+
+
+def test_what_a_store_on_disk_cannot_name_is_told_without_what_it_holds(tmp_path: Path) -> None:
+    policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
+    with pytest.raises(ConfigError, match=r"Client\.__call__ has no name that another process would know") as caught:
+        policy.apply(Client())
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

@@ -1,0 +1,73 @@
+"""What a registry is asked that it cannot mean or know: refused, with what to write instead."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from opero import ConfigError, Policy, Registry, opero
+
+
+def fetch() -> int:
+    return 1
+
+
+class Client:
+    @opero(retries=1)
+    def get(self) -> int:
+        return 1
+
+
+def test_explain_speaks_of_functions_that_this_registry_looks_after_and_of_no_other() -> None:
+    ours, theirs = Registry({"api": Policy(retry=1)}), Registry({"api": Policy(retry=2)})
+    now, late = ours.bind(fetch, "api"), opero(policy="api", registry=ours)(fetch)
+    for bound in (now, late):
+        assert ours.explain(bound)["retry.retries"].value == 1
+        with pytest.raises(ConfigError, match="fetch is not bound by this registry; ask the one that it is bound by"):
+            theirs.explain(bound)
+    with pytest.raises(ConfigError, match=re.escape("fetch was bound by Policy.apply, which asks no registry")):
+        ours.explain(Policy(retry=1).apply(fetch))
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(print, "print"), (fetch, "fetch"), (mock.Mock(), "Mock.__call__"), (7, "int"), (None, "NoneType")],
+)
+def test_explain_says_what_it_takes_where_something_is_not_bound(target: Any, name: str) -> None:
+    said = f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it'
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Registry({"api": Policy()}).explain(target)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(None, "NoneType"), (Policy(), "Policy"), (7, "int")])
+def test_a_function_is_bound_to_a_profiles_name_and_to_nothing_else(name: Any, kind: str) -> None:
+    registry = Registry({"api": Policy()})
+    said = f"a function is bound to a profile's name, and this is of type {kind}; a policy of its own is applied: "
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        registry.bind(len, name)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        registry.bind_import("json:dumps", name)
+    assert registry.bindings() == ()
+
+
+def test_a_bound_method_of_an_instance_goes_by_its_functions_name() -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    bound = registry.bind(Client().get, "api")
+    assert [each.name for each in registry.bindings()] == [f"{__name__}:Client.get"]
+    with registry.override(functions={f"{__name__}:Client.*": {"retry": 7}}):
+        assert bound.policy == Policy(retry=7)
+
+
+@pytest.mark.parametrize(
+    ("said", "place"), [({"api": None}, "policies.api"), ({"functions": {"app:*": None}}, "functions.app:*")]
+)
+def test_an_override_that_says_nothing_is_refused(said: Any, place: str) -> None:
+    registry = Registry({"api": Policy(retry=2)})
+    told = f"{place} is None, which says nothing: write {{}} to change nothing, or remove its policies one by one"
+    with pytest.raises(ConfigError, match=re.escape(told)), registry.override(**said):
+        raise AssertionError
+    with registry.override(api={}):
+        assert registry["api"] == Policy(retry=2)
