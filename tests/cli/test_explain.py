@@ -105,13 +105,20 @@ def test_a_function_that_another_module_binds_is_explained_with_that(command: Co
         from opero import get_default_registry
         registry = get_default_registry()
         plain = registry.bind(app.plain, "api", retries=7)
+        """,
+    )
+    command.write(
+        "boot_library.py",
+        """\
+        from opero import get_default_registry
+        registry = get_default_registry()
         registry.bind_import("json:dumps", "reports")
         """,
     )
     try:
         told = rows(command("explain", "app:plain", "--import", "boot").out)
         assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in told
-        found = command("explain", "json:dumps", "--import", "boot", "--json").json
+        found = command("explain", "json:dumps", "--import", "boot_library", "--json").json
         assert found["bound"] is True
         assert found["options"][0]["value"] == "reports"
         assert command("explain", "api", "--import", "boot").code == 2
@@ -119,7 +126,7 @@ def test_a_function_that_another_module_binds_is_explained_with_that(command: Co
         import json
         import sys
 
-        sys.modules["boot"].registry.unbind_import("json:dumps")
+        sys.modules["boot_library"].registry.unbind_import("json:dumps")
         assert not hasattr(json.dumps, "binding")
 
 
