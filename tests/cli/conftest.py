@@ -15,6 +15,8 @@ import pytest
 
 import opero
 from opero.cli.app import run
+from opero.registry import default
+from opero.registry.declarations import Roster
 from opero.registry.default import set_default_registry
 
 POLICIES = {
@@ -127,3 +129,9 @@ def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
     with process:
         out, err = process.communicate(text, timeout=30)
     return Ran(process.returncode, out, err)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that other tests have decorated wait for the default registry, too."""
+    monkeypatch.setattr(default, "_unclaimed", Roster())

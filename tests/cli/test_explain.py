@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.conftest import Command, Ran, finished, start
+from cli.conftest import Command
 
 MODULE = """\
     from opero import RetryPolicy, opero
@@ -105,19 +105,29 @@ def test_a_function_that_another_module_binds_is_explained_with_that(command: Co
         from opero import get_default_registry
         registry = get_default_registry()
         plain = registry.bind(app.plain, "api", retries=7)
-        registry.bind_import("textwrap:shorten", "reports")
         """,
     )
+    command.write(
+        "boot_library.py",
+        """\
+        from opero import get_default_registry
+        registry = get_default_registry()
+        registry.bind_import("json:dumps", "reports")
+        """,
+    )
+    try:
+        told = rows(command("explain", "app:plain", "--import", "boot").out)
+        assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in told
+        found = command("explain", "json:dumps", "--import", "boot_library", "--json").json
+        assert found["bound"] is True
+        assert found["options"][0]["value"] == "reports"
+        assert command("explain", "api", "--import", "boot").code == 2
+    finally:
+        import json
+        import sys
 
-    def explained(*arguments: str) -> Ran:
-        return finished(start("explain", *arguments, "--import", "boot", directory=command.directory))
-
-    told = rows(explained("app:plain").out)
-    assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in told
-    found = explained("textwrap:shorten", "--json").json
-    assert found["bound"] is True
-    assert found["options"][0]["value"] == "reports"
-    assert "--import is for functions" in explained("api").err
+        sys.modules["boot_library"].registry.unbind_import("json:dumps")
+        assert not hasattr(json.dumps, "binding")
 
 
 def test_a_function_that_nothing_binds_is_explained_as_call_would_run_it(command: Command) -> None:

@@ -225,7 +225,7 @@ BAD_TEXTS = {
     ),
     "no short form": (
         "policies: {api: {fallback: x}}\n",
-        ":1:28: policies.api.fallback: 'x' does not say which field of FallbackPolicy it is; write a mapping",
+        ":1:28: policies.api.fallback: a value alone does not say which field of FallbackPolicy it is; write a mapping",
     ),
     "a wrong type": (
         "policies:\n  api:\n    retry: {retries: five}\n",

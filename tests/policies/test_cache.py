@@ -75,7 +75,7 @@ BAD: Bad = [
     ("ttl_jitter", True, "True is no number"),
     ("cache_if", 3, "3 is not callable"),
     ("error_ttl", 0, "0 is not above 0"),
-    ("tags", 3, "3 are no tags"),
+    ("tags", 3, "3 cannot be tags"),
     ("tags", "user:{}", "each brace must hold the name of a parameter"),
     ("tags", "user:{id", "is no tag: .*write {{ for a brace"),
     ("tags", [""], "'' is no tag"),

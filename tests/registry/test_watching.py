@@ -80,6 +80,35 @@ def test_a_changed_file_is_reloaded_and_a_bad_one_told_once(tmp_path: Path, told
         assert registry["api"] == Policy(retry=3)
 
 
+def test_a_mistake_that_only_moves_is_told_once(policies: Path, told: Any) -> None:
+    registry = Registry.load(policies, environ={})
+    wrong = "policies:\n  api: {timeout: {total: 1s, attempt: 2s}}\n  api: {retry: minus one}\n  db: {retries: 1}\n"
+    with registry.watch(files=False, sighup=True) as watch:
+        tried = [threading.Event() for _ in range(4)]
+        reload = registry.reload
+
+        def tell(number: int) -> Any:
+            def reload_and_tell() -> Any:
+                try:
+                    return reload()
+                finally:
+                    tried[number].set()
+
+            return reload_and_tell
+
+        for number, text in enumerate(
+            [wrong, f"# one\n\n{wrong}", wrong.replace("retries", "retires"), "policies: {}"]
+        ):
+            (policies / "base.yaml").write_text(text)
+            registry.reload = tell(number)  # type: ignore[method-assign]
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert tried[number].wait(WITHIN)
+        watch.stop()
+    names, messages = zip(*(told.get_nowait() for _ in range(told.qsize())), strict=True)
+    assert names == ("configuration_rejected", "configuration_rejected", "configuration_reloaded")
+    assert ["'retries' in" in messages[0], "'retires' in" in messages[1]] == [True, True]
+
+
 def test_what_changed_before_the_watching_began_is_found(tmp_path: Path, told: Any) -> None:
     registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
     (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
@@ -212,6 +241,8 @@ def test_what_cannot_be_watched_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
     with pytest.raises(ConfigError, match="watches nothing"):
         registry.watch(files=False)
+    with pytest.raises(ConfigError, match="nothing to read again"):
+        Registry({"api": Policy()}).watch(files=False, sighup=True)
     errors: list[BaseException] = []
 
     def elsewhere() -> None:

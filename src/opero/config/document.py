@@ -195,6 +195,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
             }
         except ValueError as error:
             report.add(marked.source, f"{section}.{kind}: {error}")
+            report.hide(marked)
             return Block(marked, section, flawed=True)
     flawed = not all(type(entry.value) in PLAIN or entry.is_whole() for entry in fields.values())
     if flawed or not fields.keys() <= FIELDS[kind]:

@@ -118,7 +118,7 @@ def _tags(value: Any) -> Any:
     """Tags; a single one may stand alone."""
     each = (value,) if isinstance(value, str) else value
     if not isinstance(each, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in each):
-        raise ValueError(f"{value!r} are no tags: write text, such as [users, 'user:{{user_id}}']")
+        raise ValueError(f"{said(value)} cannot be tags: write text, such as [users, 'user:{{user_id}}']")
     return (_tag(value),) if isinstance(value, str) else tuple(each_of(each, _tag))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -130,7 +131,12 @@ def fits(pattern: str, value: object) -> bool:
 
 
 def said(value: object) -> str:
-    """A value as messages show it: a date as YAML writes it, a URL without its password, all else Python's way."""
+    """A value as messages show it: a date as YAML writes it, a URL without its password, all else Python's way; nothing
+    of a mapping, which may hold anything."""
+    if isinstance(value, Mapping) and value:
+        return "a mapping"
+    if isinstance(value, list | tuple) and any(isinstance(each, Mapping | list | tuple) for each in value):
+        return "a list"
     return f"the date {value}" if isinstance(value, date) else without_password(repr(value))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from opero.registry.registry import Registry
 
 __all__ = ["Watch"]
+
+
+LINES = r"\bline \d+|(?<=\.yaml|.\.yml):\d+:\d+"
+"""Other places that a problem's text tells of."""
 
 
 class Watch:
@@ -38,11 +43,13 @@ class Watch:
         self._registry = registry
         self._requests: SimpleQueue[str | None] = SimpleQueue()
         self._stopping = threading.Event()
-        self._told = ""
+        self._told: frozenset[str] = frozenset()
         self._sighup = sighup
         if not files and not sighup:
             raise ConfigError("watch(files=False) watches nothing; write sighup=True, or leave files on")
         self._threads = [threading.Thread(target=self._reload_when_asked, name="opero-reload", daemon=True)]
+        if not files and registry._read is None:
+            raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
         if files:
             if not registry.watched_paths():
                 raise ConfigError("this registry was not read from any file, so there is nothing to watch")
@@ -101,21 +108,27 @@ class Watch:
         try:
             found = self._registry.reload()
         except ConfigError as error:
-            told = str(error)
+            told = _apart_from_lines(error)
             if told != self._told:
                 self._told = told
                 emit(
                     "configuration_rejected",
                     "configuration",
-                    f"not reloaded ({reason}), and what held goes on: {told}",
+                    f"not reloaded ({reason}), and what held goes on: {error}",
                     level=logging.ERROR,
                     error=error,
                 )
             return
         if self._told and not found:
             logger.info("configuration: is right again, and says what has held all along")
-        self._told = ""
+        self._told = frozenset()
         if found:
             names = ", ".join([*found.profiles, *found.functions])
             logger.info("configuration: reloaded (%s): %s", reason, names)
             emit_quietly("configuration_reloaded", "configuration", f"reloaded: {names}", changes=found)
+
+
+def _apart_from_lines(error: ConfigError) -> frozenset[str]:
+    """What is wrong, wherever in its file: an unchanged mistake is no news when a line is put in before it."""
+    texts = (f"{each.file or each.place}: {each.text}" for each in error.problems)
+    return frozenset(re.sub(LINES, "", text) for text in texts)
