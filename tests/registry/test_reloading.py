@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from opero import CircuitOpenError, ConfigError, Policy, Registry, RetryPolicy, opero, opmap
+from opero.binding import Binding
 from opero.executors.bulkhead import BulkheadExecutor
 from opero.registry.sharing import SharedExecutors
 from opero.testing import VirtualClock
@@ -287,6 +288,41 @@ def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
     first, *others = breakers(early, late, third)
     assert all(each is first for each in others)
     assert first.state == "open"
+
+
+def test_ctrl_c_in_the_middle_of_a_reload_leaves_no_function_behind(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = files.load("policies: {api: {retry: 1, bulkhead: 3}}")
+    bound = [registry.bind(each, "api") for each in (one, two, broken)]
+    late = opero(policy="api", registry=registry)(one)
+    enforce, calls = Binding.enforce, []
+
+    def interrupted(self: Binding, chain: Any) -> None:
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        enforce(self, chain)
+
+    monkeypatch.setattr(Binding, "enforce", interrupted)
+    files.write("policies: {api: {retry: 2, bulkhead: 4}}")
+    with pytest.raises(KeyboardInterrupt):
+        registry.reload()
+    assert [each.policy for each in (*bound, late)] == [Policy(retry=2, bulkhead=4)] * 4
+
+
+def test_ctrl_c_while_state_changes_hands_leaves_nobody_waiting(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = files.load("policies: {api: {retry: 1, bulkhead: 3}}")
+    bound, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BulkheadExecutor, "take_over", interrupted)
+    files.write("policies: {api: {retry: 2, bulkhead: 4}}")
+    with pytest.raises(KeyboardInterrupt):
+        registry.reload()
+    assert (bound(), late()) == (1, 2)
 
 
 def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,8 @@ def change(
     draft = InForce(after, before.shared.successor(after.policies))
     prepared: dict[int, Chain] = {}
     unfit: set[int] = set()
-    for binding in bindings():
+    known = list(bindings())  # which also keeps them, as they go by their identity
+    for binding in known:
         own = after.report() if anyhow else report
         chain = _prepare(binding, before.configuration, draft, own)
         if chain is not None:
@@ -89,18 +90,27 @@ def change(
             unfit.add(id(binding))
             logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(own.lines))
     report.raise_if_any()
+
+    def swap() -> None:
+        for binding in {id(each): each for each in (*known, *bindings())}.values():
+            if id(binding) in prepared:
+                binding.enforce(prepared[id(binding)])
+            elif id(binding) in unfit:
+                binding.forget()
+            else:
+                _catch_up(binding, before.configuration, draft)
+
     with undivided:
-        before.shared.give_way(draft.shared)
-        commit(draft)
-    functions = []
-    for binding in bindings():
-        if id(binding) in prepared:
-            functions.append(declared(binding).name)
-            binding.enforce(prepared[id(binding)])
-        elif id(binding) in unfit:
-            binding.forget()
-        else:
-            _catch_up(binding, before.configuration, draft)
+        try:
+            before.shared.give_way(draft.shared)
+        finally:
+            commit(draft)
+    try:
+        swap()
+    except KeyboardInterrupt:  # half of two configurations would be worse than a moment's delay
+        swap()
+        raise
+    functions = [declared(binding).name for binding in known if id(binding) in prepared]
     names = {**before.configuration.policies, **after.policies}
     changed = [name for name in names if before.configuration.policies.get(name) != after.policies.get(name)]
     return Changes(tuple(sorted(changed)), tuple(sorted(functions)))
