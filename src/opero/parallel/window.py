@@ -231,7 +231,7 @@ class Window:
             self.watch()  # where a stage answers all, there is nobody else to wait for
             if self.is_stopped:
                 return None
-            if self.source.is_slow:  # what has come does not wait until it is a whole chunk
+            if self.source.is_slow and self._missing:  # what has come does not wait until it is a whole chunk
                 break
         if not self._missing:
             return None
