@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -133,7 +134,8 @@ def test_a_flow_too_deep_for_the_c_parser_is_refused_before_it_crashes(tmp_path:
     path.write_text("[" * 300_000)
     report = Report()
     assert yaml_source.read_yaml(path, "deep.yaml", report) is None
-    assert report.lines == ["deep.yaml:1:51: nests deeper than 50 levels"]
+    [line] = report.lines
+    assert re.fullmatch(r"deep\.yaml:1:\d+: nests deeper than 50 levels", line)
 
 
 def test_aliases_that_multiply_beyond_measure_are_refused(policies: Policies) -> None:

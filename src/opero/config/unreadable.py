@@ -9,8 +9,10 @@ import yaml
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["UnreadableError", "explain", "text_of"]
+__all__ = ["MAX_DEPTH", "UnreadableError", "explain", "text_of"]
 
+MAX_DEPTH = 50
+"""How deep a file may nest. The format itself needs six levels."""
 CURES = {
     "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
     "cannot start any token": "; quote the text",
@@ -73,6 +75,8 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
     written = lines[line] if line < len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
         raise UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
+    if "nesting depth" in problem:  # libyaml has a limit, too, and meets it first where it must look far ahead
+        raise UnreadableError(f"nests deeper than {MAX_DEPTH} levels", line, column) from error
     context = getattr(error, "context", None)
     cure = next((cure for part, cure in CURES.items() if part in problem), "")
     what = f"{problem}{f' {context}' if context else ''}"

@@ -15,7 +15,7 @@ from yaml.resolver import Resolver
 from opero.config.fields import hidden_keys
 from opero.config.report import MASK, SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
-from opero.config.unreadable import UnreadableError, explain, text_of
+from opero.config.unreadable import MAX_DEPTH, UnreadableError, explain, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,6 @@ SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAX_VALUES = 100_000
 """Values that a file may come to once its aliases are written out. A real one has some hundreds."""
-MAX_DEPTH = 50
-"""How deep a file may nest. The format itself needs six levels."""
 
 STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
 OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
