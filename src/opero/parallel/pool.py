@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections import deque
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Process", "end_all", "give_back", "take_process"]
 
 IDLE_SECONDS = 60
+LONGEST_GOODBYE = 1.0
+"""Seconds that loky's threads may take at the program's end."""
 
 _lock = threading.Lock()
 _idle: list[Process] = []
@@ -53,6 +56,8 @@ class Process:
         self.end: str | None = None
         self.looked = 0.0
         self.was_dead = False
+        self.manager: threading.Thread | None = None
+        """Loky's thread, once it has been told to end."""
         self.futures: set[Future[bytes]] = set()
 
     @property
@@ -78,6 +83,7 @@ class Process:
         for each in [*pids, *(child for pid in pids for child in descendants(pid))]:
             with suppress(ProcessLookupError):
                 os.kill(each, getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.manager = self.executor._executor_manager_thread or self.manager
         self.executor.shutdown(wait=False)
 
     def _close_own_end(self) -> None:
@@ -134,6 +140,12 @@ def end_all() -> None:
         _busy.clear()
     for process in processes:
         process.kill("the program has ended")
+    # An interpreter that ends freezes daemon threads, and one that was giving back a semaphore would leave it half
+    # given back, of which loky warns. Their workers are dead, so these threads are done in no time.
+    until = time.monotonic() + LONGEST_GOODBYE
+    for process in processes:
+        if process.manager is not None and process.manager is not threading.current_thread():
+            process.manager.join(max(0.0, until - time.monotonic()))
 
 
 def _forget() -> None:
