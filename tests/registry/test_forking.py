@@ -40,7 +40,8 @@ def use():
     assert registry.reload().profiles == ("api",)
     with registry.override(api={"retry": 4}):
         assert bound.policy.retry.retries == 4
-    assert bound([1]) == 1 and registry.bind(sum, "api")([1]) == 1
+    summed = registry.bind(sum, "api")
+    assert bound([1]) == summed([1]) == 1
     registry.bind_import("json:dumps", "api")
     assert len(registry.bindings()) == 3
     set_default_registry(registry)
