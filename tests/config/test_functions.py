@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,6 @@ from opero.config.sources import CODE, Layer, Marked, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import Policies
 
@@ -167,6 +167,24 @@ def test_where_there_is_no_working_directory_any_more_nothing_is_configured(
         assert opero(named("app:one"))() == 1
     finally:
         monkeypatch.chdir(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_and_that_nobody_has_named_stops_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("OPERO_CONFIG=x")
+    (tmp_path / "pyproject.toml").write_text("[tool.opero]\nconfig = 'x'\n")
+    read_text = Path.read_text
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> str:
+        if self.name in (".env", "pyproject.toml"):
+            raise PermissionError(13, "Permission denied")
+        return read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    set_default_registry(None)
+    assert opero(named("app:one"))() == 1
 
 
 def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,18 +57,19 @@ class _Named:
 
 
 def is_configured() -> bool:
-    """Whether anything says that there are policies: a cheap question, before anything is read."""
+    """Whether anything says that there are policies: a cheap question, before anything is read. What may not be read says
+    nothing."""
     if variable(os.environ, "OPERO_CONFIG") is not None or Path(DEFAULT_DIRECTORY).is_dir():
         return True
     path = env_file(os.environ)
-    if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
-        return True
-    try:
+    with suppress(OSError):
+        if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
+            return True
+    with suppress(OSError):  # also where the working directory has been removed
         project = Path.cwd() / "pyproject.toml"
-    except FileNotFoundError:  # the working directory has been removed
-        return False
-    # Each function without a profile asks once, and reading the file takes a millisecond.
-    return project.is_file() and _is_named_in(project, project.stat().st_mtime_ns)
+        # Each function without a profile asks once, and reading the file takes a millisecond.
+        return project.is_file() and _is_named_in(project, project.stat().st_mtime_ns)
+    return False
 
 
 @lru_cache(maxsize=8)
@@ -153,7 +155,11 @@ def named_directory(
         if not value.strip():
             raise error_at(by, "is empty; unset it, or name a directory")
         return _Named(value.strip(), by)
-    return _from_pyproject(Path.cwd() / "pyproject.toml") or _Named(DEFAULT_DIRECTORY)
+    project = Path.cwd() / "pyproject.toml"
+    try:
+        return _from_pyproject(project) or _Named(DEFAULT_DIRECTORY)
+    except OSError as error:
+        raise error_at(project.name, f"cannot be read: {error.strerror or error}; set OPERO_CONFIG") from error
 
 
 def _from_pyproject(path: Path) -> _Named | None:
