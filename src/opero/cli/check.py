@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opero.cli.options import Config, Environment, Json  # noqa: TC001  # typer reads the annotations
+from opero.cli.options import Config, Environment, Json, Modules  # noqa: TC001  # typer reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,15 +21,7 @@ __all__ = ["check_command"]
 def check_command(
     env: Environment = None,
     all_envs: Annotated[bool, typer.Option("--all-envs", "-a", help="Check every environment.")] = False,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            "-i",
-            metavar="MODULE",
-            help="Import this module, and check what its functions are bound to. May be given several times.",
-        ),
-    ] = None,
+    modules: Modules = None,
     config: Config = None,
     as_json: Json = False,
 ) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opero.cli.options import Config, Environment, Json, target_names  # typer reads the annotations
+from opero.cli.options import Config, Environment, Json, Modules, target_names  # typer reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,15 +21,7 @@ def explain_command(
     target: Annotated[
         str, typer.Argument(metavar="PROFILE|MODULE:FUNCTION", help="What to explain.", autocompletion=target_names)
     ],
-    modules: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            "-i",
-            metavar="MODULE",
-            help="Import this module first, as it binds the function. May be given several times.",
-        ),
-    ] = None,
+    modules: Modules = None,
     env: Environment = None,
     config: Config = None,
     all_options: Annotated[bool, typer.Option("--all", help="Also options that nobody said.")] = False,

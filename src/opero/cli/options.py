@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Config", "Environment", "Json", "PolicyName", "environment_names", "profile_names", "target_names"]
+__all__ = [
+    "Config",
+    "Environment",
+    "Json",
+    "Modules",
+    "PolicyName",
+    "environment_names",
+    "profile_names",
+    "target_names",
+]
 
 
 def environment_names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -54,6 +63,15 @@ Config = Annotated[
         metavar="DIR",
         help="The directory of the policy files. Default: OPERO_CONFIG, else config of [tool.opero] in "
         "pyproject.toml, else ./policies.",
+    ),
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        "-i",
+        metavar="MODULE",
+        help="Import this module first, for the functions that it binds. May be given several times.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, whose shape stays as it is documented.")]

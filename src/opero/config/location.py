@@ -57,8 +57,10 @@ class _Named:
 
 
 def is_configured() -> bool:
-    """Whether anything says that there are policies: a cheap question, before anything is read. What may not be read says
-    nothing."""
+    """Whether anything says that there are policies: a cheap question, before anything is read.
+
+    What may not be read says nothing.
+    """
     if variable(os.environ, "OPERO_CONFIG") is not None or Path(DEFAULT_DIRECTORY).is_dir():
         return True
     path = env_file(os.environ)

@@ -1,6 +1,6 @@
 """Where values come from: a mark on each, kept from the file or variable to the effective policy.
 
-Reading keeps the parser's own marks; a `Source` is made of one only when somebody asks where a value stands.
+Reading keeps positions, a number each; a `Source` is made of one only when somebody asks where a value stands.
 """
 
 from __future__ import annotations

@@ -112,9 +112,6 @@ class Roster:
     def discard(self, binding: Binding) -> None:
         self._held.pop(id(binding), None)
 
-    def __contains__(self, binding: Binding) -> bool:
-        return id(binding) in self._held
-
     def bindings(self) -> list[Binding]:
         """Those that are there now."""
         with self._lock:

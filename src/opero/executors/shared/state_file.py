@@ -114,11 +114,6 @@ class StateFile:
         self._lock.release()
         uninterrupted.discard(me)
 
-    @property
-    def is_mine(self) -> bool:
-        """Whether this thread holds the lock."""
-        return self.holder == threading.get_ident()
-
     # May be read without the lock: each is written at one stroke
 
     @property
