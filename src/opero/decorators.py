@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.errors import ConfigError
-from opero.layers import check_arguments
+from opero.fitting import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 from opero.registry.declarations import where
 

@@ -95,7 +95,7 @@ def bound(
     from pydantic import ValidationError
 
     from opero.cli.mistakes import sentences
-    from opero.layers import check_arguments
+    from opero.fitting import check_arguments
     from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
     from opero.switch import plain

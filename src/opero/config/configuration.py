@@ -14,13 +14,13 @@ from opero.config.report import Report
 from opero.config.sources import CODE, Layer, Leaf, Section
 from opero.config.validation import check_fields, validate
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy  # noqa: TC001  # a dataclass's field
 from opero.policies.types import importing_from
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from opero.policies.policy import Policy
     from opero.registry.declarations import Declaration
 
 __all__ = ["Configuration", "Effective", "judged"]

@@ -8,7 +8,7 @@ from opero.config.code import place_of
 from opero.config.functions import FunctionEntries
 from opero.config.report import Report
 from opero.errors import ConfigError, nearest
-from opero.layers import check_fit
+from opero.fitting import check_fit
 from opero.registry.reloading import declared
 
 if TYPE_CHECKING:

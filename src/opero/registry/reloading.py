@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opero.config.code import place_of
 from opero.config.report import Report
 from opero.errors import ConfigError
-from opero.layers import check_fit
+from opero.fitting import check_fit
 from opero.logs import logger
 from opero.registry.forking import undivided
 from opero.switch import is_on, plain
