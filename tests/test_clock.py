@@ -10,8 +10,8 @@ import time
 import pytest
 
 from opero import Policy
-from opero.clock import SYSTEM, Clock
-from opero.interrupts import Expired
+from opero.runtime.clock import SYSTEM, Clock
+from opero.runtime.interruption import Expired
 from opero.testing import VirtualClock
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from opero import CallTimeoutError, Policy, RejectedError, interrupts
-from opero.interrupts import Expired, Interruption, abandoned, run_within
+from opero import CallTimeoutError, Policy, RejectedError
+from opero.runtime import interruption as interrupts
+from opero.runtime.interruption import Expired, Interruption, abandoned, run_within
 
 SOON = 0.05
 LONG = 5.0

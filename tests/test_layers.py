@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opero import AllFailedError, CircuitOpenError, ConfigError, Policy
-from opero.fitting import NOT_YET
+from opero.binding.fit import NOT_YET
 from opero.policies.policy import KINDS
 from opero.testing import VirtualClock
 

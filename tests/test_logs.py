@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from opero import Policy, configure_logging
-from opero.logs import logger
+from opero.observe.logs import logger
 from opero.testing import VirtualClock
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import Policy, Registry, opero
-from opero.stats import Stats
+from opero.observe.stats import Stats
 
 
 @pytest.mark.parametrize("policy", [{}, {"retry": 2}, {"circuit_breaker": 5}, {"cache": True, "timeout": 5}])

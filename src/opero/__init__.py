@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from opero.cache import CacheInfo as CacheInfo
     from opero.cache import clear_cache as clear_cache
-    from opero.clock import Clock as Clock
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap
     from opero.errors import AllFailedError as AllFailedError
@@ -32,13 +31,18 @@ if TYPE_CHECKING:
     from opero.errors import ResultRejectedError as ResultRejectedError
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
-    from opero.events import Event as Event
-    from opero.events import on as on
-    from opero.logs import configure_logging as configure_logging
-    from opero.parallel.progress import Progress as Progress
+    from opero.observe.events import Event as Event
+    from opero.observe.events import on as on
+    from opero.observe.logs import configure_logging as configure_logging
+    from opero.observe.stats import Stats as Stats
+    from opero.parallel.engine.progress import Progress as Progress
     from opero.parallel.tuning import Tuning as Tuning
     from opero.parallel.tuning import tune as tune
     from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
+    from opero.policies.bound_types import AsyncBound as AsyncBound
+    from opero.policies.bound_types import AsyncMapped as AsyncMapped
+    from opero.policies.bound_types import Bound as Bound
+    from opero.policies.bound_types import Mapped as Mapped
     from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
     from opero.policies.cache import CachePolicy as CachePolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
@@ -52,17 +56,13 @@ if TYPE_CHECKING:
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
     from opero.registry.registry import Registry as Registry
-    from opero.registry.reloading import Changes as Changes
-    from opero.registry.watching import Watch as Watch
-    from opero.signatures import AsyncBound as AsyncBound
-    from opero.signatures import AsyncMapped as AsyncMapped
-    from opero.signatures import Bound as Bound
-    from opero.signatures import Mapped as Mapped
-    from opero.stats import Stats as Stats
+    from opero.registry.reload import Changes as Changes
+    from opero.registry.watch import Watch as Watch
+    from opero.runtime.clock import Clock as Clock
 
 _MODULES = {
     "cache": ("CacheInfo", "clear_cache"),
-    "clock": ("Clock",),
+    "runtime.clock": ("Clock",),
     "decorators": ("opero", "opmap"),
     "registry.declarations": ("BoundFunction",),
     "registry.default": ("get_default_registry", "set_default_registry"),
@@ -85,8 +85,8 @@ _MODULES = {
         "UnknownOptionError",
         "WorkerDiedError",
     ),
-    "events": ("Event", "on"),
-    "logs": ("configure_logging",),
+    "observe.events": ("Event", "on"),
+    "observe.logs": ("configure_logging",),
     "policies": (
         "AdaptiveTTL",
         "BulkheadPolicy",
@@ -99,13 +99,13 @@ _MODULES = {
         "RetryPolicy",
         "TimeoutPolicy",
     ),
-    "parallel.progress": ("Progress",),
+    "parallel.engine.progress": ("Progress",),
     "parallel.tuning": ("Tuning", "tune"),
     "registry.registry": ("Registry",),
-    "registry.reloading": ("Changes",),
-    "signatures": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
-    "stats": ("Stats",),
-    "registry.watching": ("Watch",),
+    "registry.reload": ("Changes",),
+    "policies.bound_types": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
+    "observe.stats": ("Stats",),
+    "registry.watch": ("Watch",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

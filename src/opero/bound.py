@@ -7,18 +7,18 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any
 
-from opero.binding import Binding
-from opero.calling import calling
+from opero.binding.binding import Binding
+from opero.binding.disabled import is_on, plain
+from opero.binding.invocation import calling
 from opero.errors import ConfigError
-from opero.parallel.mapping import Mapper
+from opero.parallel.engine.mapper import Mapper
 from opero.policies.policy import Policy
-from opero.switch import is_on, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.clock import Clock
-    from opero.layers import Share
+    from opero.binding.pipeline import Share
+    from opero.runtime.clock import Clock
 
 __all__ = ["BoundMethod", "LatePolicy", "bind", "dress"]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
+from opero.binding.fit import check_arguments
 from opero.errors import ConfigError
-from opero.fitting import check_arguments
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 from opero.registry.declarations import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from opero.clock import Clock
+    from opero.policies.bound_types import AsyncBound, AsyncMapped, Bound, Mapped
     from opero.policies.options import Options
     from opero.registry.registry import Registry
-    from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
+    from opero.runtime.clock import Clock
 
 __all__ = ["opero", "opmap"]
 

@@ -16,9 +16,9 @@ import pyresilience
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, RateLimitPolicy
-from opero.clock import SYSTEM
+from opero.binding.pipeline import invoking
 from opero.executors.rate_limit import RateLimitExecutor
-from opero.layers import invoking
+from opero.runtime.clock import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Callable

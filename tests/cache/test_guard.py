@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opero import Event, on
-from opero.cache.guard import Guard, Limited
+from opero.cache.outage import Guard, Limited
 from opero.testing import VirtualClock
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.cache.entries import FOREVER, Entry
+from opero.cache.entry import FOREVER, Entry
 from opero.cache.serializers import CannotHoldError, Codec, UnreadableError
 
 JSON = Codec("json", None, ["json"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import ConfigError, Policy, PolicyNotFoundError, Registry, opero, opmap, set_default_registry
-from opero.config.functions import FunctionEntries, exactness
+from opero.config.function_entries import FunctionEntries, exactness
 from opero.config.sources import CODE, Layer, Marked, Section
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opero import BulkheadFullError, BulkheadPolicy, CallTimeoutError, Policy, Registry
 from opero.executors.bulkhead import BulkheadExecutor
 from opero.executors.call import AsyncHost, Call
-from opero.stats import Stats
+from opero.observe.stats import Stats
 from opero.testing import VirtualClock
 
 

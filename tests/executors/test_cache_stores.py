@@ -18,7 +18,7 @@ from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero import Event, Policy, on
-from opero.cache import opening
+from opero.cache import open_store as opening
 from redis_server import RedisServer
 
 WATCHED = ("cache_unavailable", "cache_available", "cache_not_stored", "cache_unreadable")
@@ -479,7 +479,7 @@ def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where
 
 
 def test_a_caller_that_leaves_while_it_takes_the_lock_holds_nobody_up_later(tmp_path: Path, monkeypatch: Any) -> None:
-    from opero.cache.locks import Locks
+    from opero.runtime.byte_locks import Locks
 
     async def function(key: int) -> int:
         return key

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import ConfigError, Policy, RateLimitExceededError, Registry
-from opero.executors.ledger import Ledger, LockedLedger
+from opero.executors.state.budget import Ledger, LockedLedger
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import Policy, RateLimitExceededError, Registry
-from opero.executors.ledger import Ledger
+from opero.executors.state.budget import Ledger
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)

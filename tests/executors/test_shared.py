@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import BulkheadFullError, CircuitOpenError, ConfigError, Policy
-from opero.clock import SYSTEM
-from opero.executors.ledger import Ledger, LockedLedger
-from opero.executors.shared import SharedLimits, StateFile, share_limits
+from opero.executors.state.budget import Ledger, LockedLedger
+from opero.executors.state.sharing import SharedLimits, share_limits
+from opero.runtime.clock import SYSTEM
+from opero.runtime.state_file import StateFile
 from opero.testing import VirtualClock
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def test_a_file_that_is_not_there_says_what_to_do() -> None:
 
 HOLDER = """
     import sys, time
-    from opero.executors.shared import StateFile
+    from opero.runtime.state_file import StateFile
     file = StateFile(sys.argv[1])
     with file:
         file.write("half")
@@ -137,7 +138,7 @@ def test_a_process_killed_while_it_holds_the_lock_frees_it(tmp_path: Path) -> No
 
 WRITER = """
     import sys
-    from opero.executors.shared import StateFile
+    from opero.runtime.state_file import StateFile
     file = StateFile(sys.argv[1])
     print("begun", flush=True)
     number = 0
@@ -489,7 +490,7 @@ KEEPER = """
     import pickle, sys, time
     from opero import Policy
     from opero.bound import bind
-    from opero.executors.shared import SharedLimits
+    from opero.executors.state.sharing import SharedLimits
 
     def work(value):
         print("has a place", flush=True)
@@ -691,7 +692,7 @@ HAMMER = """
     import sys, threading, time
     from opero import Policy
     from opero.bound import bind
-    from opero.executors.shared import SharedLimits
+    from opero.executors.state.sharing import SharedLimits
 
     paths = dict(zip(["rate_limit", "circuit_breaker", "bulkhead"], sys.argv[1:4]))
     limits = SharedLimits(paths, {kind: "work" for kind in paths})

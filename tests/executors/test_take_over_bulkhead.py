@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import BulkheadFullError, BulkheadPolicy, CallTimeoutError, Policy
-from opero.clock import SYSTEM
 from opero.executors.bulkhead import BulkheadExecutor
+from opero.runtime.clock import SYSTEM
 from opero.testing import VirtualClock
 
 WAIT = 30

@@ -1,4 +1,4 @@
-"""What a circuit breaker keeps when its policy is replaced: row by row of `opero.executors.hand_over`, and its laws."""
+"""What a circuit breaker keeps when its policy is replaced: row by row of `opero.runtime.migration`, and its laws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from opero import CircuitBreakerPolicy, CircuitOpenError, Policy
 from opero.executors.circuit_breaker import CircuitBreakerExecutor
-from opero.executors.windows import TimeWindow
+from opero.executors.state.windows import TimeWindow
 from opero.testing import VirtualClock
 
 DOWN = ConnectionError("down")
@@ -171,7 +171,7 @@ def test_a_smaller_window_of_calls_holds_the_latest_that_fit_and_a_larger_one_al
 def test_a_window_of_calls_that_changes_its_length_holds_the_latest_calls_of_them(
     calls: list[tuple[bool, bool]], lengths: list[int], more: list[tuple[bool, bool]]
 ) -> None:
-    from opero.executors.windows import CountWindow
+    from opero.executors.state.windows import CountWindow
 
     window: Any = CountWindow(8)
     held = list(calls)[-8:]

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import Policy, RateLimitExceededError, RateLimitPolicy
-from opero.executors.ledger import Ledger, LockedLedger
 from opero.executors.rate_limit import RateLimitExecutor
+from opero.executors.state.budget import Ledger, LockedLedger
 from opero.testing import VirtualClock
 
 
 @pytest.fixture(params=[Ledger, LockedLedger], autouse=True)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opero.executors.ledger.HAS_GLOBAL_LOCK", request.param is Ledger)
+    monkeypatch.setattr("opero.executors.state.budget.HAS_GLOBAL_LOCK", request.param is Ledger)
 
 
 def make(clock: VirtualClock, rate: float, burst: int = 1, cost: Any = 1.0) -> RateLimitExecutor:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from opero import BulkheadFullError, CircuitOpenError, Policy, RateLimitExceededError
 from opero.bound import bind
-from opero.executors.shared import StateFile, share_limits
-from opero.executors.shared.limits import SharedLimits
+from opero.executors.state.sharing import SharedLimits, share_limits
+from opero.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.executors.windows import Counts, CountWindow, TimeWindow
+from opero.executors.state.windows import Counts, CountWindow, TimeWindow
 
 RESULTS = st.lists(st.tuples(st.floats(0, 20), st.booleans(), st.booleans()), max_size=60)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import MapError, Policy, opmap
-from opero.parallel.batch import BatchRule
+from opero.parallel.engine.batching import BatchRule
 
 if TYPE_CHECKING:
     from opero import Stats as OnlyForTypeCheckers

@@ -141,7 +141,7 @@ def test_an_async_function_runs_in_event_loops_of_the_workers(dask: Any, client:
 
 
 def test_a_scheduler_by_its_address(cluster: Any) -> None:
-    from opero.parallel import dask as ours
+    from opero.parallel.workers import dask as ours
 
     address = cluster.scheduler_address
     bound = opmap(mode="dask", address=address, retries=0)(square.__wrapped__)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import AllFailedError, CallTimeoutError, Failure, MapError, OperoError, Policy, opmap
-from opero.parallel.outcomes import JUDGED_FROM
+from opero.parallel.engine.results import JUDGED_FROM
 from opero.testing import VirtualClock
 
 MODES = ["thread", "process", "async", "async_process", "auto"]

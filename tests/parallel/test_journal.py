@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from opero import Policy
 from opero.errors import ConfigError
 from opero.executors.call import Outcome
-from opero.parallel import journal as journal_module
-from opero.parallel import locked_file
-from opero.parallel.journal import Journal
+from opero.parallel.journal import journal as journal_module
+from opero.parallel.journal.journal import Journal
+from opero.runtime import exclusive_file as locked_file
 
 NAME = "shop.prices:fetch"
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.parallel import machine
-from opero.parallel.machine import cpu_limit, memory_left, memory_limit, peak, resident, started, workers_that_fit
+from opero.runtime import machine
+from opero.runtime.machine import cpu_limit, memory_left, memory_limit, peak, resident, started, workers_that_fit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def make(root: Path, cgroup: str = "", total: int = 16000 * MB, available: int =
 def test_the_affinity_limits_the_processors() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from opero.parallel.machine import cpu_limit; print(cpu_limit())"
+        "from opero.runtime.machine import cpu_limit; print(cpu_limit())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout == "1\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opero import ConfigError, MapError, Policy, opero, opmap
-from opero.parallel.staff import worker_count
+from opero.parallel.workers.choose import worker_count
 
 
 def plain(item: int) -> int:

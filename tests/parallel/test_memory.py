@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from opero import MapError, MemoryLimitError, Policy, opmap
-from opero.parallel.machine import forget_peak, peak, resident
-from opero.parallel.memory import give_back
-from opero.parallel.processes import Sent
+from opero.parallel.engine.memory_limit import give_back
+from opero.parallel.workers.processes import Sent
+from opero.runtime.machine import forget_peak, peak, resident
 from parallel.conftest import workers
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ import pytest
 
 import opero
 from opero import Policy, Progress, opmap
-from opero.parallel.progress import Display
+from opero.parallel.engine.progress import Display
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

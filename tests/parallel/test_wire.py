@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import AllFailedError, ConfigError, MapError, opero, opmap
-from opero.parallel.faithful import faithful
-from opero.parallel.wire import dumps, loads
+from opero.parallel.transport.exceptions import faithful
+from opero.parallel.transport.pickling import dumps, loads
 from parallel import functions
 
 if TYPE_CHECKING:

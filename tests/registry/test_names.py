@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from opero import ConfigError, Policy, Registry, opmap
-from opero.functions import full_name, short_name
 from opero.registry.declarations import name_in_config
+from opero.runtime.functions import full_name, short_name
 
 SECRET = "hunter2"
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from opero import CircuitOpenError, ConfigError, Policy, Registry, RetryPolicy, opero, opmap
-from opero.binding import Binding
+from opero.binding.binding import Binding
 from opero.executors.bulkhead import BulkheadExecutor
-from opero.registry.sharing import SharedExecutors
+from opero.registry.profile_state import SharedExecutors
 from opero.testing import VirtualClock
 
 

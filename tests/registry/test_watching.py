@@ -163,7 +163,7 @@ def test_env_files_and_secrets_are_watched_too(tmp_path: Path, told: Any) -> Non
 def test_env_files_and_secrets_that_are_not_there_yet_are_watched_too(
     policies: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opero.environ.DEFAULT_SECRETS_DIR", "secrets")
+    monkeypatch.setattr("opero.runtime.environment_files.DEFAULT_SECRETS_DIR", "secrets")
     monkeypatch.setattr("opero.config.variables.DEFAULT_SECRETS_DIR", "secrets")
     registry = Registry.load()
     with registry.watch():

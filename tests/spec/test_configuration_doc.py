@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opero import ConfigError, Registry
-from opero.executors import hand_over
+from opero.runtime import migration as hand_over
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 

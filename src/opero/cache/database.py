@@ -11,8 +11,8 @@ import weakref
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from opero.cache.locks import ARE_THERE, Locks, Mutex
-from opero.logs import logger
+from opero.observe.logs import logger
+from opero.runtime.byte_locks import ARE_THERE, Locks, Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable

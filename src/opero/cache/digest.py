@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cache.keys import Identity, Token, freeze
 from opero.errors import ConfigError
-from opero.functions import full_name
 from opero.policies.types import dotted_name
+from opero.runtime.functions import full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

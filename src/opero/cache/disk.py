@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
 from opero.cache.database import Database
-from opero.cache.locks import ARE_THERE, Mutex
+from opero.runtime.byte_locks import ARE_THERE, Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

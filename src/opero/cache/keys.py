@@ -10,7 +10,7 @@ from inspect import Parameter
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
-from opero.functions import signature_of
+from opero.runtime.functions import signature_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

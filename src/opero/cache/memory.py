@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
-from opero.cache.entries import FOREVER
+from opero.cache.entry import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

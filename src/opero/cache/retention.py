@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.entries import Entry
-from opero.cache.guard import Limited
+from opero.cache.entry import Entry
+from opero.cache.outage import Limited
 from opero.cache.popularity import Popularity
 from opero.errors import ConfigError, RejectedError, nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from opero.cache.keys import KeyMaker
-    from opero.clock import Clock
     from opero.executors.call import Outcome
     from opero.policies.cache import CachePolicy
+    from opero.runtime.clock import Clock
 
 __all__ = ["Retention", "copied"]
 

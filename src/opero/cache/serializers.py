@@ -8,8 +8,8 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any
 
-from opero import pickles
-from opero.cache.entries import Entry
+from opero.cache.entry import Entry
+from opero.runtime import pickling as pickles
 
 if TYPE_CHECKING:
     from collections.abc import Collection

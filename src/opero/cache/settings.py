@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from opero.environ import env_file, secrets_dir
+from opero.runtime.environment_files import env_file, secrets_dir
 
 __all__ = ["CacheSettings"]
 
 
 class CacheSettings(BaseSettings):
-    """Environment variables, or lines of a `.env` file or files in a directory of secrets (see `opero.environ`).
+    """Environment variables, or lines of a `.env` file or files in a directory of secrets (see `environment_files`).
 
     Attributes:
         redis_url: `OPERO_CACHE_REDIS_URL`, where `redis` is, for policies that do not say.

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dogpile.cache.api import NO_VALUE
 
 from opero.cache.digest import digest
-from opero.cache.entries import FOREVER, NEVER, Entry
-from opero.cache.guard import Guard, Limited
+from opero.cache.entry import FOREVER, NEVER, Entry
 from opero.cache.keys import is_plain
+from opero.cache.outage import Guard, Limited
 from opero.cache.serializers import TOKEN, Codec, UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from opero.cache.memory import MemoryBackend
-    from opero.clock import Clock
+    from opero.runtime.clock import Clock
 
 __all__ = ["Mark", "MemoryStore", "SharedStore", "Store"]
 

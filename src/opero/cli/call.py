@@ -103,7 +103,7 @@ def _called(function: Any, args: list[Any], kwargs: dict[str, Any], take: Callab
 
 def _check_arguments(target: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
     from opero.cli.exits import UsageError
-    from opero.functions import signature_of
+    from opero.runtime.functions import signature_of
 
     signature = signature_of(function)
     if signature is None:

@@ -37,7 +37,7 @@ def check_command(
     from opero.cli.exits import NO, OK, UsageError
     from opero.cli.loading import environments, use_registry
     from opero.cli.terminal import print_json, stdout_kept
-    from opero.registry.checking import check_bindings
+    from opero.registry.checks import check_bindings
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs contradict each other; give one of them")
@@ -178,8 +178,8 @@ def _usual() -> str:
     from opero.config.location import DEFAULT_ENVIRONMENT
     from opero.config.report import Report
     from opero.config.variables import collect_variables, flatten
-    from opero.environ import variable
     from opero.errors import ConfigError
+    from opero.runtime.environment_files import variable
 
     try:
         variables = flatten(collect_variables(None, None, None, Report())[0])

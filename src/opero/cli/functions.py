@@ -94,11 +94,11 @@ def bound(
     """
     from pydantic import ValidationError
 
+    from opero.binding.disabled import plain
+    from opero.binding.fit import check_arguments
     from opero.cli.mistakes import sentences
-    from opero.fitting import check_arguments
     from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
-    from opero.switch import plain
 
     def put(fields: Mapping[str, Any]) -> None:
         policy = Policy.model_validate(fields)
@@ -178,7 +178,7 @@ def _fields(item: Any) -> dict[str, Any]:
 
 def unpacked(target: str, function: Any) -> Unpacked:
     """What takes an item of fields in the function's place. It has the function's own policy."""
-    from opero.functions import kind_of
+    from opero.runtime.functions import kind_of
 
     binding = getattr(function, "binding", None)
     kind = kind_of(function) if binding is None else binding.kind

@@ -69,7 +69,7 @@ _shown: list[logging.Handler] = []
 
 def show_warnings() -> None:
     """From now on say on stderr what opero warns of."""
-    from opero.logs import logger
+    from opero.observe.logs import logger
 
     if not _shown:
         _shown.append(_Shown())
@@ -79,7 +79,7 @@ def show_warnings() -> None:
 def hide_warnings() -> None:
     """No more."""
     if _shown:
-        from opero.logs import logger
+        from opero.observe.logs import logger
 
         logger.removeHandler(_shown.pop())
 
@@ -204,6 +204,6 @@ def load_function(target: str) -> Any:
 
 
 def _is_method(function: Any) -> bool:
-    from opero.functions import is_method
+    from opero.runtime.functions import is_method
 
     return is_method(function)

@@ -12,10 +12,10 @@ from opero.cli.exits import NO, OK, InterruptedRunError, UsageError, ended
 from opero.cli.terminal import print_error, print_json
 from opero.config.report import without_passwords
 from opero.errors import ConfigError, MapError, text_of
-from opero.parallel.locked_file import LockedFile
-from opero.parallel.outcomes import Outcomes
-from opero.parallel.records import name_in
-from opero.parallel.run import Options, Run
+from opero.parallel.engine.results import Outcomes
+from opero.parallel.engine.run import Options, Run
+from opero.parallel.journal.records import name_in
+from opero.runtime.exclusive_file import LockedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -42,7 +42,7 @@ def _is_of_a_policy(error: BaseException) -> bool:
 
 
 def _at_code(error: BaseException, text: str) -> Problem:
-    from opero.config.code import source_at
+    from opero.config.code_layer import source_at
     from opero.config.report import Report
 
     place = _line_of(error)

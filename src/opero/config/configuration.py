@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from opero.config.code import own_section, place_of, section_below, section_of
-from opero.config.functions import FunctionEntries
+from opero.config.code_layer import own_section, place_of, section_below, section_of
+from opero.config.function_entries import FunctionEntries
 from opero.config.merging import compose, inherit, parent_leaf, sections_of
 from opero.config.report import Report
 from opero.config.sources import CODE, Layer, Leaf, Section

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from opero.config.configuration import Configuration, judged
 from opero.config.location import locate
+from opero.config.permissions import writable_warnings
 from opero.config.report import Report
 from opero.config.settings import Settings
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
-from opero.config.writable import writable_warnings
-from opero.environ import HERE
+from opero.runtime.environment_files import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

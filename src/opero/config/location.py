@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from opero.config.report import Report
 from opero.config.sources import Source
-from opero.environ import env_file, variable
 from opero.errors import error_at, nearest
+from opero.runtime.environment_files import env_file, variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

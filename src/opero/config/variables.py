@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from opero.config.environment import PREFIX, Said, said_by_process
 from opero.config.location import show_path
 from opero.config.sources import Source
-from opero.environ import (
+from opero.errors import error_at
+from opero.runtime.environment_files import (
     DEFAULT_ENV_FILE,
     DEFAULT_SECRETS_DIR,
     ENV_FILE,
@@ -20,7 +21,6 @@ from opero.environ import (
     env_file,
     secrets_dir,
 )
-from opero.errors import error_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +48,7 @@ def collect_variables(
     Args:
         environ: the environment variables; None: the process's own. Where they are given, `./.env` and /run/secrets are
             read only if somebody names them.
-        dotenv, secrets: the `.env` file and the directory of secrets, as given in code (see `opero.environ`).
+        dotenv, secrets: the `.env` file and the directory of secrets, as given in code (see `environment_files`).
         report: takes what cannot be read, and the file's text.
         base: what relative paths are relative to.
 

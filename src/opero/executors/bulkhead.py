@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import BulkheadFullError, CallTimeoutError
 from opero.executors.call import AsyncHost, BlockingHost, Call, Layer, run_blocking
-from opero.executors.generators import Started
-from opero.executors.hand_over import moving
-from opero.executors.places import Places
+from opero.executors.state.slots import Places
 from opero.policies.types import format_duration
+from opero.runtime.generators import Started
+from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.clock import Clock
     from opero.executors.call import Host
     from opero.policies.bulkhead import BulkheadPolicy
+    from opero.runtime.clock import Clock
 
 __all__ = ["BulkheadExecutor"]
 
@@ -37,7 +37,7 @@ class BulkheadExecutor:
             mine, theirs, most = self.places.now(), old.places.now(), self.policy.max_concurrent
             file = getattr(mine, "file", None)
             if file is not None and not hasattr(theirs, "file"):
-                from opero.executors.shared.bulkhead import share_bulkhead
+                from opero.executors.state.shared_slots import share_bulkhead
 
                 share_bulkhead(old, file, first=False)
             if file is not None or mine is theirs:

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import clear_cache, forgo, register
 from opero.cache.digest import name_in_stores
-from opero.cache.flights import Flight, Flights, leading
-from opero.cache.guard import Limited
 from opero.cache.keys import KeyMaker
-from opero.cache.locks import Hold
-from opero.cache.opening import OWN, open_store
+from opero.cache.open_store import OWN, open_store
+from opero.cache.outage import Limited
 from opero.cache.retention import Retention, copied
 from opero.cache.serializers import CannotHoldError
+from opero.cache.single_flight import Flight, Flights, leading
 from opero.cache.stores import MemoryStore
 from opero.executors.call import MISS, AsyncHost, BlockingHost, Outcome, run_blocking
-from opero.functions import full_name
+from opero.runtime.byte_locks import Hold
+from opero.runtime.functions import full_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
-    from opero.cache.entries import Entry
+    from opero.cache.entry import Entry
     from opero.cache.stores import Mark, Store
-    from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer
+    from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
-    from opero.stats import Stats
+    from opero.runtime.clock import Clock
 
 __all__ = ["CacheExecutor"]
 

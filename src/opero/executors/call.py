@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
     from concurrent.futures import ThreadPoolExecutor
 
-    from opero.clock import Clock
-    from opero.stats import Stats
+    from opero.observe.stats import Stats
+    from opero.runtime.clock import Clock
 
 __all__ = ["MISS", "AsyncHost", "BlockingHost", "Call", "Host", "Layer", "Outcome", "Waiter", "helpers", "run_blocking"]
 

@@ -6,18 +6,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CircuitOpenError
-from opero.executors.circuit import Circuit
-from opero.executors.hand_over import moving
-from opero.logs import logger
+from opero.executors.state.circuit import Circuit
+from opero.observe.logs import logger
 from opero.policies.types import approximate_duration
+from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from opero.clock import Clock
     from opero.executors.call import Call, Layer
-    from opero.executors.circuit import State
+    from opero.executors.state.circuit import State
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.runtime.clock import Clock
 
 __all__ = ["CircuitBreakerExecutor"]
 
@@ -51,7 +51,7 @@ class CircuitBreakerExecutor:
         with moving:
             file = getattr(self.circuit, "file", None)
             if file is not None and not hasattr(old.circuit, "file"):
-                from opero.executors.shared.circuit_breaker import share_circuit_breaker
+                from opero.executors.state.shared_circuit import share_circuit_breaker
 
                 share_circuit_breaker(old, file, first=True)
             with old._held() as circuit:

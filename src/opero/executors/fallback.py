@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from opero.errors import ConfigError, nearest
-from opero.functions import short_name
-from opero.logs import logger
+from opero.observe.logs import logger
 from opero.policies.types import UNSET
+from opero.runtime.functions import short_name
 
 if TYPE_CHECKING:
     from opero.executors.call import Call, Layer

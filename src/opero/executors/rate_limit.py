@@ -10,19 +10,19 @@ from aiolimiter import AsyncLimiter
 
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
 from opero.executors.call import AsyncHost, BlockingHost, run_blocking
-from opero.executors.hand_over import moving
-from opero.executors.ledger import FOREVER, new_ledger
-from opero.functions import short_name
-from opero.logs import logger
+from opero.executors.state.budget import FOREVER, new_ledger
+from opero.observe.logs import logger
 from opero.policies.types import approximate_duration, format_duration
+from opero.runtime.functions import short_name
+from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Mapping
 
-    from opero.clock import Clock
     from opero.executors.call import Call, Host, Layer
     from opero.policies.rate_limit import RateLimitPolicy
+    from opero.runtime.clock import Clock
 
 __all__ = ["Meter", "RateLimitExecutor", "cost_function"]
 
@@ -85,7 +85,7 @@ class RateLimitExecutor:
             if head is self.ledger:
                 return
             if hasattr(self.ledger, "_file") and not hasattr(head, "_file"):
-                from opero.executors.shared.rate_limit import joined
+                from opero.executors.state.shared_budget import joined
 
                 head = joined(head, self.ledger, unit)
             head.hand_over(self.ledger, unit)

@@ -6,15 +6,15 @@ from asyncio import timeout
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError
-from opero.interrupts import Expired
 from opero.policies.types import format_duration
+from opero.runtime.interruption import Expired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.clock import Clock
     from opero.executors.call import Call, Layer
     from opero.policies.timeout import TimeoutPolicy
+    from opero.runtime.clock import Clock
 
 __all__ = ["TimeoutExecutor"]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from opero.errors import ConfigError, Failure, MapError
 from opero.executors.call import run_blocking
-from opero.logs import logger
-from opero.parallel.batch import BatchRule
-from opero.parallel.machine import cpu_limit, queued
+from opero.observe.logs import logger
+from opero.parallel.engine.batching import BatchRule
+from opero.runtime.machine import cpu_limit, queued
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opero.binding import Binding
+    from opero.binding.binding import Binding
 
 __all__ = ["PROCESSES", "Cost", "Measurement", "Tuning", "tune"]
 
@@ -170,8 +170,8 @@ def _nothing(_: int) -> None:
 
 class _Tuner:
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        from opero.functions import kind_of, short_name
         from opero.policies.parallel import ParallelPolicy
+        from opero.runtime.functions import kind_of, short_name
 
         if not callable(func):
             kind = type(func).__name__
@@ -312,7 +312,7 @@ class _Tuner:
 
     def _can_travel(self) -> bool:
         """Whether the function can be sent to processes."""
-        from opero.parallel.wire import pickled, reference
+        from opero.parallel.transport.pickling import pickled, reference
 
         try:
             pickled(reference(self.function), self.name)

@@ -22,8 +22,8 @@ from opero.policies.quantities import HIDDEN, without_password
 from opero.policies.types import Flag, Unset, dotted_name
 
 if TYPE_CHECKING:
-    from opero.clock import Clock
-    from opero.signatures import AsyncBound, Bound
+    from opero.policies.bound_types import AsyncBound, Bound
+    from opero.runtime.clock import Clock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -203,7 +203,7 @@ class BasePolicy(StrictModel):
 
         Args:
             func: a function, async function, generator function, method, class method or static method.
-            clock: where time and chance come from; the system's unless given (see `opero.clock`).
+            clock: where time and chance come from; the system's unless given (see `opero.runtime.clock`).
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.

@@ -19,11 +19,11 @@ from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
-    from opero.clock import Clock
+    from opero.policies.bound_types import AsyncBound, Bound
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
     from opero.policies.types import DurationLike
-    from opero.signatures import AsyncBound, Bound
+    from opero.runtime.clock import Clock
 
 __all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields", "whole_policies"]
 
@@ -166,7 +166,7 @@ class Policy(StrictModel):
 
         Args:
             func: a function, async function, generator function, method, class method or static method.
-            clock: where time and chance come from; the system's unless given (see `opero.clock`).
+            clock: where time and chance come from; the system's unless given (see `opero.runtime.clock`).
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.

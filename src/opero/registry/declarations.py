@@ -7,13 +7,13 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.functions import names_of
-from opero.registry.forking import RenewedLock
+from opero.runtime.forking import RenewedLock
+from opero.runtime.functions import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opero.binding import Binding
+    from opero.binding.binding import Binding
     from opero.config.sources import Source
     from opero.policies.policy import Policy
     from opero.registry.registry import Registry

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.binding import Binding
+from opero.binding.binding import Binding
 from opero.bound import bind
 from opero.registry.declarations import Declaration, Roster, name_in_config
-from opero.registry.forking import RenewedLock
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opero.clock import Clock
     from opero.policies.policy import Policy
     from opero.registry.registry import Registry
+    from opero.runtime.clock import Clock
 
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
 

@@ -7,28 +7,28 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from opero.binding import Binding
+from opero.binding.binding import Binding
 from opero.bound import bind
-from opero.config.code import place_of
+from opero.config.code_layer import place_of
 from opero.config.configuration import Configuration, Effective
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.functions import short_name
 from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
-from opero.registry.forking import RenewedLock
-from opero.registry.imports import ImportBindings
-from opero.registry.reloading import Changes, InForce, change, declared, in_force
-from opero.registry.sharing import SharedExecutors
+from opero.registry.import_bindings import ImportBindings
+from opero.registry.profile_state import SharedExecutors
+from opero.registry.reload import Changes, InForce, change, declared, in_force
+from opero.runtime.forking import RenewedLock
+from opero.runtime.functions import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from opero.clock import Clock
     from opero.config.sources import Layer, Leaf
+    from opero.policies.bound_types import AsyncBound, AsyncMapped, Bound, Mapped
     from opero.policies.options import Options
-    from opero.registry.watching import Watch
-    from opero.signatures import AsyncBound, AsyncMapped, Bound, Mapped
+    from opero.registry.watch import Watch
+    from opero.runtime.clock import Clock
 
 __all__ = ["Registry"]
 
@@ -85,8 +85,8 @@ class Registry(Mapping[str, Policy]):
             ConfigError: something is wrong with a file or variable; all that is, each with its place.
         """
         from opero.config import load
-        from opero.environ import working_directory
-        from opero.logs import logger
+        from opero.observe.logs import logger
+        from opero.runtime.environment_files import working_directory
 
         base = working_directory()
 
@@ -410,7 +410,7 @@ class Registry(Mapping[str, Policy]):
             ConfigError: all that is wrong: profiles that do not exist, `functions:` entries that hold for no function,
                 policies that do not fit their function.
         """
-        from opero.registry.checking import check_bindings
+        from opero.registry.checks import check_bindings
 
         check_bindings(self.configuration, self._bindings())
 
@@ -432,8 +432,8 @@ class Registry(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
-        from opero.logs import logger
-        from opero.registry.checking import news
+        from opero.observe.logs import logger
+        from opero.registry.checks import news
 
         with self._changing:
             before = self._base
@@ -460,8 +460,8 @@ class Registry(Mapping[str, Policy]):
             PolicyNotFoundError: there is no such profile.
             ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
         """
-        from opero.registry.checking import check_entries
-        from opero.registry.overriding import layer_of
+        from opero.registry.checks import check_entries
+        from opero.registry.overrides import layer_of
 
         layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
         check_entries(layer, self._bindings())
@@ -501,6 +501,6 @@ class Registry(Mapping[str, Policy]):
             ConfigError: there is nothing to watch, or it cannot be watched from here.
             MissingExtraError: the extra `watch` is not installed.
         """
-        from opero.registry.watching import Watch
+        from opero.registry.watch import Watch
 
         return Watch(self, files=files, sighup=sighup)

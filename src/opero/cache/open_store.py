@@ -1,0 +1,186 @@
+"""From a policy to the store that it asks for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sqlite3
+import stat
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dogpile.cache import make_region
+from dogpile.cache.backends import _backend_loader
+from dogpile.cache.exception import PluginNotFound
+
+from opero.cache.outage import Guard
+from opero.cache.serializers import Codec
+from opero.cache.settings import CacheSettings
+from opero.cache.stores import MemoryStore, SharedStore
+from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.observe.logs import logger
+from opero.policies.cache import IN_PROCESS, ON_THIS_MACHINE
+from opero.policies.types import approximate_duration
+from opero.runtime.clock import SYSTEM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opero.policies.cache import CachePolicy
+    from opero.runtime.clock import Clock
+
+__all__ = ["open_store"]
+
+OWN = ("memory", "disk", "redis")
+
+
+def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
+    """The dogpile.cache region that a policy asks for, and its store.
+
+    Args:
+        policy: the cache policy.
+        clock: where time comes from.
+        name: of the function: `module.qualname`.
+
+    Raises:
+        ConfigError: there is no such backend, or it cannot be had with these options.
+        MissingExtraError: it needs an extra that is not installed.
+    """
+    kind = policy.backend.removeprefix("opero.")
+    full_name = f"{policy.namespace}:{name}"
+    # Plain memory needs nothing of the environment, and reading it takes as long as all the rest.
+    settings = (
+        CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
+    )
+    codec = _codec(policy, settings, kind, full_name)
+    if kind == "memory":
+        region = make_region(name=full_name).configure(
+            "opero.memory", arguments={"max_size": policy.max_size, "clock": clock.monotonic}
+        )
+        backend: Any = region.backend
+        if clock is SYSTEM:
+            from opero.cache.janitor import watch
+
+            watch(backend)
+        return region, MemoryStore(backend, clock, codec)
+    assert codec is not None
+    shown, arguments = _arguments(policy, settings, kind, full_name)
+    region = _region(full_name, f"opero.{kind}" if kind in OWN else kind, arguments, shown)
+    limit = None if kind in OWN or kind in IN_PROCESS else _within(policy.store_timeout)
+    store = SharedStore(
+        region.backend,
+        _guard(shown, clock, limit),
+        policy.namespace,
+        name,
+        codec,
+        clock,
+        keep=policy.lock_timeout,
+        most=policy.max_size if kind == "disk" and "max_size" in policy.model_fields_set else None,
+        has_mutex=kind != "dogpile.cache.dbm",  # whose one lock is for all keys
+    )
+    return region, store
+
+
+def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
+    is_local = kind in ON_THIS_MACHINE
+    secret = policy.secret or settings.secret
+    serializer = policy.serializer
+    if serializer is None:
+        if kind == "memory":
+            return None
+        serializer = "pickle" if is_local else "json" if secret is None else "signed_pickle"
+    may_unpickle = is_local or policy.allow_unsigned_pickle
+    if serializer == "signed_pickle" and secret is None:
+        raise ConfigError(
+            f"{name}: cache.serializer 'signed_pickle' needs a key to sign with: set cache.secret, or the environment "
+            "variable OPERO_CACHE_SECRET"
+        )
+    reads = {serializer, "json"}
+    if may_unpickle:
+        reads.add("pickle")
+    if secret is not None:
+        reads.add("signed_pickle")
+    return Codec(serializer, None if secret is None else secret.get_secret_value().encode(), reads)
+
+
+def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> tuple[str, dict[str, Any]]:
+    """What to call the store in messages, and dogpile's arguments for it."""
+    if kind == "disk":
+        directory = policy.cache_dir or settings.dir
+        if directory is None:
+            from platformdirs import user_cache_path
+
+            directory = user_cache_path("opero", appauthor=False)
+        directory = Path(directory).expanduser().absolute()
+        if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH and policy.serializer in (None, "pickle"):
+            logger.warning(
+                "%s: anybody on this machine may write to the cache's directory %s, and pickles there run their code; "
+                "use a directory of your own, or serializer 'signed_pickle' or 'json'",
+                name,
+                directory,
+            )
+        return f"disk at {directory}", {"directory": directory, "timeout": policy.store_timeout}
+    if kind == "redis":
+        url = policy.url or settings.redis_url
+        address = "redis://" if url is None else url.get_secret_value()
+        place = address.partition("://")[2].rpartition("@")[2].partition("?")[0] or "localhost:6379"
+        return f"redis at {place}", {
+            "url": address,
+            "timeout": policy.store_timeout,
+            "lock_timeout": policy.lock_timeout,
+            "options": dict(policy.arguments or {}),
+        }
+    return f"dogpile backend {kind!r}", dict(policy.arguments or {})
+
+
+def _region(name: str, backend: str, arguments: dict[str, Any], shown: str) -> Any:
+    try:
+        return make_region(name=name).configure(backend, arguments=arguments)
+    except PluginNotFound:
+        known = [*OWN, *_backend_loader.impls, *getattr(_backend_loader, "_unloaded", ())]
+        known += [each.name for each in importlib.metadata.entry_points(group="dogpile.cache")]
+        known = [each for each in known if not each.startswith("opero.")]
+        raise ConfigError(f"{name}: there is no cache backend {backend!r}{nearest(backend, known)}") from None
+    except ImportError as error:
+        if backend == "opero.redis":
+            raise MissingExtraError(
+                f"{name}: cache backend 'redis' needs the extra of that name: pip install 'opero[redis]'"
+            ) from error
+        raise MissingExtraError(f"{name}: cache backend {backend!r} cannot be loaded: {error}") from error
+    except ConfigError:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"{name}: the cache's {shown} cannot be used: {error}; choose another cache_dir") from error
+    except Exception as error:  # noqa: BLE001  # whatever somebody's backend raises
+        told = str(error) if backend.startswith("opero.") else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}: the cache's {shown} cannot be used: {told}") from None
+
+
+def _within(seconds: float) -> Callable[..., Any]:
+    """What ends the wait for an operation of a store that has no timeout of its own."""
+    from opero.runtime.interruption import Expired, run_aside
+
+    def limit(operation: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return run_aside(seconds, operation, *args)
+        except Expired:
+            raise TimeoutError(f"no answer within {approximate_duration(seconds)}") from None
+
+    return limit
+
+
+_guards: weakref.WeakValueDictionary[tuple[str, int], Guard] = weakref.WeakValueDictionary()
+_guards_lock = threading.Lock()
+
+
+def _guard(shown: str, clock: Clock, limit: Callable[..., Any] | None) -> Guard:
+    """One guard a store, not one a function: it is one store that is up or down."""
+    if shown.startswith("dogpile"):
+        return Guard(shown, clock, limit)  # its place is not known
+    with _guards_lock:
+        key = (shown, id(clock))
+        guard = _guards.get(key)
+        if guard is None or guard.clock is not clock:
+            guard = _guards[key] = Guard(shown, clock, limit)
+        return guard

@@ -1,0 +1,1 @@
+"""Events, statistics and logging."""

@@ -1,0 +1,1 @@
+"""One run of a map: reading items, dispatching chunks, collecting results."""

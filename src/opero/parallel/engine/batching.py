@@ -1,0 +1,89 @@
+"""The batch rule: what one call receives is what its annotation says."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from opero.runtime.functions import short_name, signature_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["BatchRule"]
+
+
+class BatchRule:
+    """Tells whether one call of a function receives a batch, which is a list of items, or one item.
+
+    A parameter annotated as a list receives a batch, unless a single item is itself such a list.
+
+    Args:
+        function: the function that is mapped.
+        position: the place of the parameter that takes the items: 1 behind `self`, else 0.
+        forced: what the policy says; None: the annotation decides.
+    """
+
+    def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:
+        signature = signature_of(function)
+        parameters = [] if signature is None else list(signature.parameters.values())
+        self.parameter = parameters[position] if len(parameters) > position else None
+        self.name = short_name(function)
+        self.forced = forced
+        annotation: Any = inspect.Parameter.empty if self.parameter is None else self.parameter.annotation
+        if isinstance(annotation, str) and self.parameter is not None:
+            try:
+                annotation = typing.get_type_hints(inspect.unwrap(function)).get(self.parameter.name, annotation)
+            except Exception:  # noqa: BLE001  # a name that exists for type checkers only: its text must do
+                annotation = list if annotation.replace("typing.", "").lower().startswith("list") else None
+        self.annotation = annotation
+
+    def applies(self, item: Any) -> bool:
+        """Whether calls receive batches of items such as this one."""
+        if self.forced is not None:
+            return self.forced
+        members = _members(self.annotation)
+        return any((get_origin(each) or each) is list for each in members) and not _fits(item, self.annotation)
+
+    def check(self, results: Any, items: list[Any]) -> list[Any]:
+        """The results of one batch, one an item.
+
+        Raises:
+            ValueError: they are no list of that length.
+        """
+        if isinstance(results, list | tuple) and len(results) == len(items):
+            return list(results)
+        got = f"a list of {len(results)}" if isinstance(results, list | tuple) else f"{type(results).__name__}"
+        parameter = self.parameter.name if self.parameter else "?"
+        reason = "with batch=True" if self.forced else f"as its parameter {parameter!r} is annotated as a list"
+        raise ValueError(
+            f"{self.name} received a batch of {len(items)} items and returned {got}: {reason}, a call gets a list of "
+            "items and must return a list of equal length; batch=False gives each call one item"
+        )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the annotation itself."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    return get_args(annotation) if origin in (Union, types.UnionType) else (annotation,)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is such as the annotation says, as far as lists go."""
+    members = _members(annotation)
+    if len(members) > 1:
+        return any(_fits(value, each) for each in members)
+    annotation = members[0]
+    origin = get_origin(annotation) or annotation
+    if origin is list:
+        inner = get_args(annotation)
+        return isinstance(value, list) and (not inner or not value or _fits(value[0], inner[0]))
+    if origin is None:
+        return value is None
+    if origin is Any or isinstance(origin, typing.TypeVar):
+        return True
+    return isinstance(value, origin) if isinstance(origin, type) else True

@@ -1,0 +1,124 @@
+"""A map's cache: asked in bulk before anything is sent, and filled as results come. It is one for all workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opero.executors.call import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from opero.cache.entry import Entry
+    from opero.executors.cache import CacheExecutor
+    from opero.observe.stats import Stats
+    from opero.parallel.engine.blocks import Block
+    from opero.parallel.workers.work import Rest
+
+__all__ = ["CacheStage"]
+
+
+class CacheStage:
+    """Answers items that the cache holds. One that comes again while its first is under way waits for that.
+
+    Args:
+        cache: the function's.
+        rest: the arguments around the item.
+        stats: the function's counts.
+        is_blocking: asking and filling it may block whoever reads the results, who must not be.
+    """
+
+    def __init__(self, cache: CacheExecutor, rest: Rest, stats: Stats, *, is_blocking: bool) -> None:
+        self.cache = cache
+        self.rest = rest
+        self.stats = stats
+        self.is_blocking = is_blocking
+        self._keys: dict[Block, list[Any]] = {}
+        self._stale: dict[tuple[Block, int], Entry] = {}
+        self._under_way: dict[Hashable, list[tuple[Block, int]]] = {}
+        self._answered: list[tuple[Block, int]] = []
+        self._unwritten: list[tuple[Any, Outcome, tuple[str, ...]]] = []
+
+    @property
+    def answers_failures(self) -> bool:
+        """Whether it holds old results that stand in for failures."""
+        return bool(self._stale)
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        before, after, kwargs, make = self.rest.before, self.rest.after, self.rest.kwargs or {}, self.cache.key.of
+        items, cache = block.items, self.cache
+        keys = [make(*before, items[position], *after, **kwargs) for position in positions]
+        entries = list(cache.read_many(keys, lambda index: self.rest.around(items[positions[index]])))
+        now = cache.store.now()
+        values = [entry.value for entry in entries if entry is not None and entry.until > now]
+        if len(values) == len(items):
+            block.fill(values)
+            self._count_hits(len(values))
+            return ()
+        held: list[Any] = [None] * len(items)
+        missing, hits = [], 0
+        for position, key, entry in zip(positions, keys, entries, strict=True):
+            held[position] = key
+            if entry is not None:
+                if entry.until > now:
+                    block.put(position, entry.value, failed=False)
+                    hits += 1
+                    continue
+                if cache.serves(entry):
+                    if entry.expires > now:
+                        self._answer(block, position, cache.outcome(entry))
+                        continue
+                    self._stale[block, position] = entry
+            followers = self._under_way.get(key)
+            if followers is not None:
+                followers.append((block, position))
+                continue
+            self._under_way[key] = []
+            self.stats.cache_misses += 1
+            missing.append(position)
+        if block.pending:
+            self._keys[block] = held
+        self._count_hits(hits)
+        return missing
+
+    def _count_hits(self, hits: int) -> None:
+        self.stats.calls += hits
+        self.stats.cache_hits += hits
+
+    def _answer(self, block: Block, position: int, outcome: Outcome) -> None:
+        """An item that needs no call of its own."""
+        failed = outcome.error is not None
+        block.put(position, outcome.error if failed else outcome.value, failed=failed)
+        self.stats.calls += 1
+        self.stats.cache_hits += not failed
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        old = self._stale.pop((block, position), None)
+        if failed and old is not None:
+            value, failed, keep = old.value, False, False
+            self.stats.failures -= 1
+        outcome = Outcome(error=value) if failed else Outcome(value)
+        key = self._keys[block][position]
+        if keep:
+            tags = self.cache.retention.tags(*self.rest.around(block.items[position]))
+            if self.is_blocking:
+                self._unwritten.append((key, outcome, tags))
+            else:
+                self.cache.keep(key, outcome, tags)
+        for other, at in self._under_way.pop(key, ()):
+            self._stale.pop((other, at), None)
+            self._answer(other, at, outcome)
+            self._answered.append((other, at))
+        return value, failed
+
+    def followers(self) -> list[tuple[Block, int]]:
+        answered, self._answered = self._answered, []
+        return answered
+
+    def settle(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for waiting in unwritten:
+            self.cache.keep(*waiting)
+
+    def forget(self, block: Block) -> None:
+        self._keys.pop(block, None)

@@ -1,0 +1,104 @@
+"""Where a map's workers leave their reports, and whoever reads the results waits for them."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from opero.parallel.engine.blocks import Chunk
+
+    Message = tuple[Chunk, Any]
+    """What the workers' `open` makes a report of."""
+
+__all__ = ["AsyncInbox", "BlockingInbox", "Inbox"]
+
+
+class Inbox(Protocol):
+    """Reports of workers. Anybody may `put`, from any thread."""
+
+    def put(self, message: Message) -> None: ...
+
+    @property
+    def has_some(self) -> bool:
+        """Whether `get` would give something at once."""
+        ...
+
+    async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
+        """What has come; waits until something has, or for so many seconds, or until one of `others` is done."""
+        ...
+
+
+class BlockingInbox:
+    """For sync callers: `get` blocks the thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.put = self._queue.put
+
+    @property
+    def has_some(self) -> bool:
+        return not self._queue.empty()
+
+    async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
+        messages: list[Message] = []
+        with suppress(queue.Empty):
+            messages.append(self._queue.get(timeout=seconds))
+            while True:
+                messages.append(self._queue.get_nowait())
+        return messages
+
+
+class AsyncInbox:
+    """For async callers: `get` suspends the task."""
+
+    def __init__(self) -> None:
+        from asyncio import get_running_loop
+
+        self._loop = get_running_loop()
+        self._messages: deque[Message] = deque()
+        self._woken: Future[None] = self._loop.create_future()
+
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
+        with suppress(RuntimeError):  # its loop has been closed, and nobody waits any more
+            self._loop.call_soon_threadsafe(self.wake)
+
+    @property
+    def has_some(self) -> bool:
+        return bool(self._messages)
+
+    def put_here(self, message: Message) -> None:
+        """As `put`, in the loop's own thread."""
+        self._messages.append(message)
+        self.wake()
+
+    def wake(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+    async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
+        if not self._messages:
+            if self._woken.done():  # or cancelled, with who waited for it
+                self._woken = self._loop.create_future()
+            timer = None if seconds is None else self._loop.call_later(seconds, self.wake)
+            for each in others:
+                each.add_done_callback(self._wake_for)
+            try:  # not `asyncio.wait`, which complains in the loop's log if it is cancelled just when something comes
+                await self._woken
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                for each in others:
+                    each.remove_done_callback(self._wake_for)
+        messages = []
+        while self._messages:
+            messages.append(self._messages.popleft())
+        return messages
+
+    def _wake_for(self, _: Future[None]) -> None:
+        self.wake()

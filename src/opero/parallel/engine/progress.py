@@ -1,0 +1,214 @@
+"""How far a map has come, and who is told: a bar, a log, a callback, and whoever listens for `map_progress`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from opero.observe.events import emit_quietly, has_handlers
+from opero.observe.logs import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Display", "Progress"]
+
+BETWEEN_DRAWINGS = 0.1
+"""Seconds."""
+BETWEEN_LINES = 10.0
+"""Seconds between lines where what was asked for cannot be drawn as a bar."""
+QUICK = 0.5
+"""Seconds: a map that takes less shows no bar unless asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a map has come.
+
+    Attributes:
+        name: the mapped function's.
+        done: items that are finished: succeeded, failed, or answered by the cache or a journal.
+        total: all items, or None where that is not known.
+        failures: items that have failed.
+        retries: further attempts of the function since the map began.
+        cache_hits: calls of it that the cache has answered since then.
+        seconds: since the map began.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    failures: int
+    retries: int
+    cache_hits: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Items a second, on the whole."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that the rest will take at that rate, or None where that cannot be known."""
+        if self.total is None or not self.done:
+            return None
+        return max(0, self.total - self.done) / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        told = f"{self.name}: {self.done:,}"
+        told += f" of {self.total:,} items, {100 * self.done // self.total}%" if self.total else " items"
+        told += f", {self.rate:,.0f}/s" if self.rate >= 100 else f", {self.rate:.3g}/s"
+        if self.remaining is not None and self.done < (self.total or 0):
+            told += f", {_rough(self.remaining)} left"
+        counts = {"failures": self.failures, "retries": self.retries, "cache hits": self.cache_hits}
+        return told + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+
+
+def _rough(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class Display:
+    """Tells how a map goes on. An error of a stream or of a callback never ends the map.
+
+    Args:
+        wanted: true: a bar on a terminal or in a notebook, and elsewhere a line of text every ten seconds; "auto": the
+            bar, and that only for maps of more than half a second; or what to call with each `Progress`, ten times a
+            second at most and at the end; false: nothing.
+        name: the mapped function's.
+        total: how many items there are, where that is known.
+        now: tells the time.
+    """
+
+    def __init__(
+        self,
+        wanted: bool | Literal["auto"] | Callable[[Progress], object],
+        name: str,
+        total: int | None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = "".join(each if each.isprintable() else " " for each in name)  # it must not break a line
+        self._total = total
+        self._now = now
+        self._began = self._told = now()
+        self._callback = wanted if callable(wanted) else None
+        self._bar: Any = None
+        self._lines: float | None = None
+        if wanted is not False and self._callback is None:
+            self._bar = _bar(self._name, total, delay=0.0 if wanted is True else QUICK)
+            if self._bar is None and wanted is True and sys.stderr is not None:
+                self._lines = self._began
+        self.is_wanted = self._callback is not None or self._bar is not None or self._lines is not None
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which there is something to show though nothing has finished; None: there is not."""
+        if self._bar is not None:
+            return QUICK
+        return None if self._lines is None else BETWEEN_LINES
+
+    def is_due(self) -> bool:
+        """Whether there is somebody to tell, and it is time."""
+        if not self.is_wanted and not has_handlers("map_progress"):
+            return False
+        return self._now() - self._told >= BETWEEN_DRAWINGS
+
+    def update(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
+        """Tell how far it has come."""
+        self._told = self._now()
+        progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._told - self._began)
+        if self._bar is not None:
+            self._draw(progress)
+        if self._lines is not None and self._told - self._lines >= BETWEEN_LINES:
+            self._lines = self._told
+            self._write(progress)
+        if self._callback is not None:
+            try:
+                self._callback(progress)
+            except Exception:  # noqa: BLE001  # a user's own
+                logger.exception("the progress callback of %s failed, and is not called again", self._name)
+                self._callback = None
+        if has_handlers("map_progress"):
+            emit_quietly("map_progress", self._name, str(progress), progress=progress)
+
+    def _draw(self, progress: Progress) -> None:
+        counts = {"failures": progress.failures, "retries": progress.retries, "hits": progress.cache_hits}
+        try:
+            self._bar.set_postfix({what: count for what, count in counts.items() if count}, refresh=False)
+            self._bar.update(progress.done - self._bar.n)
+        except Exception:  # noqa: BLE001  # such as widgets that have gone
+            self._bar.disable = True  # so that it does not try to draw its end
+            self._bar = None
+
+    def _write(self, progress: Progress) -> None:
+        try:
+            sys.stderr.write(f"{progress}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001  # as above
+            self._lines = None
+
+    def close(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
+        """Tell how it has ended."""
+        if self._lines is not None:
+            self._lines = float("-inf")
+        self.update(done, failures, retries, cache_hits)
+        if self._bar is not None:
+            with suppress(Exception):
+                self._bar.close()
+
+
+class _Stream:
+    """What a bar is drawn to: it may fail or go away, which nobody has to know."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(Exception):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _bar(name: str, total: int | None, *, delay: float) -> Any:
+    """A bar, where one can be drawn: tqdm's, of widgets in a notebook that has them, else of text; None elsewhere."""
+    stream: Any = sys.stderr
+    is_notebook = type(stream).__module__.partition(".")[0] == "ipykernel"
+    if not (is_notebook or _is_terminal(stream)):
+        return None
+    options: dict[str, Any] = {"total": total, "desc": name, "unit": " items", "delay": delay, "leave": not delay}
+    # It is told when to draw, and does so each time: no thread of its own has to look after that.
+    options.update(mininterval=0, miniters=0)
+    if is_notebook:
+        with suppress(Exception):  # a notebook without its widgets
+            module = importlib.import_module("tqdm.notebook")
+            if module.IProgress is not None:
+                return _silent(module.tqdm)(**options)
+    with suppress(Exception):  # a stream that is closed meanwhile
+        return _silent(importlib.import_module("tqdm.std").tqdm)(
+            file=_Stream(stream), dynamic_ncols=not is_notebook, **options
+        )
+    return None
+
+
+def _silent(kind: Any) -> Any:
+    return type("Bar", (kind,), {"monitor_interval": 0})
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except Exception:  # noqa: BLE001  # it is closed, None, or no stream at all
+        return False

@@ -1,0 +1,1 @@
+"""Journals: files in which a map records finished items, so that it can resume after a crash."""

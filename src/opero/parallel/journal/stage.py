@@ -1,0 +1,95 @@
+"""A map's journal: what an earlier run has finished is not done again, and what finishes is recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opero.cache.digest import digest, name_in_stores
+from opero.cache.keys import freeze
+from opero.errors import ConfigError
+from opero.executors.call import Outcome
+from opero.parallel.journal.journal import Journal
+from opero.runtime.functions import full_name
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from opero.parallel.engine.blocks import Block
+    from opero.parallel.workers.work import Rest
+
+__all__ = ["JournalStage", "journal_name"]
+
+
+def journal_name(function: Callable[..., Any], rest: Rest) -> str:
+    """Tells a journal's function, and what it is given besides the items, from others."""
+    name = _as_in_config(name_in_stores(function), function)
+    try:
+        common = digest(freeze((rest.before, rest.after, tuple(sorted((rest.kwargs or {}).items())))))
+    except ConfigError:  # such as an instance that is like no other: it cannot be told from one of an earlier run
+        return name
+    return f"{name} with {common[:16]}" if rest.before or rest.after or rest.kwargs else name
+
+
+def _as_in_config(name: str, function: Callable[..., Any]) -> str:
+    """A name as `functions:` and the command line write it, since people read it: "module:qualname"."""
+    full, qualname = full_name(function), getattr(function, "__qualname__", "")
+    if not qualname or not name.startswith(full):
+        return name
+    return f"{full.removesuffix(f'.{qualname}')}:{qualname}{name.removeprefix(full)}"
+
+
+class JournalStage:
+    """Answers items that the journal has as done, and records what finishes.
+
+    Args:
+        path: the journal's file.
+        name: the function's, see `journal_name`.
+        failed_only: run only the items that the journal has as failed, and leave out those that it does not know.
+        is_blocking: whoever reads the results must not wait for a disk.
+    """
+
+    answers_failures = False
+
+    def __init__(self, path: str | os.PathLike[str], name: str, *, failed_only: bool, is_blocking: bool) -> None:
+        self.journal = Journal(path, name)
+        self.failed_only = failed_only
+        self.is_blocking = is_blocking
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        items, missing = block.items, []
+        for first, run in _runs(block.indices, positions):
+            recalled = self.journal.recall(first, [items[each] for each in run], failed_only=self.failed_only)
+            at = dict(zip(range(first, first + len(run)), run, strict=True))
+            for index, outcome in recalled.outcomes.items():
+                block.put(at[index], outcome.value, failed=False)
+            missing += [at[index] for index in recalled.to_run]
+            for index in at.keys() - recalled.outcomes.keys() - set(recalled.to_run):
+                block.leave_out(at[index])
+        return missing
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        outcome = Outcome(error=value) if failed else Outcome(value)
+        self.journal.record(block.indices[position], block.items[position], outcome)
+        return value, failed
+
+    def followers(self) -> list[tuple[Block, int]]:
+        return []
+
+    def settle(self) -> None:
+        self.journal.flush()
+
+    def forget(self, block: Block) -> None:
+        pass
+
+
+def _runs(indices: Sequence[int], positions: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """The positions in groups whose items follow on each other, each with the number of its first item."""
+    group: list[int] = []
+    for position in positions:
+        if group and indices[position] != indices[group[-1]] + 1:
+            yield indices[group[0]], group
+            group = []
+        group.append(position)
+    if group:
+        yield indices[group[0]], group

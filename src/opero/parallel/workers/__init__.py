@@ -1,0 +1,1 @@
+"""Where items run: one module for each kind of worker, behind one interface."""

@@ -1,0 +1,151 @@
+"""Items in tasks of the running event loop, which share one iterator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from opero.parallel.engine.blocks import Report
+from opero.parallel.workers.base import Workers
+from opero.parallel.workers.work import Pause
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextvars import Context
+
+    from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.engine.inbox import AsyncInbox
+    from opero.parallel.workers.work import Work
+
+__all__ = ["LoopWorkers"]
+
+CHUNK = 256
+
+
+class LoopWorkers(Workers):
+    """Tasks that take item after item, whichever chunk it came in. What is finished is reported at once.
+
+    Args:
+        work: what to do with an item.
+        count: the most tasks.
+        inbox: where the reports go.
+        context: each task has a copy of it.
+    """
+
+    def __init__(self, work: Work, count: int, inbox: AsyncInbox, context: Context) -> None:
+        self.slots = 2 * count
+        self.most_items = 2 * count * (work.batch_size or 1) + CHUNK
+        self.size = min(CHUNK, count)
+        self._work = work
+        self._count = count
+        self._inbox = inbox
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._chunks: deque[Chunk] = deque()
+        self._is_used_up = True
+        self._units: Iterator[tuple[Chunk, int, Any]] = iter(())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sharing = 0  # tasks that will take another item, which one that is not done yet may not
+        self._reports: dict[Chunk, Report] = {}
+        self._left: dict[Chunk, int] = {}
+        self._changed: dict[Chunk, None] = {}
+        self._pause = Pause()
+        self._is_stopped = False
+
+    def submit(self, chunk: Chunk) -> None:
+        if self._is_stopped:
+            self._inbox.put_here((chunk, Report([])))
+            return
+        self._chunks.append(chunk)
+        self._left[chunk] = len(chunk.items)
+        self._reports[chunk] = Report([], [], positions=[], fell_back=[])
+        for _ in range(min(len(chunk.items), self._count - self._sharing)):
+            self._sharing += 1
+            task = self._loop.create_task(self._share(), context=self._context.copy())
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
+
+    def _next_units(self) -> Iterator[tuple[Chunk, int, Any]]:
+        self._is_used_up = False
+        while self._chunks:
+            chunk = self._chunks.popleft()
+            for position, argument in self._work.units(chunk.items):
+                yield chunk, position, argument
+        self._is_used_up = True
+
+    async def _share(self) -> None:
+        try:
+            await self._take_items()
+        finally:
+            self._sharing -= 1
+
+    async def _take_items(self) -> None:
+        run, changed = self._work.run_unit, self._changed
+        while self._chunks_left():
+            for chunk, position, argument in self._units:
+                if self._is_stopped:
+                    break
+                try:
+                    succeeded = await run(position, argument, self._reports[chunk])
+                except BaseException as error:
+                    # One that cancels itself ends the map as if its reader had been cancelled.
+                    self._inbox.put_here((chunk, error))
+                    raise
+                if not changed:
+                    self._loop.call_soon(self._tell)
+                changed[chunk] = None
+                if not succeeded and not chunk.keep_going:
+                    self.stop()
+                if self._pause.is_due():
+                    await asyncio.sleep(0)
+
+    def _chunks_left(self) -> bool:
+        """Whether there is something to begin in the shared iterator; a new one, if need be."""
+        if self._is_stopped or (not self._chunks and self._is_used_up):
+            return False
+        if self._is_used_up:
+            self._units = self._next_units()
+        return True
+
+    def _tell(self) -> None:
+        """Report what is finished."""
+        changed = list(self._changed)
+        self._changed.clear()
+        for chunk in changed:
+            if chunk not in self._left:  # it was given back before this was finished
+                continue
+            report = self._reports[chunk].split()  # items that run now will add to the same one
+            left = self._left[chunk] = self._left[chunk] - len(report.values)
+            report.is_last = not left
+            if not left:
+                del self._reports[chunk], self._left[chunk]
+            self._inbox.put_here((chunk, report))
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if not self._tasks:
+            self._return_chunks()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._is_stopped and not self._tasks:
+            self._return_chunks()
+
+    def _return_chunks(self) -> None:
+        """Give back what was not begun."""
+        self._tell()
+        for chunk in list(self._left):
+            self._inbox.put_here((chunk, Report([], positions=[])))
+        self._left.clear()
+
+    def interrupt(self) -> None:
+        self._return_chunks()
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        self._is_stopped = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

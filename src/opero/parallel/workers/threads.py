@@ -1,0 +1,161 @@
+"""Items in threads of this process, or in the caller's own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from opero.parallel.engine.blocks import Report
+from opero.parallel.workers.base import AHEAD, Workers
+from opero.parallel.workers.work import STOP
+from opero.runtime.machine import queued
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable
+
+    from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.engine.inbox import Inbox
+    from opero.parallel.workers.work import Work
+
+__all__ = ["InlineWorkers", "ThreadWorkers"]
+
+MOST_IDLE = 64
+
+_idle: list[queue.SimpleQueue[Callable[[], None]]] = []
+"""Threads that wait for the next map, by the queue on which they do."""
+
+
+def _forget_threads() -> None:
+    _idle.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+def _in_thread(function: Callable[[], None]) -> None:
+    """Run a function in a thread that has become idle, or a new one. It is a daemon: no exit waits for it."""
+    try:
+        _idle.pop().put(function)
+    except IndexError:
+        own: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        own.put(function)
+        threading.Thread(target=_serve, args=(own,), name="opero-map", daemon=True).start()
+
+
+def _serve(own: queue.SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        own.get()()
+        if len(_idle) >= MOST_IDLE:
+            return
+        _idle.append(own)
+
+
+class ThreadWorkers(Workers):
+    """Threads that take chunks from one queue.
+
+    Args:
+        work: what to do with a chunk.
+        count: the most threads.
+        inbox: where the reports go.
+        context: a copy of it surrounds each chunk's calls.
+    """
+
+    def __init__(self, work: Work, count: int, inbox: Inbox, context: contextvars.Context) -> None:
+        self.slots = count * AHEAD
+        self._count = count
+        self._work = work
+        self._inbox = inbox
+        self._started = 0
+        self._under_way = 0
+        self._control = [0, 0, 0]
+        self._context = context
+        self._chunks: queue.SimpleQueue[tuple[Chunk, Report] | None] = queue.SimpleQueue()
+        self._reports: dict[Chunk, Report] = {}
+
+    def submit(self, chunk: Chunk) -> None:
+        report = self._reports[chunk] = Report([])
+        self._chunks.put((chunk, report))
+        self._under_way += 1
+        if self._started < min(self._count, self._under_way):
+            self._started += 1
+            _in_thread(self._take_chunks)
+
+    def took(self, chunk: Chunk) -> None:
+        self._under_way -= 1
+        self._reports.pop(chunk, None)
+
+    def _take_chunks(self) -> None:
+        run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
+        while (taken := get()) is not None:
+            chunk, report = taken
+            context = self._context.copy()  # what an item sets is seen by others of its chunk at most, as in a process
+            try:
+                context.run(run, chunk.items, control, report, keep_going=chunk.keep_going)
+                put((chunk, report))
+            except BaseException as error:  # noqa: BLE001  # whoever waits raises it
+                put((chunk, error))
+            del taken, chunk, report
+
+    def interrupt(self) -> None:
+        """Nobody can end what runs in a thread: what is finished beside it is reported without it."""
+        for chunk, report in self._reports.items():
+            self._inbox.put((chunk, report.so_far()))
+
+    def stop(self) -> None:
+        """Begin no further item. Chunks come back with what they have."""
+        self._control[STOP] = 1
+
+    async def close(self) -> None:
+        """Nobody reads on: what runs is not waited for."""
+        self.stop()
+        for _ in range(self._started):
+            self._chunks.put(None)
+
+
+class InlineWorkers(Workers):
+    """The caller's own thread, chunk by chunk.
+
+    Args:
+        work: what to do with a chunk.
+        inbox: where the reports go.
+        context: a copy of it surrounds each chunk's calls.
+
+    Attributes:
+        seconds, computed: how long the chunks have taken, but for waits for a processor that others used, and how much
+            of that the thread has computed.
+        done: how many items they had.
+    """
+
+    def __init__(self, work: Work, inbox: Inbox, context: contextvars.Context) -> None:
+        self.seconds = 0.0
+        self.computed = 0.0
+        self.done = 0
+        self._work = work
+        self._inbox = inbox
+        self._control = [0, 0, 0]
+        self._context = context
+        self._chunk: Chunk | None = None
+        self._report = Report([])
+
+    def submit(self, chunk: Chunk) -> None:
+        computed, waited, context = time.thread_time(), queued(), self._context.copy()
+        report = self._report = Report([])
+        self._chunk = chunk
+        context.run(self._work.run, chunk.items, self._control, report, keep_going=chunk.keep_going)
+        self._chunk = None
+        self.computed += time.thread_time() - computed
+        self.seconds += max(0.0, report.seconds - (queued() - waited))
+        self.done += len(report.values)
+        self._inbox.put((chunk, report))
+
+    def interrupt(self) -> None:
+        if self._chunk is not None:
+            self._inbox.put((self._chunk, self._report))
+
+    def stop(self) -> None:
+        self._control[STOP] = 1

@@ -1,0 +1,294 @@
+"""What is done with a chunk of items, wherever that is: in a thread, an event loop, another process or machine."""
+
+from __future__ import annotations
+
+import time
+from asyncio import CancelledError, current_task
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opero.binding.invocation import calling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+
+    from opero.binding.binding import Binding
+    from opero.binding.pipeline import Chain
+    from opero.parallel.engine.batching import BatchRule
+    from opero.parallel.engine.blocks import Report
+
+__all__ = ["BEGUN", "POSITION", "STOP", "Rest", "Work"]
+
+STOP, POSITION, BEGUN = range(3)
+"""What a control holds: whether to begin nothing more, the item that runs, and when its attempt began (nanoseconds)."""
+
+LONGEST_CHUNK = 0.1
+"""Seconds after which a chunk comes back as it is: its items take longer than those by which it was sized."""
+LOOP_SECONDS = 0.01
+"""How long tasks that never wait may keep an event loop to themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The arguments around the one that takes the item."""
+
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call for an item, or for a batch."""
+        return (*self.before, item, *self.after), self.kwargs or {}
+
+
+class _AsItIs:
+    """A binding whose layers stay what they are."""
+
+    def __init__(self, binding: Binding, chain: Chain) -> None:
+        self.stats = binding.stats
+        self.kind = binding.kind
+        self.chain = chain
+
+
+class Work:
+    """A function with the arguments that all its calls have in common, for items one by one or in batches.
+
+    Args:
+        binding: the function under the policies that run beside it.
+        rest: the common arguments.
+        rule: checks what a batch returns.
+        batch_size: items a call; None: each call gets one item, not a list.
+        beside_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
+        chain: the layers that the map began with. Default: the binding's.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        rest: Rest,
+        rule: BatchRule,
+        batch_size: int | None,
+        *,
+        beside_cache: bool,
+        chain: Chain | None = None,
+    ) -> None:
+        self.rest = rest
+        self.rule = rule
+        self.batch_size = batch_size
+        self._stats = binding.stats
+        chain = chain or binding.resolved()
+        self._whole, self._new_call = chain.whole, chain.call
+        has_fallback = "fallback" in chain.executors
+        # A binding without layers counts its calls as attempts, which `whole` counts, too.
+        self.tells = chain.cache is not None or (beside_cache and has_fallback)
+        self._counts_errors = not has_fallback and "retry" not in chain.executors
+        # Whatever comes into force meanwhile, the map goes by these.
+        single = calling(_AsItIs(binding, chain))
+        if rest.before or rest.after or rest.kwargs:
+            before, after, kwargs = rest.before, rest.after, rest.kwargs or {}
+            self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)
+        else:
+            self.call = single
+
+    def units(self, items: Sequence[Any]) -> Iterable[tuple[int, Any]]:
+        """What each call gets, and the position of its first item."""
+        size = self.batch_size
+        if size is None:
+            return enumerate(items)
+        return ((first, items[first : first + size]) for first in range(0, len(items), size))
+
+    # Sync functions
+
+    def run(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool = True
+    ) -> None:
+        """Call the function for the items, and report item by item what becomes of them.
+
+        Nothing more is begun after one that failed, unless `keep_going`, once told by the control, or when the items
+        have taken longer than anybody thought: others may have time for them.
+        """
+        started = time.perf_counter()
+        try:
+            if self.batch_size is not None or self.tells:
+                self._run_units(items, control, report, keep_going=keep_going)
+            else:
+                self._run_items(items, control, report, keep_going=keep_going)
+        finally:
+            report.seconds = time.perf_counter() - started
+
+    def _run_items(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
+    ) -> None:
+        append, call, position = report.values.append, self.call, 0
+        now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
+        waiting: Iterator[tuple[int, Any]] = enumerate(items)
+        while not control[STOP]:
+            try:
+                for position, item in waiting:
+                    control[POSITION] = position
+                    append(call(item))
+                    if control[STOP] or now() > until:
+                        break
+                break
+            except Exception as error:  # noqa: BLE001  # carried as a value
+                report.failures.append(position)
+                append(error)
+                if not keep_going or now() > until:
+                    break
+
+    def _run_units(
+        self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
+    ) -> None:
+        now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
+        for position, argument in self.units(items):
+            if control[STOP] or now() > until:
+                break
+            control[POSITION] = position
+            try:
+                value = self._beside(argument, position, report) if self.tells else self.call(argument)
+            except Exception as error:  # noqa: BLE001  # carried as a value
+                self._settle(report, position, argument, error, failed=True)
+            else:
+                self._settle(report, position, argument, value, failed=False)
+            if report.failures and not keep_going:
+                break
+
+    def _beside(self, argument: Any, position: int, report: Report) -> Any:
+        """Call the function through all layers within the cache."""
+        stats, call = self._stats, self._new_call()
+        stats.calls += 1
+        try:
+            return self._whole(call, *self.rest.around(argument))
+        except Exception as error:
+            self._count(error)
+            raise
+        finally:
+            self._note(call, argument, position, report)
+
+    def _count(self, error: Exception) -> None:
+        self._stats.failures += 1
+        if self._counts_errors:
+            self._stats.count_error(error)
+
+    def _note(self, call: Any, argument: Any, position: int, report: Report) -> None:
+        if call.fell_back:
+            report.fell_back.extend(range(position, position + (len(argument) if self.batch_size else 1)))
+
+    def _settle(self, report: Report, position: int, argument: Any, value: Any, *, failed: bool) -> None:
+        """Take down what a call came to, for its item or its batch."""
+        count = 1
+        values = [value]
+        if self.batch_size is not None:
+            count = len(argument)
+            if not failed:
+                try:
+                    values = self.rule.check(value, argument)
+                except ValueError as error:
+                    value, failed = error, True
+            if failed:
+                values = [value] * count
+        positions = range(position, position + count)
+        if failed:
+            report.failures.extend(positions)
+        if report.positions is not None:
+            report.positions.extend(positions)
+        report.values.extend(values)
+
+    # Async functions
+
+    async def run_unit(self, position: int, argument: Any, report: Report) -> bool:
+        """Await the function for one item or batch, and add to a report what it came to; whether it succeeded."""
+        try:
+            value = await (self._beside_async(argument, position, report) if self.tells else self.call(argument))
+        except Exception as error:  # noqa: BLE001  # carried as a value
+            self._settle(report, position, argument, error, failed=True)
+            return False
+        except CancelledError as error:
+            task = current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._settle(report, position, argument, _from_within(error), failed=True)
+            return False
+        if self.batch_size is not None:
+            before = len(report.failures)
+            self._settle(report, position, argument, value, failed=False)
+            return len(report.failures) == before
+        report.values.append(value)
+        report.positions.append(position)  # type: ignore[union-attr]
+        return True
+
+    async def _beside_async(self, argument: Any, position: int, report: Report) -> Any:
+        stats, call = self._stats, self._new_call()
+        stats.calls += 1
+        try:
+            return await self._whole(call, *self.rest.around(argument))
+        except Exception as error:
+            self._count(error)
+            raise
+        finally:
+            self._note(call, argument, position, report)
+
+    async def run_async(
+        self,
+        items: Sequence[Any],
+        control: MutableSequence[int],
+        report: Report,
+        concurrency: int,
+        *,
+        keep_going: bool = True,
+    ) -> None:
+        """As `run`, so many calls at a time."""
+        from asyncio import TaskGroup, sleep
+
+        whole = current_task()
+        started = time.perf_counter()
+        waiting = iter(self.units(items))
+        pause = Pause()
+
+        async def share() -> None:
+            for position, argument in waiting:
+                if control[STOP] or (report.failures and not keep_going):
+                    return
+                try:
+                    await self.run_unit(position, argument, report)
+                except CancelledError as error:
+                    if whole is None or whole.cancelling():
+                        raise
+                    self._settle(report, position, argument, _from_within(error), failed=True)
+                if pause.is_due():
+                    await sleep(0)
+
+        try:
+            async with TaskGroup() as group:
+                for _ in range(min(concurrency, len(items))):
+                    group.create_task(share())
+        finally:
+            report.seconds = time.perf_counter() - started
+
+
+def _from_within(error: CancelledError) -> Exception:
+    """What an item has failed with that cancelled itself, though nobody had asked it to."""
+    failure = RuntimeError("the item cancelled itself: nobody else has cancelled it")
+    failure.__cause__ = error
+    return failure
+
+
+class Pause:
+    """Tells tasks that never wait when to let others have the event loop."""
+
+    __slots__ = ("_count", "_since")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time; asked after each item."""
+        self._count += 1
+        if self._count & 31:
+            return False
+        now = time.monotonic()
+        if now - self._since < LOOP_SECONDS:
+            return False
+        self._since = now
+        return True

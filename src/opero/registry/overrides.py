@@ -1,0 +1,54 @@
+"""What `Registry.override` says, as a layer over all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from opero.config.code_layer import source_at
+from opero.config.document import read_document
+from opero.config.report import Report
+from opero.config.sources import Layer, Marked, Source
+from opero.errors import ConfigError, PolicyNotFoundError, nearest
+from opero.policies.base import BasePolicy
+from opero.policies.policy import Policy
+
+if TYPE_CHECKING:
+    from opero.config.configuration import Configuration
+
+__all__ = ["layer_of"]
+
+
+def layer_of(
+    profiles: Mapping[str, Any], functions: Mapping[str, Any], configuration: Configuration, place: tuple[str, int]
+) -> Layer:
+    """What a test says of profiles and functions, read as strictly as a file.
+
+    Raises:
+        PolicyNotFoundError: there is no such profile.
+        ConfigError: something in it is wrong.
+    """
+    for name in profiles:
+        if name not in configuration.policies:
+            raise PolicyNotFoundError(f"there is no profile {name!r}{nearest(name, configuration.policies)}", name=name)
+    for key, said in (("policies", profiles), ("functions", functions)):
+        for name in (name for name, value in said.items() if value is None):
+            raise ConfigError(
+                f"override: {key}.{name} is None, which says nothing: write {{}} to change nothing, or remove its "
+                "policies one by one, as in {'retry': None}"
+            )
+    source = source_at(place, "override")
+    report = Report()
+    layer = read_document(_mark({"policies": profiles, "functions": functions}, source), str(source), report)
+    report.raise_if_any()
+    return layer
+
+
+def _mark(value: Any, source: Source) -> Marked:
+    if isinstance(value, Policy):
+        value = value.fields()
+    elif isinstance(value, BasePolicy):
+        value = type(value).expand(value)
+    if isinstance(value, Mapping):
+        return Marked({name: _mark(each, source) for name, each in value.items()}, source)
+    return Marked([_mark(each, source) for each in value] if isinstance(value, list) else value, source)

@@ -1,0 +1,166 @@
+"""From one configuration to another, at once: everything is made and validated before anything changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opero.binding.disabled import is_on, plain
+from opero.binding.fit import check_fit
+from opero.config.code_layer import place_of
+from opero.config.report import Report
+from opero.errors import ConfigError
+from opero.observe.logs import logger
+from opero.runtime.forking import undivided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from opero.binding.binding import Binding
+    from opero.binding.pipeline import Chain
+    from opero.config.configuration import Configuration, Effective
+    from opero.policies.policy import Policy
+    from opero.registry.declarations import Declaration
+    from opero.registry.profile_state import SharedExecutors
+
+__all__ = ["Changes", "InForce", "change", "declared", "in_force"]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a change of the configuration has changed; it is false where that is nothing.
+
+    Attributes:
+        profiles: the profiles whose policies differ, that are new, or that are gone.
+        functions: the bound functions whose policies differ.
+    """
+
+    profiles: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.profiles or self.functions)
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What holds now: a configuration, and what its functions share. Both change in one assignment."""
+
+    configuration: Configuration
+    shared: SharedExecutors
+
+
+def in_force(effective: Effective, configuration: Configuration) -> Policy:
+    """A function's policy, or what is left of it when opero is switched off."""
+    on = configuration.enabled and (effective.profile is not None or is_on())
+    return effective.policy if on else plain(effective.policy)
+
+
+def change(
+    bindings: Callable[[], Iterable[Binding]],
+    before: InForce,
+    after: Configuration,
+    commit: Callable[[InForce], None],
+    *,
+    anyhow: bool = False,
+) -> Changes:
+    """Put a configuration in force for all bindings, or for none.
+
+    Args:
+        bindings: those that there are now; more may come while this works.
+        before: what is in force.
+        after: the configuration that is to be.
+        commit: puts it in force: it is what will be asked from now on.
+        anyhow: whatever does not fit: such a function is resolved anew at its next call, which then tells.
+
+    Raises:
+        ConfigError: a policy does not fit its function, or a function's profile is gone; nothing has changed.
+    """
+    report = after.report()
+    draft = InForce(after, before.shared.successor(after.policies))
+    prepared: dict[int, Chain] = {}
+    unfit: set[int] = set()
+    known = list(bindings())  # which also keeps them, as they go by their identity
+    for binding in known:
+        own = after.report() if anyhow else report
+        chain = _prepare(binding, before.configuration, draft, own)
+        if chain is not None:
+            prepared[id(binding)] = chain
+        elif anyhow and own.lines and not binding.is_late:
+            unfit.add(id(binding))
+            logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(own.lines))
+    report.raise_if_any()
+
+    def swap() -> None:
+        for binding in {id(each): each for each in (*known, *bindings())}.values():
+            if id(binding) in prepared:
+                binding.enforce(prepared[id(binding)])
+            elif id(binding) in unfit:
+                binding.forget()
+            else:
+                _catch_up(binding, before.configuration, draft)
+
+    with undivided:
+        try:
+            before.shared.give_way(draft.shared)
+        finally:
+            commit(draft)
+    try:
+        swap()
+    except KeyboardInterrupt:  # half of two configurations would be worse than a moment's delay
+        swap()
+        raise
+    functions = [declared(binding).name for binding in known if id(binding) in prepared]
+    names = {**before.configuration.policies, **after.policies}
+    changed = [name for name in names if before.configuration.policies.get(name) != after.policies.get(name)]
+    return Changes(tuple(sorted(changed)), tuple(sorted(functions)))
+
+
+def _prepare(binding: Binding, before: Configuration, after: InForce, report: Report) -> Chain | None:
+    """The layers that a binding will have; None where they do not change, or it has not needed any yet."""
+    declaration, configuration = declared(binding), after.configuration
+    if binding.is_late and not _fits(binding, before):
+        return None  # what is wrong was wrong before; its first call will tell
+    effective = configuration.effective(declaration, report)
+    if effective is None:
+        return None
+    policy, profile = in_force(effective, configuration), effective.profile
+    try:
+        if binding.is_late:
+            check_fit(binding, policy)
+            return None
+        is_same = profile is None or before.policies.get(profile) == configuration.policies[profile]
+        if is_same and policy == binding.chain.policy:
+            return None
+        return binding.prepare(policy, after.shared.of(profile))
+    except (ConfigError, NotImplementedError) as error:
+        report.add(place_of(declaration), str(error))
+        return None
+
+
+def _fits(binding: Binding, configuration: Configuration) -> bool:
+    """Whether a function that was not called yet can be, as far as that is known."""
+    effective = configuration.effective(declared(binding), Report())
+    if effective is None:
+        return False
+    try:
+        check_fit(binding, effective.policy)
+    except (ConfigError, NotImplementedError):
+        return False
+    return True
+
+
+def _catch_up(binding: Binding, before: Configuration, after: InForce) -> None:
+    """A function that was first called while the change was being made may have begun on the old configuration."""
+    report = after.configuration.report()
+    chain = _prepare(binding, before, after, report)
+    if chain is not None:
+        binding.enforce(chain)
+    elif report.lines and not binding.is_late:
+        binding.forget()
+        logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(report.lines))
+
+
+def declared(binding: Binding) -> Declaration:
+    assert binding.declaration is not None, "a registry looks after what was declared"
+    return binding.declaration
