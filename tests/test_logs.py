@@ -146,7 +146,7 @@ def test_records_go_to_the_stderr_of_the_moment(capsys: pytest.CaptureFixture[st
 def test_it_is_silent_by_default() -> None:
     code = """
 from opero import Policy
-from opero.logs import logger
+from opero.observe.logs import logger
 from opero.testing import VirtualClock
 attempts = []
 def flaky():

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from opero import BulkheadFullError, BulkheadPolicy, CallTimeoutError, Policy, Registry
 from opero.executors.bulkhead import BulkheadExecutor
-from opero.executors.call import AsyncHost, Call
+from opero.executors.call import Call
 from opero.observe.stats import Stats
+from opero.runtime.hosts import AsyncHost
 from opero.testing import VirtualClock
 
 

@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 
 from opero import Policy
 from opero.errors import ConfigError
-from opero.executors.call import Outcome
 from opero.parallel.journal import journal as journal_module
 from opero.parallel.journal.journal import Journal
 from opero.runtime import exclusive_file as locked_file
+from opero.runtime.hosts import Outcome
 
 NAME = "shop.prices:fetch"
 
@@ -225,8 +225,8 @@ def test_lambdas_and_instances_of_local_classes_come_back_by_value(path: Path) -
 def test_an_instance_of_a_class_of_main_is_one_of_that_class_in_the_next_run(path: Path) -> None:
     code = f"""
         from dataclasses import dataclass
-        from opero.executors.call import Outcome
-        from opero.parallel.journal import Journal
+        from opero.runtime.hosts import Outcome
+        from opero.parallel.journal.journal import Journal
 
         @dataclass
         class Point:
@@ -331,8 +331,8 @@ def test_a_failure_that_is_read_back_as_another_keeps_its_text(path: Path) -> No
 def test_items_are_the_same_in_every_process(path: Path) -> None:
     code = f"""
         from pathlib import Path
-        from opero.executors.call import Outcome
-        from opero.parallel.journal import Journal
+        from opero.runtime.hosts import Outcome
+        from opero.parallel.journal.journal import Journal
 
         items = [{{"a", "b", "c"}}, {{"x": 1, "y": (2.0, None)}}, frozenset("hello"), "text", 7, Path("a") / "b", b"1"]
         with Journal({str(path)!r}, "main") as journal:
@@ -544,8 +544,8 @@ def test_what_people_have_done_to_a_journal_is_read_as_json(path: Path) -> None:
 
 def test_what_was_flushed_survives_kill_9(path: Path) -> None:
     code = f"""
-        from opero.executors.call import Outcome
-        from opero.parallel.journal import Journal
+        from opero.runtime.hosts import Outcome
+        from opero.parallel.journal.journal import Journal
 
         journal = Journal({str(path)!r}, {NAME!r})
         journal.open()
@@ -622,8 +622,8 @@ def test_opening_and_closing_writes_nothing_to_a_journal_that_exists(path: Path)
 def test_a_full_disk_is_told_of_and_what_is_not_written_counts_as_not_recorded(path: Path) -> None:
     code = f"""
         import resource
-        from opero.executors.call import Outcome
-        from opero.parallel.journal import Journal
+        from opero.runtime.hosts import Outcome
+        from opero.parallel.journal.journal import Journal
 
         path = {str(path)!r}
         journal = Journal(path, {NAME!r})
@@ -719,7 +719,7 @@ def test_two_cannot_have_a_journal_open_at_once(path: Path) -> None:
 def test_another_process_cannot_open_it_either(path: Path) -> None:
     code = f"""
         from opero.errors import ConfigError
-        from opero.parallel.journal import Journal
+        from opero.parallel.journal.journal import Journal
         try:
             Journal({str(path)!r}, {NAME!r}).open()
         except ConfigError as error:
@@ -752,8 +752,8 @@ def test_a_refused_journal_is_not_kept_locked(path: Path) -> None:
 def test_a_child_process_neither_writes_nor_locks_its_parents_journal(path: Path) -> None:
     code = f"""
         import os, signal, time
-        from opero.executors.call import Outcome
-        from opero.parallel.journal import Journal
+        from opero.runtime.hosts import Outcome
+        from opero.parallel.journal.journal import Journal
 
         with Journal({str(path)!r}, {NAME!r}) as journal:
             journal.record(0, 0, Outcome("parent"))

@@ -194,7 +194,7 @@ def test_where_no_worker_fits_beside_this_process_the_map_ends() -> None:
     code = """
         import os
         from opero import MemoryLimitError, Policy
-        from opero.parallel.machine import resident
+        from opero.runtime.machine import resident
         Policy(parallel="process").apply(abs)  # what it imports is there
         limit = resident(os.getpid()) + (30 << 20)
         bound = Policy(parallel={"mode": "process", "workers": 2, "max_memory": limit, "on_error": "return"}).apply(abs)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from opero.cache.keys import KeyMaker
-    from opero.executors.call import Outcome
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Outcome
 
 __all__ = ["Retention", "copied"]
 

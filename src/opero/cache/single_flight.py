@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
-    from opero.executors.call import Host, Outcome, Waiter
+    from opero.runtime.hosts import Host, Outcome, Waiter
 
 __all__ = ["Flight", "Flights", "leading"]
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import BulkheadFullError, CallTimeoutError
-from opero.executors.call import AsyncHost, BlockingHost, Call, Layer, run_blocking
 from opero.executors.state.slots import Places
 from opero.policies.types import format_duration
 from opero.runtime.generators import Started
+from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.executors.call import Host
+    from opero.executors.call import Call, Layer
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host
 
 __all__ = ["BulkheadExecutor"]
 

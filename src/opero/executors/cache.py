@@ -15,19 +15,21 @@ from opero.cache.retention import Retention, copied
 from opero.cache.serializers import CannotHoldError
 from opero.cache.single_flight import Flight, Flights, leading
 from opero.cache.stores import MemoryStore
-from opero.executors.call import MISS, AsyncHost, BlockingHost, Outcome, run_blocking
+from opero.executors.call import MISS
 from opero.runtime.byte_locks import Hold
 from opero.runtime.functions import full_name
+from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from opero.cache.entry import Entry
     from opero.cache.stores import Mark, Store
-    from opero.executors.call import Call, Host, Layer
+    from opero.executors.call import Call, Layer
     from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host
 
 __all__ = ["CacheExecutor"]
 

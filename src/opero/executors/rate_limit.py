@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 from aiolimiter import AsyncLimiter
 
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
-from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.executors.state.budget import FOREVER, new_ledger
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.functions import short_name
+from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Mapping
 
-    from opero.executors.call import Call, Host, Layer
+    from opero.executors.call import Call, Layer
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host
 
 __all__ = ["Meter", "RateLimitExecutor", "cost_function"]
 

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
 from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError, text_of
-from opero.executors.call import AsyncHost, BlockingHost, Outcome, run_blocking
 from opero.executors.http_errors import retry_after, status_of
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration
+from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
     import random
 
-    from opero.executors.call import Call, Host, Layer
+    from opero.executors.call import Call, Layer
     from opero.executors.fallback import Alternatives
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host
 
 __all__ = ["RetryExecutor", "backoff"]
 

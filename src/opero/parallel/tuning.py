@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from opero.errors import ConfigError, Failure, MapError
-from opero.executors.call import run_blocking
 from opero.observe.logs import logger
 from opero.parallel.engine.batching import BatchRule
+from opero.runtime.hosts import run_blocking
 from opero.runtime.machine import cpu_limit, queued
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from opero.runtime.machine import started
 
 if TYPE_CHECKING:
     from opero.executors.bulkhead import BulkheadExecutor
-    from opero.executors.call import Host, Waiter
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host, Waiter
     from opero.runtime.state_file import StateFile
 
 __all__ = ["SharedPlaces", "share_bulkhead"]

@@ -7,8 +7,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opero.executors.call import Host, Waiter
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host, Waiter
 
 __all__ = ["MOVED", "Places", "Turn"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.executors.call import Outcome
+from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

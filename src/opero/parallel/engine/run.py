@@ -12,7 +12,6 @@ from opero.errors import (
     MapError,
     WorkerDiedError,
 )
-from opero.executors.call import AsyncHost, BlockingHost, run_blocking
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.inbox import AsyncInbox, BlockingInbox
 from opero.parallel.engine.memory_limit import LOOK as MEMORY_LOOK
@@ -24,16 +23,17 @@ from opero.parallel.engine.window import Window
 from opero.parallel.workers.choose import Staff
 from opero.parallel.workers.work import Rest
 from opero.policies.types import approximate_duration
+from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-    from opero.executors.call import Host
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.mapper import Mapper
     from opero.parallel.engine.window import Stage
     from opero.parallel.journal.journal import Journal
+    from opero.runtime.hosts import Host
 
 __all__ = ["Options", "Run"]
 

@@ -12,10 +12,10 @@ from opero.parallel.engine.blocks import Block, Chunk, Piece, Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from opero.executors.call import Host
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.source import Source
     from opero.parallel.workers.base import Workers
+    from opero.runtime.hosts import Host
 
 __all__ = ["AIM", "MOST", "Stage", "Window"]
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Self
 from opero.cache.digest import digest
 from opero.cache.keys import freeze
 from opero.errors import ConfigError
-from opero.executors.call import Outcome
 from opero.observe.logs import logger
 from opero.parallel.journal.records import MOST_ITEMS, error_of, header, load, name_in, parse, record_of, value_of
 from opero.runtime.exclusive_file import LockedFile
+from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

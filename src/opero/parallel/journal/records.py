@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opero.runtime import pickling as pickles
 
 if TYPE_CHECKING:
-    from opero.executors.call import Outcome
+    from opero.runtime.hosts import Outcome
 
 __all__ = ["MOST_ITEMS", "error_of", "header", "load", "name_in", "parse", "record_of", "value_of"]
 

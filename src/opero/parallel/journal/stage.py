@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from opero.cache.digest import digest, name_in_stores
 from opero.cache.keys import freeze
 from opero.errors import ConfigError
-from opero.executors.call import Outcome
 from opero.parallel.journal.journal import Journal
 from opero.runtime.functions import full_name
+from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
     import os

@@ -15,12 +15,12 @@ from opero.runtime.machine import cpu_limit, workers_that_fit
 from opero.runtime.private_folder import private_folder
 
 if TYPE_CHECKING:
-    from opero.executors.call import Host
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.run import Run
     from opero.parallel.transport.worker import Setup
     from opero.parallel.workers.base import Workers
     from opero.parallel.workers.executors import Pool
+    from opero.runtime.hosts import Host
 
 __all__ = ["Staff", "worker_count"]
 
