@@ -191,9 +191,9 @@ def test_a_hit_and_a_miss_leave_no_cycles_for_the_collector() -> None:
 
 
 def test_more_refreshes_than_there_is_room_for_wait_for_their_next_caller(monkeypatch: Any) -> None:
-    from opero.executors import call as calls
+    from opero.runtime import hosts
 
-    monkeypatch.setattr(calls, "_room_in_background", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(hosts, "_room_in_background", threading.BoundedSemaphore(2))
     clock, gate, runs = VirtualClock(), threading.Event(), []
 
     def function(key: int) -> int:
