@@ -10,7 +10,6 @@ TYPE_CHECKING = False  # type checkers know the name; importing it from typing w
 if TYPE_CHECKING:
     from typing import Any
 
-    from opero.cache import CacheInfo as CacheInfo
     from opero.cache import clear_cache as clear_cache
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from opero.observe.events import on as on
     from opero.observe.logs import configure_logging as configure_logging
     from opero.observe.stats import Stats as Stats
-    from opero.parallel.engine.progress import Progress as Progress
-    from opero.parallel.tuning import Tuning as Tuning
     from opero.parallel.tuning import tune as tune
     from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
     from opero.policies.bound_types import AsyncBound as AsyncBound
@@ -59,9 +56,12 @@ if TYPE_CHECKING:
     from opero.registry.reload import Changes as Changes
     from opero.registry.watch import Watch as Watch
     from opero.runtime.clock import Clock as Clock
+    from opero.values import CacheInfo as CacheInfo
+    from opero.values import Progress as Progress
+    from opero.values import Tuning as Tuning
 
 _MODULES = {
-    "cache": ("CacheInfo", "clear_cache"),
+    "cache": ("clear_cache",),
     "runtime.clock": ("Clock",),
     "decorators": ("opero", "opmap"),
     "registry.declarations": ("BoundFunction",),
@@ -99,13 +99,13 @@ _MODULES = {
         "RetryPolicy",
         "TimeoutPolicy",
     ),
-    "parallel.engine.progress": ("Progress",),
-    "parallel.tuning": ("Tuning", "tune"),
+    "parallel.tuning": ("tune",),
     "registry.registry": ("Registry",),
     "registry.reload": ("Changes",),
     "policies.bound_types": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
     "observe.stats": ("Stats",),
     "registry.watch": ("Watch",),
+    "values": ("CacheInfo", "Progress", "Tuning"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

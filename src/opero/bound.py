@@ -97,7 +97,7 @@ def dress(binding: Binding, *, mapped: bool) -> Any:
 
 
 def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> Any:
-    from opero.cache import CacheInfo
+    from opero.values import CacheInfo
 
     cache, hits, misses = binding.cache, binding.stats.cache_hits, binding.stats.cache_misses
     if cache is not None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from opero.binding.pipeline import Share
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
-    from opero.parallel.tuning import Tuning
     from opero.registry.declarations import Declaration
     from opero.runtime.clock import Clock
+    from opero.values import Tuning
 
 __all__ = ["Binding"]
 

@@ -5,9 +5,9 @@ opero's own backends are known to dogpile.cache by name.
 
 from dogpile.cache import register_backend
 
-from opero.cache.clearing import CacheInfo, clear_cache
+from opero.cache.clearing import clear_cache
 
-__all__ = ["CacheInfo", "clear_cache"]
+__all__ = ["clear_cache"]
 
 for name, module, backend in (
     ("opero.memory", "opero.cache.memory", "MemoryBackend"),

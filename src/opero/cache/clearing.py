@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from opero.executors.cache import CacheExecutor
 
-__all__ = ["CacheInfo", "clear_cache", "forgo", "register"]
-
-
-class CacheInfo(NamedTuple):
-    """What a function's cache holds and has done.
-
-    Attributes:
-        hits, misses: calls that it answered, or did not; stale results are hits.
-        size: results in it; None where its store cannot tell, or does not answer.
-        evictions: results that `memory` let go of since there were too many.
-        max_size: the most results that `memory` keeps; None where there is no such limit.
-    """
-
-    hits: int
-    misses: int
-    size: int | None
-    evictions: int
-    max_size: int | None
+__all__ = ["clear_cache", "forgo", "register"]
 
 
 _caches: weakref.WeakSet[CacheExecutor] = weakref.WeakSet()

@@ -7,21 +7,21 @@ import itertools
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, Failure, MapError
 from opero.observe.logs import logger
 from opero.parallel.engine.batching import BatchRule
 from opero.runtime.hosts import run_blocking
 from opero.runtime.machine import cpu_limit, queued
+from opero.values import Measurement, Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opero.binding.binding import Binding
 
-__all__ = ["PROCESSES", "Cost", "Measurement", "Tuning", "tune"]
+__all__ = ["PROCESSES", "tune"]
 
 CPU_BOUND, IO_BOUND = 0.8, 0.2
 """Parts of its time that a function computes, from which on and up to which it counts as the one or the other."""
@@ -40,95 +40,6 @@ MOST_CALLS = 50_000
 """Calls of one measurement."""
 PARTS = 10
 """A measurement takes this part of the time that there is, where a call does not take longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What an item of a function costs, as far as it was measured.
-
-    Attributes:
-        seconds: of time.
-        computed: of that, seconds of computing.
-    """
-
-    seconds: float
-    computed: float
-
-    @property
-    def share(self) -> float:
-        """The part of its time that it computes."""
-        return min(1.0, self.computed / self.seconds) if self.seconds > 0 else 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One way to run the sample.
-
-    Attributes:
-        mode: "sequential" or a mode of `ParallelPolicy`.
-        workers: items at a time.
-        rate: items a second.
-        cpu: seconds of computing in this process for a second of time; of "sequential", waits for a processor that
-            others use do not count.
-        batch_size: items a call, where calls get lists.
-    """
-
-    mode: str
-    workers: int
-    rate: float
-    cpu: float
-    batch_size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What `tune` has found out.
-
-    Attributes:
-        function: its name.
-        bound_by: what its time goes into: "cpu", "io" or "both".
-        mode: the mode to use; "sequential": nothing is faster than one after the other (of an async function: "async").
-        workers: how many.
-        batch_size: items a call, where calls get lists; else None.
-        gain: how many times as fast that is as one item after the other; where there was no time to measure it, what
-            can be expected.
-        seconds: of time, for an item.
-        measurements: all that was measured.
-    """
-
-    function: str
-    bound_by: Literal["cpu", "io", "both"]
-    mode: str
-    workers: int
-    batch_size: int | None
-    gain: float
-    seconds: float
-    measurements: tuple[Measurement, ...] = field(repr=False)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The same as options of `@opmap`."""
-        options: dict[str, Any] = {
-            "mode": "thread" if self.mode == "sequential" else self.mode,
-            "workers": self.workers,
-        }
-        return options if self.batch_size is None else {**options, "batch_size": self.batch_size}
-
-    def __str__(self) -> str:
-        what = {"cpu": "computes", "io": "waits", "both": "computes and waits"}[self.bound_by]
-        lines = [
-            (
-                f"{self.function} {what} ({self.seconds * 1000:.3g} ms an item): "
-                f"mode={self.mode!r}, workers={self.workers}"
-                f"{f', batch_size={self.batch_size}' if self.batch_size else ''}, {self.gain:.1f} times as fast"
-            )
-        ]
-        for each in self.measurements:
-            batch = f", batches of {each.batch_size}" if each.batch_size else ""
-            lines.append(
-                f"  {each.mode:14}{each.workers:4} at a time{batch}: {each.rate:10,.1f}/s, CPU {each.cpu:4.0%}"
-            )
-        return "\n".join(lines)
 
 
 def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: float = 3.0, **kwargs: Any) -> Tuning:

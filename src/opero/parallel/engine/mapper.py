@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.binding.pipeline import Chain
     from opero.parallel.engine.run import Run
-    from opero.parallel.tuning import Cost
+    from opero.values import ItemCost
 
 __all__ = ["Mapper"]
 
@@ -43,7 +43,7 @@ class Mapper:
         self.single = single
         self.position = 1 if binding.is_method else 0
         self.signature = signature_of(binding.function)
-        self.cost: Cost | None = None
+        self.cost: ItemCost | None = None
 
     # What users call
 

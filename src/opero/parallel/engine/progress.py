@@ -6,16 +6,16 @@ import importlib
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from opero.observe.events import emit_quietly, has_handlers
 from opero.observe.logs import logger
+from opero.values import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Display", "Progress"]
+__all__ = ["Display"]
 
 BETWEEN_DRAWINGS = 0.1
 """Seconds."""
@@ -23,56 +23,6 @@ BETWEEN_LINES = 10.0
 """Seconds between lines where what was asked for cannot be drawn as a bar."""
 QUICK = 0.5
 """Seconds: a map that takes less shows no bar unless asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a map has come.
-
-    Attributes:
-        name: the mapped function's.
-        done: items that are finished: succeeded, failed, or answered by the cache or a journal.
-        total: all items, or None where that is not known.
-        failures: items that have failed.
-        retries: further attempts of the function since the map began.
-        cache_hits: calls of it that the cache has answered since then.
-        seconds: since the map began.
-    """
-
-    name: str
-    done: int
-    total: int | None
-    failures: int
-    retries: int
-    cache_hits: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Items a second, on the whole."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def remaining(self) -> float | None:
-        """Seconds that the rest will take at that rate, or None where that cannot be known."""
-        if self.total is None or not self.done:
-            return None
-        return max(0, self.total - self.done) / self.rate if self.rate else None
-
-    def __str__(self) -> str:
-        told = f"{self.name}: {self.done:,}"
-        told += f" of {self.total:,} items, {100 * self.done // self.total}%" if self.total else " items"
-        told += f", {self.rate:,.0f}/s" if self.rate >= 100 else f", {self.rate:.3g}/s"
-        if self.remaining is not None and self.done < (self.total or 0):
-            told += f", {_rough(self.remaining)} left"
-        counts = {"failures": self.failures, "retries": self.retries, "cache hits": self.cache_hits}
-        return told + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
-
-
-def _rough(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Display:

@@ -16,7 +16,7 @@ from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.inbox import AsyncInbox, BlockingInbox
 from opero.parallel.engine.memory_limit import LOOK as MEMORY_LOOK
 from opero.parallel.engine.memory_limit import MemoryGuard
-from opero.parallel.engine.progress import Display, Progress
+from opero.parallel.engine.progress import Display
 from opero.parallel.engine.results import Outcomes
 from opero.parallel.engine.source import Source
 from opero.parallel.engine.window import Window
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.window import Stage
     from opero.parallel.journal.journal import Journal
     from opero.runtime.hosts import Host
+    from opero.values import Progress
 
 __all__ = ["Options", "Run"]
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import opero.parallel
 from opero.errors import ConfigError, OperoError, text_of
 from opero.observe.logs import logger
-from opero.parallel.tuning import PROCESSES, Cost
+from opero.parallel.tuning import PROCESSES
 from opero.parallel.workers.work import Work
 from opero.policies.policy import Policy
 from opero.runtime.machine import cpu_limit, workers_that_fit
 from opero.runtime.private_folder import private_folder
+from opero.values import ItemCost
 
 if TYPE_CHECKING:
     from opero.parallel.engine.inbox import Inbox
@@ -255,12 +256,12 @@ class Staff:
             return
         self.is_sampling = False
         if sample.done:
-            self.run.mapper.cost = Cost(sample.seconds / sample.done, sample.computed / sample.done)
-        self.mode = self._suitable_mode(self.run.mapper.cost or Cost(0, 0))
+            self.run.mapper.cost = ItemCost(sample.seconds / sample.done, sample.computed / sample.done)
+        self.mode = self._suitable_mode(self.run.mapper.cost or ItemCost(0, 0))
         if not self.run.window.is_over:
             self.run.window.workers = self._suitable_workers(self.run.source.first())
 
-    def _suitable_mode(self, cost: Cost) -> str:
+    def _suitable_mode(self, cost: ItemCost) -> str:
         left = self.run.source.left
         is_worth_it = cost.computed > LONG if left is None else cost.computed * left > WORTH_PROCESSES
         return "process" if cost.share > 1 / 2 and is_worth_it else "thread"

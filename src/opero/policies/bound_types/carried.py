@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from opero.binding.binding import Binding
-    from opero.cache.clearing import CacheInfo
     from opero.observe.stats import Stats
     from opero.policies.policy import Policy
+    from opero.values import CacheInfo
 
 __all__ = ["Carries"]
 

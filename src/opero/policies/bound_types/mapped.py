@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
     from typing import Literal
 
-    from opero.parallel.engine.progress import Progress
+    from opero.values import Progress
 
     StrPath = str | os.PathLike[str]
     Shown = bool | Literal["auto"] | Callable[[Progress], object] | None
