@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.fit import check_arguments
+from opero.config.declaration import where
 from opero.errors import ConfigError
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
-from opero.registry.declarations import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -105,7 +105,6 @@ def opero(
         UnknownOptionError: an option that does not exist; it names the nearest that does.
         pydantic.ValidationError: an option's value is out of range.
         ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-        NotImplementedError: an option that has no executor yet; it is named.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=False)
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))

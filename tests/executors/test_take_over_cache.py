@@ -84,7 +84,7 @@ def test_what_is_in_memory_stays_with_the_time_it_was_stored_with(bind: Any, cha
     counting = Counting(bind, ttl=60)
     counting.runs(1, 2)
     counting.reload(**{"ttl": 60, **change})
-    assert counting.bound.binding.chain.hit(1) == 1  # without a layer
+    assert counting.bound.binding.pipeline.hit(1) == 1  # without a layer
     counting.clock.advance(30)
     assert counting.runs(1, 2, 3) == [3]
     counting.clock.advance(30)

@@ -12,7 +12,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from opero.registry.declarations import Declaration
+    from opero.config.declaration import Declaration
 
 __all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
 

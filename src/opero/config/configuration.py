@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from opero.config.declaration import Declaration
     from opero.policies.policy import Policy
-    from opero.registry.declarations import Declaration
 
 __all__ = ["Configuration", "Effective", "judged"]
 

@@ -219,6 +219,11 @@ class CacheExecutor:
             self.store.clear()
 
     @property
+    def namespace(self) -> str:
+        """The namespace of its keys."""
+        return self.policy.namespace
+
+    @property
     def place(self) -> tuple[int, str]:
         """Tells stores apart that are cleared of a namespace one by one."""
         guard = getattr(self.store, "guard", None)

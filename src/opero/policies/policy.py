@@ -12,6 +12,7 @@ from opero.policies.base import BasePolicy, StrictModel
 from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
+from opero.policies.door import apply
 from opero.policies.fallback import FallbackPolicy
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
@@ -170,11 +171,8 @@ class Policy(StrictModel):
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-            NotImplementedError: an option whose executor does not exist yet; it is named.
         """
-        from opero.bound import bind
-
-        return bind(self, func, clock=clock)
+        return apply(self, func, clock)
 
 
 def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:

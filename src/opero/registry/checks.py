@@ -9,7 +9,7 @@ from opero.config.code_layer import place_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.errors import ConfigError, nearest
-from opero.registry.reload import declared
+from opero.registry.roster import declaration_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +42,8 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *,
         if effective is None:
             continue
         try:
-            check_fit(binding, effective.policy)
-        except (ConfigError, NotImplementedError) as error:
+            check_fit(binding.target, effective.policy)
+        except ConfigError as error:
             report.add(place_of(declaration), str(error))
     if complete:
         _report_unmatched(configuration.functions, names, report)
@@ -57,7 +57,7 @@ def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
         ConfigError: all that do not.
     """
     report = Report()
-    _report_unmatched(FunctionEntries([layer]), [declared(each).name for each in bindings], report)
+    _report_unmatched(FunctionEntries([layer]), [declaration_of(each).name for each in bindings], report)
     report.raise_if_any()
 
 
@@ -68,7 +68,7 @@ def news(before: Configuration, after: Configuration, bindings: Sequence[Binding
     added = FunctionEntries(after.layers)
     added.sections = {name: sections for name, sections in added.sections.items() if name not in known}
     report = after.report()
-    _report_unmatched(added, [declared(each).name for each in bindings], report)
+    _report_unmatched(added, [declaration_of(each).name for each in bindings], report)
     return [*(each for each in after.warnings if each not in before.warnings), *report.lines]
 
 

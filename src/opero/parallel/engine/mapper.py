@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Chain
+    from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.run import Run
     from opero.values import ItemCost
 
@@ -92,11 +92,10 @@ class Mapper:
 
         Raises:
             ConfigError: the mode does not serve such a function.
-            NotImplementedError: an option that has no executor yet.
         """
-        chain = self.binding.known
-        if chain is not None:
-            self.mode_for(chain)
+        pipeline = self.binding.known_pipeline
+        if pipeline is not None:
+            self.mode_for(pipeline)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -121,13 +120,13 @@ class Mapper:
 
     # Decisions
 
-    def parallel(self, chain: Chain) -> ParallelPolicy:
-        policy = chain.policy.parallel
+    def parallel(self, pipeline: Pipeline) -> ParallelPolicy:
+        policy = pipeline.policy.parallel
         return policy if policy is not None and policy.enabled else ParallelPolicy()
 
-    def mode_for(self, chain: Chain) -> str:
+    def mode_for(self, pipeline: Pipeline) -> str:
         """The policy's mode, where it serves this function; "auto" is left open for a sync function."""
-        policy = self.parallel(chain)
+        policy = self.parallel(pipeline)
         mode = policy.mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
@@ -155,7 +154,7 @@ class Mapper:
         if mode in ("dask", "ray"):
             if not is_installed(CLUSTERS[mode]):
                 raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
-            shared = self.shared_kinds(chain)
+            shared = self.shared_kinds(pipeline)
             if shared:
                 raise ConfigError(
                     f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
@@ -175,6 +174,8 @@ class Mapper:
                 "executor out for mode='async', or give an executor of processes, each of which runs an event loop"
             )
 
-    def shared_kinds(self, chain: Chain) -> list[str]:
+    def shared_kinds(self, pipeline: Pipeline) -> list[str]:
         """The policies whose state all workers would have to share."""
-        return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if chain.policy.active(kind) is not None]
+        return [
+            kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if pipeline.policy.active(kind) is not None
+        ]

@@ -115,7 +115,7 @@ class Job:
         is_timed = setup.policy.active("timeout") is not None
         if is_timed and kind_of(function) == "sync":
             function = self._timed(function)
-        self.binding = Binding(function, setup.policy, share=setup.limits)
+        self.binding = Binding(function, setup.policy, provider=setup.limits)
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
