@@ -494,19 +494,28 @@ class Registry(Mapping[str, Policy]):
         return change(self._bindings, self._in_force, configuration, commit, anyhow=anyhow)
 
     def watch(self, *, files: bool = True, sighup: bool = False) -> Watch:
-        """Reload whenever a file changes, or the process gets SIGHUP. A bad file changes nothing and is told once.
+        """Reload whenever a file changes, or the process receives SIGHUP. An invalid file changes nothing.
 
         Args:
-            files: watch the directory of policies, the `.env` file and the directory of secrets (extra `watch`).
-            sighup: reload on SIGHUP. Only the main thread can ask for it.
+            files: watch the policies directory, the `.env` file and the secrets directory.
+            sighup: reload on SIGHUP; only possible in the main thread.
 
         Returns:
-            What ends it: `watch.stop()`, or a `with` block.
+            The running watch; `watch.stop()` or a `with` block ends it.
 
         Raises:
-            ConfigError: there is nothing to watch, or it cannot be watched from here.
-            MissingExtraError: the extra `watch` is not installed.
+            ConfigError: there is nothing to watch, or SIGHUP cannot be used here.
         """
+        if not files and not sighup:
+            raise ConfigError("watch(files=False) watches nothing; use sighup=True, or leave files=True")
+        if self._read is None and not files:
+            raise ConfigError("this registry was made from policies in code, so there is nothing to reload")
+        if files and not self.watched_paths():
+            raise ConfigError("this registry was not loaded from files, so there is nothing to watch")
         from opero.registry.watch import Watch
 
-        return Watch(self, files=files, sighup=sighup)
+        def paths() -> list[Path]:
+            # Files as well as their directories: a file may be a link into a directory that is not watched.
+            return list(dict.fromkeys([*self.watched_paths(), *self.configuration.files]))
+
+        return Watch(self.reload, paths if files else None, sighup=sighup)
