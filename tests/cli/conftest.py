@@ -16,7 +16,7 @@ import pytest
 import opero
 from opero.cli.app import run
 from opero.registry import default
-from opero.registry.declarations import Roster
+from opero.registry.roster import Roster
 from opero.registry.default import set_default_registry
 
 POLICIES = {
