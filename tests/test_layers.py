@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 from opero import AllFailedError, CircuitOpenError, ConfigError, Policy
-from opero.fitting import NOT_YET
-from opero.policies.policy import KINDS
 from opero.testing import VirtualClock
 
 
@@ -22,33 +20,6 @@ def generator() -> Any:
 
 async def one_async() -> int:
     return 1
-
-
-NOT_DONE: dict[str, Any] = {
-    "rate_limit.backend": "redis",
-}
-
-
-def test_there_is_an_example_for_every_option_that_is_not_done() -> None:
-    assert set(NOT_DONE) == {f"{kind}.{option}" for kind, options in NOT_YET.items() for option in options}
-    for kind, options in NOT_YET.items():
-        assert set(options) <= set(KINDS[kind].model_fields)
-
-
-@pytest.mark.parametrize(("option", "value"), NOT_DONE.items())
-def test_an_option_without_an_executor_is_named_when_bound(option: str, value: Any) -> None:
-    kind, field = option.split(".")
-    policy = Policy.model_validate({kind: {"rate": 1, field: value} if kind == "rate_limit" else {field: value}})
-    with pytest.raises(NotImplementedError, match=rf"one: {option}="):
-        policy.apply(one)
-    Policy.model_validate({kind: getattr(policy, kind).replace(enabled=False)}).apply(
-        one
-    )  # switched off, it asks nothing
-
-
-def test_what_will_need_an_extra_names_it() -> None:
-    with pytest.raises(NotImplementedError, match="it will come with the extra 'redis'"):
-        Policy(rate_limit={"rate": 1, "backend": "redis"}).apply(one)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ class Binding:
 
     Raises:
         ConfigError: the policy does not fit the function.
-        NotImplementedError: an option that has no executor yet.
     """
 
     __slots__ = (

@@ -44,7 +44,6 @@ def bind(
 
     Raises:
         ConfigError: the policy does not fit the function, or this is no function.
-        NotImplementedError: an option that has no executor yet.
     """
     if make is None:
 

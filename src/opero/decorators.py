@@ -105,7 +105,6 @@ def opero(
         UnknownOptionError: an option that does not exist; it names the nearest that does.
         pydantic.ValidationError: an option's value is out of range.
         ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-        NotImplementedError: an option that has no executor yet; it is named.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=False)
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))

@@ -13,29 +13,11 @@ if TYPE_CHECKING:
     from opero.binding import Binding
     from opero.policies.policy import Policy
 
-__all__ = ["NOT_YET", "check", "check_arguments", "check_fit"]
-
-NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
-    "rate_limit": {"backend": ("local",)},
-}
-"""Options that are validated already but have no executor yet, and the values for which they need none."""
-
-
-EXTRAS = ("redis",)
-"""Values that will need the extra of that name."""
+__all__ = ["check", "check_arguments", "check_fit"]
 
 
 def check(binding: Binding, policy: Policy) -> None:
     """Check all that can be known of a policy and a function before the first call."""
-    for kind, options in NOT_YET.items():
-        held = policy.active(kind)
-        for option, done in options.items() if held is not None else ():
-            if getattr(held, option) not in done:
-                value = getattr(held, option)
-                extra = f" (it will come with the extra {value!r})" if value in EXTRAS else ""
-                raise NotImplementedError(
-                    f"{binding.name}: {kind}.{option}={value!r} is not implemented yet{extra}; leave it out for now"
-                )
     if binding.kind in ("generator", "async_generator"):
         reasons = {
             "cache": "its items come one by one, so there is no result to keep; cache a function that returns a list",
@@ -63,7 +45,7 @@ def check_fit(binding: Binding, policy: Policy) -> None:
     """Check what can be known of a policy and a function without building its layers.
 
     Raises:
-        ConfigError, NotImplementedError: it does not fit.
+        ConfigError: it does not fit.
     """
     check(binding, policy)
     check_arguments(policy.fields(), binding.function)

@@ -76,7 +76,6 @@ def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain
 
     Raises:
         ConfigError: the policy does not fit the function.
-        NotImplementedError: an option that has no executor yet.
     """
     check(binding, policy)
     own: set[str] = set()

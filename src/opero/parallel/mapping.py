@@ -92,7 +92,6 @@ class Mapper:
 
         Raises:
             ConfigError: the mode does not serve such a function.
-            NotImplementedError: an option that has no executor yet.
         """
         chain = self.binding.known
         if chain is not None:

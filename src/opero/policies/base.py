@@ -207,7 +207,6 @@ class BasePolicy(StrictModel):
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-            NotImplementedError: an option whose executor does not exist yet; it is named.
         """
         from opero.policies.policy import Policy
 

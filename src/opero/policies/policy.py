@@ -170,7 +170,6 @@ class Policy(StrictModel):
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-            NotImplementedError: an option whose executor does not exist yet; it is named.
         """
         from opero.bound import bind
 

@@ -43,7 +43,7 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *,
             continue
         try:
             check_fit(binding, effective.policy)
-        except (ConfigError, NotImplementedError) as error:
+        except ConfigError as error:
             report.add(place_of(declaration), str(error))
     if complete:
         _report_unmatched(configuration.functions, names, report)

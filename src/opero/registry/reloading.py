@@ -133,7 +133,7 @@ def _prepare(binding: Binding, before: Configuration, after: InForce, report: Re
         if is_same and policy == binding.chain.policy:
             return None
         return binding.prepare(policy, after.shared.of(profile))
-    except (ConfigError, NotImplementedError) as error:
+    except ConfigError as error:
         report.add(place_of(declaration), str(error))
         return None
 
@@ -145,7 +145,7 @@ def _fits(binding: Binding, configuration: Configuration) -> bool:
         return False
     try:
         check_fit(binding, effective.policy)
-    except (ConfigError, NotImplementedError):
+    except ConfigError:
         return False
     return True
 
