@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opero.binding import Binding
+    from opero.policies.cache import CachePolicy
     from opero.policies.policy import Policy
 
 __all__ = ["check", "check_arguments", "check_fit"]
@@ -42,13 +43,27 @@ def check(binding: Binding, policy: Policy) -> None:
 
 
 def check_fit(binding: Binding, policy: Policy) -> None:
-    """Check what can be known of a policy and a function without building its layers.
+    """Check whether a policy fits a function, without building its layers or opening its store.
 
     Raises:
         ConfigError: it does not fit.
     """
     check(binding, policy)
     check_arguments(policy.fields(), binding.function)
+    cache = policy.active("cache")
+    if cache is not None:
+        _check_cache(cache, binding)
+
+
+def _check_cache(policy: CachePolicy, binding: Binding) -> None:
+    """Check that tags name parameters, and that a shared store can tell the function from others."""
+    from opero.cache.digest import name_in_stores
+    from opero.cache.keys import KeyMaker
+    from opero.cache.retention import Retention
+
+    name = full_name(binding.function) if policy.is_in_memory else name_in_stores(binding.function)
+    key = KeyMaker(binding.function, policy.key, is_method=binding.is_method)
+    Retention(policy, binding.clock, key, f"{policy.namespace}:{name}")
 
 
 def check_arguments(fields: Mapping[str, Any], function: Any) -> None:

@@ -34,6 +34,7 @@ class Declaration:
         place: the file and line where it is said.
         registry: the registry that it names; None for the default one.
         whole: the policies among `fields` that are given whole; of others, each is there by its options alone.
+        mapped: whether the bound function takes many items, as `@opmap` makes it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Declaration:
     place: tuple[str, int] = ("", 0)
     registry: Registry | None = None
     whole: frozenset[str] = frozenset()
+    mapped: bool = False
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def bind_declared(
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole)
+        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole, mapped)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 
