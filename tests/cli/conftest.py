@@ -16,8 +16,8 @@ import pytest
 import opero
 from opero.cli.app import run
 from opero.registry import default
-from opero.registry.roster import Roster
 from opero.registry.default import set_default_registry
+from opero.registry.roster import Roster
 
 POLICIES = {
     "base": """\

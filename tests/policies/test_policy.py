@@ -35,7 +35,7 @@ DESIGN = {
     FallbackPolicy: "arg default function",
     CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if cache_errors "
     "error_ttl tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout arguments",
-    RateLimitPolicy: "rate burst max_wait cost scope backend",
+    RateLimitPolicy: "rate burst max_wait cost scope",
     TimeoutPolicy: "total attempt",
     CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "half_open_calls ignore scope",

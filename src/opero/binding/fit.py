@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opero.binding.target import Target
+    from opero.policies.cache import CachePolicy
     from opero.policies.policy import Policy
 
 __all__ = ["check", "check_arguments", "check_fit"]
@@ -51,6 +52,20 @@ def check_fit(target: Target, policy: Policy) -> None:
     """
     check(target, policy)
     check_arguments(policy.fields(), target.function)
+    cache = policy.active("cache")
+    if cache is not None:
+        _check_cache(cache, target)
+
+
+def _check_cache(policy: CachePolicy, target: Target) -> None:
+    """Check that tags name parameters, and that a shared store can tell the function from others."""
+    from opero.cache.digest import name_in_stores
+    from opero.cache.keys import KeyMaker
+    from opero.cache.retention import Retention
+
+    name = full_name(target.function) if policy.is_in_memory else name_in_stores(target.function)
+    key = KeyMaker(target.function, policy.key, is_method=target.is_method)
+    Retention(policy, target.clock, key, f"{policy.namespace}:{name}")
 
 
 def check_arguments(fields: Mapping[str, Any], function: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sqlite3
 import stat
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
 
-__all__ = ["open_store"]
+__all__ = ["check_store", "open_store"]
 
 OWN = ("memory", "disk", "redis")
 
@@ -80,6 +81,42 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
         has_mutex=kind != "dogpile.cache.dbm",  # whose one lock is for all keys
     )
     return region, store
+
+
+def check_store(policy: CachePolicy, name: str) -> None:
+    """Check that a policy's store can be opened, without making a file or connecting to a server.
+
+    Args:
+        policy: the cache policy.
+        name: what error messages begin with.
+
+    Raises:
+        ConfigError, MissingExtraError: as `open_store`.
+    """
+    kind = policy.backend.removeprefix("opero.")
+    settings = CacheSettings.read()
+    _codec(policy, settings, kind, name)
+    if kind == "memory":
+        return
+    shown, arguments = _arguments(policy, settings, kind, name)
+    if kind == "disk":
+        _check_directory(arguments["directory"], name, shown)
+    elif kind != "dogpile.cache.dbm":  # which makes its file at once
+        _region(name, f"opero.{kind}" if kind in OWN else kind, arguments, shown)
+    elif "filename" not in arguments:
+        raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
+
+
+def _check_directory(directory: Path, name: str, shown: str) -> None:
+    """Check that a directory can be written to, or else be made."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: the cache's {shown} cannot be used: {error.strerror}; choose another cache_dir"
+        ) from error
 
 
 def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:

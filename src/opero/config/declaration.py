@@ -27,6 +27,7 @@ class Declaration:
         place: the file and line of that statement.
         names_registry: whether it names its registry; if not, the default registry looks after it.
         whole: the kinds of policy among `fields` that are given whole. Any other kind exists through its options alone.
+        mapped: whether the bound function takes many items, as `@opmap` makes it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Declaration:
     place: tuple[str, int] = ("", 0)
     names_registry: bool = False
     whole: frozenset[str] = frozenset()
+    mapped: bool = False
 
 
 def name_in_config(function: Callable[..., Any]) -> str:

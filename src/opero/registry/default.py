@@ -98,9 +98,8 @@ def bind_declared(
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(
-            name_in_config(function), profile, below, fields, by, place, registry is not None, whole
-        )
+        name, names_registry = name_in_config(function), registry is not None
+        declaration = Declaration(name, profile, below, fields, by, place, names_registry, whole, mapped)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 

@@ -247,7 +247,8 @@ class Registry(Mapping[str, Policy]):
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, True, whole)
+            bound_as = name or name_in_config(function)
+            declaration = Declaration(bound_as, profile, {}, fields, by, place, True, whole, mapped)
             made.append(self._binding(function, None, declaration, clock))
             try:
                 made[0].resolved()
@@ -410,15 +411,15 @@ class Registry(Mapping[str, Policy]):
         return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
-        """Check every function that is bound here against the configuration, without calling any.
+        """Check the profiles and every bound function, without calling any: what this accepts, the first call accepts.
 
         Raises:
-            ConfigError: all that is wrong: profiles that do not exist, `functions:` entries that hold for no function,
-                policies that do not fit their function.
+            ConfigError: everything that is wrong: profiles that do not exist, `functions:` entries that match no
+                function, policies that do not fit their function, cache backends and modes that are not available.
         """
-        from opero.registry.checks import check_bindings
+        from opero.registry.checks import check
 
-        check_bindings(self.configuration, self._bindings())
+        check(self.configuration, self._bindings())
 
     # Changes
 

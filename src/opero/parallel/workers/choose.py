@@ -60,7 +60,7 @@ class Staff:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.mode = run.mapper.mode_for(run.pipeline)
+        self.mode = run.mapper.mode_for(run.pipeline.policy)
         self.workers: int | Literal["auto"] = run.policy.workers
         self.batch_size: int | None = None
         self.is_sampling = False
