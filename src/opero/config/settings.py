@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import InstanceOf  # pydantic reads the annotation
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from opero.config.composition import profile_names
 from opero.config.document import read_document
 from opero.config.environment import read_enabled, read_variables
 from opero.config.location import show_path
-from opero.config.merging import profile_names
 from opero.config.sources import Layer
 from opero.config.yaml_source import read_yaml
 
