@@ -73,7 +73,8 @@ class Policy(StrictModel):
 
     Attributes:
         retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, parallel: see their models. Each may be
-            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`.
+            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`. False
+            switches a policy off: with no values to keep, it is absent.
 
     Raises:
         pydantic.ValidationError: an unknown field or a value out of range; it names the field and the nearest known.
@@ -153,7 +154,10 @@ class Policy(StrictModel):
         return {kind: {"enabled": False} if kind in self._off else value for kind, value in self._given().items()}
 
     def replace(self, **options: Unpack[Options]) -> Self:
-        """A policy like this one with some options changed, validated anew; an option may be a whole policy or None.
+        """A policy like this one with some options changed, validated anew.
+
+        Args:
+            **options: flat options and policies in any form; `opero.policies.merging` says what they replace.
 
         Raises:
             UnknownOptionError, pydantic.ValidationError: as `from_options`.
