@@ -95,8 +95,10 @@ def opero(
             unless the options say otherwise.
         registry: the registry that holds the profile. Default: the default one, at the first call.
         clock: where time and chance come from. Default: the system's.
-        **options: flat options (`retries`, `cache_ttl`, `rate_limit`, `arg_fallback`, `timeout`, ...) or whole
-            policies (`retry=RetryPolicy(...)`). They are laid over the profile, key by key.
+        **options: flat options (`retries`, `cache_ttl`, `rate_limit`, `arg_fallback`, `timeout`, ...) and policies in
+            any form. They are merged with the profile (see `opero.policies.merging`): flat options and mappings
+            replace the fields that they name, `retry=RetryPolicy(...)` replaces the whole policy, `cache=False`
+            switches a policy off, `cache=None` removes it.
 
     Returns:
         A callable with the same signature, which carries `.policy`, `.stats`, `.map`, `.binding` and `.cache_*`.

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from opero.config.code_layer import own_section, place_of, section_below, section_of
+from opero.config.composition import compose, inherit, parent_leaf, sections_of
 from opero.config.function_entries import FunctionEntries
-from opero.config.merging import compose, inherit, parent_leaf, sections_of
 from opero.config.report import Report
 from opero.config.sources import CODE, Layer, Leaf, Section
 from opero.config.validation import check_fields, validate
