@@ -125,7 +125,7 @@ def hand_over(old: Chain, new: Chain) -> Chain:
         if mine is not theirs:
             mine.take_over(theirs)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
-        new.cache.take_over(old.cache)
+        new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
     return new
 
