@@ -244,16 +244,16 @@ def test_a_profile_that_a_module_asks_for_and_is_not_there_has_its_line(command:
 
 
 UNAVAILABLE = [
-    ("cache: {backend: memry}", 1, "cache: there is no cache backend 'memry'; did you mean 'memory'"),
+    ("cache: {backend: memry}", 1, "cache: unknown cache backend 'memry'; did you mean 'memory'"),
     (
         "cache: {backend: dogpile.cache.pylibmc, allow_unsigned_pickle: true}",
         1,
         "'dogpile.cache.pylibmc' cannot",
     ),
     ("cache: {backend: dogpile.cache.dbm}", 1, "needs the name of its file: set arguments: {filename: …}"),
-    ("cache: {backend: redis, url: 'redis://:s3cret@host:port'}", 1, "the URL of redis"),
+    ("cache: {backend: redis, url: 'redis://:s3cret@host:port'}", 1, "invalid redis URL: use redis:"),
     ("cache: {backend: disk, cache_dir: /proc/nowhere}", 1, "disk at /proc/nowhere cannot be used: No such file"),
-    ("cache: {serializer: signed_pickle}", 1, "needs a key to sign with: set cache.secret"),
+    ("cache: {serializer: signed_pickle}", 1, "requires a signing key: set cache.secret"),
     ("parallel: dask\n        rate_limit: 5", 1, "rate_limit cannot be shared with the machines of a cluster"),
     ("parallel: ray\n        bulkhead: 5", 1, "bulkhead cannot be shared with the machines of a cluster"),
     ("cache: {backend: disk, cache_dir: made/later}", 0, "no problems"),
@@ -318,6 +318,6 @@ def test_what_does_not_fit_a_function_is_a_problem_of_the_function(command: Comm
     problems = command("check", "--import", "fits", "--json").json["problems"]
     assert [(each["line"], each["text"].split(";")[0]) for each in problems] == [
         (3, "resize is an async function, which mode 'thread' cannot run"),
-        (9, "opero:fits.get: tag 'user:{uid}' names 'uid', which is no parameter of the function"),
-        (12, "fits:scale: there is no cache backend 'memry'"),
+        (9, "opero:fits.get: tag 'user:{uid}' refers to 'uid', which is not a parameter of the function"),
+        (12, "fits:scale: unknown cache backend 'memry'"),
     ]

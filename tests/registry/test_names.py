@@ -179,6 +179,6 @@ def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_t
 
 def test_what_a_store_on_disk_cannot_name_is_told_without_what_it_holds(tmp_path: Path) -> None:
     policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
-    with pytest.raises(ConfigError, match=r"Client\.__call__ has no name that another process would know") as caught:
+    with pytest.raises(ConfigError, match=r"Client\.__call__ cannot be imported by name") as caught:
         policy.apply(Client())
     assert SECRET not in "".join(traceback.format_exception(caught.value))

@@ -470,10 +470,10 @@ def test_what_somebody_has_replaced_since_is_left_alone(library: Any) -> None:
 def test_check_reports_a_backend_that_does_not_exist_once_for_a_profile_and_its_functions() -> None:
     registry = Registry({"api": Policy(cache={"backend": "memry"})})
     bound = [opero(policy="api", registry=registry)(function) for function in (lambda: 1, lambda: 2)]
-    with pytest.raises(ConfigError, match="policies.api.cache: there is no cache backend 'memry'") as caught:
+    with pytest.raises(ConfigError, match="policies.api.cache: unknown cache backend 'memry'") as caught:
         registry.check()
     assert len(caught.value.problems) == 1
-    with pytest.raises(ConfigError, match="there is no cache backend 'memry'"):
+    with pytest.raises(ConfigError, match="unknown cache backend 'memry'"):
         bound[0]()
 
 

@@ -170,7 +170,7 @@ def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
         if successor is not predecessor:
             successor.take_over(predecessor)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
-        new.cache.take_over(old.cache)
+        new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
     return new
 
