@@ -19,7 +19,7 @@ from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.machine import forget_peak, peak, resident
 from opero.parallel.memory import give_back
 from opero.parallel.processes import Sent
-from parallel.conftest import workers
+from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
