@@ -78,8 +78,8 @@ def test_arguments_of_many_types_work_in_memory_and_on_disk(one: Any, other: Any
 def test_another_process_computes_the_same_digests() -> None:
     code = """
 import sys
-sys.path[:0] = ["tests", "tests/cache"]
-from test_digest import ARGUMENTS, digest, freeze
+sys.path.insert(0, "tests")
+from cache.test_digest import ARGUMENTS, digest, freeze
 print([digest(freeze(each)) for pair in ARGUMENTS for each in pair])
 """
     mine = [digest(freeze(each)) for pair in ARGUMENTS for each in pair]

@@ -17,7 +17,7 @@ from opero.config.sources import CODE, Layer, Marked, Section
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 
 def named(name: str) -> Callable[[], int]:
