@@ -118,7 +118,7 @@ def test_what_only_the_functions_tell_is_checked_with_their_modules(command: Com
         each.startswith("app.py:6 (@opero): app:lost is bound to the profile 'apy', which does not exist; did you mean")
         for each in told
     )
-    assert any("functions.app:got holds for no bound function; did you mean 'app:get'?" in each for each in told)
+    assert any("functions.app:got matches no bound function; did you mean 'app:get'?" in each for each in told)
     assert any("'kee'" in each for each in told)
     ran = command("check", "--import", "app", "--all-envs", "--json")
     assert {tuple(each["environments"]) for each in ran.json["problems"]} == {

@@ -87,7 +87,7 @@ def test_a_function_is_explained_through_its_decorator_and_entries(command: Comm
     [
         ("apy", "did you mean 'api'?"),
         ("app:got", "app has no 'got'; did you mean 'get'?"),
-        ("app:applied", "applied was bound by Policy.apply, which asks no registry"),
+        ("app:applied", "applied was bound by Policy.apply, and so by no registry"),
         ("nowhere:f", "there is no module 'nowhere'"),
     ],
 )

@@ -192,7 +192,7 @@ def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
     fetch = Policy(retry=1).apply(named("app:one"))
     assert fetch() == 1
     assert fetch.policy == Policy(retry=1)
-    with pytest.raises(ConfigError, match=r"was bound by Policy\.apply, which asks no registry"):
+    with pytest.raises(ConfigError, match=r"was bound by Policy\.apply, and so by no registry"):
         registry.explain(fetch)
 
 
@@ -261,7 +261,7 @@ def test_check_finds_entries_that_hold_for_no_function_and_profiles_that_do_not_
     texts = " ".join(problem.text for problem in caught.value.problems)
     assert places[-2:] == ["policies/base.yaml:1:33", "policies/base.yaml:1:57"]
     assert len(places) == 3
-    assert "functions.app:onne holds for no bound function; did you mean 'app:one'?" in texts
+    assert "functions.app:onne matches no bound function; did you mean 'app:one'?" in texts
     assert "app:lost is bound to the profile 'apj', which does not exist; did you mean 'api'?" in texts
     del one, lost, unfit
 

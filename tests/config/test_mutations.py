@@ -2,7 +2,7 @@
 
 A change may give a file that is valid and means what it says: the name of a profile or of a function is free, and so
 are the keys of free data (`arguments`, `default`). Then what it says is looked at: a profile that others start from is
-missed by them, and a `functions:` entry that holds for no function is found by `registry.check()`.
+missed by them, and a `functions:` entry that matches no function is found by `registry.check()`.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def check_entries(policies: Policies, key: Key, mutant: str) -> None:
         assert problems == ()
     else:
         (problem,) = at(key, problems)
-        assert problem.text.startswith(f"functions.{mutant} holds for no bound function")
+        assert problem.text.startswith(f"functions.{mutant} matches no bound function")
         assert problem.snippet[problem.caret - 1 :].startswith(written(key, mutant))
 
 

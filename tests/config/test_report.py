@@ -372,7 +372,7 @@ def test_what_a_check_after_loading_finds_shows_its_line_and_no_secret(policies:
     with pytest.raises(ConfigError) as caught:
         registry.check()
     assert str(caught.value) == (
-        "policies/base.yaml:2:13: functions.app:gte holds for no bound function; did you mean 'app:get'?\n"
+        "policies/base.yaml:2:13: functions.app:gte matches no bound function; did you mean 'app:get'?\n"
         '   2 | functions: {"app:gte": {cache: {secret: ***}}}\n'
         "     |             ^^^^^^^^^"
     )

@@ -59,7 +59,7 @@ def test_a_function_that_its_module_makes_when_it_is_asked_for_is_bound_and_unbo
     assert "fetch" not in vars(theirs)
     registry.bind_import(f"{name}:fetch", "api")
     del theirs.fetch
-    with pytest.raises(ConfigError, match="has been replaced by something else"):
+    with pytest.raises(ConfigError, match="has been replaced since it was bound"):
         registry.unbind_import(f"{name}:fetch")
 
 
@@ -81,10 +81,10 @@ def test_a_module_that_cannot_be_imported_is_told(module: Any, text: str, said: 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (".foo:bar", "'.foo:bar' names no function; write \"module:function\""),
-        (len, 'bind_import takes a name, "module:function", and got a value of type builtin_function_or_method'),
-        ("decimal:Decimal", "decimal:Decimal is a class, and what is bound would be none any more, "),
-        ("builtins:len", "builtins:len cannot be replaced: all code, opero's too, uses it; bind it"),
+        (".foo:bar", "'.foo:bar' is not a function's name; use \"module:function\""),
+        (len, 'bind_import expects "module:function", not a value of type builtin_function_or_method'),
+        ("decimal:Decimal", "decimal:Decimal is a class, and binding it in place would break isinstance"),
+        ("builtins:len", "builtins:len is a builtin that all code uses and cannot be replaced; bind it"),
     ],
 )
 def test_what_is_never_bound_where_it_is_is_told_with_a_cure(target: Any, said: str) -> None:

@@ -98,7 +98,7 @@ def test_what_is_not_callable_is_told_by_its_type_and_not_by_what_it_holds(
     monkeypatch.setitem(sys.modules, "settings", module)
     registry = Registry({"api": Policy()})
     kind = type(value).__name__
-    with pytest.raises(ConfigError, match=f"settings:value is of type {kind}, which is not callable") as caught:
+    with pytest.raises(ConfigError, match=f"settings:value is a value of type {kind}, which is not callable") as caught:
         registry.bind_import("settings:value", "api")
     assert SECRET not in str(caught.value)
     with pytest.raises(ConfigError, match=f"value of type {kind}: it is not callable; bind") as caught:

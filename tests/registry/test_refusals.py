@@ -26,9 +26,9 @@ def test_explain_speaks_of_functions_that_this_registry_looks_after_and_of_no_ot
     now, late = ours.bind(fetch, "api"), opero(policy="api", registry=ours)(fetch)
     for bound in (now, late):
         assert ours.explain(bound)["retry.retries"].value == 1
-        with pytest.raises(ConfigError, match="fetch is not bound by this registry; ask the one that it is bound by"):
+        with pytest.raises(ConfigError, match="fetch is bound by another registry; call explain"):
             theirs.explain(bound)
-    with pytest.raises(ConfigError, match=re.escape("fetch was bound by Policy.apply, which asks no registry")):
+    with pytest.raises(ConfigError, match=re.escape("fetch was bound by Policy.apply, and so by no registry")):
         ours.explain(Policy(retry=1).apply(fetch))
 
 
@@ -37,7 +37,7 @@ def test_explain_speaks_of_functions_that_this_registry_looks_after_and_of_no_ot
     [(print, "print"), (fetch, "fetch"), (mock.Mock(), "Mock.__call__"), (7, "int"), (None, "NoneType")],
 )
 def test_explain_says_what_it_takes_where_something_is_not_bound(target: Any, name: str) -> None:
-    said = f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it'
+    said = f'explain() expects the name of a profile, "module:qualname" or a bound function, and {name} is not bound'
     with pytest.raises(ConfigError, match=re.escape(said)):
         Registry({"api": Policy()}).explain(target)
 
@@ -45,7 +45,7 @@ def test_explain_says_what_it_takes_where_something_is_not_bound(target: Any, na
 @pytest.mark.parametrize(("name", "kind"), [(None, "NoneType"), (Policy(), "Policy"), (7, "int")])
 def test_a_function_is_bound_to_a_profiles_name_and_to_nothing_else(name: Any, kind: str) -> None:
     registry = Registry({"api": Policy()})
-    said = f"a function is bound to a profile's name, and this is of type {kind}; a policy of its own is applied: "
+    said = f"bind() expects the name of a profile, not a value of type {kind}; to use a policy object, call Policy(...)"
     with pytest.raises(ConfigError, match=re.escape(said)):
         registry.bind(len, name)
     with pytest.raises(ConfigError, match=re.escape(said)):

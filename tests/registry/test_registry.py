@@ -57,7 +57,7 @@ def test_without_any_policy_files_it_says_where_they_are_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PolicyNotFoundError, match=r"there is no \./policies here; set OPERO_CONFIG"):
+    with pytest.raises(PolicyNotFoundError, match=r"as there is no \./policies; set OPERO_CONFIG"):
         Registry.load(environ={})["api"]
 
 
@@ -298,7 +298,9 @@ def test_explain_tells_where_the_values_of_a_function_come_from() -> None:
     assert registry.explain("api")["retry.jitter"].value is False
     with pytest.raises(PolicyNotFoundError):
         registry.explain("apj")
-    with pytest.raises(ConfigError, match=f"no function '{__name__}:ome' is bound here; did you mean '{__name__}:one'"):
+    with pytest.raises(
+        ConfigError, match=f"no function '{__name__}:ome' is bound by this registry; did you mean '{__name__}:one'"
+    ):
         registry.explain(f"{__name__}:ome")
 
 
@@ -333,7 +335,7 @@ def test_an_override_of_functions_that_are_not_bound_is_refused() -> None:
     registry = Registry({"api": Policy(retry=1)})
     bound = registry.bind(len, "api")
     with (
-        pytest.raises(ConfigError, match=r"functions.builtins:lem holds for no bound .* mean 'builtins:len'"),
+        pytest.raises(ConfigError, match=r"functions.builtins:lem matches no bound .* mean 'builtins:len'"),
         registry.override(functions={"builtins:lem": {"retry": 2}}),
     ):
         pytest.fail("it must not begin")
@@ -400,9 +402,9 @@ def test_a_function_that_nobody_decorated_is_bound_where_it_is(library: Any) -> 
     assert bound.policy == Policy(retry=1)
     assert bound.stats.calls == 1
     assert [each.name for each in registry.bindings()] == ["third_party:get"]
-    with pytest.raises(ConfigError, match="third_party:get is bound already"):
+    with pytest.raises(ConfigError, match="third_party:get is already bound"):
         registry.bind_import("third_party:get", "api")
-    with pytest.raises(ConfigError, match="bound already, by a decorator or another registry"):
+    with pytest.raises(ConfigError, match="already bound, by a decorator or another registry"):
         Registry({"api": Policy()}).bind_import("third_party:get", "api")
     registry.unbind_import("third_party:get")
     assert library.get is original
@@ -448,8 +450,8 @@ def test_the_entry_of_a_function_bound_where_it_is_goes_by_the_name_it_was_bound
         ("third_party:gett", "third_party has no 'gett'; did you mean 'get'?"),
         ("third_party:Session.gett", "Session has no 'gett'; did you mean 'get'?"),
         ("no_such_module:get", "No module named 'no_such_module'"),
-        ("third_party.get", 'write "module:function"'),
-        (":get", 'write "module:function"'),
+        ("third_party.get", 'use "module:function"'),
+        (":get", 'use "module:function"'),
         ("builtins:str.upper", "cannot be replaced"),
     ],
 )
@@ -462,7 +464,7 @@ def test_what_somebody_has_replaced_since_is_left_alone(library: Any) -> None:
     registry = Registry({"api": Policy()})
     registry.bind_import("third_party:get", "api")
     library.get = theirs = lambda url: url
-    with pytest.raises(ConfigError, match="has been replaced by something else"):
+    with pytest.raises(ConfigError, match="has been replaced since it was bound"):
         registry.unbind_import("third_party:get")
     assert library.get is theirs
 

@@ -158,7 +158,7 @@ def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program
 
 
 def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
-    with pytest.raises(ConfigError, match="made of policies in code"):
+    with pytest.raises(ConfigError, match="made from policies in code"):
         Registry({"api": Policy()}).reload()
 
 
@@ -224,14 +224,14 @@ def test_a_function_first_called_in_the_middle_of_a_reload_gets_the_new_policy(
     registry = files.load("policies: {api: {retry: 1}, db: }")
     late = opero(policy="api", registry=registry)(one)
     files.write("policies: {api: {retry: 2}, db: {retry: 1}}")
-    give_way = SharedExecutors.give_way
+    migrate = SharedExecutors.migrate
 
     def call_just_then(*args: Any) -> None:
         assert late() == 1
         assert late.policy == Policy(retry=1)
-        give_way(*args)
+        migrate(*args)
 
-    monkeypatch.setattr(SharedExecutors, "give_way", call_just_then)
+    monkeypatch.setattr(SharedExecutors, "migrate", call_just_then)
     registry.reload()
     assert late.policy == Policy(retry=2)
 
@@ -271,7 +271,7 @@ def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
         caller.start()
         assert asked.wait(30)
     else:
-        where = SharedExecutors.successor if moment == "drafted" else SharedExecutors.give_way
+        where = SharedExecutors.successor if moment == "drafted" else SharedExecutors.migrate
 
         def then_call(*args: Any) -> Any:
             result = where(*args)
@@ -484,7 +484,7 @@ def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, cap
     registry.reload()
     writable, unmatched = (record.getMessage() for record in caplog.records)
     assert "anybody on this machine may write to it" in writable
-    assert f"functions.{__name__}:on holds for no bound function; did you mean '{__name__}:one'?" in unmatched
+    assert f"functions.{__name__}:on matches no bound function; did you mean '{__name__}:one'?" in unmatched
     assert "base.yaml:2:" in unmatched
     registry.reload()
     assert len(caplog.records) == 2

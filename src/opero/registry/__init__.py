@@ -1,4 +1,4 @@
-"""Names → policies, and everything that is bound to them."""
+"""Policies by name, and the functions bound to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Registry", "get_default_registry", "set_default_registry"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is first used: a function can be decorated without a registry."""
+    """Load a name when it is first used, as decorating a function needs no registry."""
     if name not in _HOME:
         raise AttributeError(f"module 'opero.registry' has no attribute {name!r}")
     from importlib import import_module

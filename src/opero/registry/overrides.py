@@ -1,4 +1,4 @@
-"""What `Registry.override` says, as a layer over all others."""
+"""The layer of `Registry.override`, which lies over all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names → policies, and everything that is bound to them: what they share, and what changes when they do."""
+"""Policies by name, and the functions bound to them: what these share, and what happens when policies change."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, Policy]):
-    """Named policies, and the functions that are bound to them: `registry["api"]` is the effective `Policy`.
+    """Named policies, and the functions bound to them: `registry["api"]` is the effective `Policy`.
 
-    All functions bound to one name share its circuit breaker, rate limit and bulkhead, unless the profile says
-    `scope: function`, or a function's own options or `functions:` entry change that policy for itself.
+    All functions bound to one name share its circuit breaker, rate limit and bulkhead, unless the profile sets
+    `scope: function`, or the options or the `functions:` entry of a function change that policy.
 
     Args:
         policies: name → policy. `Registry.load` reads them from files and the environment.
-        enabled: False binds every function plainly: only a fallback result still answers.
+        enabled: whether policies take effect. If False, functions are called directly, and only a fallback result
+            still answers.
     """
 
     def __init__(self, policies: Mapping[str, Policy] | None = None, *, enabled: bool = True) -> None:
@@ -61,7 +62,7 @@ class Registry(Mapping[str, Policy]):
         self._roster = Roster()
         self._waiting: Roster | None = None  # while this is the default registry: functions that have not asked it yet
         self._imports = ImportBindings()
-        self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
+        self._changing = RenewedLock()  # held while the configuration changes; no call takes it
 
     @classmethod
     def load(
@@ -73,18 +74,18 @@ class Registry(Mapping[str, Policy]):
         env_file: str | Path | None = None,
         secrets_dir: str | Path | None = None,
     ) -> Registry:
-        """The profiles of an environment: `base.yaml`, `<environment>.yaml` over it, environment variables over both.
+        """Load an environment: `base.yaml`, `<environment>.yaml` over it, and environment variables over both.
 
         Args:
-            directory: where the files are. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else
+            directory: the directory of the files. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else
                 ./policies.
-            environment: its name. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
-            environ: the environment variables. Default: the process's own.
-            env_file: a file of further variables. Default: `OPERO_ENV_FILE`, else ./.env where there is one.
+            environment: the name of the environment. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
+            environ: the environment variables. Default: those of the process.
+            env_file: a file of further variables. Default: `OPERO_ENV_FILE`, else ./.env if it exists.
             secrets_dir: a directory whose files are variables. Default: `OPERO_SECRETS_DIR`, else /run/secrets.
 
         Raises:
-            ConfigError: something is wrong with a file or variable; all that is, each with its place.
+            ConfigError: files or variables are invalid; it lists all problems, each with its place.
         """
         from opero.config import load
         from opero.observe.logs import logger
@@ -100,17 +101,17 @@ class Registry(Mapping[str, Policy]):
             logger.warning("%s", warning)
         registry = cls()
         registry._begin(configuration)
-        # Read anew from the same place, wherever the working directory is by then.
+        # A reload reads the same place, even if the working directory has changed by then.
         registry._read = partial(read, configuration.directory or directory)
         return registry
 
     @property
     def configuration(self) -> Configuration:
-        """What is in force, with the source of every value."""
+        """The configuration in force, with the source of every value."""
         return self._in_force.configuration
 
     def watched_paths(self) -> list[Path]:
-        """The files and directories in which a change may mean another configuration."""
+        """Return the files and directories on which the configuration depends."""
         return list(self.configuration.watched)
 
     # Names → policies
@@ -125,8 +126,8 @@ class Registry(Mapping[str, Policy]):
         configuration = self.configuration
         if self._read is not None and configuration.directory is None:
             return (
-                f"no profile {name!r}, as no policy files were found: there is no ./policies here; set OPERO_CONFIG, "
-                "or config of [tool.opero] in pyproject.toml, to their directory"
+                f"no profile {name!r}: no policy files were found, as there is no ./policies; set OPERO_CONFIG, or "
+                "config of [tool.opero] in pyproject.toml, to their directory"
             )
         known = ", ".join(sorted(configuration.policies)) or "none"
         where = f" of environment {configuration.environment!r} in {configuration.directory}" if self._read else ""
@@ -207,20 +208,20 @@ class Registry(Mapping[str, Policy]):
     def bind(
         self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
-        """Bind a function to a profile, now: a callable with the same signature.
+        """Bind a function to a profile now, and return a callable with the same signature.
 
-        What `functions:` says of a function of that name lies over the options; a reload changes it, too.
+        `functions:` entries that match the function lie over the options. Reloads apply to it.
 
         Args:
             func: a function, method, class method or static method.
-            name: the profile's name.
-            clock: where time and chance come from. Default: the system's.
-            mapped: make it a function of many items, as `@opmap` does.
-            **options: flat options, laid over the profile.
+            name: the name of the profile.
+            clock: the source of time and randomness. Default: the system's.
+            mapped: whether to make it a function of many items, as `@opmap` does.
+            **options: flat options, which lie over the profile.
 
         Raises:
-            PolicyNotFoundError: no profile of that name.
-            ConfigError: that is no name, or the policy does not fit the function.
+            PolicyNotFoundError: there is no such profile.
+            ConfigError: the name is not a string, or the policy does not fit the function.
         """
         return self._bind_now(func, name, clock, dict(options), mapped=mapped, by="Registry.bind", place=where(1))
 
@@ -238,8 +239,8 @@ class Registry(Mapping[str, Policy]):
     ) -> Any:
         if not isinstance(profile, str):
             raise ConfigError(
-                f"a function is bound to a profile's name, and this is of type {type(profile).__name__}; a policy of "
-                "its own is applied: Policy(...).apply(function)"
+                f"bind() expects the name of a profile, not a value of type {type(profile).__name__}; to use a policy "
+                "object, call Policy(...).apply(function)"
             )
         fields = options_to_fields(options)
         Policy.check_fields(fields)
@@ -253,29 +254,30 @@ class Registry(Mapping[str, Policy]):
             try:
                 made[0].resolved()
             except BaseException:
-                self._roster.discard(made[0])  # whoever holds the error holds it, and it is not bound
+                self._roster.discard(made[0])  # the error's traceback keeps it alive, but it is not bound
                 raise
             return made[0]
 
         return bind(None, func, clock=clock, mapped=mapped, make=make)
 
     def bind_import(self, target: str, name: str, *, clock: Clock | None = None, **options: Unpack[Options]) -> Any:
-        """Bind a function where it is: `registry.bind_import("requests:get", "api")` puts the bound one in its place.
+        """Replace a function of a module by a bound one: `registry.bind_import("requests:get", "api")`.
 
-        So calls of third-party code that nobody decorated obey a profile. Who has taken the name already (`from
-        requests import get`) keeps the function as it was: bind before that is imported.
+        So a profile applies to third-party code that cannot be decorated. Modules that have already imported the name
+        (`from requests import get`) keep the original: call this before they are imported.
 
         Args:
             target: "module:function" or "module:Class.method".
-            name: the profile's name.
-            clock, **options: as `bind`.
+            name: the name of the profile.
+            clock: as for `bind`.
+            **options: as for `bind`.
 
         Returns:
-            The bound function. `unbind_import(target)` puts the original back.
+            The bound function. `unbind_import(target)` restores the original.
 
         Raises:
-            ConfigError: there is nothing of that name, it is bound already, or it cannot be replaced.
-            PolicyNotFoundError: no profile of that name.
+            ConfigError: the target does not exist, is already bound, or cannot be replaced.
+            PolicyNotFoundError: there is no such profile.
         """
         place = where(1)
         return self._imports.bind(
@@ -286,15 +288,15 @@ class Registry(Mapping[str, Policy]):
         )
 
     def unbind_import(self, target: str) -> None:
-        """Put back what `bind_import` has replaced.
+        """Restore what `bind_import` has replaced.
 
         Raises:
-            ConfigError: it was not bound by this registry, or somebody has replaced it since.
+            ConfigError: this registry did not bind it, or it has been replaced since.
         """
         self._imports.unbind(target)
 
     def bindings(self) -> tuple[BoundFunction, ...]:
-        """The functions that this registry looks after, by name: decorated ones, though never called yet, too."""
+        """Return the functions that this registry looks after, sorted by name, including those not called yet."""
         return tuple(
             sorted((self._bound_function(binding) for binding in self._bindings()), key=lambda bound: bound.name)
         )
@@ -340,12 +342,15 @@ class Registry(Mapping[str, Policy]):
         return provide
 
     def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]:
-        """The profile that a function starts from, and the entries that hold for it."""
+        """Return the profile that a function starts from, and the entries that match it."""
         return self.configuration.start_of(declaration.name, declaration.profile)
 
     def _resolve(self, binding: Binding) -> None:
-        """Put in force what this registry says of a function, when that is first needed. It takes no lock that a
-        change of the configuration holds: should one come in between, the function is asked after again."""
+        """Resolve a function's policy and put it in force, when that is first needed.
+
+        This takes no lock that a change of the configuration holds. If the configuration changes meanwhile, the
+        function is resolved again.
+        """
         put_in_force = binding.settle
         while True:
             now = self._in_force
@@ -354,15 +359,16 @@ class Registry(Mapping[str, Policy]):
             pipeline = binding.prepare(in_force(effective, now.configuration), provider)
             self._roster.add(binding)
             put_in_force(pipeline)
-            if self._in_force is now and not now.shared.is_over:
+            if self._in_force is now and not now.shared.is_replaced:
                 return
             put_in_force = binding.enforce
 
     def _effective(self, declaration: Declaration, configuration: Configuration) -> Effective:
-        """
+        """Return the effective policy of a function, with its sources.
+
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: what code and the configuration say does not go together.
+            ConfigError: code and configuration contradict each other.
         """
         profile, _ = configuration.start_of(declaration.name, declaration.profile)
         if profile == declaration.profile and profile is not None and profile not in configuration.policies:
@@ -376,17 +382,17 @@ class Registry(Mapping[str, Policy]):
     # Where values come from
 
     def explain(self, target: Any) -> Mapping[str, Leaf]:
-        """Where every value of a profile, or of a bound function, comes from: path ("retry.retries") → its leaf.
+        """Return where each value of a profile or bound function comes from: path ("retry.retries") → leaf.
 
-        A leaf has the value, its source (file:line:column, variable, decorator's place, or default), and the leaf that
-        it shadows. "extends", or "policy" of a function, tells which profile it starts from.
+        A leaf has the value, its source (file:line:column, variable, place of a decorator, or default), and the leaf
+        that it shadows. The path "extends", or "policy" for a function, tells which profile it starts from.
 
         Args:
-            target: a profile's name, a function's ("module:qualname"), or a bound function itself.
+            target: the name of a profile, the name of a function ("module:qualname"), or a bound function.
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: no function of that name is bound here, or this function is not.
+            ConfigError: the function is not bound by this registry.
         """
         if isinstance(target, str) and (":" not in target or target in self):
             self[target]
@@ -395,19 +401,19 @@ class Registry(Mapping[str, Policy]):
             found = [each for each in self._bindings() if declaration_of(each).name == target]
             if not found:
                 names = [declaration_of(each).name for each in self._bindings()]
-                raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
+                raise ConfigError(f"no function {target!r} is bound by this registry{nearest(target, names)}")
             return self._effective(declaration_of(found[-1]), self.configuration).leaves()
         binding = getattr(target, "binding", None)
         if not isinstance(binding, Binding):
             name = short_name(target) if callable(target) else type(target).__name__
             raise ConfigError(
-                f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it, '
-                "and pass what bind() gives"
+                f'explain() expects the name of a profile, "module:qualname" or a bound function, and {name} is not '
+                "bound; pass the function that bind() returns"
             )
         if binding.declaration is None:
-            raise ConfigError(f"{binding.name} was bound by Policy.apply, which asks no registry")
+            raise ConfigError(f"{binding.name} was bound by Policy.apply, and so by no registry")
         if not any(each is binding for each in self._bindings()):
-            raise ConfigError(f"{binding.name} is not bound by this registry; ask the one that it is bound by")
+            raise ConfigError(f"{binding.name} is bound by another registry; call explain() of that one")
         return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
@@ -424,21 +430,21 @@ class Registry(Mapping[str, Policy]):
     # Changes
 
     def reload(self) -> Changes:
-        """Read files and variables again. Everything is validated first, and then holds at once.
+        """Read files and variables again. Everything is validated first and then put in force at once.
 
-        Calls under way finish on what they began with; later ones use the new policies. What a breaker, rate limit,
-        bulkhead or cache has counted or keeps goes on where its policy did not change, and by the guide's rules where
-        it did. `.stats` go on.
+        Calls under way finish on the policies they began with; later calls use the new ones. The state of breakers,
+        rate limits, bulkheads and caches continues if their policy did not change, and migrates by the rules in
+        docs/configuration.md if it did. `.stats` continue.
 
         Returns:
             The profiles and functions whose policies have changed.
 
         Raises:
-            ConfigError: something is wrong; nothing has changed.
+            ConfigError: the new configuration is invalid; nothing has changed.
         """
         read = self._read
         if read is None:
-            raise ConfigError("this registry was made of policies in code, so there is nothing to read again")
+            raise ConfigError("this registry was made from policies in code, so there is nothing to reload")
         from opero.observe.logs import logger
         from opero.registry.checks import news
 
@@ -454,18 +460,18 @@ class Registry(Mapping[str, Policy]):
     def override(
         self, profiles: Mapping[str, Any] | None = None, /, *, functions: Mapping[str, Any] | None = None, **named: Any
     ) -> Iterator[Registry]:
-        """For tests: within this, profiles say something else: `with registry.override(api={"retry": {"retries": 0}}):`
+        """Change profiles within a `with` block, for tests: `with registry.override(api={"retry": {"retries": 0}}):`.
 
-        It lies over files and variables, and over the overrides around it, for every thread. Bound functions follow.
+        An override lies over files, variables and enclosing overrides, in every thread. Bound functions follow it.
 
         Args:
-            profiles: name → policies, in all the forms of a file, or as models; for names that are no Python names.
+            profiles: name → policies, as in a file or as models; needed for names that are not Python identifiers.
             functions: the same for entries of `functions:`.
             **named: as `profiles`.
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: something in it is wrong, or holds for no bound function; nothing has changed.
+            ConfigError: the override is invalid, or matches no bound function; nothing has changed.
         """
         from opero.registry.checks import check_entries
         from opero.registry.overrides import layer_of
@@ -481,8 +487,7 @@ class Registry(Mapping[str, Policy]):
                 self._change(self._base, [each for each in self._overrides if each is not layer], anyhow=True)
 
     def _change(self, base: Configuration, overrides: list[Layer], *, anyhow: bool = False) -> Changes:
-        """Put another configuration in force, if all of it is right, or `anyhow`. Whoever calls this holds
-        `_changing`."""
+        """Put another configuration in force, if it is valid, or `anyhow`. The caller holds `_changing`."""
         configuration = base
         report = base.report()
         for layer in overrides:
