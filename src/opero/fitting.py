@@ -49,7 +49,8 @@ def check_fit(binding: Binding, policy: Policy) -> None:
         ConfigError: it does not fit.
     """
     check(binding, policy)
-    check_arguments(policy.fields(), binding.function)
+    active = {kind: fields for kind, fields in policy.fields().items() if policy.active(kind) is not None}
+    check_arguments(active, binding.function)
     cache = policy.active("cache")
     if cache is not None:
         _check_cache(cache, binding)
