@@ -1,4 +1,4 @@
-"""What modules do wrong with opero when they are imported, each mistake with the line of code that makes it."""
+"""Problems in exceptions from importing a user's module, each with the line of code that causes it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from opero.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["mistakes_in", "sentences"]
+__all__ = ["problems_in", "validation_messages"]
 
 
-def mistakes_in(error: BaseException) -> list[Problem]:
-    """The mistakes that an exception tells: a decorator's wrong options, what its function cannot do, a profile that
-    does not exist. Nothing where it is no matter of opero's."""
+def problems_in(error: BaseException) -> list[Problem]:
+    """Return the problems that an exception reports, such as a decorator's invalid option or an unknown profile.
+
+    The list is empty if the exception does not come from opero.
+    """
     if isinstance(error, ConfigError):
         return [problem if problem.place else _at_code(error, problem.text) for problem in error.problems]
-    return [_at_code(error, text) for text in sentences(error)] if _is_of_a_policy(error) else []
+    return [_at_code(error, text) for text in validation_messages(error)] if _is_of_a_policy(error) else []
 
 
-def sentences(error: Any) -> list[str]:
-    """What pydantic found wrong with policies, a sentence each: without the values, which may be secret."""
-    told = []
+def validation_messages(error: Any) -> list[str]:
+    """Return the messages of a pydantic `ValidationError`, without the values, which may be secret."""
+    messages = []
     for each in error.errors(include_url=False, include_input=False):
         path = ".".join(str(part) for part in each["loc"])
         text = str(each["msg"]).removeprefix("Value error, ")
-        told.append(f"{path}: {text}" if path else text)
-    return list(dict.fromkeys(told))
+        messages.append(f"{path}: {text}" if path else text)
+    return list(dict.fromkeys(messages))
 
 
 def _is_of_a_policy(error: BaseException) -> bool:
@@ -53,11 +55,11 @@ def _at_code(error: BaseException, text: str) -> Problem:
 
 
 def _line_of(error: BaseException) -> tuple[str, int] | None:
-    """The last line of somebody else's that called opero, or a model of its own, on the way to the error."""
+    """Return the file and number of the last line in the traceback that belongs to the user and calls opero."""
     found = None
     frames = list(_frames(error))
     for (file, line), (called, _) in zip(frames, [*frames[1:], ("", 0)], strict=True):
-        if not _is_ours(file) and (_is_ours(called) or not called):
+        if not _is_internal(file) and (_is_internal(called) or not called):
             found = file, line
     return found
 
@@ -66,12 +68,12 @@ def _frames(error: BaseException) -> Iterator[tuple[str, int]]:
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen"):  # the importer's
+        if not file.startswith("<frozen"):  # importlib
             yield file, trace.tb_lineno
         trace = trace.tb_next
 
 
-def _is_ours(file: str) -> bool:
+def _is_internal(file: str) -> bool:
     import pydantic
 
     return any(Path(file).is_relative_to(Path(str(each.__file__)).parent) for each in (opero, pydantic))
