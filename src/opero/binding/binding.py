@@ -189,7 +189,7 @@ class Binding:
                 self.callable.policy = LatePolicy(self)
 
     def enforce(self, prepared: Chain) -> None:
-        """Put what `prepare` gave in force. State goes on as `opero.runtime.migration` says; this cannot fail."""
+        """Put what `prepare` gave in force. State migrates as `opero.executors.state` says; this cannot fail."""
         with self._lock:
             self._enforce(prepared)
 

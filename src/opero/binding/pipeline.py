@@ -123,9 +123,9 @@ def hand_over(old: Chain, new: Chain) -> Chain:
     for kind in new.own & old.own:
         mine, theirs = _limit(new, kind), _limit(old, kind)
         if mine is not theirs:
-            mine.take_over(theirs)
+            mine.migrate_from(theirs)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
-        new.cache.take_over(old.cache)
+        new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
     return new
 

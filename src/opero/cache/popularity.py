@@ -50,8 +50,8 @@ class Popularity:
         self._halve(held)
         return held[0]
 
-    def take_over(self, old: Popularity) -> None:
-        """Go on with the counts of another, which goes on with them, too."""
+    def migrate_from(self, old: Popularity) -> None:
+        """Continue with the counts of another one; both share them from now on."""
         with old._lock:
             self._lock, self._counts = old._lock, old._counts
 

@@ -131,13 +131,13 @@ class CacheExecutor:
         self._not_refreshed = Limited("cache_refresh_failed", self.name, clock)
         register(self)
 
-    def take_over(self, old: CacheExecutor) -> None:
-        """Go on with what an executor remembers and computes whose policy this one's replaces (see `hand_over`)."""
+    def migrate_from(self, old: CacheExecutor) -> None:
+        """Continue with the results and computations of an executor whose policy this one's replaces."""
         if not self._is_where(old):
             return
         self.flights, self._resting = old.flights, old._resting
         if self.retention.popularity is not None and old.retention.popularity is not None:
-            self.retention.popularity.take_over(old.retention.popularity)
+            self.retention.popularity.migrate_from(old.retention.popularity)
         mine, theirs = self.store, old.store
         if isinstance(mine, MemoryStore) and isinstance(theirs, MemoryStore):
             mine.backend, self.region = theirs.backend, old.region

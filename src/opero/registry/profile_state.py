@@ -64,7 +64,7 @@ class SharedExecutors:
                 if earlier is not None and self._heirs is not None:
                     self._heirs.append((executor, earlier))
                 elif earlier is not None:
-                    executor.take_over(earlier)
+                    executor.migrate_from(earlier)
                 return executor
 
         return share
@@ -92,7 +92,7 @@ class SharedExecutors:
     def give_way(self, draft: SharedExecutors) -> None:
         """Hand over to a successor, which whoever calls this puts in force at once."""
         for executor, earlier in draft._heirs or ():
-            executor.take_over(earlier)
+            executor.migrate_from(earlier)
         with self._lock:
             self.is_over = True
             for key, executor in self._held.items():  # also what somebody has asked for meanwhile
