@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opero import BulkheadFullError, BulkheadPolicy, CallTimeoutError, Policy
@@ -301,17 +301,24 @@ def test_after_many_reloads_old_executors_are_gone() -> None:
         unique_by=lambda reload: reload[0],
     ),
 )
+@example(  # a call gives its slot to a waiting one, and in the same moment the limit is lowered before that one starts
+    calls=[(0, 2, None), (1, 0, None), (1, 0, None), (1, 2, None), (3, 1, None), (1, 3, None), (4, 0, None)],
+    reloads=[(0, 1, None), (3, 2, None), (5, 1, None)],
+)
 @settings(max_examples=80, deadline=None)
-def test_places_held_are_calls_running_and_nobody_enters_beyond_the_newest_number(
+def test_slots_in_use_are_those_of_running_calls_and_no_call_gets_one_beyond_the_newest_limit(
     calls: list[Any], reloads: list[tuple[int, int, int | None]]
 ) -> None:
     clock = VirtualClock()
     most, running = 2, 0
+    changed, starting = 0.0, 0  # when the limit was last changed, and calls that had a slot then and did not run yet
 
     async def function(seconds: int) -> None:
-        nonlocal running
+        nonlocal running, starting
         running += 1
-        assert running <= most
+        if running > most:
+            starting -= 1
+            assert (starting >= 0, clock.now) == (True, changed)
         assert bulkhead_of(bound).running >= running
         try:
             await asyncio.sleep(seconds)
@@ -329,9 +336,10 @@ def test_places_held_are_calls_running_and_nobody_enters_beyond_the_newest_numbe
         assert isinstance(ended, BulkheadFullError | asyncio.CancelledError | None)
 
     async def reloader(at: int, number: int, max_wait: int | None) -> None:
-        nonlocal most
+        nonlocal most, changed, starting
         await asyncio.sleep(at + 0.5)
-        most = number
+        most, changed = number, clock.now
+        starting = bulkhead_of(bound).running - running
         bound.binding.swap(policy(number, max_wait))
 
     async def main() -> None:
