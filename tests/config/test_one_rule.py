@@ -164,7 +164,7 @@ def test_a_decorators_options_mean_the_same_with_and_without_a_policies_folder(
             try:
                 bound = opero(**{kind: statement})(function)
                 bound()
-                found.append((bound.policy, list(bound.binding.chain.executors)))
+                found.append((bound.policy, list(bound.binding.pipeline.executors)))
             except ValueError as error:
                 found.append((str(error), []))
             finally:

@@ -59,7 +59,7 @@ def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None,
     clock.run(main())
     bulkhead = bound.binding.pipeline.executors["bulkhead"]
     assert most <= places
-    assert (bulkhead.running, len(bulkhead.places.queue), running) == (0, 0, 0)
+    assert (bulkhead.running, len(bulkhead.home.queue), running) == (0, 0, 0)
     assert served == [number for number in came if number in served]  # nobody overtook
     if max_wait is None:
         assert {number for number, call in enumerate(calls) if call[2] is None} <= set(served)
@@ -67,7 +67,7 @@ def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None,
 
 def test_a_full_bulkhead_rejects_at_once_by_default(bind: Any) -> None:
     def outer() -> str:
-        with pytest.raises(BulkheadFullError, match="all 1 places of the bulkhead are taken$"):
+        with pytest.raises(BulkheadFullError, match="bulkhead full: 1 of 1 slots in use$"):
             inner()
         return "done"
 

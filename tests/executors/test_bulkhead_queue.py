@@ -53,7 +53,7 @@ class Hold:
         """Run it in a thread, and wait until so many are in the queue."""
         thread = threading.Thread(target=target)
         thread.start()
-        until(lambda: len(self.bulkhead.places.queue) == queued and len(self.order) == 1)
+        until(lambda: len(self.bulkhead.home.queue) == queued and len(self.order) == 1)
         return thread
 
 
@@ -79,7 +79,7 @@ def test_a_thread_that_has_queued_for_max_wait_is_refused_and_leaves_the_queue()
     first = hold.start(lambda: hold.sync("first"), 0)
     with pytest.raises(BulkheadFullError, match="after 20ms in the queue"):
         hold.sync("second")
-    assert len(hold.bulkhead.places.queue) == 0
+    assert len(hold.bulkhead.home.queue) == 0
     hold.go_on.set()
     first.join(5)
     hold.sync("third")
@@ -93,7 +93,7 @@ def test_tasks_whose_loop_has_ended_are_passed_over() -> None:
     loop = asyncio.new_event_loop()
     task = loop.create_task(hold.asynchronous("abandoned"))
     loop.run_until_complete(asyncio.sleep(0))
-    until(lambda: len(hold.bulkhead.places.queue) == 1)
+    until(lambda: len(hold.bulkhead.home.queue) == 1)
     loop.close()  # with the task still in the queue
     second = hold.start(lambda: hold.sync("second"), 2)
     hold.go_on.set()
@@ -132,7 +132,7 @@ def test_the_total_timeout_ends_the_wait_for_a_place(bind: Any) -> None:
     with pytest.raises(CallTimeoutError, match="leaves no time to queue") as caught:
         call()
     assert bind.clock.monotonic() - started == pytest.approx(2)
-    assert (caught.value.scope, caught.value.waiting_for, len(bulkhead.places.queue)) == ("total", "bulkhead", 0)
+    assert (caught.value.scope, caught.value.waiting_for, len(bulkhead.home.queue)) == ("total", "bulkhead", 0)
     bulkhead.leave()
     assert call() == 1
 
@@ -179,7 +179,7 @@ def test_a_waiter_who_is_cancelled_any_time_around_the_handing_over_loses_no_pla
         waiting.cancel()
         ended = await asyncio.gather(waiting, return_exceptions=True)
         assert moment.bulkhead.running == (0 if isinstance(ended[0], asyncio.CancelledError) else 1)
-        assert len(moment.bulkhead.places.queue) == 0
+        assert len(moment.bulkhead.home.queue) == 0
 
     moment.clock.run(main())
 
@@ -262,4 +262,4 @@ def test_threads_that_often_give_up_lose_no_place() -> None:
     assert max(most) <= 2
     assert (len(most) + len(refused), bound.stats.rejections) == (480, len(refused))
     bulkhead: Any = bound.binding.pipeline.executors["bulkhead"]  # type: ignore[attr-defined]
-    assert (bulkhead.running, len(bulkhead.places.queue)) == (0, 0)
+    assert (bulkhead.running, len(bulkhead.home.queue)) == (0, 0)

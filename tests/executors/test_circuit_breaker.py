@@ -283,7 +283,7 @@ def test_under_threads_every_failure_counts() -> None:
             breaker.record(breaker.admit(clock.now), clock.now, ConnectionError())
 
     run_threads(hammer)
-    assert breaker.circuit.window.counts(clock.now).failures == 4000
+    assert breaker.change(lambda circuit: circuit.window.counts(clock.now).failures) == 4000
 
 
 def run_threads(target: Any, count: int = 8) -> None:

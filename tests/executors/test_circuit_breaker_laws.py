@@ -54,7 +54,7 @@ class ProbesOnly(RuleBasedStateMachine):
             self.late += [period for period, _ in self.running]
             self.running, self.passed, self.since, full = [], 0, self.clock.now, False
         if not self.running and not self.passed and not full:
-            self.since = self.clock.now if self.breaker.circuit.state == "open" else self.since
+            self.since = self.clock.now if self.breaker.home.values().state == "open" else self.since
         if full:
             with pytest.raises(CircuitOpenError, match="its probes are under way"):
                 self.breaker.admit(self.clock.now)
@@ -78,12 +78,13 @@ class ProbesOnly(RuleBasedStateMachine):
     @precondition(lambda self: self.late)
     @rule(failed=st.booleans(), cancelled=st.booleans())
     def a_late_result_comes_in(self, failed: bool, cancelled: bool) -> None:
-        before = (self.breaker.state, self.breaker.circuit.probes_begun, self.breaker.circuit.probes_passed)
+        circuit = self.breaker.home.values()
+        before = (self.breaker.state, circuit.probes_begun, circuit.probes_passed)
         if cancelled:
             self.breaker.release(self.late.pop())
         else:
             self.breaker.record(self.late.pop(), self.clock.now, ConnectionError() if failed else None)
-        assert (self.breaker.state, self.breaker.circuit.probes_begun, self.breaker.circuit.probes_passed) == before
+        assert (self.breaker.state, circuit.probes_begun, circuit.probes_passed) == before
 
     @rule(seconds=st.sampled_from([0.25, 1.0, 2.0]))
     def time_passes(self, seconds: float) -> None:
@@ -111,7 +112,7 @@ def test_over_a_time_window_it_opens_when_a_rate_is_reached_and_the_window_holds
     clock.now = 0.0
     policy: Any = {"failure_rate": rate, "slow_call": 5, "slow_rate": slow_rate, "window": "64s", "min_calls": least}
     tested = breaker(clock, **policy)
-    tested.circuit.window._width = 6.25  # type: ignore[union-attr]  # exact in binary, so that the tenths' borders are
+    tested.home.values().window._width = 6.25  # type: ignore[union-attr]  # exact in binary, so that the tenths' borders are
     happened: list[tuple[float, str]] = []
     for step, result in steps:
         clock.advance(step)

@@ -12,13 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opero import Policy, RateLimitExceededError, Registry
-from opero.executors.state.budget import Ledger
+from opero import Policy, RateLimitExceededError, RateLimitPolicy, Registry
+from opero.executors.state.budget import LocalBudget
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)
 Grant = tuple[float, float]
 """When, and for what cost."""
+
+
+def make_budget(
+    rate: float, burst: int, monotonic: Any = lambda: 0.0, cost: float = 1.0, kind: type[LocalBudget] = LocalBudget
+) -> LocalBudget:
+    return kind(RateLimitPolicy(rate=rate, burst=burst, cost=cost), monotonic)
+
+
+def reserve(budget: LocalBudget, now: float, cost: float = 1.0, patience: float = float("inf")) -> float:
+    """Seconds until the permits fall due, which are reserved if that is within `patience`."""
+    return budget.book(now, cost, patience)[0]
 
 
 def assert_no_window_is_overfull(grants: list[Grant], rate: float, burst: float) -> None:
@@ -39,12 +50,12 @@ def assert_no_window_is_overfull(grants: list[Grant], rate: float, burst: float)
 def test_calls_of_different_costs_keep_the_rate_together(
     calls: list[tuple[float, float]], rate: float, burst: int, patience: float
 ) -> None:
-    ledger, now = Ledger(rate, burst, lambda: 0.0), 100.0
+    budget, now = make_budget(rate, burst), 100.0
     grants: list[Grant] = []
     for step, share in calls:
         now += step
         cost = share * burst
-        wait = ledger.reserve(now, cost, patience)
+        wait = reserve(budget, now, cost, patience)
         if wait <= patience:
             grants.append((now + wait, cost))
     assert_no_window_is_overfull(grants, rate, burst)
@@ -61,20 +72,20 @@ def test_calls_of_different_costs_keep_the_rate_together(
 def test_bookings_given_back_in_any_order_never_let_the_others_overfill_the_rate(
     steps: list[tuple[str, float, int]], rate: float, burst: int
 ) -> None:
-    ledger, now = Ledger(rate, burst, lambda: 0.0), 100.0
-    booked: list[tuple[float, float]] = []  # when it falls due, and the receipt
+    budget, now = make_budget(rate, burst), 100.0
+    booked: list[tuple[float, tuple[float, float]]] = []  # when it falls due, and the receipt
     for step, seconds, which in steps:
         now += seconds
         waiting = [each for each in booked if each[0] > now]
         if step == "book":
-            wait, receipt = ledger.book(now, 1.0, float("inf"))
+            wait, receipt = budget.book(now, 1.0, float("inf"))
             booked.append((now + wait, receipt))
         elif waiting:
             gone = waiting[which % len(waiting)]
-            before = ledger.reserve(now, patience=-1.0)
-            is_last = gone[1] == ledger._due  # and none behind it has been given back for nothing
-            ledger.refund(gone[1], 1.0)
-            after = ledger.reserve(now, patience=-1.0)
+            before = reserve(budget, now, patience=-1.0)
+            is_last = gone[1][1] == budget._due  # and none behind it has been given back for nothing
+            budget.refund(gone[1])
+            after = reserve(budget, now, patience=-1.0)
             if is_last:
                 assert after == pytest.approx(max(0.0, before - 1 / rate), abs=1e-9)
             booked.remove(gone)
@@ -82,20 +93,21 @@ def test_bookings_given_back_in_any_order_never_let_the_others_overfill_the_rate
 
 
 def test_a_booking_given_back_takes_nothing_from_one_that_came_between() -> None:
-    ledger = Ledger(1, 1, lambda: 0.0)
-    ledger.book(0.0, 5.0, 9.0)
-    _, first = ledger.book(0.0, 1.0, 9.0)
-    wait, _ = ledger.book(0.0, 1.0, 9.0)
-    ledger.refund(first, 1.0)
-    assert (wait, ledger.reserve(0.0)) == (6.0, 7.0)
+    budget = make_budget(1, 1)
+    budget.book(0.0, 5.0, 9.0)
+    _, first = budget.book(0.0, 1.0, 9.0)
+    wait, _ = budget.book(0.0, 1.0, 9.0)
+    budget.refund(first)
+    assert (wait, reserve(budget, 0.0)) == (6.0, 7.0)
 
 
 def test_a_refused_call_books_nothing_even_when_it_gives_its_receipt_back() -> None:
-    ledger = Ledger(1, 1, lambda: 0.0)
-    ledger.book(0.0, 3.0, 9.0)
-    wait, receipt = ledger.book(0.0, 1.0, 2.0)
-    assert (wait, ledger.reserve(0.0, patience=-1.0)) == (3.0, 3.0)
-    assert receipt == 3.0
+    budget = make_budget(1, 1)
+    budget.book(0.0, 3.0, 9.0)
+    wait, receipt = budget.book(0.0, 1.0, 2.0)
+    assert (wait, reserve(budget, 0.0, patience=-1.0)) == (3.0, 3.0)
+    budget.refund(receipt)
+    assert reserve(budget, 0.0, patience=-1.0) == 3.0
 
 
 @given(

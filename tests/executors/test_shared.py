@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero import BulkheadFullError, CircuitOpenError, ConfigError, Policy
-from opero.executors.state.budget import Ledger, LockedLedger
+from opero import BulkheadFullError, CircuitOpenError, ConfigError, Policy, RateLimitPolicy
+from opero.executors.state.budget import LocalBudget, LockedBudget
 from opero.executors.state.sharing import SharedLimits, share_limits
 from opero.runtime.clock import SYSTEM
 from opero.runtime.state_file import StateFile
@@ -28,6 +28,8 @@ from opero.testing import VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from opero.executors.state.circuit import Circuit
 
 WAIT = 30
 """Seconds after which a test has hung."""
@@ -76,6 +78,11 @@ def child(code: str, *args: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate(timeout=WAIT)
+
+
+def calls(circuit: Circuit) -> int:
+    """How many calls the window holds."""
+    return circuit.window.counts(0.0).calls
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -230,7 +237,7 @@ def test_a_function_that_is_never_mapped_in_processes_has_plain_executors() -> N
     bound()
     kinds = {type(executor_of(bound, kind)).__name__ for kind in ("rate_limit", "circuit_breaker", "bulkhead")}
     assert kinds == {"RateLimitExecutor", "CircuitBreakerExecutor", "BulkheadExecutor"}
-    assert type(executor_of(bound, "rate_limit").ledger) in (Ledger, LockedLedger)
+    assert type(executor_of(bound, "rate_limit").home) in (LocalBudget, LockedBudget)
 
 
 def test_a_timeout_of_the_function_around_leaves_no_lock_taken(tmp_path: Path) -> None:
@@ -261,23 +268,23 @@ def test_a_timeout_of_the_function_around_leaves_no_lock_taken(tmp_path: Path) -
         max_size=30,
     ),
 )
-def test_the_shared_ledger_answers_as_the_plain_one(rate: float, burst: int, steps: list[Any]) -> None:
+def test_the_shared_budget_answers_as_the_local_one(rate: float, burst: int, steps: list[Any]) -> None:
     import tempfile
 
     now = 100.0
     with tempfile.TemporaryDirectory() as folder:
         policies = {"rate_limit": {"rate": rate, "burst": burst}}
-        ledgers = [executor_of(each, "rate_limit").ledger for each in pair(Path(folder), **policies)]
-        plain = Ledger(rate, burst, SYSTEM.monotonic)
+        budgets = [executor_of(each, "rate_limit").home for each in pair(Path(folder), **policies)]
+        local = LocalBudget(RateLimitPolicy(rate=rate, burst=burst), SYSTEM.monotonic)
         for number, (passed, cost, patience, refunds) in enumerate(steps):
             now += passed
-            one = ledgers[number % 2]
-            booked = plain.book(now, cost, patience)
+            one = budgets[number % 2]
+            booked = local.book(now, cost, patience)
             assert one.book(now, cost, patience) == booked
             if refunds:
-                plain.refund(booked[1], cost)
-                ledgers[(number + 1) % 2].refund(booked[1], cost)
-            assert one.reserve(now, 1.0, patience=-1.0) == plain.reserve(now, 1.0, patience=-1.0)
+                local.refund(booked[1])
+                budgets[(number + 1) % 2].refund(booked[1])
+            assert one.book(now, 1.0, -1.0) == local.book(now, 1.0, -1.0)
             assert not one.take()
 
 
@@ -411,12 +418,14 @@ def test_windows_of_calls_and_of_time_are_shared(tmp_path: Path, window: Any) ->
 def test_a_full_window_of_any_size_fits_its_file(tmp_path: Path) -> None:
     here, there = pair(tmp_path, circuit_breaker={"failure_rate": 1.0, "window": 20_000})
     breaker = executor_of(here, "circuit_breaker")
-    with breaker.circuit.lock:
+
+    def fill(circuit: Circuit) -> None:
         for number in range(25_000):
-            breaker.circuit.window.add(0.0, bool(number % 2), bool(number % 3))
+            circuit.window.add(0.0, bool(number % 2), bool(number % 3))
+
+    breaker.change(fill)
     there()
-    with breaker.circuit.lock:
-        assert breaker.circuit.window.counts(0.0).calls == 20_000
+    assert breaker.change(calls) == 20_000
 
 
 def test_a_failure_of_any_size_and_kind_fits(tmp_path: Path) -> None:
@@ -478,7 +487,7 @@ def test_places_are_those_of_all(tmp_path: Path) -> None:
     here, there = pair(tmp_path, bulkhead=2)
 
     def inner() -> Any:
-        with pytest.raises(BulkheadFullError, match="work: all 2 places of the bulkhead are taken"):
+        with pytest.raises(BulkheadFullError, match="work: bulkhead full: 2 of 2 slots in use"):
             here()
         return executor_of(there, "bulkhead").running
 
@@ -535,7 +544,7 @@ def test_a_killed_process_gives_its_places_back(keeper: tuple[Any, subprocess.Po
 
 
 def waiting(bulkhead: Any) -> int:
-    return len(bulkhead.places.queue)
+    return len(bulkhead.home.queue)
 
 
 def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
@@ -563,8 +572,8 @@ def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
     process.stdin.flush()
 
     def others() -> int:
-        with bulkhead.places.file:
-            return len(bulkhead.places.file.read()[1])
+        with bulkhead.home.file:
+            return len(bulkhead.home.file.read()[1])
 
     until(lambda: others() == 2)
     last = threading.Thread(target=bound, args=(lambda: order.append("last"),))
@@ -605,8 +614,8 @@ def test_a_waiter_who_gives_up_or_is_cancelled_leaves_the_queue(tmp_path: Path) 
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         assert waiting(bulkhead) == 0
-        with bulkhead.places.file:
-            assert bulkhead.places.file.read()[1] == {}
+        with bulkhead.home.file:
+            assert bulkhead.home.file.read()[1] == {}
         held.set_result(3)
         assert await first == 3
         await bound(None)
@@ -749,8 +758,7 @@ def test_threads_and_processes_together_keep_to_all_limits(tmp_path: Path) -> No
     for number, each in enumerate(moments):
         assert each >= began + number / 400 - 0.001  # some are late, and none is too early
     breaker = executor_of(bound, "circuit_breaker")
-    with breaker.circuit.lock:
-        assert breaker.circuit.window.counts(0.0).calls == 100
+    assert breaker.change(calls) == 100
     assert executor_of(bound, "bulkhead").running == 0
 
 
@@ -763,8 +771,8 @@ def test_a_forked_child_shares_and_harms_nothing(tmp_path: Path) -> None:
     policies = {"rate_limit": {"rate": 1000.0, "burst": 50}, "circuit_breaker": 3, "bulkhead": 2}
     bound, _ = pair(tmp_path, **policies)
     bulkhead = executor_of(bound, "bulkhead")
-    circuit = executor_of(bound, "circuit_breaker").circuit
-    with bulkhead.places.file, circuit.lock:  # held by a thread that the child will not have
+    circuit = executor_of(bound, "circuit_breaker").home
+    with bulkhead.home.file, circuit.file:  # held by a thread that the child will not have
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:

@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from opero import BulkheadFullError, BulkheadPolicy, CallTimeoutError, Policy
@@ -57,7 +57,7 @@ def test_calls_under_way_hold_their_places_whatever_changes(bind: Any) -> None:
 def test_fewer_places_let_nobody_in_until_enough_have_left() -> None:
     old, new = make(3), make(1)
     assert [old.take() for _ in range(3)] == [True] * 3
-    new.take_over(old)
+    new.migrate_from(old)
     for left in (2, 1):
         old.leave()
         assert (new.running, new.take(), old.take()) == (left, False, False)
@@ -77,7 +77,7 @@ def test_what_is_refused_is_told_how_many_places_there_are_now(bind: Any) -> Non
     bulkhead = bulkhead_of(bind.bound)
     while bulkhead.take():
         pass
-    with pytest.raises(BulkheadFullError, match="all 3 places of the bulkhead are taken"):
+    with pytest.raises(BulkheadFullError, match="bulkhead full: 3 of 3 slots in use"):
         call()
 
 
@@ -157,7 +157,7 @@ def test_a_waiter_who_gives_up_after_a_reload_leaves_the_queue() -> None:
         await asyncio.gather(cancelled, holder, return_exceptions=True)
         with pytest.raises(CallTimeoutError):
             await timed_out
-        assert len(bulkhead_of(bound).places.queue) == 0
+        assert len(bulkhead_of(bound).home.successor.queue) == 0
         assert bulkhead_of(bound).running == 0
         await bound(0)
 
@@ -168,13 +168,15 @@ def test_places_that_are_taken_or_queued_for_at_the_new_one_already_are_taken_in
     old, new = make(2), make(2)
     assert old.take()
     assert new.take()
-    places = new.places
-    new.take_over(old)
+    left, stays = old.home, new.home
+    new.migrate_from(old)
     assert (new.running, old.take()) == (2, False)
-    places.leave()  # one who looked up the places just before
-    assert (places.running, places.take(), new.running) == (1, True, 2)
+    # What a caller does at the home that it looked up just before:
+    assert (left.leave(), left.take()) == (False, False)
+    assert stays.leave()
+    assert (new.running, stays.take(), old.running) == (1, True, 2)
     new.leave(), old.leave()
-    assert (old.running, new.running, places.running) == (0, 0, 0)
+    assert (old.running, new.running, stays.running()) == (0, 0, 0)
 
 
 def test_who_queues_at_the_new_one_already_is_served_by_the_old_ones_calls_too() -> None:
@@ -188,7 +190,7 @@ def test_who_queues_at_the_new_one_already_is_served_by_the_old_ones_calls_too()
         new: Any = policy(1, 50).apply(hold, clock=clock)
         tasks = [asyncio.create_task(each(seconds)) for each, seconds in [(old, 2), (new, 1), (new, 5), (old, 6)]]
         await asyncio.sleep(0.5)
-        bulkhead_of(new).take_over(bulkhead_of(old))
+        bulkhead_of(new).migrate_from(bulkhead_of(old))
         async with asyncio.timeout(20):
             await asyncio.gather(*tasks)
         assert clock.now - 1000 == pytest.approx(13)
@@ -209,13 +211,13 @@ def test_who_gives_up_after_he_was_taken_in_leaves_the_queue(ends: str) -> None:
         new: Any = policy(1, 3).apply(hold, clock=clock)
         tasks = [asyncio.create_task(each(seconds)) for each, seconds in [(old, 9), (new, 9), (new, 1)]]
         await asyncio.sleep(1)
-        bulkhead_of(new).take_over(bulkhead_of(old))
-        assert len(bulkhead_of(old).places.queue) == 1
+        bulkhead_of(new).migrate_from(bulkhead_of(old))
+        assert len(bulkhead_of(old).home.successor.queue) == 1
         if ends == "cancelled":
             tasks[2].cancel()
         ended = await asyncio.gather(tasks[2], return_exceptions=True)
         assert type(ended[0]) is (asyncio.CancelledError if ends == "cancelled" else BulkheadFullError)
-        assert len(bulkhead_of(old).places.queue) == 0
+        assert len(bulkhead_of(old).home.successor.queue) == 0
         await asyncio.gather(*tasks[:2])
         assert bulkhead_of(new).running == bulkhead_of(old).running == 0
 
@@ -299,17 +301,24 @@ def test_after_many_reloads_old_executors_are_gone() -> None:
         unique_by=lambda reload: reload[0],
     ),
 )
+@example(  # a call gives its slot to a waiting one, and in the same moment the limit is lowered before that one starts
+    calls=[(0, 2, None), (1, 0, None), (1, 0, None), (1, 2, None), (3, 1, None), (1, 3, None), (4, 0, None)],
+    reloads=[(0, 1, None), (3, 2, None), (5, 1, None)],
+)
 @settings(max_examples=80, deadline=None)
-def test_places_held_are_calls_running_and_nobody_enters_beyond_the_newest_number(
+def test_slots_in_use_are_those_of_running_calls_and_no_call_gets_one_beyond_the_newest_limit(
     calls: list[Any], reloads: list[tuple[int, int, int | None]]
 ) -> None:
     clock = VirtualClock()
     most, running = 2, 0
+    changed, starting = 0.0, 0  # when the limit was last changed, and calls that had a slot then and did not run yet
 
     async def function(seconds: int) -> None:
-        nonlocal running
+        nonlocal running, starting
         running += 1
-        assert running <= most
+        if running > most:
+            starting -= 1
+            assert (starting >= 0, clock.now) == (True, changed)
         assert bulkhead_of(bound).running >= running
         try:
             await asyncio.sleep(seconds)
@@ -327,16 +336,17 @@ def test_places_held_are_calls_running_and_nobody_enters_beyond_the_newest_numbe
         assert isinstance(ended, BulkheadFullError | asyncio.CancelledError | None)
 
     async def reloader(at: int, number: int, max_wait: int | None) -> None:
-        nonlocal most
+        nonlocal most, changed, starting
         await asyncio.sleep(at + 0.5)
-        most = number
+        most, changed = number, clock.now
+        starting = bulkhead_of(bound).running - running
         bound.binding.swap(policy(number, max_wait))
 
     async def main() -> None:
         async with asyncio.timeout(500):
             await asyncio.gather(*(caller(*each) for each in calls), *(reloader(*each) for each in reloads))
             bulkhead = bulkhead_of(bound)
-            assert (bulkhead.running, len(bulkhead.places.queue)) == (0, 0)
+            assert (bulkhead.running, len(bulkhead.home.successor.queue)) == (0, 0)
             await asyncio.gather(*(bound(1) for _ in range(most)))  # all places are there
 
     clock.run(main())
@@ -378,7 +388,7 @@ def test_threads_lose_no_place_and_hang_nowhere_while_it_is_reloaded_again_and_a
     assert max(most) <= 4
     assert len(most) + len(refused) == 3000
     bulkhead = bulkhead_of(bound)
-    assert (bulkhead.running, len(bulkhead.places.queue)) == (0, 0)
+    assert (bulkhead.running, len(bulkhead.home.successor.queue)) == (0, 0)
 
 
 @pytest.mark.parametrize("_", range(3))
@@ -402,7 +412,7 @@ def test_threads_that_use_old_and_new_ones_at_the_moment_of_the_reload_lose_no_p
         for _ in range(150):
             old, new = executors[-1], make(2)
             executors.append(new)  # in use before it takes over
-            new.take_over(old)
+            new.migrate_from(old)
             if new.running > 4:
                 wrong.append(new.running)
         stop.set()

@@ -1,4 +1,4 @@
-"""What a circuit breaker keeps when its policy is replaced: row by row of `opero.runtime.migration`, and its laws."""
+"""What a circuit breaker keeps when its policy is replaced: row by row of `opero.executors.state`, and its laws."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def test_a_smaller_window_of_calls_holds_the_latest_that_fit_and_a_larger_one_al
         service.call(), service.call(), service.fail()
     service.call(), service.fail()
     service.reload(failure_rate=0.6, window=3, min_calls=3)
-    counts = service.breaker.circuit.window.counts(service.clock.now)
+    counts = service.breaker.home.values().window.counts(service.clock.now)
     assert (counts.calls, counts.failures) == (3, 2)
     service.reload(failure_rate=0.7, window=5, min_calls=3)
     service.fail()
-    counts = service.breaker.circuit.window.counts(service.clock.now)
+    counts = service.breaker.home.values().window.counts(service.clock.now)
     assert (counts.calls, counts.failures) == (4, 3) or service.state == "open"
 
 
@@ -323,9 +323,9 @@ def test_a_call_of_before_the_circuit_opened_cannot_close_it_through_a_reload() 
         for each in (30, 60, 90)
     )
     began = first.admit(clock.now)
-    second.take_over(first)
+    second.migrate_from(first)
     second.record(second.admit(clock.now), clock.now, DOWN)
-    third.take_over(second)
+    third.migrate_from(second)
     first.record(began, clock.now, None)
     assert third.state == "open"
 
@@ -334,7 +334,7 @@ def test_what_the_new_one_sees_the_old_one_sees() -> None:
     clock = VirtualClock()
     old = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=1), clock, "f")
     new = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=2), clock, "f")
-    new.take_over(old)
+    new.migrate_from(old)
     new.force_open()
     assert old.state == "forced_open"
     with pytest.raises(CircuitOpenError):
@@ -348,7 +348,7 @@ def test_a_window_that_the_new_policy_has_is_filled_by_calls_of_the_old_one_too(
     clock = VirtualClock()
     old = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=100), clock, "f")
     new = CircuitBreakerExecutor(CircuitBreakerPolicy(failure_rate=0.5, min_calls=3), clock, "f")
-    new.take_over(old)
+    new.migrate_from(old)
     for breaker in (old, old, new):
         assert new.state == "closed"
         breaker.record(breaker.admit(clock.now), clock.now, DOWN)
@@ -458,7 +458,7 @@ def test_no_reload_closes_an_open_circuit_before_its_time(steps: list[Any]) -> N
     for step in steps:
         if isinstance(step, CircuitBreakerPolicy):
             old, breaker = breaker, CircuitBreakerExecutor(step, clock, "f")
-            breaker.take_over(old)
+            breaker.migrate_from(old)
         elif isinstance(step, float):
             clock.advance(step)
         else:
@@ -471,7 +471,7 @@ def test_no_reload_closes_an_open_circuit_before_its_time(steps: list[Any]) -> N
             else:
                 assert not is_open
                 breaker.record(period, clock.now, DOWN if step == "fail" else None)
-            if breaker.circuit.state != "open":
+            if breaker.home.values().state != "open":
                 opened = None
             elif not is_open:
                 opened = clock.now
@@ -488,15 +488,15 @@ def test_reloads_that_change_nothing_of_weight_change_nothing(steps: list[Any], 
     for number, step in enumerate(steps):
         if isinstance(step, CircuitBreakerPolicy):
             one, old = make(step), one
-            one.take_over(old)
+            one.migrate_from(old)
             other, old = make(step), other
-            other.take_over(old)
+            other.migrate_from(old)
         elif isinstance(step, float):
             clock.advance(step)
         else:
             if number in reloads:
                 other, old = make(other.policy.replace(ignore=(LookupError, *other.policy.ignore))), other
-                other.take_over(old)
+                other.migrate_from(old)
             seen = []
             for breaker in (one, other):
                 try:
@@ -529,5 +529,5 @@ def test_threads_use_it_while_it_is_reloaded_again_and_again() -> None:
     stop.set()
     for thread in threads:
         thread.join(30)
-    assert before.circuit.consecutive == sum(counts)
+    assert before.change(lambda circuit: circuit.consecutive) == sum(counts)
     assert before.state == "closed"

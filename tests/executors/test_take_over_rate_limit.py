@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from opero import Policy, RateLimitExceededError, RateLimitPolicy
 from opero.executors.rate_limit import RateLimitExecutor
-from opero.executors.state.budget import Ledger, LockedLedger
+from opero.executors.state.budget import LocalBudget, LockedBudget
 from opero.testing import VirtualClock
 
 
-@pytest.fixture(params=[Ledger, LockedLedger], autouse=True)
+@pytest.fixture(params=[LocalBudget, LockedBudget], autouse=True)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opero.executors.state.budget.HAS_GLOBAL_LOCK", request.param is Ledger)
+    monkeypatch.setattr("opero.executors.state.budget.HAS_GLOBAL_LOCK", request.param is LocalBudget)
 
 
 def make(clock: VirtualClock, rate: float, burst: int = 1, cost: Any = 1.0) -> RateLimitExecutor:
@@ -29,12 +29,12 @@ def make(clock: VirtualClock, rate: float, burst: int = 1, cost: Any = 1.0) -> R
 
 def wait(limiter: RateLimitExecutor, cost: float = 1.0) -> float:
     """Reserve a permit; how long until it falls due."""
-    return limiter.ledger.reserve(limiter.clock.monotonic(), cost)
+    return limiter.ask(lambda budget: budget.book(limiter.clock.monotonic(), cost, float("inf")))[0]
 
 
 def replaced(old: RateLimitExecutor, rate: float, burst: int = 1, cost: Any = 1.0) -> RateLimitExecutor:
     new = make(old.clock, rate, burst, cost)  # type: ignore[arg-type]
-    new.take_over(old)
+    new.migrate_from(old)
     return new
 
 
@@ -55,15 +55,15 @@ def test_permits_that_are_saved_up_stay_as_many_as_the_new_burst_holds() -> None
         wait(limiter), wait(limiter)
         limiter = replaced(limiter, rate, burst)
         limiter.clock.advance(1e-6)  # type: ignore[attr-defined]  # what is rounded is less
-        assert [limiter.ledger.take() for _ in range(left + 1)] == [True] * left + [False], (rate, burst)
+        assert [limiter.own.take() for _ in range(left + 1)] == [True] * left + [False], (rate, burst)
 
 
 def test_a_greater_burst_is_saved_up_at_the_rate_and_not_given_at_once() -> None:
     limiter = make(VirtualClock(), rate=1.0)
     limiter = replaced(limiter, rate=1.0, burst=4)
-    assert [limiter.ledger.take() for _ in range(2)] == [True, False]
+    assert [limiter.own.take() for _ in range(2)] == [True, False]
     limiter.clock.advance(100)  # type: ignore[attr-defined]
-    assert [limiter.ledger.take() for _ in range(5)] == [True] * 4 + [False]
+    assert [limiter.own.take() for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_a_new_cost_counts_from_the_next_call_on(bind: Any) -> None:
@@ -150,10 +150,10 @@ def test_an_executor_that_is_put_in_force_again_goes_on_with_what_came_between()
     first = make(clock, rate=1.0)
     second = replaced(first, rate=10.0)
     assert wait(second) == 0
-    first.take_over(second)
+    first.migrate_from(second)
     assert wait(second) == pytest.approx(0.1)
     assert wait(first) == pytest.approx(1.1)
-    first.take_over(first)
+    first.migrate_from(first)
     assert wait(second) == pytest.approx(2.1)
 
 
@@ -161,7 +161,7 @@ def test_one_that_has_been_used_already_gives_no_permit_twice() -> None:
     clock = VirtualClock()
     old, new = make(clock, rate=1.0), make(clock, rate=2.0)
     assert (wait(new), wait(new)) == (0, 0.5)
-    new.take_over(old)
+    new.migrate_from(old)
     assert (wait(old), wait(new)) == (1.0, 1.5)
 
 
@@ -186,9 +186,9 @@ def test_no_window_of_time_holds_more_permits_than_the_greater_rate_and_burst_al
             clock.advance(step)
         else:  # a call of the newest policy, or of one before it
             limiter = executors[-1 - min(step, len(executors) - 1)]
-            if limiter.ledger.take():
+            if limiter.own.take():
                 grants.append(clock.now)
-            elif (wait := limiter.ledger.reserve(clock.now, 1.0, patience)) <= patience:
+            elif (wait := limiter.ask(lambda budget: budget.book(clock.now, 1.0, patience))[0]) <= patience:
                 grants.append(clock.now + wait)
     assert grants == sorted(grants)  # nobody passes who has been promised a permit
     rate, burst = (max(each) for each in zip(first, *(step for step in steps if isinstance(step, tuple)), strict=True))
@@ -225,7 +225,7 @@ def test_after_many_reloads_old_executors_are_gone_and_the_first_goes_on() -> No
     assert wait(newest) == pytest.approx(1 / 300)
     gc.collect()
     assert [each for each in gone if each() not in (None, newest)] == []
-    counted = [each for each in gc.get_objects() if isinstance(each, Ledger) and each.head is newest.ledger]
+    counted = [each for each in gc.get_objects() if isinstance(each, LocalBudget) and each.successor is newest.own]
     assert len(counted) == 2
 
 

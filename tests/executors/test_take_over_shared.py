@@ -18,6 +18,8 @@ from opero.runtime.state_file import StateFile
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from opero.executors.state.circuit import Circuit
+
 WAIT = 30
 """Seconds after which a test has hung."""
 
@@ -67,6 +69,11 @@ def failing(*each: Any) -> None:
             bound(fails)
 
 
+def calls(circuit: Circuit) -> int:
+    """How many calls the window holds."""
+    return circuit.window.counts(0.0).calls
+
+
 def state(bound: Any) -> str:
     found: str = executor_of(bound, "circuit_breaker").state
     return found
@@ -101,22 +108,24 @@ def test_a_larger_window_makes_room_in_the_file_for_all(tmp_path: Path, length: 
     shared = Shared(tmp_path, circuit_breaker={"failure_rate": 1.0, "window": 10})
     failing(shared.there, shared.here)
     shared.reload(circuit_breaker={"failure_rate": 1.0, "window": length, "min_calls": 3})
-    circuit = executor_of(shared.here, "circuit_breaker").circuit
-    with circuit.lock:
-        kept = circuit.window.counts(0.0).calls
-        if length == 100_000:
-            for number in range(120_000):
-                circuit.window.add(0.0, failed=True, slow=bool(number % 3))
+    breaker = executor_of(shared.here, "circuit_breaker")
+
+    def fill(circuit: Circuit) -> None:
+        for number in range(120_000):
+            circuit.window.add(0.0, failed=True, slow=bool(number % 3))
+
+    kept = breaker.change(calls)
+    if length == 100_000:
+        breaker.change(fill)
     assert kept == (2 if length == 100_000 else 0)
     shared.there()
     newer = shared.in_worker()
     newer(), shared.here()
-    with circuit.lock:
-        assert circuit.window.counts(0.0).calls == (100_000 if length == 100_000 else 3)
+    assert breaker.change(calls) == (100_000 if length == 100_000 else 3)
+    assert executor_of(newer, "circuit_breaker").change(calls) == (100_000 if length == 100_000 else 3)
     shared.reload(circuit_breaker={"failure_rate": 1.0, "window": 5})
     shared.there(), newer()
-    with circuit.lock:
-        assert circuit.window.counts(0.0).calls == (5 if length == 100_000 else 2)
+    assert executor_of(shared.here, "circuit_breaker").change(calls) == (5 if length == 100_000 else 2)
 
 
 def test_where_the_disk_has_no_room_for_a_larger_window_it_holds_as_many_calls_as_fit(
@@ -129,11 +138,14 @@ def test_where_the_disk_has_no_room_for_a_larger_window_it_holds_as_many_calls_a
 
     monkeypatch.setattr("os.pwrite", full)
     shared.reload(circuit_breaker={"failure_rate": 1.0, "window": 500_000})
-    circuit = executor_of(shared.here, "circuit_breaker").circuit
-    with circuit.lock:
+    breaker = executor_of(shared.here, "circuit_breaker")
+
+    def fill(circuit: Circuit) -> None:
         for _ in range(20_000):
             circuit.window.add(0.0, failed=False, slow=False)
-        held = circuit.window.counts(0.0).calls
+
+    breaker.change(fill)
+    held = breaker.change(calls)
     assert 10 <= held < 8192
     shared.there(), shared.here()
     assert state(shared.there) == "closed"
@@ -184,12 +196,14 @@ def test_workers_of_the_old_policy_keep_to_the_rate_of_the_new_one(tmp_path: Pat
     shared = Shared(tmp_path, rate_limit=1000)
     shared.there()
     shared.reload(rate_limit=0.5)
-    ledgers = [executor_of(each, "rate_limit").ledger for each in (shared.here, shared.there, shared.in_worker())]
+    budgets = [
+        executor_of(each, "rate_limit").home.successor for each in (shared.here, shared.there, shared.in_worker())
+    ]
     now = executor_of(shared.here, "rate_limit").clock.monotonic() + 10
-    assert [ledger.book(now, 1.0, float("inf"))[0] for ledger in ledgers] == pytest.approx([0, 2, 4], abs=1e-6)
+    assert [budget.book(now, 1.0, float("inf"))[0] for budget in budgets] == pytest.approx([0, 2, 4], abs=1e-6)
     shared.reload(rate_limit=10)
-    assert ledgers[1].book(now, 1.0, float("inf"))[0] == pytest.approx(6, abs=1e-6)
-    assert ledgers[2].book(now, 1.0, float("inf"))[0] == pytest.approx(6.1, abs=1e-6)
+    assert budgets[1].book(now, 1.0, float("inf"))[0] == pytest.approx(6, abs=1e-6)
+    assert budgets[2].book(now, 1.0, float("inf"))[0] == pytest.approx(6.1, abs=1e-6)
 
 
 def test_a_limit_that_was_replaced_before_it_was_shared_is_shared_as_the_new_one(tmp_path: Path) -> None:
@@ -221,7 +235,7 @@ def test_places_are_held_and_counted_over_processes_and_policies(tmp_path: Path)
         bulkheads = [executor_of(each, "bulkhead") for each in (shared.here, shared.there, shared.in_worker())]
         assert [each.running for each in bulkheads] == [2, 2, 2]
         for bound in (shared.here, shared.there):
-            with pytest.raises(BulkheadFullError, match="all 2 places"):
+            with pytest.raises(BulkheadFullError, match="2 of 2 slots in use"):
                 bound()
         shared.reload(bulkhead=4)
         shared.there(lambda: bulkheads[0].take() and bulkheads[0].leave())
@@ -261,8 +275,8 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
     threads = [start(hold)]
     assert has_place.wait(WAIT)
     threads.append(start(enter))
-    places = executor_of(bound, "bulkhead").places
-    while not places.queue:
+    slots = executor_of(bound, "bulkhead").home.successor
+    while not slots.queue:
         threading.Event().wait(0.001)
     if when == "before":
         share_limits(bound.binding.pipeline.executors, "work", tmp_path)
@@ -294,7 +308,7 @@ def test_a_new_one_that_is_shared_already_brings_the_old_one_into_its_file(tmp_p
         assert executor_of(old, kind).take()
     else:
         old(), old()
-    executor_of(new, kind).take_over(executor_of(old, kind))
+    executor_of(new, kind).migrate_from(executor_of(old, kind))
     if kind == "rate_limit":
         there()
     for bound in (old, new, there):
@@ -344,7 +358,7 @@ def test_threads_lose_nothing_while_limits_move_to_files_and_are_reloaded(_: int
         thread.join(WAIT)
     assert sum(taken) == 400
     assert executor_of(bound, "bulkhead").running == 0
-    assert len(executor_of(bound, "bulkhead").places.queue) == 0
+    assert len(executor_of(bound, "bulkhead").home.successor.queue) == 0
 
 
 # Real workers
@@ -428,7 +442,7 @@ def test_tasks_that_queue_for_shared_places_keep_their_turn_through_reloads(tmp_
                 tasks.append(asyncio.create_task(bound(number)))
                 await asyncio.sleep(0)
                 bound.binding.swap(policy(1 + number % 2))
-                assert bulkhead.places is executor_of(bound, "bulkhead").places
+                assert bulkhead.home.successor is executor_of(bound, "bulkhead").home.successor
             bulkhead.leave()
             await asyncio.gather(*tasks)
 

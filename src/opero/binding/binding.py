@@ -203,7 +203,7 @@ class Binding:
         return LatePolicy(lambda: self.policy)
 
     def enforce(self, prepared: Pipeline) -> None:
-        """Put in force what `prepare` returned. State migrates by the published rules; this cannot fail."""
+        """Put in force what `prepare` returned. State migrates as `opero.executors.state` says; this cannot fail."""
         with self._lock:
             self._enforce(prepared)
 

@@ -168,7 +168,7 @@ def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
     for kind in new.own & old.own:
         successor, predecessor = _limit(new, kind), _limit(old, kind)
         if successor is not predecessor:
-            successor.take_over(predecessor)
+            successor.migrate_from(predecessor)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
         new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)

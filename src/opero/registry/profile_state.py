@@ -64,7 +64,7 @@ class SharedExecutors:
                 if predecessor is not None and self._pending is not None:
                     self._pending.append((executor, predecessor))
                 elif predecessor is not None:
-                    executor.take_over(predecessor)
+                    executor.migrate_from(predecessor)
                 return executor
 
         return provide
@@ -92,7 +92,7 @@ class SharedExecutors:
     def migrate(self, draft: SharedExecutors) -> None:
         """Move the state to a successor, which the caller puts in force at once."""
         for executor, predecessor in draft._pending or ():
-            executor.take_over(predecessor)
+            executor.migrate_from(predecessor)
         with self._lock:
             self.is_replaced = True
             for key, executor in self._held.items():  # including executors made meanwhile

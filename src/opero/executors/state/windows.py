@@ -1,4 +1,4 @@
-"""What a circuit breaker judges: the results of the last calls, or of the last seconds."""
+"""Windows of a circuit breaker: the results of the last calls, or of the last seconds."""
 
 from __future__ import annotations
 
