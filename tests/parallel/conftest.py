@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from opero.parallel.workers import process_pool as pool
+from opero.parallel.workers import process as pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

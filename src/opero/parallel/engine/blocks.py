@@ -138,9 +138,10 @@ class Chunk:
         keep_going: a failed item does not end the chunk.
         suspect: a worker has died of its one item so many times; it has a worker to itself.
         is_solo: nothing else of the map runs beside it.
+        is_unreadable: a worker could not unpickle its items together.
     """
 
-    __slots__ = ("block", "is_solo", "items", "keep_going", "places", "suspect")
+    __slots__ = ("block", "is_solo", "is_unreadable", "items", "keep_going", "places", "suspect")
 
     def __init__(
         self, items: list[Any], block: Block | None = None, places: list[tuple[Block, int]] | None = None
@@ -151,6 +152,7 @@ class Chunk:
         self.keep_going = True
         self.suspect = 0
         self.is_solo = False
+        self.is_unreadable = False
 
     def place(self, position: int) -> tuple[Block, int]:
         """Where the item at a position of the chunk belongs."""
@@ -167,7 +169,7 @@ class Chunk:
     def part(self, positions: Sequence[int]) -> Chunk:
         """A chunk of some of its items."""
         part = Chunk([self.items[each] for each in positions], places=[self.place(each) for each in positions])
-        part.keep_going = self.keep_going
+        part.keep_going, part.is_unreadable = self.keep_going, self.is_unreadable
         return part
 
     def halves(self) -> Iterator[Chunk]:

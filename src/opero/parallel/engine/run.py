@@ -21,7 +21,7 @@ from opero.parallel.engine.results import Outcomes
 from opero.parallel.engine.source import Source
 from opero.parallel.engine.window import Window
 from opero.parallel.workers.choose import Staff
-from opero.parallel.workers.work import Rest
+from opero.parallel.workers.work import FixedArguments
 from opero.policies.types import approximate_duration
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
@@ -76,8 +76,8 @@ class Run:
         self.options = options
         rest = dict(kwargs)
         items = self._items(args, rest)
-        self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
-        mapper.check_arguments(self.rest.before, self.rest.after, rest)
+        self.fixed = FixedArguments(args[: mapper.position], args[mapper.position + 1 :], rest)
+        mapper.check_arguments(self.fixed.before, self.fixed.after, rest)
         self.source = Source(items)
         self.before: dict[int, Any] = {}
         self.window: Window
@@ -240,7 +240,7 @@ class Run:
             from opero.parallel.journal.stage import JournalStage, journal_name
 
             if self.journal_name is None:
-                self.journal_name = journal_name(self.binding.function, self.rest)
+                self.journal_name = journal_name(self.binding.function, self.fixed)
             stage = JournalStage(
                 self.options.journal,
                 self.journal_name,
@@ -254,7 +254,7 @@ class Run:
             from opero.parallel.engine.cache_stage import CacheStage
 
             is_blocking = self.chain.cache.is_shared and self.binding.is_async
-            stages.append(CacheStage(self.chain.cache, self.rest, self.binding.stats, is_blocking=is_blocking))
+            stages.append(CacheStage(self.chain.cache, self.fixed, self.binding.stats, is_blocking=is_blocking))
         return stages
 
     # Watching

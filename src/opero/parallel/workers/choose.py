@@ -18,9 +18,9 @@ from opero.values import ItemCost
 if TYPE_CHECKING:
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.run import Run
-    from opero.parallel.transport.worker import Setup
+    from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.base import Workers
-    from opero.parallel.workers.executors import Pool
+    from opero.parallel.workers.remote import Pool
     from opero.runtime.hosts import Host
 
 __all__ = ["Staff", "worker_count"]
@@ -115,7 +115,7 @@ class Staff:
         if self.samples:
             return self._workers("inline", first)
         if self.run.policy.executor is None and self.mode in ("dask", "ray") and not self._is_nested:
-            from opero.parallel.transport.pickling import pickled_setup
+            from opero.parallel.transport.setup import pickled_setup
 
             setup = pickled_setup(self._setup(), self.run.binding.name, first)
             return self._over(await host.offload(copy_context().run, self._cluster, setup))  # it may have to start
@@ -133,17 +133,11 @@ class Staff:
             count = max(1, min(count, self.run.source.left))
         in_processes = mode in PROCESSES or mode in ("dask", "ray")
         if in_processes and not self._is_nested:  # a map within a worker makes no processes of its own
-            from opero.parallel.workers.processes import ProcessWorkers
+            from opero.parallel.transport.setup import pickled_setup
+            from opero.parallel.workers.processes import ProcessPool
 
-            return ProcessWorkers(
-                self._setup(),
-                self.run.binding.name,
-                count,
-                self.inbox,
-                self.run.binding.stats,
-                first=first,
-                retries=self.run.policy.worker_retries,
-            )
+            setup, name = self._setup(), self.run.binding.name
+            return self._over(ProcessPool(setup, pickled_setup(setup, name, first), name, count))
         context = self._prepared()
         if self.run.binding.is_async:
             from opero.parallel.workers.event_loop import LoopWorkers
@@ -160,7 +154,7 @@ class Staff:
         """The context for calls in this process, once it is made ready for them, as a worker process would be."""
         context = copy_context()
         if self.run.policy.initializer is not None:
-            from opero.parallel.transport.pickling import reference
+            from opero.parallel.transport.setup import reference
             from opero.parallel.transport.worker import NotReady, initialize
 
             try:
@@ -172,22 +166,21 @@ class Staff:
         return context
 
     def _executor_workers(self, first: list[Any]) -> Workers:
-        from opero.parallel.transport.pickling import pickled_setup
+        from opero.parallel.transport.setup import pickled_setup
         from opero.parallel.workers.executors import UserPool, shares_memory
 
         pool = UserPool(self.run.policy.executor, self.workers)
-        work = None
         try:
             if shares_memory(pool.executor):
                 self.run.mapper.refuse_threads()
                 self._prepared()
-                work = self._work()
+                pool.work = self._work()
             else:
                 pool.setup = pickled_setup(self._setup(), self.run.binding.name, first)
         except BaseException:
-            pool.close(is_done=True)
+            pool.close(())
             raise
-        return self._over(pool, work)
+        return self._over(pool, shares_memory=pool.work is not None)
 
     def _cluster(self, setup: bytes) -> Pool:
         if self.mode == "dask":
@@ -198,33 +191,33 @@ class Staff:
 
         return RayPool(self.run.policy.address, self.workers, setup)
 
-    def _over(self, pool: Pool, work: Work | None = None) -> Workers:
-        from opero.parallel.workers.executors import FutureWorkers
+    def _over(self, pool: Pool, *, shares_memory: bool = False) -> Workers:
+        from opero.parallel.workers.remote import RemoteWorkers
 
-        return FutureWorkers(
+        return RemoteWorkers(
             pool,
             self.run.binding.name,
             self.inbox,
             self.run.binding.stats,
-            work=work,
+            shares_memory=shares_memory,
             concurrency=self.run.policy.concurrency if self.run.binding.is_async else 1,
+            batch_size=self.batch_size or 1,
             retries=self.run.policy.worker_retries,
         )
 
     def _work(self) -> Work:
         return Work(
             self.run.binding,
-            self.run.rest,
+            self.run.fixed,
             self.run.rule,
             self.batch_size,
-            beside_cache=self.run.chain.cache is not None,
+            has_cache=self.run.chain.cache is not None,
             chain=self.run.chain,
         )
 
     def _setup(self) -> Setup:
-        from opero.parallel.transport.context import Surroundings
-        from opero.parallel.transport.pickling import reference
-        from opero.parallel.transport.worker import Setup
+        from opero.parallel.transport.context import CallContext
+        from opero.parallel.transport.setup import Setup, reference
 
         kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead")
         limits = None
@@ -236,14 +229,14 @@ class Staff:
         return Setup(
             reference=reference(self.run.binding.function),
             policy=Policy(**{kind: getattr(self.run.chain.policy, kind) for kind in kinds}),
-            rest=self.run.rest,
+            fixed=self.run.fixed,
             position=self.run.mapper.position,
             batch=self.run.policy.batch,
             batch_size=self.batch_size,
-            beside_cache=self.run.chain.cache is not None,
+            has_cache=self.run.chain.cache is not None,
             concurrency=self.run.policy.concurrency if self.run.binding.is_async else 1,
             initializer=None if initializer is None else reference(initializer),
-            surroundings=Surroundings(),
+            context=CallContext(),
             limits=limits,
         )
 
