@@ -223,7 +223,8 @@ class _Tuner:
 
     def _can_travel(self) -> bool:
         """Whether the function can be sent to processes."""
-        from opero.parallel.transport.pickling import pickled, reference
+        from opero.parallel.transport.pickling import pickled
+        from opero.parallel.transport.setup import reference
 
         try:
             pickled(reference(self.function), self.name)

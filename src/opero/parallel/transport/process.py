@@ -11,7 +11,9 @@ import os
 import queue
 import signal
 import struct
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,9 @@ class _Worker:
         if not control[STOP]:
             self._current = number, run
             message = run.run(lambda: self._job(key), payload, keep_going=keep_going)
+            for stream in (sys.stdout, sys.stderr):  # the process may be killed while it is idle
+                with suppress(Exception):
+                    stream.flush()
         with self._sending:
             self._current = None
             self._left.pop(number, None)

@@ -85,7 +85,7 @@ class Job:
             loop.close()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, recording when each attempt starts, so that the parent can kill one that ignores its timeout."""
+        """The function, recording when each attempt starts: the parent kills one that ignores its timeout."""
 
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -139,7 +139,7 @@ class Job:
         return Report([], positions=None if self.runner is None else [])
 
     def new_counts(self) -> dict[str, Any]:
-        """What the binding has counted since the last call. The counts are never reset: another thread may add to them."""
+        """What the binding has counted since the last call. Never resets a count: another thread may add to it."""
         before, now = self._counts, self.binding.stats.as_dict()
         self._counts = now
         errors, earlier = now["errors"], before.get("errors", {})

@@ -146,8 +146,12 @@ class Process:
             self._is_sending = True
         if len(message) > SMALL:
             in_thread(self._send_all)
-        else:
+            return
+        try:
             self._send_all()
+        except BaseException:  # such as a Ctrl-C, after which half a message may have been sent
+            self.kill("sending was interrupted")
+            raise
 
     def _send_all(self) -> None:
         while True:
