@@ -1,6 +1,9 @@
 # Everything sets itself up: `make demo` and `make test` work on a fresh clone with Python >= 3.11, make and pip.
 # Each Python has a virtual environment of its own under .venv/, made anew when pyproject.toml changes.
 
+# Compile our modules once: many tests start programs that import them.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHONS := $(shell sh tests/pythons.sh)
 FIRST := $(firstword $(PYTHONS))
 ifeq ($(FIRST),)
@@ -11,6 +14,7 @@ name = $(subst /,@,$(1))
 DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
+WORKERS := 2
 
 .PHONY: demo test lint types bench clean $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
@@ -23,7 +27,7 @@ define suite
 .venv/test$(call name,$(1))/ready: pyproject.toml
 	$$(call make_venv,$(1),.venv/test$(call name,$(1)),-e . --group test)
 test-$(call name,$(1)): .venv/test$(call name,$(1))/ready
-	.venv/test$(call name,$(1))/bin/python -m pytest $$(ARGS)
+	.venv/test$(call name,$(1))/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $$(ARGS)
 endef
 
 make_venv = rm -rf $(2) && $(1) -m venv $(2) && $(2)/bin/python -m pip install --quiet --upgrade pip \

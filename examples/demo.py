@@ -1,10 +1,10 @@
-"""Fetch a few hundred records from a service that does its best to prevent it, then work on them.
+"""Fetch 200 records from a deliberately difficult service, then process them.
 
     python examples/demo.py                        # OPERO_ENV=staging, or production, picks other profiles
 
-The service (service.py) is slow, fails with 503 and 429, refuses one of our two API keys, and counts every
-request against its rate limit. No code below deals with any of that: the profiles `api` and `batch` do, which
-policies/ defines. The demo fails if a record is missing or wrong, or if the service saw more than it allows.
+The service (service.py) is slow, fails with 503 and 429, refuses one of the two API keys, and counts every request
+against its rate limit. The code below handles none of that: the profiles `api` and `batch` in policies/ do. The demo
+fails if a record is missing or wrong, or if the service received more requests than it allows.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ WORKERS = 8
 
 
 class Connection(threading.local):
-    """A session for each thread that uses it, for a session is not made to be shared."""
+    """A session for each thread, because a `requests.Session` is not thread-safe."""
 
     def __init__(self) -> None:
         self.session = requests.Session()
-        self.session.trust_env = False  # no proxy on the way to loopback
+        self.session.trust_env = False  # no proxy for loopback
 
 
 connection = Connection()
@@ -40,7 +40,7 @@ connection = Connection()
 
 @opero(policy="api", arg_fallback="api_key", mode="thread", workers=WORKERS)
 def fetch(url: str, api_key: list[str] = API_KEYS) -> Any:
-    """A page or a record. `api_key[0]` is the key to use; if it fails, opero tries again with the next."""
+    """Fetch a page or a record. `api_key[0]` is the key to use; if it is refused, opero tries the next."""
     response = connection.session.get(url, headers={"Authorization": f"Bearer {api_key[0]}"}, timeout=10)
     response.raise_for_status()
     return response.json()
@@ -48,12 +48,12 @@ def fetch(url: str, api_key: list[str] = API_KEYS) -> Any:
 
 @opmap(policy="batch")
 def fingerprint(record: Record) -> str:
-    """Work for a processor: written for one record, called with many."""
+    """Compute something expensive: written for one record, called with many."""
     return hashlib.pbkdf2_hmac("sha256", json.dumps(record).encode(), b"opero", 5_000).hex()
 
 
 def list_urls(base: str) -> list[str]:
-    """Where the records are: one page of ids after the other says so."""
+    """The URLs of all records, from the pages of the service."""
     urls: list[str] = []
     path = "/pages/1"
     while path:
@@ -64,11 +64,11 @@ def list_urls(base: str) -> list[str]:
 
 
 def work(base: str, count: int) -> dict[str, bool]:
-    """Fetch, fetch again, fingerprint. What may be wrong with the results, and whether it is."""
+    """Fetch, fetch again, fingerprint: each possible problem of the results, and whether it occurred."""
     try:
         urls = list_urls(base)
         records = fetch.map(urls)
-        again = fetch.map(urls[: count // 4])  # the cache answers; the service hears nothing of it
+        again = fetch.map(urls[: count // 4])  # answered by the cache, without requests
         prints = fingerprint(records)
     except OperoError as error:
         return {str(error): True}
@@ -81,7 +81,7 @@ def work(base: str, count: int) -> dict[str, bool]:
 
 
 def judge(report: Report) -> dict[str, bool]:
-    """What the service may have to say against us, and whether it does."""
+    """Each possible complaint of the service, and whether it has it."""
     return {
         f"the service refused {report.over_limit} requests as over its limit": report.over_limit > 0,
         f"{report.too_soon} requests came before their Retry-After was over": report.too_soon > 0,
@@ -103,7 +103,7 @@ def show(report: Report, limit: float, seconds: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=int, default=200)
-    parser.add_argument("--limit", type=float, help="a second, of the service; default: as the profile")
+    parser.add_argument("--limit", type=float, help="requests per second to allow; default: the profile's rate")
     options = parser.parse_args()
     profile = fetch.policy.rate_limit
     limit = options.limit or (profile.rate if profile else float("inf"))
@@ -111,7 +111,7 @@ def main() -> int:
     with Service(limit=limit, late=WORKERS, records=options.records) as service:
         problems = work(service.url, options.records)
     show(service.report, limit, time.perf_counter() - started)
-    found = [problem for problem, is_so in (problems | judge(service.report)).items() if is_so]
+    found = [problem for problem, occurred in (problems | judge(service.report)).items() if occurred]
     print("\n".join(f"FAILED: {problem}" for problem in found) or "every record is here, and no rule broken")
     return 1 if found else 0
 

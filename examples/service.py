@@ -1,14 +1,14 @@
-"""A small, slow, moody HTTP service on loopback, in a process of its own: what the demo talks to.
+"""A slow and unreliable HTTP service on loopback, in a process of its own, for the demo.
 
-It serves `/records/<id>` and `/pages/<n>` (25 ids a page). It is as difficult as real services are, but the
-same way every time, for its dice are seeded:
+It serves `/records/<id>` and `/pages/<n>` (25 ids per page). It is as difficult as real services are, but
+reproducibly, because its random numbers are seeded:
 
-- every answer takes 3 to 30 ms;
+- every response takes 3 to 30 ms;
 - a key other than `GOOD_KEY` is refused: 401;
-- one path in eight fails the first time: two in three of them with 503, the others with 429, Retry-After: 1;
-- a request beyond the rate limit is refused: 429, Retry-After: 1. All that arrives counts, the 401s too.
+- one path in eight fails the first time: two thirds of them with 503, the others with 429, Retry-After: 1;
+- a request beyond the rate limit is refused: 429, Retry-After: 1. All requests count, including refused ones.
 
-It ends when its standard input does, so it cannot outlive whoever started it, and then reports what it saw.
+It ends when its standard input is closed, so it cannot outlive its parent, and then reports what it received.
 
     with Service(limit=50, late=8, records=200) as service:
         requests.get(f"{service.url}/records/1", headers={"Authorization": f"Bearer {GOOD_KEY}"})
@@ -41,16 +41,16 @@ def make_record(number: int) -> Record:
 
 
 class RateLimit:
-    """`limit` requests a second, evenly spaced: what opero means by a rate, seen from the wire's other end.
+    """`limit` evenly spaced requests per second, as opero spaces them, measured where they arrive.
 
-    A request that left on time may arrive late, close before the next. A client with n connections has at
-    most n under way, so n at most are late together. So many, `late`, may run ahead of the even spacing, and
-    not one more: in t seconds `1 + late + limit * t` requests at most.
+    A request that was sent on time may arrive late, just before the next one. A client with n connections has at
+    most n requests in flight, so at most n are late together. Therefore `late` requests are tolerated ahead of the
+    even spacing: at most `1 + late + limit * t` requests in t seconds.
     """
 
     def __init__(self, limit: float, late: int) -> None:
         self.limit, self.late = limit, late
-        self._due = 0.0  # when the next request would come if all were evenly spaced
+        self._due = 0.0  # when the next request is due if all are evenly spaced
 
     def admits(self, now: float) -> bool:
         due = max(self._due, now)
@@ -62,13 +62,13 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Report:
-    """What the service saw."""
+    """What the service received."""
 
     requests: int
     statuses: dict[str, int]
-    busiest_second: int  # the most requests within any one second
+    busiest_second: int  # the largest number of requests within one second
     over_limit: int  # requests that the rate limit refused
-    too_soon: int  # requests for a busy path before its Retry-After was over
+    too_soon: int  # requests for a path before its Retry-After had passed
 
 
 class _Server(ThreadingHTTPServer):
@@ -86,7 +86,7 @@ class _Server(ThreadingHTTPServer):
         self.busy_until: dict[str, float] = {}
 
     def decide(self, path: str, authorization: str | None) -> int:
-        """Count a request, and decide the status of its answer."""
+        """Count a request, and decide the status of the response."""
         with self.lock:
             self.arrivals.append(monotonic())
             status = self._status(path, authorization, self.arrivals[-1])
@@ -101,10 +101,10 @@ class _Server(ThreadingHTTPServer):
             return 401
         self.too_soon += now < self.busy_until.pop(path, now)
         self.asked[path] += 1
-        mood = Random(f"{SEED} mood {path}").random() if self.asked[path] == 1 else 1.0
-        if mood < 0.08:
+        chance = Random(f"{SEED} mood {path}").random() if self.asked[path] == 1 else 1.0
+        if chance < 0.08:
             return 503
-        if mood < 0.12:
+        if chance < 0.12:
             self.busy_until[path] = now + 1
             return 429
         return 200 if self.content(path) else 404
@@ -131,9 +131,9 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    protocol_version = "HTTP/1.1"  # keeps connections alive
+    protocol_version = "HTTP/1.1"  # with persistent connections
     disable_nagle_algorithm = True
-    wbufsize = -1  # an answer leaves in one piece
+    wbufsize = -1  # each response is sent in one piece
 
     def do_GET(self) -> None:
         status = self.server.decide(self.path, self.headers["Authorization"])
@@ -148,17 +148,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """The report says it all."""
+        """Log nothing: the report has the counts."""
 
 
 class Service:
-    """The service to whoever starts it: a `url` while the `with` block runs, a `report` after it."""
+    """Runs the service: it has a `url` while the `with` block runs, and a `report` afterwards."""
 
     def __init__(self, *, limit: float, late: int, records: int) -> None:
         self._command = [sys.executable, __file__, str(limit), str(late), str(records)]
 
     def __enter__(self) -> Self:
-        # A session of its own keeps Ctrl-C away from it: the client stops first, then the service.
+        # In a session of its own it does not receive Ctrl-C: the client stops first, then the service.
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(self._command, **pipes, start_new_session=True)
         self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"  # type: ignore[union-attr]
@@ -166,15 +166,15 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         try:
-            written, _ = self.process.communicate(timeout=10)  # ends its standard input
+            written, _ = self.process.communicate(timeout=10)  # closes its standard input
             self.report = Report(**json.loads(written))
         finally:
-            self.process.kill()  # nothing, where it has ended
+            self.process.kill()  # no effect if it has ended
 
 
 if __name__ == "__main__":
     server = _Server(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
-    sys.stdin.read()  # until whoever started this closes it, or is gone
+    sys.stdin.read()  # until the parent closes it or ends
     print(json.dumps(asdict(server.report())), flush=True)

@@ -1,10 +1,14 @@
-"""What all tests share: settings for hypothesis, and one way to run a function for both kinds of callers."""
+"""Shared by all tests: settings for hypothesis, the `alone` marker, and one fixture for sync and async callers."""
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import inspect
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +17,59 @@ from hypothesis import settings
 from opero import Policy
 from opero.testing import VirtualClock
 from redis_server import redis_server, redis_url
+from worker_processes import no_process_is_left
 
-__all__ = ["redis_server", "redis_url"]
+__all__ = ["no_process_is_left", "redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
+
+FIRST = ("test_architecture.py",)
+SLOWEST = ("parallel/test_dask.py", "parallel/test_ray.py", "parallel/", "examples/", "spec/", "executors/", "cli/")
+"""Run first, so that no worker is left with a slow module when the others have finished."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under `make test &`: programs under test inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+
+    order = (*FIRST, *SLOWEST)
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(here).as_posix()
+        return next((place for place, prefix in enumerate(order) if name.startswith(prefix)), len(order))
+
+    items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of later garbage collections: many tests collect, and each would take 0.1 s."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test marked `alone` while no other worker runs one.
+
+    Every test holds the lock `running`: one that runs alone exclusively, the others together. A test that waits for it
+    holds `entry`, so that no other begins before one that runs alone.
+    """
+    assert item.config.cache is not None
+    directory = item.config.cache.mkdir("alone")
+    alone = item.get_closest_marker("alone") is not None
+    with (directory / "running.lock").open("w") as running:
+        with (directory / "entry.lock").open("w") as entry:
+            fcntl.flock(entry, fcntl.LOCK_EX)
+            fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            fcntl.flock(entry, fcntl.LOCK_UN)
+        result = yield
+        fcntl.flock(running, fcntl.LOCK_UN)
+    return result
 
 
 class Caller:

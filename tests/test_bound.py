@@ -216,7 +216,7 @@ def test_callable_objects_partials_builtins_and_bound_methods_are_bound_too() ->
 
 
 def test_what_cannot_be_called_is_refused() -> None:
-    with pytest.raises(ConfigError, match="what is of type int is not callable"):
+    with pytest.raises(ConfigError, match="value of type int: it is not callable"):
         Policy().apply(3)  # type: ignore[type-var,call-overload]
 
 

@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
-    from opero.registry.declarations import BoundFunction as BoundFunction
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
     from opero.registry.registry import Registry as Registry
     from opero.registry.reload import Changes as Changes
+    from opero.registry.roster import BoundFunction as BoundFunction
     from opero.registry.watch import Watch as Watch
     from opero.runtime.clock import Clock as Clock
     from opero.values import CacheInfo as CacheInfo
@@ -64,7 +64,7 @@ _MODULES = {
     "cache": ("clear_cache",),
     "runtime.clock": ("Clock",),
     "decorators": ("opero", "opmap"),
-    "registry.declarations": ("BoundFunction",),
+    "registry.roster": ("BoundFunction",),
     "registry.default": ("get_default_registry", "set_default_registry"),
     "errors": (
         "AllFailedError",

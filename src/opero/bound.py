@@ -1,4 +1,4 @@
-"""What users hold: a function like their own, its binding behind it; in a class body, a descriptor like a method."""
+"""What users hold: a function like their own that carries its binding; in a class body, a descriptor like a method."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from opero.binding.disabled import is_on, plain
 from opero.binding.invocation import calling
 from opero.errors import ConfigError
 from opero.parallel.engine.mapper import Mapper
-from opero.policies.policy import Policy
+from opero.values import CacheInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.binding.pipeline import Share
+    from opero.binding.pipeline import ExecutorProvider
+    from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
 
-__all__ = ["BoundMethod", "LatePolicy", "bind", "dress"]
+__all__ = ["BoundMethod", "bind"]
 
 
 def bind(
@@ -28,28 +29,27 @@ def bind(
     function: Any,
     *,
     clock: Clock | None = None,
-    share: Share | None = None,
+    provider: ExecutorProvider | None = None,
     mapped: bool = False,
     make: Callable[[Any, Policy | None], Binding] | None = None,
 ) -> Any:
     """Bind a policy to a function, method, class method or static method: a callable with the same signature.
 
     Args:
-        policy: the policy; None where only a registry can tell.
+        policy: the policy; None if only a registry knows it.
         function: what to call.
-        clock: where time and chance come from. Default: the system's.
-        share: gives the executors that several functions share. Default: this function has its own.
-        mapped: the callable takes an iterable of items, and calls the function for each (`@opmap`).
-        make: makes the binding of the function under the policy, where a registry looks after it.
+        clock: the source of time and randomness. Default: the system's.
+        provider: returns the executors that several functions share. Default: this function has its own.
+        mapped: whether the result takes an iterable of items and calls the function for each (`@opmap`).
+        make: makes the binding, if a registry looks after it. Default: a binding of its own.
 
     Raises:
-        ConfigError: the policy does not fit the function, or this is no function.
-        NotImplementedError: an option that has no executor yet.
+        ConfigError: the policy does not fit the function, or `function` is not callable.
     """
     if make is None:
 
         def make(function: Any, policy: Policy | None) -> Binding:
-            return Binding(function, policy, clock=clock, share=share)
+            return Binding(function, policy, clock=clock, provider=provider)
 
     if isinstance(function, Method):
         function = function.__func__
@@ -58,34 +58,34 @@ def bind(
     if isinstance(function, staticmethod):
         return staticmethod(_dressed(policy, function.__func__, make, mapped=mapped))
     if not callable(function):
-        # Its repr may show a secret.
+        # The message shows no repr, which may contain a secret.
         raise ConfigError(
-            f"what is of type {type(function).__name__} is not callable; a policy is applied to a function, method or "
-            "callable object"
+            f"cannot bind a policy to a value of type {type(function).__name__}: it is not callable; bind a function, "
+            "method or callable object"
         )
     dressed = _dressed(policy, function, make, mapped=mapped)
     if not dressed.binding.is_method:
         return dressed
     if dressed.binding.kind == "async" and hasattr(inspect, "markcoroutinefunction"):
-        inspect.markcoroutinefunction(dressed)  # so that the descriptor itself is known for one, outside of its class
+        inspect.markcoroutinefunction(dressed)  # so that inspect recognizes the descriptor itself
     return Method(dressed)
 
 
 def _dressed(policy: Policy | None, function: Any, make: Any, *, mapped: bool) -> Any:
     if policy is not None and not is_on():
         policy = plain(policy)
-    return dress(make(function, policy), mapped=mapped)
+    return _dress(make(function, policy), mapped=mapped)
 
 
-def dress(binding: Binding, *, mapped: bool) -> Any:
-    """The function that users call, with all that it carries."""
-    single = calling(binding)
+def _dress(binding: Binding, *, mapped: bool) -> Any:
+    """Return the function that users call, with the attributes it carries."""
+    single = calling(binding.target, binding)
     mapper = Mapper(binding, single)
     bound: Any = functools.wraps(binding.function)(mapper.function() if mapped else single)
     bound.__wrapped__ = binding.function
     bound.binding = binding
     bound.stats = binding.stats
-    bound.policy = LatePolicy(binding) if binding.is_late else binding.chain.policy
+    bound.policy = binding.late_policy() if binding.is_late else binding.pipeline.policy
     bound.map = mapper.function()
     bound.stream = mapper.stream
     for what in CACHE_METHODS:
@@ -97,44 +97,16 @@ def dress(binding: Binding, *, mapped: bool) -> Any:
 
 
 def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> Any:
-    from opero.values import CacheInfo
-
     cache, hits, misses = binding.cache, binding.stats.cache_hits, binding.stats.cache_misses
     if cache is not None:
         return CacheInfo(hits, misses, *cache.extent()) if what == "info" else getattr(cache, what)(*args, **kwargs)
     if binding.policy.cache is None:
         raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
-    # An operator has switched it off: code that asks it goes on.
+    # An operator has switched the cache off: code that uses it keeps working.
     return {"info": CacheInfo(hits, misses, 0, 0, None), "set": False}.get(what)
 
 
 CACHE_METHODS = ("get", "set", "delete", "clear", "info")
-
-
-class LatePolicy:
-    """Stands for a profile's policy until it is needed; whoever looks at it resolves it."""
-
-    def __init__(self, binding: Binding) -> None:
-        self._binding = binding
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return Policy
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._binding.policy, name)
-
-    def __reduce__(self) -> Any:
-        return LatePolicy, (self._binding,)
-
-    def __eq__(self, other: object) -> bool:
-        return self._binding.policy == (other._binding.policy if isinstance(other, LatePolicy) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._binding.policy)
-
-    def __repr__(self) -> str:
-        return repr(self._binding.policy)
 
 
 class BoundMethod(functools.partial):  # type: ignore[type-arg]

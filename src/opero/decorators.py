@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.fit import check_arguments
+from opero.config.declaration import where
 from opero.errors import ConfigError
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
-from opero.registry.declarations import where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -95,8 +95,10 @@ def opero(
             unless the options say otherwise.
         registry: the registry that holds the profile. Default: the default one, at the first call.
         clock: where time and chance come from. Default: the system's.
-        **options: flat options (`retries`, `cache_ttl`, `rate_limit`, `arg_fallback`, `timeout`, ...) or whole
-            policies (`retry=RetryPolicy(...)`). They are laid over the profile, key by key.
+        **options: flat options (`retries`, `cache_ttl`, `rate_limit`, `arg_fallback`, `timeout`, ...) and policies in
+            any form. They are merged with the profile (see `opero.policies.merging`): flat options and mappings
+            replace the fields that they name, `retry=RetryPolicy(...)` replaces the whole policy, `cache=False`
+            switches a policy off, `cache=None` removes it.
 
     Returns:
         A callable with the same signature, which carries `.policy`, `.stats`, `.map`, `.binding` and `.cache_*`.
@@ -105,7 +107,6 @@ def opero(
         UnknownOptionError: an option that does not exist; it names the nearest that does.
         pydantic.ValidationError: an option's value is out of range.
         ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-        NotImplementedError: an option that has no executor yet; it is named.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=False)
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))

@@ -16,7 +16,7 @@ import pyresilience
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, RateLimitPolicy
-from opero.binding.pipeline import invoking
+from opero.binding.pipeline import innermost
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.runtime.clock import SYSTEM
 
@@ -41,7 +41,7 @@ def with_an_idle_layer(function: Callable[..., Any]) -> Any:
     """A bound function whose call goes through the layers as a limited one's does, without the limit."""
     bound = Policy().apply(function)
     binding = bound.binding
-    binding.chain = dataclasses.replace(binding.chain, function=None, layer=invoking(binding, function))
+    binding.pipeline = dataclasses.replace(binding.pipeline, function=None, layer=innermost(binding.target, function))
     return bound
 
 

@@ -1,4 +1,4 @@
-"""Keys that mean the same in every process."""
+"""Digests of keys, which are the same in every process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opero.cache.keys import KeyMaker, freeze
 
 
 @given(one=VALUES, other=VALUES)
-def test_texts_are_equal_just_where_the_values_are_the_same(one: Any, other: Any) -> None:
+def test_digests_are_equal_exactly_if_the_values_are(one: Any, other: Any) -> None:
     assert (digest(freeze(one)) == digest(freeze(other))) is same(one, other)
 
 
@@ -70,16 +70,16 @@ ARGUMENTS: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("one", "other"), ARGUMENTS, ids=lambda value: repr(value)[:30])
-def test_arguments_of_many_kinds_have_keys_in_memory_and_on_disk(one: Any, other: Any) -> None:
+def test_arguments_of_many_types_work_in_memory_and_on_disk(one: Any, other: Any) -> None:
     assert digest(freeze(one)) == digest(freeze(one)) != digest(freeze(other))
     assert freeze(one) == freeze(one) != freeze(other)
 
 
-def test_another_process_makes_the_same_texts() -> None:
+def test_another_process_computes_the_same_digests() -> None:
     code = """
 import sys
-sys.path[:0] = ["tests", "tests/cache"]
-from test_digest import ARGUMENTS, digest, freeze
+sys.path.insert(0, "tests")
+from cache.test_digest import ARGUMENTS, digest, freeze
 print([digest(freeze(each)) for pair in ARGUMENTS for each in pair])
 """
     mine = [digest(freeze(each)) for pair in ARGUMENTS for each in pair]
@@ -95,7 +95,7 @@ print([digest(freeze(each)) for pair in ARGUMENTS for each in pair])
 
 
 @pytest.mark.parametrize("value", [object(), lambda: 1, [object()]])
-def test_what_only_this_process_knows_is_refused_with_the_cure(value: Any) -> None:
+def test_values_without_meaning_in_other_processes_are_refused_with_advice(value: Any) -> None:
     with pytest.raises(ConfigError, match="in a store shared between processes: .*set cache_key"):
         digest(freeze(value))
 
@@ -105,9 +105,9 @@ class Client:
         return path
 
 
-def test_an_instance_without_a_key_is_refused_before_anything_is_called(tmp_path: Any) -> None:
+def test_an_instance_without_a_value_is_refused_before_the_function_is_called(tmp_path: Any) -> None:
     bound: Any = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(Client.get)
-    with pytest.raises(ConfigError, match="an instance without a key of its own .*`__opero_key__`"):
+    with pytest.raises(ConfigError, match="an instance without a value .*`__opero_key__`"):
         bound.__func__(Client(), "x")
     assert bound.stats.attempts == 0
     key = KeyMaker(Client.get, lambda self, path: path, is_method=True)
@@ -118,7 +118,7 @@ def make(base: str, *, factor: int = 1) -> Any:
     return lambda x: base * x * factor
 
 
-def test_local_functions_of_one_name_are_told_apart_by_code_and_by_what_they_close_over() -> None:
+def test_local_functions_with_the_same_name_are_distinguished_by_code_and_closure() -> None:
     assert name_in_stores(make("a")) == name_in_stores(make("a")) != name_in_stores(make("b"))
     assert name_in_stores(make("a")) != name_in_stores(make("a", factor=2))
     assert len({name_in_stores(function) for function in (lambda x: x, lambda x: x + 1, lambda x: x + 2)}) == 3
@@ -130,7 +130,7 @@ def test_local_functions_of_one_name_are_told_apart_by_code_and_by_what_they_clo
     assert name_in_stores(recursive) == name_in_stores(recursive)
 
 
-def test_two_lambdas_never_share_an_entry_by_accident(tmp_path: Any) -> None:
+def test_different_lambdas_do_not_share_entries(tmp_path: Any) -> None:
     policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
     double, triple = (policy.apply(function) for function in (lambda x: x * 2, lambda x: x * 3))
     assert [double(2), triple(2), double(2), triple(2)] == [4, 6, 4, 6]
@@ -148,7 +148,7 @@ class Counter:
         return self.start + x
 
 
-def test_partials_bound_methods_and_callable_objects_never_share_an_entry_by_accident(tmp_path: Any) -> None:
+def test_different_partials_bound_methods_and_callable_objects_do_not_share_entries(tmp_path: Any) -> None:
     def bind(function: Any) -> Any:
         return Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
 

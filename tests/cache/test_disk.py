@@ -1,4 +1,4 @@
-"""The disk backend: one file, used by threads and processes at once, whatever becomes of them."""
+"""The disk backend: one file that threads and processes share, also after forks, kills and damage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def backend(tmp_path: Path) -> Iterator[DiskBackend]:
 
 
 def checked(text: str) -> bytes:
-    """A value that shows whether it is whole."""
+    """A value that shows whether it is complete."""
     return hashlib.sha256(text.encode()).digest() * 200 + text.encode()
 
 
@@ -59,7 +59,7 @@ def process(code: str, *args: Any, **more: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, **more)
 
 
-def test_it_is_a_dogpile_backend_by_name(tmp_path: Path) -> None:
+def test_dogpile_knows_the_backend_by_name(tmp_path: Path) -> None:
     region = make_region().configure("opero.disk", arguments={"directory": tmp_path})
     region.set_multi({"a": 1, "b": [2]})
     assert region.get_multi(["b", "c", "a"]) == [[2], NO_VALUE, 1]
@@ -69,14 +69,14 @@ def test_it_is_a_dogpile_backend_by_name(tmp_path: Path) -> None:
     region.backend.close()
 
 
-def test_many_are_read_and_written_in_the_order_of_their_keys(backend: DiskBackend) -> None:
+def test_many_values_are_read_and_written_in_the_order_of_their_keys(backend: DiskBackend) -> None:
     backend.set_serialized_multi({f"k{number}": b"%d" % number for number in range(1200)})
     keys = [f"k{number}" for number in range(1300)]
     found = backend.get_serialized_multi(keys)
     assert found == [b"%d" % number for number in range(1200)] + [NO_VALUE] * 100
 
 
-def test_what_has_expired_is_not_served_and_goes_when_others_write(backend: DiskBackend) -> None:
+def test_expired_values_are_not_served_and_later_writes_purge_them(backend: DiskBackend) -> None:
     backend.set_expiring("short", b"1", 0.02)
     backend.set_expiring("long", b"2", 60)
     backend.set_expiring("ever", b"3", None)
@@ -93,7 +93,7 @@ def test_what_has_expired_is_not_served_and_goes_when_others_write(backend: Disk
     assert backend.purge() == 0
 
 
-def test_a_new_value_has_a_time_of_its_own(backend: DiskBackend) -> None:
+def test_a_new_value_replaces_the_expiry(backend: DiskBackend) -> None:
     backend.set_expiring("a", b"1", 0.01)
     backend.set_expiring("a", b"2", None)
     time.sleep(0.02)
@@ -101,7 +101,9 @@ def test_a_new_value_has_a_time_of_its_own(backend: DiskBackend) -> None:
 
 
 @given(keys=st.sets(TEXT, max_size=12), prefix=TEXT)
-def test_a_prefix_takes_just_the_keys_that_begin_so(tmp_path_factory: Any, keys: set[str], prefix: str) -> None:
+def test_a_prefix_matches_exactly_the_keys_that_begin_with_it(
+    tmp_path_factory: Any, keys: set[str], prefix: str
+) -> None:
     backend = DiskBackend({"directory": tmp_path_factory.getbasetemp() / "prefixes"})
     backend.clear_prefix("")
     backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
@@ -115,17 +117,17 @@ def test_a_prefix_takes_just_the_keys_that_begin_so(tmp_path_factory: Any, keys:
 
 
 @pytest.mark.parametrize("prefix", ["", "a", "a\U0010ffff", "\U0010ffff", "\U0010ffff" * 1500, "\ud7ff"])
-def test_a_prefix_at_the_edge_of_unicode_is_a_prefix_too(backend: DiskBackend, prefix: str) -> None:
+def test_a_prefix_at_the_end_of_unicode_matches(backend: DiskBackend, prefix: str) -> None:
     keys = [prefix, prefix + "x", prefix + "\U0010ffff" * 1500, prefix + "\x00"]
     backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
     assert backend.count_prefix(prefix) == len(keys)
 
 
-def test_the_oldest_of_a_prefix_go_first_and_expired_ones_before_them(backend: DiskBackend) -> None:
+def test_trimming_removes_expired_and_then_the_oldest_values_of_a_prefix(backend: DiskBackend) -> None:
     backend.set_expiring("f:short", b"", 0.01)
     for key in "abcd":
         backend.set_serialized(f"f:{key}", b"")
-    backend.set_serialized("f:a", b"")  # written anew
+    backend.set_serialized("f:a", b"")  # written again
     backend.set_serialized("g:a", b"")
     time.sleep(0.02)
     assert backend.trim_prefix("f:", 3) == 2
@@ -135,19 +137,19 @@ def test_the_oldest_of_a_prefix_go_first_and_expired_ones_before_them(backend: D
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "file/below", "file"])
-def test_a_directory_that_cannot_be_had_is_an_error_at_once(tmp_path: Path, place: str) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error_at_once(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="nowhere|file"):
         DiskBackend({"directory": tmp_path / place})
 
 
-def test_the_directories_that_it_makes_are_its_owners_alone(tmp_path: Path) -> None:
+def test_created_directories_are_accessible_to_their_owner_only(tmp_path: Path) -> None:
     DiskBackend({"directory": tmp_path / "a" / "b"}).close()
     assert [(tmp_path / each).stat().st_mode & 0o777 for each in ("a", "a/b")] == [0o700, 0o700]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_may_not_be_written_is_named_by_the_error(tmp_path: Path) -> None:
+def test_the_error_for_a_directory_without_write_permission_names_it(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir(mode=0o500)
     with pytest.raises(PermissionError, match="mine"):
         DiskBackend({"directory": tmp_path / "mine"})
@@ -159,7 +161,7 @@ def test_backends_of_one_directory_share_its_connections(tmp_path: Path) -> None
     one.close()
 
 
-def test_processes_that_make_the_same_file_at_once_all_succeed_and_none_reads_half_a_value(tmp_path: Path) -> None:
+def test_processes_that_create_the_file_at_once_all_succeed_and_read_no_partial_value(tmp_path: Path) -> None:
     code = """
 for turn in range(60):
     key = f"k{turn % 10}"
@@ -173,7 +175,7 @@ print("done")
         assert [each.communicate()[0] for each in processes] == [b"done\n"] * 4
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_no_half_value(tmp_path: Path) -> None:
+def test_a_process_killed_during_a_write_leaves_no_partial_value(tmp_path: Path) -> None:
     code = """
 print("writing", flush=True)
 for turn in range(10**6):
@@ -188,7 +190,7 @@ for turn in range(10**6):
         writer.communicate()
         backend = DiskBackend({"directory": tmp_path})
         values = backend.get_serialized_multi([f"k{at}" for at in range(20)])
-        assert len(set(values)) == 1  # all of a transaction, or nothing
+        assert len(set(values)) == 1  # the transaction is complete, or has no effect
         assert all(is_whole(value) for value in values if value is not NO_VALUE)
         backend.set_serialized("mine", b"1")
         assert backend.get_serialized("mine") == b"1"
@@ -196,7 +198,7 @@ for turn in range(10**6):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_goes_on_with_connections_of_its_own() -> None:
+def test_a_forked_process_uses_its_own_connections() -> None:
     code = """
 backend.set_serialized("a", b"1")
 mutex = backend.get_mutex("k")
@@ -222,13 +224,13 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_keeps_its_file_when_its_parent_closes_it(tmp_path: Path) -> None:
+def test_a_forked_process_can_write_after_its_parent_closed_the_file(tmp_path: Path) -> None:
     code = """
 def step(): os.write(told[1], b"x"); os.read(go[0], 1)
 go, told = os.pipe(), os.pipe()
 backend.set_serialized("parent", b"1")
 child = os.fork()
-os.close(told[1 if child else 0])  # so that a child that fails is heard of
+os.close(told[1 if child else 0])  # so that a failing child ends the read below
 if child == 0:
     backend.set_serialized("child", b"2")
     step()
@@ -252,10 +254,10 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_fork_waits_for_threads_that_write_and_inherits_none_of_their_connections(tmp_path: Path) -> None:
+def test_a_fork_waits_for_running_writes_and_the_child_inherits_no_connection(tmp_path: Path) -> None:
     code = """
 import threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads
 from opero.cache import database
 stop = threading.Event()
 def write():
@@ -282,13 +284,13 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_what_others_do_around_a_fork_may_use_the_store(tmp_path: Path) -> None:
+def test_other_fork_hooks_may_use_the_store(tmp_path: Path) -> None:
     hooks = """
 import os
 def use():
     backend.set_serialized("a", b"1")
     DiskBackend({"directory": sys.argv[1], "timeout": 3}).set_serialized("b", b"2")
-os.register_at_fork(before=use, after_in_parent=use, after_in_child=use)  # within the store's own, which come later
+os.register_at_fork(before=use, after_in_parent=use, after_in_child=use)  # inside the store's own hooks
 """
     code = """
 child = os.fork()
@@ -301,14 +303,14 @@ print(backend.get_serialized("a").decode())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_mutex_that_a_fork_inherits_is_not_held_there(tmp_path: Path) -> None:
+def test_a_forked_process_does_not_hold_its_parents_mutex(tmp_path: Path) -> None:
     code = """
 mutex = backend.get_mutex("k")
 assert mutex.acquire(False)
 child = os.fork()
 if child == 0:
     assert not mutex.locked()
-    mutex.release()  # of its parent: without effect
+    mutex.release()  # the parent's: without effect
     assert not mutex.acquire(False)
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
@@ -318,7 +320,7 @@ print("done")
     assert process(code, tmp_path).communicate(timeout=30)[0] == b"done\n"
 
 
-def test_threads_read_and_write_side_by_side(backend: DiskBackend) -> None:
+def test_threads_read_and_write_concurrently(backend: DiskBackend) -> None:
     wrong: list[Any] = []
 
     def hammer(number: int) -> None:
@@ -336,7 +338,7 @@ def test_threads_read_and_write_side_by_side(backend: DiskBackend) -> None:
     assert len(backend.database._idle) <= 6
 
 
-def test_a_mutex_excludes_other_threads_and_processes_and_ends_with_its_holder(
+def test_a_mutex_excludes_other_threads_and_processes_and_is_released_when_its_holder_dies(
     backend: DiskBackend, tmp_path: Path
 ) -> None:
     mutex, other = backend.get_mutex("k"), backend.get_mutex("k")
@@ -344,7 +346,7 @@ def test_a_mutex_excludes_other_threads_and_processes_and_ends_with_its_holder(
     assert mutex.locked()
     assert not other.acquire(False)
     assert backend.get_mutex("another").acquire(False)
-    other.release()  # which is not its own
+    other.release()  # not the holder
     assert not other.acquire(False)
     attempt = "print(backend.get_mutex('k').acquire(False))"
     assert process(attempt, tmp_path).communicate()[0] == b"False\n"
@@ -362,7 +364,7 @@ def test_a_mutex_excludes_other_threads_and_processes_and_ends_with_its_holder(
     other.release()
 
 
-def test_backends_with_different_timeouts_or_names_of_the_directory_share_its_mutexes(tmp_path: Path) -> None:
+def test_backends_of_one_directory_share_mutexes_whatever_their_timeout_or_path(tmp_path: Path) -> None:
     directory = tmp_path / "real"
     one = DiskBackend({"directory": directory})
     (tmp_path / "link").symlink_to(directory)
@@ -378,13 +380,15 @@ def test_backends_with_different_timeouts_or_names_of_the_directory_share_its_mu
     del others, other, beside
     gc.collect()
     attempt = "print(backend.get_mutex('k').acquire(False))"
-    assert process(attempt, directory).communicate()[0] == b"False\n"  # nothing that was let go of took the lock along
+    assert (
+        process(attempt, directory).communicate()[0] == b"False\n"
+    )  # garbage collection of a backend has not released the lock
     mutex.release()
     one.close()
 
 
 @pytest.mark.parametrize("garbage", [b"not a database at all" * 500, b"SQLite format 3\x00" + b"\xff" * 8000])
-def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, caplog: Any, garbage: bytes) -> None:
+def test_a_damaged_file_is_renamed_and_a_new_one_created(tmp_path: Path, caplog: Any, garbage: bytes) -> None:
     backend = DiskBackend({"directory": tmp_path})
     backend.set_serialized("a", b"1")
     backend.close()
@@ -393,15 +397,15 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path, caplog:
     backend.set_serialized("a", b"2")
     assert backend.get_serialized("a") == b"2"
     assert (tmp_path / "opero.sqlite3.damaged").read_bytes() == garbage
-    assert "was damaged" in caplog.text
+    assert "is damaged" in caplog.text
     backend.close()
     backend.database.path.write_bytes(garbage)
-    again = DiskBackend({"directory": tmp_path, "timeout": 2})  # found out at once this time
+    again = DiskBackend({"directory": tmp_path, "timeout": 2})  # the damage is found on opening this time
     assert again.get_serialized("a") is NO_VALUE
     again.close()
 
 
-def test_damage_far_into_the_file_is_set_aside_when_it_is_met(tmp_path: Path, caplog: Any) -> None:
+def test_damage_in_the_middle_of_the_file_is_handled_when_it_is_read(tmp_path: Path, caplog: Any) -> None:
     backend = DiskBackend({"directory": tmp_path})
     backend.set_serialized_multi({f"k{number}": b"v" * 500 for number in range(1000)})
     backend.close()
@@ -413,11 +417,11 @@ def test_damage_far_into_the_file_is_set_aside_when_it_is_met(tmp_path: Path, ca
     backend.set_serialized("k500", b"2")
     assert backend.get_serialized("k500") == b"2"
     assert (tmp_path / "opero.sqlite3.damaged").exists()
-    assert caplog.text.count("was damaged") == 1
+    assert caplog.text.count("is damaged") == 1
     backend.close()
 
 
-def test_processes_that_meet_the_same_damage_set_one_file_aside_and_share_the_new_one(tmp_path: Path) -> None:
+def test_processes_that_find_the_same_damage_rename_the_file_once_and_share_the_new_one(tmp_path: Path) -> None:
     code = """
 import logging
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -437,13 +441,13 @@ print("done")
     first.database.path.write_bytes(b"not a database at all" * 500)
     told = b"".join(each.communicate(b"go\n")[0] for each in processes)
     assert told.count(b"done\n") == 3
-    assert told.count(b"was damaged") == 1
+    assert told.count(b"is damaged") == 1
     found = first.get_serialized_multi(["0", "1", "2"])
     assert [value is not NO_VALUE and is_whole(value) for value in found] == [True] * 3
     first.close()
 
 
-def test_no_connection_is_left_open_when_it_is_let_go_of(tmp_path: Path) -> None:
+def test_garbage_collection_closes_the_connections(tmp_path: Path) -> None:
     code = """
 import gc, threading
 def use(): backend.set_serialized("a", b"1")
@@ -460,7 +464,7 @@ gc.collect()
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_file_that_another_process_locks_for_too_long_is_an_error_in_time(tmp_path: Path) -> None:
+def test_a_file_locked_by_another_process_is_an_error_after_the_timeout(tmp_path: Path) -> None:
     backend = DiskBackend({"directory": tmp_path, "timeout": 0.1})
     other = sqlite3.connect(backend.database.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -468,7 +472,7 @@ def test_a_file_that_another_process_locks_for_too_long_is_an_error_in_time(tmp_
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         backend.set_serialized("a", b"1")
     assert 0.09 < time.monotonic() - started < 2
-    assert backend.get_serialized("a") is NO_VALUE  # who reads does not wait
+    assert backend.get_serialized("a") is NO_VALUE  # reading does not wait
     other.close()
     backend.set_serialized("a", b"1")
     backend.close()

@@ -1,4 +1,4 @@
-"""The key of a call: equal calls share it, and no others."""
+"""Cache keys: equal calls, and only those, share a key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALUES = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types all through."""
+    """Equal, with the same types at every level."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):
@@ -42,7 +42,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @given(one=VALUES, other=VALUES)
-def test_frozen_values_are_equal_just_where_the_values_are_the_same(one: Any, other: Any) -> None:
+def test_frozen_values_are_equal_exactly_if_the_values_are(one: Any, other: Any) -> None:
     assert (freeze(one) == freeze(other)) is same(one, other)
     if same(one, other):
         assert hash(freeze(one)) == hash(freeze(other))
@@ -81,7 +81,7 @@ def test_arguments_are_normalised_to_the_signature() -> None:
     assert key((1, 2, 3), {}) != key((1, 2), {})
 
 
-def test_arguments_that_do_not_fit_are_refused_as_the_function_would() -> None:
+def test_wrong_arguments_raise_the_functions_own_type_error() -> None:
     def function(a: int) -> None: ...
 
     with pytest.raises(TypeError, match=r"function\(\) missing 1 required positional argument: 'a'"):
@@ -109,7 +109,7 @@ class Color(enum.Enum):
     RED = 1
 
 
-def test_what_stands_for_an_instance() -> None:
+def test_the_key_of_an_instance() -> None:
     key = KeyMaker(Plain.method, None, is_method=True)
     plain, slotted = Plain(), Slotted()
     assert key((plain, 1), {}) == key((plain,), {"x": 1})
@@ -122,7 +122,7 @@ def test_what_stands_for_an_instance() -> None:
     assert key((Plain, 1), {}) != key((Slotted, 1), {})
 
 
-def test_an_instance_at_the_address_of_a_dead_one_is_another() -> None:
+def test_an_instance_at_the_address_of_a_deleted_one_has_another_key() -> None:
     key = KeyMaker(Plain.method, None, is_method=True)
     seen = set()
     for _ in range(100):
@@ -138,10 +138,10 @@ NAMES = ["a", "type", "key", "map", "int", "self"]
 
 @st.composite
 def functions(draw: st.DrawFn) -> Any:
-    """A function of an arbitrary signature, with names that its key's code might stumble over: it tells what it gets.
+    """A function of an arbitrary signature that returns its arguments, with names that could break generated code.
 
-    (`Signature.bind` would not do: in some versions of Python it refuses a keyword for `**more` that a positional-only
-    parameter is called by, too.)
+    (It does not use `Signature.bind`, which in some versions of Python refuses a keyword for `**more` that has the name
+    of a positional-only parameter.)
     """
     parts: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name in draw(st.permutations(NAMES))[: draw(st.integers(0, 5))]:
@@ -173,7 +173,9 @@ CALLS = st.tuples(
 
 
 @given(function=functions(), one=CALLS, other=CALLS)
-def test_two_calls_share_a_key_just_where_the_function_gets_the_same(function: Any, one: Any, other: Any) -> None:
+def test_two_calls_share_a_key_exactly_if_the_function_receives_the_same_arguments(
+    function: Any, one: Any, other: Any
+) -> None:
     key = KeyMaker(function, None, is_method=False)
     bound = []
     for args, kwargs in (one, other):

@@ -1,4 +1,4 @@
-"""Keys where it is easy to go wrong: instances and classes, ordered containers, threads that meet at first use."""
+"""Keys of instances, classes and containers, and races at the first use of an instance."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Heir(Keyed):
     pass
 
 
-def test_a_class_method_of_a_class_whose_instances_have_a_key_is_cached_by_class() -> None:
+def test_a_class_methods_key_is_its_class_even_if_instances_have_an_opero_key() -> None:
     assert [Keyed.of_class(1), Heir.of_class(1), Keyed.of_class(1)] == ["Keyed 1", "Heir 1", "Keyed 1"]
     assert Keyed("a").of_class(1) == "Keyed 1"
     assert Keyed.of_class.stats.cache_hits == 2
 
 
-def test_instances_with_equal_keys_share_and_heirs_do_not() -> None:
+def test_instances_with_equal_keys_share_entries_and_subclasses_do_not() -> None:
     Keyed.get.cache_clear()
     before = Keyed.get.stats.cache_hits
     assert [Keyed("a").get("x"), Keyed("a").get("x"), Keyed("b").get("x"), Heir("a").get("x")] == [
@@ -58,7 +58,7 @@ def test_instances_with_equal_keys_share_and_heirs_do_not() -> None:
     assert Keyed.get.stats.cache_hits - before == 1
 
 
-def test_a_static_method_goes_by_its_arguments() -> None:
+def test_a_static_methods_key_is_its_arguments() -> None:
     assert (Keyed.alone(1), Keyed("a").alone(1), Keyed.alone.stats.cache_hits) == (2, 2, 1)
 
 
@@ -80,14 +80,14 @@ class Pair(NamedTuple):
         return f"{self.left!r} {self.right!r}"
 
 
-def test_a_value_that_holds_something_unhashable_goes_by_its_content() -> None:
+def test_a_value_with_unhashable_parts_is_identified_by_its_content() -> None:
     assert [Holding([1, 2]).total(2), Holding([1, 2]).total(2), Holding([3]).total(2)] == [6, 6, 6]
     assert Holding.total.stats.cache_hits == 1
     assert [Pair(1, [2]).both(), Pair(1, [2]).both(), Pair(1, [3]).both()] == ["1 [2]", "1 [2]", "1 [3]"]
     assert Pair.both.stats.cache_hits == 1
 
 
-def test_a_value_that_is_a_tuple_tells_apart_what_arguments_would() -> None:
+def test_the_fields_of_a_named_tuple_are_distinguished_by_type_like_arguments() -> None:
     assert [Pair(1, 2).both(), Pair(1.0, 2).both(), Pair(True, 2).both()] == ["1 2", "1.0 2", "True 2"]
 
 
@@ -108,11 +108,11 @@ def test_a_value_that_is_a_tuple_tells_apart_what_arguments_would() -> None:
         (Pair(1, 2), (1, 2), False),
     ],
 )
-def test_containers_are_the_same_where_they_are_equal_all_through(one: Any, other: Any, same: bool) -> None:
+def test_containers_share_a_key_exactly_if_they_are_equal_at_every_level(one: Any, other: Any, same: bool) -> None:
     assert (freeze(one) == freeze(other)) is same
 
 
-def test_one_name_as_a_keyword_only_and_within_kwargs_are_different_calls() -> None:
+def test_a_keyword_only_argument_and_the_same_name_within_kwargs_are_different_calls() -> None:
     def function(*args: Any, flag: Any = None, **more: Any) -> None: ...
 
     key = KeyMaker(function, None, is_method=False)
@@ -129,7 +129,7 @@ def test_one_name_as_a_keyword_only_and_within_kwargs_are_different_calls() -> N
     assert key((), {}) == key((), {"flag": None})
 
 
-def test_threads_that_meet_at_an_instances_first_use_compute_once() -> None:
+def test_threads_that_use_an_instance_first_at_the_same_time_compute_once() -> None:
     class Client:
         def get(self) -> int:
             runs.append(1)
@@ -160,9 +160,9 @@ def test_threads_that_meet_at_an_instances_first_use_compute_once() -> None:
         sys.setswitchinterval(interval)
 
 
-def test_two_who_meet_at_an_instances_first_use_make_one_key() -> None:
+def test_a_race_at_an_instances_first_use_makes_one_key() -> None:
     class Meeting(dict[int, Any]):
-        """Lets another take a token between the look and the entry."""
+        """Creates a token between the lookup and the insertion."""
 
         def get(self, *args: Any) -> Any:
             found = super().get(*args)

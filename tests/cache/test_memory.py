@@ -1,4 +1,4 @@
-"""The memory backend: bounded, least recently used first to go, and what has expired really freed."""
+"""The memory backend: a bounded LRU cache that frees expired values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opero.executors.call import MISS
 assert opero.cache
 
 
-def test_it_is_a_dogpile_backend_by_name() -> None:
+def test_dogpile_knows_the_backend_by_name() -> None:
     region = make_region().configure("opero.memory", arguments={"max_size": 2})
     region.set_multi({"a": 1, "b": 2})
     assert region.get_multi(["a", "b", "c"]) == [1, 2, NO_VALUE]
@@ -33,7 +33,7 @@ def test_it_is_a_dogpile_backend_by_name() -> None:
     assert region.get("a") is NO_VALUE
 
 
-def test_it_keeps_the_most_recently_used_and_counts_what_it_evicts() -> None:
+def test_the_least_recently_used_value_is_evicted_and_counted() -> None:
     backend = MemoryBackend({"max_size": 2})
     backend.set("a", 1)
     backend.set("b", 2)
@@ -46,7 +46,7 @@ def test_it_keeps_the_most_recently_used_and_counts_what_it_evicts() -> None:
 
 
 class AgainstAModel(RuleBasedStateMachine):
-    """The backend does what a plain list of (key, value, expiry, tags) does, gone through from end to end."""
+    """The backend behaves like a plain ordered dictionary of (value, expiry, tags)."""
 
     SIZE = 4
 
@@ -115,7 +115,7 @@ AgainstAModel.TestCase.settings = settings(max_examples=60, stateful_step_count=
 TestAgainstAModel = AgainstAModel.TestCase
 
 
-def test_its_own_records_stay_as_small_as_what_it_holds() -> None:
+def test_the_indexes_do_not_outgrow_the_values() -> None:
     backend = MemoryBackend({"max_size": 10, "clock": lambda: 0.0})
     for number in range(5000):
         backend.put(number % 30, number, 100.0 + number, ("t",))
@@ -123,7 +123,7 @@ def test_its_own_records_stay_as_small_as_what_it_holds() -> None:
     assert (len(backend._due), len(backend._tags_of), len(backend._tags["t"])) == (10, 10, 10)
 
 
-def test_whoever_puts_something_in_frees_what_has_expired() -> None:
+def test_putting_a_value_frees_expired_ones() -> None:
     now = 0.0
     backend = MemoryBackend({"max_size": 10, "clock": lambda: now})
     backend.put("a", 1, 1.0)
@@ -134,10 +134,10 @@ def test_whoever_puts_something_in_frees_what_has_expired() -> None:
 
 
 class Result:
-    """Something to have a weak reference to."""
+    """A result that supports weak references."""
 
 
-def test_what_has_expired_is_freed_even_where_nobody_calls_any_more() -> None:
+def test_expired_values_are_freed_in_the_background() -> None:
     made: list[weakref.ref[Result]] = []
 
     def make(key: int) -> Result:
@@ -158,7 +158,7 @@ def test_what_has_expired_is_freed_even_where_nobody_calls_any_more() -> None:
     assert bound.cache_info().size == 0
 
 
-def test_a_cache_is_freed_with_its_function() -> None:
+def test_a_cache_is_garbage_collected_with_its_function() -> None:
     bound: Any = Policy(cache={"ttl": 60}).apply(lambda: 1)
     bound()
     backend = weakref.ref(bound.binding.cache.store.backend)
@@ -168,7 +168,7 @@ def test_a_cache_is_freed_with_its_function() -> None:
 
 
 class Slow:
-    """A key whose comparison is Python code, during which other threads run."""
+    """A key whose comparison runs Python code, and so lets other threads run."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -181,7 +181,7 @@ class Slow:
         return isinstance(other, Slow) and self.value == other.value
 
 
-def test_only_keys_that_compare_without_python_code_are_looked_for_without_the_lock() -> None:
+def test_only_keys_that_compare_without_python_code_are_looked_up_without_the_lock() -> None:
     bound: Any = Policy(cache=True).apply(lambda key: key)
     hit = bound.binding.cache.hit
     for key, at_once in ((1, True), ("a", True), ((1, [2.0, None]), True), ({"a": True}, True), (Slow(1), False)):
@@ -192,7 +192,7 @@ def test_only_keys_that_compare_without_python_code_are_looked_for_without_the_l
 
 
 @pytest.mark.parametrize("kind", [int, Slow])
-def test_threads_hammering_a_full_cache_get_the_right_results(kind: Any) -> None:
+def test_concurrent_threads_get_correct_results_from_a_full_cache(kind: Any) -> None:
     bound = Policy(cache={"max_size": 5, "ttl": 60}).apply(lambda key: key)
     wrong: list[Any] = []
 
@@ -223,7 +223,7 @@ def test_threads_hammering_a_full_cache_get_the_right_results(kind: Any) -> None
     assert set(backend._due) == set(backend.values)
 
 
-def test_a_serializer_keeps_callers_from_changing_what_is_cached() -> None:
+def test_with_a_serializer_callers_cannot_modify_the_cached_value() -> None:
     plain, copying = (Policy(cache={"serializer": each}).apply(lambda: {"a": [1]}) for each in (None, "pickle"))
     assert plain() is plain()
     copying()["a"].append(2)

@@ -1,4 +1,4 @@
-"""The redis backend, against a real server that comes and goes."""
+"""The redis backend, against a real server that is stopped and started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def backend(redis_url: str) -> Iterator[RedisBackend]:
     made.close()
 
 
-def test_many_are_read_and_written_in_the_order_of_their_keys(backend: RedisBackend) -> None:
+def test_many_values_are_read_and_written_in_the_order_of_their_keys(backend: RedisBackend) -> None:
     backend.set_serialized_multi({"a": b"1", "b": b"\x00\xff"})
     backend.set_serialized_multi({})
     assert backend.get_serialized_multi(["b", "c", "a"]) == [b"\x00\xff", NO_VALUE, b"1"]
@@ -38,7 +38,7 @@ def test_many_are_read_and_written_in_the_order_of_their_keys(backend: RedisBack
     assert backend.get_serialized_multi(["a", "b"]) == [NO_VALUE, NO_VALUE]
 
 
-def test_what_has_expired_is_gone(backend: RedisBackend) -> None:
+def test_expired_values_are_deleted(backend: RedisBackend) -> None:
     backend.set_expiring("short", b"1", 0.03)
     backend.set_expiring("shortest", b"1", 0.0001)  # at least a millisecond: 0 would be refused
     backend.set_expiring("ever", b"2", None)
@@ -49,7 +49,9 @@ def test_what_has_expired_is_gone(backend: RedisBackend) -> None:
 
 
 @given(keys=st.sets(TEXT, max_size=8), prefix=TEXT)
-def test_a_prefix_takes_just_the_keys_that_begin_so(redis_server: RedisServer, keys: set[str], prefix: str) -> None:
+def test_a_prefix_matches_exactly_the_keys_that_begin_with_it(
+    redis_server: RedisServer, keys: set[str], prefix: str
+) -> None:
     backend = RedisBackend({"url": redis_server.url})
     backend.client.flushdb()
     backend.set_serialized_multi(dict.fromkeys(keys, b"v"))
@@ -63,14 +65,14 @@ def test_a_prefix_takes_just_the_keys_that_begin_so(redis_server: RedisServer, k
     backend.close()
 
 
-def test_backends_for_one_server_share_its_connections(backend: RedisBackend, redis_url: str) -> None:
+def test_backends_for_one_server_share_connections(backend: RedisBackend, redis_url: str) -> None:
     same = RedisBackend({"url": redis_url, "timeout": 0.3})
     assert same.client is backend.client
     assert RedisBackend({"url": redis_url, "timeout": 0.4}).client is not backend.client
     assert RedisBackend({"url": redis_url, "timeout": 0.3, "options": {"db": 1}}).client is not backend.client
 
 
-def test_a_server_that_is_killed_is_found_out_at_once_and_used_again_when_it_is_back(redis_server: RedisServer) -> None:
+def test_a_killed_server_is_an_error_at_once_and_is_used_again_after_its_restart(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.3})
     backend.set_serialized("a", b"1")
     redis_server.kill()
@@ -86,11 +88,11 @@ def test_a_server_that_is_killed_is_found_out_at_once_and_used_again_when_it_is_
     backend.set_serialized("a", b"2")
     redis_server.kill()
     redis_server.start()
-    assert backend.get_serialized("a") is NO_VALUE  # its pooled connection had died unnoticed
+    assert backend.get_serialized("a") is NO_VALUE  # its pooled connection was dead
     backend.close()
 
 
-def test_a_server_that_does_not_answer_costs_its_timeout_once(redis_server: RedisServer) -> None:
+def test_a_server_that_does_not_reply_costs_one_timeout(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.1})
     backend.set_serialized("a", b"1")
     redis_server.freeze()
@@ -116,7 +118,7 @@ def test_a_mutex_excludes_others_and_lapses(backend: RedisBackend, redis_url: st
     assert lapsing.acquire(False)
     time.sleep(0.07)
     assert mutex.acquire(False)
-    lapsing.release()  # it is another's by now
+    lapsing.release()  # another holder has it now
     assert not other.get_mutex("k").acquire(False)
     mutex.release()
     mutex.release()
@@ -126,14 +128,14 @@ def test_a_mutex_excludes_others_and_lapses(backend: RedisBackend, redis_url: st
 @pytest.mark.parametrize(
     "url", ["http://x", "redis://:s3cret@host:notaport", "", "redis://user:s3cret@host/notadb?db=x"]
 )
-def test_a_malformed_url_is_refused_without_its_password(url: str) -> None:
-    with pytest.raises(ValueError, match=r"the URL of redis is malformed.*write redis://") as caught:
+def test_the_error_for_a_malformed_url_does_not_show_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match=r"invalid redis URL.*: use redis://") as caught:
         RedisBackend({"url": url})
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_without_redis_py_the_extra_is_named(tmp_path: Any) -> None:
+def test_the_error_without_redis_py_names_the_extra(tmp_path: Any) -> None:
     code = """
 import sys
 class Blocked:
@@ -148,6 +150,4 @@ except MissingExtraError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith(
-        "cache backend 'redis' needs the extra of that name: pip install 'opero[redis]'"
-    )
+    assert done.stdout.strip().endswith("cache backend 'redis' requires an extra: pip install 'opero[redis]'")

@@ -1,4 +1,4 @@
-"""What stores hold: exact, signed where it must be, and never run as code unasked."""
+"""Serializers: values read back unchanged, signatures are verified, and pickles load only if allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.cache.entry import FOREVER, Entry
-from opero.cache.serializers import CannotHoldError, Codec, UnreadableError
+from opero.cache.serializers import Codec, SerializationError, UnreadableError
 
 JSON = Codec("json", None, ["json"])
 PICKLE = Codec("pickle", None, ["pickle", "json"])
@@ -30,14 +30,14 @@ values = (
 
 
 @given(value=json_values, times=st.lists(st.floats(0, FOREVER), min_size=3, max_size=3))
-def test_what_json_holds_comes_back_the_same(value: Any, times: list[float]) -> None:
+def test_json_values_read_back_unchanged(value: Any, times: list[float]) -> None:
     entry, tokens = JSON.decode("k", JSON.encode("k", Entry(value, *times), TOKENS))
     assert (entry.value, [entry.refresh_at, entry.expires, entry.usable], tokens) == (value, times, TOKENS)
     assert repr(entry.value) == repr(value)
 
 
 @given(value=values)
-def test_pickles_hold_more_and_signed_ones_the_same(value: Any) -> None:
+def test_pickled_values_read_back_unchanged_with_and_without_signature(value: Any) -> None:
     for codec in (PICKLE, SIGNED):
         entry, tokens = codec.decode("k", codec.encode("k", Entry(value)))
         assert (entry.value, type(entry.value)) == (value, type(value))
@@ -45,24 +45,24 @@ def test_pickles_hold_more_and_signed_ones_the_same(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
-        ({1, 2}, "JSON cannot hold the set that the result is"),
-        ((1, 2), "the tuple that the result is"),
-        ({"a": [1, (2,)]}, r"the tuple that the result\['a'\]\[1\] is"),
-        ({1: 2}, "JSON would make text of the key 1 in the result"),
-        (OrderedDict(a=1), "the OrderedDict that"),
-        (b"bytes", "the bytes that"),
+        ({1, 2}, "JSON cannot represent the result of type set"),
+        ((1, 2), "the result of type tuple"),
+        ({"a": [1, (2,)]}, r"the result\['a'\]\[1\] of type tuple"),
+        ({1: 2}, "JSON would convert the key 1 in the result to text"),
+        (OrderedDict(a=1), "of type OrderedDict"),
+        (b"bytes", "of type bytes"),
         ("\ud800", "UnicodeEncodeError"),
     ],
 )
-def test_json_refuses_what_would_come_back_as_something_else(value: Any, told: str) -> None:
-    with pytest.raises(CannotHoldError, match=told):
+def test_json_refuses_values_that_would_read_back_differently(value: Any, message: str) -> None:
+    with pytest.raises(SerializationError, match=message):
         JSON.encode("k", Entry(value))
 
 
-def test_what_does_not_pickle_is_refused_with_the_reason() -> None:
-    with pytest.raises(CannotHoldError, match="pickle"):
+def test_a_value_that_cannot_be_pickled_is_refused_with_the_reason() -> None:
+    with pytest.raises(SerializationError, match="pickle"):
         PICKLE.encode("k", Entry(lambda: 1))
 
 
@@ -71,12 +71,12 @@ class OddError(Exception):
         super().__init__(one)
 
 
-def test_an_exception_is_kept_only_if_it_can_be_read_back() -> None:
+def test_an_exception_is_written_only_if_it_can_be_read_back() -> None:
     entry, _ = SIGNED.decode("k", SIGNED.encode("k", Entry(KeyError("a"), is_error=True)))
     assert (repr(entry.value), entry.is_error) == ("KeyError('a')", True)
-    with pytest.raises(CannotHoldError, match="missing 1 required positional argument"):
+    with pytest.raises(SerializationError, match="missing 1 required positional argument"):
         SIGNED.encode("k", Entry(OddError(1, 2), is_error=True))
-    with pytest.raises(CannotHoldError, match="JSON holds no exceptions"):
+    with pytest.raises(SerializationError, match="JSON cannot represent exceptions"):
         JSON.encode("k", Entry(KeyError("a"), is_error=True))
 
 
@@ -94,7 +94,7 @@ class Bomb:
 def test_an_unsigned_pickle_is_never_read_unless_allowed() -> None:
     planted = PICKLE.encode("k", Entry(Bomb()))
     for codec in (JSON, SIGNED):
-        with pytest.raises(UnreadableError, match="unsigned pickle, which could run anybody's code"):
+        with pytest.raises(UnreadableError, match="unsigned pickle, which could run arbitrary code"):
             codec.decode("k", planted)
     for data in (pickle.dumps(Bomb()), planted.replace(b"op1p", b"op1s"), planted.replace(b"op1p", b"op1j")):
         with pytest.raises(UnreadableError):
@@ -105,19 +105,19 @@ def test_an_unsigned_pickle_is_never_read_unless_allowed() -> None:
 
 
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
-def test_a_signed_entry_that_was_changed_anywhere_is_not_read(position: int, flip: int) -> None:
+def test_a_signed_entry_that_was_modified_anywhere_is_not_read(position: int, flip: int) -> None:
     data = bytearray(SIGNED.encode("k", Entry({"a": 1}, 1.0, 2.0, 3.0), TOKENS))
     data[position % len(data)] ^= flip
     with pytest.raises(UnreadableError):
         SIGNED.decode("k", bytes(data))
 
 
-def test_a_signed_entry_serves_its_own_key_and_secret_alone() -> None:
+def test_a_signed_entry_is_read_only_for_its_own_key_and_secret() -> None:
     data = SIGNED.encode("k", Entry(1))
     for codec, key in ((SIGNED, "other"), (Codec("signed_pickle", b"another", ["signed_pickle"]), "k")):
         with pytest.raises(UnreadableError, match="written with another secret, or tampered with"):
             codec.decode(key, data)
-    with pytest.raises(UnreadableError, match="there is no secret to check it with"):
+    with pytest.raises(UnreadableError, match="no secret is set to verify it"):
         JSON.decode("k", data)
 
 

@@ -15,9 +15,10 @@ import pytest
 
 import opero
 from opero.cli.app import run
+from opero.parallel.workers import process_pool as pool
 from opero.registry import default
-from opero.registry.declarations import Roster
 from opero.registry.default import set_default_registry
+from opero.registry.roster import Roster
 
 POLICIES = {
     "base": """\
@@ -99,6 +100,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name in ("OPERO_ENV", "OPERO_CONFIG"):  # which a command sets for its worker processes
         os.environ.pop(name, None)
     set_default_registry(None)
+    pool.end_all()  # its workers know this directory's modules
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]

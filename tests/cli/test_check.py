@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
@@ -240,3 +241,83 @@ def test_a_profile_that_a_module_asks_for_and_is_not_there_has_its_line(command:
     (problem,) = command("check", "--import", "boot", "--all-envs", "--json").json["problems"]
     assert problem["place"] == "boot.py:3"
     assert "'apy'" in problem["text"]
+
+
+UNAVAILABLE = [
+    ("cache: {backend: memry}", 1, "cache: unknown cache backend 'memry'; did you mean 'memory'"),
+    (
+        "cache: {backend: dogpile.cache.pylibmc, allow_unsigned_pickle: true}",
+        1,
+        "'dogpile.cache.pylibmc' cannot",
+    ),
+    ("cache: {backend: dogpile.cache.dbm}", 1, "needs the name of its file: set arguments: {filename: …}"),
+    ("cache: {backend: redis, url: 'redis://:s3cret@host:port'}", 1, "invalid redis URL: use redis:"),
+    ("cache: {backend: disk, cache_dir: /proc/nowhere}", 1, "disk at /proc/nowhere cannot be used: No such file"),
+    ("cache: {serializer: signed_pickle}", 1, "requires a signing key: set cache.secret"),
+    ("parallel: dask\n        rate_limit: 5", 1, "rate_limit cannot be shared with the machines of a cluster"),
+    ("parallel: ray\n        bulkhead: 5", 1, "bulkhead cannot be shared with the machines of a cluster"),
+    ("cache: {backend: disk, cache_dir: made/later}", 0, "no problems"),
+    ("cache: {backend: redis, url: 'redis://127.0.0.1:1'}", 0, "no problems"),
+    ("cache: {backend: memry, enabled: false}", 0, "no problems"),
+    ("parallel: dask", 0, "no problems"),
+]
+
+
+@pytest.mark.parametrize(("policy", "code", "text"), UNAVAILABLE)
+def test_what_the_first_call_refuses_is_a_problem_of_the_profile(
+    command: Command, policy: str, code: int, text: str
+) -> None:
+    command.policies(development=f"policies:\n    new:\n        {policy}\n")
+    command.write("calls.py", "from opero import opero, opmap\n@opero(policy='new')\ndef f(key): return key\n")
+    for arguments in (["check"], ["check", "--import", "calls"]):
+        ran = command(*arguments)
+        assert ran.code == code
+        assert text in ran.out
+        assert ran.out.count("policies.new.") == code, "reported once, not again for the function"
+        assert "s3cret" not in ran.out
+    assert not (command.directory / "made").exists(), "checking makes no files"
+    if code and "parallel" not in policy:
+        assert command("call", "calls:f", "1").code == 2
+
+
+def test_a_missing_extra_is_a_problem_where_the_file_asks_for_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("redis", "distributed", "ray"):
+        monkeypatch.setitem(sys.modules, module, None)
+    command.policies(
+        development="policies:\n  a: {cache: {backend: redis}}\n  b: {parallel: dask}\n  c: {parallel: ray}\n"
+    )
+    problems = command("check", "--json").json["problems"]
+    assert [(each["line"], each["column"]) for each in problems] == [(2, 24), (3, 17), (4, 17)]
+    for problem, extra in zip(problems, ("redis", "dask", "ray"), strict=True):
+        assert f"pip install 'opero[{extra}]'" in problem["text"]
+
+
+def test_what_does_not_fit_a_function_is_a_problem_of_the_function(command: Command) -> None:
+    gc.collect()
+    command.policies(development="policies:\n  t: {parallel: thread}\n  c: {cache: {tags: 'user:{uid}'}}\n")
+    command.write(
+        "fits.py",
+        """\
+        from opero import opero, opmap
+
+        @opmap(policy="t")
+        async def resize(path): ...
+
+        @opero(policy="t")  # only its .map would be refused
+        async def load(path): ...
+
+        @opero(policy="c")
+        def get(user_id): ...
+
+        @opmap(policy="t", cache_backend="memry")
+        def scale(path): ...
+        """,
+    )
+    problems = command("check", "--import", "fits", "--json").json["problems"]
+    assert [(each["line"], each["text"].split(";")[0]) for each in problems] == [
+        (3, "resize is an async function, which mode 'thread' cannot run"),
+        (9, "opero:fits.get: tag 'user:{uid}' refers to 'uid', which is not a parameter of the function"),
+        (12, "fits:scale: unknown cache backend 'memry'"),
+    ]

@@ -1,8 +1,13 @@
-"""docs/cli.md: it knows every command, every option, and every key of their JSON."""
+"""docs/cli.md knows every command, every option and every key of their JSON, and its transcripts are real."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -49,3 +54,70 @@ def test_every_option_and_every_key_is_written_down(command: Command, name: str)
 
 def test_every_exit_code_is_written_down() -> None:
     assert all(f"\n| {code} | " in DOC for code in (0, 1, 2, 130, 141, 143))
+
+
+USERS = """\
+    from opero import opero
+
+
+    @opero(policy="api", retries=2)
+    def get_user(name, upper=False):
+        if name == "nobody":
+            raise LookupError("there is no nobody")
+        return {"name": name.upper() if upper else name}
+"""
+
+
+def transcripts() -> list[tuple[str, str]]:
+    """Each command that the page shows, with what it prints."""
+    blocks = re.findall(r"^    \$ (?:.*\n(?:    .*\n|\n(?=    (?!\$)))*)", DOC, re.MULTILINE)
+    text = "".join(re.sub(r"^    ", "", block, flags=re.MULTILINE) + "\n" for block in blocks)
+    return re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE)
+
+
+def matches(printed: list[str], shown: list[str]) -> bool:
+    """Whether lines are as shown, where "..." stands for any lines."""
+    pattern = "".join(r"(?:.*\n)*" if line.strip() == "..." else re.escape(line) + "\n" for line in shown)
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)) is not None
+
+
+def test_the_transcripts_are_what_the_commands_print(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(command.directory / "policies")
+    command.write("app/__init__.py", "")
+    command.write("app/users.py", USERS)
+    command.write("names.txt", "ada\nbob\nnobody\n")
+    run = 0
+    for line, text in transcripts():
+        words = shlex.split(line)
+        variables = dict(words.pop(0).split("=", 1) for _ in takewhile(lambda word: "=" in word, list(words)))
+        program, *arguments = words
+        if "tune" in arguments:
+            continue  # it measures
+        if program == "cat":
+            printed = (command.directory / arguments[0]).read_text("utf-8")
+        else:
+            with monkeypatch.context() as patch, breaking(command, arguments == ["check", "--all-envs"]):
+                for name in ("OPERO_ENV", "OPERO_CONFIG"):  # which earlier commands set
+                    patch.delenv(name, raising=False)
+                for name, value in variables.items():
+                    patch.setenv(name, value)
+                done = command(*arguments)
+            printed = done.out + done.err
+        lines = [each.rstrip() for each in printed.rstrip().splitlines()]
+        shown = [each.rstrip() for each in text.rstrip().splitlines()]
+        assert matches(lines, shown), f"{line}:\n{printed}"
+        run += 1
+    assert run == 12
+
+
+@contextmanager
+def breaking(command: Command, is_broken: bool) -> Iterator[None]:
+    """Misspell a key in production.yaml, for the transcript that shows a problem."""
+    if not is_broken:
+        yield
+        return
+    path = command.directory / "policies" / "production.yaml"
+    correct = path.read_text("utf-8")
+    path.write_text("{retires: 5".join(correct.rsplit("{retries: 5", 1)), "utf-8")
+    yield
+    path.write_text(correct, "utf-8")

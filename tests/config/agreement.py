@@ -15,7 +15,7 @@ from opero.errors import ConfigError
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
-    from conftest import Policies
+    from config.conftest import Policies
 
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -20,7 +20,7 @@ from opero.policies import (
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 
 if TYPE_CHECKING:
-    from conftest import Policies
+    from config.conftest import Policies
 
 
 def api(policies: Policies, text: str = "", **environ: str) -> Policy:

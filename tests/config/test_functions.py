@@ -17,7 +17,7 @@ from opero.config.sources import CODE, Layer, Marked, Section
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 
 def named(name: str) -> Callable[[], int]:
@@ -119,7 +119,7 @@ def test_an_entry_chooses_another_profile_and_shares_what_that_shares(policies: 
     )
     moved, there = registry.bind(named("app:moved"), "api"), registry.bind(named("app:there"), "db")
     assert moved.policy == registry["db"]
-    assert moved.binding.chain.executors["bulkhead"] is there.binding.chain.executors["bulkhead"]
+    assert moved.binding.pipeline.executors["bulkhead"] is there.binding.pipeline.executors["bulkhead"]
     assert registry.bind(named("app:freed"), "api").policy == Policy()
 
 
@@ -269,7 +269,7 @@ def test_check_finds_entries_that_hold_for_no_function_and_profiles_that_do_not_
 def test_a_function_of_a_program_goes_by_its_modules_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from opero.registry.declarations import name_in_config
+    from opero.config.declaration import name_in_config
 
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)

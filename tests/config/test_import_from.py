@@ -13,7 +13,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 FORBIDDEN = "opero_forbidden"
 

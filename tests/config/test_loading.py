@@ -14,7 +14,7 @@ from opero.policies import CachePolicy, Policy, RateLimitPolicy, RetryPolicy, Ti
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 
 def test_a_profile_is_a_policy_by_name(policies: Policies) -> None:

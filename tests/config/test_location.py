@@ -11,7 +11,7 @@ from opero.config import load
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from conftest import Policies
+    from config.conftest import Policies
 
 EMPTY = "policies: {}"
 

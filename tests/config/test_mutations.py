@@ -26,7 +26,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 HERE = Path(__file__).parent
 CORPUS = {path.stem: path for path in sorted((HERE / "corpus").glob("*.yaml"))}

@@ -9,7 +9,7 @@ from unicodedata import category, east_asian_width
 import pytest
 import yaml
 
-from conftest import Policies
+from config.conftest import Policies
 from opero import Registry
 from opero.config import load
 from opero.errors import ConfigError, Problem

@@ -19,7 +19,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 WORDS = sorted({*KINDS, *(name for model in KINDS.values() for name in model.model_fields), "extends", "a", "b", "<<"})
 SCALARS = st.one_of(

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 import yaml
-from agreement import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from config.agreement import (
     BEYOND,
     NAMES,
     SCHEMA,
@@ -22,16 +25,13 @@ from agreement import (
     mutated,
     problems,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from opero.config.schema import json_schema, schema_text
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 DIRECTORY = Path(__file__).parents[2] / "policies"
 FIELDS = [(kind, field) for kind, model in KINDS.items() for field in model.model_fields]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 SECRET = "hunter2"
 

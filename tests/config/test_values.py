@@ -10,7 +10,7 @@ from opero import CachePolicy, Policy, RateLimitPolicy, RetryPolicy
 from opero.config import load
 
 if TYPE_CHECKING:
-    from conftest import Policies
+    from config.conftest import Policies
 
 READ: dict[str, tuple[str, str, str, Any]] = {
     "yes for a flag": ("retry: {jitter: yes}", "retry", "jitter", True),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Policies
+from config.conftest import Policies
 from opero import Registry
 from opero.cache.settings import CacheSettings
 from opero.config import Configuration, load

@@ -14,7 +14,7 @@ from opero.config.report import Report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Policies
+    from config.conftest import Policies
 
 
 @pytest.fixture(params=["C", "Python"], autouse=True)

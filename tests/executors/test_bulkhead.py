@@ -57,7 +57,7 @@ def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None,
         await asyncio.gather(*(caller(number, *call) for number, call in enumerate(calls)))
 
     clock.run(main())
-    bulkhead = bound.binding.chain.executors["bulkhead"]
+    bulkhead = bound.binding.pipeline.executors["bulkhead"]
     assert most <= places
     assert (bulkhead.running, len(bulkhead.places.queue), running) == (0, 0, 0)
     assert served == [number for number in came if number in served]  # nobody overtook
@@ -164,7 +164,7 @@ def test_threads_and_event_loops_share_the_places() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert 1 <= most <= 3
-    assert sync.binding.chain.executors["bulkhead"].running == 0
+    assert sync.binding.pipeline.executors["bulkhead"].running == 0
     assert (sync.stats.calls, asynchronous.stats.calls) == (120, 40)
 
 

@@ -39,7 +39,7 @@ class Hold:
         registry = Registry({"api": Policy(bulkhead={"max_concurrent": 1, "max_wait": max_wait})})
         self.sync = registry.bind(self.run, "api")
         self.asynchronous = registry.bind(self.run_async, "api")
-        self.bulkhead: BulkheadExecutor = self.sync.binding.chain.executors["bulkhead"]  # type: ignore[attr-defined]
+        self.bulkhead: BulkheadExecutor = self.sync.binding.pipeline.executors["bulkhead"]  # type: ignore[attr-defined]
 
     def run(self, name: Any) -> None:
         self.order.append(name)
@@ -126,7 +126,7 @@ def test_a_place_that_was_on_its_way_to_a_loop_that_has_ended_is_not_lost() -> N
 
 def test_the_total_timeout_ends_the_wait_for_a_place(bind: Any) -> None:
     call = bind(Policy(bulkhead={"max_concurrent": 1, "max_wait": None}, timeout={"total": 2}), lambda: 1)
-    bulkhead = bind.bound.binding.chain.executors["bulkhead"]
+    bulkhead = bind.bound.binding.pipeline.executors["bulkhead"]
     assert bulkhead.take()
     started = bind.clock.monotonic()
     with pytest.raises(CallTimeoutError, match="leaves no time to queue") as caught:
@@ -225,7 +225,7 @@ def test_no_place_is_lost_where_ends_cancellations_and_timeouts_fall_on_the_same
 
     clock.run(main())
     assert most <= places
-    assert bound.binding.chain.executors["bulkhead"].running == 0  # type: ignore[attr-defined]
+    assert bound.binding.pipeline.executors["bulkhead"].running == 0  # type: ignore[attr-defined]
 
 
 def test_threads_that_often_give_up_lose_no_place() -> None:
@@ -261,5 +261,5 @@ def test_threads_that_often_give_up_lose_no_place() -> None:
         sys.setswitchinterval(interval)
     assert max(most) <= 2
     assert (len(most) + len(refused), bound.stats.rejections) == (480, len(refused))
-    bulkhead: Any = bound.binding.chain.executors["bulkhead"]  # type: ignore[attr-defined]
+    bulkhead: Any = bound.binding.pipeline.executors["bulkhead"]  # type: ignore[attr-defined]
     assert (bulkhead.running, len(bulkhead.places.queue)) == (0, 0)

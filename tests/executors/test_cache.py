@@ -1,4 +1,4 @@
-"""The memory cache: what is one call, what is kept and for how long, and one computation of a key at a time."""
+"""The memory cache: keys, time to live, eviction and single-flight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opero.testing import VirtualClock
 
 
 class Counting:
-    """Answers with what it was called with, and notes it."""
+    """Returns its argument and records the call."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -24,7 +24,7 @@ class Counting:
         return args, kwargs
 
 
-def test_a_second_call_is_answered_by_the_cache(bind: Any) -> None:
+def test_the_cache_answers_the_second_call(bind: Any) -> None:
     counting = Counting()
 
     def function(x: int, y: int = 2, *, z: int = 3) -> Any:
@@ -37,13 +37,13 @@ def test_a_second_call_is_answered_by_the_cache(bind: Any) -> None:
 
 
 @pytest.mark.parametrize("result", [None, 0, "", [], False])
-def test_none_and_falsy_results_are_kept(bind: Any, script: Any, result: Any) -> None:
+def test_none_and_falsy_results_are_cached(bind: Any, script: Any, result: Any) -> None:
     function = script(result, "other")
     call = bind(Policy(cache=True), function)
     assert call() == call() == result
 
 
-def test_errors_are_not_kept(bind: Any, script: Any) -> None:
+def test_errors_are_not_cached(bind: Any, script: Any) -> None:
     call = bind(Policy(cache=True), script(ConnectionError(), 1))
     with pytest.raises(ConnectionError):
         call()
@@ -51,7 +51,7 @@ def test_errors_are_not_kept(bind: Any, script: Any) -> None:
 
 
 @pytest.mark.parametrize("ttl", [10, "10s", lambda: 10, lambda: "10s"])
-def test_a_result_is_served_for_its_time_to_live(bind: Any, ttl: Any, script: Any) -> None:
+def test_a_result_is_served_until_its_ttl_ends(bind: Any, ttl: Any, script: Any) -> None:
     function = script(1, 2)
     call = bind(Policy(cache={"ttl": ttl}), function)
     assert call() == 1
@@ -61,18 +61,18 @@ def test_a_result_is_served_for_its_time_to_live(bind: Any, ttl: Any, script: An
     assert call() == 2
 
 
-def test_a_ttl_function_is_asked_at_each_store_and_its_failure_costs_no_answer(bind: Any, script: Any) -> None:
+def test_a_ttl_function_is_called_at_each_write_and_its_failure_does_not_fail_the_call(bind: Any, script: Any) -> None:
     times: list[Any] = [5, "soon", 7]
     call = bind(Policy(cache={"ttl": lambda: times.pop(0)}), script(1, 2, 3, 4))
     assert call() == 1
     bind.clock.advance(6)
-    assert call() == 2  # "soon" is no time, so it is not kept
+    assert call() == 2  # "soon" is not a duration, so the result is not cached
     assert call() == 3
     assert call() == 3
     assert times == []
 
 
-def test_the_key_function_gets_exactly_the_calls_arguments(bind: Any) -> None:
+def test_the_key_function_receives_the_arguments_of_the_call(bind: Any) -> None:
     seen = []
 
     def key(*args: Any, **kwargs: Any) -> str:
@@ -87,7 +87,7 @@ def test_the_key_function_gets_exactly_the_calls_arguments(bind: Any) -> None:
     assert seen == [((1,), {}), ((5,), {"b": 3})]
 
 
-def test_the_least_recently_used_result_goes_first(bind: Any) -> None:
+def test_the_least_recently_used_result_is_evicted_first(bind: Any) -> None:
     counting = Counting()
     call = bind(Policy(cache={"max_size": 2}), counting)
     for x in (1, 2, 1, 3, 1, 2):
@@ -95,7 +95,7 @@ def test_the_least_recently_used_result_goes_first(bind: Any) -> None:
     assert [args[0] for args, _ in counting.calls] == [1, 2, 3, 2]
 
 
-def test_what_is_cached_outlives_a_change_of_other_policies(script: Any) -> None:
+def test_cached_results_survive_a_change_of_other_policies(script: Any) -> None:
     function = script(1, 2)
     bound = Policy(cache=60).apply(function)
     assert bound() == 1
@@ -116,7 +116,7 @@ class Keyed(Client):
         return self.base
 
 
-def test_instances_share_nothing_unless_they_say_how() -> None:
+def test_instances_share_entries_only_if_they_define_opero_key() -> None:
     bound = Policy(cache=True).apply(Client.get).__func__  # type: ignore[attr-defined]
     assert [bound(Client(base), "x") for base in ("a", "b", "a")] == ["ax", "bx", "ax"]
     assert bound.stats.cache_hits == 0
@@ -147,7 +147,7 @@ def test_threads_compute_a_key_once() -> None:
     assert len(counting.calls) == 1
 
 
-def test_tasks_compute_a_key_once_and_share_the_result_not_the_coroutine() -> None:
+def test_tasks_compute_a_key_once_and_share_the_result() -> None:
     clock, counting = VirtualClock(), Counting()
 
     async def function(x: int) -> list[int]:
@@ -166,7 +166,7 @@ def test_tasks_compute_a_key_once_and_share_the_result_not_the_coroutine() -> No
     assert (bound.stats.cache_hits, bound.stats.cache_misses) == (49, 1)
 
 
-def test_when_the_first_fails_the_others_try_at_once_each_on_its_own_account() -> None:
+def test_if_the_computation_fails_all_waiting_callers_try_concurrently() -> None:
     clock = VirtualClock()
 
     async def function() -> None:
@@ -179,13 +179,13 @@ def test_when_the_first_fails_the_others_try_at_once_each_on_its_own_account() -
         started = clock.monotonic()
         results = await asyncio.gather(*(bound() for _ in range(20)), return_exceptions=True)
         assert [type(each) for each in results] == [ConnectionError] * 20
-        assert clock.monotonic() - started == pytest.approx(2)  # not one after the other
+        assert clock.monotonic() - started == pytest.approx(2)  # concurrently, not one after the other
 
     clock.run(main())
     assert bound.stats.attempts == 20
 
 
-def test_a_cancelled_first_caller_hurts_nobody() -> None:
+def test_cancelling_the_first_caller_does_not_cancel_the_computation_for_others() -> None:
     clock, counting = VirtualClock(), Counting()
 
     async def function() -> str:
@@ -204,10 +204,10 @@ def test_a_cancelled_first_caller_hurts_nobody() -> None:
         assert results[1:] == ["done"] * 4
 
     clock.run(main())
-    assert len(counting.calls) == 1  # it went on for the others
+    assert len(counting.calls) == 1  # the computation continued for the others
 
 
-def test_a_cancelled_waiter_leaves_the_computation_alone() -> None:
+def test_cancelling_a_waiting_caller_does_not_cancel_the_computation() -> None:
     clock = VirtualClock()
 
     async def function() -> str:
@@ -227,7 +227,7 @@ def test_a_cancelled_waiter_leaves_the_computation_alone() -> None:
     assert bound.stats.attempts == 1
 
 
-def test_a_function_that_asks_itself_the_same_does_not_wait_for_itself(bind: Any) -> None:
+def test_a_function_that_calls_itself_with_the_same_key_does_not_deadlock(bind: Any) -> None:
     depth = 0
 
     def function() -> int:
@@ -239,12 +239,12 @@ def test_a_function_that_asks_itself_the_same_does_not_wait_for_itself(bind: Any
     assert bound() == 2
 
 
-def test_the_region_is_named_by_namespace_and_function() -> None:
+def test_the_region_is_named_after_namespace_and_function() -> None:
     bound = Policy(cache={"namespace": "mine"}).apply(Client.get)
     assert bound.binding.cache.region.name == f"mine:{__name__}.Client.get"  # type: ignore[union-attr]
 
 
-def test_a_hit_costs_no_permit(bind: Any) -> None:
+def test_a_hit_takes_no_rate_limit_permit(bind: Any) -> None:
     call = bind(Policy(cache=True, rate_limit=0.001), lambda: 1)
     before = bind.clock.monotonic()
     for _ in range(5):

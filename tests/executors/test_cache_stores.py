@@ -1,4 +1,4 @@
-"""Stores that processes share, as they fail and as they serve: whatever becomes of them, the function answers."""
+"""Shared stores: outages do not fail calls, and processes compute each key once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero import Event, Policy, on
-from opero.cache import open_store as opening
+from opero.cache import open_store
 from redis_server import RedisServer
 
 WATCHED = ("cache_unavailable", "cache_available", "cache_not_stored", "cache_unreadable")
@@ -41,20 +41,20 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _forgive() -> None:
-    """A store that another test has taken down is asked again at once."""
-    opening._guards.clear()
+def _reset_breakers() -> None:
+    """Reset the breakers, so that a store that another test stopped is used again at once."""
+    open_store._breakers.clear()
 
 
 def names(events: list[Event]) -> list[str]:
     return [event.name for event in events]
 
 
-# Down, slow, full, garbage
+# Outages, slow stores, full disks, garbage
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_server_that_dies_and_comes_back_costs_no_answer_and_two_log_lines(
+def test_a_server_outage_fails_no_call_and_logs_two_lines(
     redis_server: RedisServer, events: list[Event], caplog: Any, kind: str
 ) -> None:
     runs: list[int] = []
@@ -79,7 +79,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_answer_and_two_log_lines(
     try:
         started = time.monotonic()
         assert [call(1) for _ in range(50)] == [1] * 50
-        assert time.monotonic() - started < 0.5  # not 50 tries to connect
+        assert time.monotonic() - started < 0.5  # not 50 connection attempts
         assert bound.cache_get(1) is None
         assert bound.cache_set(5, 1) is False
         bound.cache_delete(1)
@@ -88,7 +88,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_answer_and_two_log_lines(
         assert names(events) == ["cache_unavailable"]
     finally:
         redis_server.start()
-    time.sleep(1.05)  # the pause
+    time.sleep(1.05)  # until the first probe
     assert (call(2), call(2), runs[-1], runs.count(2)) == (2, 2, 2, 1)
     assert names(events) == ["cache_unavailable", "cache_available"]
     lines = [record for record in caplog.records if "redis at 127.0.0.1" in record.getMessage()]
@@ -97,7 +97,7 @@ def test_a_server_that_dies_and_comes_back_costs_no_answer_and_two_log_lines(
     loop.close()
 
 
-def test_a_server_that_does_not_answer_costs_its_timeout_once(redis_server: RedisServer, events: list[Event]) -> None:
+def test_a_server_that_does_not_reply_costs_one_timeout(redis_server: RedisServer, events: list[Event]) -> None:
     bound = Policy(cache={"backend": "redis", "url": redis_server.url, "store_timeout": 0.1}).apply(lambda x: x)
     bound(1)
     redis_server.freeze()
@@ -112,7 +112,7 @@ def test_a_server_that_does_not_answer_costs_its_timeout_once(redis_server: Redi
 
 
 class SlowBackend(CacheBackend):
-    """Somebody's backend, without a timeout of its own."""
+    """A third-party backend without a timeout of its own."""
 
     def __init__(self, arguments: Any) -> None:
         self.values: dict[str, Any] = {}
@@ -137,7 +137,7 @@ register_backend("tests.slow", __name__, "SlowBackend")  # type: ignore[no-untyp
 
 
 @pytest.mark.parametrize("delay", [0, 0.5])
-def test_a_backend_without_a_timeout_of_its_own_gets_one(events: list[Event], delay: float) -> None:
+def test_a_backend_without_a_timeout_of_its_own_is_given_one(events: list[Event], delay: float) -> None:
     cache = {"backend": "tests.slow", "arguments": {"delay": delay}, "store_timeout": 0.1}
     bound = Policy(cache=cache).apply(lambda x: x)
     started = time.monotonic()
@@ -149,7 +149,7 @@ def test_a_backend_without_a_timeout_of_its_own_gets_one(events: list[Event], de
         assert "no answer within 100ms" in events[0].message or "0.1s" in events[0].message
 
 
-def test_garbage_in_a_store_is_a_miss_that_is_told_once_and_mended(redis_url: str, events: list[Event]) -> None:
+def test_garbage_in_a_store_is_a_miss_reported_once_and_overwritten(redis_url: str, events: list[Event]) -> None:
     def function(x: int) -> list[int]:
         return [x]
 
@@ -176,7 +176,7 @@ class Bomb:
         Bomb.exploded += 1
 
 
-def test_what_others_put_into_a_network_store_is_never_run(redis_url: str, events: list[Event]) -> None:
+def test_pickles_that_others_put_into_a_network_store_are_not_loaded(redis_url: str, events: list[Event]) -> None:
     def function() -> int:
         return 1
 
@@ -196,16 +196,14 @@ def test_what_others_put_into_a_network_store_is_never_run(redis_url: str, event
     assert names(events) == ["cache_unreadable"]
 
 
-def test_a_result_that_the_serializer_cannot_hold_is_still_the_answer(
-    where: dict[str, Any], events: list[Event]
-) -> None:
+def test_a_result_that_cannot_be_serialized_is_still_returned(where: dict[str, Any], events: list[Event]) -> None:
     bound = Policy(cache={**where, "serializer": "json"}).apply(lambda: {1, 2})
     assert [bound() for _ in range(3)] == [{1, 2}] * 3
     assert names(events) == ["cache_not_stored"]
-    assert "JSON cannot hold the set that the result is" in events[0].message
+    assert "JSON cannot represent the result of type set" in events[0].message
 
 
-def test_a_full_disk_costs_no_answer(tmp_path: Path) -> None:
+def test_a_full_disk_fails_no_call(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from opero import Policy, on
@@ -227,7 +225,7 @@ print([event.name for event in seen])
 
 
 def longest_stall(work: Callable[[], Any], disturb: Callable[[], Any]) -> float:
-    """The longest that a loop was kept from a task that is always ready, while the work was done."""
+    """Return the longest time for which an event loop did not run a ready task during the work."""
 
     async def main() -> float:
         longest, last, done = 0.0, time.perf_counter(), False
@@ -239,7 +237,7 @@ def longest_stall(work: Callable[[], Any], disturb: Callable[[], Any]) -> float:
                 now = time.perf_counter()
                 longest, last = max(longest, now - last), now
 
-        await work()  # what is loaded at first use is no stall of the store's
+        await work()  # excludes imports at first use from the measurement
         ticking = asyncio.create_task(tick())
         await asyncio.sleep(0)
         last = time.perf_counter()
@@ -254,7 +252,7 @@ def longest_stall(work: Callable[[], Any], disturb: Callable[[], Any]) -> float:
     return asyncio.run(main())
 
 
-def test_a_frozen_server_never_keeps_the_loop_waiting(redis_server: RedisServer) -> None:
+def test_a_frozen_server_does_not_block_the_event_loop(redis_server: RedisServer) -> None:
     async def function(x: int) -> int:
         return x
 
@@ -271,10 +269,10 @@ def test_a_frozen_server_never_keeps_the_loop_waiting(redis_server: RedisServer)
         assert longest_stall(work, redis_server.freeze) < 0.2
     finally:
         redis_server.thaw()
-    assert waited[1] > 0.35  # the work did wait
+    assert waited[1] > 0.35  # the work itself waited
 
 
-def test_a_locked_file_never_keeps_the_loop_waiting(tmp_path: Path) -> None:
+def test_a_locked_file_does_not_block_the_event_loop(tmp_path: Path) -> None:
     import sqlite3
 
     async def function(x: int) -> int:
@@ -294,7 +292,7 @@ def test_a_locked_file_never_keeps_the_loop_waiting(tmp_path: Path) -> None:
     other.close()
 
 
-def test_a_map_of_an_async_function_reads_and_writes_off_the_loop(where: dict[str, Any]) -> None:
+def test_a_map_of_an_async_function_uses_the_store_outside_the_event_loop_thread(where: dict[str, Any]) -> None:
     main_thread = threading.get_ident()
     seen: list[int] = []
 
@@ -302,19 +300,19 @@ def test_a_map_of_an_async_function_reads_and_writes_off_the_loop(where: dict[st
         return x
 
     bound = Policy(cache=where).apply(function)
-    guard = bound.binding.cache.store.guard  # type: ignore[union-attr]
-    guard.limit = lambda operation, *args: seen.append(threading.get_ident()) or operation(*args)
+    breaker = bound.binding.cache.store.breaker  # type: ignore[union-attr]
+    breaker.limit = lambda operation, *args: seen.append(threading.get_ident()) or operation(*args)
     try:
         assert asyncio.run(bound.map(range(50))) == list(range(50))  # type: ignore[arg-type]
         assert asyncio.run(bound.map(range(50))) == list(range(50))  # type: ignore[arg-type]
     finally:
-        guard.limit = None
+        breaker.limit = None
     assert bound.stats.attempts == 50
     assert seen
     assert main_thread not in seen
 
 
-def test_many_workers_of_an_async_map_write_side_by_side(where: dict[str, Any]) -> None:
+def test_the_workers_of_an_async_map_write_concurrently(where: dict[str, Any]) -> None:
     async def function(x: int) -> int:
         return x
 
@@ -357,7 +355,7 @@ def start(cache: dict[str, Any], counter: Path, code: str) -> subprocess.Popen[s
 
 
 def go(*processes: subprocess.Popen[str]) -> None:
-    """Have them call the function, once all of them are ready to."""
+    """Let the processes call the function once all of them are ready."""
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -372,7 +370,7 @@ def counted(counter: Path) -> list[str]:
 
 
 def wait_for(counter: Path) -> None:
-    """Until a computation has begun."""
+    """Wait until a computation has begun."""
     until = time.monotonic() + 10
     while not counted(counter):
         assert time.monotonic() < until
@@ -387,7 +385,7 @@ def test_processes_compute_a_key_once(where: dict[str, Any], tmp_path: Path) -> 
     assert len(answers) == len(counted(counter)) == 1
 
 
-def test_a_computation_that_fails_elsewhere_lets_all_who_wait_try_at_once(
+def test_if_the_computation_of_another_process_fails_all_waiting_processes_try_concurrently(
     where: dict[str, Any], tmp_path: Path
 ) -> None:
     counter = tmp_path / "counter"
@@ -396,10 +394,10 @@ def test_a_computation_that_fails_elsewhere_lets_all_who_wait_try_at_once(
     assert [process.communicate()[0] for process in processes] == ["ValueError\n"] * 3
     first, *others = sorted(float(line.split()[1]) for line in counted(counter))
     assert len(others) == 2
-    assert others[-1] - first < 0.4 + 0.35  # both when the first had failed, and not one after the other
+    assert others[-1] - first < 0.4 + 0.35  # both after the first had failed, concurrently
 
 
-def test_a_process_that_is_killed_while_it_computes_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_process_killed_during_a_computation_does_not_delay_others(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     cache = {"backend": "disk", "cache_dir": str(tmp_path)}
     killed, other = start(cache, counter, "time.sleep(60)"), start(cache, counter, "pass")
@@ -407,7 +405,7 @@ def test_a_process_that_is_killed_while_it_computes_holds_nobody_up(tmp_path: Pa
     wait_for(counter)
     go(other)
     time.sleep(0.1)
-    assert len(counted(counter)) == 1  # it waits
+    assert len(counted(counter)) == 1  # the other process waits
     killed.kill()
     killed.communicate()
     started = time.monotonic()
@@ -415,7 +413,7 @@ def test_a_process_that_is_killed_while_it_computes_holds_nobody_up(tmp_path: Pa
     assert time.monotonic() - started < 2
 
 
-def test_who_waits_for_another_process_does_so_no_longer_than_the_policy_says(redis_url: str, tmp_path: Path) -> None:
+def test_a_caller_waits_for_another_process_no_longer_than_lock_timeout(redis_url: str, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     cache = {"backend": "redis", "url": redis_url, "lock_timeout": 0.3}
     slow, other = start(cache, counter, "time.sleep(60)"), start(cache, counter, "pass")
@@ -436,23 +434,23 @@ def test_processes_refresh_a_stale_result_once(where: dict[str, Any]) -> None:
             go_on.wait(5)
         return len(runs)
 
-    # Two bindings share nothing but the store, as two processes do.
+    # Two bindings share only the store, as two processes do.
     here, there = (Policy(cache={**where, "ttl": 0.01, "stale_ttl": 60}).apply(function) for _ in range(2))
     assert here() == 1
     time.sleep(0.02)
     assert [here(), there()] == [1, 1]
-    under_way = [each.binding.cache.flights.under_way for each in (here, there)]  # type: ignore[union-attr]
+    running = [each.binding.cache.single_flight.running for each in (here, there)]  # type: ignore[union-attr]
     until = time.monotonic() + 10
-    while (len(runs) < 2 or all(under_way)) and time.monotonic() < until:
+    while (len(runs) < 2 or all(running)) and time.monotonic() < until:
         time.sleep(0.002)
-    assert len(runs) == 2  # whichever of them was first
+    assert len(runs) == 2  # whichever binding was first
     go_on.set()
     while here.cache_get() == 1 and time.monotonic() < until:
         time.sleep(0.002)
     assert here.cache_get() == there.cache_get() == 2
 
 
-def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where: dict[str, Any]) -> None:
+def test_a_result_whose_key_another_process_deletes_meanwhile_is_not_cached(where: dict[str, Any]) -> None:
     computing, go_on = threading.Event(), threading.Event()
     runs: list[str] = []
 
@@ -462,7 +460,7 @@ def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where
         go_on.wait(5)
         return key
 
-    # Two bindings know of each other's deletions by the store alone, as two processes do.
+    # Two bindings learn of each other's deletions through the store only, as two processes do.
     here, there = (Policy(cache={**where, "tags": "t"}).apply(function) for _ in range(2))
     go_on.set()
     assert [here("kept"), there("kept"), runs] == ["kept", "kept", ["kept"]]
@@ -478,28 +476,28 @@ def test_a_key_that_another_process_deletes_is_not_kept_by_who_computes_it(where
         assert here.cache_get("k") is there.cache_get("k") is None
 
 
-def test_a_caller_that_leaves_while_it_takes_the_lock_holds_nobody_up_later(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_caller_cancelled_while_it_acquires_the_lock_does_not_delay_others(tmp_path: Path, monkeypatch: Any) -> None:
     from opero.runtime.byte_locks import Locks
 
     async def function(key: int) -> int:
         return key
 
     bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
-    taking, take = threading.Event(), Locks.take
+    acquiring, acquire = threading.Event(), Locks.acquire
 
-    def take_slowly(self: Locks, mutex: Any) -> bool:
-        taking.set()
+    def acquire_slowly(self: Locks, mutex: Any) -> bool:
+        acquiring.set()
         time.sleep(0.1)
-        return take(self, mutex)
+        return acquire(self, mutex)
 
     async def main() -> None:
-        monkeypatch.setattr(Locks, "take", take_slowly)
+        monkeypatch.setattr(Locks, "acquire", acquire_slowly)
         task = asyncio.create_task(bound(1))
-        await asyncio.to_thread(taking.wait, 5)
+        await asyncio.to_thread(acquiring.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        monkeypatch.setattr(Locks, "take", take)
+        monkeypatch.setattr(Locks, "acquire", acquire)
         async with asyncio.timeout(2):
             assert await bound(1) == 1
 

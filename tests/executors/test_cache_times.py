@@ -1,4 +1,4 @@
-"""For how long a result is served: stale ones, early refreshes, jitter, errors, and times to live that adapt."""
+"""Times: stale results, background refresh, jitter, cached errors, and adaptive times to live."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opero.testing import VirtualClock
 
 @pytest.fixture
 def events() -> Any:
-    """What happened, by the names of the events that a test asks for."""
+    """The events that occurred, by the names that a test asks for."""
     seen: list[Event] = []
     offs: list[Any] = []
 
@@ -30,7 +30,7 @@ def events() -> Any:
 
 
 class Versions:
-    """An async function that answers with how often it has been called, after a second."""
+    """An async function that returns the number of its calls after a second."""
 
     def __init__(self, clock: VirtualClock, **cache: Any) -> None:
         self.clock = clock
@@ -61,7 +61,7 @@ def test_a_stale_result_is_served_at_once_while_one_caller_refreshes_it() -> Non
         started = clock.monotonic()
         assert await versions.after(15) == 1
         assert await asyncio.gather(*(versions.bound() for _ in range(20))) == [1] * 20
-        assert clock.monotonic() == started + 15  # nobody waited
+        assert clock.monotonic() == started + 15  # no caller waited
         assert await versions.after(2) == 2
         assert versions.calls == 2
 
@@ -69,7 +69,7 @@ def test_a_stale_result_is_served_at_once_while_one_caller_refreshes_it() -> Non
     assert (versions.bound.stats.cache_hits, versions.bound.stats.cache_misses) == (22, 1)
 
 
-def test_a_stale_result_is_served_on_while_refreshing_fails_and_not_after_its_time(events: Any) -> None:
+def test_a_stale_result_is_served_while_refreshes_fail_until_stale_ttl_ends(events: Any) -> None:
     clock = VirtualClock()
     versions = Versions(clock, ttl=10, stale_ttl=60)
     failed = events("cache_refresh_failed")
@@ -84,11 +84,11 @@ def test_a_stale_result_is_served_on_while_refreshing_fails_and_not_after_its_ti
 
     clock.run(main())
     assert versions.calls == 7
-    assert len(failed) == 1  # one a minute, however many there were
+    assert len(failed) == 1  # throttled to one a minute
     assert isinstance(failed[0].error, ConnectionError)
 
 
-def test_after_a_failed_refresh_callers_do_not_try_again_at_once() -> None:
+def test_after_a_failed_refresh_there_is_a_pause_before_the_next() -> None:
     clock = VirtualClock()
     versions = Versions(clock, ttl=10, stale_ttl=60)
 
@@ -96,7 +96,7 @@ def test_after_a_failed_refresh_callers_do_not_try_again_at_once() -> None:
         await versions.after(0)
         versions.error = ConnectionError()
         await versions.after(11)
-        await asyncio.sleep(1.01)  # the refresh has failed by now
+        await asyncio.sleep(1.01)  # until the refresh has failed
         assert [await versions.after(0.1) for _ in range(8)] == [1] * 8
         assert versions.calls == 2
         assert await versions.after(0.5) == 1
@@ -106,7 +106,7 @@ def test_after_a_failed_refresh_callers_do_not_try_again_at_once() -> None:
     clock.run(main())
 
 
-def test_a_sync_caller_gets_a_stale_result_at_once_and_a_thread_refreshes_it() -> None:
+def test_a_sync_caller_gets_a_stale_result_at_once_while_a_thread_refreshes_it() -> None:
     clock, refreshed = VirtualClock(), threading.Event()
     calls: list[str] = []
 
@@ -128,7 +128,7 @@ def test_a_sync_caller_gets_a_stale_result_at_once_and_a_thread_refreshes_it() -
     assert calls[0] == threading.current_thread().name != calls[1]
 
 
-def test_an_early_refresh_keeps_a_result_in_demand_from_ever_expiring() -> None:
+def test_with_early_refresh_a_requested_result_never_expires() -> None:
     clock = VirtualClock()
     versions = Versions(clock, ttl=10, early_refresh=4)
 
@@ -136,15 +136,15 @@ def test_an_early_refresh_keeps_a_result_in_demand_from_ever_expiring() -> None:
         assert await versions.after(0) == 1
         assert await versions.after(5.9) == 1
         await asyncio.sleep(0)
-        assert versions.calls == 1  # not yet
+        assert versions.calls == 1  # too early for a refresh
         assert await versions.after(1) == 1
         assert await versions.after(2) == 2
-        assert await versions.after(20) == 3  # nobody asked in time
+        assert await versions.after(20) == 3  # no call within the time to live
 
     clock.run(main())
 
 
-def test_results_made_together_do_not_expire_together() -> None:
+def test_jitter_spreads_the_expiry_of_results_stored_together() -> None:
     clock = VirtualClock()
     calls: list[int] = []
     bound = Policy(cache={"ttl": 100, "ttl_jitter": 0.5}).apply(lambda key: calls.append(key) or key, clock=clock)
@@ -158,21 +158,23 @@ def test_results_made_together_do_not_expire_together() -> None:
         expired_at.append(200 - len(kept))
         assert len(calls) == before
         clock.advance(10)
-    assert expired_at[:5] == [0] * 5  # none before half its time
+    assert expired_at[:5] == [0] * 5  # none before half of its time to live
     assert all(later > earlier for earlier, later in itertools.pairwise(expired_at[6:]))
     assert expired_at[-1] == 200
 
 
-def test_cache_if_decides_by_the_result_and_its_failure_costs_no_answer(bind: Any, script: Any, events: Any) -> None:
+def test_cache_if_decides_by_the_result_and_its_failure_does_not_fail_the_call(
+    bind: Any, script: Any, events: Any
+) -> None:
     not_stored = events("cache_not_stored")
     call = bind(Policy(cache={"cache_if": lambda result: result["ok"]}), script({"ok": False}, {"ok": True}, {}))
     assert [call(), call(), call()] == [{"ok": False}, {"ok": True}, {"ok": True}]
     bind.bound.cache_clear()
     assert call() == {}
-    assert "the cache_if function failed with KeyError: 'ok'" in not_stored[0].message
+    assert "the cache_if function raised KeyError: 'ok'" in not_stored[0].message
 
 
-def test_errors_are_kept_where_the_policy_says_so_each_caller_getting_one_of_its_own(bind: Any, script: Any) -> None:
+def test_with_cache_errors_each_caller_gets_a_copy_of_the_error(bind: Any, script: Any) -> None:
     function = script(ConnectionError("down"), 1)
     call = bind(Policy(cache={"ttl": 60, "cache_errors": True, "error_ttl": 5}), function)
     caught: list[BaseException] = []
@@ -189,7 +191,7 @@ def test_errors_are_kept_where_the_policy_says_so_each_caller_getting_one_of_its
     assert call() == 1
 
 
-def test_what_retries_came_to_is_kept_and_a_rejection_is_not(bind: Any, script: Any) -> None:
+def test_the_error_after_retries_is_cached_and_a_rejection_is_not(bind: Any, script: Any) -> None:
     function = script(ConnectionError())
     call = bind(Policy(cache={"cache_errors": True}, retry={"retries": 1, "min_delay": 1}), function)
     for _ in range(2):
@@ -207,7 +209,7 @@ def test_what_retries_came_to_is_kept_and_a_rejection_is_not(bind: Any, script: 
     assert call(2) == 1
 
 
-def test_the_first_caller_of_a_kept_error_gets_its_whole_traceback(script: Any) -> None:
+def test_the_first_caller_of_a_cached_error_gets_its_whole_traceback(script: Any) -> None:
     bound = Policy(cache={"cache_errors": True}).apply(script(KeyError("a")))
     with pytest.raises(KeyError) as first:
         bound()
@@ -223,7 +225,7 @@ class OddError(Exception):
         self.two = two
 
 
-def test_an_error_that_does_not_copy_is_raised_itself(script: Any) -> None:
+def test_an_error_that_cannot_be_copied_is_raised_itself(script: Any) -> None:
     bound = Policy(cache={"cache_errors": True}).apply(script(OddError(1, 2)))
     for _ in range(3):
         with pytest.raises(OddError) as caught:
@@ -231,13 +233,13 @@ def test_an_error_that_does_not_copy_is_raised_itself(script: Any) -> None:
         assert caught.value.two == 2
 
 
-def test_hot_keys_live_longer_and_cool_down(bind: Any) -> None:
+def test_frequently_requested_keys_live_longer_until_requests_decline(bind: Any) -> None:
     calls: list[str] = []
     ttl = AdaptiveTTL(cold=10, warm=100, hot=1000, warm_after=3, hot_after=6, window="1h")
     call = bind(Policy(cache={"ttl": ttl}), lambda key: calls.append(key) or len(calls))
 
     def lifetime(key: str) -> int:
-        """Seconds until a result that is stored now is computed anew."""
+        """Seconds until a result that is stored now expires."""
         bind.bound.cache_delete(key)
         call(key)
         before, waited = len(calls), 0
@@ -256,12 +258,12 @@ def test_hot_keys_live_longer_and_cool_down(bind: Any) -> None:
     for _ in range(3):
         call("a")
     assert lifetime("a") == 1000
-    assert lifetime("b") == 10  # keys are counted apart
+    assert lifetime("b") == 10  # each key has its own count
     bind.clock.advance(3 * 3600)
     assert lifetime("a") == 10
 
 
-def test_the_access_pattern_strategy_is_one_line_of_configuration() -> None:
+def test_an_adaptive_ttl_is_one_line_of_configuration() -> None:
     bound = Policy.from_options(cache_ttl="adaptive").apply(lambda key: key, clock=VirtualClock())
     for _ in range(200):
         bound("hot")
@@ -273,7 +275,7 @@ def test_the_access_pattern_strategy_is_one_line_of_configuration() -> None:
 
 
 @pytest.mark.parametrize("given", [-1, "-1s", None, "soon", object(), True])
-def test_a_ttl_function_that_gives_no_time_costs_no_answer_and_is_told_once(
+def test_an_invalid_result_of_a_ttl_function_is_reported_once_and_does_not_fail_the_call(
     bind: Any, script: Any, events: Any, given: Any
 ) -> None:
     not_stored = events("cache_not_stored")
@@ -283,14 +285,14 @@ def test_a_ttl_function_that_gives_no_time_costs_no_answer_and_is_told_once(
     assert not_stored[0].subject == bind.bound.binding.cache.name
 
 
-def test_a_ttl_function_may_say_not_to_keep_a_result(bind: Any, script: Any, events: Any) -> None:
+def test_a_ttl_function_can_prevent_caching(bind: Any, script: Any, events: Any) -> None:
     not_stored = events("cache_not_stored")
     call = bind(Policy(cache={"ttl": lambda: 0}), script(1, 2))
     assert [call(), call(), not_stored] == [1, 2, []]
 
 
 @pytest.mark.parametrize("mode", ["thread", "process"])
-def test_a_map_takes_stale_results_only_for_items_that_fail(mode: str) -> None:
+def test_a_map_uses_stale_results_only_for_items_that_fail(mode: str) -> None:
     clock = VirtualClock()
     down = False
 

@@ -1,4 +1,4 @@
-"""Who waits for whom: computations that ask for each other, callers that leave, and background work that ends."""
+"""Waiting: computations that depend on each other, cancelled callers, and background refreshes at shutdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opero import Policy
 from opero.testing import VirtualClock
 
 
-def test_threads_whose_computations_ask_for_each_other_do_not_wait_for_ever() -> None:
+def test_threads_whose_computations_depend_on_each_other_do_not_deadlock() -> None:
     both = threading.Barrier(2, timeout=5)
 
     def one(depth: int = 0) -> str:
@@ -28,7 +28,7 @@ def test_threads_whose_computations_ask_for_each_other_do_not_wait_for_ever() ->
             both.wait()
         return "other" + (cached_one(1) if depth == 0 else "")
 
-    # The arguments do not count: one() and one(1) are one key.
+    # The arguments are not part of the key: one() and one(1) have the same.
     policy = Policy(cache={"key": lambda *args: "same"})
     cached_one: Any = policy.apply(one)
     cached_other: Any = policy.apply(other)
@@ -45,11 +45,11 @@ def test_threads_whose_computations_ask_for_each_other_do_not_wait_for_ever() ->
     assert {result[:3] for result in results} == {"one", "oth"}
 
 
-def test_tasks_whose_computations_ask_for_each_other_in_a_ring_do_not_wait_for_ever() -> None:
+def test_tasks_whose_computations_depend_on_each_other_in_a_cycle_do_not_deadlock() -> None:
     clock, size = VirtualClock(), 4
 
     async def function(number: int) -> int:
-        await asyncio.sleep(1)  # until all of them are under way
+        await asyncio.sleep(1)  # until all of them are running
         running.append(number)
         return number if len(running) > 2 * size else await bound((number + 1) % size)
 
@@ -61,10 +61,10 @@ def test_tasks_whose_computations_ask_for_each_other_in_a_ring_do_not_wait_for_e
             await asyncio.gather(*(bound(number) for number in range(size)))
 
     clock.run(main())
-    assert bound.binding.cache.flights.under_way == {}
+    assert bound.binding.cache.single_flight.running == {}
 
 
-def test_when_all_who_wait_have_left_the_computation_ends_and_tidies_up_first() -> None:
+def test_when_all_callers_are_cancelled_the_computation_is_cancelled_and_cleans_up() -> None:
     clock = VirtualClock()
     ends: list[str] = []
 
@@ -95,10 +95,10 @@ def test_when_all_who_wait_have_left_the_computation_ends_and_tidies_up_first() 
         assert ends == ["tidied"] * 2
 
     clock.run(main())
-    assert bound.binding.cache.flights.under_way == {}
+    assert bound.binding.cache.single_flight.running == {}
 
 
-def test_a_computation_that_cancels_itself_leaves_those_who_wait_to_try_again() -> None:
+def test_if_a_computation_cancels_itself_the_waiting_callers_try_again() -> None:
     clock = VirtualClock()
     runs: list[int] = []
 
@@ -134,7 +134,7 @@ def test_an_async_function_sees_its_callers_context() -> None:
     assert asyncio.run(main()) == ["ada", "ada"]
 
 
-def test_a_loop_that_ends_during_a_refresh_leaves_nothing_behind() -> None:
+def test_a_refresh_is_cancelled_with_its_event_loop() -> None:
     clock = VirtualClock()
     runs: list[int] = []
 
@@ -147,7 +147,7 @@ def test_a_loop_that_ends_during_a_refresh_leaves_nothing_behind() -> None:
     assert clock.run(bound()) == 1
     clock.advance(11)
     assert clock.run(bound()) == 1  # the refresh is cancelled with the loop
-    assert bound.binding.cache.flights.under_way == {}
+    assert bound.binding.cache.single_flight.running == {}
 
     async def wait() -> int:
         assert await bound() == 1
@@ -157,7 +157,7 @@ def test_a_loop_that_ends_during_a_refresh_leaves_nothing_behind() -> None:
     assert clock.run(wait()) == 3
 
 
-def test_a_hit_and_a_miss_leave_no_cycles_for_the_collector() -> None:
+def test_hits_and_misses_create_no_reference_cycles() -> None:
     def function(key: int) -> int:
         if key < 0:
             raise ValueError(key)
@@ -190,7 +190,7 @@ def test_a_hit_and_a_miss_leave_no_cycles_for_the_collector() -> None:
             gc.enable()
 
 
-def test_more_refreshes_than_there_is_room_for_wait_for_their_next_caller(monkeypatch: Any) -> None:
+def test_refreshes_beyond_the_limit_are_left_to_the_next_caller(monkeypatch: Any) -> None:
     from opero.runtime import hosts
 
     monkeypatch.setattr(hosts, "_room_in_background", threading.BoundedSemaphore(2))
@@ -210,8 +210,8 @@ def test_more_refreshes_than_there_is_room_for_wait_for_their_next_caller(monkey
     while len(runs) < 7 and time.monotonic() < until:
         time.sleep(0.001)
     assert len(runs) == 7
-    assert len(bound.binding.cache.flights.under_way) == 2
+    assert len(bound.binding.cache.single_flight.running) == 2
     gate.set()
-    while bound.binding.cache.flights.under_way and time.monotonic() < until:
+    while bound.binding.cache.single_flight.running and time.monotonic() < until:
         time.sleep(0.001)
     assert [bound(key) for key in range(2)] != first[:2]

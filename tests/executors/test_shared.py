@@ -59,7 +59,7 @@ def pair(folder: Path, **policies: Any) -> tuple[Any, Any]:
 def bind_in_worker(policy: Policy, limits: SharedLimits) -> Any:
     from opero.bound import bind
 
-    return bind(policy, work, share=limits)
+    return bind(policy, work, provider=limits)
 
 
 def run(code: str, *args: str) -> subprocess.Popen[str]:
@@ -497,7 +497,7 @@ KEEPER = """
         sys.stdin.readline()
 
     limits = SharedLimits({"bulkhead": sys.argv[1]}, {"bulkhead": "work"})
-    bound = bind(Policy.model_validate({"bulkhead": {"max_concurrent": 1, "max_wait": None}}), work, share=limits)
+    bound = bind(Policy.model_validate({"bulkhead": {"max_concurrent": 1, "max_wait": None}}), work, provider=limits)
     print("ready", flush=True)
     sys.stdin.readline()
     bound(1)
@@ -703,7 +703,7 @@ HAMMER = """
 
     policy = {"rate_limit": {"rate": 400.0, "max_wait": None}, "circuit_breaker": {"failure_rate": 0.5},
               "bulkhead": {"max_concurrent": 2, "max_wait": None}}
-    bound = bind(Policy.model_validate(policy), work, share=limits)
+    bound = bind(Policy.model_validate(policy), work, provider=limits)
     print("ready", flush=True)
     sys.stdin.readline()
     threads = [threading.Thread(target=lambda: [bound(1) for _ in range(20)]) for _ in range(3)]

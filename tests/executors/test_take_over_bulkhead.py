@@ -27,7 +27,7 @@ def policy(most: int, max_wait: float | None = 0.0) -> Policy:
 
 
 def bulkhead_of(bound: Any) -> BulkheadExecutor:
-    found: BulkheadExecutor = bound.binding.chain.executors["bulkhead"]
+    found: BulkheadExecutor = bound.binding.pipeline.executors["bulkhead"]
     return found
 
 

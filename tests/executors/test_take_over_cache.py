@@ -1,4 +1,4 @@
-"""What a cache keeps when its policy is replaced: what is in the same place, and computations under way."""
+"""What a cache keeps when its policy is replaced: entries in the same store, and running computations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opero.executors.cache import CacheExecutor
 
 WAIT = 30
-"""Seconds after which a test has hung."""
+"""Seconds after which a test counts as hung."""
 
 
 def whole(*args: Any) -> Any:
@@ -30,7 +30,7 @@ def whole(*args: Any) -> Any:
 
 
 class Counting:
-    """A bound function that counts its executions, and what they were for."""
+    """A bound function that records the arguments of its executions."""
 
     __opero_key__ = "counting"
 
@@ -51,7 +51,7 @@ class Counting:
         self.bound.binding.swap(Policy(cache=cache))
 
     def runs(self, *values: Any) -> list[Any]:
-        """Which of these calls the cache does not answer."""
+        """Return the calls among these that the cache does not answer."""
         self.ran.clear()
         for value in values:
             self.call(value)
@@ -80,18 +80,18 @@ class Counting:
         {"store_timeout": 3, "lock_timeout": 4},
     ],
 )
-def test_what_is_in_memory_stays_with_the_time_it_was_stored_with(bind: Any, change: dict[str, Any]) -> None:
+def test_entries_in_memory_stay_with_the_times_they_were_stored_with(bind: Any, change: dict[str, Any]) -> None:
     counting = Counting(bind, ttl=60)
     counting.runs(1, 2)
     counting.reload(**{"ttl": 60, **change})
-    assert counting.bound.binding.chain.hit(1) == 1  # without a layer
+    assert counting.bound.binding.pipeline.hit(1) == 1  # without a layer
     counting.clock.advance(30)
     assert counting.runs(1, 2, 3) == [3]
     counting.clock.advance(30)
     assert 1 in counting.runs(1)
 
 
-def test_a_new_time_to_live_holds_for_what_is_stored_from_then_on(bind: Any) -> None:
+def test_a_new_ttl_applies_to_results_stored_from_then_on(bind: Any) -> None:
     counting = Counting(bind, ttl=60)
     counting.runs(1)
     counting.reload(ttl=5)
@@ -105,7 +105,7 @@ def test_a_new_time_to_live_holds_for_what_is_stored_from_then_on(bind: Any) -> 
 
 
 @pytest.mark.parametrize("change", [{"namespace": "other"}, {"key": whole}, {"serializer": "pickle"}])
-def test_another_place_begins_empty(bind: Any, change: dict[str, Any]) -> None:
+def test_another_store_begins_empty(bind: Any, change: dict[str, Any]) -> None:
     counting = Counting(bind, ttl=60)
     counting.runs(1)
     counting.reload(ttl=60, **change)
@@ -114,7 +114,7 @@ def test_another_place_begins_empty(bind: Any, change: dict[str, Any]) -> None:
     assert counting.runs(1) == []
 
 
-def test_another_secret_of_a_signed_copy_in_memory_is_another_place(bind: Any) -> None:
+def test_another_secret_of_signed_entries_in_memory_is_another_store(bind: Any) -> None:
     counting = Counting(bind, serializer="signed_pickle", secret="one")
     counting.runs(1)
     counting.reload(serializer="signed_pickle", secret="one", ttl=60)
@@ -123,7 +123,7 @@ def test_another_secret_of_a_signed_copy_in_memory_is_another_place(bind: Any) -
     assert counting.runs(1) == [1]
 
 
-def test_a_smaller_size_lets_the_least_recently_used_go_at_once_and_a_larger_one_holds_more(bind: Any) -> None:
+def test_a_smaller_max_size_evicts_at_once_and_a_larger_one_makes_room(bind: Any) -> None:
     counting = Counting(bind, max_size=5)
     counting.runs(1, 2, 3, 4, 5, 1)
     counting.reload(max_size=3)
@@ -136,7 +136,7 @@ def test_a_smaller_size_lets_the_least_recently_used_go_at_once_and_a_larger_one
     assert counting.bound.cache_info()[2] == 10
 
 
-def test_exceptions_that_are_remembered_are_not_raised_once_the_policy_forgets_them(bind: Any) -> None:
+def test_cached_exceptions_are_not_raised_after_cache_errors_is_switched_off(bind: Any) -> None:
     counting = Counting(bind, cache_errors=True)
     counting.error = ConnectionError("down")
     for _ in range(2):
@@ -151,7 +151,7 @@ def test_exceptions_that_are_remembered_are_not_raised_once_the_policy_forgets_t
     assert counting.runs(1, 1) == [1]
 
 
-def test_a_map_does_not_raise_them_either() -> None:
+def test_a_map_does_not_raise_cached_exceptions_after_cache_errors_is_switched_off() -> None:
     fails = True
 
     def function(x: int) -> int:
@@ -168,7 +168,7 @@ def test_a_map_does_not_raise_them_either() -> None:
     assert bound.map([1]) == [1]
 
 
-def test_counted_requests_go_on_where_the_time_to_live_stays_adaptive(bind: Any) -> None:
+def test_request_counts_are_kept_while_the_ttl_stays_adaptive(bind: Any) -> None:
     ttl = {"cold": 1, "warm": 10, "hot": 100, "warm_after": 3, "hot_after": 6}
     counting = Counting(bind, ttl=ttl)
     counting.runs(*[1] * 4)
@@ -182,7 +182,7 @@ def test_counted_requests_go_on_where_the_time_to_live_stays_adaptive(bind: Any)
     assert counting.cache.retention.popularity.of(counting.cache.key((1,), {})) == 8
 
 
-def test_a_cleared_cache_is_cleared_for_both_and_counted_once(bind: Any) -> None:
+def test_clearing_reaches_the_migrated_cache_once(bind: Any) -> None:
     namespace = f"mine {bind.kind}"
     counting = Counting(bind, namespace=namespace, tags="all")
     counting.runs(1)
@@ -196,7 +196,7 @@ def test_a_cleared_cache_is_cleared_for_both_and_counted_once(bind: Any) -> None
     assert counting.runs(1) == [1]
 
 
-def test_a_cache_that_is_removed_or_switched_off_is_gone_and_an_equal_one_is_the_same(bind: Any) -> None:
+def test_removing_or_disabling_the_cache_drops_it_and_an_equal_policy_keeps_it(bind: Any) -> None:
     counting = Counting(bind, ttl=60)
     counting.runs(1)
     before = counting.cache
@@ -208,7 +208,7 @@ def test_a_cache_that_is_removed_or_switched_off_is_gone_and_an_equal_one_is_the
     assert counting.runs(1) == [1]
 
 
-def test_what_is_only_prepared_disturbs_nothing(bind: Any) -> None:
+def test_a_prepared_but_unused_pipeline_changes_nothing(bind: Any) -> None:
     counting = Counting(bind, max_size=3)
     counting.runs(1, 2, 3)
     counting.bound.binding.prepare(Policy(cache={"max_size": 1}))
@@ -221,11 +221,11 @@ def test_what_is_only_prepared_disturbs_nothing(bind: Any) -> None:
     assert counting.runs(2) == [2]
 
 
-# Computations under way
+# Running computations
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_who_calls_under_the_new_policy_waits_for_a_computation_of_the_old_one(store: str, tmp_path: Path) -> None:
+def test_a_caller_under_the_new_policy_waits_for_a_computation_of_the_old_one(store: str, tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     runs: list[int] = []
     place = {"backend": "disk", "cache_dir": tmp_path} if store == "disk" else {}
@@ -244,19 +244,19 @@ def test_who_calls_under_the_new_policy_waits_for_a_computation_of_the_old_one(s
     bound.binding.swap(Policy(cache={"ttl": 30, **place}))
     for thread in threads[1:]:
         thread.start()
-    (flight,) = bound.binding.cache.flights.under_way.values()
-    while flight.callers < 4:
+    (computation,) = bound.binding.cache.single_flight.running.values()
+    while computation.callers < 4:
         threading.Event().wait(0.001)
     go_on.set()
     for thread in threads:
         thread.join(WAIT)
     assert answers == [1] * 4
     assert bound() == 1
-    assert bound.binding.cache.flights.under_way == {}
+    assert bound.binding.cache.single_flight.running == {}
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_tasks_join_a_computation_of_the_old_policy_which_stores_by_its_own(cancelled: bool) -> None:
+def test_tasks_join_a_computation_of_the_old_policy_whose_result_has_the_old_ttl(cancelled: bool) -> None:
     clock, runs = VirtualClock(), []
 
     async def function() -> int:
@@ -284,7 +284,7 @@ def test_tasks_join_a_computation_of_the_old_policy_which_stores_by_its_own(canc
     clock.run(main())
 
 
-def test_what_is_forgotten_under_the_new_policy_is_not_kept_by_a_computation_of_the_old_one() -> None:
+def test_a_key_deleted_under_the_new_policy_is_not_stored_by_a_computation_of_the_old_one() -> None:
     clock, runs = VirtualClock(), []
 
     async def function() -> int:
@@ -306,7 +306,7 @@ def test_what_is_forgotten_under_the_new_policy_is_not_kept_by_a_computation_of_
     clock.run(main())
 
 
-def test_an_error_that_the_old_policy_keeps_is_not_the_answer_of_a_caller_of_the_new_one() -> None:
+def test_a_caller_under_the_new_policy_does_not_get_an_error_that_the_old_one_caches() -> None:
     clock, runs = VirtualClock(), []
 
     async def function() -> int:
@@ -333,7 +333,7 @@ def test_an_error_that_the_old_policy_keeps_is_not_the_answer_of_a_caller_of_the
 # Stores
 
 
-def test_results_on_disk_are_simply_there_and_no_connection_is_left_open(bind: Any, tmp_path: Path) -> None:
+def test_results_on_disk_are_kept_and_no_connection_is_left_open(bind: Any, tmp_path: Path) -> None:
     from opero.cache.database import Database
 
     counting = Counting(bind, backend="disk", cache_dir=tmp_path, ttl=60)
@@ -349,7 +349,7 @@ def test_results_on_disk_are_simply_there_and_no_connection_is_left_open(bind: A
     assert counting.runs(1) == [1]
 
 
-def test_what_another_backend_holds_itself_stays_with_it(bind: Any) -> None:
+def test_a_third_party_backend_that_holds_the_entries_is_kept(bind: Any) -> None:
     counting = Counting(bind, backend="dogpile.cache.memory", ttl=60)
     counting.runs(1)
     counting.reload(backend="dogpile.cache.memory", ttl=50)
@@ -358,7 +358,7 @@ def test_what_another_backend_holds_itself_stays_with_it(bind: Any) -> None:
     assert counting.runs(1) == [1]
 
 
-# All of it
+# Everything together
 
 
 @given(
@@ -371,7 +371,7 @@ def test_what_another_backend_holds_itself_stays_with_it(bind: Any) -> None:
         max_size=50,
     )
 )
-def test_a_call_is_answered_as_by_a_model_of_the_rules(steps: list[Any]) -> None:
+def test_calls_are_answered_as_by_a_model_of_the_rules(steps: list[Any]) -> None:
     clock, ran = VirtualClock(), []
     bound: Any = Policy(cache={"max_size": 3, "namespace": "a"}).apply(ran.append, clock=clock)
     held: dict[int, float] = {}
@@ -395,7 +395,7 @@ def test_a_call_is_answered_as_by_a_model_of_the_rules(steps: list[Any]) -> None
         held = dict(list(held.items())[-size:])
 
 
-def test_after_many_reloads_old_executors_and_their_empty_stores_are_gone(bind: Any) -> None:
+def test_after_many_reloads_old_executors_and_stores_are_garbage_collected(bind: Any) -> None:
     def stores() -> int:
         gc.collect()
         return sum(type(each) is MemoryBackend for each in gc.get_objects())
@@ -413,7 +413,7 @@ def test_after_many_reloads_old_executors_and_their_empty_stores_are_gone(bind: 
     assert stores() == before
 
 
-def test_threads_get_right_answers_while_it_is_reloaded_again_and_again() -> None:
+def test_threads_get_correct_answers_during_repeated_reloads() -> None:
     runs: list[int] = []
     bound: Any = Policy(cache={"ttl": 600}).apply(lambda x: runs.append(x) or x * 2)
     wrong: list[Any] = []

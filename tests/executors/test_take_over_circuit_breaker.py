@@ -509,7 +509,7 @@ def test_reloads_that_change_nothing_of_weight_change_nothing(steps: list[Any], 
 
 def test_threads_use_it_while_it_is_reloaded_again_and_again() -> None:
     bound = Policy(circuit_breaker=10**6, retry=0).apply(lambda: 1 / 0)
-    before: Any = bound.binding.chain.executors["circuit_breaker"]  # type: ignore[attr-defined]
+    before: Any = bound.binding.pipeline.executors["circuit_breaker"]  # type: ignore[attr-defined]
     stop = threading.Event()
     counts: list[int] = []
 

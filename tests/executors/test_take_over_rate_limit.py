@@ -140,9 +140,9 @@ def test_a_limit_that_is_removed_or_switched_off_loses_its_state(bind: Any) -> N
 
 def test_an_equal_policy_keeps_its_very_executor(bind: Any) -> None:
     bind(Policy(rate_limit=5), lambda: None)
-    before = bind.bound.binding.chain.executors["rate_limit"].limiter
+    before = bind.bound.binding.pipeline.executors["rate_limit"].limiter
     bind.bound.binding.swap(Policy(rate_limit=5, retry=1))
-    assert bind.bound.binding.chain.executors["rate_limit"].limiter is before
+    assert bind.bound.binding.pipeline.executors["rate_limit"].limiter is before
 
 
 def test_an_executor_that_is_put_in_force_again_goes_on_with_what_came_between() -> None:

@@ -48,7 +48,7 @@ class Shared:
         chain = self.here.binding.resolved()
         limits = share_limits(chain.executors, "work", self.folder)
         assert isinstance(limits, SharedLimits)
-        return bind(chain.policy, work, share=limits)
+        return bind(chain.policy, work, provider=limits)
 
     def reload(self, **policy: Any) -> None:
         self.here.binding.swap(Policy.model_validate(policy))
@@ -195,15 +195,15 @@ def test_workers_of_the_old_policy_keep_to_the_rate_of_the_new_one(tmp_path: Pat
 def test_a_limit_that_was_replaced_before_it_was_shared_is_shared_as_the_new_one(tmp_path: Path) -> None:
     policies = {"rate_limit": {"rate": 0.01, "burst": 3, "max_wait": 0}, "circuit_breaker": 3, "bulkhead": 2}
     bound: Any = Policy.model_validate(policies).apply(work)
-    old = bound.binding.chain
+    old = bound.binding.pipeline
     bound.binding.swap(Policy.model_validate({**policies, "rate_limit": {"rate": 0.02, "burst": 3, "max_wait": 0}}))
     bound()
     first = share_limits(old.executors, "work", tmp_path)  # a map that began before the reload
-    second = share_limits(bound.binding.chain.executors, "work", tmp_path)
+    second = share_limits(bound.binding.pipeline.executors, "work", tmp_path)
     assert first is not None
     assert second is not None
     assert first.paths == second.paths
-    there = bind(old.policy, work, share=first)
+    there = bind(old.policy, work, provider=first)
     there(), bound()
     for each in (bound, there):
         with pytest.raises(RateLimitExceededError):
@@ -257,7 +257,7 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
         return thread
 
     if when == "after":
-        share_limits(bound.binding.chain.executors, "work", tmp_path)
+        share_limits(bound.binding.pipeline.executors, "work", tmp_path)
     threads = [start(hold)]
     assert has_place.wait(WAIT)
     threads.append(start(enter))
@@ -265,7 +265,7 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
     while not places.queue:
         threading.Event().wait(0.001)
     if when == "before":
-        share_limits(bound.binding.chain.executors, "work", tmp_path)
+        share_limits(bound.binding.pipeline.executors, "work", tmp_path)
     bound.binding.enforce(more if again else bound.binding.prepare(policy(2, 0)))
     assert entered.wait(WAIT)
     assert executor_of(bound, "bulkhead").running == 2
@@ -287,7 +287,7 @@ def test_a_new_one_that_is_shared_already_brings_the_old_one_into_its_file(tmp_p
     }
     old, new = (Policy.model_validate({kind: each}).apply(work) for each in policies[kind])
     limits = share_limits(new.binding.resolved().executors, "work", tmp_path)  # type: ignore[attr-defined]
-    there = bind(Policy.model_validate({kind: policies[kind][1]}), work, share=limits)
+    there = bind(Policy.model_validate({kind: policies[kind][1]}), work, provider=limits)
     if kind == "circuit_breaker":
         failing(old)
     elif kind == "bulkhead":
@@ -339,7 +339,7 @@ def test_threads_lose_nothing_while_limits_move_to_files_and_are_reloaded(_: int
     for number in range(1, 40):
         bound.binding.swap(policy(number))
         if number == 10:
-            share_limits(bound.binding.chain.executors, "work", tmp_path)
+            share_limits(bound.binding.pipeline.executors, "work", tmp_path)
     for thread in threads:
         thread.join(WAIT)
     assert sum(taken) == 400

@@ -93,7 +93,9 @@ def test_an_optional_list_takes_batches_too() -> None:
     assert not BatchRule(load, 0, None).applies([3])
 
 
-@pytest.mark.parametrize("results", [[1], (1, 2, 3), None, 3, {"a": 1}, "ab", iter([1, 2])], ids=repr)
+@pytest.mark.parametrize(
+    "results", [[1], (1, 2, 3), None, 3, {"a": 1}, "ab", iter([1, 2])], ids=lambda each: type(each).__name__
+)
 def test_a_batch_must_return_a_list_of_equal_length(results: Any) -> None:
     with pytest.raises(ValueError, match="received a batch of 2 items and returned") as caught:
         BatchRule(numbers, 0, None).check(results, [1, 2])

@@ -21,8 +21,8 @@ from joblib.externals.loky import get_reusable_executor
 import opero.parallel
 from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
 from opero import opero as bind
-from parallel.conftest import is_alive
 from parallel.functions import Awkward, Locked
+from worker_processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ import pytest
 
 from opero import ConfigError, MapError, Policy, opero, opmap
 from parallel import functions
-from parallel.conftest import workers as worker_processes
+from worker_processes import workers as worker_processes
 
 
 def mapped(function: Any, **options: Any) -> Any:

@@ -206,7 +206,7 @@ def test_a_log_gets_whole_lines_between_those_of_others(tmp_path: Path) -> None:
     code = """
         import logging, sys, threading
         from opero import opmap
-        from opero.parallel import progress
+        from opero.parallel.engine import progress
         progress.BETWEEN_LINES = progress.BETWEEN_DRAWINGS = 0.02
         logging.basicConfig(format="line %(message)s end")
 

@@ -16,7 +16,7 @@ import pytest
 import opero
 from opero import ConfigError, MapError, Policy, Tuning, opmap, tune
 from opero.parallel import tuning as tunings
-from parallel.conftest import workers
+from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

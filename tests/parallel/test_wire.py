@@ -572,7 +572,7 @@ def test_methods_of_nested_classes_travel() -> None:
         int,
         "{}".format,
     ],
-    ids=str,
+    ids=["partial of an opero function", "partial", "callable", "method", "opero function", "class", "builtin method"],
 )
 def test_all_kinds_of_callables_travel(function: Any) -> None:
     assert mapped(function)([1, 2]) == [function(1), function(2)]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from opero import CallTimeoutError, MapError, Policy, WorkerDiedError
-from parallel.conftest import is_alive, workers
+from worker_processes import is_alive, workers
 
 
 def noted(number: int, folder: str, fatal: tuple[int, ...], deaths: int = 1_000_000) -> int:

@@ -107,7 +107,6 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
     scope=scopes,
-    backend=st.sampled_from(["local", "redis"]),
 ).map(lambda fields: RateLimitPolicy(**fields))
 timeout = st.one_of(
     given({"total": durations(least=0.001)}),

@@ -35,6 +35,9 @@ class Array:
     def __init__(self, *values: int) -> None:
         self.values = values
 
+    def __repr__(self) -> str:
+        return f"Array{self.values}"
+
     def __eq__(self, other: object) -> Any:
         others = other.values if isinstance(other, Array) else [other] * len(self.values)
         return Array(*(mine == theirs for mine, theirs in zip(self.values, others, strict=True)))

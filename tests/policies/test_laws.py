@@ -8,17 +8,21 @@ import pickle
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import policies.named
 from opero import AdaptiveTTL, CachePolicy, Policy
 from opero.policies.policy import KINDS, merge
+from policies.statements import statements
 from policies.strategies import any_policy, kinds, whole_policies
 
 if TYPE_CHECKING:
     from opero.policies.base import BasePolicy, StrictModel
 
-settings.register_profile("laws", max_examples=40, deadline=None)
+settings.register_profile(
+    "laws", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 laws = settings.get_profile("laws")
 
 
@@ -95,13 +99,12 @@ def test_merging_is_idempotent(policy: Policy) -> None:
 
 
 @laws
-@given(whole_policies, whole_policies, whole_policies)
-def test_merging_is_associative(first: Policy, second: Policy, third: Policy) -> None:
-    one, two, three = first.fields(), second.fields(), third.fields()
-    # None removes what lies below; what is laid on later stands on its own.
-    if any(value is None for value in (*two.values(),)):
-        return
-    assert merge(merge(one, two), three) == merge(one, merge(two, three))
+@given(st.data())
+def test_merging_statements_is_associative(kind: str, data: st.DataObject) -> None:
+    one, two, three = ({kind: data.draw(statements(kind, objects=True))} for _ in range(3))
+    left, right = merge(merge(one, two), three), merge(one, merge(two, three))
+    assert left == right
+    assert type(left[kind]) is type(right[kind])
 
 
 @laws

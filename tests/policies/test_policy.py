@@ -24,9 +24,12 @@ from opero import (
     TimeoutPolicy,
     UnknownOptionError,
 )
+from opero.config.schema import json_schema
 from opero.policies.options import Options
 from opero.policies.policy import FLAT_OPTIONS, KINDS, merge, options_to_fields
+from opero.policies.types import UNSET
 from policies import named
+from policies.statements import COMPLETE
 from policies.test_cache import COMPANIONS
 
 DESIGN = {
@@ -35,7 +38,7 @@ DESIGN = {
     FallbackPolicy: "arg default function",
     CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if cache_errors "
     "error_ttl tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout arguments",
-    RateLimitPolicy: "rate burst max_wait cost scope backend",
+    RateLimitPolicy: "rate burst max_wait cost scope",
     TimeoutPolicy: "total attempt",
     CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "half_open_calls ignore scope",
@@ -121,22 +124,47 @@ def test_every_flat_option_is_tested() -> None:
     assert {option: (kind, field) for option, _, kind, field in FLAT} == FLAT_OPTIONS
 
 
-def test_the_typed_options_are_all_there_are() -> None:
-    assert set(Options.__annotations__) == {*FLAT_OPTIONS, *KINDS}
+def written_constructor(model: type[Any]) -> tuple[dict[str, str], dict[str, ast.expr]]:
+    """The annotations and defaults of the constructor that type checkers read; at run time it is pydantic's."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
+    [written] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    keywords = list(zip(written.args.kwonlyargs, written.args.kw_defaults, strict=True))
+    annotations = {each.arg: ast.unparse(each.annotation) for each, _ in keywords if each.annotation is not None}
+    return annotations, {each.arg: default for each, default in keywords if default is not None}
+
+
+def value_of(default: ast.expr) -> Any:
+    names = {"Exception": (Exception,), "UNSET": UNSET}  # `retry_on=Exception` is short for a tuple
+    return names[default.id] if isinstance(default, ast.Name) else ast.literal_eval(default)
 
 
 @pytest.mark.parametrize("model", [Policy, *KINDS.values()], ids=lambda model: model.__name__)
 def test_the_written_constructor_takes_exactly_the_fields_with_their_defaults(model: type[Any]) -> None:
-    """Type checkers read it; at run time it is pydantic's."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
-    [written] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-    names = [each.arg for each in written.args.kwonlyargs]
-    assert sorted(names) == sorted(model.model_fields)
-    for name, default in zip(names, written.args.kw_defaults, strict=True):
-        field = model.model_fields[name]
-        assert (default is None) == field.is_required()
-        if default is not None and not isinstance(default, ast.Name):
-            assert field.default == ast.literal_eval(default)
+    annotations, defaults = written_constructor(model)
+    assert sorted(annotations) == sorted(model.model_fields)
+    for name, field in model.model_fields.items():
+        assert field.is_required() == (name not in defaults)
+        if name in defaults:
+            assert field.default == value_of(defaults[name])
+
+
+def test_the_typed_options_are_all_there_are_and_of_the_types_of_the_constructors() -> None:
+    options = {name: each.__forward_arg__ for name, each in Options.__annotations__.items()}
+    written = {kind: written_constructor(model)[0] for kind, model in KINDS.items()}
+    flat = {option: written[kind][field] for option, (kind, field) in FLAT_OPTIONS.items()}
+    assert options == flat | written_constructor(Policy)[0]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_schema_has_exactly_the_fields_with_their_defaults(kind: str) -> None:
+    model, properties = KINDS[kind], json_schema()["$defs"][KINDS[kind].__name__]["properties"]
+    assert sorted(properties) == sorted(model.model_fields)
+    assert all(each["description"] for each in properties.values())
+    defaults = {name: each["default"] for name, each in properties.items() if "default" in each}
+    unset = {name for name, field in model.model_fields.items() if field.is_required() or field.default is UNSET}
+    assert defaults.keys() == model.model_fields.keys() - unset
+    needed = {name: COMPLETE[kind][name] for name in COMPLETE[kind] if name in unset or kind == "timeout"}
+    assert model.model_validate({**defaults, **needed}) == model.model_validate(needed)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +230,23 @@ def test_what_is_laid_over_says_only_what_it_names() -> None:
     assert merge(lower, {"retry": None}) == {"retry": None}
     assert merge({"rate_limit": "5/s"}, {"rate_limit": {"burst": 2}}) == {"rate_limit": {"rate": "5/s", "burst": 2}}
     assert merge(lower, {"retry": False}) == {"retry": {"retries": 5, "jitter": False, "enabled": False}}
+
+
+def test_a_policy_object_replaces_and_its_flat_options_lie_over_it() -> None:
+    profile = Policy(retry=RetryPolicy(retries=5, jitter=False), timeout="1m")
+    assert profile.replace(retry=RetryPolicy(max_delay=9)).retry == RetryPolicy(max_delay=9)
+    assert profile.replace(retry=RetryPolicy(max_delay=9), retries=2).retry == RetryPolicy(max_delay=9, retries=2)
+    assert profile.replace(retry={"max_delay": 9}).retry == RetryPolicy(retries=5, jitter=False, max_delay=9)
+    assert profile.replace(timeout=None, attempt_timeout=2).timeout == TimeoutPolicy(attempt=2)
+    assert profile.replace(timeout=None, attempt_timeout=None).timeout is None
+
+
+def test_what_is_switched_off_without_values_stays_off_under_values() -> None:
+    off = Policy(cache=False)
+    assert off == Policy()
+    assert off.replace(cache="5m").cache == CachePolicy(ttl=300, enabled=False)
+    assert pickle.loads(pickle.dumps(off)).replace(cache="5m").active("cache") is None
+    assert off.replace(cache=True).cache == CachePolicy()
 
 
 def test_merging_leaves_its_arguments_alone() -> None:

@@ -21,7 +21,6 @@ GOOD: Good = [
     ("cost", named.cost, named.cost),
     ("cost", "policies.named:cost", named.cost),
     ("scope", "function", "function"),
-    ("backend", "redis", "redis"),
 ]
 BAD: Bad = [
     ("rate", 0, "0 is not above 0"),
@@ -38,7 +37,6 @@ BAD: Bad = [
     ("cost", "not a name", "'not a name' is no cost: give a number above 0, the name of an argument, or a function"),
     ("cost", None, "None is no cost"),
     ("scope", "global", "'global' is none of 'profile', 'function'"),
-    ("backend", "memcached", "'memcached' is none of 'local', 'redis'"),
 ]
 
 
@@ -54,6 +52,11 @@ def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told
 
 def test_every_field_is_tested_with_good_and_bad_values() -> None:
     covers(RateLimitPolicy, GOOD, BAD)
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="backend"):
+        RateLimitPolicy.model_validate({"rate": 1, "backend": "redis"})
 
 
 def test_a_rate_is_required() -> None:

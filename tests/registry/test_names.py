@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import ConfigError, Policy, Registry, opmap
-from opero.registry.declarations import name_in_config
+from opero.config.declaration import name_in_config
 from opero.runtime.functions import full_name, short_name
 
 SECRET = "hunter2"
@@ -101,7 +101,7 @@ def test_what_is_not_callable_is_told_by_its_type_and_not_by_what_it_holds(
     with pytest.raises(ConfigError, match=f"settings:value is of type {kind}, which is not callable") as caught:
         registry.bind_import("settings:value", "api")
     assert SECRET not in str(caught.value)
-    with pytest.raises(ConfigError, match=f"what is of type {kind} is not callable; a policy") as caught:
+    with pytest.raises(ConfigError, match=f"value of type {kind}: it is not callable; bind") as caught:
         registry.bind(value, "api")
     assert SECRET not in str(caught.value)
 
@@ -179,6 +179,6 @@ def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_t
 
 def test_what_a_store_on_disk_cannot_name_is_told_without_what_it_holds(tmp_path: Path) -> None:
     policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
-    with pytest.raises(ConfigError, match=r"Client\.__call__ has no name that another process would know") as caught:
+    with pytest.raises(ConfigError, match=r"Client\.__call__ cannot be imported by name") as caught:
         policy.apply(Client())
     assert SECRET not in "".join(traceback.format_exception(caught.value))

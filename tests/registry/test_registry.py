@@ -21,6 +21,7 @@ from opero import (
     Registry,
     get_default_registry,
     opero,
+    opmap,
     set_default_registry,
 )
 from opero.testing import VirtualClock
@@ -464,3 +465,25 @@ def test_what_somebody_has_replaced_since_is_left_alone(library: Any) -> None:
     with pytest.raises(ConfigError, match="has been replaced by something else"):
         registry.unbind_import("third_party:get")
     assert library.get is theirs
+
+
+def test_check_reports_a_backend_that_does_not_exist_once_for_a_profile_and_its_functions() -> None:
+    registry = Registry({"api": Policy(cache={"backend": "memry"})})
+    bound = [opero(policy="api", registry=registry)(function) for function in (lambda: 1, lambda: 2)]
+    with pytest.raises(ConfigError, match="policies.api.cache: unknown cache backend 'memry'") as caught:
+        registry.check()
+    assert len(caught.value.problems) == 1
+    with pytest.raises(ConfigError, match="unknown cache backend 'memry'"):
+        bound[0]()
+
+
+def test_check_reports_a_mode_that_cannot_map_the_function() -> None:
+    registry = Registry({"api": Policy(parallel="thread")})
+
+    async def load(key: int) -> int:
+        return key
+
+    mapped = opmap(policy="api", registry=registry)(load)
+    with pytest.raises(ConfigError, match="load is an async function, which mode 'thread' cannot run"):
+        registry.check()
+    del mapped

@@ -87,12 +87,12 @@ def test_the_counts_go_on_over_reloads(files: Files) -> None:
 def test_a_bad_file_changes_nothing_at_all(files: Files, bad: str, said: str) -> None:
     registry = files.load("policies: {api: {retry: 1}, other: {retry: 1}}")
     bound, other = registry.bind(one, "api"), registry.bind(two, "other")
-    before = registry.configuration, bound.binding.chain, other.binding.chain
+    before = registry.configuration, bound.binding.pipeline, other.binding.pipeline
     files.write(bad)
     for _ in range(2):
         with pytest.raises(ConfigError, match=said):
             registry.reload()
-    assert (registry.configuration, bound.binding.chain, other.binding.chain) == before
+    assert (registry.configuration, bound.binding.pipeline, other.binding.pipeline) == before
 
 
 def test_a_mistake_in_code_that_was_there_before_holds_no_reload_up(files: Files) -> None:
@@ -183,14 +183,15 @@ def test_a_function_follows_its_entry_when_that_appears_and_goes(files: Files) -
 def test_functions_share_again_what_they_shared_before(files: Files) -> None:
     registry = files.load("policies: {api: {bulkhead: 3, retry: 1}}")
     first, second = registry.bind(one, "api"), registry.bind(two, "api")
-    kept = first.binding.chain.executors["bulkhead"]
+    kept = first.binding.pipeline.executors["bulkhead"]
     files.write("policies: {api: {bulkhead: 3, retry: 2}}")
     registry.reload()
-    assert first.binding.chain.executors["bulkhead"] is second.binding.chain.executors["bulkhead"] is kept
+    assert first.binding.pipeline.executors["bulkhead"] is second.binding.pipeline.executors["bulkhead"] is kept
     files.write("policies: {api: {bulkhead: 4, retry: 2}}")
     registry.reload()
-    assert first.binding.chain.executors["bulkhead"] is second.binding.chain.executors["bulkhead"]
-    assert registry.bind(one, "api").binding.chain.executors["bulkhead"] is first.binding.chain.executors["bulkhead"]
+    assert first.binding.pipeline.executors["bulkhead"] is second.binding.pipeline.executors["bulkhead"]
+    third = registry.bind(one, "api")
+    assert third.binding.pipeline.executors["bulkhead"] is first.binding.pipeline.executors["bulkhead"]
 
 
 def test_calls_take_no_lock_that_a_reload_holds(files: Files) -> None:
@@ -345,7 +346,7 @@ def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, m
     go_on.set()
     reloading.join(30)
     assert early.policy == late.policy == Policy(bulkhead=4)
-    assert early.binding.chain.executors["bulkhead"] is late.binding.chain.executors["bulkhead"]
+    assert early.binding.pipeline.executors["bulkhead"] is late.binding.pipeline.executors["bulkhead"]
 
 
 @pytest.mark.parametrize("bad", ["cache: 1m", "rate_limit: {rate: 5, cost: nosuch}"])

@@ -1,4 +1,4 @@
-"""Whether a policy fits a function: all that can be known before its layers are built, and before the first call."""
+"""Whether a policy fits a function: everything that can be checked before the first call."""
 
 from __future__ import annotations
 
@@ -10,67 +10,66 @@ from opero.runtime.functions import full_name, kind_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.binding.binding import Binding
+    from opero.binding.target import Target
+    from opero.policies.cache import CachePolicy
     from opero.policies.policy import Policy
 
-__all__ = ["NOT_YET", "check", "check_arguments", "check_fit"]
-
-NOT_YET: dict[str, dict[str, tuple[Any, ...]]] = {
-    "rate_limit": {"backend": ("local",)},
-}
-"""Options that are validated already but have no executor yet, and the values for which they need none."""
+__all__ = ["check", "check_arguments", "check_fit"]
 
 
-EXTRAS = ("redis",)
-"""Values that will need the extra of that name."""
+def check(target: Target, policy: Policy) -> None:
+    """Check a policy against the kind of a function.
 
-
-def check(binding: Binding, policy: Policy) -> None:
-    """Check all that can be known of a policy and a function before the first call."""
-    for kind, options in NOT_YET.items():
-        held = policy.active(kind)
-        for option, done in options.items() if held is not None else ():
-            if getattr(held, option) not in done:
-                value = getattr(held, option)
-                extra = f" (it will come with the extra {value!r})" if value in EXTRAS else ""
-                raise NotImplementedError(
-                    f"{binding.name}: {kind}.{option}={value!r} is not implemented yet{extra}; leave it out for now"
-                )
-    if binding.kind in ("generator", "async_generator"):
+    Raises:
+        ConfigError: the policy does not fit.
+    """
+    if target.kind in ("generator", "async_generator"):
         reasons = {
-            "cache": "its items come one by one, so there is no result to keep; cache a function that returns a list",
-            "parallel": "its items come one by one; map a function that returns a value",
+            "cache": "it yields items one by one and has no result to keep; cache a function that returns a list",
+            "parallel": "it yields items one by one; map a function that returns a value",
         }
         for kind, reason in reasons.items():
             if policy.active(kind) is not None:
-                raise ConfigError(f"{binding.name} is a generator function and cannot have {kind}: {reason}")
+                raise ConfigError(f"{target.name} is a generator function and cannot have {kind}: {reason}")
         retry = policy.active("retry")
         if retry is not None and retry.retry_if_result is not None:
-            raise ConfigError(
-                f"{binding.name} is a generator function: it has no result that retry_if_result could judge"
-            )
+            raise ConfigError(f"{target.name} is a generator function: it has no result for retry_if_result to check")
     fallback = policy.active("fallback")
-    if fallback is not None and fallback.function is not None and not binding.is_async:
+    if fallback is not None and fallback.function is not None and not target.is_async:
         kind = kind_of(fallback.function)
         if kind.startswith("async"):
             raise ConfigError(
-                f"{binding.name} is a sync function and its fallback {full_name(fallback.function)} is async: nobody "
-                "would await it; use a sync fallback"
+                f"{target.name} is a sync function and cannot await its async fallback {full_name(fallback.function)}; "
+                "use a sync fallback"
             )
 
 
-def check_fit(binding: Binding, policy: Policy) -> None:
-    """Check what can be known of a policy and a function without building its layers.
+def check_fit(target: Target, policy: Policy) -> None:
+    """Check a policy against a function and its parameters, without building a pipeline.
 
     Raises:
-        ConfigError, NotImplementedError: it does not fit.
+        ConfigError: the policy does not fit.
     """
-    check(binding, policy)
-    check_arguments(policy.fields(), binding.function)
+    check(target, policy)
+    check_arguments(policy.fields(), target.function)
+    cache = policy.active("cache")
+    if cache is not None:
+        _check_cache(cache, target)
+
+
+def _check_cache(policy: CachePolicy, target: Target) -> None:
+    """Check that tags name parameters, and that a shared store can tell the function from others."""
+    from opero.cache.digest import name_in_stores
+    from opero.cache.keys import KeyMaker
+    from opero.cache.retention import Retention
+
+    name = full_name(target.function) if policy.is_in_memory else name_in_stores(target.function)
+    key = KeyMaker(target.function, policy.key, is_method=target.is_method)
+    Retention(policy, target.clock, key, f"{policy.namespace}:{name}")
 
 
 def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
-    """Check the parameters that a function's own options name, whatever profile they will be laid over.
+    """Check that a function has the parameters that its options name, whatever profile they will be laid over.
 
     Raises:
         ConfigError: the function lacks one of them.

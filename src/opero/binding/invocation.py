@@ -10,63 +10,61 @@ from opero.runtime.generators import relaying, relaying_async
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.binding.pipeline import Chain
-    from opero.observe.stats import Stats
-    from opero.runtime.functions import FunctionKind
+    from opero.binding.pipeline import Pipeline
+    from opero.binding.target import Target
 
-__all__ = ["calling"]
+__all__ = ["PipelineHolder", "calling"]
 
 
-class Callee(Protocol):
-    """What is asked at each call: a binding."""
-
-    chain: Chain
+class PipelineHolder(Protocol):
+    """Holds the pipeline that is in force; each call reads it once."""
 
     @property
-    def stats(self) -> Stats: ...
-    @property
-    def kind(self) -> FunctionKind: ...
+    def pipeline(self) -> Pipeline: ...
 
 
-def calling(binding: Callee) -> Callable[..., Any]:
-    """The function that users call, of the binding's own kind. A success costs little more than the bare function."""
-    stats = binding.stats
+def calling(target: Target, holder: PipelineHolder) -> Callable[..., Any]:
+    """Return a function of the target's own kind that calls it through the holder's pipeline.
+
+    A success costs little more than a call of the bare function.
+    """
+    stats = target.stats
 
     def bound(*args: Any, **kwargs: Any) -> Any:
         stats.calls += 1
-        chain = binding.chain
+        pipeline = holder.pipeline
         try:
-            function = chain.function
+            function = pipeline.function
             if function is not None:
                 return function(*args, **kwargs)
-            hit = chain.hit
+            hit = pipeline.hit
             if hit is not None:
-                found = hit(*args, **kwargs) if kwargs else hit(*args)  # unpacking no keywords costs, too
+                found = hit(*args, **kwargs) if kwargs else hit(*args)  # unpacking empty keywords takes time
                 if found is not MISS:
                     return found
-            return chain.layer(chain.call(), args, kwargs)
+            return pipeline.layer(pipeline.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
-            return chain.fail(error, args, kwargs)
+            return pipeline.fail(error, args, kwargs)
 
     async def bound_async(*args: Any, **kwargs: Any) -> Any:
         stats.calls += 1
-        chain = binding.chain
+        pipeline = holder.pipeline
         try:
-            function = chain.function
+            function = pipeline.function
             if function is not None:
                 return await function(*args, **kwargs)
-            hit = chain.hit
+            hit = pipeline.hit
             if hit is not None:
                 found = hit(*args, **kwargs) if kwargs else hit(*args)
                 if found is not MISS:
                     return found
-            return await chain.layer(chain.call(), args, kwargs)
+            return await pipeline.layer(pipeline.call(), args, kwargs)
         except Exception as error:  # noqa: BLE001  # decided in fail
-            return await chain.fail(error, args, kwargs)
+            return await pipeline.fail(error, args, kwargs)
 
     return {
         "sync": bound,
         "async": bound_async,
         "generator": relaying(bound),
         "async_generator": relaying_async(bound_async),
-    }[binding.kind]
+    }[target.kind]

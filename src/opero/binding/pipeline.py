@@ -1,9 +1,9 @@
-"""The layers of a call, from outer to inner:
+"""The pipeline of a call: its layers, from outer to inner.
 
     cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
     → timeout (attempt) → function
 
-A layer exists only where its policy is set. They are put together here, once for each configuration of a binding.
+A layer exists only where its policy is set. A pipeline is built once for each configuration of a function.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from opero.binding.fit import check
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opero.binding.binding import Binding
+    from opero.binding.target import Target
     from opero.executors.cache import CacheExecutor
     from opero.executors.call import Call, Layer
     from opero.policies.policy import Policy
-    from opero.runtime.clock import Clock
 
-__all__ = ["Chain", "Share", "build", "hand_over"]
+__all__ = ["ExecutorProvider", "Pipeline", "build", "innermost", "migrate_state", "unresolved"]
 
-Share = Callable[[str, Any, Callable[..., Any]], Any]
-"""Gives the executors that several functions share: of a kind and policy, made by the function it gets, unless there is
-one already."""
+ExecutorProvider = Callable[[str, Any, Callable[..., Any]], Any]
+"""Returns the executor for a kind and a policy: one that functions share, or what the given factory makes. Called with
+a name, the factory makes an executor to be shared under that name; called without, one for this function alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Pipeline:
     """The layers of a call, as one configuration built them.
 
     Attributes:
-        function: what to call, where there is no layer around it but an outermost retry; else None.
-        layer: the outermost layer, an outermost retry left out.
-        hit: gives a call's result where a cache in memory has it, else `MISS`; None where there is no such cache.
-        call: makes the `Call` that the layers pass on.
-        fail: what follows an exception that came out of `function` or `layer`: retry, where that is outermost.
-        whole: all layers within the cache, for a map that reads and fills the cache itself.
-        policy: what it was built from.
+        function: the function to call if no layer but an outermost retry surrounds it; else None.
+        layer: the outermost layer, without an outermost retry.
+        hit: returns a call's result if a memory cache has it, else `MISS`; None if there is no such cache.
+        call: makes the `Call` that layers pass on.
+        fail: handles an exception that came out of `function` or `layer`: retries, if retry is outermost.
+        whole: all layers inside the cache, for a map, which reads and fills the cache itself.
+        policy: the policy that it was built from.
         executors: kind of policy → its executor.
-        own: the kinds of those whose state is this function's alone, though functions may share it.
+        own: the kinds whose state belongs to this function alone, among those that functions can share.
     """
 
     function: Callable[..., Any] | None
@@ -57,57 +56,59 @@ class Chain:
     own: frozenset[str]
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Begin a call: its result, or under an async function something to await."""
+        """Start a call: return its result, or for an async function an awaitable."""
         return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
 
     @property
     def cache(self) -> CacheExecutor | None:
-        """The cache, or None where there is none."""
+        """The cache, or None."""
         return self.executors.get("cache")
 
 
-def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain:
-    """The layers for a function under a policy.
+def build(
+    target: Target, policy: Policy, provider: ExecutorProvider | None = None, before: Pipeline | None = None
+) -> Pipeline:
+    """Build the pipeline of a function under a policy.
 
     Args:
-        binding: the function's.
+        target: the function.
         policy: what should happen around it.
-        share: gives the executors that several functions share. Default: the binding's own.
+        provider: returns the executors that functions share. Default: the function has its own.
+        before: the pipeline that this one may replace. Executors whose policies are equal are kept.
 
     Raises:
         ConfigError: the policy does not fit the function.
-        NotImplementedError: an option that has no executor yet.
     """
-    check(binding, policy)
+    check(target, policy)
     own: set[str] = set()
-    executors = _executors(binding, policy, share or binding.share, own)
-    function = _starting(binding)
-    innermost = invoking(binding, function)
+    executors = _executors(target, policy, provider, before, own)
+    function = _starting(target)
+    core = innermost(target, function)
 
     def around(layer: Layer, *kinds: str) -> Layer:
-        """The layer with those of these kinds around it that there are; the last is the outermost."""
+        """Wrap the layer in those of these kinds that exist; the last is the outermost."""
         for kind in kinds:
             if kind in executors:
                 executor = executors[kind]
-                layer = executor.wrap_async(layer) if binding.is_async else executor.wrap(layer)
+                layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
         return layer
 
-    attempt = around(innermost, "timeout", "bulkhead", "rate_limit", "circuit_breaker")
+    attempt = around(core, "timeout", "bulkhead", "rate_limit", "circuit_breaker")
     retried = around(attempt, "retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
     whole = around(timed, "fallback")
     cached = around(whole, "cache")
-    # Where retry is outermost and its first attempt needs no preparation, the bound function itself does its part.
+    # If retry is outermost and its first attempt needs no preparation, the bound function itself makes that attempt.
     fused = cached is retried and retried is not attempt and not executors["retry"].prepares
     layer = attempt if fused else cached
-    recover = (executors["retry"].recover_async if binding.is_async else executors["retry"].recover) if fused else None
-    return Chain(
-        function=function if layer is innermost else None,
+    recover = (executors["retry"].recover_async if target.is_async else executors["retry"].recover) if fused else None
+    return Pipeline(
+        function=function if layer is core else None,
         layer=layer,
         hit=executors["cache"].hit if "cache" in executors else None,
-        call=binding.call,
-        fail=failing(binding, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
+        call=target.call,
+        fail=_failing(target, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
         whole=whole,
         policy=policy,
         executors=executors,
@@ -115,33 +116,90 @@ def build(binding: Binding, policy: Policy, share: Share | None = None) -> Chain
     )
 
 
-def hand_over(old: Chain, new: Chain) -> Chain:
-    """Let the layers that are put in force go on with the state of those before; the layers to put in force.
+def unresolved(target: Target, policy: Policy, resolve: Callable[[], Pipeline], before: Pipeline | None) -> Pipeline:
+    """Build a pipeline whose first call resolves the real one, and runs on that from beginning to end.
 
-    What functions share is seen to by who shares it: the registry.
+    Args:
+        target: the function.
+        policy: a policy without any layer.
+        resolve: returns the real pipeline.
+        before: the pipeline whose state is to continue, or None.
+    """
+
+    def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
+        pipeline = resolve()
+        target.stats.executed += pipeline.function is not None  # this call began before calls counted as attempts
+        try:
+            return pipeline.start(args, kwargs)
+        except Exception as error:  # noqa: BLE001  # decided in fail
+            return pipeline.fail(error, args, kwargs)
+
+    async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
+        pipeline = resolve()
+        target.stats.executed += pipeline.function is not None  # as above
+        try:
+            return await pipeline.start(args, kwargs)
+        except Exception as error:  # noqa: BLE001  # decided in fail
+            return await pipeline.fail(error, args, kwargs)
+
+    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        raise error
+
+    function = resolve_and_call_async if target.is_async else resolve_and_call
+    layer = innermost(target, function)
+    return Pipeline(
+        function=function,
+        layer=layer,
+        hit=None,
+        call=target.call,
+        fail=fail,
+        whole=layer,
+        policy=policy,
+        executors={} if before is None else before.executors,
+        own=frozenset() if before is None else before.own,
+    )
+
+
+def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
+    """Move the state of a pipeline's own executors to the one that replaces it; return the pipeline to put in force.
+
+    The state that functions share is migrated by its owner, the registry.
     """
     for kind in new.own & old.own:
-        mine, theirs = _limit(new, kind), _limit(old, kind)
-        if mine is not theirs:
-            mine.take_over(theirs)
+        successor, predecessor = _limit(new, kind), _limit(old, kind)
+        if successor is not predecessor:
+            successor.take_over(predecessor)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
-        new.cache.take_over(old.cache)
+        new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
     return new
 
 
-def _limit(chain: Chain, kind: str) -> Any:
-    executor = chain.executors[kind]
+def _limit(pipeline: Pipeline, kind: str) -> Any:
+    executor = pipeline.executors[kind]
     return executor.limiter if kind == "rate_limit" else executor
 
 
-def _executors(binding: Binding, policy: Policy, share: Share | None, own: set[str]) -> dict[str, Any]:
-    """An executor for each policy that is set; each executor's module is loaded only when it is.
+def _executors(
+    target: Target, policy: Policy, provider: ExecutorProvider | None, before: Pipeline | None, own: set[str]
+) -> dict[str, Any]:
+    """Make an executor for each policy that is set; an executor's module is loaded only then.
 
-    Kinds of which the function has one of its own, although functions may share such, are added to `own`.
+    Kinds that functions can share, and that this function has for itself, are added to `own`.
     """
     executors: dict[str, Any] = {}
-    clock, name = binding.clock, binding.name
+    clock, name = target.clock, target.name
+
+    def shareable(policy: Any, executor: Callable[[Any, Any, str], Any]) -> Any:
+        def make(shared_name: str | None = None) -> Any:
+            if shared_name is not None:
+                return executor(policy, clock, shared_name)
+            own.add(policy.kind)
+            kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
+            return kept if kept is not None and kept.policy == policy else executor(policy, clock, name)
+
+        return make() if provider is None else provider(policy.kind, policy, make)
+
     if timeout := policy.active("timeout"):
         from opero.executors.timeout import TimeoutExecutor
 
@@ -149,16 +207,15 @@ def _executors(binding: Binding, policy: Policy, share: Share | None, own: set[s
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
-        executors["bulkhead"] = _shared(binding, share, bulkhead, BulkheadExecutor, own)
+        executors["bulkhead"] = shareable(bulkhead, BulkheadExecutor)
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
-        limiter = _shared(binding, share, rate_limit, RateLimitExecutor, own)
-        executors["rate_limit"] = Meter(limiter, binding.function)
+        executors["rate_limit"] = Meter(shareable(rate_limit, RateLimitExecutor), target.function)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
-        executors["circuit_breaker"] = _shared(binding, share, circuit_breaker, CircuitBreakerExecutor, own)
+        executors["circuit_breaker"] = shareable(circuit_breaker, CircuitBreakerExecutor)
     fallback = policy.active("fallback")
     retry = policy.active("retry")
     if retry or (fallback and fallback.arg):
@@ -166,70 +223,48 @@ def _executors(binding: Binding, policy: Policy, share: Share | None, own: set[s
         from opero.executors.retry import RetryExecutor
         from opero.policies.retry import RetryPolicy
 
-        alternatives = Alternatives(fallback.arg, binding.function) if fallback and fallback.arg else None
+        alternatives = Alternatives(fallback.arg, target.function) if fallback and fallback.arg else None
         executors["retry"] = RetryExecutor(retry or RetryPolicy(retries=0), clock, name, alternatives)
     if fallback and fallback.has_result:
         from opero.executors.fallback import FallbackExecutor
 
         executors["fallback"] = FallbackExecutor(
-            fallback, name, _conversion(binding), counts_errors="retry" not in executors
+            fallback, name, _conversion(target), counts_errors="retry" not in executors
         )
     if cache := policy.active("cache"):
         from opero.executors.cache import CacheExecutor
 
-        held: Chain | None = getattr(binding, "chain", None)
-        kept = held.cache if held is not None else None
-        if kept is not None and kept.policy == cache:  # what it holds outlives a change of the other policies
+        kept = before.cache if before is not None else None
+        if kept is not None and kept.policy == cache:  # its contents outlive a change of the other policies
             executors["cache"] = kept
         else:
             executors["cache"] = CacheExecutor(
-                cache, clock, binding.function, binding.stats, is_method=binding.is_method, before=kept
+                cache, clock, target.function, target.stats, is_method=target.is_method, before=kept
             )
     return executors
 
 
-def _shared(
-    binding: Binding,
-    share: Share | None,
-    policy: Any,
-    executor: Callable[[Any, Clock, str], Any],
-    own: set[str],
-) -> Any:
-    """An executor whose state functions may share: the profile's where there is one, else this function's own."""
-
-    def make(name: str | None = None) -> Any:
-        """A new one that functions share under that name; without a name, this function's own."""
-        if name is not None:
-            return executor(policy, binding.clock, name)
-        own.add(policy.kind)
-        held: Chain | None = getattr(binding, "chain", None)
-        kept = _limit(held, policy.kind) if held is not None and policy.kind in held.own else None
-        return kept if kept is not None and kept.policy == policy else executor(policy, binding.clock, binding.name)
-
-    return make() if share is None else share(policy.kind, policy, make)
-
-
-def _starting(binding: Binding) -> Callable[..., Any]:
-    """The function; of a generator function what starts it."""
+def _starting(target: Target) -> Callable[..., Any]:
+    """Return the function; for a generator function, the function that starts it."""
     from opero.runtime.generators import start, start_async
 
-    if binding.kind == "generator":
-        return start(binding.function)
-    return start_async(binding.function) if binding.kind == "async_generator" else binding.function
+    if target.kind == "generator":
+        return start(target.function)
+    return start_async(target.function) if target.kind == "async_generator" else target.function
 
 
-def _conversion(binding: Binding) -> Callable[[Any], Any] | None:
-    """What makes a started generator of a generator function's fallback result."""
+def _conversion(target: Target) -> Callable[[Any], Any] | None:
+    """Return what turns the fallback result of a generator function into a started generator; else None."""
     from opero.runtime.generators import from_items, from_items_async, start, start_async
 
-    if binding.kind == "generator":
+    if target.kind == "generator":
         return start(from_items)
-    return start_async(from_items_async) if binding.kind == "async_generator" else None
+    return start_async(from_items_async) if target.kind == "async_generator" else None
 
 
-def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
-    """The function as the innermost layer. An async function's coroutine is passed on; none is made around it."""
-    stats = binding.stats
+def innermost(target: Target, function: Callable[..., Any]) -> Layer:
+    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is."""
+    stats = target.stats
 
     def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         stats.executed += 1
@@ -238,20 +273,18 @@ def invoking(binding: Binding, function: Callable[..., Any]) -> Layer:
     return invoke
 
 
-def failing(
-    binding: Binding, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool
-) -> Callable[..., Any]:
-    """What is done about an exception that came out of the layers.
+def _failing(target: Target, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool) -> Callable[..., Any]:
+    """Return the handler of exceptions that come out of the layers.
 
     Args:
-        binding: the function's binding.
-        recover: makes the further attempts, where retry is outermost; else None.
-        attempt: what such an attempt goes through.
-        counts: no layer has counted the failed attempt's error.
+        target: the function.
+        recover: makes further attempts, if retry is outermost; else None.
+        attempt: the layers of one attempt.
+        counts: whether the error of a failed attempt is counted here, as no layer counts it.
     """
-    stats, new_call = binding.stats, binding.call
+    stats, new_call = target.stats, target.call
 
-    # An exception's traceback leads to the frames it came through: none of them may go on holding the exception.
+    # An exception's traceback refers to the frames it came through. None of them may keep a reference to the exception.
 
     def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
@@ -279,4 +312,4 @@ def failing(
         finally:
             del error
 
-    return fail_async if binding.is_async else fail
+    return fail_async if target.is_async else fail

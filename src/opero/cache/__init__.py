@@ -1,6 +1,6 @@
-"""What a cache is made of: keys, entries, stores and computations under way.
+"""The parts of a cache: keys, entries, stores and single-flight.
 
-opero's own backends are known to dogpile.cache by name.
+Importing this package registers opero's backends with dogpile.cache.
 """
 
 from dogpile.cache import register_backend

@@ -1,4 +1,4 @@
-"""The SQLite file under the `disk` backend: its connections, over threads, forks and damage."""
+"""The SQLite file of the `disk` backend: connections for threads and forked processes, and recovery from damage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.observe.logs import logger
-from opero.runtime.byte_locks import ARE_THERE, Locks, Mutex
+from opero.runtime.byte_locks import IS_AVAILABLE, Locks, Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,26 +26,27 @@ CREATE TABLE IF NOT EXISTS entries
     (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, value BLOB NOT NULL, expires REAL);
 CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires) WHERE expires IS NOT NULL;
 """
-PATIENCE = 5.0
-"""Seconds for making a fresh file, which many processes may try at once."""
+SETUP_TIMEOUT = 5.0
+"""Seconds for creating a new file, which many processes may try at once, and for operations to end before a fork."""
 
 
 class Database:
-    """One file, and its connections: each is used by one thread at a time, by the process that opened it alone.
+    """An SQLite file and its connections, which the backends for the same file share.
 
-    Backends for the same file share it. A fork waits for operations under way, and closes all connections: SQLite keeps
-    its locks by process, so a child that inherits a connection takes the parent's locks for its own, and loses what it
-    writes when the parent closes the file.
+    Each connection is used by one thread at a time, and only by the process that opened it. A fork waits for running
+    operations and closes all connections: SQLite's locks belong to processes, so a child that used an inherited
+    connection would take the parent's locks for its own, and lose its writes when the parent closes the file.
     """
 
     open: ClassVar[weakref.WeakValueDictionary[tuple[str, float], Database]] = weakref.WeakValueDictionary()
-    lock = threading.RLock()  # as whoever forks may use a cache in a hook of its own
+    lock = threading.RLock()  # reentrant, as the forking thread may use a cache in another fork hook
     """Held while a database is opened, and while the process forks."""
-    forker: ClassVar[int | None] = None
-    """The thread that forks."""
+    forking_thread: ClassVar[int | None] = None
+    """The identifier of the thread that forks, or None."""
 
     @classmethod
     def at(cls, directory: Path, timeout: float) -> Database:
+        """Return the open database of a directory, or open it."""
         with cls.lock:
             key = (os.path.abspath(directory), timeout)
             found = cls.open.get(key)
@@ -59,26 +60,26 @@ class Database:
         self.timeout = timeout
         self.locks = Locks.at(directory / LOCKS)
         self._idle: list[sqlite3.Connection] = []
-        self._used: list[None] = []  # an item for each operation under way; append and pop are atomic
+        self._used: list[None] = []  # one item per running operation; append and pop are atomic
         self._generation = 0
         self._close = weakref.finalize(self, _close_all, self._idle)
-        patience = max(timeout, PATIENCE)
+        setup_timeout = max(timeout, SETUP_TIMEOUT)
         try:
-            self._idle.append(self._connect(patience))
+            self._idle.append(self._connect(setup_timeout))
         except sqlite3.DatabaseError as error:
             if not os.access(directory, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "No permission to write there", str(directory)) from error
+                raise PermissionError(errno.EACCES, "No write permission", str(directory)) from error
             if not _is_damage(error):
                 raise
-            self._set_aside(error)
-            self._idle.append(self._connect(patience))
+            self._replace_damaged(error)
+            self._idle.append(self._connect(setup_timeout))
 
     def run(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The result of an operation on a connection; tried again, on a new file, where this one is damaged."""
+        """Return the result of an operation on a connection, and retry it on a new file if this one is damaged."""
         self._used.append(None)
         try:
-            # The fork looks at the line above only after it is known here.
-            while (forker := Database.forker) is not None and forker != threading.get_ident():
+            # A fork sets `forking_thread` before it waits for `_used` to become empty, so it cannot miss this one.
+            while (forking := Database.forking_thread) is not None and forking != threading.get_ident():
                 self._used.pop()
                 with Database.lock:
                     self._used.append(None)
@@ -87,17 +88,17 @@ class Database:
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
                     raise
-                self._renew()
-                self._set_aside(error)
+                self._discard_connections()
+                self._replace_damaged(error)
             return self._run(operation)
         finally:
             self._used.pop()
 
     def write(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
-        """The same in a transaction."""
+        """Run an operation in a transaction, and return its result; for a cursor, the number of changed rows."""
 
         def transaction(connection: sqlite3.Connection) -> Any:
-            connection.execute("BEGIN IMMEDIATE")  # a failure closes the connection, and so takes all of it back
+            connection.execute("BEGIN IMMEDIATE")  # a failure closes the connection, which rolls back
             result = operation(connection)
             connection.execute("COMMIT")
             return result.rowcount if isinstance(result, sqlite3.Cursor) else result
@@ -105,21 +106,23 @@ class Database:
         return self.run(transaction)
 
     def close(self) -> None:
+        """Close the connections that are not in use."""
         _close_all(self._idle)
 
     def before_fork(self, until: float) -> None:
+        """Wait until no operation runs, at most until the given `time.monotonic`, and close all connections."""
         while self._used and time.monotonic() < until:
             time.sleep(0.0005)
         self.close()
 
     def after_fork(self) -> None:
-        """SQLite forbids to use, and even to close, a connection in another process than its own."""
+        """Drop inherited connections without closing them: SQLite forbids even that in another process."""
         _inherited.extend(self._idle)
         self._idle.clear()
         self._used.clear()
 
-    def _renew(self) -> None:
-        """Use no connection any more that is open by now: the file may be another."""
+    def _discard_connections(self) -> None:
+        """Stop using the connections that are open now, as the file may have been replaced."""
         self._generation += 1
         self.close()
 
@@ -131,7 +134,7 @@ class Database:
             connection = self._connect(self.timeout)
         try:
             result = operation(connection)
-        except BaseException:  # an interruption, too: who knows what state it is in
+        except BaseException:  # also an interruption, after which the connection's state is unknown
             connection.close()
             raise
         if generation == self._generation:
@@ -140,12 +143,12 @@ class Database:
             connection.close()
         return result
 
-    def _connect(self, patience: float) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=patience, isolation_level=None, check_same_thread=False)
-        until = time.monotonic() + patience
+    def _connect(self, timeout: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
+        until = time.monotonic() + timeout
         while True:
             try:
-                # Whoever is not the first finds the file in this mode and the table there, and need not lock it.
+                # Only the first connection sets the mode and creates the table; the others need no lock for it.
                 if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                     connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
@@ -153,7 +156,7 @@ class Database:
                     connection.executescript(TABLE)
                 connection.execute(f"PRAGMA busy_timeout={round(self.timeout * 1000)}")
                 return connection
-            except sqlite3.OperationalError as error:  # changing the mode does not wait for others
+            except sqlite3.OperationalError as error:  # changing the mode does not wait for a lock
                 if "locked" not in str(error) or time.monotonic() > until:
                     connection.close()
                     raise
@@ -162,21 +165,19 @@ class Database:
                 connection.close()
                 raise
 
-    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
-        """Make way for a new file, unless another process or thread has done so; a cache can be filled anew."""
-        mutex = Mutex(self.locks, "the file itself") if ARE_THERE else None
+    def _replace_damaged(self, error: sqlite3.DatabaseError) -> None:
+        """Rename the damaged file, unless another process or thread has done so; a new file is created at its path."""
+        mutex = Mutex(self.locks, "the file itself") if IS_AVAILABLE else None
         if mutex is not None:
             mutex.acquire()
         try:
             if self._is_whole():
                 return
-            self._renew()
-            for suffix in ("-wal", "-shm", ""):  # the file last: a new one must never meet the old one's log
+            self._discard_connections()
+            for suffix in ("-wal", "-shm", ""):  # the main file last: a new one must not find the old log
                 with suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
-            logger.warning(
-                "the cache's file %s was damaged (%s); it is set aside as %s.damaged", self.path, error, FILE
-            )
+            logger.warning("cache file %s is damaged (%s); it was renamed to %s.damaged", self.path, error, FILE)
         finally:
             if mutex is not None:
                 mutex.release()
@@ -209,25 +210,25 @@ def _close_all(connections: list[sqlite3.Connection]) -> None:
 
 
 _inherited: list[sqlite3.Connection] = []
-"""Connections of the process that this one was forked from. They are never closed here."""
+"""Connections that the parent process opened. They are kept here so that they are never closed."""
 
 
 def _before_fork() -> None:
     Database.lock.acquire()
-    Database.forker = threading.get_ident()
-    until = time.monotonic() + PATIENCE  # an operation that this very thread was interrupted in would never end
+    Database.forking_thread = threading.get_ident()
+    until = time.monotonic() + SETUP_TIMEOUT  # bounded: the forking thread may itself be inside an operation
     for database in list(Database.open.values()):
         database.before_fork(until)
 
 
 def _after_fork_in_parent() -> None:
-    Database.forker = None
+    Database.forking_thread = None
     Database.lock.release()
 
 
 def _after_fork_in_child() -> None:
     Database.lock = threading.RLock()
-    Database.forker = None
+    Database.forking_thread = None
     for database in list(Database.open.values()):
         database.after_fork()
     for locks in list(Locks.open.values()):

@@ -1,4 +1,4 @@
-"""Keys for stores that several processes share: the same text in each of them, whatever their hash seeds."""
+"""Keys for shared stores: short text that is the same in every process, whatever its hash seed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["digest", "name_in_stores"]
 
 
 def digest(key: Hashable) -> str:
-    """A key, as `KeyMaker` makes it, as short text; equal just where the keys are.
+    """Return a key of `KeyMaker` as short text; equal keys, and only those, have equal digests.
 
     Raises:
-        ConfigError: a part of it means something in this process alone.
+        ConfigError: a part of the key has no meaning in other processes.
     """
-    return blake2b(_spelt(key), digest_size=16).hexdigest()
+    return blake2b(_encoded(key), digest_size=16).hexdigest()
 
 
-def _spelt(value: Any) -> bytes:
-    """Bytes from which the value could be told: each part says its type and length."""
+def _encoded(value: Any) -> bytes:
+    """Return an unambiguous encoding of a value, in which each part has its type and length."""
     kind: Any = type(value)
     if kind is str:
         return _part(b"s", value.encode("utf-8", "surrogatepass"))
@@ -38,34 +38,32 @@ def _spelt(value: Any) -> bytes:
     if kind is bytes:
         return _part(b"b", value)
     if kind is tuple:
-        return _part(b"t", b"".join(map(_spelt, value)))
+        return _part(b"t", b"".join(map(_encoded, value)))
     if kind is frozenset:
-        return _part(b"f", b"".join(sorted(map(_spelt, value))))
+        return _part(b"f", b"".join(sorted(map(_encoded, value))))
     if isinstance(value, Enum):
-        return _part(b"e", _spelt(kind) + value.name.encode())
+        return _part(b"e", _encoded(kind) + value.name.encode())
     if isinstance(value, Token | Identity):
         raise ConfigError(
-            "an instance without a key of its own cannot be told from others in a store shared between processes: give "
-            "its class `__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or set "
+            "an instance without a value cannot be part of a key in a store shared between processes: define "
+            "`__opero_key__` (a value, or a method that returns it) in its class, make it a frozen dataclass, or set "
             "cache_key"
         )
     if isinstance(value, type) or callable(value):
         return _part(b"n", _name(value).encode())
     if kind.__eq__ is object.__eq__:
         raise ConfigError(
-            f"{value!r:.80} is equal to nothing but itself, so it cannot be part of a key in a store shared between "
-            f"processes: give {kind.__name__} an `__opero_key__` (a value, or a method that returns it), or set "
-            f"cache_key"
+            f"{value!r:.80} compares by identity, so it cannot be part of a key in a store shared between processes: "
+            f"define `__opero_key__` (a value, or a method that returns it) in {kind.__name__}, or set cache_key"
         )
     from joblib import hash as content_hash
 
     try:
-        return _part(b"o", _spelt(kind) + content_hash(value).encode())
+        return _part(b"o", _encoded(kind) + content_hash(value).encode())
     except Exception as error:
         raise ConfigError(
-            f"{value!r:.80} cannot be part of a key in a store shared between processes ({error}): give "
-            f"{kind.__name__} "
-            "an `__opero_key__`, or set cache_key"
+            f"{value!r:.80} cannot be part of a key in a store shared between processes ({error}): define "
+            f"`__opero_key__` in {kind.__name__}, or set cache_key"
         ) from error
 
 
@@ -78,23 +76,23 @@ def _name(value: Any) -> str:
         return dotted_name(value)
     except ValueError:
         if isinstance(value, type):
-            return f"{value.__module__}.{value.__qualname__}"  # a local class: as good a name as there is
-        # Neither its repr is shown, nor the cause's text, which has it: it may show a secret.
-        told = full_name(value) if callable(value) else f"a value of type {type(value).__name__}"
+            return f"{value.__module__}.{value.__qualname__}"  # a local class has no better name
+        # Without its repr, which the cause's text also contains: it may show a secret.
+        shown = full_name(value) if callable(value) else f"a value of type {type(value).__name__}"
         raise ConfigError(
-            f"{told} has no name that another process would know, so it cannot be part of a key in a store shared "
-            "between processes: define it at module level, or set cache_key"
+            f"{shown} cannot be imported by name, so it cannot be part of a key in a store shared between processes: "
+            "define it at module level, or set cache_key"
         ) from None
 
 
 def name_in_stores(function: Callable[..., Any]) -> str:
-    """What stands for a function in a store shared between processes: `module.qualname`, and what else tells it apart.
+    """Return a function's name in a shared store: `module.qualname`, with a digest where that is not unique.
 
-    For a local function or a lambda that is its code and the values that it closes over; for a bound method its
-    instance; for a `partial` its arguments; for another callable object the object itself.
+    The digest covers the code and closure of a local function or lambda, the instance of a bound method, the arguments
+    of a `partial`, and any other callable object itself.
 
     Raises:
-        ConfigError: what tells it apart means something in this process alone.
+        ConfigError: a part of the digest has no meaning in other processes.
     """
     if isinstance(function, functools.partial):
         return f"{name_in_stores(function.func)}-{digest(freeze((function.args, function.keywords)))[:12]}"
@@ -115,12 +113,12 @@ def _fingerprint(function: Callable[..., Any], code: Any) -> str:
     parts: list[bytes] = [code.co_code, repr(_constants(code)).encode(), repr(code.co_names).encode()]
     for cell in getattr(function, "__closure__", None) or ():
         try:
-            parts.append(_spelt(freeze(cell.cell_contents)))
-        except Exception:  # noqa: BLE001  # an empty cell, or something that only its type can stand for
+            parts.append(_encoded(freeze(cell.cell_contents)))
+        except Exception:  # noqa: BLE001  # an empty cell, or a value that has no digest
             parts.append(b"?")
     return blake2b(b"".join(_part(b"p", part) for part in parts), digest_size=6).hexdigest()
 
 
 def _constants(code: Any) -> tuple[Any, ...]:
-    """The constants of a function's code, and of the code within it; never an address."""
+    """Return the constants of a code object; nested code objects, whose repr has an address, become their constants."""
     return tuple(_constants(each) if hasattr(each, "co_consts") else each for each in code.co_consts)

@@ -1,4 +1,4 @@
-"""The `disk` backend of dogpile.cache: bytes in one SQLite file, which threads and processes use at once."""
+"""The `disk` backend of dogpile.cache: an SQLite file that threads and processes share."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from typing import TYPE_CHECKING, Any
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
 from opero.cache.database import Database
-from opero.runtime.byte_locks import ARE_THERE, Mutex
+from opero.runtime.byte_locks import IS_AVAILABLE, Mutex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = ["DiskBackend"]
 
-SET = "INSERT OR REPLACE INTO entries (key, value, expires) VALUES (?, ?, ?)"  # a new id: ids tell which is older
+SET = "INSERT OR REPLACE INTO entries (key, value, expires) VALUES (?, ?, ?)"  # assigns a new id: ids order by age
 GET = "SELECT value FROM entries WHERE key = ? AND (expires IS NULL OR expires > ?)"
-MOST_NAMES = 500
-"""Values in one statement; SQLite takes 999 at least."""
-PURGE_EVERY, PURGE_MOST = 64, 2000
+MAX_PARAMETERS = 500
+"""Parameters of one statement; SQLite allows at least 999."""
+PURGE_EVERY, PURGE_LIMIT = 64, 2000
 LAST = "\U0010ffff"
 
 
 class DiskBackend(BytesBackend):
-    """Keeps bytes in a file. Every write is a transaction: a process that dies in one leaves no half of it.
+    """Stores bytes in an SQLite file. Every write is a transaction, so a process that dies leaves no partial write.
 
     Args:
-        arguments: `directory`, made with mode 0700 where it is not there; `timeout`: seconds that an operation waits
-            while other processes write. Default 1.
+        arguments: `directory`: the file's directory, created with mode 0700 if it is missing; `timeout`: seconds to
+            wait while another process writes. Default: 1.
 
     Raises:
-        OSError, sqlite3.Error: the directory or the file cannot be used.
+        OSError: the directory cannot be created or written to.
+        sqlite3.Error: the file cannot be opened.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.database = Database.at(Path(arguments["directory"]), float(arguments.get("timeout", 1.0)))
         self._writes = 0
 
-    # dogpile's interface
+    # The interface of dogpile.cache
 
     def get_serialized(self, key: str) -> Any:
         row = self.database.run(lambda connection: connection.execute(GET, (key, time.time())).fetchone())
@@ -52,8 +53,8 @@ class DiskBackend(BytesBackend):
 
         def read(connection: sqlite3.Connection) -> dict[str, bytes]:
             found: dict[str, bytes] = {}
-            for start in range(0, len(names), MOST_NAMES):
-                chunk = names[start : start + MOST_NAMES]
+            for start in range(0, len(names), MAX_PARAMETERS):
+                chunk = names[start : start + MAX_PARAMETERS]
                 marks = ",".join("?" * len(chunk))
                 found |= connection.execute(
                     f"SELECT key, value FROM entries WHERE key IN ({marks}) AND (expires IS NULL OR expires > ?)",
@@ -78,50 +79,50 @@ class DiskBackend(BytesBackend):
         self.database.write(lambda connection: connection.executemany("DELETE FROM entries WHERE key = ?", rows))
 
     def get_mutex(self, key: str) -> Any:
-        """Excludes other processes that compute the key; the kernel releases it when its holder dies."""
-        return Mutex(self.database.locks, key) if ARE_THERE else None
+        """Return a mutex between processes for the key, which the kernel releases if its holder dies."""
+        return Mutex(self.database.locks, key) if IS_AVAILABLE else None
 
-    # Beyond it
+    # Extensions
 
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
-        """Keep bytes, for so many seconds; None: for ever."""
+        """Store a value that expires after `seconds`; None for never."""
         row = (key, value, None if seconds is None else time.time() + seconds)
         self.database.run(lambda connection: connection.execute(SET, row).rowcount)  # one statement is a transaction
-        self._purge_at_times()
+        self._purge_sometimes()
 
     def set_expiring_multi(self, items: Iterable[tuple[str, bytes, float | None]]) -> None:
-        """The same for many, all or none of them."""
+        """Store many values in one transaction."""
         now = time.time()
         rows = [(key, value, None if seconds is None else now + seconds) for key, value, seconds in items]
         self.database.write(lambda connection: connection.executemany(SET, rows))
-        self._purge_at_times()
+        self._purge_sometimes()
 
     def purge(self) -> int:
-        """Delete everything whose time has passed; how many."""
+        """Delete all expired values, and return their number."""
         return self._purge(-1)
 
     def clear_prefix(self, prefix: str) -> int:
-        """Delete every key that begins so; how many."""
+        """Delete every key with this prefix, and return their number."""
         return self._count_changed("DELETE FROM entries WHERE key >= ? AND key < ?", _range(prefix))
 
     def count_prefix(self, prefix: str) -> int:
-        """How many keys begin so."""
+        """Return the number of keys with this prefix."""
         statement = "SELECT count(*) FROM entries WHERE key >= ? AND key < ? AND (expires IS NULL OR expires > ?)"
         values = (*_range(prefix), time.time())
         count: int = self.database.run(lambda connection: connection.execute(statement, values).fetchone())[0]
         return count
 
-    def trim_prefix(self, prefix: str, most: int) -> int:
-        """Delete the oldest keys that begin so until at most `most` are left, expired ones first; how many."""
+    def trim_prefix(self, prefix: str, max_size: int) -> int:
+        """Delete expired and then the oldest keys with this prefix until `max_size` are left; return the number."""
         start, end = _range(prefix)
 
         def trim(connection: sqlite3.Connection) -> int:
             within = "FROM entries WHERE key >= ? AND key < ?"
             count: int = connection.execute(f"SELECT count(*) {within}", (start, end)).fetchone()[0]
-            if count <= most:
+            if count <= max_size:
                 return 0
             chosen = f"SELECT id {within} ORDER BY coalesce(expires <= ?, 0) DESC, id LIMIT ?"
-            values = (start, end, time.time(), count - most)
+            values = (start, end, time.time(), count - max_size)
             return connection.execute(f"DELETE FROM entries WHERE id IN ({chosen})", values).rowcount
 
         trimmed: int = self.database.write(trim)
@@ -131,17 +132,17 @@ class DiskBackend(BytesBackend):
         """Close the connections that are not in use."""
         self.database.close()
 
-    def _purge_at_times(self) -> None:
+    def _purge_sometimes(self) -> None:
         self._writes += 1
         if self._writes % PURGE_EVERY == 0:
-            with suppress(sqlite3.OperationalError):  # what was to be written is written; this can be done later
-                self._purge(PURGE_MOST)
+            with suppress(sqlite3.OperationalError):  # the write itself has succeeded; a later one purges
+                self._purge(PURGE_LIMIT)
 
-    def _purge(self, most: int) -> int:
+    def _purge(self, limit: int) -> int:
         statement = (
             "DELETE FROM entries WHERE id IN (SELECT id FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)"
         )
-        return self._count_changed(statement, (time.time(), most))
+        return self._count_changed(statement, (time.time(), limit))
 
     def _count_changed(self, statement: str, values: tuple[Any, ...]) -> int:
         changed: int = self.database.write(lambda connection: connection.execute(statement, values).rowcount)
@@ -149,9 +150,9 @@ class DiskBackend(BytesBackend):
 
 
 def _range(prefix: str) -> tuple[str, str | bytes]:
-    """The first key that begins with a prefix, and the first after all of those, as SQLite orders text."""
+    """Return the half-open range of keys with a prefix, in SQLite's order of text."""
     stripped = prefix.rstrip(LAST)
     if not stripped:
-        return prefix, b""  # any blob comes after all text
+        return prefix, b""  # SQLite orders blobs after all text
     after = ord(stripped[-1]) + 1
-    return prefix, stripped[:-1] + chr(0xE000 if after == 0xD800 else after)  # surrogates are no text
+    return prefix, stripped[:-1] + chr(0xE000 if after == 0xD800 else after)  # skip surrogates: they are not text

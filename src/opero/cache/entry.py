@@ -1,4 +1,4 @@
-"""What a cache holds for a key."""
+"""The value that a cache holds for a key, with its times."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ NEVER = float("-inf")
 
 
 class Entry:
-    """A result, or an exception, and its times: moments of the clock of whatever store it is in.
+    """A cached result or exception, with its times as readings of its store's clock.
 
     Attributes:
-        until: readers may take the value up to then without looking any further; `NEVER` where they must look.
-        value: the result; the exception where `is_error`; or bytes to be decoded.
-        refresh_at: from then on a reader refreshes it in the background.
-        expires: from then on it is stale.
-        usable: from then on it is gone.
-        is_error: the value is an exception to raise.
-        tags: the groups that it belongs to.
+        until: before this time the value may be returned without further checks; `NEVER` if it must always be checked.
+        value: the result; the exception if `is_error`; or encoded bytes.
+        refresh_at: from this time on, a reader refreshes the value in the background.
+        expires: from this time on, the value is stale.
+        usable: from this time on, the value must not be used at all.
+        is_error: whether the value is an exception to raise.
+        tags: the tags of the result.
     """
 
     __slots__ = ("expires", "is_error", "refresh_at", "tags", "until", "usable", "value")

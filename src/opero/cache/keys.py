@@ -1,4 +1,4 @@
-"""The key of a call: its arguments, normalised to the function's signature, so that just equal calls share it."""
+"""Cache keys: a call's arguments, normalised to the function's signature, so that equal calls have equal keys."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PLAIN = (str, int, float, bool, bytes, complex, type(None))
 
 
 def freeze(value: Any) -> Hashable:
-    """A hashable stand-in, equal only for values that are equal and of the same type: 1, 1.0 and True differ."""
+    """Return a hashable equivalent of a value; equal values of different types (1, 1.0, True) get different ones."""
     kind = type(value)
     if kind is str or kind is int or value is None:
         return value  # type: ignore[no-any-return]
     if kind is float:
-        # 0.0 and -0.0 are equal, and yet differ; a NaN is equal to no other.
+        # As text, 0.0 and -0.0 differ, and NaN is equal to itself.
         return kind, value if value != 0 and value == value else str(value)
     if isinstance(value, list | tuple):
         return kind, tuple(freeze(each) for each in value)
@@ -42,8 +42,8 @@ def freeze(value: Any) -> Hashable:
         return kind, freeze(value.__opero_key__() if callable(own) else value.__opero_key__)
     try:
         hash(value)
-    except (TypeError, ValueError):  # ValueError: a memoryview that can be written to
-        # Arrays and other unhashable values go by their content.
+    except (TypeError, ValueError):  # ValueError: a writable memoryview
+        # Arrays and other unhashable values are identified by a hash of their content.
         from joblib import hash as content_hash
 
         return kind, content_hash(value.tobytes() if kind is memoryview else value)
@@ -51,7 +51,7 @@ def freeze(value: Any) -> Hashable:
 
 
 def is_plain(key: Any) -> bool:
-    """Whether comparing a key runs no Python code, so that an ordered dictionary may look for it without a lock."""
+    """Return whether comparing a key runs no Python code, so that looking it up in a dictionary is atomic."""
     kind = type(key)
     if kind is tuple or kind is frozenset:
         return all(map(is_plain, key))
@@ -63,13 +63,13 @@ def _hash_of(kind: Any) -> Any:
 
 
 class Token(int):
-    """Stands for an instance that has no value of its own, in this process."""
+    """Identifies, within this process, an instance that has no value of its own."""
 
     __slots__ = ()
 
 
 class Identity:
-    """Stands for an instance that has no value of its own and cannot be referred to weakly."""
+    """Identifies an instance that has no value of its own and does not support weak references."""
 
     __slots__ = ("instance",)
 
@@ -84,12 +84,12 @@ class Identity:
 
 
 def _is_value(kind: Any) -> bool:
-    """Whether instances of a class are equal by what they hold, and hashable."""
+    """Return whether instances of a class compare by value and are hashable."""
     return kind.__eq__ is not object.__eq__ and kind.__hash__ is not None
 
 
-def _is_odd(name: str) -> bool:
-    """Whether a parameter's name cannot be written in code, as one that `__signature__` made up."""
+def _needs_binding(name: str) -> bool:
+    """Return whether a parameter's name cannot appear in generated code, such as one from a custom `__signature__`."""
     return not name.isidentifier() or iskeyword(name) or name.startswith("_opero_")
 
 
@@ -98,13 +98,13 @@ class KeyMaker:
 
     Args:
         function: the function whose signature the arguments are normalised to.
-        key: the policy's own key function, which gets exactly the call's arguments.
-        is_method: its first parameter is an instance. Instances share nothing unless they say how: by `__opero_key__`
-            (a value, or a method that returns it), or by a value's own `__eq__` and `__hash__`.
+        key: the policy's own key function, which is called with the call's arguments; None for the default key.
+        is_method: whether the first parameter is an instance. Instances have separate keys unless they define
+            `__opero_key__` (a value, or a method that returns it), or `__eq__` and `__hash__`.
 
     Attributes:
-        of: makes the key of a call's arguments: `of(*args, **kwargs)`.
-        parameters: the function's parameters by name; empty where it has no signature that can be read.
+        of: makes the key of a call: `of(*args, **kwargs)`.
+        parameters: the function's parameters by name; empty if its signature cannot be read.
     """
 
     def __init__(self, function: Callable[..., Any], key: Callable[..., Any] | None, *, is_method: bool) -> None:
@@ -121,28 +121,28 @@ class KeyMaker:
         return self.of(*args, **kwargs) if kwargs else self.of(*args)
 
     def compiled(self, before: str = "", after: str = "return {key}", /, **names: Any) -> Callable[..., Any]:
-        """A function with the parameters of the user's own that makes the key.
+        """Generate a function with the user's parameters that makes the key.
 
-        Binding arguments by `inspect` takes twenty times as long as a function that is called with them.
+        Such a function takes a twentieth of the time of `inspect.Signature.bind`.
 
         Args:
-            before: lines ahead of the key.
-            after: lines that use it, where `{key}` is the expression that makes it.
-            names: what these lines refer to.
+            before: source lines before the key is made.
+            after: source lines that use the key; `{key}` is replaced with the expression that makes it.
+            names: the global names that these lines use.
         """
         parameters, key = self._written(names)
         lines = [line for part in (before, after) for line in part.format(key=key).splitlines() if line]
         body = "\n".join(f"    {line}" for line in lines)
-        # Every name of ours is out of the way of the user's parameters.
+        # Prefixed, so that no name collides with a parameter of the user's.
         space = {"_opero_type": type, "_opero_int": int, "_opero_str": str, "_opero_freeze": freeze, **names}
         exec(f"def _opero_made({parameters}):\n{body}\n", space)
         made: Callable[..., Any] = space["_opero_made"]
-        made.__qualname__ = made.__name__ = self.name  # arguments that do not fit are refused in the function's name
+        made.__qualname__ = made.__name__ = self.name  # for the TypeError of a call with wrong arguments
         return made
 
     def _written(self, names: dict[str, Any]) -> tuple[str, str]:
-        """The parameters, and the expression that makes the key of them; what they refer to is added to `names`."""
-        if self.key is not None or self.signature is None or any(map(_is_odd, self.parameters)):
+        """Return the source of the parameters and of the key expression, and add the globals they use to `names`."""
+        if self.key is not None or self.signature is None or any(map(_needs_binding, self.parameters)):
             whole = self._by_signature if self.signature is not None else self._by_position
             names["_opero_whole"] = self._by_function if self.key is not None else whole
             return "*_opero_args, **_opero_kwargs", "_opero_whole(_opero_args, _opero_kwargs)"
@@ -191,7 +191,7 @@ class KeyMaker:
         return freeze(args), freeze(kwargs)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by their parameters' names, defaults included, as templates refer to them."""
+        """Return the arguments by parameter name, including defaults."""
         if self.signature is None:
             return dict(kwargs)
         bound = self.signature.bind(*args, **kwargs)
@@ -199,9 +199,12 @@ class KeyMaker:
         return dict(bound.arguments)
 
     def instance_key(self, instance: Any) -> Hashable:
-        """What stands for the instance in its methods' keys; never its address, which another may have later."""
+        """Return the part of a method's key that identifies the instance.
+
+        It is never the address, as another instance may later have the same.
+        """
         kind = type(instance)
-        if isinstance(instance, type):  # a class method's class, whose `__opero_key__` is for its instances
+        if isinstance(instance, type):  # a class method's class; its `__opero_key__` is meant for its instances
             return kind, instance
         own = getattr(instance, "__opero_key__", None)
         if own is not None:
@@ -218,7 +221,7 @@ class KeyMaker:
         except TypeError:
             return kind, Identity(instance)
         entry = reference, token
-        held = self._tokens.setdefault(address, entry)  # another thread may have been here meanwhile
+        held = self._tokens.setdefault(address, entry)  # another thread may have added one meanwhile
         if held[0]() is not instance:
             held = self._tokens[address] = entry
         return kind, held[1]

@@ -1,11 +1,13 @@
-"""The `memory` backend of dogpile.cache: it holds so many results, and the least recently used goes first."""
+"""The `memory` backend of dogpile.cache: an LRU cache with expiry in this process."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +18,29 @@ from opero.cache.entry import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["MemoryBackend"]
+__all__ = ["MemoryBackend", "purge_in_background"]
 
 SLACK = 64
+PURGE_DELAY = 0.05
+"""Seconds from an expiry to the purge, so that one purge frees many values."""
 
 
 class MemoryBackend(CacheBackend):
-    """Keeps values in this process, as they are.
+    """Keeps values in this process, without copying them.
 
-    Looking for a key and marking it as used take no lock, where comparing keys runs no Python code: each is one step of
-    the ordered dictionary's own. All else holds the lock. No method runs a user's code while it does, but for comparing
-    keys; values are let go of after it.
+    Where comparing keys runs no Python code, a reader may look up a key in `values` and mark it as used without the
+    lock: each is one atomic operation of the ordered dictionary. All methods hold the lock. Values are released after
+    it, so the only user code that runs under the lock is the comparison of keys.
 
     Args:
-        arguments: `max_size`: the most values to keep; `clock`: a function that gives the moment against which times to
-            live are compared. Default: `time.monotonic`.
+        arguments: `max_size`: the maximum number of values; `clock`: a function that returns the current time for
+            expiry, in seconds. Default: `time.monotonic`.
 
     Attributes:
         values: key → value, the least recently used first.
-        evictions: values that went because there were too many.
-        expirations: values that went because their time had passed.
-        on_expiring: called with the moment of the next expiry, where that has come nearer.
+        evictions: the number of values removed because the cache was full.
+        expirations: the number of values removed because they had expired.
+        on_expiring: called with the time of the next expiry whenever that becomes earlier.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -47,8 +51,7 @@ class MemoryBackend(CacheBackend):
         self.expirations = 0
         self.on_expiring: Callable[[float], object] | None = None
         self._lock = threading.RLock()  # comparing keys may run code that uses the cache
-        # The moments at which values expire, soonest first. A key may stand here several times; `_due` has the one
-        # that counts.
+        # A heap of (expiry, number, key). A key may have several items; `_due` holds the number of the current one.
         self._expiries: list[tuple[float, int, Any]] = []
         self._due: dict[Any, int] = {}
         self._number = itertools.count()
@@ -58,7 +61,7 @@ class MemoryBackend(CacheBackend):
     def __len__(self) -> int:
         return len(self.values)
 
-    # dogpile's interface
+    # The interface of dogpile.cache
 
     def get(self, key: Any) -> Any:
         with self._lock:
@@ -84,23 +87,23 @@ class MemoryBackend(CacheBackend):
 
     def delete(self, key: Any) -> None:
         with self._lock:
-            gone = self._drop(key)
-        del gone
+            removed = self._drop(key)
+        del removed
 
     def delete_multi(self, keys: Iterable[Any]) -> None:
         for key in keys:
             self.delete(key)
 
-    # Beyond it
+    # Extensions
 
     def put(self, key: Any, value: Any, expires: float = FOREVER, tags: tuple[str, ...] = ()) -> None:
-        """Keep a value until a moment, as part of some groups."""
-        gone: list[Any] = []
+        """Store a value with an expiry time and tags."""
+        removed: list[Any] = []
         sooner = False
         with self._lock:
             if self._expiries:
-                self._purge(gone)
-            gone.append(self._drop(key))
+                self._purge(removed)
+            removed.append(self._drop(key))
             self.values[key] = value
             if expires != FOREVER:
                 number = next(self._number)
@@ -115,61 +118,61 @@ class MemoryBackend(CacheBackend):
                 for tag in tags:
                     self._tags.setdefault(tag, set()).add(key)
             if len(self.values) > self.max_size:
-                self._evict(gone)
+                self._evict(removed)
         if sooner and self.on_expiring is not None:
             self.on_expiring(expires)
 
     def resize(self, max_size: int) -> None:
-        """Keep another number of values from now on."""
-        gone: list[Any] = []
+        """Change the maximum number of values, and evict those that exceed it."""
+        removed: list[Any] = []
         with self._lock:
             self.max_size = max_size
             if self._expiries:
-                self._purge(gone)
-            self._evict(gone)
+                self._purge(removed)
+            self._evict(removed)
 
     def purge(self) -> float | None:
-        """Let go of everything whose time has passed; the moment of the next expiry, or None."""
-        gone: list[Any] = []
+        """Remove all expired values, and return the time of the next expiry, or None."""
+        removed: list[Any] = []
         with self._lock:
-            self._purge(gone)
+            self._purge(removed)
             return self._expiries[0][0] if self._expiries else None
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
-        """Forget every value of these groups."""
-        gone: list[Any] = []
+        """Remove every value that has one of these tags."""
+        removed: list[Any] = []
         with self._lock:
             for tag in tags:
-                gone.extend([self._drop(key) for key in list(self._tags.get(tag, ()))])
+                removed.extend([self._drop(key) for key in list(self._tags.get(tag, ()))])
 
     def clear(self) -> None:
-        """Forget everything."""
-        gone: list[Any] = []
+        """Remove every value."""
+        removed: list[Any] = []
         with self._lock:
-            while self.values:  # going through it would fail where readers change the order meanwhile
-                gone.append(self.values.popitem())
+            while self.values:  # not iteration: readers without the lock may change the order meanwhile
+                removed.append(self.values.popitem())
             self._expiries.clear()
             for index in (self._due, self._tags, self._tags_of):
                 index.clear()
 
-    # With the lock held
+    # These require the lock
 
-    def _evict(self, gone: list[Any]) -> None:
+    def _evict(self, removed: list[Any]) -> None:
         while len(self.values) > self.max_size:
-            oldest, value = self.values.popitem(last=False)  # one step: readers may change the order meanwhile
-            gone += (value, self._drop(oldest))
+            oldest, value = self.values.popitem(last=False)  # atomic: readers may change the order meanwhile
+            removed += (value, self._drop(oldest))
             self.evictions += 1
 
-    def _purge(self, gone: list[Any]) -> None:
+    def _purge(self, removed: list[Any]) -> None:
         now, expiries = self.now(), self._expiries
         while expiries and expiries[0][0] <= now:
             _, number, key = heapq.heappop(expiries)
             if self._due.get(key) == number:
-                gone.append(self._drop(key))
+                removed.append(self._drop(key))
                 self.expirations += 1
 
     def _drop(self, key: Any) -> Any:
-        """Take a key out of everything; its value, for the caller to let go of without the lock."""
+        """Remove a key and return its value, which the caller releases without the lock."""
         value = self.values.pop(key, None)
         if self._due:
             self._due.pop(key, None)
@@ -179,3 +182,65 @@ class MemoryBackend(CacheBackend):
             if not keys:
                 del self._tags[tag]
         return value
+
+
+class _PurgeThread:
+    """A thread that purges each cache when its next value expires.
+
+    It keeps no cache alive, and ends when there is none left to purge.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.due: list[tuple[float, int, weakref.ref[MemoryBackend]]] = []
+        self.number = itertools.count()
+        self.is_running = False
+
+    def schedule(self, backend: weakref.ref[MemoryBackend], moment: float) -> None:
+        """Purge a cache soon after a moment of `time.monotonic`."""
+        with self.changed:
+            heapq.heappush(self.due, (moment + PURGE_DELAY, next(self.number), backend))
+            if not self.is_running:
+                self.is_running = True
+                threading.Thread(target=self.run, name="opero-cache-purge", daemon=True).start()
+            elif self.due[0][0] == moment + PURGE_DELAY:
+                self.changed.notify()
+
+    def run(self) -> None:
+        while (reference := self.next()) is not None:
+            backend = reference()
+            if backend is not None:
+                following = backend.purge()
+                if following is not None and not self.is_scheduled(reference):
+                    self.schedule(reference, following)
+            del backend
+
+    def is_scheduled(self, backend: weakref.ref[MemoryBackend]) -> bool:
+        with self.changed:
+            return any(each[2] is backend for each in self.due)
+
+    def next(self) -> weakref.ref[MemoryBackend] | None:
+        """Wait for the next purge that is due, and return its cache; None if no cache is left."""
+        with self.changed:
+            while True:
+                self.due = [each for each in self.due if each[2]() is not None]
+                heapq.heapify(self.due)
+                if not self.due:
+                    self.is_running = False
+                    return None
+                wait = self.due[0][0] - time.monotonic()
+                if wait <= 0:
+                    return heapq.heappop(self.due)[2]
+                self.changed.wait(min(wait, threading.TIMEOUT_MAX))
+
+
+_purge_thread = _PurgeThread()
+
+if hasattr(os, "register_at_fork"):  # the child process has no purge thread
+    os.register_at_fork(after_in_child=_purge_thread.__init__)  # type: ignore[misc]
+
+
+def purge_in_background(backend: MemoryBackend) -> None:
+    """Free the cache's expired values even while it is not used."""
+    reference = weakref.ref(backend)
+    backend.on_expiring = lambda moment: _purge_thread.schedule(reference, moment)

@@ -1,10 +1,11 @@
-"""From a policy to the store that it asks for."""
+"""Opens the store that a cache policy asks for."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sqlite3
 import stat
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -14,7 +15,8 @@ from dogpile.cache import make_region
 from dogpile.cache.backends import _backend_loader
 from dogpile.cache.exception import PluginNotFound
 
-from opero.cache.outage import Guard
+from opero.cache.memory import purge_in_background
+from opero.cache.outage import StoreBreaker
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
@@ -30,26 +32,26 @@ if TYPE_CHECKING:
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
 
-__all__ = ["open_store"]
+__all__ = ["check_store", "open_store"]
 
-OWN = ("memory", "disk", "redis")
+BUILT_IN = ("memory", "disk", "redis")
 
 
 def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
-    """The dogpile.cache region that a policy asks for, and its store.
+    """Open the dogpile.cache region that a policy asks for, and return it with its store.
 
     Args:
         policy: the cache policy.
-        clock: where time comes from.
-        name: of the function: `module.qualname`.
+        clock: the source of time.
+        name: the function's name, `module.qualname`.
 
     Raises:
-        ConfigError: there is no such backend, or it cannot be had with these options.
-        MissingExtraError: it needs an extra that is not installed.
+        ConfigError: the backend is unknown, or cannot be opened with these options.
+        MissingExtraError: the backend needs an extra that is not installed.
     """
     kind = policy.backend.removeprefix("opero.")
     full_name = f"{policy.namespace}:{name}"
-    # Plain memory needs nothing of the environment, and reading it takes as long as all the rest.
+    # Plain memory needs no settings, and reading them takes as long as all the rest.
     settings = (
         CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
     )
@@ -60,26 +62,60 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
         )
         backend: Any = region.backend
         if clock is SYSTEM:
-            from opero.cache.janitor import watch
-
-            watch(backend)
+            purge_in_background(backend)
         return region, MemoryStore(backend, clock, codec)
     assert codec is not None
-    shown, arguments = _arguments(policy, settings, kind, full_name)
-    region = _region(full_name, f"opero.{kind}" if kind in OWN else kind, arguments, shown)
-    limit = None if kind in OWN or kind in IN_PROCESS else _within(policy.store_timeout)
+    store_name, arguments = _arguments(policy, settings, kind, full_name)
+    region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
+    limit = None if kind in BUILT_IN or kind in IN_PROCESS else _with_timeout(policy.store_timeout)
     store = SharedStore(
         region.backend,
-        _guard(shown, clock, limit),
+        _breaker(store_name, clock, limit),
         policy.namespace,
         name,
         codec,
         clock,
-        keep=policy.lock_timeout,
-        most=policy.max_size if kind == "disk" and "max_size" in policy.model_fields_set else None,
-        has_mutex=kind != "dogpile.cache.dbm",  # whose one lock is for all keys
+        deletion_ttl=policy.lock_timeout,
+        max_size=policy.max_size if kind == "disk" and "max_size" in policy.model_fields_set else None,
+        has_mutex=kind != "dogpile.cache.dbm",  # dbm has one lock for all keys
     )
     return region, store
+
+
+def check_store(policy: CachePolicy, name: str) -> None:
+    """Check that a policy's store can be opened, without making a file or connecting to a server.
+
+    Args:
+        policy: the cache policy.
+        name: what error messages begin with.
+
+    Raises:
+        ConfigError, MissingExtraError: as `open_store`.
+    """
+    kind = policy.backend.removeprefix("opero.")
+    settings = CacheSettings.read()
+    _codec(policy, settings, kind, name)
+    if kind == "memory":
+        return
+    shown, arguments = _arguments(policy, settings, kind, name)
+    if kind == "disk":
+        _check_directory(arguments["directory"], name, shown)
+    elif kind != "dogpile.cache.dbm":  # which makes its file at once
+        _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, shown)
+    elif "filename" not in arguments:
+        raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
+
+
+def _check_directory(directory: Path, name: str, shown: str) -> None:
+    """Check that a directory can be written to, or else be made."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name}: the cache's {shown} cannot be used: {error.strerror}; choose another cache_dir"
+        ) from error
 
 
 def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
@@ -93,7 +129,7 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
     may_unpickle = is_local or policy.allow_unsigned_pickle
     if serializer == "signed_pickle" and secret is None:
         raise ConfigError(
-            f"{name}: cache.serializer 'signed_pickle' needs a key to sign with: set cache.secret, or the environment "
+            f"{name}: cache.serializer 'signed_pickle' requires a signing key: set cache.secret or the environment "
             "variable OPERO_CACHE_SECRET"
         )
     reads = {serializer, "json"}
@@ -105,7 +141,7 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
 
 
 def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> tuple[str, dict[str, Any]]:
-    """What to call the store in messages, and dogpile's arguments for it."""
+    """Return the store's name for messages, and the arguments for dogpile.cache."""
     if kind == "disk":
         directory = policy.cache_dir or settings.dir
         if directory is None:
@@ -115,8 +151,8 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
         directory = Path(directory).expanduser().absolute()
         if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH and policy.serializer in (None, "pickle"):
             logger.warning(
-                "%s: anybody on this machine may write to the cache's directory %s, and pickles there run their code; "
-                "use a directory of your own, or serializer 'signed_pickle' or 'json'",
+                "%s: cache directory %s is world-writable, and loading a pickle from it may run arbitrary code; use a "
+                "private directory, or serializer 'signed_pickle' or 'json'",
                 name,
                 directory,
             )
@@ -134,31 +170,31 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
     return f"dogpile backend {kind!r}", dict(policy.arguments or {})
 
 
-def _region(name: str, backend: str, arguments: dict[str, Any], shown: str) -> Any:
+def _region(name: str, backend: str, arguments: dict[str, Any], store_name: str) -> Any:
     try:
         return make_region(name=name).configure(backend, arguments=arguments)
     except PluginNotFound:
-        known = [*OWN, *_backend_loader.impls, *getattr(_backend_loader, "_unloaded", ())]
+        known = [*BUILT_IN, *_backend_loader.impls, *getattr(_backend_loader, "_unloaded", ())]
         known += [each.name for each in importlib.metadata.entry_points(group="dogpile.cache")]
         known = [each for each in known if not each.startswith("opero.")]
-        raise ConfigError(f"{name}: there is no cache backend {backend!r}{nearest(backend, known)}") from None
+        raise ConfigError(f"{name}: unknown cache backend {backend!r}{nearest(backend, known)}") from None
     except ImportError as error:
         if backend == "opero.redis":
             raise MissingExtraError(
-                f"{name}: cache backend 'redis' needs the extra of that name: pip install 'opero[redis]'"
+                f"{name}: cache backend 'redis' requires an extra: pip install 'opero[redis]'"
             ) from error
         raise MissingExtraError(f"{name}: cache backend {backend!r} cannot be loaded: {error}") from error
     except ConfigError:
         raise
     except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"{name}: the cache's {shown} cannot be used: {error}; choose another cache_dir") from error
-    except Exception as error:  # noqa: BLE001  # whatever somebody's backend raises
-        told = str(error) if backend.startswith("opero.") else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{name}: the cache's {shown} cannot be used: {told}") from None
+        raise ConfigError(f"{name}: cannot open cache store {store_name}: {error}; choose another cache_dir") from error
+    except Exception as error:  # noqa: BLE001  # a third-party backend may raise anything
+        reason = str(error) if backend.startswith("opero.") else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}: cannot open cache store {store_name}: {reason}") from None
 
 
-def _within(seconds: float) -> Callable[..., Any]:
-    """What ends the wait for an operation of a store that has no timeout of its own."""
+def _with_timeout(seconds: float) -> Callable[..., Any]:
+    """Return a function that runs an operation of a store without timeouts of its own, for at most `seconds`."""
     from opero.runtime.interruption import Expired, run_aside
 
     def limit(operation: Callable[..., Any], *args: Any) -> Any:
@@ -170,17 +206,17 @@ def _within(seconds: float) -> Callable[..., Any]:
     return limit
 
 
-_guards: weakref.WeakValueDictionary[tuple[str, int], Guard] = weakref.WeakValueDictionary()
-_guards_lock = threading.Lock()
+_breakers: weakref.WeakValueDictionary[tuple[str, int], StoreBreaker] = weakref.WeakValueDictionary()
+_breakers_lock = threading.Lock()
 
 
-def _guard(shown: str, clock: Clock, limit: Callable[..., Any] | None) -> Guard:
-    """One guard a store, not one a function: it is one store that is up or down."""
-    if shown.startswith("dogpile"):
-        return Guard(shown, clock, limit)  # its place is not known
-    with _guards_lock:
-        key = (shown, id(clock))
-        guard = _guards.get(key)
-        if guard is None or guard.clock is not clock:
-            guard = _guards[key] = Guard(shown, clock, limit)
-        return guard
+def _breaker(store_name: str, clock: Clock, limit: Callable[..., Any] | None) -> StoreBreaker:
+    """Return the breaker that all functions with the same store share."""
+    if store_name.startswith("dogpile"):
+        return StoreBreaker(store_name, clock, limit)  # it is unknown which functions have the same store
+    with _breakers_lock:
+        key = (store_name, id(clock))
+        breaker = _breakers.get(key)
+        if breaker is None or breaker.clock is not clock:
+            breaker = _breakers[key] = StoreBreaker(store_name, clock, limit)
+        return breaker

@@ -1,4 +1,4 @@
-"""Keeps a store that does not answer from taking functions down, or from costing them more than now and then a try."""
+"""Circuit breaker for cache stores: after a failure, it probes the store with exponential backoff."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
     from opero.runtime.clock import Clock
 
-__all__ = ["Guard", "Limited"]
+__all__ = ["StoreBreaker", "ThrottledEvent"]
 
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
-class Guard:
-    """Runs a store's operations. After a failure it lets none through for a while: 1 s, then 2, 4, up to 30.
+class StoreBreaker:
+    """Runs a store's operations, and skips them for a while after a failure: 1 s, then 2, 4, … up to 30 s.
 
-    When the while is over, one operation tries; the others go on without the store until it has answered.
+    After each pause one operation probes the store; all others are skipped until a probe succeeds.
 
     Args:
-        name: the store's, for messages.
-        clock: where time comes from.
-        limit: how an operation is ended that takes too long; None: the store sees to that itself.
+        name: the store's name, for messages.
+        clock: the source of time.
+        limit: runs an operation with a timeout; None if the store has timeouts of its own.
     """
 
     def __init__(self, name: str, clock: Clock, limit: Callable[..., Any] | None = None) -> None:
@@ -37,55 +37,57 @@ class Guard:
         self.clock = clock
         self.limit = limit
         self._lock = threading.Lock()
-        self._closed_until = float("-inf")
+        self._open_until = float("-inf")
         self._failures = 0
-        self._lost = 0
+        self._skipped = 0
 
     @property
     def is_up(self) -> bool:
-        """Whether an operation would be let through now."""
-        return self._failures == 0 or self._closed_until <= self.clock.monotonic()
+        """Whether an operation would run now."""
+        return self._failures == 0 or self._open_until <= self.clock.monotonic()
 
     def __call__(self, default: T, operation: Callable[..., T], *args: Any) -> T:
-        """The operation's result, or `default` where the store does not answer."""
-        is_try = self._failures > 0
-        if is_try and not self._may_try():
+        """Return the operation's result, or `default` if the store is down or fails."""
+        is_probe = self._failures > 0
+        if is_probe and not self._may_probe():
             return default
         try:
             result = operation(*args) if self.limit is None else self.limit(operation, *args)
-        except Exception as error:  # noqa: BLE001  # whatever a store may raise
-            self._failed(error, is_try=is_try)
+        except Exception as error:  # noqa: BLE001  # a store may raise anything
+            self._failed(error, is_probe=is_probe)
             return default
         if self._failures:
             self._recovered()
         return result
 
-    def _may_try(self) -> bool:
+    def _may_probe(self) -> bool:
         with self._lock:
             now = self.clock.monotonic()
-            if now < self._closed_until:
-                self._lost += 1
+            if now < self._open_until:
+                self._skipped += 1
                 return False
-            self._closed_until = now + self._pause()  # for everybody else
+            self._open_until = now + self._pause()  # other callers skip while this probe runs
             return True
 
     def _pause(self) -> float:
         return float(min(FIRST_PAUSE * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE))
 
-    def _failed(self, error: Exception, *, is_try: bool) -> None:
+    def _failed(self, error: Exception, *, is_probe: bool) -> None:
         with self._lock:
             first = self._failures == 0
-            if not first and not is_try:
-                return  # it was under way when another found the store down
+            if not first and not is_probe:
+                return  # it was running when another operation opened the breaker
             self._failures += 1
             pause = self._pause()
-            self._closed_until = self.clock.monotonic() + pause
+            self._open_until = self.clock.monotonic() + pause
         if first:
+            text = str(error).strip()
+            described = f"{type(error).__name__}: {text}" if text else type(error).__name__
             emit(
                 "cache_unavailable",
                 self.name,
-                f"the cache's store failed ({_told(error)}); functions run without it, and it is tried again "
-                f"in {approximate_duration(pause)}",
+                f"cache store failed ({described}); functions run without it, next probe in "
+                f"{approximate_duration(pause)}",
                 level=logging.WARNING,
                 error=error,
                 retry_in=pause,
@@ -96,20 +98,26 @@ class Guard:
             if not self._failures:
                 return
             self._failures = 0
-            lost, self._lost = self._lost, 0
+            skipped, self._skipped = self._skipped, 0
         emit(
             "cache_available",
             self.name,
-            f"the cache's store answers again; {lost} operations went without it",
+            f"cache store is available again; {skipped} operations were skipped",
             level=logging.INFO,
-            lost=lost,
+            lost=skipped,
         )
 
 
-class Limited:
-    """Reports one kind of mishap at most once a minute, with how many there were since."""
+class ThrottledEvent:
+    """Emits one kind of event at most once a minute, with the number of occurrences in between.
 
-    EVERY = 60.0
+    Args:
+        event: the event's name.
+        subject: the name of the function or store that it concerns.
+        clock: the source of time.
+    """
+
+    INTERVAL = 60.0
 
     def __init__(self, event: str, subject: str, clock: Clock) -> None:
         self.event = event
@@ -120,17 +128,13 @@ class Limited:
         self._lock = threading.Lock()
 
     def report(self, message: str, error: BaseException | None = None) -> None:
+        """Emit the event as a warning, or only count it if the last one is less than a minute ago."""
         with self._lock:
             now = self.clock.monotonic()
             if now < self._next:
                 self._since += 1
                 return
             since, self._since = self._since, 0
-            self._next = now + self.EVERY
-        more = f" (and {since} times more since the last report)" if since else ""
+            self._next = now + self.INTERVAL
+        more = f" (and {since} more since the last report)" if since else ""
         emit(self.event, self.subject, message + more, level=logging.WARNING, error=error, since=since)
-
-
-def _told(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

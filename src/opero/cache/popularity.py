@@ -1,4 +1,4 @@
-"""How often keys are asked for, of late."""
+"""Request counts per key, which decay over time."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ __all__ = ["Popularity"]
 
 
 class Popularity:
-    """Counts requests by key; a count is halved after every window.
+    """Counts requests per key, and halves each count after every window.
 
     Args:
-        window: seconds.
-        most: how many keys to count; those not asked for the longest are forgotten first.
-        now: gives the moment.
+        window: the length of a window, in seconds.
+        max_keys: the number of keys to count; the least recently requested are dropped first.
+        now: returns the current time, in seconds.
     """
 
-    def __init__(self, window: float, most: int, now: Callable[[], float]) -> None:
+    def __init__(self, window: float, max_keys: int, now: Callable[[], float]) -> None:
         self.window = window
-        self.most = most
+        self.max_keys = max_keys
         self.now = now
         self._lock = threading.RLock()
         self._counts: OrderedDict[Hashable, list[float]] = OrderedDict()
 
     def count(self, key: Hashable) -> None:
-        """Count a request."""
+        """Count one request."""
         counts = self._counts
-        with self._lock:  # comparing keys may run Python code, during which others must not come in
+        with self._lock:  # comparing keys may run Python code, which lets other threads run
             held = counts.get(key)
             if held is None:
                 counts[key] = [1.0, self.now()]
-                while len(counts) > self.most:
+                while len(counts) > self.max_keys:
                     counts.popitem(last=False)
             else:
-                self._halve(held)
+                self._decay(held)
                 held[0] += 1
                 counts.move_to_end(key)
 
     def of(self, key: Hashable) -> float:
-        """How often a key has been asked for."""
+        """Return the decayed number of requests for a key."""
         held = self._counts.get(key)
         if held is None:
             return 0.0
-        self._halve(held)
+        self._decay(held)
         return held[0]
 
-    def take_over(self, old: Popularity) -> None:
-        """Go on with the counts of another, which goes on with them, too."""
-        with old._lock:
-            self._lock, self._counts = old._lock, old._counts
+    def share_counts(self, other: Popularity) -> None:
+        """Use the counts of another instance from now on, together with it."""
+        with other._lock:
+            self._lock, self._counts = other._lock, other._counts
 
-    def _halve(self, held: list[Any]) -> None:
+    def _decay(self, held: list[Any]) -> None:
         windows = (self.now() - held[1]) // self.window
         if windows > 0:
             held[0] /= 2.0 ** min(windows, 1000)

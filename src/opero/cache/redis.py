@@ -1,4 +1,4 @@
-"""The `redis` backend of dogpile.cache, over redis-py (extra `redis`): a store that processes and machines share."""
+"""The `redis` backend of dogpile.cache, on redis-py (extra `redis`): a store that processes and machines share."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ __all__ = ["RedisBackend"]
 T = TypeVar("T")
 
 BATCH = 1000
-LONGEST = 1e10
-"""Seconds; redis refuses a time that is much longer, and nobody will miss the value."""
+NEVER_EXPIRES = 1e10
+"""Seconds (317 years) from which on a value is stored without expiry: redis refuses much longer times."""
 
 
 class RedisBackend(BytesBackend):
-    """Keeps bytes in redis. A server that is down is found so at once: nothing is tried again, but for a connection
-    that has died since it was last used.
+    """Stores bytes in redis. Nothing is retried except once after a connection is lost, so an outage shows at once.
 
     Args:
-        arguments: `url`, as `redis.from_url` takes it; `timeout`: seconds for connecting and for each answer, default
-            1; `lock_timeout`: seconds after which a computation's lock lapses, default 60; `options`: further
-            arguments of `redis.from_url`.
+        arguments: `url`: as for `redis.from_url`; `timeout`: seconds to connect and to wait for each reply, default 1;
+            `lock_timeout`: seconds after which a computation lock lapses, default 60; `options`: more arguments for
+            `redis.from_url`.
 
     Raises:
         ImportError: redis-py is not installed.
-        ValueError: the URL is malformed; the message does not show it, as it may hold a password.
+        ValueError: the URL is malformed; the message leaves it out if it may contain a password.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         import redis
 
         self.lock_timeout = float(arguments.get("lock_timeout", 60.0))
-        self.lost: tuple[type[Exception], ...] = (redis.ConnectionError,)
-        self.slow: tuple[type[Exception], ...] = (redis.TimeoutError,)
+        self.connection_errors: tuple[type[Exception], ...] = (redis.ConnectionError,)
+        self.timeout_errors: tuple[type[Exception], ...] = (redis.TimeoutError,)
         self.lock_errors: tuple[type[Exception], ...] = (redis.exceptions.LockError,)
         self.client = _client(
             arguments["url"], float(arguments.get("timeout", 1.0)), dict(arguments.get("options") or {})
         )
 
-    # dogpile's interface
+    # The interface of dogpile.cache
 
     def get_serialized(self, key: str) -> Any:
         value = self._run(self.client.get, key)
@@ -76,29 +75,30 @@ class RedisBackend(BytesBackend):
             self._run(self.client.unlink, *names)
 
     def get_mutex(self, key: str) -> Any:
-        """Excludes all others who compute the key, on any machine, for `lock_timeout` at most."""
+        """Return a mutex between processes on all machines for the key, which lapses after `lock_timeout`."""
         return _Mutex(self, self.client.lock(f"{key}:lock", timeout=self.lock_timeout, thread_local=False))
 
-    # Beyond it
+    # Extensions
 
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
-        """Keep bytes, for so many seconds; None: for ever."""
-        self._run(self.client.set, key, value, None, _milliseconds(float("inf") if seconds is None else seconds))
+        """Store a value that expires after `seconds`; None for never."""
+        milliseconds = None if seconds is None or seconds >= NEVER_EXPIRES else max(1, round(seconds * 1000))
+        self._run(self.client.set, key, value, None, milliseconds)
 
     def clear_prefix(self, prefix: str) -> int:
-        """Delete every key that begins so; how many."""
-        found = iter(self._keys(prefix))
-        gone = 0
-        while batch := list(itertools.islice(found, BATCH)):
-            gone += self._run(self.client.unlink, *batch)
-        return gone
+        """Delete every key with this prefix, and return their number."""
+        keys = iter(self._keys(prefix))
+        deleted = 0
+        while batch := list(itertools.islice(keys, BATCH)):
+            deleted += self._run(self.client.unlink, *batch)
+        return deleted
 
     def count_prefix(self, prefix: str) -> int:
-        """How many keys begin so."""
+        """Return the number of keys with this prefix."""
         return sum(not key.endswith(b":lock") for key in set(self._keys(prefix)))
 
     def close(self) -> None:
-        """Close the connections, which other backends for the same server may use; they connect again."""
+        """Close the connections; other backends for the same server share them, and connect again."""
         self.client.close()
 
     def _keys(self, prefix: str) -> Iterable[bytes]:
@@ -113,22 +113,22 @@ class RedisBackend(BytesBackend):
     def _run(self, operation: Callable[..., T], *args: Any) -> T:
         try:
             return operation(*args)
-        except self.slow:
+        except self.timeout_errors:
             raise
-        except self.lost:
-            # Perhaps only this connection, as the server has been restarted since. Then all others are dead, too.
+        except self.connection_errors:
+            # If the server was restarted, all idle connections are dead, and a new one works.
             self.client.connection_pool.disconnect(inuse_connections=False)
             return operation(*args)
 
 
 class _Mutex:
-    """A redis-py lock, whose release never disturbs: it may have lapsed, or belong to another by now."""
+    """A redis-py lock that may be released after it has lapsed or been acquired by another process."""
 
     def __init__(self, backend: RedisBackend, lock: Any) -> None:
         self.backend = backend
         self.lock = lock
 
-    def acquire(self, wait: bool = True) -> bool:  # dogpile's own
+    def acquire(self, wait: bool = True) -> bool:  # the signature of dogpile.cache
         return bool(self.backend._run(self.lock.acquire, None, wait))
 
     def release(self) -> None:
@@ -139,16 +139,12 @@ class _Mutex:
         return bool(self.lock.locked())
 
 
-def _milliseconds(seconds: float) -> int | None:
-    return max(1, round(seconds * 1000)) if seconds < LONGEST else None
-
-
 _clients: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
 _clients_lock = threading.Lock()
 
 
 def _client(url: str, timeout: float, options: dict[str, Any]) -> Any:
-    """One client, and so one pool of connections, for all functions that use a server in the same way."""
+    """Return the client, with its connection pool, that all functions with the same URL and options share."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -166,11 +162,9 @@ def _client(url: str, timeout: float, options: dict[str, Any]) -> Any:
             try:
                 client = redis.Redis.from_url(url, **settings)
             except ValueError as error:
-                told = f" ({error})" if "@" not in url else ""  # else it may hold a password
+                reason = f" ({error})" if "@" not in url else ""  # the error quotes the URL, which may have a password
                 raise ValueError(
-                    f"the URL of redis is malformed{told}; write redis://[[user]:password@]host[:port][/db], or "
-                    f"rediss:// "
-                    "or unix://"
+                    f"invalid redis URL{reason}: use redis://[[user]:password@]host[:port][/db], rediss://… or unix://…"
                 ) from None
             _clients[key] = client
         return client

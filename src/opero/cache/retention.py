@@ -1,4 +1,4 @@
-"""What of a function's outcomes is kept, for how long, and as part of which groups: a cache policy's decisions."""
+"""A cache policy's decisions: which outcomes are stored, for how long and with which tags."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.entry import Entry
-from opero.cache.outage import Limited
+from opero.cache.outage import ThrottledEvent
 from opero.cache.popularity import Popularity
 from opero.errors import ConfigError, RejectedError, nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 __all__ = ["Retention", "copied"]
 
 
-ONCE = (Awaitable, Iterator, AsyncIterator)
-"""Results that their first user uses up."""
+SINGLE_USE = (Awaitable, Iterator, AsyncIterator)
+"""Types of results that can be consumed only once, and so cannot be cached."""
 
 
 class Retention:
-    """Decides for one function.
+    """Makes the entries of one function.
 
     Args:
-        policy: its cache policy.
-        clock: where chance comes from, and the time by which requests are counted.
-        key: makes its keys.
-        name: the region's, for messages.
+        policy: the function's cache policy.
+        clock: the source of randomness, and of the time for counting requests.
+        key: makes the function's keys.
+        name: the region's name, for messages.
 
     Attributes:
-        now: gives the moment by the clock of the store that entries are for.
-        not_stored: where results that could not be kept are told of.
-        popularity: counts requests, where the time to live depends on them.
+        now: returns the current time by the clock of the store.
+        not_stored: reports results that could not be stored.
+        popularity: counts requests, if the time to live depends on them; otherwise None.
 
     Raises:
-        ConfigError: the policy does not fit the function.
+        ConfigError: a tag names a parameter that the function does not have.
     """
 
     def __init__(self, policy: CachePolicy, clock: Clock, key: KeyMaker, name: str) -> None:
@@ -53,48 +53,45 @@ class Retention:
         self.key = key
         self.name = name
         self.now: Callable[[], float] = clock.monotonic
-        self.not_stored = Limited("cache_not_stored", name, clock)
+        self.not_stored = ThrottledEvent("cache_not_stored", name, clock)
         self.popularity: Popularity | None = None
         if isinstance(policy.ttl, AdaptiveTTL):
             self.popularity = Popularity(policy.ttl.window, policy.max_size, clock.monotonic)
-        self._check()
-
-    def _check(self) -> None:
-        for tag in self.policy.tags:
-            for name in tag_fields(tag):
-                if self.key.parameters and name not in self.key.parameters:
+        for tag in policy.tags:
+            for field in tag_fields(tag):
+                if key.parameters and field not in key.parameters:
                     raise ConfigError(
-                        f"{self.name}: tag {tag!r} names {name!r}, which is no parameter of the function"
-                        f"{nearest(name, self.key.parameters)}"
+                        f"{name}: tag {tag!r} refers to {field!r}, which is not a parameter of the function"
+                        f"{nearest(field, key.parameters)}"
                     )
 
     def tags(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-        """The groups that the result of such a call belongs to."""
+        """Return the tags of the result of a call with these arguments."""
         if not self.policy.tags:
             return ()
         arguments = self.key.arguments(args, kwargs)
         return tuple(tag.format(**arguments) for tag in self.policy.tags)
 
     def entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
-        """What to keep of an outcome, and for how long; None for not at all.
+        """Return the entry to store for an outcome, or None to store nothing.
 
-        An answer is never lost to a function of the policy that fails.
+        If a function of the policy fails, that is reported and nothing is stored; the call's outcome is not affected.
         """
         try:
             return self._entry(key, outcome, tags)
-        except Exception as error:  # noqa: BLE001  # whatever a user's function raises
-            self.not_stored.report(f"a result was not kept: {error}", error)
+        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+            self.not_stored.report(f"result not cached: {error}", error)
             return None
 
     def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
         policy, error = self.policy, outcome.error
         if error is None:
-            if isinstance(outcome.value, ONCE):
+            if isinstance(outcome.value, SINGLE_USE):
                 raise ValueError(
-                    f"a {type(outcome.value).__name__} can be gone through or awaited but once; return a list, or bind "
-                    "the async function itself"
+                    f"a {type(outcome.value).__name__} can be consumed only once; return a list, or apply the policy "
+                    "to the async function itself"
                 )
-            if policy.cache_if is not None and not self._asked("cache_if", policy.cache_if, outcome.value):
+            if policy.cache_if is not None and not self._call("cache_if", policy.cache_if, outcome.value):
                 return None
         elif not policy.cache_errors or isinstance(error, RejectedError):
             return None
@@ -121,30 +118,31 @@ class Retention:
             return ttl.seconds(self.popularity.of(key))
         if not callable(ttl):
             return ttl  # type: ignore[no-any-return]
-        seconds = parse_duration(self._asked("cache_ttl", ttl))
+        seconds = parse_duration(self._call("cache_ttl", ttl))
         if seconds < 0:
-            raise ValueError(f"the cache_ttl function gave {seconds:g}, and a time to live is not negative")
+            raise ValueError(f"the cache_ttl function returned {seconds:g}: a time to live must be ≥ 0")
         return seconds
 
-    def _asked(self, option: str, function: Callable[..., Any], *args: Any) -> Any:
+    def _call(self, option: str, function: Callable[..., Any], *args: Any) -> Any:
         try:
             return function(*args)
         except Exception as error:
-            raise ValueError(f"the {option} function failed with {type(error).__name__}: {error}") from error
+            raise ValueError(f"the {option} function raised {type(error).__name__}: {error}") from error
 
 
 def tag_fields(tag: str) -> list[str]:
-    """The parameters that a tag is filled in with."""
+    """Return the names of the parameters that a tag refers to."""
     return [name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(tag) if name is not None]
 
 
 def copied(error: Exception) -> Exception:
-    """An exception like this one, without its traceback, which raising adds to and which keeps frames alive.
+    """Return a copy of an exception without its traceback, or the exception itself if it cannot be copied.
 
-    The exception itself, where it does not copy.
+    A cached exception must not be raised itself: each raise would extend its traceback, which keeps frames alive.
     """
     try:
-        again = copy.copy(error)
-    except Exception:  # noqa: BLE001  # whatever a user's exception does
+        duplicate = copy.copy(error)
+    except Exception:  # noqa: BLE001  # a user's exception may do anything
         return error
-    return again.with_traceback(None) if type(again) is type(error) and again is not error else error
+    is_copy = type(duplicate) is type(error) and duplicate is not error
+    return duplicate.with_traceback(None) if is_copy else error

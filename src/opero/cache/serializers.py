@@ -1,4 +1,4 @@
-"""How stores write what they hold: as JSON, as a pickle, or as a signed pickle."""
+"""Serializers of cache entries: JSON, pickle, and signed pickle."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.entry import Entry
-from opero.runtime import pickling as pickles
+from opero.runtime import pickling
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["CannotHoldError", "Codec", "UnreadableError"]
+__all__ = ["Codec", "SerializationError", "UnreadableError"]
 
-# Format, key of the serializer, is_error, refresh_at, expires, usable; then a token for each tag; then the value.
+# Format, serializer, is_error, refresh_at, expires, usable. Then follow the number of tokens, the tokens of the tags,
+# the value, and the signature, if any.
 HEADER = struct.Struct(">3s1sBddd")
 MAGIC = b"op1"
 TOKEN = 8
@@ -24,21 +25,21 @@ SIGNATURE = 32
 LETTERS = {"json": b"j", "pickle": b"p", "signed_pickle": b"s"}
 
 
-class CannotHoldError(Exception):
+class SerializationError(Exception):
     """A serializer cannot write a value so that it reads back the same."""
 
 
 class UnreadableError(Exception):
-    """Bytes that this codec did not write, or must not read."""
+    """Stored bytes are not an entry, or were written by a serializer that must not be read."""
 
 
 class Codec:
-    """Writes entries as bytes, and reads them.
+    """Converts entries to bytes and back.
 
     Args:
-        serializer: "json", "pickle" or "signed_pickle".
-        secret: the key that signs pickles.
-        reads: the serializers whose bytes it reads.
+        serializer: the serializer to write with: "json", "pickle" or "signed_pickle".
+        secret: the key that signs pickles; None for no signed pickles.
+        reads: the names of the serializers whose bytes may be read.
     """
 
     def __init__(self, serializer: str, secret: bytes | None, reads: Collection[str]) -> None:
@@ -47,10 +48,15 @@ class Codec:
         self.reads = frozenset(LETTERS[each] for each in reads)
 
     def encode(self, key: str, entry: Entry, tokens: tuple[bytes, ...] = ()) -> bytes:
-        """The entry as bytes.
+        """Return an entry as bytes.
+
+        Args:
+            key: the entry's key in the store, which a signature includes.
+            entry: the entry.
+            tokens: the tokens of its tags.
 
         Raises:
-            CannotHoldError: the serializer cannot hold the value; it says why.
+            SerializationError: the serializer cannot write the value; the message says why.
         """
         value = self._dumped(entry)
         times = entry.refresh_at, entry.expires, entry.usable
@@ -59,63 +65,61 @@ class Codec:
         return data + self._signature(key, data) if self.serializer == "signed_pickle" else data
 
     def decode(self, key: str, data: Any) -> tuple[Entry, tuple[bytes, ...]]:
-        """The entry, and the tokens of its tags.
+        """Return the entry in some bytes, and the tokens of its tags.
 
         Raises:
-            UnreadableError: these bytes are none of a codec's, or of a serializer that this one must not read.
+            UnreadableError: the bytes are not an entry, or are of a serializer that must not be read.
         """
         if not isinstance(data, bytes) or len(data) <= HEADER.size or not data.startswith(MAGIC):
-            raise UnreadableError("it is no entry of opero's")
+            raise UnreadableError("it was not written by opero")
         _, letter, is_error, *times = HEADER.unpack_from(data)
         if letter not in self.reads:
-            raise UnreadableError(self._refusal(letter))
+            raise UnreadableError(_why_refused(letter))
         if letter == b"s":
             data, signature = data[:-SIGNATURE], data[-SIGNATURE:]
             if not hmac.compare_digest(signature, self._signature(key, data)):
-                raise UnreadableError("its signature is wrong: it was written with another secret, or tampered with")
+                raise UnreadableError("invalid signature: it was written with another secret, or tampered with")
         start = HEADER.size + 1
         end = start + data[HEADER.size] * TOKEN
         tokens = tuple(data[at : at + TOKEN] for at in range(start, end, TOKEN))
         try:
             value = json.loads(data[end:]) if letter == b"j" else pickle.loads(data[end:])
         except Exception as error:
-            raise UnreadableError(f"it cannot be read: {type(error).__name__}: {error}") from error
+            raise UnreadableError(f"{type(error).__name__}: {error}") from error
         return Entry(value, *times, is_error=bool(is_error)), tokens
 
     def _dumped(self, entry: Entry) -> bytes:
         try:
             if self.serializer == "json":
                 if entry.is_error:
-                    raise CannotHoldError("JSON holds no exceptions; use serializer 'signed_pickle'")
+                    raise SerializationError("JSON cannot represent exceptions; use serializer 'signed_pickle'")
                 _check_json(entry.value, "the result")
                 return json.dumps(entry.value, ensure_ascii=False).encode()
-            written = pickles.dumps(entry.value)
-            if entry.is_error:  # many pickle well and cannot be read back
+            written = pickling.dumps(entry.value)
+            if entry.is_error:  # many exceptions can be pickled but not unpickled
                 pickle.loads(written)
-        except CannotHoldError:
+        except SerializationError:
             raise
         except Exception as error:
-            raise CannotHoldError(f"{type(error).__name__}: {error}") from error
+            raise SerializationError(f"{type(error).__name__}: {error}") from error
         return written
 
     def _signature(self, key: str, data: bytes) -> bytes:
-        # The key is signed, too: else an entry could be served for another one.
+        # It includes the key, so that an entry cannot be moved to another key.
         assert self.secret is not None
         return hmac.digest(self.secret, b"%d:%s" % (len(key.encode()), key.encode()) + data, "sha256")
 
-    def _refusal(self, letter: bytes) -> str:
-        name = {letter: name for name, letter in LETTERS.items()}.get(letter)
-        if name == "signed_pickle":
-            return "it is a signed pickle, and there is no secret to check it with"
-        if name == "pickle":
-            return (
-                "it is an unsigned pickle, which could run anybody's code; sign pickles, or set allow_unsigned_pickle"
-            )
-        return "it was written in an unknown format"
+
+def _why_refused(letter: bytes) -> str:
+    if letter == LETTERS["signed_pickle"]:
+        return "it is a signed pickle, and no secret is set to verify it"
+    if letter == LETTERS["pickle"]:
+        return "it is an unsigned pickle, which could run arbitrary code; sign pickles, or set allow_unsigned_pickle"
+    return "unknown format"
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Make sure that a value comes back from JSON as it was: the same types all through."""
+    """Check that a value reads back from JSON with the same types at every level."""
     kind = type(value)
     if value is None or kind in (bool, int, str, float):
         return
@@ -125,7 +129,9 @@ def _check_json(value: Any, where: str) -> None:
     elif kind is dict:
         for name, each in value.items():
             if type(name) is not str:
-                raise CannotHoldError(f"JSON would make text of the key {name!r} in {where}; use another serializer")
+                raise SerializationError(
+                    f"JSON would convert the key {name!r} in {where} to text; use another serializer"
+                )
             _check_json(each, f"{where}[{name!r}]")
     else:
-        raise CannotHoldError(f"JSON cannot hold the {kind.__name__} that {where} is; use another serializer")
+        raise SerializationError(f"JSON cannot represent {where} of type {kind.__name__}; use another serializer")

@@ -1,4 +1,4 @@
-"""What every cache of a process may take from its environment."""
+"""Settings of all caches of a process, from environment variables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["CacheSettings"]
 
 
 class CacheSettings(BaseSettings):
-    """Environment variables, or lines of a `.env` file or files in a directory of secrets (see `environment_files`).
+    """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 
     Attributes:
-        redis_url: `OPERO_CACHE_REDIS_URL`, where `redis` is, for policies that do not say.
-        secret: `OPERO_CACHE_SECRET`, the key that signs pickles, for policies that have none.
-        dir: `OPERO_CACHE_DIR`, where `disk` keeps its file, for policies that do not say.
+        redis_url: `OPERO_CACHE_REDIS_URL`, the URL of the `redis` backend.
+        secret: `OPERO_CACHE_SECRET`, the key that signs pickles.
+        dir: `OPERO_CACHE_DIR`, the directory of the `disk` backend.
     """
 
     model_config = SettingsConfigDict(env_prefix="OPERO_CACHE_", env_ignore_empty=True, extra="ignore")
@@ -30,8 +30,9 @@ class CacheSettings(BaseSettings):
 
     @classmethod
     def read(cls) -> CacheSettings:
-        """
+        """Read the settings.
+
         Raises:
-            ConfigError: the `.env` file or directory that the environment names does not exist.
+            ConfigError: the `.env` file or secrets directory that the environment names does not exist.
         """
         return cls(_env_file=env_file(os.environ), _env_file_encoding="utf-8-sig", _secrets_dir=secrets_dir(os.environ))

@@ -1,4 +1,4 @@
-"""Computations under way: one for a key at a time, and who waits for it."""
+"""Single-flight: at most one computation of a key runs at a time, and concurrent callers wait for its result."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ if TYPE_CHECKING:
 
     from opero.runtime.hosts import Host, Outcome, Waiter
 
-__all__ = ["Flight", "Flights", "leading"]
+__all__ = ["Computation", "SingleFlight", "current_computations"]
 
 
-class Flight:
-    """A computation under way.
+class Computation:
+    """A running computation of one key.
 
     Attributes:
-        waiters: who is to be woken when it ends.
-        kept: the result, where it was one to keep.
-        failed: it came to its end with nothing to keep.
-        outdated: its key, or one of its tags, has been deleted since it began.
-        tags: the groups that its result will belong to.
-        cancel: ends it, where it runs in a task of its own; only for when nobody wants it any more.
-        callers: how many want its result.
-        waits_for: the computations that its function waits for.
+        waiters: the waiters to wake when it ends.
+        result: its outcome, if the waiting callers may use it.
+        failed: whether it ended without an outcome that waiting callers may use.
+        invalidated: whether its key, or one of its tags, has been deleted since it began.
+        tags: the tags of its result.
+        cancel: cancels its task, if it runs in one; called when no caller wants the result any more.
+        callers: the number of callers that want its result.
+        waits_for: the computations that its function is waiting for.
     """
 
-    __slots__ = ("callers", "cancel", "failed", "kept", "outdated", "tags", "waiters", "waits_for")
+    __slots__ = ("callers", "cancel", "failed", "invalidated", "result", "tags", "waiters", "waits_for")
 
     def __init__(self, tags: tuple[str, ...] = ()) -> None:
         self.waiters: list[Waiter] = []
-        self.kept: Outcome | None = None
+        self.result: Outcome | None = None
         self.failed = False
-        self.outdated = False
+        self.invalidated = False
         self.tags = tags
         self.cancel: Callable[[], object] | None = None
         self.callers = 1
-        self.waits_for: list[Flight] = []
+        self.waits_for: list[Computation] = []
 
-    def depends_on(self, others: tuple[Flight, ...]) -> bool:
-        """Whether it cannot end before one of these does."""
+    def depends_on(self, others: tuple[Computation, ...]) -> bool:
+        """Return whether it cannot end before one of the others does."""
         seen: set[int] = set()
         ahead = [self]
         while ahead:
@@ -54,97 +54,114 @@ class Flight:
         return False
 
 
-leading: ContextVar[tuple[Flight, ...]] = ContextVar("opero_cache_leading", default=())
-"""The computations that this code is part of. Tasks and a timeout's helper threads get a copy of the context, so a
-function that asks itself the same there does not wait for itself."""
+current_computations: ContextVar[tuple[Computation, ...]] = ContextVar("opero_current_computations", default=())
+"""The computations that the current code is part of, outermost first. Tasks and the helper threads of timeouts copy the
+context, so a function that calls itself with the same key there does not wait for itself."""
 
-_waits = threading.Lock()
-"""Held to look at and change who waits for whom, over all functions."""
+_dependencies_lock = threading.Lock()
+"""Protects `waits_for` of all computations of all functions."""
 
 
-class Flights:
-    """The computations of one function.
+class SingleFlight:
+    """The running computations of one function.
 
     Attributes:
-        forgotten: how often something has been deleted.
+        running: the computations that callers may join, by key.
+        invalidations: the number of deletions so far.
     """
 
     def __init__(self) -> None:
-        self.under_way: dict[Hashable, Flight] = {}
-        self.forgotten = 0
+        self.running: dict[Hashable, Computation] = {}
+        self.invalidations = 0
         self._lock = threading.Lock()
 
-    def join(self, key: Hashable, host: Host, tags: tuple[str, ...]) -> tuple[Flight, Waiter | None]:
-        """The computation of that key: one to lead (no waiter), or one under way to wait for.
+    def join(self, key: Hashable, host: Host, tags: tuple[str, ...]) -> tuple[Computation, Waiter | None]:
+        """Return the key's computation, and a waiter if it is already running; without one, the caller computes.
 
-        Who cannot wait for it, since it waits for them, leads one of their own, which nobody else joins.
+        A caller for which the running computation waits would deadlock: it gets a computation of its own, which others
+        cannot join.
         """
-        mine = leading.get()
+        own = current_computations.get()
         with self._lock:
-            flight = self.under_way.get(key)
-            if flight is None:
-                flight = self.under_way[key] = Flight(tags)
-                return flight, None
-            with _waits:
-                if mine and flight.depends_on(mine):
-                    return Flight(tags), None
-                for each in mine:
-                    each.waits_for.append(flight)
+            computation = self.running.get(key)
+            if computation is None:
+                computation = self.running[key] = Computation(tags)
+                return computation, None
+            with _dependencies_lock:
+                if own and computation.depends_on(own):
+                    return Computation(tags), None
+                for each in own:
+                    each.waits_for.append(computation)
             waiter = host.waiter()
-            flight.waiters.append(waiter)
-            flight.callers += 1
-            return flight, waiter
+            computation.waiters.append(waiter)
+            computation.callers += 1
+            return computation, waiter
 
-    def start(self, key: Hashable, tags: tuple[str, ...]) -> Flight | None:
-        """A computation of that key to lead, or None where one is under way."""
+    def start(self, key: Hashable, tags: tuple[str, ...]) -> Computation | None:
+        """Return a new computation of the key, or None if one is running."""
         with self._lock:
-            if key in self.under_way:
+            if key in self.running:
                 return None
-            flight = self.under_way[key] = Flight(tags)
-            return flight
+            computation = self.running[key] = Computation(tags)
+            return computation
 
-    def leave(self, flight: Flight, *, waited: bool) -> bool:
-        """One caller less; whether others still want the result. `waited`: they had joined it."""
+    def leave(self, computation: Computation, *, waited: bool) -> bool:
+        """Count one caller less, and return whether others still want the result.
+
+        Args:
+            computation: the computation that the caller leaves.
+            waited: whether the caller joined it, rather than started it.
+        """
         if waited:
-            with _waits:
-                for each in leading.get():
-                    if flight in each.waits_for:
-                        each.waits_for.remove(flight)
+            with _dependencies_lock:
+                for each in current_computations.get():
+                    if computation in each.waits_for:
+                        each.waits_for.remove(computation)
         with self._lock:
-            flight.callers -= 1
-            wanted = flight.callers > 0
-            cancel = flight.cancel
+            computation.callers -= 1
+            wanted = computation.callers > 0
+            cancel = computation.cancel
         if not wanted and waited and cancel is not None:
             cancel()
         return wanted
 
-    def land(self, key: Hashable, flight: Flight) -> None:
-        """The computation has ended."""
+    def finish(self, key: Hashable, computation: Computation) -> None:
+        """Remove a computation that has ended, and wake its waiters."""
         with self._lock:
-            if self.under_way.get(key) is flight:
-                del self.under_way[key]
-            flight.cancel = None  # which leads to the task, and so to an exception whose traceback leads here
-        for waiter in flight.waiters:
+            if self.running.get(key) is computation:
+                del self.running[key]
+            computation.cancel = None  # it refers to the task, whose exception's traceback refers back to here
+        for waiter in computation.waiters:
             waiter.wake()
 
-    def forget(self, key: Hashable) -> None:
-        """Do not keep what is being computed for that key."""
+    def invalidate(self, key: Hashable) -> None:
+        """Do not store the result of the key's running computation."""
         with self._lock:
-            self.forgotten += 1
-            flight = self.under_way.pop(key, None)
-            if flight is not None:
-                flight.outdated = True
+            self.invalidations += 1
+            computation = self.running.pop(key, None)
+            if computation is not None:
+                computation.invalidated = True
 
-    def forget_all(self, tags: Iterable[str] | None = None) -> None:
-        """Do not keep what is being computed: anything, or what belongs to one of these groups."""
-        groups = None if tags is None else set(tags)
+    def invalidate_all(self, tags: Iterable[str] | None = None) -> None:
+        """Do not store the results of running computations: all of them, or those with one of these tags."""
+        wanted = None if tags is None else set(tags)
         with self._lock:
-            self.forgotten += 1
-            for key, flight in list(self.under_way.items()):
-                if groups is None or groups.intersection(flight.tags):
-                    flight.outdated = True
-                    del self.under_way[key]
+            self.invalidations += 1
+            for key, computation in list(self.running.items()):
+                if wanted is None or wanted.intersection(computation.tags):
+                    computation.invalidated = True
+                    del self.running[key]
 
-    def is_outdated(self, key: Hashable, flight: Flight, forgotten: int) -> bool:
-        """Whether the key has been deleted since; where nobody can join the computation, whether any has been."""
-        return flight.outdated or (self.forgotten != forgotten and self.under_way.get(key) is not flight)
+    def is_invalidated(self, key: Hashable, computation: Computation, invalidations: int) -> bool:
+        """Return whether the key has been deleted since the computation began.
+
+        A computation that others cannot join counts as invalidated after any deletion.
+
+        Args:
+            key: the computation's key.
+            computation: the computation.
+            invalidations: the number of deletions when it began.
+        """
+        return computation.invalidated or (
+            self.invalidations != invalidations and self.running.get(key) is not computation
+        )

@@ -1,4 +1,4 @@
-"""Where entries are: in this process, or in a store of bytes that several processes share."""
+"""Stores of cache entries: in the memory of this process, or in a backend that several processes share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dogpile.cache.api import NO_VALUE
 from opero.cache.digest import digest
 from opero.cache.entry import FOREVER, NEVER, Entry
 from opero.cache.keys import is_plain
-from opero.cache.outage import Guard, Limited
+from opero.cache.outage import StoreBreaker, ThrottledEvent
 from opero.cache.serializers import TOKEN, Codec, UnreadableError
 
 if TYPE_CHECKING:
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
     from opero.cache.memory import MemoryBackend
     from opero.runtime.clock import Clock
 
-__all__ = ["Mark", "MemoryStore", "SharedStore", "Store"]
+__all__ = ["EntryStore", "MemoryStore", "SharedStore", "Snapshot"]
 
 Tags = tuple[str, ...]
-Mark = tuple[Any, ...]
-"""What a store knew of a key when its computation began; so it can tell whether the key was deleted meanwhile."""
+Snapshot = tuple[Any, ...]
+"""A key's deletion tokens at the start of its computation. They tell whether the key was deleted in the meantime."""
 
 
-class Store(Protocol):
-    """What an executor asks of either kind.
+class EntryStore(Protocol):
+    """The interface of both kinds of store.
 
     Attributes:
-        is_shared: its operations may block, and may fail; they must not run in an event loop's thread.
-        now: gives the moment, by the clock that its entries' times belong to.
+        is_shared: whether operations may block and fail, so that they must not run in an event loop's thread.
+        now: returns the current time by the clock of the entries' times.
     """
 
     is_shared: bool
     now: Callable[[], float]
 
     def read(self, key: Hashable, tags: Tags) -> Entry | None:
-        """The entry, stale ones included; None where there is none that is usable."""
+        """Return the key's entry, even if it is stale; None if there is none that is usable."""
 
     def read_many(self, keys: Sequence[Hashable], tags: Sequence[Tags]) -> Iterable[Entry | None]:
-        """The same for many keys. A shared store is asked while the result is gone through."""
+        """Return the entries of many keys. A shared store is read during the iteration."""
 
-    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Mark | None]:
-        """Read once more, and remember what a computation that begins now must not survive."""
+    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Snapshot | None]:
+        """Read a key before its computation begins, with the snapshot that `write` needs afterwards."""
 
-    def write(self, key: Hashable, entry: Entry, mark: Mark | None) -> bool:
-        """Keep an entry; False where the key was deleted since `mark`, or the store did not answer.
+    def write(self, key: Hashable, entry: Entry, snapshot: Snapshot | None) -> bool:
+        """Write an entry; return False if the key was deleted since `snapshot`, or the store is down.
 
         Raises:
-            CannotHoldError: the store's serializer cannot hold the value.
+            SerializationError: the store's serializer cannot write the value.
         """
 
     def delete(self, key: Hashable) -> None: ...
@@ -58,19 +58,19 @@ class Store(Protocol):
     def clear(self) -> None: ...
     def clear_namespace(self) -> None: ...
     def mutex(self, key: Hashable) -> Any | None:
-        """What keeps other processes from computing the key; None where there are none."""
+        """Return a mutex that keeps other processes from computing the key; None if the store has none."""
 
     def size(self) -> int | None:
-        """How many entries there are, where that can be told."""
+        """Return the number of entries, or None if it is unknown."""
 
 
 class MemoryStore:
-    """Entries of one function in this process.
+    """Entries of one function in the memory of this process.
 
     Args:
-        backend: holds them.
-        clock: where time comes from.
-        codec: copies values on their way in and out; None: the objects themselves are kept and handed out.
+        backend: the backend that holds them.
+        clock: the source of time.
+        codec: encodes values, so that callers get copies; None to store the objects themselves.
     """
 
     is_shared = False
@@ -92,10 +92,10 @@ class MemoryStore:
         now = self.now()
         return [None if entry is NO_VALUE or entry.usable <= now else entry for entry in self.backend.get_multi(keys)]
 
-    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Mark | None]:
+    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Snapshot | None]:
         return self.read(key), None
 
-    def write(self, key: Hashable, entry: Entry, mark: Mark | None = None) -> bool:
+    def write(self, key: Hashable, entry: Entry, snapshot: Snapshot | None = None) -> bool:
         usable, tags = entry.usable, entry.tags
         if self.codec is not None:
             entry = Entry(self.codec.encode("", entry), NEVER, entry.expires, usable)
@@ -125,21 +125,23 @@ class MemoryStore:
 
 
 class SharedStore:
-    """Entries of one function in a store of bytes that other processes use, too. It fails like any other service.
+    """Entries of one function in a backend of bytes that other processes use too, and that may fail.
 
-    Deleting also leaves word for computations under way in other processes: `<namespace>#<function>` and
-    `<namespace>#gone:<key>` hold tokens that change, and what began before does not get written. A tag is such a token
-    as well; entries hold those of their tags, and are good while these are unchanged.
+    Deletions must reach computations that run in other processes. The keys `<namespace>#<function>` and
+    `<namespace>#gone:<key>` hold random tokens, which deletions replace; a computation whose tokens have changed does
+    not write its result. Each tag has such a token as well: an entry holds the tokens of its tags, and is valid while
+    they are unchanged.
 
     Args:
-        backend: dogpile.cache's.
-        guard: runs its operations.
-        namespace, name: which function's.
-        codec: writes and reads bytes.
-        clock: where time comes from.
-        keep: seconds for which word of a deletion is left: computations take no longer.
-        most: the most entries to keep, the oldest going first; None: all.
-        has_mutex: its mutexes are one a key.
+        backend: the dogpile.cache backend.
+        breaker: runs the backend's operations.
+        namespace: the policy's namespace.
+        name: the function's name.
+        codec: converts entries to bytes and back.
+        clock: the source of time.
+        deletion_ttl: seconds for which the token of a deleted key is kept: the longest time of a computation.
+        max_size: the maximum number of entries, of which the oldest are removed first; None for no limit.
+        has_mutex: whether the backend has a mutex per key.
     """
 
     is_shared = True
@@ -147,33 +149,33 @@ class SharedStore:
     def __init__(
         self,
         backend: Any,
-        guard: Guard,
+        breaker: StoreBreaker,
         namespace: str,
         name: str,
         codec: Codec,
         clock: Clock,
         *,
-        keep: float,
-        most: int | None,
+        deletion_ttl: float,
+        max_size: int | None,
         has_mutex: bool,
     ) -> None:
         self.backend = backend
-        self.guard = guard
+        self.breaker = breaker
         self.namespace = namespace = namespace.replace("%", "%25").replace(":", "%3A").replace("#", "%23")
-        self.prefix = f"{namespace}:{name}:"  # so one namespace's keys never begin as another's
+        self.prefix = f"{namespace}:{name}:"  # escaped, so that no namespace's keys begin with another namespace
         self.codec = codec
         self.now = clock.time
-        self.keep = keep
-        self.most = most
+        self.deletion_ttl = deletion_ttl
+        self.max_size = max_size
         self.has_mutex = has_mutex
-        self.unreadable = Limited("cache_unreadable", f"{namespace}:{name}", clock)
-        self._expiring = hasattr(backend, "set_expiring")
+        self.unreadable = ThrottledEvent("cache_unreadable", f"{namespace}:{name}", clock)
+        self._can_expire = hasattr(backend, "set_expiring")
         self._cleared = f"{namespace}#{name}"
-        # Where a store cannot find a function's keys, all of them belong to one tag.
-        self._always = () if hasattr(backend, "clear_prefix") else (self._cleared,)
+        # If the backend cannot delete a function's keys, all its entries share a tag, which `clear` changes.
+        self._common_tokens = () if hasattr(backend, "clear_prefix") else (self._cleared,)
         self._writes = 0
 
-    # Names in the store
+    # Keys in the backend
 
     def _key(self, key: Hashable) -> str:
         return self.prefix + digest(key)
@@ -182,46 +184,44 @@ class SharedStore:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"
 
     def _tokens_of(self, tags: Tags) -> list[str]:
-        return [*self._always, *(f"{self.namespace}#tag:{tag}" for tag in tags)]
+        return [*self._common_tokens, *(f"{self.namespace}#tag:{tag}" for tag in tags)]
 
     # Reading
 
     def read(self, key: Hashable, tags: Tags = ()) -> Entry | None:
         name = self._key(key)
-        watched = self._tokens_of(tags) if tags or self._always else ()
-        if not watched:
-            return self._entry(name, self.guard(NO_VALUE, self.backend.get_serialized, name), ())
-        return self._entry(name, *self._with_tokens(self._fetch([name, *watched])))
+        token_names = self._tokens_of(tags) if tags or self._common_tokens else ()
+        if not token_names:
+            return self._entry(name, self.breaker(NO_VALUE, self.backend.get_serialized, name), ())
+        data, *tokens = self._fetch([name, *token_names])
+        return self._entry(name, data, tuple(tokens))
 
     def read_many(self, keys: Sequence[Hashable], tags: Sequence[Tags]) -> Iterator[Entry | None]:
         names = [self._key(key) for key in keys]
-        watched = [self._tokens_of(each) for each in tags]
-        tokens = list(dict.fromkeys(token for each in watched for token in each))
-        known = dict(zip(tokens, self._fetch(tokens), strict=True)) if tokens else {}
+        token_names = [self._tokens_of(each) for each in tags]
+        distinct = list(dict.fromkeys(token for each in token_names for token in each))
+        tokens = dict(zip(distinct, self._fetch(distinct), strict=True)) if distinct else {}
         for start in range(0, len(names), 1000):
             chunk = names[start : start + 1000]
             for at, (name, data) in enumerate(zip(chunk, self._fetch(chunk), strict=True), start):
-                yield self._entry(name, data, tuple(known[token] for token in watched[at]))
+                yield self._entry(name, data, tuple(tokens[each] for each in token_names[at]))
 
-    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Mark | None]:
+    def begin(self, key: Hashable, tags: Tags) -> tuple[Entry | None, Snapshot | None]:
         name = self._key(key)
-        watched = self._tokens_of(tags)
-        data, gone, cleared, *tokens = self._fetch([name, self._gone(name), self._cleared, *watched])
+        token_names = self._tokens_of(tags)
+        data, gone, cleared, *tokens = self._fetch([name, self._gone(name), self._cleared, *token_names])
         entry = self._entry(name, data, tuple(tokens))
         if entry is None:
             for at, token in enumerate(tokens):
-                if not _is_token(token):
+                if not (isinstance(token, bytes) and len(token) == TOKEN):  # the tag has no token yet
                     tokens[at] = os.urandom(TOKEN)
-                    if watched[at] == self._cleared:
+                    if token_names[at] == self._cleared:
                         cleared = tokens[at]
-                    self.guard(None, self.backend.set_serialized, watched[at], tokens[at])
+                    self.breaker(None, self.backend.set_serialized, token_names[at], tokens[at])
         return entry, (gone, cleared, *tokens)
 
     def _fetch(self, names: list[str]) -> list[Any]:
-        return list(self.guard([NO_VALUE] * len(names), self.backend.get_serialized_multi, names))
-
-    def _with_tokens(self, data: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-        return data[0], tuple(data[1:])
+        return list(self.breaker([NO_VALUE] * len(names), self.backend.get_serialized_multi, names))
 
     def _entry(self, name: str, data: Any, tokens: tuple[Any, ...]) -> Entry | None:
         if data is NO_VALUE or data is None:
@@ -229,7 +229,7 @@ class SharedStore:
         try:
             entry, written = self.codec.decode(name, data)
         except UnreadableError as error:
-            self.unreadable.report(f"the store's entry {name} is left alone: {error}", error)
+            self.unreadable.report(f"cannot read cache entry {name}: {error}", error)
             return None
         if entry.usable <= self.now() or written != tokens:
             return None
@@ -237,68 +237,64 @@ class SharedStore:
 
     # Writing
 
-    def write(self, key: Hashable, entry: Entry, mark: Mark | None) -> bool:
+    def write(self, key: Hashable, entry: Entry, snapshot: Snapshot | None) -> bool:
         name = self._key(key)
-        if mark is None:  # a value that was set, and belongs to nobody's computation
-            mark = self.begin(key, entry.tags)[1]
-        assert mark is not None
-        gone, cleared, *tokens = mark
+        if snapshot is None:  # the value was set by the user, not computed
+            snapshot = self.begin(key, entry.tags)[1]
+        assert snapshot is not None
+        gone, cleared, *tokens = snapshot
         data = self.codec.encode(name, entry, tuple(tokens))
         if self._fetch([self._gone(name), self._cleared]) != [gone, cleared]:
             return False
         seconds = None if entry.usable == FOREVER else entry.usable - self.now()
-        if not self.guard(False, self._put, name, data, seconds):
+        if not self.breaker(False, self._put, name, data, seconds):
             return False
-        if self.most is not None:
-            self._trim(self.most)
+        if self.max_size is not None:
+            self._trim(self.max_size)
         return True
 
     def _put(self, name: str, data: bytes, seconds: float | None) -> bool:
-        if self._expiring:
+        if self._can_expire:
             self.backend.set_expiring(name, data, seconds)
         else:
             self.backend.set_serialized(name, data)
         return True
 
-    def _trim(self, most: int) -> None:
+    def _trim(self, max_size: int) -> None:
         self._writes += 1
-        if self._writes % max(1, most // 20) == 0 and hasattr(self.backend, "trim_prefix"):
-            self.guard(None, self.backend.trim_prefix, self.prefix, most)
+        if self._writes % max(1, max_size // 20) == 0 and hasattr(self.backend, "trim_prefix"):
+            self.breaker(None, self.backend.trim_prefix, self.prefix, max_size)
 
     # Deleting
 
     def delete(self, key: Hashable) -> None:
         name = self._key(key)
-        if self._expiring:  # else word of it would stay for ever
-            self.guard(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.keep)
-        self.guard(None, self.backend.delete, name)
+        if self._can_expire:  # otherwise the token would stay forever
+            self.breaker(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.deletion_ttl)
+        self.breaker(None, self.backend.delete, name)
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self.guard(None, self.backend.set_serialized, f"{self.namespace}#tag:{tag}", os.urandom(TOKEN))
+            self.breaker(None, self.backend.set_serialized, f"{self.namespace}#tag:{tag}", os.urandom(TOKEN))
 
     def clear(self) -> None:
-        self.guard(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
-        if not self._always:
-            self.guard(None, self.backend.clear_prefix, self.prefix)
+        self.breaker(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
+        if not self._common_tokens:
+            self.breaker(None, self.backend.clear_prefix, self.prefix)
 
     def clear_namespace(self) -> None:
-        """Forget what every function of the namespace has in this store, whoever put it there."""
+        """Delete the entries of all functions of the namespace, including those written by other processes."""
         self.clear()
-        if not self._always:
-            self.guard(None, self.backend.clear_prefix, f"{self.namespace}:")
+        if not self._common_tokens:
+            self.breaker(None, self.backend.clear_prefix, f"{self.namespace}:")
 
-    # The rest
+    # Mutex and size
 
     def mutex(self, key: Hashable) -> Any | None:
-        return self.backend.get_mutex(self._key(key)) if self.has_mutex else None  # which asks nobody yet
+        return self.backend.get_mutex(self._key(key)) if self.has_mutex else None  # no request to the backend yet
 
     def size(self) -> int | None:
-        if self._always:
+        if self._common_tokens:
             return None
-        found: int | None = self.guard(None, self.backend.count_prefix, self.prefix)
+        found: int | None = self.breaker(None, self.backend.count_prefix, self.prefix)
         return found
-
-
-def _is_token(data: Any) -> bool:
-    return isinstance(data, bytes) and len(data) == TOKEN

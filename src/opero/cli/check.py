@@ -13,6 +13,7 @@ from opero.cli.options import Config, Environment, Json, Modules  # noqa: TC001 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from opero.config.configuration import Configuration
     from opero.errors import Problem
 
 __all__ = ["check_command"]
@@ -37,7 +38,7 @@ def check_command(
     from opero.cli.exits import NO, OK, UsageError
     from opero.cli.loading import environments, use_registry
     from opero.cli.terminal import print_json, stdout_kept
-    from opero.registry.checks import check_bindings
+    from opero.registry.checks import check
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs contradict each other; give one of them")
@@ -47,7 +48,10 @@ def check_command(
     found = _Findings()
     for name in names:
         found.load(config, name)
-    if modules:
+    if not modules:
+        for name, configuration in found.loaded.items():
+            found.take(name, partial(check, configuration, [], complete=False))
+    else:
         for name in found.loaded:
             registry = use_registry(config, name)
             if not found.imported:
@@ -57,7 +61,7 @@ def check_command(
             found.functions |= {each.name for each in registry.bindings()}
             # Where a module has failed, what it would have bound is not there.
             complete = not found.has_failed
-            found.take(name, partial(check_bindings, registry.configuration, registry._bindings(), complete=complete))
+            found.take(name, partial(check, registry.configuration, registry._bindings(), complete=complete))
     if as_json:
         print_json(found.data())
     else:
@@ -72,7 +76,7 @@ class _Findings:
         self.problems: dict[Problem, list[str]] = {}
         self.warnings: dict[str, None] = {}
         self.environments: list[str] = []
-        self.loaded: list[str] = []
+        self.loaded: dict[str, Configuration] = {}
         self.profiles: set[str] = set()
         self.functions: set[str] = set()
         self.imported = False
@@ -84,7 +88,7 @@ class _Findings:
         def load() -> None:
             found = load_quietly(config, environment)
             self.environments.append(found.environment)
-            self.loaded.append(found.environment)
+            self.loaded[found.environment] = found
             self.profiles |= set(found.policies)
             self.warnings |= dict.fromkeys(found.warnings)
 
@@ -113,7 +117,7 @@ class _Findings:
             self.has_failed = True
             for problem in mistakes:
                 is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
-                self.note(problem, [environment] if is_of_files else self.loaded)
+                self.note(problem, [environment] if is_of_files else [*self.loaded])
 
     def note(self, problem: Problem, environments: Sequence[str]) -> None:
         """Take a problem, or the environments that it concerns, too."""

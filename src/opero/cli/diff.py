@@ -105,7 +105,7 @@ def _of_profile(section: str, one: Configuration, other: Configuration) -> Itera
 
 
 def _of_entry(section: str, one: Configuration, other: Configuration) -> Iterator[_Row]:
-    from opero.config.merging import compose, parent_leaf
+    from opero.config.composition import compose, parent_leaf
     from opero.config.sources import DEFAULT
 
     name = section.partition(".")[2]

@@ -74,7 +74,7 @@ def policies_of(found: Configuration, name: str) -> dict[str, dict[str, Any]]:
 
 def _entry_of(found: Configuration, name: str) -> dict[str, Any]:
     """What all files and variables say in an entry of `functions:`: kind → field → value; None removes a policy."""
-    from opero.config.merging import compose, parent_leaf
+    from opero.config.composition import compose, parent_leaf
 
     sections = found.functions.sections[name]
     composed, parent = compose(sections), parent_leaf(sections)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opero.config.composition import compose, sections_of
 from opero.config.environment import PREFIX, RESERVED, Said, Target
 from opero.config.fields import OPTIONS
-from opero.config.merging import compose, sections_of
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opero.config.loader import Configuration as Configuration
-    from opero.config.loader import load as load
+    from opero.config.configuration import Configuration as Configuration
+    from opero.config.settings import load as load
     from opero.config.sources import Leaf as Leaf
     from opero.config.sources import Source as Source
 
-_HOME = {"Configuration": "loader", "load": "loader", "Leaf": "sources", "Source": "sources"}
+_HOME = {"Configuration": "configuration", "load": "settings", "Leaf": "sources", "Source": "sources"}
 
 __all__ = ["Configuration", "Leaf", "Source", "load"]
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from opero.config.location import show_path
 from opero.config.sources import Block, Marked, Section, Source, mark
+from opero.policies.merging import read
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from opero.registry.declarations import Declaration
+    from opero.config.declaration import Declaration
 
 __all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
 
@@ -20,22 +21,20 @@ __all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"
 def section_of(
     name: str, fields: Mapping[str, Any], source: Source, parent: Marked | None = None, *, bare: Collection[str] = ()
 ) -> Section:
-    """The nested fields of a policy as a section; None in the place of a policy removes it.
+    """Statements about policies as a section.
 
     Args:
         name: the section's.
-        fields: kind of policy → its fields.
+        fields: kind of policy → what is said of it, in any form.
         source: where all of it is said.
         parent: the profile that it starts from.
         bare: the policies that are not there without their fields.
     """
     blocks: dict[str, Block] = {}
     for kind, value in fields.items():
-        if value is None:
-            blocks[kind] = Block(Marked(None, source), name, removed=True)
-        else:
-            given = {field: mark(each, source) for field, each in KINDS[kind].expand(value).items()}
-            blocks[kind] = Block(Marked(value, source), name, given, is_bare=kind in bare)
+        said = read(KINDS[kind], value)
+        marked = said if said is None else type(said)((field, mark(each, source)) for field, each in said.items())
+        blocks[kind] = Block(Marked(value, source), name, marked, is_bare=kind in bare)
     return Section(name, Marked(None, source), blocks, parent)
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from opero.config.code_layer import own_section, place_of, section_below, section_of
+from opero.config.composition import compose, inherit, parent_leaf, sections_of
 from opero.config.function_entries import FunctionEntries
-from opero.config.merging import compose, inherit, parent_leaf, sections_of
 from opero.config.report import Report
 from opero.config.sources import CODE, Layer, Leaf, Section
 from opero.config.validation import check_fields, validate
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from opero.config.declaration import Declaration
     from opero.policies.policy import Policy
-    from opero.registry.declarations import Declaration
 
 __all__ = ["Configuration", "Effective", "judged"]
 

@@ -10,6 +10,8 @@ from opero.config.fields import is_hidden, suggest_key
 from opero.config.report import HARMLESS, MASK
 from opero.config.sources import BROKEN, Block, Layer, Marked, Section
 from opero.errors import nearest
+from opero.policies.base import BasePolicy
+from opero.policies.merging import read
 from opero.policies.names import DOTTED, NAME
 from opero.policies.policy import KINDS
 
@@ -143,7 +145,7 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
                 entry.place,
                 f"{_unknown(key, entry, report)} in {section}{cure}",
                 section,
-                Block(marked, section).into(entry),
+                Block(marked, section, {}).into(entry),
             )
             report.hide_texts(entry)
     return Section(section, marked, blocks, parent, flawed=flawed)
@@ -169,7 +171,7 @@ def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
 
 
 def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block:
-    """One policy in any of its forms: null, true, false, a bare value, or a mapping of its fields.
+    """One policy in any of its forms: null, true, false, a bare value, a mapping of its fields, or, from code, a model.
 
     Args:
         kind: "retry", "cache", and so on.
@@ -178,29 +180,26 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
         report: takes unknown fields; values are judged later, when the layers are merged.
     """
     value = marked.value
-    if value is None:
-        return Block(marked, section, removed=True)
     if value is BROKEN:
-        return Block(marked, section, flawed=True)
+        return Block(marked, section, {}, flawed=True)
     if isinstance(value, list):
         report.add(marked.source, f"{section}.{kind} takes a mapping of its fields, not a list")
         report.hide(marked)
-        return Block(marked, section, flawed=True)
-    if isinstance(value, dict):
-        fields: dict[str, Marked] = value
-    else:
-        try:
-            fields = {
-                field: Marked(bare, marked.at, None, marked.file) for field, bare in KINDS[kind].expand(value).items()
-            }
-        except ValueError as error:
-            report.add(marked.source, f"{section}.{kind}: {error}")
-            report.hide(marked)
-            return Block(marked, section, flawed=True)
+        return Block(marked, section, {}, flawed=True)
+    try:
+        fields = read(KINDS[kind], value)
+    except ValueError as error:
+        report.add(marked.source, f"{section}.{kind}: {error}")
+        report.hide(marked)
+        return Block(marked, section, {}, flawed=True)
+    if fields is None:
+        return Block(marked, section, None)
+    if type(value) is not dict:  # the fields of a mapping are marked already
+        fields = type(fields)((field, Marked(bare, marked.at, None, marked.file)) for field, bare in fields.items())
     flawed = not all(type(entry.value) in PLAIN or entry.is_whole() for entry in fields.values())
     if flawed or not fields.keys() <= FIELDS[kind]:
         for field in fields.keys() - FIELDS[kind]:
-            about, into = f"{section}.{kind}", Block(marked, section).into(fields[field])
+            about, into = f"{section}.{kind}", Block(marked, section, {}).into(fields[field])
             text = f"{_unknown(field, fields[field], report)} in {about}{suggest_key(field, kind)}"
             if fields[field].stands_alone() and not HIDDEN[kind].isdisjoint(fields):
                 # The rest of a secret that holds a comma, perhaps.
@@ -213,7 +212,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     if not HIDDEN[kind].isdisjoint(fields):
         for field in HIDDEN[kind] & fields.keys():
             report.hide(fields[field])
-    return Block(marked, section, fields, flawed=flawed, is_bare=type(value) is not dict)
+    return Block(marked, section, fields, flawed=flawed, is_bare=not isinstance(value, dict | BasePolicy))
 
 
 PLAIN = (str, int, float, bool, type(None))

@@ -12,6 +12,7 @@ from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secre
 from opero.config.sources import BROKEN, Block, Layer, Marked, Section, Source, mark
 from opero.errors import nearest
 from opero.policies.json_text import TwiceError, parse_json
+from opero.policies.merging import lay
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class _Collected:
             self._parent = read_parent(value, str(target), self._report) if value is not None else None
             return
         if value is None:
-            block = Block(Marked(BROKEN, source), self._name, flawed=True)
+            block = Block(Marked(BROKEN, source), self._name, {}, flawed=True)
         else:
             whole = value if target.field is None else Marked({target.field: value}, source)
             block = read_block(target.kind, whole, self._name, self._report)
@@ -257,9 +258,8 @@ class _Collected:
         for field in sorted(held.fields.keys() & block.fields.keys()):
             other = held.fields[field].source
             self._report.add(block.source, f"sets {self._name}.{kind}.{field}, and so does {other}; unset one of them")
-        fields = {**held.fields, **block.fields}
         flawed, is_bare = held.flawed or block.flawed, held.is_bare and block.is_bare
-        return Block(held.whole, self._name, fields, flawed=flawed, is_bare=is_bare)
+        return Block(held.whole, self._name, lay(held.said, block.said), flawed=flawed, is_bare=is_bare)
 
     def section(self) -> Section:
         return Section(self._name, self._place, self._blocks, self._parent)

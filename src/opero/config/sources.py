@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opero.policies.base import masked
+from opero.policies.merging import Anew
 from opero.policies.quantities import without_password
 
 if TYPE_CHECKING:
@@ -214,30 +215,39 @@ class Block:
     Attributes:
         whole: the policy's value as it was read; its place is that of the policy's key.
         section: what it stands in: "defaults", "policies.<name>", "functions.<name>".
-        fields: field → value; empty for `cache: {}`, which asks for the defaults.
-        removed: a `null` stands in its place: whatever was said below is gone.
+        said: the statement (see `opero.policies.merging`), with marked values.
+        fields: its fields; none for `cache: {}`, which asks for the defaults, and for a `null`.
         flawed: part of it could not be read, so what is missing may be no second mistake.
         is_bare: it is not there without its fields: a short form, variables, or flat options.
     """
 
-    __slots__ = ("fields", "flawed", "is_bare", "removed", "section", "whole")
+    __slots__ = ("fields", "flawed", "is_bare", "said", "section", "whole")
 
     def __init__(
         self,
         whole: Marked,
         section: str,
-        fields: Mapping[str, Marked] | None = None,
+        said: dict[str, Marked] | None,
         *,
-        removed: bool = False,
         flawed: bool = False,
         is_bare: bool = False,
     ) -> None:
         self.whole = whole
         self.section = section
-        self.fields: Mapping[str, Marked] = fields if fields is not None else {}
-        self.removed = removed
+        self.said = said
+        self.fields: Mapping[str, Marked] = said if said is not None else {}
         self.flawed = flawed
         self.is_bare = is_bare
+
+    @property
+    def removed(self) -> bool:
+        """Whether it removes the policy."""
+        return self.said is None
+
+    @property
+    def discards(self) -> bool:
+        """Whether it discards what the blocks below it say."""
+        return self.said is None or isinstance(self.said, Anew)
 
     def into(self, part: Marked) -> int | None:
         """The line of the policy, where an alias or a merge key brings this part of it there from further above."""

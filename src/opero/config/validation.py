@@ -14,12 +14,11 @@ from opero.errors import nearest
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
 from opero.policies.quantities import said
-from opero.policies.types import is_false
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from opero.config.merging import Profile
+    from opero.config.composition import Profile
     from opero.config.report import Report
     from opero.config.sources import Leaf, Marked, Source
     from opero.policies.contradictions import Contradiction
@@ -36,7 +35,7 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
         report: takes what is wrong, at the file's line and column or the variable that said it.
     """
     try:
-        policy = Policy.model_validate(_data(profile))
+        policy = Policy.model_validate(profile.values())
     except ValidationError as error:
         wrong = _by_kind(error)
         for kind, found in wrong.items():
@@ -53,12 +52,12 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
 def _report_among_the_good(name: str, wrong: Mapping[str, Sequence[Any]], profile: Profile, report: Report) -> None:
     """Values that do not go together, as far as this can be told beside what is wrong."""
     good: dict[str, Any] = {}
-    for kind, fields in _data(profile).items():
+    for kind, fields in profile.values().items():
         bad = _bad_fields(wrong.get(kind, ()))
         if kind not in wrong:
             good[kind] = fields
         elif bad:
-            left = {field: value for field, value in fields.items() if field not in bad}
+            left = type(fields)((field, value) for field, value in fields.items() if field not in bad)
             try:
                 Policy.model_validate({kind: left})
             except ValidationError as error:
@@ -87,7 +86,7 @@ def _bad_fields(found: Sequence[Any]) -> set[str]:
 def check_fields(profile: Profile, report: Report) -> None:
     """Judge values alone, not whether they make a policy: some may be missing, as in `defaults`."""
     try:
-        Policy.model_validate(_data(profile))
+        Policy.model_validate(profile.values())
     except ValidationError as error:
         for kind, found in _by_kind(error).items():
             _report_fields(kind, found, profile, report)
@@ -106,15 +105,6 @@ def _report_imports(profile: Profile, report: Report) -> None:
             except (Exception, SystemExit) as error:  # noqa: BLE001
                 text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
                 report.add(leaf.source, text)
-
-
-def _data(profile: Profile) -> dict[str, Any]:
-    # Switched off, with no values to keep: no policy, even where one needs values (see `Policy`).
-    return {kind: False if _only_off(fields) else fields for kind, fields in profile.values().items()}
-
-
-def _only_off(fields: Mapping[str, Any]) -> bool:
-    return set(fields) == {"enabled"} and is_false(fields["enabled"])
 
 
 def _by_kind(error: ValidationError) -> dict[str, list[Any]]:

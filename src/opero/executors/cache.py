@@ -1,45 +1,40 @@
-"""Remembering results: a dogpile.cache region a binding, and one computation of a key at a time."""
+"""Answers calls from a cache, and computes what is missing once for all concurrent callers."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.clearing import clear_cache, forgo, register
-from opero.cache.digest import name_in_stores
-from opero.cache.keys import KeyMaker
-from opero.cache.open_store import OWN, open_store
-from opero.cache.outage import Limited
-from opero.cache.retention import Retention, copied
-from opero.cache.serializers import CannotHoldError
-from opero.cache.single_flight import Flight, Flights, leading
+from opero.cache.computation_lock import ComputationLock
+from opero.cache.function_cache import FunctionCache
+from opero.cache.outage import ThrottledEvent
+from opero.cache.single_flight import Computation, current_computations
 from opero.cache.stores import MemoryStore
 from opero.executors.call import MISS
-from opero.runtime.byte_locks import Hold
-from opero.runtime.functions import full_name
-from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
+from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable
 
     from opero.cache.entry import Entry
-    from opero.cache.stores import Mark, Store
+    from opero.cache.stores import Snapshot
     from opero.executors.call import Call, Layer
     from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host
+    from opero.runtime.hosts import Host, Outcome
 
 __all__ = ["CacheExecutor"]
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 
-REST = 1.0
-"""Seconds after a failed refresh for which the old result is served without another try."""
-FIRST_LOOK, LONGEST_LOOK = 0.005, 0.1
-"""Seconds between looks at a store where another process is computing the key."""
+REFRESH_PAUSE = 1.0
+"""Seconds after a failed refresh during which the old result is served without another refresh."""
+FIRST_POLL, LONGEST_POLL = 0.005, 0.1
+"""Seconds between reads of a shared store while another process computes the key."""
 
 HIT = """
 _opero_key = {{key}}
@@ -51,11 +46,11 @@ except _opero_gone: return _opero_miss
 _opero_stats.cache_hits += 1
 return _opero_entry.value
 """
-"""What `hit` does with a key: no layer, no lock."""
+"""The body of the generated `hit`: a lookup without a layer or a lock."""
 
 
-class Asked:
-    """A call that the cache could not answer at once: what to call, its arguments, and their key and tags."""
+class PendingCall:
+    """A call that a fresh entry did not answer: its arguments, key and tags, and the layer to call."""
 
     __slots__ = ("args", "call", "key", "kwargs", "layer", "tags")
 
@@ -70,31 +65,22 @@ class Asked:
         self.tags = tags
 
 
-class CacheExecutor:
-    """The cache of one binding.
+class CacheExecutor(FunctionCache):
+    """The cache layer of one function.
 
-    Where several callers ask for a key that is not there, one computes it and the others wait for it. If it fails,
-    each of them tries on its own account, at once; if it is cancelled, it goes on for those who still wait.
+    When several callers need a missing key, one computes it and the others wait. If the computation fails, each of them
+    tries once for itself, immediately. If its caller is cancelled, it continues for those that still wait.
 
     Args:
-        policy: what to remember, where, and for how long.
-        clock: where time and chance come from.
-        function: whose results.
-        is_method: its first parameter is an instance.
-        stats: where hits that need no layer are counted.
-        before: the executor that this one may take over from: the function keeps the name that it has in stores, where
-            that tells of a local function's variables, too, which change.
+        policy, clock, function, is_method, before: as for `FunctionCache`.
+        stats: counts the hits that need no layer.
 
     Attributes:
-        name: the region's: `namespace:module.qualname`.
-        key: makes the key of a call.
-        region: dogpile.cache's.
-        store: where entries are.
-        hit: gives the result of a call with these arguments where it is in memory and fresh, else `MISS`; None where
-            there is no memory to look into at once.
+        hit: returns the result of a call with these arguments if a fresh one is in memory, else `MISS`; None if results
+            cannot be looked up without a layer.
 
     Raises:
-        ConfigError: the policy does not fit the function, or its store cannot be had.
+        ConfigError: the policy does not fit the function, or its store cannot be opened.
     """
 
     def __init__(
@@ -107,66 +93,26 @@ class CacheExecutor:
         is_method: bool = False,
         before: CacheExecutor | None = None,
     ) -> None:
-        self.policy = policy
-        self.clock = clock
-        # In this process a function is itself; elsewhere only its name can tell it from others.
-        self.stored_as: str | None = None if before is None else before.stored_as
-        if policy.is_in_memory:
-            name = full_name(function)
-        else:
-            name = self.stored_as = self.stored_as or name_in_stores(function)
-        self.name = f"{policy.namespace}:{name}"
-        self.key = KeyMaker(function, policy.key, is_method=is_method)
-        self.retention = Retention(policy, clock, self.key, self.name)
-        self.region, opened = open_store(policy, clock, name)
-        self.store: Store = opened
-        self.is_shared = opened.is_shared
-        self.retention.now = opened.now
-        self.flights = Flights()
+        super().__init__(policy, clock, function, is_method=is_method, before=before)
         self._stats = stats
-        # A user's own key function is asked once a call, and so not by `hit`.
-        is_plain = isinstance(opened, MemoryStore) and opened.codec is None and policy.key is None
-        self.hit = self._hit() if is_plain else None
-        self._resting: dict[Hashable, float] = {}
-        self._not_refreshed = Limited("cache_refresh_failed", self.name, clock)
-        register(self)
+        self._refresh_pauses: dict[Hashable, float] = {}
+        self._refresh_failed = ThrottledEvent("cache_refresh_failed", self.name, clock)
+        self.hit = self._compiled_hit()
 
-    def take_over(self, old: CacheExecutor) -> None:
-        """Go on with what an executor remembers and computes whose policy this one's replaces (see `hand_over`)."""
-        if not self._is_where(old):
-            return
-        self.flights, self._resting = old.flights, old._resting
-        if self.retention.popularity is not None and old.retention.popularity is not None:
-            self.retention.popularity.take_over(old.retention.popularity)
-        mine, theirs = self.store, old.store
-        if isinstance(mine, MemoryStore) and isinstance(theirs, MemoryStore):
-            mine.backend, self.region = theirs.backend, old.region
-            mine.backend.resize(self.policy.max_size)
-            self.hit = self._hit() if self.hit is not None else None
-        elif self.policy.backend.removeprefix("opero.") not in OWN:  # the backend may hold what it remembers itself
-            mine.backend, self.region = theirs.backend, old.region  # type: ignore[attr-defined]
-        forgo(old)
-        register(self)
-
-    def _is_where(self, other: CacheExecutor) -> bool:
-        """Whether the results of both are in the same place."""
-        try:
-            return bool(self._whereabouts() == other._whereabouts())
-        except Exception:  # noqa: BLE001  # arguments and keys are a user's own
+    def migrate_from(self, predecessor: FunctionCache) -> bool:
+        if not super().migrate_from(predecessor):
             return False
+        if isinstance(predecessor, CacheExecutor):
+            self._refresh_pauses = predecessor._refresh_pauses
+        self.hit = self._compiled_hit()
+        return True
 
-    def _whereabouts(self) -> tuple[Any, ...]:
-        policy, store = self.policy, self.store
-        where: tuple[Any, ...] = policy.backend.removeprefix("opero."), policy.namespace, policy.key
-        if isinstance(store, MemoryStore):
-            return *where, store.codec and (store.codec.serializer, store.codec.secret)
-        return *where, store.guard.name, type(policy).model_construct(arguments=policy.arguments)  # type: ignore[attr-defined]
-
-    def _hit(self) -> Callable[..., Any]:
-        assert isinstance(self.store, MemoryStore)
-        memory = self.store.backend
-        values = memory.values
-        popularity = self.retention.popularity
+    def _compiled_hit(self) -> Callable[..., Any] | None:
+        store = self.store
+        # A layer would call a user's own key function a second time.
+        if not isinstance(store, MemoryStore) or store.codec is not None or self.policy.key is not None:
+            return None
+        memory, values, popularity = store.backend, store.backend.values, self.retention.popularity
         return self.key.compiled(
             HIT.format(count="" if popularity is None else "_opero_count(_opero_key)"),
             _opero_get=values.get,
@@ -178,253 +124,169 @@ class CacheExecutor:
             _opero_count=popularity and popularity.count,
         )
 
-    # What users may ask of it
+    # The coroutines, which serve both sync and async callers
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """The cached result of such a call, or None. A stale result counts, an exception does not."""
-        entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
-        return None if entry is None or entry.is_error else entry.value
-
-    def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
-        """Keep a value as the result of such a call; whether it could be kept."""
-        key = self.key(args, kwargs)
-        self.flights.forget(key)
-        return self.keep(key, Outcome(value), self.retention.tags(args, kwargs))
-
-    def delete(self, *args: Any, **kwargs: Any) -> None:
-        """Forget the cached result of such a call, and do not keep one that is being computed."""
-        key = self.key(args, kwargs)
-        self.flights.forget(key)
-        self.store.delete(key)
-
-    def clear(self, *, tags: str | Collection[str] | None = None) -> None:
-        """Forget every result, or those of some groups, and do not keep those that are being computed.
-
-        Groups go beyond a function: those of others in this namespace are forgotten, too.
-        """
-        if tags is None:
-            self.flights.forget_all()
-            self.store.clear()
-        else:
-            clear_cache(self.policy.namespace, tags=tags)
-
-    def clear_namespace(self, tags: Collection[str] | None, *, with_store: bool) -> None:
-        """This function's part in `clear_cache`; `with_store`: not only what is under way here."""
-        self.flights.forget_all(tags)
-        if with_store and tags is not None:
-            self.store.delete_tagged(tags)
-        elif with_store:
-            self.store.clear_namespace()
-        elif tags is None:
-            self.store.clear()
-
-    @property
-    def place(self) -> tuple[int, str]:
-        """Tells stores apart that are cleared of a namespace one by one."""
-        guard = getattr(self.store, "guard", None)
-        return id(self.store if guard is None else guard), self.policy.namespace
-
-    def extent(self) -> tuple[int | None, int, int | None]:
-        """How many results there are, how many have been evicted, and how many there may be."""
-        if isinstance(self.store, MemoryStore):
-            return self.store.size(), self.store.backend.evictions, self.policy.max_size
-        return self.store.size(), 0, getattr(self.store, "most", None)
-
-    # Decisions
-
-    def refreshes(self, entry: Entry, key: Hashable) -> bool:
-        """Whether an entry that is served is to be computed anew."""
-        if entry.refresh_at > self.store.now():
-            return False
-        if self._resting and self._resting.get(key, 0.0) > self.clock.monotonic():
-            return False
-        return key not in self.flights.under_way
-
-    def serves(self, entry: Entry) -> bool:
-        """Whether the policy has such an entry answer calls; an older one may have kept it."""
-        return not entry.is_error or self.policy.cache_errors
-
-    def is_stale(self, entry: Entry) -> bool:
-        return entry.expires <= self.store.now()
-
-    def keep(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> bool:
-        """Remember an outcome, where the policy does; whether it is kept."""
-        entry = self.retention.entry(key, outcome, tags)
-        return entry is not None and self.write(key, entry)
-
-    def read_many(
-        self, keys: Sequence[Hashable], arguments: Callable[[int], tuple[Args, Kwargs]]
-    ) -> Iterable[Entry | None]:
-        """The entries of many calls, stale ones included; `arguments` gives those of the call at a position."""
-        if self.retention.popularity is not None:
-            for key in keys:
-                self.retention.popularity.count(key)
-        tagged = self.is_shared and self.policy.tags
-        tags = [self.retention.tags(*arguments(index)) for index in range(len(keys))] if tagged else [()] * len(keys)
-        return self.store.read_many(keys, tags)
-
-    @staticmethod
-    def outcome(entry: Entry) -> Outcome:
-        """What a call comes to that an entry answers."""
-        return Outcome(error=copied(entry.value)) if entry.is_error else Outcome(entry.value)
-
-    def write(self, key: Hashable, entry: Entry, mark: Mark | None = None) -> bool:
-        """Keep an entry; whether the store could. An answer is never lost to a store that cannot hold it."""
-        try:
-            return self.store.write(key, entry, mark)
-        except CannotHoldError as error:
-            self.retention.not_stored.report(f"a result was not kept: {error}", error)
-            return False
-
-    # What waits
-
-    async def answer(self, host: Host, asked: Asked, entry: Entry | None) -> Outcome:
-        """The result of a call whose entry is not there, stale, to be refreshed, or an exception."""
+    async def answer(self, host: Host, pending: PendingCall, entry: Entry | None) -> Outcome:
+        """Return the outcome of a call whose entry is missing, stale, due for a refresh, or an exception."""
         if entry is None or not self.serves(entry):
-            return await self._compute(host, asked)
-        asked.call.stats.cache_hits += 1
-        if self.refreshes(entry, asked.key):
-            self._refresh(host, asked)
+            return await self._compute(host, pending)
+        pending.call.stats.cache_hits += 1
+        if self._needs_refresh(entry, pending.key):
+            self._start_refresh(host, pending)
         return self.outcome(entry)
 
-    async def _compute(self, host: Host, asked: Asked) -> Outcome:
-        stats = asked.call.stats
+    async def _compute(self, host: Host, pending: PendingCall) -> Outcome:
+        """Compute a key, or wait for its running computation."""
+        stats = pending.call.stats
         while True:
-            flight, waiter = self.flights.join(asked.key, host, asked.tags)
+            computation, waiter = self.single_flight.join(pending.key, host, pending.tags)
             if waiter is None:
-                leader = self._lead(host, asked, flight)
-                return await host.apart(leader, flight, lambda: self.flights.leave(flight, waited=False))  # noqa: B023
+                leader = self._lead(host, pending, computation)
+                still_wanted = partial(self.single_flight.leave, computation, waited=False)
+                return await host.apart(leader, computation, still_wanted)
             try:
                 await waiter.wait(None)
             finally:
-                self.flights.leave(flight, waited=True)
-            found = flight.kept  # and not the cache, which may have dropped it already
-            if found is not None and (found.error is None or self.policy.cache_errors):
+                self.single_flight.leave(computation, waited=True)
+            result = computation.result  # not from the cache, which may have evicted it already
+            if result is not None and (result.error is None or self.policy.cache_errors):
                 stats.cache_hits += 1
-                return found
-            if flight.failed:
+                return result
+            if computation.failed:
                 stats.cache_misses += 1
-                return await self._execute(host, asked, Flight(asked.tags), None)
+                return await self._execute(host, pending, Computation(pending.tags), None)
 
-    async def _lead(self, host: Host, asked: Asked, flight: Flight) -> Outcome:
-        """Compute a key for all who wait for it, unless it has come meanwhile."""
-        key, stats = asked.key, asked.call.stats
-        token = leading.set((*leading.get(), flight))
-        hold = self._hold(key)
+    async def _lead(self, host: Host, pending: PendingCall, computation: Computation) -> Outcome:
+        """Compute a key for all callers that wait for it, unless it has been stored in the meantime."""
+        key, stats = pending.key, pending.call.stats
+        token = current_computations.set((*current_computations.get(), computation))
+        lock = self._computation_lock(key)
         try:
             if self.is_shared:
-                entry, mark = await host.offload(self.store.begin, key, asked.tags)
-                if hold is not None and (entry is None or self.is_stale(entry)):
-                    entry = await self._exclude(host, asked, hold, entry)
+                entry, snapshot = await host.offload(self.store.begin, key, pending.tags)
+                if lock is not None and (entry is None or self.is_stale(entry)):
+                    entry = await self._exclude(host, pending, lock, entry)
             else:
-                entry, mark = self.store.begin(key, asked.tags)
+                entry, snapshot = self.store.begin(key, pending.tags)
             if entry is not None and not self.is_stale(entry) and self.serves(entry):
-                flight.kept = self.outcome(entry)
+                computation.result = self.outcome(entry)
                 stats.cache_hits += 1
-                return flight.kept
+                return computation.result
             stats.cache_misses += 1
-            return await self._execute(host, asked, flight, mark)
+            return await self._execute(host, pending, computation, snapshot)
         finally:
-            self.flights.land(key, flight)
+            self.single_flight.finish(key, computation)
             with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
-                leading.reset(token)
-            if hold is not None and hold.is_asked_for:
-                await host.offload(hold.give_up)
+                current_computations.reset(token)
+            if lock is not None and lock.was_requested:
+                await host.offload(lock.release)
 
-    def _hold(self, key: Hashable) -> Hold | None:
+    def _computation_lock(self, key: Hashable) -> ComputationLock | None:
         mutex = self.store.mutex(key) if self.is_shared else None
-        return None if mutex is None else Hold(mutex, self.store.guard)  # type: ignore[attr-defined]
+        return None if mutex is None else ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
 
-    async def _exclude(self, host: Host, asked: Asked, hold: Hold, entry: Entry | None) -> Entry | None:
-        """See to it that no other process computes the key, or give the entry that another has made.
+    async def _exclude(
+        self, host: Host, pending: PendingCall, lock: ComputationLock, entry: Entry | None
+    ) -> Entry | None:
+        """Acquire the lock against other processes, or return the entry that another process has written meanwhile.
 
-        Where another's computation has failed or takes too long, each who waits for it computes for itself.
+        If the other process fails or takes too long, every process that waits for it computes for itself.
         """
-        if await host.offload(hold.take):
+        if await host.offload(lock.acquire):
             return entry
-        wait, until = FIRST_LOOK, self.clock.monotonic() + self.policy.lock_timeout
+        wait, until = FIRST_POLL, self.clock.monotonic() + self.policy.lock_timeout
         while self.clock.monotonic() < until:
             await host.sleep(wait)
-            wait = min(wait * 1.5, LONGEST_LOOK)
-            entry = await host.offload(self.store.read, asked.key, asked.tags)
+            wait = min(wait * 1.5, LONGEST_POLL)
+            entry = await host.offload(self.store.read, pending.key, pending.tags)
             if entry is not None and not self.is_stale(entry):
                 return entry
-            if await host.offload(hold.take):
-                # It has ended between our look and this. If it left nothing, all who wait go on at once.
-                entry = await host.offload(self.store.read, asked.key, asked.tags)
-                await host.offload(hold.give_up)
+            if await host.offload(lock.acquire):
+                # The other computation ended after the read above. If it wrote nothing, all that wait compute at once.
+                entry = await host.offload(self.store.read, pending.key, pending.tags)
+                await host.offload(lock.release)
                 return entry
         return None
 
-    async def _execute(self, host: Host, asked: Asked, flight: Flight, mark: Mark | None) -> Outcome:
-        key, forgotten = asked.key, self.flights.forgotten
-        outcome = await host.attempt(asked.layer, asked.call, asked.args, asked.kwargs)
-        flight.failed = True  # for those who find nothing kept: an error, or a result that has no time to live
+    async def _execute(
+        self, host: Host, pending: PendingCall, computation: Computation, snapshot: Snapshot | None
+    ) -> Outcome:
+        """Call the function, and store its outcome if the policy says so."""
+        key, invalidations = pending.key, self.single_flight.invalidations
+        outcome = await host.attempt(pending.layer, pending.call, pending.args, pending.kwargs)
+        computation.failed = True  # waiting callers compute for themselves unless `result` is set below
         try:
-            if asked.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+            if pending.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
                 return outcome
-            if self.flights.is_outdated(key, flight, forgotten):
-                flight.kept = outcome  # for those who asked before; the next one computes anew
+            if self.single_flight.is_invalidated(key, computation, invalidations):
+                computation.result = outcome  # for the callers that asked before the deletion
                 return outcome
-            entry = self.retention.entry(key, outcome, asked.tags)
+            entry = self.retention.entry(key, outcome, pending.tags)
             if entry is None:
                 return outcome
-            if await host.offload(self.write, key, entry, mark) if self.is_shared else self.write(key, entry):
-                flight.kept = outcome
-                if self.flights.is_outdated(key, flight, forgotten):  # just now
+            if await host.offload(self.write, key, entry, snapshot) if self.is_shared else self.write(key, entry):
+                computation.result = outcome
+                if self.single_flight.is_invalidated(key, computation, invalidations):  # during the write
                     if self.is_shared:
                         await host.offload(self.store.delete, key)
                     else:
                         self.store.delete(key)
             return outcome
         finally:
-            del outcome  # an exception's traceback leads back to this frame: leave no cycle for the collector
+            del outcome  # an exception's traceback refers to this frame: break the reference cycle
 
-    # In the background
+    # Refresh in the background
 
-    def _refresh(self, host: Host, asked: Asked) -> None:
-        flight = self.flights.start(asked.key, asked.tags)
-        again = Asked(asked.layer, type(asked.call)(), asked.args, asked.kwargs, asked.key, asked.tags)
-        if flight is not None and not host.background(self._refreshed(host, again, flight)):
-            self.flights.land(asked.key, flight)
+    def _needs_refresh(self, entry: Entry, key: Hashable) -> bool:
+        if entry.refresh_at > self.store.now():
+            return False
+        if self._refresh_pauses and self._refresh_pauses.get(key, 0.0) > self.clock.monotonic():
+            return False
+        return key not in self.single_flight.running
 
-    async def _refreshed(self, host: Host, asked: Asked, flight: Flight) -> None:
-        leading.set((*leading.get(), flight))  # a context of its own
-        key, hold = asked.key, self._hold(asked.key)
+    def _start_refresh(self, host: Host, pending: PendingCall) -> None:
+        key, tags = pending.key, pending.tags
+        computation = self.single_flight.start(key, tags)
+        own = PendingCall(pending.layer, type(pending.call)(), pending.args, pending.kwargs, key, tags)
+        if computation is not None and not host.background(self._refresh(host, own, computation)):
+            self.single_flight.finish(key, computation)
+
+    async def _refresh(self, host: Host, pending: PendingCall, computation: Computation) -> None:
+        current_computations.set((*current_computations.get(), computation))  # in a context of its own
+        key, lock = pending.key, self._computation_lock(pending.key)
         outcome: Outcome | None = None
         try:
-            mark = None
+            snapshot = None
             if self.is_shared:
-                entry, mark = await host.offload(self.store.begin, key, asked.tags)
+                entry, snapshot = await host.offload(self.store.begin, key, pending.tags)
                 if entry is not None and entry.refresh_at > self.store.now():
-                    return  # another process has done it
-                if hold is not None and not await host.offload(hold.take):
-                    return  # another process is at it
-            outcome = await self._execute(host, asked, flight, mark)
-            if outcome.error is not None or asked.call.fell_back:
-                self._rest(key)
-                self._not_refreshed.report(
-                    "a refresh in the background failed, and the old result is served on: "
-                    + (f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else "a fallback answered"),
-                    outcome.error,
+                    return  # another process has refreshed it
+                if lock is not None and not await host.offload(lock.acquire):
+                    return  # another process is refreshing it
+            outcome = await self._execute(host, pending, computation, snapshot)
+            if outcome.error is not None or pending.call.fell_back:
+                self._pause_refreshes(key)
+                reason = f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else "a fallback answered"
+                self._refresh_failed.report(
+                    f"background refresh failed, the old result is still served: {reason}", outcome.error
                 )
             else:
-                self._resting.pop(key, None)
+                self._refresh_pauses.pop(key, None)
         finally:
             outcome = None
-            self.flights.land(key, flight)
-            if hold is not None and hold.is_asked_for:
-                await host.offload(hold.give_up)
+            self.single_flight.finish(key, computation)
+            if lock is not None and lock.was_requested:
+                await host.offload(lock.release)
 
-    def _rest(self, key: Hashable) -> None:
-        if len(self._resting) > self.policy.max_size:
-            self._resting.clear()
-        self._resting[key] = self.clock.monotonic() + REST
+    def _pause_refreshes(self, key: Hashable) -> None:
+        if len(self._refresh_pauses) > self.policy.max_size:
+            self._refresh_pauses.clear()
+        self._refresh_pauses[key] = self.clock.monotonic() + REFRESH_PAUSE
 
-    # Around the function
+    # The layer
 
     def wrap(self, layer: Layer) -> Layer:
-        host, read, count = BlockingHost(self.clock), self.store.read, self._count()
+        host, read, count = BlockingHost(self.clock), self.store.read, self._counter()
 
         def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
             key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
@@ -434,12 +296,12 @@ class CacheExecutor:
             if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
                 call.stats.cache_hits += 1
                 return entry.value
-            return run_blocking(self.answer(host, Asked(layer, call, args, kwargs, key, tags), entry)).get()
+            return run_blocking(self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
 
     def wrap_async(self, layer: Layer) -> Layer:
-        host, read, count, is_shared = AsyncHost(self.clock), self.store.read, self._count(), self.is_shared
+        host, read, count, is_shared = AsyncHost(self.clock), self.store.read, self._counter(), self.is_shared
 
         async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
             key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
@@ -449,11 +311,11 @@ class CacheExecutor:
             if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
                 call.stats.cache_hits += 1
                 return entry.value
-            return (await self.answer(host, Asked(layer, call, args, kwargs, key, tags), entry)).get()
+            return (await self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
 
-    def _count(self) -> Callable[[Hashable], None] | None:
-        """What counts requests where the time to live depends on them; None also where `hit` does."""
+    def _counter(self) -> Callable[[Hashable], None] | None:
+        """Return what counts requests for an adaptive time to live; None if there is none, or `hit` counts them."""
         popularity = self.retention.popularity
         return None if popularity is None or self.hit is not None else popularity.count

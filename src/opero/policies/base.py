@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
+from opero.policies.door import apply
 from opero.policies.quantities import HIDDEN, without_password
 from opero.policies.types import Flag, Unset, dotted_name
 
@@ -207,8 +208,5 @@ class BasePolicy(StrictModel):
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-            NotImplementedError: an option whose executor does not exist yet; it is named.
         """
-        from opero.policies.policy import Policy
-
-        return Policy.model_validate({self.kind: self}).apply(func, clock=clock)
+        return apply({self.kind: self}, func, clock)

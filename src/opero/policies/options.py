@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from opero.policies.adaptive_ttl import AdaptiveTTL
     from opero.policies.bulkhead import BulkheadPolicy
-    from opero.policies.cache import CachePolicy
+    from opero.policies.cache import CachePolicy, Serializer
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
     from opero.policies.fallback import FallbackPolicy
-    from opero.policies.parallel import Mode, ParallelPolicy
+    from opero.policies.parallel import Mode, OnError, ParallelPolicy
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
     from opero.policies.timeout import TimeoutPolicy
@@ -29,14 +29,14 @@ class Options(TypedDict, total=False):
     """Every option, as code may write it. What it means stands with the field of the policy that it sets."""
 
     # Whole policies, also short
-    retry: RetryPolicy | Mapping[str, Any] | int | None
+    retry: RetryPolicy | Mapping[str, Any] | bool | int | None
     fallback: FallbackPolicy | Mapping[str, Any] | bool | None
     cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None
-    rate_limit: RateLimitPolicy | Mapping[str, Any] | float | str | None
-    timeout: TimeoutPolicy | Mapping[str, Any] | DurationLike | None
-    circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | int | None
-    bulkhead: BulkheadPolicy | Mapping[str, Any] | int | None
-    parallel: ParallelPolicy | Mapping[str, Any] | Mode | bool | None
+    rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None
+    timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
+    circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
+    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None
+    parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
 
     # RetryPolicy
     retries: int
@@ -67,7 +67,7 @@ class Options(TypedDict, total=False):
     cache_errors: bool
     cache_error_ttl: DurationLike | None
     cache_tags: str | Collection[str]
-    cache_serializer: Literal["json", "pickle", "signed_pickle"] | None
+    cache_serializer: Serializer | None
     cache_secret: SecretStr | str | None
     cache_allow_unsigned_pickle: bool
     cache_url: SecretStr | str | None
@@ -83,7 +83,7 @@ class Options(TypedDict, total=False):
     progress: bool | Literal["auto"]
     batch: bool | None
     batch_size: int | None
-    on_error: Literal["raise", "return", "skip"]
+    on_error: OnError
     max_failures: float | str | None
     worker_retries: int
     concurrency: int

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
 
-from pydantic import ValidationError, model_validator
+from pydantic import ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
 from opero.errors import UnknownOptionError, nearest
 from opero.policies.base import BasePolicy, StrictModel
 from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
+from opero.policies.door import apply
 from opero.policies.fallback import FallbackPolicy
+from opero.policies.merging import Whole, is_absent, lay, read
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.retry import RetryPolicy
@@ -72,7 +74,8 @@ class Policy(StrictModel):
 
     Attributes:
         retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, parallel: see their models. Each may be
-            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`.
+            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`. False
+            switches a policy off: with no values to keep, it is absent.
 
     Raises:
         pydantic.ValidationError: an unknown field or a value out of range; it names the field and the nearest known.
@@ -92,23 +95,29 @@ class Policy(StrictModel):
         def __init__(
             self,
             *,
-            retry: RetryPolicy | Mapping[str, Any] | int | None = None,
+            retry: RetryPolicy | Mapping[str, Any] | bool | int | None = None,
             cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
-            rate_limit: RateLimitPolicy | Mapping[str, Any] | float | str | None = None,
-            timeout: TimeoutPolicy | Mapping[str, Any] | DurationLike | None = None,
-            circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | int | None = None,
-            bulkhead: BulkheadPolicy | Mapping[str, Any] | int | None = None,
+            rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None = None,
+            timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
+            circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
+            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
-            parallel: ParallelPolicy | Mapping[str, Any] | Mode | bool | None = None,
+            parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None = None,
         ) -> None: ...
 
-    @model_validator(mode="before")
+    _off: frozenset[str] = PrivateAttr(frozenset())
+    """The policies that are absent because they are switched off; what is laid over them stays off."""
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _flag_off_is_absent(cls, data: Any) -> Any:
-        """`cache: false` on a profile with no cache of its own holds no values to keep."""
-        if isinstance(data, Mapping):
-            return {name: None if value is False else value for name, value in data.items()}
-        return data
+    def _leave_out_absent(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        absent = frozenset(kind for kind, value in data.items() if is_absent(value))
+        policy = handler({kind: None if kind in absent else value for kind, value in data.items()})
+        assert policy.__pydantic_private__ is not None
+        policy.__pydantic_private__["_off"] = absent
+        return policy
 
     @classmethod
     def from_options(cls, **options: Unpack[Options]) -> Self:
@@ -138,12 +147,18 @@ class Policy(StrictModel):
 
     def fields(self) -> dict[str, Any]:
         """What was given when this policy was made, as nested plain data that merges, and validates to an equal one."""
-        return {
-            name: value._given() if isinstance(value, BasePolicy) else value for name, value in self._given().items()
-        }
+        given = self._statements().items()
+        return {kind: _fields(value) if isinstance(value, BasePolicy) else value for kind, value in given}
+
+    def _statements(self) -> dict[str, Any]:
+        """Kind → what this policy states about it: a policy object, None, or that it is switched off."""
+        return {kind: {"enabled": False} if kind in self._off else value for kind, value in self._given().items()}
 
     def replace(self, **options: Unpack[Options]) -> Self:
-        """A policy like this one with some options changed, validated anew; an option may be a whole policy or None.
+        """A policy like this one with some options changed, validated anew.
+
+        Args:
+            **options: flat options and policies in any form; `opero.policies.merging` says what they replace.
 
         Raises:
             UnknownOptionError, pydantic.ValidationError: as `from_options`.
@@ -170,11 +185,13 @@ class Policy(StrictModel):
 
         Raises:
             ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
-            NotImplementedError: an option whose executor does not exist yet; it is named.
         """
-        from opero.bound import bind
+        return apply(self, func, clock)
 
-        return bind(self, func, clock=clock)
+
+def _fields(policy: BasePolicy) -> dict[str, Any]:
+    given = policy._given()
+    return Whole(given) if is_absent(given) else given  # a policy object stays, though it is only switched off
 
 
 def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,18 +203,16 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if name in KINDS:
-            whole = None if value is None else KINDS[name].expand(value)
-            fields[name] = {**fields.get(name, {}), **whole} if whole is not None else None
+            fields[name] = read(KINDS[name], value)
         elif name not in FLAT_OPTIONS:
             raise UnknownOptionError(f"unknown option {name!r}{nearest(name, [*FLAT_OPTIONS, *KINDS])}")
     for name, value in options.items():
         if name not in KINDS:
             kind, field = FLAT_OPTIONS[name]
-            held = fields.setdefault(kind, {})
-            if held is not None:
-                held[field] = value
-            elif value is not None:
+            if kind not in fields:
                 fields[kind] = {field: value}
+            elif fields[kind] is not None or value is not None:  # `cache=None, cache_ttl=None` removes the cache
+                fields[kind] = lay(fields[kind], {field: value})
     return fields
 
 
@@ -207,12 +222,17 @@ def whole_policies(options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """`lower` with `upper` laid over it, key by key; a None in `upper` removes what `lower` says."""
-    merged = dict(lower)
+    """Statements about policies, and others laid over them (see `opero.policies.merging`).
+
+    Args:
+        lower, upper: kind of policy → what is said of it, in any form.
+    """
+    result = dict(lower)
     for kind, value in upper.items():
-        if kind in KINDS and value is not None:
-            held = merged.get(kind)
-            merged[kind] = {**(KINDS[kind].expand(held) if held is not None else {}), **KINDS[kind].expand(value)}
+        if kind not in KINDS:
+            result[kind] = value  # the model refuses it
+        elif kind in lower:
+            result[kind] = lay(read(KINDS[kind], lower[kind]), read(KINDS[kind], value))
         else:
-            merged[kind] = value
-    return merged
+            result[kind] = read(KINDS[kind], value)
+    return result

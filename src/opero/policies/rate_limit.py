@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -16,12 +16,12 @@ from opero.policies.types import (
     Rate,
     Scope,
     import_path,
-    one_of,
     resolve,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Literal
 
     from opero.policies.types import DurationLike
 
@@ -58,9 +58,6 @@ Cost = Annotated[
 ]
 
 
-Store = Literal["local", "redis"]
-
-
 class RateLimitPolicy(BasePolicy):
     """Call no more often than the service allows; wait for a permit where there is none.
 
@@ -78,7 +75,6 @@ class RateLimitPolicy(BasePolicy):
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits for a full
             budget and leaves it in debt. Default 1.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
-        backend: "local" or "redis" (several machines share one budget).
     """
 
     short: ClassVar[str | None] = "rate"
@@ -89,7 +85,6 @@ class RateLimitPolicy(BasePolicy):
     max_wait: Duration | None = None
     cost: Cost = 1.0
     scope: Scope = "profile"
-    backend: Annotated[Store, one_of(Store)] = "local"
 
     if TYPE_CHECKING:  # what code may write is wider than what the fields hold
 
@@ -102,5 +97,4 @@ class RateLimitPolicy(BasePolicy):
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
-            backend: Store = "local",
         ) -> None: ...

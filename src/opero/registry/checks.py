@@ -1,53 +1,117 @@
-"""Whether what is bound and what is configured go together, without calling anything."""
+"""Check the configuration and the bound functions without calling any function."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opero.binding.fit import check_fit
 from opero.config.code_layer import place_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
+from opero.config.sources import DEFAULT
 from opero.errors import ConfigError, nearest
-from opero.registry.reload import declared
+from opero.registry.roster import declaration_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opero.binding.binding import Binding
     from opero.config.configuration import Configuration
-    from opero.config.sources import Layer
+    from opero.config.sources import Layer, Leaf
+    from opero.policies.policy import Policy
 
-__all__ = ["check_bindings", "check_entries", "news"]
+__all__ = ["check", "check_entries", "news"]
+
+STORE_FIELDS = ("serializer", "cache_dir", "url", "arguments", "backend")
+"""The fields of a cache policy that may keep its store from being opened."""
 
 
-def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *, complete: bool = True) -> None:
-    """Check bound functions, and that each entry of `functions:` holds for one.
+def check(configuration: Configuration, bindings: Sequence[Binding], *, complete: bool = True) -> None:
+    """Check profiles and bound functions: what the first call would refuse is reported here.
 
     Args:
-        configuration: what they are checked against.
+        configuration: what to check, and to check the functions against.
         bindings: the functions.
-        complete: whether these are all. If not, an entry may hold for one that is not there.
+        complete: whether these are all functions. If not, an entry of `functions:` may match one that is missing.
 
     Raises:
-        ConfigError: all that is wrong.
+        ConfigError: everything that is wrong.
     """
     report = configuration.report()
-    names: list[str] = []
+    for name, policy in configuration.policies.items():
+        _check_available(policy, partial(configuration.sources.__getitem__, name), name, report)
     for binding in bindings:
-        declaration = binding.declaration
-        assert declaration is not None
-        names.append(declaration.name)
-        effective = configuration.effective(declaration, report)
-        if effective is None:
+        _check_binding(binding, configuration, report)
+    if complete:
+        _report_unmatched(configuration.functions, [declaration_of(each).name for each in bindings], report)
+    report.raise_if_any()
+
+
+def _check_binding(binding: Binding, configuration: Configuration, report: Report) -> None:
+    declaration = declaration_of(binding)
+    effective = configuration.effective(declaration, report)
+    if effective is None:
+        return
+    is_available = _check_available(effective.policy, effective.leaves, declaration.name, report)
+    try:
+        check_fit(binding.target, effective.policy)
+        if declaration.mapped and is_available:
+            _check_mapped(binding, effective.policy)
+    except ConfigError as error:
+        report.add(place_of(declaration), str(error))
+
+
+def _check_mapped(binding: Binding, policy: Policy) -> None:
+    from opero.parallel.engine.mapper import Mapper
+
+    Mapper(binding, binding.function).mode_for(policy)
+
+
+def _check_available(policy: Policy, leaves: Callable[[], Mapping[str, Leaf]], name: str, report: Report) -> bool:
+    """Report a cache store or a mode that is not available here, where the file or variable asks for it.
+
+    Args:
+        policy: the whole policy.
+        leaves: gives the source of each of its values.
+        name: what to call the policy where code alone asks for it.
+        report: receives what is wrong.
+    """
+    is_available = True
+    for kind, fields, check_kind in (("cache", STORE_FIELDS, _check_store), ("parallel", ("mode",), _check_cluster)):
+        if policy.active(kind) is None:
             continue
         try:
-            check_fit(binding, effective.policy)
-        except (ConfigError, NotImplementedError) as error:
-            report.add(place_of(declaration), str(error))
-    if complete:
-        _report_unmatched(configuration.functions, names, report)
-    report.raise_if_any()
+            check_kind(policy, kind)
+        except ConfigError as error:
+            text = str(error)
+            leaf = _leaf_of(kind, fields, text, leaves())
+            report.add(leaf.source, f"{leaf.section}.{text}" if leaf.section else name + text.removeprefix(kind))
+            is_available = False
+    return is_available
+
+
+def _check_store(policy: Policy, name: str) -> None:
+    cache = policy.cache
+    if cache is not None and not (cache.is_in_memory and cache.serializer is None):
+        from opero.cache.open_store import check_store
+
+        check_store(cache, name)
+
+
+def _check_cluster(policy: Policy, name: str) -> None:
+    if policy.parallel is not None and policy.parallel.mode in ("dask", "ray"):
+        from opero.parallel.engine.mapper import check_cluster
+
+        check_cluster(policy, name)
+
+
+def _leaf_of(kind: str, fields: Sequence[str], text: str, leaves: Mapping[str, Leaf]) -> Leaf:
+    """The leaf to blame: of the fields that the text mentions, the first that is set; else the last field."""
+    set_ones = [field for field in fields if leaves[f"{kind}.{field}"].source != DEFAULT]
+    mentioned = [field for field in set_ones if re.search(rf"\b{field}\b", text, re.IGNORECASE)]
+    return leaves[f"{kind}.{(*mentioned, *set_ones[-1:], *fields[-1:])[0]}"]
 
 
 def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
@@ -57,7 +121,7 @@ def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
         ConfigError: all that do not.
     """
     report = Report()
-    _report_unmatched(FunctionEntries([layer]), [declared(each).name for each in bindings], report)
+    _report_unmatched(FunctionEntries([layer]), [declaration_of(each).name for each in bindings], report)
     report.raise_if_any()
 
 
@@ -68,7 +132,7 @@ def news(before: Configuration, after: Configuration, bindings: Sequence[Binding
     added = FunctionEntries(after.layers)
     added.sections = {name: sections for name, sections in added.sections.items() if name not in known}
     report = after.report()
-    _report_unmatched(added, [declared(each).name for each in bindings], report)
+    _report_unmatched(added, [declaration_of(each).name for each in bindings], report)
     return [*(each for each in after.warnings if each not in before.warnings), *report.lines]
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from opero.binding.binding import Binding
 from opero.bound import bind
-from opero.registry.declarations import Declaration, Roster, name_in_config
+from opero.config.declaration import Declaration, name_in_config
+from opero.registry.roster import Roster
 from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock
 
-__all__ = ["bind_declared", "get_default_registry", "set_default_registry", "waiting_for"]
+__all__ = ["bind_declared", "get_default_registry", "set_default_registry"]
 
 _default: Registry | None = None
 _default_lock = RenewedLock()  # loading may import modules that ask for it
@@ -32,6 +33,7 @@ def get_default_registry() -> Registry:
             from opero.registry.registry import Registry
 
             _default = Registry.load()
+            _default._become_default(_unclaimed)
             _ask_again(_unclaimed.bindings())  # who was called before there was a configuration
         return _default
 
@@ -47,6 +49,8 @@ def set_default_registry(registry: Registry | None) -> None:
         released = _unclaimed.bindings() if before is None else before._release_default()
         for binding in released:
             _unclaimed.add(binding)
+        if registry is not None:
+            registry._become_default(_unclaimed)
         _ask_again(released)
 
 
@@ -56,19 +60,14 @@ def _ask_again(bindings: list[Binding]) -> None:
             binding.forget()
 
 
-def waiting_for(registry: Registry) -> list[Binding]:
-    """The functions that will ask this registry when they are first called, as it is the default one."""
-    return _unclaimed.bindings() if registry is _default else []
-
-
 def _resolve_by_default(binding: Binding) -> None:
     """Ask the default registry; a function without a profile does where there is a configuration at all."""
     if binding.declaration is not None and binding.declaration.profile is None and _default is None:
         from opero.config.location import is_configured
 
         if not is_configured():
-            assert binding.said is not None
-            binding.settle(binding.known or binding.prepare(binding.said))
+            assert binding.own_policy is not None
+            binding.settle(binding.known_pipeline or binding.prepare(binding.own_policy))
             return
     get_default_registry()._resolve(binding)
     _unclaimed.discard(binding)
@@ -99,19 +98,20 @@ def bind_declared(
     by = "@opmap" if mapped else "@opero"
 
     def make(function: Any, policy: Policy | None) -> Binding:
-        declaration = Declaration(name_in_config(function), profile, below, fields, by, place, registry, whole)
+        name, names_registry = name_in_config(function), registry is not None
+        declaration = Declaration(name, profile, below, fields, by, place, names_registry, whole, mapped)
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 
-        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
-            return get_default_registry()._share(declaration)(kind, policy, make)
+        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+            return get_default_registry()._provider(declaration)(kind, policy, make)
 
         binding = Binding(
             function,
             policy,
             resolve=_resolve_by_default,
             declaration=declaration,
-            share=share if profile is not None else None,
+            provider=provide if profile is not None else None,
             clock=clock,
         )
         _unclaimed.add(binding)

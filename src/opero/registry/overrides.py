@@ -10,7 +10,6 @@ from opero.config.document import read_document
 from opero.config.report import Report
 from opero.config.sources import Layer, Marked, Source
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.base import BasePolicy
 from opero.policies.policy import Policy
 
 if TYPE_CHECKING:
@@ -46,9 +45,7 @@ def layer_of(
 
 def _mark(value: Any, source: Source) -> Marked:
     if isinstance(value, Policy):
-        value = value.fields()
-    elif isinstance(value, BasePolicy):
-        value = type(value).expand(value)
+        value = value._statements()
     if isinstance(value, Mapping):
         return Marked({name: _mark(each, source) for name, each in value.items()}, source)
     return Marked([_mark(each, source) for each in value] if isinstance(value, list) else value, source)

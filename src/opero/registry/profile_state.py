@@ -9,7 +9,7 @@ from opero.runtime.forking import RenewedLock
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opero.binding.pipeline import Share
+    from opero.binding.pipeline import ExecutorProvider
     from opero.policies.policy import Policy
 
 __all__ = ["SharedExecutors"]
@@ -44,10 +44,10 @@ class SharedExecutors:
         self._lock = RenewedLock()
         self.is_over = False
 
-    def of(self, profile: str | None) -> Share:
+    def of(self, profile: str | None) -> ExecutorProvider:
         """What `build` asks for the executors of a function of that profile; None: it shares nothing."""
 
-        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
             own = None if profile is None else self._policies.get(profile)
             if profile is None or own is None or policy.scope != "profile" or getattr(own, kind) != policy:
                 return make()
@@ -67,7 +67,7 @@ class SharedExecutors:
                     executor.take_over(earlier)
                 return executor
 
-        return share
+        return provide
 
     def successor(self, policies: Mapping[str, Policy]) -> SharedExecutors:
         """What another configuration's functions share, if it comes into force."""

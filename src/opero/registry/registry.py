@@ -11,12 +11,13 @@ from opero.binding.binding import Binding
 from opero.bound import bind
 from opero.config.code_layer import place_of
 from opero.config.configuration import Configuration, Effective
+from opero.config.declaration import Declaration, name_in_config, where
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, options_to_fields, whole_policies
-from opero.registry.declarations import BoundFunction, Declaration, Roster, name_in_config, where
 from opero.registry.import_bindings import ImportBindings
 from opero.registry.profile_state import SharedExecutors
-from opero.registry.reload import Changes, InForce, change, declared, in_force
+from opero.registry.reload import Changes, InForce, change, in_force
+from opero.registry.roster import BoundFunction, Roster, declaration_of
 from opero.runtime.forking import RenewedLock
 from opero.runtime.functions import short_name
 
@@ -58,6 +59,7 @@ class Registry(Mapping[str, Policy]):
         self._in_force = InForce(configuration, SharedExecutors(configuration.policies))
         self._overrides: list[Layer] = []
         self._roster = Roster()
+        self._waiting: Roster | None = None  # while this is the default registry: functions that have not asked it yet
         self._imports = ImportBindings()
         self._changing = RenewedLock()  # taken by whoever changes the configuration, and by no call
 
@@ -245,7 +247,8 @@ class Registry(Mapping[str, Policy]):
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
-            declaration = Declaration(name or name_in_config(function), profile, {}, fields, by, place, self, whole)
+            bound_as = name or name_in_config(function)
+            declaration = Declaration(bound_as, profile, {}, fields, by, place, True, whole, mapped)
             made.append(self._binding(function, None, declaration, clock))
             try:
                 made[0].resolved()
@@ -296,22 +299,26 @@ class Registry(Mapping[str, Policy]):
             sorted((self._bound_function(binding) for binding in self._bindings()), key=lambda bound: bound.name)
         )
 
+    def _become_default(self, waiting: Roster) -> None:
+        """Look after the functions that name no registry, which ask this one from now on."""
+        self._waiting = waiting
+
     def _release_default(self) -> list[Binding]:
-        """Give up the functions that name no registry: this is not the default one any more."""
-        released = [each for each in self._bindings() if declared(each).registry is None]
+        """Give up the functions that name no registry: this is no longer the default one."""
+        released = [each for each in self._bindings() if not declaration_of(each).names_registry]
+        self._waiting = None
         for binding in released:
             self._roster.discard(binding)
         return released
 
     def _bound_function(self, binding: Binding) -> BoundFunction:
-        declaration = declared(binding)
+        declaration = declaration_of(binding)
         profile, entries = self._start_of(declaration)
         return BoundFunction(declaration.name, profile, entries, place_of(declaration), binding.callable)
 
     def _bindings(self) -> list[Binding]:
-        from opero.registry.default import waiting_for
-
-        return [*self._roster.bindings(), *waiting_for(self)]
+        waiting = self._waiting
+        return [*self._roster.bindings(), *(waiting.bindings() if waiting is not None else ())]
 
     def _binding(self, function: Any, policy: Policy | None, declaration: Declaration, clock: Clock | None) -> Binding:
         binding = Binding(
@@ -319,18 +326,18 @@ class Registry(Mapping[str, Policy]):
             policy,
             resolve=self._resolve,
             declaration=declaration,
-            share=self._share(declaration),
+            provider=self._provider(declaration),
             clock=clock,
         )
         self._roster.add(binding)
         return binding
 
-    def _share(self, declaration: Declaration) -> Any:
-        def share(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+    def _provider(self, declaration: Declaration) -> Any:
+        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
             profile, _ = self._start_of(declaration)
             return self._in_force.shared.of(profile)(kind, policy, make)
 
-        return share
+        return provide
 
     def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]:
         """The profile that a function starts from, and the entries that hold for it."""
@@ -342,11 +349,11 @@ class Registry(Mapping[str, Policy]):
         put_in_force = binding.settle
         while True:
             now = self._in_force
-            effective = self._effective(declared(binding), now.configuration)
-            share = None if effective.profile is None else now.shared.of(effective.profile)
-            chain = binding.prepare(in_force(effective, now.configuration), share)
+            effective = self._effective(declaration_of(binding), now.configuration)
+            provider = None if effective.profile is None else now.shared.of(effective.profile)
+            pipeline = binding.prepare(in_force(effective, now.configuration), provider)
             self._roster.add(binding)
-            put_in_force(chain)
+            put_in_force(pipeline)
             if self._in_force is now and not now.shared.is_over:
                 return
             put_in_force = binding.enforce
@@ -385,11 +392,11 @@ class Registry(Mapping[str, Policy]):
             self[target]
             return self.configuration.sources[target]
         if isinstance(target, str):
-            found = [each for each in self._bindings() if declared(each).name == target]
+            found = [each for each in self._bindings() if declaration_of(each).name == target]
             if not found:
-                names = [declared(each).name for each in self._bindings()]
+                names = [declaration_of(each).name for each in self._bindings()]
                 raise ConfigError(f"no function {target!r} is bound here{nearest(target, names)}")
-            return self._effective(declared(found[-1]), self.configuration).leaves()
+            return self._effective(declaration_of(found[-1]), self.configuration).leaves()
         binding = getattr(target, "binding", None)
         if not isinstance(binding, Binding):
             name = short_name(target) if callable(target) else type(target).__name__
@@ -404,15 +411,15 @@ class Registry(Mapping[str, Policy]):
         return self._effective(binding.declaration, self.configuration).leaves()
 
     def check(self) -> None:
-        """Check every function that is bound here against the configuration, without calling any.
+        """Check the profiles and every bound function, without calling any: what this accepts, the first call accepts.
 
         Raises:
-            ConfigError: all that is wrong: profiles that do not exist, `functions:` entries that hold for no function,
-                policies that do not fit their function.
+            ConfigError: everything that is wrong: profiles that do not exist, `functions:` entries that match no
+                function, policies that do not fit their function, cache backends and modes that are not available.
         """
-        from opero.registry.checks import check_bindings
+        from opero.registry.checks import check
 
-        check_bindings(self.configuration, self._bindings())
+        check(self.configuration, self._bindings())
 
     # Changes
 
@@ -488,19 +495,28 @@ class Registry(Mapping[str, Policy]):
         return change(self._bindings, self._in_force, configuration, commit, anyhow=anyhow)
 
     def watch(self, *, files: bool = True, sighup: bool = False) -> Watch:
-        """Reload whenever a file changes, or the process gets SIGHUP. A bad file changes nothing and is told once.
+        """Reload whenever a file changes, or the process receives SIGHUP. An invalid file changes nothing.
 
         Args:
-            files: watch the directory of policies, the `.env` file and the directory of secrets (extra `watch`).
-            sighup: reload on SIGHUP. Only the main thread can ask for it.
+            files: watch the policies directory, the `.env` file and the secrets directory.
+            sighup: reload on SIGHUP; only possible in the main thread.
 
         Returns:
-            What ends it: `watch.stop()`, or a `with` block.
+            The running watch; `watch.stop()` or a `with` block ends it.
 
         Raises:
-            ConfigError: there is nothing to watch, or it cannot be watched from here.
-            MissingExtraError: the extra `watch` is not installed.
+            ConfigError: there is nothing to watch, or SIGHUP cannot be used here.
         """
+        if not files and not sighup:
+            raise ConfigError("watch(files=False) watches nothing; use sighup=True, or leave files=True")
+        if self._read is None and not files:
+            raise ConfigError("this registry was made from policies in code, so there is nothing to reload")
+        if files and not self.watched_paths():
+            raise ConfigError("this registry was not loaded from files, so there is nothing to watch")
         from opero.registry.watch import Watch
 
-        return Watch(self, files=files, sighup=sighup)
+        def paths() -> list[Path]:
+            # Files as well as their directories: a file may be a link into a directory that is not watched.
+            return list(dict.fromkeys([*self.watched_paths(), *self.configuration.files]))
+
+        return Watch(self.reload, paths if files else None, sighup=sighup)

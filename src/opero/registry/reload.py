@@ -11,19 +11,19 @@ from opero.config.code_layer import place_of
 from opero.config.report import Report
 from opero.errors import ConfigError
 from opero.observe.logs import logger
+from opero.registry.roster import declaration_of
 from opero.runtime.forking import undivided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Chain
+    from opero.binding.pipeline import Pipeline
     from opero.config.configuration import Configuration, Effective
     from opero.policies.policy import Policy
-    from opero.registry.declarations import Declaration
     from opero.registry.profile_state import SharedExecutors
 
-__all__ = ["Changes", "InForce", "change", "declared", "in_force"]
+__all__ = ["Changes", "InForce", "change", "in_force"]
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ def change(
     """
     report = after.report()
     draft = InForce(after, before.shared.successor(after.policies))
-    prepared: dict[int, Chain] = {}
+    prepared: dict[int, Pipeline] = {}
     unfit: set[int] = set()
     known = list(bindings())  # which also keeps them, as they go by their identity
     for binding in known:
         own = after.report() if anyhow else report
-        chain = _prepare(binding, before.configuration, draft, own)
-        if chain is not None:
-            prepared[id(binding)] = chain
+        pipeline = _prepare(binding, before.configuration, draft, own)
+        if pipeline is not None:
+            prepared[id(binding)] = pipeline
         elif anyhow and own.lines and not binding.is_late:
             unfit.add(id(binding))
-            logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(own.lines))
+            logger.warning("%s: does not fit: %s", declaration_of(binding).name, "; ".join(own.lines))
     report.raise_if_any()
 
     def swap() -> None:
@@ -110,15 +110,15 @@ def change(
     except KeyboardInterrupt:  # half of two configurations would be worse than a moment's delay
         swap()
         raise
-    functions = [declared(binding).name for binding in known if id(binding) in prepared]
+    functions = [declaration_of(binding).name for binding in known if id(binding) in prepared]
     names = {**before.configuration.policies, **after.policies}
     changed = [name for name in names if before.configuration.policies.get(name) != after.policies.get(name)]
     return Changes(tuple(sorted(changed)), tuple(sorted(functions)))
 
 
-def _prepare(binding: Binding, before: Configuration, after: InForce, report: Report) -> Chain | None:
+def _prepare(binding: Binding, before: Configuration, after: InForce, report: Report) -> Pipeline | None:
     """The layers that a binding will have; None where they do not change, or it has not needed any yet."""
-    declaration, configuration = declared(binding), after.configuration
+    declaration, configuration = declaration_of(binding), after.configuration
     if binding.is_late and not _fits(binding, before):
         return None  # what is wrong was wrong before; its first call will tell
     effective = configuration.effective(declaration, report)
@@ -127,25 +127,25 @@ def _prepare(binding: Binding, before: Configuration, after: InForce, report: Re
     policy, profile = in_force(effective, configuration), effective.profile
     try:
         if binding.is_late:
-            check_fit(binding, policy)
+            check_fit(binding.target, policy)
             return None
         is_same = profile is None or before.policies.get(profile) == configuration.policies[profile]
-        if is_same and policy == binding.chain.policy:
+        if is_same and policy == binding.pipeline.policy:
             return None
         return binding.prepare(policy, after.shared.of(profile))
-    except (ConfigError, NotImplementedError) as error:
+    except ConfigError as error:
         report.add(place_of(declaration), str(error))
         return None
 
 
 def _fits(binding: Binding, configuration: Configuration) -> bool:
     """Whether a function that was not called yet can be, as far as that is known."""
-    effective = configuration.effective(declared(binding), Report())
+    effective = configuration.effective(declaration_of(binding), Report())
     if effective is None:
         return False
     try:
-        check_fit(binding, effective.policy)
-    except (ConfigError, NotImplementedError):
+        check_fit(binding.target, effective.policy)
+    except ConfigError:
         return False
     return True
 
@@ -153,14 +153,9 @@ def _fits(binding: Binding, configuration: Configuration) -> bool:
 def _catch_up(binding: Binding, before: Configuration, after: InForce) -> None:
     """A function that was first called while the change was being made may have begun on the old configuration."""
     report = after.configuration.report()
-    chain = _prepare(binding, before, after, report)
-    if chain is not None:
-        binding.enforce(chain)
+    pipeline = _prepare(binding, before, after, report)
+    if pipeline is not None:
+        binding.enforce(pipeline)
     elif report.lines and not binding.is_late:
         binding.forget()
-        logger.warning("%s: does not fit: %s", declared(binding).name, "; ".join(report.lines))
-
-
-def declared(binding: Binding) -> Declaration:
-    assert binding.declaration is not None, "a registry looks after what was declared"
-    return binding.declaration
+        logger.warning("%s: does not fit: %s", declaration_of(binding).name, "; ".join(report.lines))

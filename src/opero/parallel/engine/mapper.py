@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Chain
+    from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.run import Run
+    from opero.policies.policy import Policy
     from opero.values import ItemCost
 
-__all__ = ["Mapper"]
+__all__ = ["Mapper", "check_cluster"]
 
 
 CLUSTERS = {"dask": "distributed", "ray": "ray"}
@@ -92,11 +93,10 @@ class Mapper:
 
         Raises:
             ConfigError: the mode does not serve such a function.
-            NotImplementedError: an option that has no executor yet.
         """
-        chain = self.binding.known
-        if chain is not None:
-            self.mode_for(chain)
+        pipeline = self.binding.known_pipeline
+        if pipeline is not None:
+            self.mode_for(pipeline.policy)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -121,23 +121,27 @@ class Mapper:
 
     # Decisions
 
-    def parallel(self, chain: Chain) -> ParallelPolicy:
-        policy = chain.policy.parallel
+    def parallel(self, pipeline: Pipeline) -> ParallelPolicy:
+        policy = pipeline.policy.parallel
         return policy if policy is not None and policy.enabled else ParallelPolicy()
 
-    def mode_for(self, chain: Chain) -> str:
-        """The policy's mode, where it serves this function; "auto" is left open for a sync function."""
-        policy = self.parallel(chain)
-        mode = policy.mode
+    def mode_for(self, policy: Policy) -> str:
+        """The mode in which a policy maps this function; "auto" is left open for a sync function.
+
+        Raises:
+            ConfigError: the mode cannot run this function, or is not available.
+        """
+        parallel = policy.active("parallel") or ParallelPolicy()
+        mode = parallel.mode
         name, is_async = self.binding.name, self.binding.kind == "async"
         if self.binding.kind not in ("sync", "async"):
             raise ConfigError(
                 f"{name} is a generator function and cannot be mapped: map a function that returns a value"
             )
-        if is_async and policy.executor is not None:
+        if is_async and parallel.executor is not None:
             from opero.parallel.workers.executors import shares_memory
 
-            if shares_memory(policy.executor):
+            if shares_memory(parallel.executor):
                 self.refuse_threads()
         if mode == "auto":
             return "async" if is_async else "auto"
@@ -152,15 +156,7 @@ class Mapper:
             raise ConfigError(
                 f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
             )
-        if mode in ("dask", "ray"):
-            if not is_installed(CLUSTERS[mode]):
-                raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
-            shared = self.shared_kinds(chain)
-            if shared:
-                raise ConfigError(
-                    f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
-                    "or use mode='process', whose workers share it on this machine"
-                )
+        check_cluster(policy, name)
         return mode
 
     def refuse_threads(self) -> None:
@@ -175,6 +171,34 @@ class Mapper:
                 "executor out for mode='async', or give an executor of processes, each of which runs an event loop"
             )
 
-    def shared_kinds(self, chain: Chain) -> list[str]:
+    def shared_kinds(self, pipeline: Pipeline) -> list[str]:
         """The policies whose state all workers would have to share."""
-        return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if chain.policy.active(kind) is not None]
+        return _shared_kinds(pipeline.policy)
+
+
+def check_cluster(policy: Policy, name: str) -> None:
+    """Check that the policy's mode, where it is a cluster's, is installed and can keep the other policies.
+
+    Args:
+        policy: the whole policy.
+        name: what error messages begin with.
+
+    Raises:
+        MissingExtraError: the mode's extra is not installed.
+        ConfigError: a rate limit, circuit breaker or bulkhead would have to be shared between machines.
+    """
+    parallel = policy.active("parallel")
+    if parallel is None or parallel.mode not in CLUSTERS:
+        return
+    mode = parallel.mode
+    if not is_installed(CLUSTERS[mode]):
+        raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
+    if shared := _shared_kinds(policy):
+        raise ConfigError(
+            f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
+            "or use mode='process', whose workers share it on this machine"
+        )
+
+
+def _shared_kinds(policy: Policy) -> list[str]:
+    return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if policy.active(kind) is not None]

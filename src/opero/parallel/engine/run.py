@@ -70,8 +70,8 @@ class Run:
     def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> None:
         self.mapper = mapper
         self.binding = mapper.binding
-        self.chain = self.binding.resolved()
-        self.policy = mapper.parallel(self.chain)
+        self.pipeline = self.binding.resolved()
+        self.policy = mapper.parallel(self.pipeline)
         self.rule = BatchRule(self.binding.function, mapper.position, self.policy.batch)
         self.options = options
         rest = dict(kwargs)
@@ -250,11 +250,11 @@ class Run:
             self.journal = stage.journal
             self.journal.open()
             stages.append(stage)
-        if self.chain.cache is not None:
+        if self.pipeline.cache is not None:
             from opero.parallel.engine.cache_stage import CacheStage
 
-            is_blocking = self.chain.cache.is_shared and self.binding.is_async
-            stages.append(CacheStage(self.chain.cache, self.fixed, self.binding.stats, is_blocking=is_blocking))
+            is_blocking = self.pipeline.cache.is_shared and self.binding.is_async
+            stages.append(CacheStage(self.pipeline.cache, self.fixed, self.binding.stats, is_blocking=is_blocking))
         return stages
 
     # Watching

@@ -67,7 +67,7 @@ class Job:
         is_timed = setup.policy.active("timeout") is not None
         if is_timed and kind_of(function) == "sync":
             function = self._timed(function)
-        self.binding = Binding(function, setup.policy, share=setup.limits)
+        self.binding = Binding(function, setup.policy, provider=setup.limits)
         self._counts: dict[str, Any] = {}
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = Work(self.binding, setup.fixed, rule, setup.batch_size, has_cache=setup.has_cache)

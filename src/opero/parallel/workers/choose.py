@@ -60,7 +60,7 @@ class Staff:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.mode = run.mapper.mode_for(run.chain)
+        self.mode = run.mapper.mode_for(run.pipeline.policy)
         self.workers: int | Literal["auto"] = run.policy.workers
         self.batch_size: int | None = None
         self.is_sampling = False
@@ -211,8 +211,8 @@ class Staff:
             self.run.fixed,
             self.run.rule,
             self.batch_size,
-            has_cache=self.run.chain.cache is not None,
-            chain=self.run.chain,
+            has_cache=self.run.pipeline.cache is not None,
+            pipeline=self.run.pipeline,
         )
 
     def _setup(self) -> Setup:
@@ -221,19 +221,19 @@ class Staff:
 
         kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead")
         limits = None
-        if self.run.mapper.shared_kinds(self.run.chain):
+        if self.run.mapper.shared_kinds(self.run.pipeline):
             from opero.executors.state.sharing import share_limits
 
-            limits = share_limits(self.run.chain.executors, self.run.binding.name, private_folder())
+            limits = share_limits(self.run.pipeline.executors, self.run.binding.name, private_folder())
         initializer = self.run.policy.initializer
         return Setup(
             reference=reference(self.run.binding.function),
-            policy=Policy(**{kind: getattr(self.run.chain.policy, kind) for kind in kinds}),
+            policy=Policy(**{kind: getattr(self.run.pipeline.policy, kind) for kind in kinds}),
             fixed=self.run.fixed,
             position=self.run.mapper.position,
             batch=self.run.policy.batch,
             batch_size=self.batch_size,
-            has_cache=self.run.chain.cache is not None,
+            has_cache=self.run.pipeline.cache is not None,
             concurrency=self.run.policy.concurrency if self.run.binding.is_async else 1,
             initializer=None if initializer is None else reference(initializer),
             context=CallContext(),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Chain
+    from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
 
@@ -41,13 +41,11 @@ class FixedArguments:
         return (*self.before, item, *self.after), self.kwargs or {}
 
 
-class _AsItIs:
-    """A binding whose layers stay what they are."""
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """Holds the pipeline that a map started with, whatever is put in force meanwhile."""
 
-    def __init__(self, binding: Binding, chain: Chain) -> None:
-        self.stats = binding.stats
-        self.kind = binding.kind
-        self.chain = chain
+    pipeline: Pipeline
 
 
 class Work:
@@ -59,7 +57,7 @@ class Work:
         rule: checks what a batch returns.
         batch_size: items a call; None: each call gets one item, not a list.
         has_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
-        chain: the layers that the map began with. Default: the binding's.
+        pipeline: the layers that the map began with. Default: the binding's.
     """
 
     def __init__(
@@ -70,20 +68,20 @@ class Work:
         batch_size: int | None,
         *,
         has_cache: bool,
-        chain: Chain | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.fixed = fixed
         self.rule = rule
         self.batch_size = batch_size
         self._stats = binding.stats
-        chain = chain or binding.resolved()
-        self._whole, self._new_call = chain.whole, chain.call
-        has_fallback = "fallback" in chain.executors
+        pipeline = pipeline or binding.resolved()
+        self._whole, self._new_call = pipeline.whole, pipeline.call
+        has_fallback = "fallback" in pipeline.executors
         # A binding without layers counts its calls as attempts, which `whole` counts, too.
-        self.tells = chain.cache is not None or (has_cache and has_fallback)
-        self._counts_errors = not has_fallback and "retry" not in chain.executors
+        self.tells = pipeline.cache is not None or (has_cache and has_fallback)
+        self._counts_errors = not has_fallback and "retry" not in pipeline.executors
         # Whatever comes into force meanwhile, the map goes by these.
-        single = calling(_AsItIs(binding, chain))
+        single = calling(binding.target, _Fixed(pipeline))
         if fixed.before or fixed.after or fixed.kwargs:
             before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
             self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)

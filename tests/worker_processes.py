@@ -1,22 +1,21 @@
+"""The worker processes of this test process, which no test module leaves behind."""
+
 from __future__ import annotations
 
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from opero.parallel.workers import process as pool
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_is_left() -> Iterator[None]:
-    """At the end of a module its pools end, and no worker process stays behind."""
+    """End the pools of worker processes at the end of each module, and check that none is left."""
     yield
     pool.end_all()
     until = time.monotonic() + 5
@@ -28,7 +27,7 @@ def no_process_is_left() -> Iterator[None]:
 
 
 def workers() -> list[psutil.Process]:
-    """This process's descendants, but for resource trackers and the tests' redis-server."""
+    """Descendants of this process other than resource trackers and the redis-server of the tests."""
     found = []
     for each in psutil.Process().children(recursive=True):
         try:

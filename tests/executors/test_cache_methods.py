@@ -1,4 +1,4 @@
-"""What users ask of a cache: to get, set, delete and clear; groups of results; how it is doing."""
+"""The cache functions of a bound function: get, set, delete, clear, tags and info."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_get_set_delete_clear_and_info(where: dict[str, Any]) -> None:
     assert calls == [1, 1, 1]
 
 
-def test_info_counts_evictions_and_tells_the_limit() -> None:
+def test_info_shows_evictions_and_the_maximum_size() -> None:
     bound = Policy(cache={"max_size": 2}).apply(user)
     for number in (1, 2, 3, 3):
         bound(number)
     assert bound.cache_info() == CacheInfo(hits=1, misses=3, size=2, evictions=1, max_size=2)
 
 
-def test_a_disk_keeps_to_max_size_where_it_is_set(tmp_path: Path) -> None:
+def test_the_disk_backend_respects_max_size_if_it_is_set(tmp_path: Path) -> None:
     bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "max_size": 10}).apply(user)
     for number in range(30):
         bound(number)
@@ -90,7 +90,7 @@ class Service:
         return self.base + path
 
 
-def test_a_method_asks_for_its_instance() -> None:
+def test_the_cache_functions_of_a_bound_method_apply_to_its_instance() -> None:
     one, other = Service("a"), Service("b")
     assert [one.get("x"), other.get("x"), one.get("x")] == ["ax", "bx", "ax"]
     assert one.get.cache_set("set", "y")
@@ -104,7 +104,7 @@ def test_a_method_asks_for_its_instance() -> None:
     assert asyncio.run(one.get_async("x")) == one.get_async.cache_get("x") == "ax"
 
 
-def test_tags_clear_groups_over_functions_and_leave_the_rest(where: dict[str, Any]) -> None:
+def test_clearing_a_tag_affects_all_functions_and_only_that_tag(where: dict[str, Any]) -> None:
     users = Policy(cache={**where, "tags": ["users", "user:{user_id}"]}).apply(user)
 
     def orders(user_id: int, page: int = 1) -> list[int]:
@@ -127,7 +127,7 @@ def test_tags_clear_groups_over_functions_and_leave_the_rest(where: dict[str, An
     assert paged.cache_get(1) == [1, 1]
 
 
-def test_a_group_is_one_over_functions_whoever_clears_it(where: dict[str, Any]) -> None:
+def test_clearing_a_tag_through_one_function_clears_it_for_others(where: dict[str, Any]) -> None:
     policy = Policy(cache={**where, "tags": "user:{user_id}"})
     one, other = policy.apply(user), policy.apply(lambda user_id: [user_id])
     one(1)
@@ -142,17 +142,17 @@ class Soon:
 
 
 @pytest.mark.parametrize("make", [lambda: iter([1]), lambda: (x for x in [1]), lambda: map(str, [1]), Soon])
-def test_what_its_first_caller_uses_up_is_not_kept(where: dict[str, Any], make: Any, caplog: Any) -> None:
+def test_results_that_can_be_consumed_only_once_are_not_cached(where: dict[str, Any], make: Any, caplog: Any) -> None:
     bound = Policy(cache=where).apply(make)
     for _ in range(3):
         result = bound()
         assert list(result.__await__() if isinstance(result, Soon) else result) in ([1], ["1"])
     assert bound.stats.attempts == 3
-    assert caplog.text.count("but once; return a list") == 1
+    assert caplog.text.count("only once; return a list") == 1
 
 
 @pytest.mark.parametrize("ending", ["2", ":v2", "#x", "%3A"])
-def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any], ending: str) -> None:
+def test_clearing_a_namespace_does_not_affect_others(where: dict[str, Any], ending: str) -> None:
     here = Policy(cache=where).apply(user)
     there = Policy(cache={**where, "namespace": where["namespace"] + ending}).apply(user)
     here(1)
@@ -164,7 +164,7 @@ def test_clearing_a_namespace_leaves_others_alone(where: dict[str, Any], ending:
     assert clear_cache("no such namespace") == 0
 
 
-def test_a_map_raises_kept_errors_again_and_calls_nothing(where: dict[str, Any]) -> None:
+def test_a_map_raises_cached_errors_without_calling_the_function(where: dict[str, Any]) -> None:
     def odd(number: int) -> int:
         calls.append(number)
         if number % 2:
@@ -178,7 +178,7 @@ def test_a_map_raises_kept_errors_again_and_calls_nothing(where: dict[str, Any])
     assert sorted(calls) == [1, 2, 3]
 
 
-def test_what_is_being_computed_while_its_group_is_cleared_is_not_kept(where: dict[str, Any]) -> None:
+def test_a_result_computed_while_its_tag_is_cleared_is_not_cached(where: dict[str, Any]) -> None:
     async def slow(user_id: int) -> int:
         calls.append(user_id)
         await asyncio.sleep(0.05)
@@ -204,7 +204,7 @@ def test_what_is_being_computed_while_its_group_is_cleared_is_not_kept(where: di
 
 
 @pytest.mark.parametrize("argument", [{"a": [1]}, [1, [2]], numpy.arange(4), {1, 2}, None, b"x"], ids=repr)
-def test_arguments_that_cannot_be_hashed_work_in_every_store(where: dict[str, Any], argument: Any) -> None:
+def test_unhashable_arguments_work_in_every_store(where: dict[str, Any], argument: Any) -> None:
     def function(*args: Any, key: Any = None, **more: Any) -> int:
         calls.append(args)
         return len(calls)
@@ -216,7 +216,7 @@ def test_arguments_that_cannot_be_hashed_work_in_every_store(where: dict[str, An
 
 
 @pytest.mark.parametrize("result", [None, 0, "", [], False])
-def test_none_and_falsy_results_are_kept_in_every_store(where: dict[str, Any], result: Any, script: Any) -> None:
+def test_none_and_falsy_results_are_cached_in_every_store(where: dict[str, Any], result: Any, script: Any) -> None:
     function = script(result, "other")
 
     def call() -> Any:
@@ -226,7 +226,7 @@ def test_none_and_falsy_results_are_kept_in_every_store(where: dict[str, Any], r
     assert [bound(), bound()] == [result, result]
 
 
-def test_a_function_without_a_cache_says_how_to_give_it_one() -> None:
+def test_the_error_of_a_function_without_a_cache_says_how_to_add_one() -> None:
     bound = Policy().apply(user)
     for ask in (bound.cache_get, bound.cache_delete):
         with pytest.raises(ConfigError, match="user has no cache; give it one with cache=True"):
@@ -236,7 +236,7 @@ def test_a_function_without_a_cache_says_how_to_give_it_one() -> None:
 
 
 @pytest.mark.parametrize("switched_off", ["cache", "opero"])
-def test_a_cache_that_an_operator_switched_off_can_be_asked_still(switched_off: str, monkeypatch: Any) -> None:
+def test_the_cache_functions_work_while_the_cache_is_switched_off(switched_off: str, monkeypatch: Any) -> None:
     if switched_off == "opero":
         monkeypatch.setenv("OPERO_ENABLED", "false")
     bound = Policy(cache={"enabled": switched_off == "opero", "ttl": 60}).apply(user)
@@ -249,36 +249,36 @@ def test_a_cache_that_an_operator_switched_off_can_be_asked_still(switched_off: 
 
 
 @pytest.mark.parametrize(
-    ("cache", "told"),
+    ("cache", "message"),
     [
-        ({"backend": "memry"}, "there is no cache backend 'memry'; did you mean 'memory'"),
+        ({"backend": "memry"}, "unknown cache backend 'memry'; did you mean 'memory'"),
         ({"backend": "dogpile.cache.rediss"}, "did you mean 'dogpile.cache.redis'"),
         (
             {"backend": "redis", "url": "redis://:s3cret@host:port"},
-            "redis at host:port cannot be used: the URL of redis",
+            "cannot open cache store redis at host:port: invalid redis URL",
         ),
         (
             {"backend": "disk", "cache_dir": "/proc/nowhere"},
-            "disk at /proc/nowhere cannot be used: .*another cache_dir",
+            "cannot open cache store disk at /proc/nowhere: .*another cache_dir",
         ),
-        ({"serializer": "signed_pickle"}, "needs a key to sign with: set cache.secret, or .* OPERO_CACHE_SECRET"),
-        ({"tags": "user:{id}"}, "tag 'user:{id}' names 'id', which is no parameter .*; known: full, user_id"),
+        ({"serializer": "signed_pickle"}, "requires a signing key: set cache.secret or .* OPERO_CACHE_SECRET"),
+        ({"tags": "user:{id}"}, "tag 'user:{id}' refers to 'id', which is not a parameter .*; known: full, user_id"),
         ({"tags": "{user_if.name}"}, "did you mean 'user_id'"),
     ],
 )
-def test_what_cannot_work_is_refused_at_binding(cache: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_an_unusable_cache_is_refused_at_binding(cache: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         Policy(cache=cache).apply(user)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_backend_whose_library_is_missing_says_so() -> None:
+def test_the_error_names_the_missing_library_of_a_backend() -> None:
     with pytest.raises(MissingExtraError, match="cache backend 'dogpile.cache.pylibmc' cannot be loaded"):
         Policy(cache={"backend": "dogpile.cache.pylibmc", "allow_unsigned_pickle": True}).apply(user)
 
 
 @pytest.mark.parametrize("backend", ["dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.dbm"])
-def test_any_dogpile_backend_serves_by_name(backend: str, tmp_path: Path) -> None:
+def test_any_dogpile_backend_works_by_name(backend: str, tmp_path: Path) -> None:
     arguments = {"filename": str(tmp_path / "cache.dbm")} if backend.endswith("dbm") else None
     bound = Policy(cache={"backend": backend, "arguments": arguments, "ttl": 60, "tags": "u:{user_id}"}).apply(user)
     assert bound(1) == bound(1) == {"id": 1, "full": False}
@@ -297,24 +297,22 @@ def test_any_dogpile_backend_serves_by_name(backend: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("mode", "serializer", "warns"), [(0o777, None, True), (0o777, "json", False), (0o755, None, False)]
 )
-def test_pickles_where_anybody_may_write_are_warned_of(
+def test_pickles_in_a_world_writable_directory_log_a_warning(
     tmp_path: Path, caplog: Any, mode: int, serializer: Any, warns: bool
 ) -> None:
     tmp_path.chmod(mode)
     Policy(cache={"backend": "disk", "cache_dir": tmp_path, "serializer": serializer}).apply(user)
-    assert ("pickles there run their code" in caplog.text) is warns
+    assert ("is world-writable" in caplog.text) is warns
 
 
-def test_the_null_backend_keeps_nothing() -> None:
+def test_the_null_backend_caches_nothing() -> None:
     bound = Policy(cache={"backend": "dogpile.cache.null"}).apply(user)
     bound(1)
     bound(1)
     assert calls == [1, 1]
 
 
-def test_what_the_environment_says_holds_where_a_policy_says_nothing(
-    monkeypatch: Any, tmp_path: Path, redis_url: str
-) -> None:
+def test_environment_variables_set_defaults_for_policies(monkeypatch: Any, tmp_path: Path, redis_url: str) -> None:
     monkeypatch.setenv("OPERO_CACHE_DIR", str(tmp_path / "env"))
     monkeypatch.setenv("OPERO_CACHE_REDIS_URL", redis_url)
     secrets = tmp_path / "secrets"
@@ -332,9 +330,9 @@ def test_what_the_environment_says_holds_where_a_policy_says_nothing(
     )
 
 
-def test_times_on_a_virtual_clock_hold_in_shared_stores_too(tmp_path: Path) -> None:
+def test_a_virtual_clock_works_with_shared_stores(tmp_path: Path) -> None:
     clock = VirtualClock()
-    clock.now -= clock.EPOCH  # the store itself goes by the wall's clock
+    clock.now -= clock.EPOCH  # the store itself uses the wall clock
     import time
 
     clock.now += time.time()

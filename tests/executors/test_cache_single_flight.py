@@ -1,4 +1,4 @@
-"""Computations under way: who waits for them, who never does, and what becomes of results that are out of date."""
+"""Single-flight: which callers wait for a computation, and invalidation while it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CALLERS = st.lists(
 
 @given(callers=CALLERS, fails=st.lists(st.booleans(), max_size=10), ttl=st.one_of(st.none(), st.floats(0.5, 3)))
 @settings(max_examples=60, deadline=None)
-def test_whoever_comes_gets_an_answer_while_no_key_is_computed_twice_at_once(
+def test_every_caller_gets_an_answer_and_no_key_is_computed_twice_at_once(
     callers: list[Any], fails: list[bool], ttl: float | None
 ) -> None:
     clock = VirtualClock()
@@ -67,14 +67,14 @@ def test_whoever_comes_gets_an_answer_while_no_key_is_computed_twice_at_once(
     if not any(fails[:runs]):
         assert twice == []
     assert bound.binding.cache is not None
-    assert bound.binding.cache.flights.under_way == {}
+    assert bound.binding.cache.single_flight.running == {}
     stats = bound.stats
     assert (stats.calls, stats.attempts, stats.cache_misses) == (len(callers), runs, runs)
     assert stats.cache_hits + stats.cache_misses <= stats.calls
 
 
 @pytest.mark.parametrize("through", [asyncio.gather, lambda call: asyncio.wait_for(call, 5)])
-def test_a_function_that_asks_itself_the_same_through_another_task_does_not_wait_for_itself(through: Any) -> None:
+def test_a_function_that_calls_itself_with_the_same_key_in_another_task_does_not_deadlock(through: Any) -> None:
     clock, depth = VirtualClock(), 0
 
     async def function() -> int:
@@ -94,7 +94,7 @@ def test_a_function_that_asks_itself_the_same_through_another_task_does_not_wait
     assert clock.run(main()) == 2
 
 
-def test_a_function_that_asks_itself_the_same_under_a_timeout_in_a_worker_thread_does_not_wait_for_itself() -> None:
+def test_a_function_that_calls_itself_with_the_same_key_under_a_timeout_in_a_thread_does_not_deadlock() -> None:
     depth = 0
     results: list[int] = []
 
@@ -104,13 +104,15 @@ def test_a_function_that_asks_itself_the_same_under_a_timeout_in_a_worker_thread
         return bound() + 1 if depth < 3 else 0
 
     bound: Any = Policy(cache=True, timeout={"attempt": 2}).apply(function)
-    thread = threading.Thread(target=lambda: results.append(bound()))  # there the attempt runs in a helper's thread
+    thread = threading.Thread(
+        target=lambda: results.append(bound())
+    )  # outside the main thread, a timeout runs the attempt in a helper thread
     thread.start()
     thread.join(5)
     assert results == [2]
 
 
-def test_a_task_begun_within_a_computation_waits_for_other_computations_as_anyone_does() -> None:
+def test_a_task_started_within_a_computation_waits_for_other_computations() -> None:
     clock = VirtualClock()
     runs: list[str] = []
 
@@ -127,7 +129,7 @@ def test_a_task_begun_within_a_computation_waits_for_other_computations_as_anyon
     assert runs == ["outer", "inner"]
 
 
-def test_a_result_that_is_evicted_at_once_still_reaches_all_who_waited_for_it() -> None:
+def test_a_result_that_is_evicted_at_once_still_reaches_all_waiting_callers() -> None:
     clock, runs = VirtualClock(), []
 
     async def function(key: str) -> str:
@@ -146,7 +148,7 @@ def test_a_result_that_is_evicted_at_once_still_reaches_all_who_waited_for_it() 
 
 
 @pytest.mark.parametrize("forget", ["delete", "clear"])
-def test_a_result_computed_before_its_key_was_deleted_is_not_kept_nor_given_to_later_callers(forget: str) -> None:
+def test_a_result_whose_key_is_deleted_meanwhile_is_not_cached_nor_given_to_later_callers(forget: str) -> None:
     clock, truth = VirtualClock(), "old"
 
     async def function(key: int) -> str:
@@ -166,7 +168,7 @@ def test_a_result_computed_before_its_key_was_deleted_is_not_kept_nor_given_to_l
         else:
             bound.cache_clear()
         late = asyncio.create_task(bound(1))
-        assert await early == "old"  # it asked before
+        assert await early == "old"  # it called before the deletion
         assert await late == "new"
         assert await bound(1) == "new"
         assert bound.cache_get(1) == "new"
@@ -175,7 +177,7 @@ def test_a_result_computed_before_its_key_was_deleted_is_not_kept_nor_given_to_l
     assert bound.stats.attempts == 2
 
 
-def test_deleting_one_key_leaves_the_computation_of_another_alone() -> None:
+def test_deleting_one_key_does_not_affect_the_computation_of_another() -> None:
     clock = VirtualClock()
 
     async def function(key: int) -> int:
@@ -194,7 +196,7 @@ def test_deleting_one_key_leaves_the_computation_of_another_alone() -> None:
     clock.run(main())
 
 
-def test_threads_whose_leader_fails_wake_at_once_and_try_each_on_its_own_account() -> None:
+def test_if_the_computation_fails_all_waiting_threads_try_concurrently() -> None:
     gate, lock = threading.Event(), threading.Lock()
     runs = 0
 
@@ -223,8 +225,8 @@ def test_threads_whose_leader_fails_wake_at_once_and_try_each_on_its_own_account
     assert bound.binding.cache is not None
     until = time.monotonic() + 5
     while time.monotonic() < until:
-        flights = list(bound.binding.cache.flights.under_way.values())
-        if flights and len(flights[0].waiters) == 7:
+        running = list(bound.binding.cache.single_flight.running.values())
+        if running and len(running[0].waiters) == 7:
             break
         time.sleep(0.001)
     started = time.monotonic()
@@ -235,7 +237,7 @@ def test_threads_whose_leader_fails_wake_at_once_and_try_each_on_its_own_account
     assert time.monotonic() - started < 2
 
 
-def test_threads_hammering_few_keys_compute_each_once_and_every_call_is_a_hit_or_a_miss() -> None:
+def test_many_threads_compute_each_key_once_and_every_call_is_a_hit_or_a_miss() -> None:
     runs: list[int] = []
     bound = Policy(cache=True).apply(lambda key: runs.append(key) or key)
     wrong: list[int] = []
@@ -257,7 +259,7 @@ def test_threads_hammering_few_keys_compute_each_once_and_every_call_is_a_hit_or
     assert (bound.stats.cache_misses, bound.stats.cache_hits) == (40, 8 * 20 * 40 - 40)
 
 
-def test_a_look_up_that_finds_an_old_result_leaves_a_new_one_alone_that_has_just_come() -> None:
+def test_a_lookup_that_finds_an_expired_result_does_not_delete_a_concurrent_new_one() -> None:
     clock = VirtualClock()
     bound = Policy(cache={"ttl": 5}).apply(lambda: "old", clock=clock)
     bound()
@@ -267,7 +269,7 @@ def test_a_look_up_that_finds_an_old_result_leaves_a_new_one_alone_that_has_just
 
     def read_late() -> float:
         clock.monotonic = read
-        cache.set("new")  # another thread, between the look into the store and at the clock
+        cache.set("new")  # as another thread might, between the lookup and the reading of the clock
         return read()
 
     clock.monotonic = read_late

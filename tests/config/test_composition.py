@@ -9,9 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero.config.merging import Profile, compose, inherit, parent_leaf, profile_names, sections_of
+from opero.config.composition import Profile, compose, inherit, parent_leaf, profile_names, sections_of
 from opero.config.report import Report
 from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
+from opero.policies.merging import Anew, Whole
 from opero.policies.policy import KINDS, merge
 
 FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
@@ -29,13 +30,13 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
     for kind in draw(st.sets(st.sampled_from(sorted(FIELDS)))):
         whole = Marked(None, Source("key", next(numbers), 1))
         if draw(st.integers(0, 4)) == 0:
-            blocks[kind] = Block(whole, section, removed=True)
+            blocks[kind] = Block(whole, section, None)
             continue
         fields: dict[str, Marked] = {}
         for field in draw(st.sets(st.sampled_from(FIELDS[kind]))):
             number = next(numbers)
             fields[field] = Marked(number, Source("file", number, 1))
-        blocks[kind] = Block(whole, section, fields)
+        blocks[kind] = Block(whole, section, draw(st.sampled_from([dict, Anew, Whole]))(fields))
     extends = (
         Marked(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1))
         if bool(parents) and draw(st.booleans())
@@ -73,7 +74,9 @@ def profile_of(lineage: list[str] | None, made: list[Layer]) -> Profile:
 def plain(section: Section) -> dict[str, Any]:
     """As `merge` of the policies takes it."""
     return {
-        kind: None if block.removed else {field: leaf.value for field, leaf in block.fields.items()}
+        kind: None
+        if block.said is None
+        else type(block.said)((field, leaf.value) for field, leaf in block.said.items())
         for kind, block in section.blocks.items()
     }
 
@@ -86,8 +89,11 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
             kind: Block(
                 block.whole,
                 block.section,
-                {field: each for field, each in block.fields.items() if each.source != leaf.source},
-                removed=block.removed,
+                None
+                if block.said is None
+                else type(block.said)(
+                    (field, each) for field, each in block.said.items() if each.source != leaf.source
+                ),
             )
             for kind, block in section.blocks.items()
         }

@@ -10,11 +10,12 @@ from pydantic import SecretStr
 from opero.config.fields import is_secret
 from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
 from opero.errors import nearest
+from opero.policies.merging import merged
 from opero.policies.policy import KINDS
 from opero.policies.types import Unset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from opero.config.report import Report
 
@@ -116,19 +117,14 @@ class Profile:
     def __init__(self) -> None:
         self.blocks: dict[str, list[Block]] = {}
 
-    def _held(self, kind: str) -> Iterator[Block]:
-        """What was said of a policy since it was last removed."""
-        blocks = self.blocks.get(kind, ())
-        start = next((i for i in range(len(blocks), 0, -1) if blocks[i - 1].removed), 0)
-        return iter(blocks[start:])
-
     def kinds(self) -> list[str]:
         """The policies that the profile has."""
         return [kind for kind, blocks in self.blocks.items() if not blocks[-1].removed]
 
     def place(self, kind: str) -> Source:
         """Where the profile got that policy from, first."""
-        return next(self._held(kind)).source
+        blocks = self.blocks[kind]
+        return blocks[_since(blocks, len(blocks) - 1)].source
 
     def is_flawed(self, kind: str) -> bool:
         return any(block.flawed for block in self.blocks[kind])
@@ -137,14 +133,14 @@ class Profile:
         """Plain data for `Policy`."""
         values: dict[str, dict[str, Any]] = {}
         for kind, blocks in self.blocks.items():
-            if blocks[-1].removed:
+            said = merged([block.said for block in blocks])
+            if said is None:
                 continue
-            held = blocks if len(blocks) == 1 else self._held(kind)
-            fields = {field: entry.plain() for block in held for field, entry in block.fields.items()}
+            fields = {field: entry.plain() for field, entry in said.items()}
             for field in SECRETS[kind]:
                 if isinstance(fields.get(field), str):
                     fields[field] = SecretStr(fields[field])
-            values[kind] = fields
+            values[kind] = fields if type(said) is dict else type(said)(fields)
         return values
 
     # Where values come from
@@ -155,15 +151,15 @@ class Profile:
 
     def given(self, kind: str) -> Mapping[str, Leaf]:
         """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
-        return {field: leaf for field, leaf in self._chains(kind).items() if not leaf.removed}
+        return {field: leaf for field, leaf in self._chains(kind)[0].items() if not leaf.removed}
 
-    def _chains(self, kind: str) -> dict[str, Leaf]:
-        """Field → the leaf that holds or was removed, over what it shadows."""
+    def _chains(self, kind: str) -> tuple[dict[str, Leaf], Leaf | None]:
+        """Field → its leaf, over what that shadows; and what removed the policy, if anything."""
         fields: dict[str, Leaf] = {}
         removal: Leaf | None = None
         blocks = self.blocks.get(kind, ())
         for index, block in enumerate(blocks):
-            if block.removed:
+            if block.removed or (index > 0 and block.discards):
                 gone = Leaf(None, block.source, block.section, removed=True)
                 fields = {field: replace(gone, shadowed=leaf) for field, leaf in fields.items()}
                 removal = replace(gone, shadowed=removal)
@@ -176,21 +172,17 @@ class Profile:
                 if _is_there_without(field, blocks, index):
                     below = _over_default(kind, field, below)
                 fields[field] = Leaf(value, entry.source, block.section, shadowed=below)
-        return fields
+        return fields, removal
 
     def leaves(self) -> dict[str, Leaf]:
         """Path ("retry.retries") → leaf: every field of every policy that it has, defaults included, and what was
         removed."""
         leaves: dict[str, Leaf] = {}
         for kind, blocks in self.blocks.items():
-            removal: Leaf | None = None
-            for block in blocks:
-                if block.removed:
-                    removal = Leaf(None, block.source, block.section, removed=True, shadowed=removal)
+            chains, removal = self._chains(kind)
             present = not blocks[-1].removed
             if not present and removal is not None:
                 leaves[kind] = removal
-            chains = self._chains(kind)
             for field in KINDS[kind].model_fields:
                 below = chains.get(field) or removal
                 leaf = _over_default(kind, field, below) if present else chains.get(field)
@@ -199,11 +191,21 @@ class Profile:
         return leaves
 
 
+def _since(blocks: Sequence[Block], index: int) -> int:
+    """The first block of those that have a part in what holds after one of them."""
+    for each in range(index, 0, -1):
+        if blocks[each].discards:
+            return each
+        if blocks[each - 1].removed:
+            return each
+    return 0
+
+
 def _is_there_without(field: str, blocks: Sequence[Block], index: int) -> bool:
     """Whether the policy that a block speaks of would be there, with its defaults, if nobody had said that field."""
-    start = next((i for i in range(index, 0, -1) if blocks[i - 1].removed), 0)
-    end = next((i for i in range(index, len(blocks)) if blocks[i].removed), len(blocks))
-    return any(not block.is_bare or block.fields.keys() != {field} for block in blocks[start:end])
+    end = next((each for each in range(index + 1, len(blocks)) if blocks[each].discards), len(blocks))
+    of_it = blocks[_since(blocks, index) : end]
+    return any(not block.is_bare or block.fields.keys() != {field} for block in of_it)
 
 
 def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:

@@ -1,4 +1,4 @@
-"""A store that does not answer: what it costs, and how often one hears of it."""
+"""The circuit breaker of a store, and the throttling of its events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opero import Event, on
-from opero.cache.outage import Guard, Limited
+from opero.cache.outage import StoreBreaker, ThrottledEvent
 from opero.testing import VirtualClock
 
 
@@ -34,15 +34,15 @@ def seen() -> Any:
         off()
 
 
-def test_a_store_that_fails_is_left_alone_for_longer_and_longer(seen: list[Event]) -> None:
+def test_a_failing_store_is_probed_with_exponential_backoff(seen: list[Event]) -> None:
     clock, store = VirtualClock(), Store()
-    guard = Guard("store", clock)
-    assert guard("", store.get, "a") == "A"
+    breaker = StoreBreaker("store", clock)
+    assert breaker("", store.get, "a") == "A"
     store.is_down = True
     tries = []
     for _ in range(1200):
         before = store.asked
-        assert guard("none", store.get, "a") == "none"
+        assert breaker("none", store.get, "a") == "none"
         if store.asked > before:
             tries.append(round(clock.now - 1000, 1))
         clock.advance(0.1)
@@ -51,19 +51,19 @@ def test_a_store_that_fails_is_left_alone_for_longer_and_longer(seen: list[Event
     assert all(gap < 30.5 for gap in gaps)
     store.is_down = False
     clock.advance(31)
-    assert guard("", store.get, "a") == "A"
-    assert guard("", store.get, "a") == "A"
+    assert breaker("", store.get, "a") == "A"
+    assert breaker("", store.get, "a") == "A"
     assert [event.name for event in seen] == ["cache_unavailable", "cache_available"]
     assert "refused" in seen[0].message
     assert isinstance(seen[0].error, ConnectionError)
     assert seen[1].details["lost"] == 1200 - len(tries)
 
 
-def test_while_one_tries_the_others_do_not_wait_for_it() -> None:
+def test_other_operations_do_not_wait_for_a_probe() -> None:
     clock, store = VirtualClock(), Store()
-    guard = Guard("store", clock)
+    breaker = StoreBreaker("store", clock)
     store.is_down = True
-    guard("", store.get, "a")
+    breaker("", store.get, "a")
     clock.advance(2)
     entered, leave = threading.Event(), threading.Event()
 
@@ -73,59 +73,59 @@ def test_while_one_tries_the_others_do_not_wait_for_it() -> None:
         return "answer"
 
     results: list[str] = []
-    thread = threading.Thread(target=lambda: results.append(guard("none", slow)))
+    thread = threading.Thread(target=lambda: results.append(breaker("none", slow)))
     thread.start()
     entered.wait(5)
-    assert not guard.is_up
-    assert guard("none", store.get, "a") == "none"
+    assert not breaker.is_up
+    assert breaker("none", store.get, "a") == "none"
     leave.set()
     thread.join()
     assert results == ["answer"]
-    assert guard.is_up
+    assert breaker.is_up
 
 
-def test_those_that_were_under_way_when_it_failed_do_not_lengthen_the_pause(seen: list[Event]) -> None:
+def test_concurrent_failures_count_as_one(seen: list[Event]) -> None:
     clock = VirtualClock()
-    guard = Guard("store", clock)
+    breaker = StoreBreaker("store", clock)
     barrier = threading.Barrier(8)
 
     def failing() -> None:
         barrier.wait(5)
         raise ConnectionError
 
-    threads = [threading.Thread(target=guard, args=(None, failing)) for _ in range(8)]
+    threads = [threading.Thread(target=breaker, args=(None, failing)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(seen) == 1
     clock.advance(1.01)
-    assert guard("", lambda: "answer") == "answer"
+    assert breaker("", lambda: "answer") == "answer"
 
 
-def test_a_handler_that_fails_costs_nothing(caplog: Any) -> None:
+def test_an_exception_in_an_event_handler_is_logged_only(caplog: Any) -> None:
     def broken(event: Event) -> None:
         raise ValueError("mine")
 
     off = on("cache_unavailable", broken)
     try:
-        guard = Guard("store", VirtualClock())
-        assert guard("none", lambda: 1 // 0) == "none"
+        breaker = StoreBreaker("store", VirtualClock())
+        assert breaker("none", lambda: 1 // 0) == "none"
     finally:
         off()
         off()
     assert "the handler" in caplog.text
 
 
-def test_an_event_that_does_not_exist_is_refused_with_the_nearest() -> None:
+def test_an_unknown_event_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="no event 'cache_unavailible'; did you mean 'cache_unavailable'"):
         on("cache_unavailible", print)
 
 
-def test_one_kind_of_mishap_is_told_once_a_minute_with_how_many_there_were(seen: list[Event]) -> None:
+def test_a_throttled_event_is_emitted_once_a_minute_with_the_number_of_occurrences(seen: list[Event]) -> None:
     clock = VirtualClock()
-    limited = Limited("cache_not_stored", "f", clock)
+    throttled = ThrottledEvent("cache_not_stored", "f", clock)
     for _ in range(150):
-        limited.report("lost")
+        throttled.report("lost")
         clock.advance(1)
-    assert [event.message for event in seen] == ["lost", *["lost (and 59 times more since the last report)"] * 2]
+    assert [event.message for event in seen] == ["lost", *["lost (and 59 more since the last report)"] * 2]

@@ -1,0 +1,54 @@
+"""The lock that keeps other processes from computing a key at the same time."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from opero.observe.logs import logger
+
+if TYPE_CHECKING:
+    from opero.cache.outage import StoreBreaker
+
+__all__ = ["ComputationLock"]
+
+
+class ComputationLock:
+    """A store's mutex for one computation, which is not acquired again once it has been released.
+
+    `release` is final even if `acquire` is still running in another thread, so an abandoned computation leaves no lock.
+
+    Args:
+        mutex: a dogpile.cache mutex, with `acquire(wait)` and `release()`.
+        breaker: runs `acquire`; while the store is down, every caller computes.
+
+    Attributes:
+        was_requested: whether `acquire` has been called, so that `release` is needed.
+    """
+
+    def __init__(self, mutex: Any, breaker: StoreBreaker) -> None:
+        self.mutex = mutex
+        self.breaker = breaker
+        self.was_requested = False
+        self._lock = threading.Lock()
+        self._is_held = False
+        self._is_released = False
+
+    def acquire(self) -> bool:
+        """Try to acquire the lock without waiting, and return whether it is held."""
+        self.was_requested = True
+        with self._lock:
+            if not self._is_released:
+                self._is_held = bool(self.breaker(True, self.mutex.acquire, False))
+            return self._is_held
+
+    def release(self) -> None:
+        """Release the lock if it is held; errors are ignored, as it may have lapsed or its store may be down."""
+        with self._lock:
+            self._is_released = True
+            if self._is_held:
+                self._is_held = False
+                try:
+                    self.mutex.release()
+                except Exception as error:  # noqa: BLE001  # a store may raise anything
+                    logger.debug("cannot release the computation lock, it may have lapsed: %s", error)

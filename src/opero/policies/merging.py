@@ -1,0 +1,87 @@
+"""The rule by which statements about a policy are merged, wherever they are made.
+
+A statement is what one place says about one policy: a keyword of `Policy(...)`, `Policy.replace(...)` or a decorator,
+an entry of a file, an environment variable, an override. Statements are merged from the lowest precedence to the
+highest:
+
+| statement | meaning | effect on the statements below it |
+|---|---|---|
+| `{ttl: 5}`, or flat options such as `cache_ttl=5` | these fields | the same fields are replaced, all others stay |
+| `30m` (short form) | `{ttl: 30m}` | as above |
+| `true`, `false` | `{enabled: true}`, `{enabled: false}` | as above: the policy keeps its values |
+| `null`, `None` | no policy | all of them are discarded |
+| a policy object, `CachePolicy(ttl=5)` | its fields, and the defaults for all others | all of them are discarded |
+
+Where nothing but "switched off" remains, there are no values to keep and the policy is absent. So `false` is valid for
+every policy, including those that require values. Values do not switch a policy on again; only `true` does.
+
+The rule does not look at the values of fields: code merges plain values, configuration merges values marked with their
+sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opero.policies.types import is_false
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opero.policies.base import BasePolicy
+
+__all__ = ["Anew", "Whole", "is_absent", "lay", "merged", "read"]
+
+V = TypeVar("V")
+
+
+class Anew(dict[str, V]):
+    """Fields of a policy that discard every statement below them."""
+
+    __slots__ = ()
+
+
+class Whole(Anew[V]):
+    """The fields of a policy object."""
+
+    __slots__ = ()
+
+
+def read(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
+    """The fields that a statement sets; None if it removes the policy.
+
+    Raises:
+        ValueError: a bare value for a policy that has no short form.
+    """
+    if value is None:
+        return None
+    if isinstance(value, model):
+        return Whole(value._given())
+    if isinstance(value, Anew):
+        return type(value)(value)
+    return model.expand(value)
+
+
+def lay(lower: dict[str, V] | None, upper: dict[str, V] | None) -> dict[str, V] | None:
+    """What a statement and the next higher one mean together. Associative."""
+    if upper is None or isinstance(upper, Anew):
+        return upper
+    if lower is None:
+        return Anew(upper)
+    return Anew({**lower, **upper}) if isinstance(lower, Anew) else {**lower, **upper}
+
+
+def merged(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
+    """What statements about one policy, lowest precedence first, mean together; None for none at all."""
+    result: dict[str, V] | None = None
+    for index, statement in enumerate(statements):
+        result = lay(result, statement) if index else statement
+    return result
+
+
+def is_absent(statement: Any) -> bool:
+    """Whether a statement leaves nothing but "switched off", and so no policy."""
+    if isinstance(statement, Whole) or not isinstance(statement, Mapping):
+        return statement is False
+    return statement.keys() == {"enabled"} and is_false(statement["enabled"])

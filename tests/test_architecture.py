@@ -1,0 +1,200 @@
+"""The import rule: a package imports only packages below it, and no modules import each other in a circle.
+
+It holds at module level, inside functions and under TYPE_CHECKING alike. docs/architecture.md explains it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "opero"
+
+FLOORS = (
+    "problems",
+    "errors values",
+    "observe",
+    "runtime",
+    "policies",
+    "config",
+    "cache",
+    "executors",
+    "binding",
+    "parallel",
+    "bound",
+    "registry",
+    "decorators",
+    "__init__",
+    "testing",
+    "cli",
+    "__main__",
+)
+"""The modules and packages of opero, the lowest first."""
+
+LOADED_BY_NAME = {
+    "__init__.py",
+    "cli/app.py",
+    "config/__init__.py",
+    "policies/door.py",
+    "registry/__init__.py",
+}
+"""The files that may load modules of opero by name: the lazy packages, the command's lazy subcommands, and the one way
+up from policies."""
+
+TYPES_MAY_CIRCLE = "policies"
+
+
+class Arrow(NamedTuple):
+    """One import of a module of opero."""
+
+    source: str
+    target: str
+    line: int
+    types_only: bool
+
+    def __str__(self) -> str:
+        return f"src/{self.source.replace('.', '/')}.py:{self.line}: imports {self.target}"
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """Dotted name → file; a package is named by its `__init__`."""
+    files = sorted(root.rglob("*.py"))
+    return {".".join((root.name, *file.relative_to(root).with_suffix("").parts)): file for file in files}
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def arrows_of(root: Path) -> list[Arrow]:
+    """All imports of modules of the package by modules of the package."""
+    modules = modules_of(root)
+
+    def resolve(name: str) -> str | None:
+        return name if name in modules else f"{name}.__init__" if f"{name}.__init__" in modules else None
+
+    def imports(node: ast.AST, types_only: bool) -> Iterator[tuple[str, int, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((each.name, child.lineno, types_only) for each in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, "imports are absolute"
+                for each in child.names:
+                    name = f"{child.module}.{each.name}"
+                    yield (name if resolve(name) else str(child.module)), child.lineno, types_only
+            is_guard = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from imports(child, types_only or is_guard)
+
+    return [
+        Arrow(source, target, line, types_only)
+        for source, file in modules.items()
+        for name, line, types_only in imports(parsed(file), False)
+        if (target := resolve(name)) is not None and target != source
+    ]
+
+
+def top(module: str) -> str:
+    """The module or package of the top level that a module belongs to."""
+    return module.split(".")[1]
+
+
+def wrong_arrows(arrows: list[Arrow], floors: tuple[str, ...]) -> list[str]:
+    """The imports that do not lead down."""
+    floor = {name: number for number, names in enumerate(floors) for name in names.split()}
+    return [
+        f"{each} ({top(each.target)} is not below {top(each.source)})"
+        for each in arrows
+        if top(each.source) != top(each.target) and floor[top(each.target)] >= floor[top(each.source)]
+    ]
+
+
+def circles(arrows: list[Arrow]) -> list[str]:
+    """A circle inside each package that has one."""
+    found = []
+    for package in sorted({top(each.source) for each in arrows}):
+        inner = [
+            each
+            for each in arrows
+            if top(each.source) == top(each.target) == package and not (package == TYPES_MAY_CIRCLE and each.types_only)
+        ]
+        graph: dict[str, set[str]] = {}
+        for each in inner:
+            graph.setdefault(each.source, set()).add(each.target)
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            path = error.args[1][::-1]
+            steps = [
+                str(next(each for each in inner if (each.source, each.target) == step))
+                for step in itertools.pairwise(path)
+            ]
+            found.append("\n  ".join([f"a circle in {package}:", *steps]))
+    return found
+
+
+def loaded_by_name(root: Path) -> list[str]:
+    """The places that load a module of opero by name."""
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                argument = ast.unparse(node.args[0]).lstrip("f").strip("'\"")
+                if argument.startswith(root.name):
+                    found.append(f"{file.relative_to(root).as_posix()}:{node.lineno}")
+    return found
+
+
+def test_packages_import_only_what_is_below_them() -> None:
+    known = {top(name) for name in modules_of(SOURCE)}
+    assert known == set(" ".join(FLOORS).split()), "each module and package of the top level has its floor"
+    wrong = wrong_arrows(arrows_of(SOURCE), FLOORS)
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_no_modules_of_a_package_import_each_other_in_a_circle() -> None:
+    found = circles(arrows_of(SOURCE))
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_modules_are_loaded_by_name_in_the_listed_files_only() -> None:
+    assert {place.partition(":")[0] for place in loaded_by_name(SOURCE)} == LOADED_BY_NAME
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sample.upper",
+        "from sample.upper import name",
+        "from sample import upper",
+        "def function():\n    from sample.upper import name",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sample.upper import name",
+    ],
+)
+def test_an_import_that_leads_up_is_found_with_its_line(text: str, tmp_path: Path) -> None:
+    root = tmp_path / "sample"
+    root.mkdir()
+    for name, source in {"__init__": "", "upper": "name = 1\n", "lower": text}.items():
+        (root / f"{name}.py").write_text(source)
+    line = len(text.splitlines())
+    (wrong,) = wrong_arrows(arrows_of(root), ("lower", "upper", "__init__"))
+    assert wrong == f"src/sample/lower.py:{line}: imports sample.upper (upper is not below lower)"
+    assert not wrong_arrows(arrows_of(root), ("upper", "lower", "__init__"))
+
+
+def test_a_circle_is_found_with_its_steps(tmp_path: Path) -> None:
+    package = tmp_path / "sample" / "package"
+    package.mkdir(parents=True)
+    for name, source in {"one": "import sample.package.two", "two": "\nfrom sample.package import one"}.items():
+        (package / f"{name}.py").write_text(source)
+    (found,) = circles(arrows_of(tmp_path / "sample"))
+    assert "src/sample/package/one.py:1: imports sample.package.two" in found
+    assert "src/sample/package/two.py:2: imports sample.package.one" in found
