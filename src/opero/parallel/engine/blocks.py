@@ -117,7 +117,7 @@ class Piece(NamedTuple):
             return block.values
         return [block.values[position] for position in self.all_positions if position not in block.left_out]
 
-    def without_the_rest(self) -> Piece:
+    def copy(self) -> Piece:
         """The same items, in a block of their own that holds no others."""
         kept, block, positions = self.block, Block(self.block.number, [], []), self.all_positions
         block.indices = [kept.indices[position] for position in positions]

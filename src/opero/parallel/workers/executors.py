@@ -21,13 +21,26 @@ if TYPE_CHECKING:
     from opero.parallel.workers.remote import Task
     from opero.parallel.workers.work import Work
 
-__all__ = ["UserPool", "shares_memory"]
+__all__ = ["UserPool", "refuse_threads", "shares_memory"]
 
 
 def shares_memory(executor: Any) -> bool:
     """Whether an executor's workers are threads of this interpreter."""
     names = {kind.__name__ for kind in type(executor).__mro__}
     return isinstance(executor, ThreadPoolExecutor) and "InterpreterPoolExecutor" not in names
+
+
+def refuse_threads(executor: Any, name: str) -> None:
+    """Check that an executor can run an async function.
+
+    Raises:
+        ConfigError: its workers are threads of this process.
+    """
+    if shares_memory(executor):
+        raise ConfigError(
+            f"{name} is an async function, which the threads of an executor cannot run; leave executor out for "
+            "mode='async', or give an executor of processes, each of which runs an event loop"
+        )
 
 
 class UserPool(Pool):
@@ -47,6 +60,7 @@ class UserPool(Pool):
         self.executor: Executor = source if self.make is None else self._made()
         own_count = getattr(self.executor, "_max_workers", None)
         self.count = workers if isinstance(workers, int) else own_count if isinstance(own_count, int) else cpu_limit()
+        self.shares_memory = shares_memory(self.executor)
         self.setup = b""
         self.work: Work | None = None
         self._control = [0, 0, 0]

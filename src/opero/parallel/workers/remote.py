@@ -101,12 +101,14 @@ class Pool:
         count: how many run at a time.
         deaths: the exceptions that stand for a worker's death.
         patience: seconds after which to `watch` even if nothing was received; None: never.
+        shares_memory: its workers are threads of this process: nothing is pickled.
         worker, what, way_out: what a worker and the pool are called, and what to do if it cannot be used any more.
     """
 
     count: int
     deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
     patience: float | None = None
+    shares_memory: bool = False
     worker: str = "worker"
     what: str = "the executor"
     way_out: str = ""
@@ -171,7 +173,6 @@ class RemoteWorkers(Workers):
         name: the function's name, for messages.
         inbox: where the reports go.
         stats: what the workers count is added here.
-        shares_memory: the pool's workers are threads of this process: nothing is pickled.
         concurrency: concurrent calls of an async function.
         batch_size: items in one call.
         retries: how often an item that may have killed its worker is tried again.
@@ -184,7 +185,6 @@ class RemoteWorkers(Workers):
         inbox: Inbox,
         stats: Stats,
         *,
-        shares_memory: bool = False,
         concurrency: int = 1,
         batch_size: int = 1,
         retries: int = 1,
@@ -195,7 +195,6 @@ class RemoteWorkers(Workers):
         self._name = name
         self._inbox = inbox
         self._stats = stats
-        self._shares_memory = shares_memory
         self._batch_size = batch_size
         self._retries = retries
         self._waiting: deque[Chunk] = deque()
@@ -238,7 +237,7 @@ class RemoteWorkers(Workers):
 
     def _send_one(self, chunk: Chunk) -> None:
         payload, positions = None, range(len(chunk.items))
-        if not self._shares_memory:
+        if not self._pool.shares_memory:
             payload, positions = self._payload(chunk)
             if payload is None:
                 return
