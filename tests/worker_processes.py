@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from opero.parallel.workers import process_pool as pool
+from opero.parallel.workers import process as pool
 
 
 @pytest.fixture(autouse=True, scope="module")

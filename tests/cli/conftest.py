@@ -15,7 +15,7 @@ import pytest
 
 import opero
 from opero.cli.app import run
-from opero.parallel.workers import process_pool as pool
+from opero.parallel.workers import process as pool
 from opero.registry import default
 from opero.registry.default import set_default_registry
 from opero.registry.roster import Roster

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Command, finished, start
-from opero.parallel.workers import process_pool as pool
+from opero.parallel.workers import process as pool
 
 MODULE = """\
     import asyncio

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cli.conftest import Command
-from opero.parallel.workers import process_pool as pool
+from opero.parallel.workers import process as pool
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.engine.memory_limit import give_back
-from opero.parallel.workers.processes import Sent
+from opero.parallel.workers.remote import Task
 from opero.runtime.machine import forget_peak, peak, resident
 from worker_processes import workers
 
@@ -145,9 +145,9 @@ def test_items_of_very_different_sizes_all_arrive() -> None:
 
 
 def test_small_items_are_sent_in_chunks_all_the_same() -> None:
-    sent = next(Sent.numbers)
+    sent = next(Task.numbers)
     assert bind(abs, "process", own() + 500 * MB, workers=2).map(range(50_000)) == list(range(50_000))
-    assert next(Sent.numbers) - sent < 500
+    assert next(Task.numbers) - sent < 500
 
 
 def test_an_item_that_does_not_fit_even_alone_fails_and_no_other() -> None:

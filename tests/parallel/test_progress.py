@@ -536,7 +536,7 @@ def test_an_async_callback_is_refused() -> None:
     async def note(_: Progress) -> None:
         raise AssertionError
 
-    with pytest.raises(TypeError, match="is async, and nobody would await it; pass a plain function"):
+    with pytest.raises(TypeError, match="is async and would never be awaited; pass a plain function"):
         opmap(mode="thread")(wait).map([1], progress=note)
 
 

@@ -86,7 +86,7 @@ def test_failed_only_in_streams(tmp_path: Path) -> None:
 
 
 def test_failed_only_without_a_journal_is_refused() -> None:
-    with pytest.raises(TypeError, match="failed_only runs what a journal has as failed; pass journal="):
+    with pytest.raises(TypeError, match="failed_only runs what a journal records as failed; pass journal="):
         Policy().apply(noted).map([1], "notes", failed_only=True)
 
 

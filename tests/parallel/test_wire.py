@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import AllFailedError, ConfigError, MapError, opero, opmap
-from opero.parallel.transport.exceptions import faithful
+from opero.parallel.transport.exceptions import portable
 from opero.parallel.transport.pickling import dumps, loads
 from parallel import functions
 
@@ -319,7 +319,7 @@ PLAIN = st.recursive(
 @settings(max_examples=100)
 def test_exceptions_of_plain_data_arrive_as_they_were(kind: type[Exception], args: list[Any]) -> None:
     error = kind(*args)
-    copy = loads(dumps(faithful(error)))
+    copy = loads(dumps(portable(error)))
     assert type(copy) is type(error)
     assert copy.args == error.args
     assert str(copy) == str(error)
@@ -355,7 +355,7 @@ def test_a_bound_method_of_an_object_that_holds_a_lock_names_the_attribute() -> 
     assert str(caught.value) == (
         "Client.fetch cannot be sent to a worker process, because of item 1 of value 'connections' of attribute 'pool' "
         f"of instance 'Client', {str(caught.value).split(', ')[2].split(':')[0]}: cannot pickle '_thread.lock' object; "
-        "use mode='thread', or have that made in the worker: at first use, or by an initializer"
+        "use mode='thread', or create that object in the worker: on first use, or in an initializer"
     )
 
 

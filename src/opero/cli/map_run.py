@@ -12,8 +12,7 @@ from opero.cli.exits import FAILED, OK, InterruptedRunError, UsageError, failed_
 from opero.cli.terminal import print_error, print_json
 from opero.config.report import without_passwords
 from opero.errors import ConfigError, MapError, text_of
-from opero.parallel.engine.results import Outcomes
-from opero.parallel.engine.run import Options, Run
+from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
 
@@ -21,29 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from opero.cli.results import Results
+    from opero.parallel.engine.blocks import Piece
+    from opero.parallel.engine.mapper import Mapper
+    from opero.parallel.engine.run import Run
 
 __all__ = ["MapRun", "RunJournal", "make_run"]
 
 
-class _WrittenOutcomes(Outcomes):
-    """Writes the outcomes of items as they finish, and passes none on to the stream."""
+def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress: Any, results: Results) -> Run:
+    """Create a run over items that writes outcomes as they finish; its stream yields nothing."""
 
-    def __init__(self, run: Run, results: Results) -> None:
-        super().__init__(run)
-        self.into = results
-
-    def given(self, piece: Any) -> list[Any]:
-        self.into.write([(index, value, failed) for _, index, value, failed in piece.outcomes()])
+    def write(piece: Piece) -> list[Any]:
+        results.write([(index, value, failed) for _, index, value, failed in piece.outcomes()])
         return []
 
-
-def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress: Any, results: Results) -> Run:
-    """Create a run over items that writes its results."""
     plain = getattr(function, "__func__", function)
     instance = (function.__self__,) if plain is not function else ()
-    run = Run(plain.stream.__self__, (*instance, items), {}, Options(journal=journal, progress=progress))
-    run.outcomes = _WrittenOutcomes(run, results)
-    return run
+    mapper: Mapper = plain.stream.__self__
+    return mapper.new_run((*instance, items), {}, Options(journal=journal, progress=progress), write)
 
 
 class RunJournal:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError, Failure, MapError
 from opero.observe.logs import logger
 from opero.parallel.engine.batching import BatchRule
+from opero.parallel.workers.choose import PROCESSES
 from opero.runtime.hosts import run_blocking
 from opero.runtime.machine import cpu_limit, queued
 from opero.values import Measurement, Tuning
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
 
-__all__ = ["PROCESSES", "tune"]
+__all__ = ["tune"]
 
 CPU_BOUND, IO_BOUND = 0.8, 0.2
 """Parts of its time that a function computes, from which on and up to which it counts as the one or the other."""
@@ -31,7 +32,6 @@ THREADS = (2, 4, 8, 16, 32, 64)
 TASKS = (10, 30, 100, 300)
 BATCHES = (1, 10, 100, 1000)
 MODES: dict[str, tuple[str, ...]] = {"sync": ("thread", "process"), "async": ("async", "async_process")}
-PROCESSES = ("process", "async_process")
 USUAL = {"thread": 32, "async": 100}
 """How many at a time are recommended where there was no time to try."""
 MOST_ITEMS = 5000
@@ -223,7 +223,8 @@ class _Tuner:
 
     def _can_travel(self) -> bool:
         """Whether the function can be sent to processes."""
-        from opero.parallel.transport.pickling import pickled, reference
+        from opero.parallel.transport.pickling import pickled
+        from opero.parallel.transport.setup import reference
 
         try:
             pickled(reference(self.function), self.name)

@@ -117,7 +117,7 @@ class Piece(NamedTuple):
             return block.values
         return [block.values[position] for position in self.all_positions if position not in block.left_out]
 
-    def without_the_rest(self) -> Piece:
+    def copy(self) -> Piece:
         """The same items, in a block of their own that holds no others."""
         kept, block, positions = self.block, Block(self.block.number, [], []), self.all_positions
         block.indices = [kept.indices[position] for position in positions]
@@ -138,9 +138,10 @@ class Chunk:
         keep_going: a failed item does not end the chunk.
         suspect: a worker has died of its one item so many times; it has a worker to itself.
         is_solo: nothing else of the map runs beside it.
+        is_unreadable: a worker could not unpickle its items together.
     """
 
-    __slots__ = ("block", "is_solo", "items", "keep_going", "places", "suspect")
+    __slots__ = ("block", "is_solo", "is_unreadable", "items", "keep_going", "places", "suspect")
 
     def __init__(
         self, items: list[Any], block: Block | None = None, places: list[tuple[Block, int]] | None = None
@@ -151,6 +152,7 @@ class Chunk:
         self.keep_going = True
         self.suspect = 0
         self.is_solo = False
+        self.is_unreadable = False
 
     def place(self, position: int) -> tuple[Block, int]:
         """Where the item at a position of the chunk belongs."""
@@ -167,7 +169,7 @@ class Chunk:
     def part(self, positions: Sequence[int]) -> Chunk:
         """A chunk of some of its items."""
         part = Chunk([self.items[each] for each in positions], places=[self.place(each) for each in positions])
-        part.keep_going = self.keep_going
+        part.keep_going, part.is_unreadable = self.keep_going, self.is_unreadable
         return part
 
     def halves(self) -> Iterator[Chunk]:

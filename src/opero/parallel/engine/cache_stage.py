@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opero.executors.cache import CacheExecutor
     from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Block
-    from opero.parallel.workers.work import Rest
+    from opero.parallel.workers.work import FixedArguments
 
 __all__ = ["CacheStage"]
 
@@ -23,14 +23,14 @@ class CacheStage:
 
     Args:
         cache: the function's.
-        rest: the arguments around the item.
+        fixed: the arguments around the item.
         stats: the function's counts.
         is_blocking: asking and filling it may block whoever reads the results, who must not be.
     """
 
-    def __init__(self, cache: CacheExecutor, rest: Rest, stats: Stats, *, is_blocking: bool) -> None:
+    def __init__(self, cache: CacheExecutor, fixed: FixedArguments, stats: Stats, *, is_blocking: bool) -> None:
         self.cache = cache
-        self.rest = rest
+        self.fixed = fixed
         self.stats = stats
         self.is_blocking = is_blocking
         self._keys: dict[Block, list[Any]] = {}
@@ -45,10 +45,10 @@ class CacheStage:
         return bool(self._stale)
 
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
-        before, after, kwargs, make = self.rest.before, self.rest.after, self.rest.kwargs or {}, self.cache.key.of
+        before, after, kwargs, make = self.fixed.before, self.fixed.after, self.fixed.kwargs or {}, self.cache.key.of
         items, cache = block.items, self.cache
         keys = [make(*before, items[position], *after, **kwargs) for position in positions]
-        entries = list(cache.read_many(keys, lambda index: self.rest.around(items[positions[index]])))
+        entries = list(cache.read_many(keys, lambda index: self.fixed.around(items[positions[index]])))
         now = cache.store.now()
         values = [entry.value for entry in entries if entry is not None and entry.until > now]
         if len(values) == len(items):
@@ -100,7 +100,7 @@ class CacheStage:
         outcome = Outcome(error=value) if failed else Outcome(value)
         key = self._keys[block][position]
         if keep:
-            tags = self.cache.retention.tags(*self.rest.around(block.items[position]))
+            tags = self.cache.retention.tags(*self.fixed.around(block.items[position]))
             if self.is_blocking:
                 self._unwritten.append((key, outcome, tags))
             else:

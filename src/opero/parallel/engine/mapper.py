@@ -1,11 +1,15 @@
-"""From a function of one item to a function of many: what users call, and which mode serves it."""
+"""Turns a function of one item into a function of many: what users call, and the mode that runs it."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.parallel.engine.batching import BatchRule
+from opero.parallel.engine.settings import MapSettings, Options
+from opero.parallel.workers.work import FixedArguments
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.types import is_installed
 from opero.runtime.functions import signature_of
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
     from opero.binding.pipeline import Pipeline
+    from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.run import Run
     from opero.policies.policy import Policy
     from opero.values import ItemCost
@@ -23,20 +28,20 @@ __all__ = ["Mapper", "check_cluster"]
 
 
 CLUSTERS = {"dask": "distributed", "ray": "ray"}
-"""The modules that modes need of an extra."""
+"""The module that each cluster mode needs, from the extra of its name."""
 OPTIONS = ("journal", "failed_only", "progress")
-"""Keywords of `map` and `stream` that are for the map, where the function has no parameter of that name."""
+"""Keyword arguments of `map` and `stream` that are options of the map, unless the function has such a parameter."""
 
 
 class Mapper:
     """Maps one bound function.
 
     Args:
-        binding: the function under its policy, whose `parallel` part says how.
+        binding: the function under its policy, whose `parallel` part says how to map.
         single: the bound function, for one item.
 
     Attributes:
-        cost: what an item costs, as the last map that had to find out has measured it.
+        cost: what an item costs, as measured by the last map in mode "auto".
     """
 
     def __init__(self, binding: Binding, single: Callable[..., Any]) -> None:
@@ -49,28 +54,25 @@ class Mapper:
     # What users call
 
     def function(self) -> Callable[..., Any]:
-        """The function of many items: `(items, ...) -> list`; for async functions to be awaited."""
+        """The function of many items: `(items, ...) -> list`; an async function for an async one."""
 
         def mapped(*args: Any, **kwargs: Any) -> list[Any]:
-            return self.run(args, kwargs).run()
+            return self._run(args, kwargs).run()
 
         async def mapped_async(*args: Any, **kwargs: Any) -> list[Any]:
-            return await self.run(args, kwargs).run_async()
+            return await self._run(args, kwargs).run_async()
 
         return mapped_async if self.binding.kind == "async" else mapped
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
-        """Results as they come: an iterator, or of an async function an async iterator.
+        """Yield results as they finish; an async iterator for an async function.
 
-        No more items are read ahead of the reader than `window` says.
+        Items are read ahead of the reader by no more than `window`.
         """
-        run = self.run(args, kwargs)
+        run = self._run(args, kwargs)
         return run.stream_async() if self.binding.kind == "async" else run.stream()
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
-        """A run over the items among these arguments."""
-        from opero.parallel.engine.run import Options, Run
-
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         known = self.parameters
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs and name not in known}
         progress = options.get("progress")
@@ -81,18 +83,85 @@ class Mapper:
             )
         if inspect.iscoroutinefunction(progress):
             raise TypeError(
-                f"{self.binding.name}: the progress callback {progress!r:.60} is async, and nobody would await it; "
+                f"{self.binding.name}: the progress callback {progress!r:.60} is async and would never be awaited; "
                 "pass a plain function"
             )
         if options.get("failed_only") and options.get("journal") is None:
-            raise TypeError(f"{self.binding.name}: failed_only runs what a journal has as failed; pass journal=, too")
-        return Run(self, args, kwargs, Options(**options))
+            raise TypeError(
+                f"{self.binding.name}: failed_only runs what a journal records as failed; pass journal= too"
+            )
+        return self.new_run(args, kwargs, Options(**options))
 
-    def check(self) -> None:
-        """Check now what a map would run into: `@opmap` does so when it decorates.
+    def new_run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: Options,
+        consume: Callable[[Piece], Iterable[Any]] | None = None,
+    ) -> Run:
+        """A run over the items among these arguments.
+
+        Args:
+            args, kwargs: the arguments of the call.
+            options: of the call.
+            consume: receives each finished piece of a stream, and returns what the reader of the stream gets of it.
+                Default: its results.
 
         Raises:
-            ConfigError: the mode does not serve such a function.
+            TypeError: there are no items that can be mapped, or the function does not accept the other arguments.
+            ConfigError: the mode cannot run the function.
+        """
+        from opero.parallel.engine.run import Run
+
+        pipeline, position = self.binding.resolved(), self.position
+        policy, others = self.parallel(pipeline), dict(kwargs)
+        rule = BatchRule(self.binding.function, position, policy.batch)
+        items = self._items(args, others, "items" if rule.parameter is None else rule.parameter.name)
+        fixed = FixedArguments(args[:position], args[position + 1 :], others)
+        self._check_arguments(fixed)
+        settings = MapSettings(
+            binding=self.binding,
+            pipeline=pipeline,
+            policy=policy,
+            mode=self.mode_for(pipeline.policy),
+            position=position,
+            rule=rule,
+            fixed=fixed,
+            options=options,
+            shares_state=bool(_shared_kinds(pipeline.policy)),
+            cost=self.cost,
+            remember_cost=lambda cost: setattr(self, "cost", cost),
+        )
+        return Run(settings, items, consume)
+
+    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameter: str) -> Any:
+        """The items among the arguments of a call; taken out of `kwargs` if they are there."""
+        name = self.binding.name
+        if len(args) > self.position:
+            items = args[self.position]
+        elif parameter in kwargs:
+            items = kwargs.pop(parameter)
+        else:
+            raise TypeError(f"{name} is mapped over items and got none: pass an iterable")
+        if isinstance(items, str | bytes | bytearray):
+            raise TypeError(
+                f"{name} is mapped over items and got the bare {type(items).__name__} {items!r:.60}; "
+                "wrap it in a list, or pass list(text) for its characters"
+            )
+        if isinstance(items, AsyncIterable) and not isinstance(items, Iterable) and self.binding.kind != "async":
+            raise TypeError(
+                f"{name} is a sync function and cannot wait for the async iterable {items!r:.60}; "
+                "collect its items first, or map an async function"
+            )
+        if not isinstance(items, Iterable | AsyncIterable):
+            raise TypeError(f"{name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
+        return items
+
+    def check(self) -> None:
+        """Check what can be checked before the first map.
+
+        Raises:
+            ConfigError: the mode cannot run the function.
         """
         pipeline = self.binding.known_pipeline
         if pipeline is not None:
@@ -100,20 +169,16 @@ class Mapper:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """The function's own: an option of a map never takes an argument from it."""
+        """The function's own: an option of a map never shadows one."""
         return {} if self.signature is None else self.signature.parameters
 
-    def check_arguments(self, before: tuple[Any, ...], after: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Check once what all calls have in common, before anything is sent.
-
-        Raises:
-            TypeError: the function does not take these arguments.
-        """
-        kinds = {each.kind for each in self.parameters.values()}
-        if self.signature is None or inspect.Parameter.VAR_KEYWORD in kinds:  # whose `bind` refuses too much
+    def _check_arguments(self, fixed: FixedArguments) -> None:
+        """Check the arguments that all calls share, before anything is sent."""
+        kinds, kwargs = {each.kind for each in self.parameters.values()}, fixed.kwargs or {}
+        if self.signature is None or inspect.Parameter.VAR_KEYWORD in kinds:  # its `bind` refuses legal calls
             return
         try:
-            self.signature.bind(*before, None, *after, **kwargs)
+            self.signature.bind(*fixed.before, None, *fixed.after, **kwargs)
         except TypeError as error:
             unknown = next((name for name in kwargs if name not in self.parameters), None)
             hint = "" if unknown is None else nearest(unknown, [*self.parameters, *OPTIONS])
@@ -126,7 +191,7 @@ class Mapper:
         return policy if policy is not None and policy.enabled else ParallelPolicy()
 
     def mode_for(self, policy: Policy) -> str:
-        """The mode in which a policy maps this function; "auto" is left open for a sync function.
+        """The mode in which a policy maps this function. "auto" stays for a sync function: the first items decide.
 
         Raises:
             ConfigError: the mode cannot run this function, or is not available.
@@ -139,10 +204,9 @@ class Mapper:
                 f"{name} is a generator function and cannot be mapped: map a function that returns a value"
             )
         if is_async and parallel.executor is not None:
-            from opero.parallel.workers.executors import shares_memory
+            from opero.parallel.workers.executors import refuse_threads
 
-            if shares_memory(parallel.executor):
-                self.refuse_threads()
+            refuse_threads(parallel.executor, name)
         if mode == "auto":
             return "async" if is_async else "auto"
         if is_async and mode in ("thread", "process"):
@@ -158,22 +222,6 @@ class Mapper:
             )
         check_cluster(policy, name)
         return mode
-
-    def refuse_threads(self) -> None:
-        """Refuse an executor of threads for an async function.
-
-        Raises:
-            ConfigError: it is one.
-        """
-        if self.binding.kind == "async":
-            raise ConfigError(
-                f"{self.binding.name} is an async function, which the threads of an executor cannot run; leave "
-                "executor out for mode='async', or give an executor of processes, each of which runs an event loop"
-            )
-
-    def shared_kinds(self, pipeline: Pipeline) -> list[str]:
-        """The policies whose state all workers would have to share."""
-        return _shared_kinds(pipeline.policy)
 
 
 def check_cluster(policy: Policy, name: str) -> None:

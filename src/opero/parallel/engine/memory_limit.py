@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opero.observe.logs import logger
-from opero.parallel.engine.window import MOST
+from opero.parallel.engine.chunk_size import MOST
 from opero.runtime.machine import LEAST_WORKER, forget_peak, peak, resident
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class MemoryGuard:
         self._begun: set[int] = set()  # the workers that were seen since an item was last finished
         self._largest_chunk = MOST
         self._is_told = False
-        window.most_in_chunk = 1
+        window.chunk_size.most = 1
 
     def check(self) -> str | None:
         """Do what can be done to stay under the limit; if nothing can, what is wrong."""
@@ -95,10 +95,10 @@ class MemoryGuard:
         if not fit:
             window.workers.relieve(busy=False)
             if has_progressed:
-                window.shrink()
-        elif window.most_in_chunk is not None and has_progressed and self._fitting(own, held, growth=1) >= allowed:
-            size = min(2 * window.most_in_chunk, self._largest_chunk)
-            window.most_in_chunk = size if size < MOST else None
+                window.chunk_size.shrink()
+        elif window.chunk_size.most is not None and has_progressed and self._fitting(own, held, growth=1) >= allowed:
+            size = min(2 * window.chunk_size.most, self._largest_chunk)
+            window.chunk_size.most = size if size < MOST else None
         return None
 
     def _learn(self, own: int, pids: list[int]) -> None:
@@ -156,9 +156,9 @@ class MemoryGuard:
         self._tell(own + sum(held))
         under_way = len(window.under_way)
         window.most_chunks = max(1, under_way // 2)
-        can_shrink = window.most_in_chunk != 1
+        can_shrink = window.chunk_size.most != 1
         if under_way:
-            self._largest_chunk = window.shrink()
+            self._largest_chunk = window.chunk_size.shrink()
         is_in_vain = len(self._begun) > window.workers.at_once + IN_VAIN or self._leaves_too_little(own, held)
         if own <= self.limit and held and not is_in_vain:
             window.workers.relieve(busy=True)

@@ -1,4 +1,4 @@
-"""What a run comes to: its results, its failures, and the error that carries both."""
+"""The results of a map, its failures, and the error that carries both."""
 
 from __future__ import annotations
 
@@ -9,144 +9,171 @@ from opero.errors import Failure, MapError, MemoryLimitError, text_of
 from opero.parallel.engine.blocks import Piece
 
 if TYPE_CHECKING:
-    from opero.parallel.engine.run import Run
+    from collections.abc import Callable
 
-__all__ = ["Outcomes"]
+    from opero.parallel.engine.settings import MapSettings
+    from opero.parallel.engine.source import Source
+    from opero.parallel.engine.window import Window
+
+__all__ = ["Results"]
 
 JUDGED_FROM = 20
-"""Finished items from which on a ratio of failures says something."""
+"""Finished items from which on a fraction of failures is meaningful."""
 
 
-class Outcomes:
-    """What a run comes to.
+class Results:
+    """Collects the results of one map.
+
+    Args:
+        settings: of the map.
+        source: its items.
+        earlier: results of an earlier run, of which this one runs what was left.
+        retry: makes what `retry_failed` calls, of the items left, the unread source, and the results so far.
 
     Attributes:
-        held: what the reader of a stream cannot have, for the error at its end.
+        keeps: all results are wanted at the end, not as a stream.
+        window: the map's, once it has started.
+        reason: why the map was ended before its end, if it was.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.held: list[Piece] = []
+    window: Window
+
+    def __init__(
+        self, settings: MapSettings, source: Source, earlier: dict[int, Any], *, retry: Callable[..., Any]
+    ) -> None:
+        self.settings = settings
+        self.source = source
+        self.earlier = earlier
+        self.keeps = True
+        self.reason: Exception | None = None
+        self._retry = retry
+        self._undelivered: list[Piece] = []  # what the reader of a stream does not receive, for the error at its end
 
     # Failures
 
     @property
-    def goes_on_at_failures(self) -> bool:
-        """Whether a failed item does not end its chunk."""
-        return self.run.policy.on_error != "raise" or self.run.policy.max_failures is not None
+    def continues_after_failures(self) -> bool:
+        """Whether a failed item leaves the rest of its chunk running."""
+        return self.settings.policy.on_error != "raise" or self.settings.policy.max_failures is not None
 
     @property
     def _has_too_many_failures(self) -> bool:
-        most, failed = self.run.policy.max_failures, self.run.window.failed
+        most, failed = self.settings.policy.max_failures, self.window.failed
         if most is None:
-            return failed > 0 and self.run.policy.on_error == "raise"
-        return failed > (most if isinstance(most, int) else most * self.run.window.finished)
+            return failed > 0 and self.settings.policy.on_error == "raise"
+        return failed > (most if isinstance(most, int) else most * self.window.finished)
 
-    def goes_on(self) -> bool:
-        """Whether the map goes on after the failures so far."""
-        if isinstance(self.run.policy.max_failures, float) and self.run.window.finished < JUDGED_FROM:
+    def continues(self) -> bool:
+        """Whether the map continues after the failures so far."""
+        if isinstance(self.settings.policy.max_failures, float) and self.window.finished < JUDGED_FROM:
             return True
         return not self._has_too_many_failures
 
     def raise_if_failed(self) -> None:
-        """At the end of a run, raise what there is to raise."""
-        window = self.run.window
-        if self.run.source.error is not None:
-            error = self.run.source.error
+        """At the end of a map, raise its error, if there is one."""
+        policy, error = self.settings.policy, self.source.error
+        if error is not None:
             if error.__cause__ is None:
                 error.__cause__ = self.error("the source of its items failed")
             raise error
-        if self._has_too_many_failures or window.is_stopped or (window.failed and self.run.policy.on_error == "raise"):
-            told = "" if self.run.reason is None else str(self.run.reason)
-            if self.run.policy.max_failures is not None and self._has_too_many_failures:
-                told = f"more than max_failures={self.run.policy.max_failures:g} allows"
-            raise self.error(told)
+        if self._has_too_many_failures or self.window.is_stopped or (self.window.failed and policy.on_error == "raise"):
+            reason = "" if self.reason is None else str(self.reason)
+            if policy.max_failures is not None and self._has_too_many_failures:
+                reason = f"more than max_failures={policy.max_failures:g} allows"
+            raise self.error(reason)
 
     def error(self, reason: str) -> MapError:
-        """All that is known of the items, but for those that a stream has handed out."""
-        results, failures, left = dict(self.run.before), [], []
-        blocks = self.run.window.blocks.values()
-        if self.run.keeps:
-            pieces = [Piece(block, block.finished()) for block in blocks]
-        else:
-            pieces = [Piece(block, [each for each in block.finished() if each not in block.given]) for block in blocks]
-            pieces += self.held + self.run.window.pieces
-        for piece in pieces:
+        """An error with all results and failures, except results that a stream has delivered."""
+        results, failures, left = dict(self.earlier), [], []
+        for piece in self._held_pieces():
             for position, index, value, failed in piece.outcomes():
                 if failed:
                     failures.append(Failure(index, piece.block.items[position], value))
                     left.append((index, piece.block.items[position]))
                 else:
                     results[index] = value
-        for block in blocks:
+        for block in self.window.blocks.values():
             left += [(block.indices[position], block.items[position]) for position in block.unfinished()]
         failures.sort(key=lambda failure: failure.index)
-        rest = self.run.source.rest()
-        count, unread = self.run.source.index, self.run.source.left
+        unread_items = self.source.rest()
+        unread = self.source.left
         if unread is not None:
-            unread -= len(self.run.source.again)
-        left += self.run.source.again
+            unread -= len(self.source.again)
+        left += self.source.again
         left.sort(key=lambda item: item[0])
-        missing = len(left) - len(failures) + (unread or 0)
-        told = f"{self.run.binding.name}: {len(failures)} of {count + (unread or 0)} items failed, "
-        told += f"{len(results)} succeeded"
-        if missing:
-            told += f", {missing} were not {'finished' if self.run.window.under_way else 'begun'}"
-        elif unread is None and not self.run.source.is_exhausted:
-            told += ", and there may be more"
+        results = dict(sorted(results.items()))
+        message = self._summary(results, failures, len(left) - len(failures), unread)
         if reason:
-            told += f"; {reason}"
+            message += f"; {reason}"
         if failures:
             first = failures[0]
-            told += f"; item {first.index}: {type(first.exception).__name__}: {text_of(first.exception)}"
-        again = self.run.again(left, rest, dict(sorted(results.items())))
-        retry = again.run_async if self.run.binding.is_async else again.run
-        out_of_memory = isinstance(self.run.reason, MemoryError) or (
-            self.run.policy.max_memory is not None and any(isinstance(each.exception, MemoryError) for each in failures)
-        )
-        kind = MemoryLimitError if out_of_memory else MapError
-        return kind(told, dict(sorted(results.items())), failures, self.run.reason, retry=retry)
+            message += f"; item {first.index}: {type(first.exception).__name__}: {text_of(first.exception)}"
+        kind = MemoryLimitError if self._is_out_of_memory(failures) else MapError
+        return kind(message, results, failures, self.reason, retry=self._retry(left, unread_items, results))
+
+    def _held_pieces(self) -> list[Piece]:
+        blocks = self.window.blocks.values()
+        if self.keeps:
+            return [Piece(block, block.finished()) for block in blocks]
+        pieces = [Piece(block, [each for each in block.finished() if each not in block.given]) for block in blocks]
+        return pieces + self._undelivered + self.window.pieces
+
+    def _summary(self, results: dict[int, Any], failures: list[Failure], unfinished: int, unread: int | None) -> str:
+        count = self.source.index + (unread or 0)
+        text = f"{self.settings.name}: {len(failures)} of {count} items failed, {len(results)} succeeded"
+        missing = unfinished + (unread or 0)
+        if missing:
+            text += f", {missing} were not {'finished' if self.window.under_way else 'begun'}"
+        elif unread is None and not self.source.is_exhausted:
+            text += ", and there may be more"
+        return text
+
+    def _is_out_of_memory(self, failures: list[Failure]) -> bool:
+        if isinstance(self.reason, MemoryError):
+            return True
+        is_limited = self.settings.policy.max_memory is not None
+        return is_limited and any(isinstance(each.exception, MemoryError) for each in failures)
 
     # Results
 
-    def results(self) -> list[Any]:
-        """All of them, in the order that the policy says."""
+    def all(self) -> list[Any]:
+        """All results, in the order that the policy says."""
         self.raise_if_failed()
-        window = self.run.window
-        blocks = window.blocks.values()
-        if self.run.before:
-            outcomes = {index: (value, False) for index, value in self.run.before.items()}
+        policy, blocks = self.settings.policy, self.window.blocks.values()
+        if self.earlier:
+            outcomes = {index: (value, False) for index, value in self.earlier.items()}
             for block in blocks:
                 outcomes.update({index: (value, failed) for _, index, value, failed in Piece(block).outcomes()})
-            skip = self.run.policy.on_error == "skip"
-            order = sorted(outcomes) if self.run.policy.ordered else outcomes
+            skip = policy.on_error == "skip"
+            order = sorted(outcomes) if policy.ordered else outcomes
             return [outcomes[index][0] for index in order if not (skip and outcomes[index][1])]
-        pieces = [Piece(block) for block in blocks] if self.run.policy.ordered else window.pieces
+        pieces = [Piece(block) for block in blocks] if policy.ordered else self.window.pieces
         if len(pieces) == 1:
             return self._values(pieces[0])
         return list(chained.from_iterable(map(self._values, pieces)))
 
     def _values(self, piece: Piece) -> list[Any]:
-        """What a list of the results, or a stream that no failure ends, has of a piece."""
-        if self.run.policy.on_error == "return" or not piece.has_failures:
+        """What a list, or a stream that no failure ends, holds of a piece."""
+        if self.settings.policy.on_error == "return" or not piece.has_failures:
             return piece.values()
         return [value for _, _, value, failed in piece.outcomes() if not failed]
 
-    def given(self, piece: Piece) -> list[Any]:
-        """What the reader of a stream gets of a piece. What he cannot have is held for the error at the end.
+    def deliver(self, piece: Piece) -> list[Any]:
+        """What the reader of a stream receives of a piece. The rest is kept for the error at the end.
 
-        Where the first failure ends the stream, an ordered one has nothing after it; else all that succeeds is given.
+        If the first failure ends the stream, an ordered one delivers nothing after it; else all successes are.
         """
-        if self.run.policy.on_error != "raise" or not (self.held or piece.has_failures):
+        policy = self.settings.policy
+        if policy.on_error != "raise" or not (self._undelivered or piece.has_failures):
             return self._values(piece)
         block, positions = piece.block, piece.all_positions
-        if self.run.policy.ordered and self.run.policy.max_failures is None:
+        if policy.ordered and policy.max_failures is None:
             first = next((at for at, each in enumerate(positions) if each in block.failures), 0)
-            first = 0 if self.held else first
+            first = 0 if self._undelivered else first
             good, rest = positions[:first], positions[first:]
         else:
             good = [each for each in positions if each not in block.failures]
             rest = [each for each in positions if each in block.failures]
         if rest:
-            self.held.append(Piece(block, rest).without_the_rest())
+            self._undelivered.append(Piece(block, rest).copy())
         return Piece(block, good).values()

@@ -1,128 +1,73 @@
-"""One run of a map: its items, who works on them, and what its caller gets."""
+"""One run of a map: reads items, hands them to workers, and gives results to the caller."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from opero.errors import (
-    CallTimeoutError,
-    MapError,
-    WorkerDiedError,
-)
-from opero.parallel.engine.batching import BatchRule
+from opero.errors import CallTimeoutError, MapError, WorkerDiedError
 from opero.parallel.engine.inbox import AsyncInbox, BlockingInbox
 from opero.parallel.engine.memory_limit import LOOK as MEMORY_LOOK
 from opero.parallel.engine.memory_limit import MemoryGuard
 from opero.parallel.engine.progress import Display
-from opero.parallel.engine.results import Outcomes
+from opero.parallel.engine.results import Results
 from opero.parallel.engine.source import Source
 from opero.parallel.engine.window import Window
-from opero.parallel.workers.choose import Staff
-from opero.parallel.workers.work import Rest
+from opero.parallel.workers.choose import WorkerSelection
 from opero.policies.types import approximate_duration
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
+    from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.inbox import Inbox
-    from opero.parallel.engine.mapper import Mapper
-    from opero.parallel.engine.window import Stage
+    from opero.parallel.engine.settings import MapSettings
+    from opero.parallel.engine.stage import Stage
     from opero.parallel.journal.journal import Journal
     from opero.runtime.hosts import Host
-    from opero.values import Progress
 
-__all__ = ["Options", "Run"]
+__all__ = ["Run"]
 
 LOOK = 0.05
-"""Seconds between looks at the deadline."""
+"""Seconds between checks of the deadline."""
 LAST_MOMENT = 0.1
-"""Seconds that what runs at the deadline has to come back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What one call of a map says beside the policy.
-
-    Attributes:
-        journal: the file in which finished items are recorded, and those of an earlier run found.
-        failed_only: run only what the journal has as failed.
-        progress: as in the policy, or what to call with each `Progress`; None: as the policy says.
-    """
-
-    journal: str | os.PathLike[str] | None = None
-    failed_only: bool = False
-    progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
+"""Seconds that items have to finish after the deadline."""
 
 
 class Run:
-    """One run of a map: its items, who works on them, and what its caller gets.
+    """One run of a map. Use it once, by one of `run`, `run_async`, `stream` and `stream_async`.
 
-    Raises:
-        TypeError: the items cannot be mapped.
-        ConfigError: the mode does not serve the function.
+    Args:
+        settings: what the map goes by.
+        items: any iterable, or an async one for an async function.
+        consume: see `Mapper.new_run`.
     """
 
-    def __init__(self, mapper: Mapper, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> None:
-        self.mapper = mapper
-        self.binding = mapper.binding
-        self.pipeline = self.binding.resolved()
-        self.policy = mapper.parallel(self.pipeline)
-        self.rule = BatchRule(self.binding.function, mapper.position, self.policy.batch)
-        self.options = options
-        rest = dict(kwargs)
-        items = self._items(args, rest)
-        self.rest = Rest(args[: mapper.position], args[mapper.position + 1 :], rest)
-        mapper.check_arguments(self.rest.before, self.rest.after, rest)
-        self.source = Source(items)
-        self.before: dict[int, Any] = {}
+    def __init__(
+        self, settings: MapSettings, items: Any, consume: Callable[[Piece], Iterable[Any]] | None = None
+    ) -> None:
+        self.settings = settings
+        self.binding, self.policy = settings.binding, settings.policy
+        self._journal: Journal | None = None
+        self._journal_name: str | None = None
+        self._consume = consume
+        self._prepare(Source(items), {})
+
+    def _prepare(self, source: Source, earlier: dict[int, Any]) -> None:
+        self.source = source
+        self.workers = WorkerSelection(self.settings, source)
+        self.results = Results(self.settings, source, earlier, retry=self._retry)
         self.window: Window
-        self.keeps = True
-        self.reason: Exception | None = None
-        self.journal: Journal | None = None
-        self.journal_name: str | None = None  # kept for `retry_failed`: what a closure holds may have changed by then
-        self.staff, self.outcomes = Staff(self), Outcomes(self)
 
-    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        position, name = self.mapper.position, self.rule.parameter.name if self.rule.parameter is not None else "items"
-        if len(args) > position:
-            items = args[position]
-        elif name in kwargs:
-            items = kwargs.pop(name)
-        else:
-            raise TypeError(f"{self.binding.name} is mapped over items and got none: pass an iterable")
-        if isinstance(items, str | bytes | bytearray):
-            raise TypeError(
-                f"{self.binding.name} is mapped over items and got the bare {type(items).__name__} {items!r:.60}; "
-                "wrap it in a list, or pass list(text) for its characters"
-            )
-        if isinstance(items, Iterable):
-            return items
-        if isinstance(items, AsyncIterable):
-            if self.binding.kind == "async":
-                return items
-            raise TypeError(
-                f"{self.binding.name} is a sync function and cannot wait for the async iterable {items!r:.60}; "
-                "collect its items first, or map an async function"
-            )
-        raise TypeError(f"{self.binding.name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
-
-    def again(self, items: Sequence[tuple[int, Any]], rest: Any, results: dict[int, Any]) -> Run:
-        """A run of items that are left of this one, whose results it adds to these."""
+    def _retry(self, items: Sequence[tuple[int, Any]], unread: Any, results: dict[int, Any]) -> Callable[[], Any]:
+        """What runs the items that this run has left, and adds their results to these."""
         run = object.__new__(Run)
-        run.__dict__.update(self.__dict__)
-        run.source = Source(rest, items, self.source.index)
-        run.before = results
-        run.keeps = True
-        run.reason = None
-        run.staff, run.outcomes = Staff(run), Outcomes(run)
-        return run
+        run.__dict__.update(self.__dict__)  # with the journal's name: what a closure holds may have changed by then
+        run._prepare(Source(unread, items, self.source.index), results)
+        return run.run_async if self.binding.is_async else run.run
 
-    # What callers get
+    # For callers
 
     def run(self) -> list[Any]:
         """All results, for sync callers."""
@@ -136,18 +81,18 @@ class Run:
         async with self._opened(host, inbox) as window:
             while await window.step():
                 pass
-            return self.outcomes.results()
+            return self.results.all()
 
     def stream(self) -> Iterator[Any]:
-        """Results as they come, for sync callers."""
-        self.keeps = False
+        """Results as they finish, for sync callers."""
+        self.results.keeps = False
         opened = self._opened(BlockingHost(self.binding.clock), BlockingInbox())
         window = run_blocking(opened.__aenter__())
         try:
             while pieces := run_blocking(window.step()):
                 for piece in pieces:
-                    yield from self.outcomes.given(piece)
-            self.outcomes.raise_if_failed()
+                    yield from self._delivered(piece)
+            self.results.raise_if_failed()
         except BaseException as error:
             if not run_blocking(opened.__aexit__(type(error), error, error.__traceback__)):
                 raise
@@ -155,41 +100,43 @@ class Run:
             run_blocking(opened.__aexit__(None, None, None))
 
     async def stream_async(self) -> AsyncIterator[Any]:
-        """Results as they come, for async callers."""
-        self.keeps = False
+        """Results as they finish, for async callers."""
+        self.results.keeps = False
         async with self._opened(AsyncHost(self.binding.clock), AsyncInbox()) as window:
             while pieces := await window.step():
                 for piece in pieces:
-                    for value in self.outcomes.given(piece):
+                    for value in self._delivered(piece):
                         yield value
-            self.outcomes.raise_if_failed()
+            self.results.raise_if_failed()
+
+    def _delivered(self, piece: Piece) -> Iterable[Any]:
+        return self.results.deliver(piece) if self._consume is None else self._consume(piece)
 
     # The run
 
     @asynccontextmanager
     async def _opened(self, host: Host, inbox: Inbox) -> AsyncIterator[Window]:
-        """The window while the run lasts."""
+        """The window of this run, from its start to its end."""
         source = self.source
         while not source.has_arrived:
             await source.arriving(1)
-        first = source.first()
         stages = self._stages()
         try:
-            workers = await self.staff.hire(host, inbox, first)
+            workers = await self.workers.start(host, inbox)
         except BaseException:
             await self._close_journal(host)
             raise
-        self.window = window = Window(
+        self.window = self.results.window = window = Window(
             source,
             workers,
             inbox,
             host,
-            grain=self.staff.batch_size or 1,
+            grain=self.workers.batch_size or 1,
             ordered=self.policy.ordered,
-            keeps=self.keeps,
+            keeps=self.results.keeps,
             stages=stages,
-            judge=self.outcomes.goes_on,
-            keep_going=self.outcomes.goes_on_at_failures,
+            continues=self.results.continues,
+            keep_going=self.results.continues_after_failures,
             size=None if self.policy.window == "auto" else self.policy.window,
         )
         display = self._display()
@@ -198,26 +145,26 @@ class Run:
             yield window
             for stage in window.stages:
                 await self._settled(host, stage)
-            if self.journal is not None and source.is_exhausted and not window.is_stopped:
-                self.journal.finished(source.index)
+            if self._journal is not None and source.is_exhausted and not window.is_stopped:
+                self._journal.finished(source.index)
         except GeneratorExit:
             raise
-        except WorkerDiedError as error:  # there are no workers any more
-            self.reason = error
-            raise self.outcomes.error(str(error)) from error
+        except WorkerDiedError as error:  # there are no workers left
+            self.results.reason = error
+            raise self.results.error(str(error)) from error
         except BaseException as error:
             if isinstance(error, MapError):
                 raise
             await window.end()
-            if error is self.reason:
-                raise self.outcomes.error(str(error)) from error
+            if error is self.results.reason:
+                raise self.results.error(str(error)) from error
             if error.__cause__ is None:
-                error.__cause__ = self.outcomes.error(f"it was ended by {type(error).__name__}")
+                error.__cause__ = self.results.error(f"it was ended by {type(error).__name__}")
             raise
         finally:
             try:
                 display.close(*self._progress())
-            finally:  # whatever interrupts a drawing
+            finally:  # even if an interrupt hits the drawing
                 try:
                     await window.workers.close()
                     await source.close()
@@ -225,8 +172,8 @@ class Run:
                     await self._close_journal(host)
 
     async def _close_journal(self, host: Host) -> None:
-        if self.journal is not None:
-            await host.offload(self.journal.close)
+        if self._journal is not None:
+            await host.offload(self._journal.close)
 
     async def _settled(self, host: Host, stage: Stage) -> None:
         if stage.is_blocking:
@@ -236,57 +183,58 @@ class Run:
 
     def _stages(self) -> list[Stage]:
         stages: list[Stage] = []
-        if self.options.journal is not None:
+        options = self.settings.options
+        if options.journal is not None:
             from opero.parallel.journal.stage import JournalStage, journal_name
 
-            if self.journal_name is None:
-                self.journal_name = journal_name(self.binding.function, self.rest)
+            if self._journal_name is None:
+                self._journal_name = journal_name(self.binding.function, self.settings.fixed)
             stage = JournalStage(
-                self.options.journal,
-                self.journal_name,
-                failed_only=self.options.failed_only,
+                options.journal,
+                self._journal_name,
+                failed_only=options.failed_only,
                 is_blocking=self.binding.is_async,
             )
-            self.journal = stage.journal
-            self.journal.open()
+            self._journal = stage.journal
+            self._journal.open()
             stages.append(stage)
-        if self.pipeline.cache is not None:
+        cache = self.settings.pipeline.cache
+        if cache is not None:
             from opero.parallel.engine.cache_stage import CacheStage
 
-            is_blocking = self.pipeline.cache.is_shared and self.binding.is_async
-            stages.append(CacheStage(self.pipeline.cache, self.rest, self.binding.stats, is_blocking=is_blocking))
+            is_blocking = cache.is_shared and self.binding.is_async
+            stages.append(CacheStage(cache, self.settings.fixed, self.binding.stats, is_blocking=is_blocking))
         return stages
 
     # Watching
 
     def _display(self) -> Display:
-        wanted = self.options.progress
+        wanted = self.settings.options.progress
         stats = self.binding.stats
-        self.counted = stats.retries, stats.cache_hits
-        return Display(self.policy.progress if wanted is None else wanted, self.binding.name, self.source.left)
+        self._counted = stats.retries, stats.cache_hits
+        return Display(self.policy.progress if wanted is None else wanted, self.settings.name, self.source.left)
 
     def _progress(self) -> tuple[int, int, int, int]:
         """Items finished and failed, retries and cache hits so far."""
-        stats, (retries, hits) = self.binding.stats, self.counted
+        stats, (retries, hits) = self.binding.stats, self._counted
         return self.window.finished, self.window.failed, stats.retries - retries, stats.cache_hits - hits
 
     def _watch(self, display: Display) -> None:
-        """Have the window look at what may end the map, or change its mode, and tell how far it has come."""
+        """Have the window run the checks of this map between reports, and update the display."""
         checks: list[Callable[[], None]] = []
-        self.window.patience = display.patience
-        if self.staff.samples:
-            self.staff.is_sampling = True
-            checks.append(self.staff.choose)
-        if self.policy.deadline is not None:
-            self.ends_at = self.binding.clock.monotonic() + self.policy.deadline
-            self.window.patience = min(self.policy.deadline, LOOK, self.window.patience or LOOK)
-            checks.append(self._end_in_time)
-
-        if self.policy.max_memory is not None:
-            self.guard = MemoryGuard(self.policy.max_memory, self.window, self.binding.name)
-            self._keep_in_memory()
-            self.window.patience = min(self.window.patience or MEMORY_LOOK, MEMORY_LOOK)
-            checks.append(self._keep_in_memory)
+        window, policy = self.window, self.policy
+        window.patience = display.patience
+        if self.workers.is_sampling:
+            checks.append(lambda: self.workers.choose(window))
+        if policy.deadline is not None:
+            self._ends_at = self.binding.clock.monotonic() + policy.deadline
+            window.patience = min(policy.deadline, LOOK, window.patience or LOOK)
+            checks.append(self._check_deadline)
+        if policy.max_memory is not None:
+            self._guard = MemoryGuard(policy.max_memory, window, self.settings.name)
+            self._check_memory()
+            window.patience = min(window.patience or MEMORY_LOOK, MEMORY_LOOK)
+            checks.append(self._check_memory)
 
         def watch() -> None:
             if display.is_due():
@@ -294,24 +242,24 @@ class Run:
             for check in checks:
                 check()
 
-        self.window.watch = watch
+        window.watch = watch
 
-    def _keep_in_memory(self) -> None:
-        wrong = self.guard.check()
-        if wrong is not None:
+    def _check_memory(self) -> None:
+        problem = self._guard.check()
+        if problem is not None:
             self.window.stop()
-            self.reason = self.reason or MemoryError(f"{self.binding.name}: {wrong}")
+            self.results.reason = self.results.reason or MemoryError(f"{self.settings.name}: {problem}")
 
-    def _end_in_time(self) -> None:
-        """At the deadline begin nothing more, and give what runs a moment to come back."""
-        late = self.binding.clock.monotonic() - self.ends_at
+    def _check_deadline(self) -> None:
+        """At the deadline start nothing more, and let running items finish for a moment."""
+        late = self.binding.clock.monotonic() - self._ends_at
         if late >= 0 and (self.window.under_way or not self.window.is_over):
             self.window.stop()
             seconds = self.policy.deadline or 0.0
-            self.reason = self.reason or CallTimeoutError(
-                f"{self.binding.name}: the map's deadline of {approximate_duration(seconds)} has passed",
+            self.results.reason = self.results.reason or CallTimeoutError(
+                f"{self.settings.name}: the map's deadline of {approximate_duration(seconds)} has passed",
                 scope="deadline",
                 seconds=seconds,
             )
             if late >= LAST_MOMENT and self.window.under_way:
-                raise self.reason
+                raise self.results.reason

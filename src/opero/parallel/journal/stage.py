@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from opero.parallel.engine.blocks import Block
-    from opero.parallel.workers.work import Rest
+    from opero.parallel.workers.work import FixedArguments
 
 __all__ = ["JournalStage", "journal_name"]
 
 
-def journal_name(function: Callable[..., Any], rest: Rest) -> str:
+def journal_name(function: Callable[..., Any], fixed: FixedArguments) -> str:
     """Tells a journal's function, and what it is given besides the items, from others."""
     name = _as_in_config(name_in_stores(function), function)
     try:
-        common = digest(freeze((rest.before, rest.after, tuple(sorted((rest.kwargs or {}).items())))))
+        common = digest(freeze((fixed.before, fixed.after, tuple(sorted((fixed.kwargs or {}).items())))))
     except ConfigError:  # such as an instance that is like no other: it cannot be told from one of an earlier run
         return name
-    return f"{name} with {common[:16]}" if rest.before or rest.after or rest.kwargs else name
+    return f"{name} with {common[:16]}" if fixed.before or fixed.after or fixed.kwargs else name
 
 
 def _as_in_config(name: str, function: Callable[..., Any]) -> str:

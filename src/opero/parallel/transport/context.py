@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
-__all__ = ["Pickler", "Surroundings", "drain_records", "handle_records"]
+__all__ = ["CallContext", "Pickler", "drain_records", "handle_records"]
 
 PROCESS = uuid.uuid4().hex
 """Tells this process from all others, but for those that were forked from it."""
@@ -212,7 +212,7 @@ def _levels() -> dict[str, int]:
     return {"": logging.root.level, **levels}
 
 
-class Surroundings:
+class CallContext:
     """What surrounds a call here, for a worker process.
 
     Attributes:
@@ -224,7 +224,7 @@ class Surroundings:
 
     records: ClassVar[Records | None] = None
     """This worker's, once it has some surroundings."""
-    entered: ClassVar[Surroundings | None] = None
+    entered: ClassVar[CallContext | None] = None
     """Those that hold here now."""
     is_forked: ClassVar[bool] = False
 
@@ -245,20 +245,20 @@ class Surroundings:
 
     def enter(self) -> None:
         """In the worker: what is logged goes to the parent, from the same levels on."""
-        held = Surroundings.entered
+        held = CallContext.entered
         if self.is_home or held is self:
             return
-        if Surroundings.records is None:
-            Surroundings.records = Records()
-            if Surroundings.is_forked:  # its handlers are its parent's, which the records will come to anyway
+        if CallContext.records is None:
+            CallContext.records = Records()
+            if CallContext.is_forked:  # its handlers are its parent's, which the records will come to anyway
                 _remove_handlers()
-            logging.root.addHandler(Surroundings.records)
+            logging.root.addHandler(CallContext.records)
         for name in () if held is None else held.levels.keys() - self.levels.keys():
             logging.getLogger(name).setLevel(logging.NOTSET)
         for name, level in self.levels.items():
             logging.getLogger(name).setLevel(level)
         logging.disable(self.disabled)
-        Surroundings.entered = self
+        CallContext.entered = self
 
 
 def _remove_handlers() -> None:
@@ -270,15 +270,15 @@ def _remove_handlers() -> None:
 
 def drain_records() -> list[Any]:
     """What has been logged in this worker since this was last asked."""
-    return [] if Surroundings.records is None else Surroundings.records.drain()
+    return [] if CallContext.records is None else CallContext.records.drain()
 
 
 def _forked() -> None:
     """In a forked child, which may be a worker: it is another process than its parent."""
     global PROCESS  # noqa: PLW0603  # it is that of this process
     PROCESS = uuid.uuid4().hex
-    Surroundings.records = Surroundings.entered = None
-    Surroundings.is_forked = True
+    CallContext.records = CallContext.entered = None
+    CallContext.is_forked = True
 
 
 if hasattr(os, "register_at_fork"):

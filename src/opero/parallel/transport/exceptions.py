@@ -12,7 +12,7 @@ from typing import Any
 from opero.errors import CallTimeoutError, text_of
 from opero.parallel.transport.pickling import dumps, loads, shown
 
-__all__ = ["faithful"]
+__all__ = ["portable"]
 
 PACKAGE = str(Path(__file__).parents[1])
 DEPTH = 4
@@ -21,7 +21,7 @@ LINKS = 8
 """How many causes of causes come along."""
 
 
-def faithful(error: BaseException, held: dict[int, Any] | None = None) -> Any:
+def portable(error: BaseException, held: dict[int, Any] | None = None) -> Any:
     """What arrives as the exception in another process, its traceback as a note: as itself, or as near as can be.
 
     One whose constructor takes other arguments is built anew without it. What it holds and does not pickle becomes

@@ -1,16 +1,13 @@
-"""What runs in a worker process, or on another machine."""
+"""Runs chunks in a worker: a process of this machine, or a worker of an executor or a cluster."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import functools
-import mmap
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -20,94 +17,49 @@ from opero.binding.binding import Binding
 from opero.errors import text_of
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.blocks import Report
-from opero.parallel.transport.context import drain_records
-from opero.parallel.transport.exceptions import faithful
-from opero.parallel.transport.parent_watch import until_interrupted
-from opero.parallel.transport.pickling import Ended, dumps, find, items_of, shown
-from opero.parallel.workers.work import BEGUN, POSITION, STOP, Work
+from opero.parallel.transport.messages import (
+    Unreadable,
+    decode_items,
+    encode_end,
+    encode_report,
+    encode_unreadable,
+)
+from opero.parallel.transport.pickling import dumps
+from opero.parallel.transport.setup import find
+from opero.parallel.workers.work import BEGUN, POSITION, Work
 from opero.runtime.functions import full_name, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
 
-    from opero.executors.state.sharing import SharedLimits
-    from opero.parallel.transport.context import Surroundings
-    from opero.parallel.workers.work import Rest
-    from opero.policies.policy import Policy
+    from opero.parallel.transport.setup import Setup
 
-__all__ = ["CHUNK", "CONTROL_BYTES", "Setup", "open_control", "run_chunk"]
+__all__ = ["MOST_SETUPS", "NOWHERE", "ChunkRun", "Job", "NotReady", "initialize", "load_job", "run_chunk"]
 
-CHUNK = 3
-"""Where a control holds the number of the chunk that runs."""
-CONTROL_BYTES = 64
 MOST_SETUPS = 8
 NOWHERE = -1
 """The position while no item runs."""
 
 
-class _Ready(threading.local):
-    """What this thread of the worker has been set up for, by the bytes that say so; the last few."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[bytes, Job] = {}
-
-
-_ready = _Ready()
-_initializing = threading.Lock()
-_initialized: dict[bytes, dict[contextvars.ContextVar[Any], Any]] = {}
-"""By the initializers that have been called in this process, the context variables that they set."""
-_controls: dict[str, Any] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a worker has to know of a map before its first chunk.
-
-    Attributes:
-        reference: the function, as `wire.reference` tells of it.
-        policy: what runs around the function in the worker.
-        rest: the arguments that all calls have in common.
-        position, batch: as in `BatchRule`.
-        batch_size: items a call; None: each call gets one item.
-        beside_cache: as in `Work`.
-        concurrency: calls at a time of an async function.
-        initializer: is called first in each process, if need be as `wire.reference` tells of it.
-        surroundings: what surrounds the calls.
-        limits: where rate limit, circuit breaker and bulkhead keep their state.
-    """
-
-    reference: Any
-    policy: Policy
-    rest: Rest
-    position: int
-    batch: bool | None
-    batch_size: int | None
-    beside_cache: bool
-    concurrency: int = 1
-    initializer: Any = None
-    surroundings: Surroundings | None = None
-    limits: SharedLimits | None = None
-
-
 class NotReady(Exception):  # noqa: N818  # its cause is the error
-    """This worker could not be made ready for a map; the message says what failed."""
+    """The worker could not be set up for a map; the message says what failed."""
 
 
 class Job:
     """A map, as a worker is set up for it.
 
     Raises:
-        NotReady: it cannot be.
+        NotReady: the initializer failed.
     """
 
     def __init__(self, setup: Setup) -> None:
-        self.control: MutableSequence[int] = [0, 0, 0, 0]
+        self.control: MutableSequence[int] = [0, NOWHERE, 0]
         self.concurrency = setup.concurrency
-        self.surroundings = setup.surroundings
+        self.call_context = setup.context
         self.context = contextvars.Context()
-        if setup.surroundings is not None:
-            setup.surroundings.enter()
-            self.context = setup.surroundings.context()
+        if setup.context is not None:
+            setup.context.enter()
+            self.context = setup.context.context()
         self.context.run(opero.parallel.is_in_worker.set, True)
         if setup.initializer is not None:
             initialize(setup.initializer, self.context)
@@ -116,8 +68,9 @@ class Job:
         if is_timed and kind_of(function) == "sync":
             function = self._timed(function)
         self.binding = Binding(function, setup.policy, provider=setup.limits)
+        self._counts: dict[str, Any] = {}
         rule = BatchRule(function, setup.position, setup.batch)
-        self.work = Work(self.binding, setup.rest, rule, setup.batch_size, beside_cache=setup.beside_cache)
+        self.work = Work(self.binding, setup.fixed, rule, setup.batch_size, has_cache=setup.has_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
         self.loop = self.runner.get_loop() if self.runner is not None else None
 
@@ -132,7 +85,7 @@ class Job:
             loop.close()
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, telling when each attempt began: one that cannot be interrupted here is ended from outside."""
+        """The function, recording when each attempt starts: the parent kills one that ignores its timeout."""
 
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -145,37 +98,25 @@ class Job:
 
         return timed
 
-    def run(self, items: list[Any], *, keep_going: bool) -> Report:
-        """What became of the items, or of those that were finished when this worker was told to give them back."""
-        # A copy for each chunk: what an item sets is not seen by the next map, nor by one that runs in turns with it.
+    def run(self, items: list[Any], report: Report, *, keep_going: bool) -> None:
+        """Run items, and add to the report what becomes of each."""
+        # A copy for each chunk: what an item sets is seen neither by the next map nor by one that takes turns with it.
         context = self.context.copy()
-        if self.surroundings is not None:
-            self.surroundings.enter()
-        report = Report([])
+        if self.call_context is not None:
+            self.call_context.enter()
         if self.runner is None:
-            run = functools.partial(self.work.run, items, self.control, report, keep_going=keep_going)
-            until_interrupted(lambda: context.run(run))
-            return report
-        report.positions = []
-        runner, loop = self.runner, self.runner.get_loop()
-
-        async def run_all() -> None:
-            with suppress(asyncio.CancelledError):
-                await self.work.run_async(items, self.control, report, self.concurrency, keep_going=keep_going)
-
-        def cancel() -> None:
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-
-        until_interrupted(lambda: runner.run(run_all(), context=context), lambda: loop.call_soon_threadsafe(cancel))
-        return report
+            context.run(self.work.run, items, self.control, report, keep_going=keep_going)
+            return
+        run = self.work.run_async(items, self.control, report, self.concurrency, keep_going=keep_going)
+        with suppress(asyncio.CancelledError):
+            self.runner.run(run, context=context)
 
     def run_readable(self, items: list[Any], broken: dict[int, Exception], *, keep_going: bool) -> Report:
-        """As `run`, where some items cannot be read: they have failed."""
+        """Run the items that could be unpickled; the others have failed."""
         readable = [position for position in range(len(items)) if position not in broken]
-        report = Report([])
+        report = self.new_report()
         if readable and keep_going:
-            report = self.run([items[position] for position in readable], keep_going=True)
+            self.run([items[position] for position in readable], report, keep_going=True)
         places = range(len(report.values)) if report.positions is None else report.positions
         errors: list[Any] = []
         for error in broken.values():
@@ -194,9 +135,21 @@ class Job:
             seconds=report.seconds,
         )
 
+    def new_report(self) -> Report:
+        return Report([], positions=None if self.runner is None else [])
+
+    def new_counts(self) -> dict[str, Any]:
+        """What the binding has counted since the last call. Never resets a count: another thread may add to it."""
+        before, now = self._counts, self.binding.stats.as_dict()
+        self._counts = now
+        errors, earlier = now["errors"], before.get("errors", {})
+        new = {name: now[name] - before.get(name, 0) for name in now if name != "errors"}
+        new["errors"] = {kind: count - earlier.get(kind, 0) for kind, count in errors.items()}
+        return new
+
 
 def initialize(reference: Any, context: contextvars.Context) -> None:
-    """Call an initializer, once in a process; the context variables that it set are set in this context, too.
+    """Call an initializer once per process, and set the context variables that it set in this context too.
 
     Raises:
         NotReady: it failed.
@@ -220,91 +173,125 @@ def initialize(reference: Any, context: contextvars.Context) -> None:
         context.run(variable.set, value)
 
 
-def open_control(path: str) -> Any:
-    """Memory that this process and its parent have in common."""
-    with Path(path).open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), CONTROL_BYTES)).cast("q")
+_initializing = threading.Lock()
+_initialized: dict[bytes, dict[contextvars.ContextVar[Any], Any]] = {}
+"""The context variables that each initializer set, by its reference. An initializer runs once in a process."""
 
 
-def _job(setup: bytes | str) -> Job:
-    """The job that some bytes, or the file of that name, tell of."""
-    data = Path(setup).read_bytes() if isinstance(setup, str) else setup
-    key = data if isinstance(setup, bytes) else setup.encode()
-    jobs = _ready.jobs
-    if key not in jobs:
-        while len(jobs) >= MOST_SETUPS:
-            jobs.pop(next(iter(jobs))).close()
-        try:
-            told: Setup = cloudpickle.loads(data)
-            if told.surroundings is None or not told.surroundings.is_home:
-                opero.parallel.is_worker = True
-            jobs[key] = Job(told)
-        except NotReady:
-            raise
-        except Exception as error:
-            raise NotReady("its function could not be set up") from error
-    return jobs[key]
+def load_job(setup: bytes) -> Job:
+    """The job that a pickled `Setup` describes.
+
+    Raises:
+        NotReady: the worker cannot be set up for it.
+    """
+    try:
+        loaded: Setup = cloudpickle.loads(setup)
+        if loaded.context is None or not loaded.context.is_home:
+            opero.parallel.is_worker = True
+        return Job(loaded)
+    except NotReady:
+        raise
+    except Exception as error:
+        raise NotReady("its function could not be set up") from error
 
 
-def run_chunk(
-    setup: bytes | str, payload: bytes, *, keep_going: bool, control: str | None = None, number: int = 0
-) -> bytes:
-    """Run a chunk.
+class ChunkRun:
+    """Runs one chunk. Another thread may take what is finished while the rest still runs.
 
     Args:
-        setup: a pickled `Setup`, or the name of a file that holds it.
-        payload: the pickled items.
-        keep_going: go on after a failed item.
-        control: the file through which the parent sees what runs, and stops it.
-        number: the chunk's, for the control.
+        control: see `opero.parallel.workers.work`.
+    """
+
+    def __init__(self, control: MutableSequence[int]) -> None:
+        self._control = control
+        self._job: Job
+        self._report: Report | None = None
+        self._taken = self.just_taken = 0
+        self._seconds = 0.0
+        self._started = time.perf_counter()
+
+    def run(self, load: Callable[[], Job], payload: bytes, *, keep_going: bool) -> bytes | None:
+        """Run the chunk to its end. None: `take` has the report; else the message that says why there is none."""
+        # No exception leaves this method: not every one could be sent as it is.
+        try:
+            self._job = job = load()
+            job.control = self._control
+            items, broken = decode_items(payload)
+            if broken:
+                self._report = job.run_readable(items, broken, keep_going=keep_going)
+                return None
+            self._report = job.new_report()
+            self._started = time.perf_counter()
+            job.run(items, self._report, keep_going=keep_going)
+        except Unreadable:
+            return encode_unreadable()
+        except NotReady as error:
+            return encode_end(error.__cause__ or error, str(error))
+        except BaseException as error:  # noqa: BLE001  # an item's SystemExit, or an error in this package
+            return encode_end(error)
+        finally:
+            self._control[POSITION] = NOWHERE
+        return None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something has finished that was not taken."""
+        return self._report is not None and len(self._report.values) > self._taken
+
+    def take(self, *, strictly: bool = False) -> bytes:
+        """The message for what has finished since the last call.
+
+        Args:
+            strictly: raise the error of a result that cannot be pickled, instead of failing its item.
+        """
+        if self._report is None:
+            return encode_report(Report([]), dict)
+        # A position is recorded after its value, and a failure before it: this order sees whole items only.
+        positions, values = self._report.positions, self._report.values
+        first, last = self._taken, len(values) if positions is None else len(positions)
+        taken = list(range(first, last)) if positions is None else positions[first:last]
+        chosen = set(taken)
+        part = Report(
+            values[first:last],
+            [each for each in list(self._report.failures) if each in chosen],
+            positions=None if positions is None and not first else taken,
+            fell_back=[each for each in list(self._report.fell_back) if each in chosen],
+            seconds=max(0.0, (self._report.seconds or time.perf_counter() - self._started) - self._seconds),
+        )
+        message = encode_report(part, self._job.new_counts, strictly=strictly)
+        self._seconds += part.seconds
+        self._taken, self.just_taken = last, last - first
+        return message
+
+
+class _Jobs(threading.local):
+    """The jobs that this thread of an executor's worker has been set up for, by their pickled setups."""
+
+    def __init__(self) -> None:
+        self.by_setup: dict[bytes, Job] = {}
+
+    def get(self, setup: bytes) -> Job:
+        jobs = self.by_setup
+        if setup not in jobs:
+            while len(jobs) >= MOST_SETUPS:
+                jobs.pop(next(iter(jobs))).close()
+            jobs[setup] = load_job(setup)
+        return jobs[setup]
+
+
+_jobs = _Jobs()
+
+
+def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
+    """Run a chunk in a worker of an executor or a cluster.
+
+    Args:
+        setup: a pickled `Setup`.
+        payload: the encoded items.
+        keep_going: continue after a failed item.
 
     Returns:
-        What became of it, pickled: the report's parts, what the function's binding counted, and what was logged.
+        The message that `decode_report` reads.
     """
-    view: MutableSequence[int] = [0, NOWHERE, 0, number]
-    if control is not None:
-        if control not in _controls:
-            _controls[control] = open_control(control)
-        view = _controls[control]
-        view[POSITION], view[BEGUN], view[CHUNK] = NOWHERE, 0, number
-        if view[STOP]:
-            return dumps(([], [], None, [], 0.0, {}, []))
-    # Nothing is raised out of here: not every exception could travel as it is.
-    try:
-        job = _job(setup)
-        job.control = view
-        items, broken = items_of(payload)
-        run = functools.partial(job.run_readable, broken=broken) if broken else job.run
-        report = run(items, keep_going=keep_going)
-    except NotReady as error:
-        return dumps(Ended(faithful(error.__cause__ or error), str(error), drain_records()))
-    except BaseException as error:  # noqa: BLE001  # an item's SystemExit, or what is wrong here
-        return dumps(Ended(faithful(error), "", drain_records()))
-    finally:
-        view[POSITION] = NOWHERE
-    held: dict[int, Any] = {}
-    failures = set(report.failures)
-    for place, position in enumerate(range(len(report.values)) if report.positions is None else report.positions):
-        if position in failures:
-            report.values[place] = faithful(report.values[place], held)
-    counts = job.binding.stats.drain()
-    rest = report.positions, list(report.fell_back), report.seconds, counts, drain_records()
-    try:
-        return dumps((report.values, list(report.failures), *rest))
-    except Exception:  # noqa: BLE001  # one of them does not pickle: find it
-        return dumps((*_sendable(report), *rest))
-
-
-def _sendable(report: Report) -> tuple[list[Any], list[int]]:
-    """The values and failures, with an exception that says why in the place of what cannot be sent back."""
-    values, failures = [], list(report.failures)
-    positions = range(len(report.values)) if report.positions is None else report.positions
-    for position, value in zip(positions, report.values, strict=True):
-        try:
-            dumps(value)
-            values.append(value)
-        except Exception as error:  # noqa: BLE001  # it is told to the caller
-            told = f"the result {shown(value, 200)} cannot be sent back from a worker process: {error}"
-            values.append(TypeError(told))
-            failures.append(position)
-    return values, failures
+    run = ChunkRun([0, NOWHERE, 0])
+    return run.run(lambda: _jobs.get(setup), payload, keep_going=keep_going) or run.take()

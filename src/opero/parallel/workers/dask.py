@@ -12,13 +12,13 @@ import threading
 import time
 import traceback
 import warnings
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
-from opero.parallel.workers.executors import Pool
+from opero.parallel.workers.remote import Death, Pool
 from opero.runtime.machine import cpu_limit
 
 try:
@@ -31,7 +31,9 @@ except ImportError as error:  # pragma: no cover  # the tests' environment has i
 import joblib.externals.loky  # noqa: F401
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
+
+    from opero.parallel.workers.remote import Task
 
 __all__ = ["DaskPool"]
 
@@ -49,70 +51,74 @@ _clients: dict[str | None, Any] = {}
 
 
 class DaskPool(Pool):
-    """A dask cluster's workers.
+    """The workers of a dask cluster.
 
     Args:
         address: the scheduler's; None: the client that the program has opened, else a cluster on this machine.
-        workers: how many chunks at a time; "auto": a chunk for each thread of the cluster, as it grows and shrinks.
-        setup: what the workers have to know.
+        workers: concurrent chunks; "auto": one for each thread of the cluster, as it grows and shrinks.
+        setup: what the workers need, pickled.
 
     Raises:
-        ConfigError: no scheduler answers there.
+        ConfigError: no scheduler answers at the address.
     """
 
     deaths = (distributed.scheduler.KilledWorker,)
-    tells_running = False
     patience = LOOK
     what = "the dask cluster"
     way_out = "look at its scheduler's log, and call retry_failed() of this error once it is well"
 
     def __init__(self, address: str | None, workers: int | str, setup: bytes) -> None:
         self._client = _client(address, workers)
-        self._sent: dict[Future[bytes], Any] = {}
+        self._sent: dict[Task, Any] = {}
         self._setup: Any = setup
         if len(setup) > LARGE:
-            with warnings.catch_warnings():  # that it is large is why it is sent once
+            with warnings.catch_warnings():  # it is sent once because it is large
                 warnings.simplefilter("ignore", UserWarning)
-                # Not scattered: what a task gives is computed again where all workers that have it die.
+                # Not scattered: the result of a task is computed again if all workers that have it die.
                 self._setup = self._client.submit(bytes, setup, pure=False)
         self._is_fixed = isinstance(workers, int)
         self._most = len(self._client.scheduler_info(n_workers=-1)["workers"])
         self.count = workers if isinstance(workers, int) else max(1, sum(self._client.nthreads().values()))
         self._looked = time.monotonic()
 
-    def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
-        future: Future[bytes] = Future()
-        sent = self._client.submit(run_chunk, self._setup, payload, keep_going=keep_going, pure=False)
-        self._sent[future] = sent
-        self._client.loop.add_callback(self._pass_on, sent, future)
-        return future
+    def submit(self, task: Task) -> None:
+        keep_going = task.chunk.keep_going
+        self._sent[task] = self._client.submit(run_chunk, self._setup, task.payload, keep_going=keep_going, pure=False)
+        self._client.loop.add_callback(self._await, task, self._sent[task])
 
-    async def _pass_on(self, sent: Any, future: Future[bytes]) -> None:
-        """In the client's event loop: whatever a task comes to, its future comes to."""
+    async def _await(self, task: Task, sent: Any) -> None:
+        """In the client's event loop: post what a task comes to."""
         try:
             result = await self._client.gather(sent, asynchronous=True)
         except (CancelledError, asyncio.CancelledError) as error:
-            future.set_exception(CancelledError(str(error)))
-        except BaseException as error:  # noqa: BLE001  # whoever reads the results raises it
+            task.post(CancelledError(str(error)))
+        except BaseException as error:  # noqa: BLE001  # raised where the results are read
             error.add_note("On the dask cluster:\n" + "".join(traceback.format_exception(error)))
-            future.set_exception(error)
+            task.post(error)
         else:
-            future.set_result(result)
+            task.post(result)
         finally:
-            del self._sent[future]
+            del self._sent[task]
             sent.release()  # an exception's traceback may keep it for long
 
-    def is_to_blame(self, error: BaseException) -> bool:
-        # Where dask itself has tried again, several workers have died of it; else it may have been beside another.
-        return getattr(error, "allowed_failures", 0) > 0
+    def death(self, task: Task, error: BaseException) -> Death:
+        # If dask itself has tried again, several workers have died of it; else another task may have killed this one's.
+        is_own = getattr(error, "allowed_failures", 0) > 0
+        return Death(f"{type(error).__name__}: {error}", is_own=is_own)
 
-    def cancel(self, futures: Iterable[Future[Any]]) -> None:
-        sent = [each for future in futures if (each := self._sent.get(future)) is not None]
+    def stop(self, tasks: Sequence[Task]) -> None:
+        self._cancel(tasks[self.count :])  # it does not tell which run; those that were sent first do
+
+    def close(self, tasks: Sequence[Task]) -> None:
+        self._cancel(tasks)
+
+    def _cancel(self, tasks: Sequence[Task]) -> None:
+        sent = [each for task in tasks if (each := self._sent.get(task)) is not None]
         if sent:
             self._client.loop.add_callback(self._client.cancel, sent, asynchronous=True)
 
     def watch(self) -> None:
-        """See how many workers there are: they may have come since, or gone."""
+        """Count the cluster's workers: some may have come or gone."""
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
             self._client.loop.add_callback(self._look)
@@ -120,14 +126,14 @@ class DaskPool(Pool):
     async def _look(self) -> None:
         try:
             threads = await self._client.scheduler.ncores(workers=None)
-        except OSError:  # the scheduler is gone; what was sent will tell
+        except OSError:  # the scheduler is gone, as the tasks that were sent will tell
             return
         if not self._is_fixed:
             self.count = max(1, sum(threads.values()))
         self._most = max(self._most, len(threads))
         cluster = self._client.cluster
         if not threads and isinstance(cluster, distributed.LocalCluster):
-            # dask gives a worker up for good that dies while it starts; without any, nothing would ever come back.
+            # dask gives up a worker that dies while it starts; without any, no task would ever come back.
             cluster.scale(self._most)
 
 

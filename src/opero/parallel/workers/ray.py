@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
-from opero.parallel.workers.executors import Pool
+from opero.parallel.workers.remote import Death, Pool
 
 try:
     import ray
@@ -19,7 +19,10 @@ except ImportError as error:  # pragma: no cover  # the tests' environment has i
     raise MissingExtraError("mode 'ray' needs the extra ray: pip install 'opero[ray]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from opero.parallel.workers.remote import Task
 
 __all__ = ["RayPool"]
 
@@ -33,19 +36,18 @@ _address: str | None = None
 
 
 class RayPool(Pool):
-    """A ray cluster's workers, as tasks. What ray itself tries again after a death is not counted.
+    """The workers of a ray cluster, as tasks. Attempts that ray itself makes after a death are not counted.
 
     Args:
         address: the cluster's; None: the one that the program is connected to, else one on this machine.
-        workers: how many chunks at a time; "auto": one for each CPU of the cluster.
-        setup: what the workers have to know; they get it once.
+        workers: concurrent chunks; "auto": one for each CPU of the cluster.
+        setup: what the workers need, pickled; it is sent once.
 
     Raises:
-        ConfigError: no cluster answers there, or the program is connected to another.
+        ConfigError: no cluster answers at the address, or the program is connected to another one.
     """
 
     deaths = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-    tells_running = False
     what = "the ray cluster"
     way_out = "look at its logs, and call retry_failed() of this error once it is well"
 
@@ -55,34 +57,35 @@ class RayPool(Pool):
         self.count = workers if isinstance(workers, int) else max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._setup = ray.put(setup)
         self._run = ray.remote(max_retries=0)(run_chunk)
-        self._sent: dict[Future[bytes], Any] = {}
+        self._sent: dict[Task, Any] = {}
 
-    def submit(self, payload: bytes, *, keep_going: bool) -> Future[bytes]:
-        reference = self._run.remote(self._setup, payload, keep_going=keep_going)
-        future: Future[bytes] = Future()
-        self._sent[future] = reference
-        reference.future().add_done_callback(lambda done: self._pass_on(done, future))
-        return future
+    def submit(self, task: Task) -> None:
+        reference = self._sent[task] = self._run.remote(self._setup, task.payload, keep_going=task.chunk.keep_going)
+        reference.future().add_done_callback(lambda future: self._post(task, future))
 
-    def _pass_on(self, done: Future[bytes], future: Future[bytes]) -> None:
-        """Whatever a task comes to, its future comes to."""
-        self._sent.pop(future, None)
-        error = done.exception()
+    def _post(self, task: Task, future: Future[bytes]) -> None:
+        """Post what a task comes to."""
+        self._sent.pop(task, None)
+        error = future.exception()
         if isinstance(error, ray.exceptions.TaskCancelledError):
-            future.set_exception(CancelledError(str(error)))
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(done.result())
+            error = CancelledError(str(error))
+        task.post(error or future.result())
 
-    def is_to_blame(self, error: BaseException) -> bool:
-        return isinstance(error, ray.exceptions.WorkerCrashedError)  # a worker has one task at a time
+    def death(self, task: Task, error: BaseException) -> Death:
+        is_own = isinstance(error, ray.exceptions.WorkerCrashedError)  # a worker has one task at a time
+        return Death(f"{type(error).__name__}: {error}", is_own=is_own)
 
-    def cancel(self, futures: Iterable[Future[Any]]) -> None:
-        for future in futures:
-            reference = self._sent.get(future)
+    def stop(self, tasks: Sequence[Task]) -> None:
+        self._cancel(tasks[self.count :])  # it does not tell which run; those that were sent first do
+
+    def close(self, tasks: Sequence[Task]) -> None:
+        self._cancel(tasks)
+
+    def _cancel(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            reference = self._sent.get(task)
             if reference is not None:
-                ray.cancel(reference, force=True)  # else it may go on, as where an event loop runs
+                ray.cancel(reference, force=True)  # else it may go on, as in an event loop
 
 
 def _connect(address: str | None, workers: int | str) -> None:

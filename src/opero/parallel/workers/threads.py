@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.workers.work import Work
 
-__all__ = ["InlineWorkers", "ThreadWorkers"]
+__all__ = ["InlineWorkers", "ThreadWorkers", "in_thread"]
 
 MOST_IDLE = 64
 
@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
 
 
-def _in_thread(function: Callable[[], None]) -> None:
+def in_thread(function: Callable[[], None]) -> None:
     """Run a function in a thread that has become idle, or a new one. It is a daemon: no exit waits for it."""
     try:
         _idle.pop().put(function)
@@ -83,7 +83,7 @@ class ThreadWorkers(Workers):
         self._under_way += 1
         if self._started < min(self._count, self._under_way):
             self._started += 1
-            _in_thread(self._take_chunks)
+            in_thread(self._take_chunks)
 
     def took(self, chunk: Chunk) -> None:
         self._under_way -= 1

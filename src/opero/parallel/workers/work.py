@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
 
-__all__ = ["BEGUN", "POSITION", "STOP", "Rest", "Work"]
+__all__ = ["BEGUN", "POSITION", "STOP", "FixedArguments", "Work"]
 
 STOP, POSITION, BEGUN = range(3)
 """What a control holds: whether to begin nothing more, the item that runs, and when its attempt began (nanoseconds)."""
@@ -29,7 +29,7 @@ LOOP_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class FixedArguments:
     """The arguments around the one that takes the item."""
 
     before: tuple[Any, ...] = ()
@@ -56,21 +56,21 @@ class Work:
         rest: the common arguments.
         rule: checks what a batch returns.
         batch_size: items a call; None: each call gets one item, not a list.
-        beside_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
+        has_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
         pipeline: the layers that the map began with. Default: the binding's.
     """
 
     def __init__(
         self,
         binding: Binding,
-        rest: Rest,
+        fixed: FixedArguments,
         rule: BatchRule,
         batch_size: int | None,
         *,
-        beside_cache: bool,
+        has_cache: bool,
         pipeline: Pipeline | None = None,
     ) -> None:
-        self.rest = rest
+        self.fixed = fixed
         self.rule = rule
         self.batch_size = batch_size
         self._stats = binding.stats
@@ -78,12 +78,12 @@ class Work:
         self._whole, self._new_call = pipeline.whole, pipeline.call
         has_fallback = "fallback" in pipeline.executors
         # A binding without layers counts its calls as attempts, which `whole` counts, too.
-        self.tells = pipeline.cache is not None or (beside_cache and has_fallback)
+        self.tells = pipeline.cache is not None or (has_cache and has_fallback)
         self._counts_errors = not has_fallback and "retry" not in pipeline.executors
         # Whatever comes into force meanwhile, the map goes by these.
         single = calling(binding.target, _Fixed(pipeline))
-        if rest.before or rest.after or rest.kwargs:
-            before, after, kwargs = rest.before, rest.after, rest.kwargs or {}
+        if fixed.before or fixed.after or fixed.kwargs:
+            before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
             self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)
         else:
             self.call = single
@@ -156,7 +156,7 @@ class Work:
         stats, call = self._stats, self._new_call()
         stats.calls += 1
         try:
-            return self._whole(call, *self.rest.around(argument))
+            return self._whole(call, *self.fixed.around(argument))
         except Exception as error:
             self._count(error)
             raise
@@ -219,7 +219,7 @@ class Work:
         stats, call = self._stats, self._new_call()
         stats.calls += 1
         try:
-            return await self._whole(call, *self.rest.around(argument))
+            return await self._whole(call, *self.fixed.around(argument))
         except Exception as error:
             self._count(error)
             raise

@@ -1,0 +1,75 @@
+"""What one map goes by: the function under its policies, and the options of the call. Fixed when the map begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from opero.binding.binding import Binding
+    from opero.binding.pipeline import Pipeline
+    from opero.parallel.engine.batching import BatchRule
+    from opero.parallel.workers.work import FixedArguments
+    from opero.policies.parallel import ParallelPolicy
+    from opero.values import ItemCost, Progress
+
+__all__ = ["MapSettings", "Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of one call of a map, beside the policy.
+
+    Attributes:
+        journal: the file in which finished items are recorded, and from which those of an earlier run are taken.
+        failed_only: run only the items that the journal records as failed.
+        progress: as in the policy, or a callback that receives each `Progress`; None: as the policy says.
+    """
+
+    journal: str | os.PathLike[str] | None = None
+    failed_only: bool = False
+    progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapSettings:
+    """What one map goes by.
+
+    Attributes:
+        binding: the mapped function under its policy.
+        pipeline: the layers in force when the map began.
+        policy: how to map.
+        mode: of `ParallelPolicy`, checked against the function; "auto" until the first items have been measured.
+        position: of the parameter that receives the item.
+        rule: whether calls receive batches.
+        fixed: the arguments that all calls share.
+        options: of this call.
+        shares_state: a rate limit, circuit breaker or bulkhead holds for all workers together.
+        cost: what an item costs, if an earlier map measured it.
+        remember_cost: keeps a measurement for the next map.
+    """
+
+    binding: Binding
+    pipeline: Pipeline
+    policy: ParallelPolicy
+    mode: str
+    position: int
+    rule: BatchRule
+    fixed: FixedArguments
+    options: Options
+    shares_state: bool
+    cost: ItemCost | None
+    remember_cost: Callable[[ItemCost], Any]
+
+    @property
+    def name(self) -> str:
+        """The function's name, for messages."""
+        return self.binding.name
+
+    @property
+    def concurrency(self) -> int:
+        """Concurrent calls in one worker."""
+        return self.policy.concurrency if self.binding.is_async else 1

@@ -1,0 +1,41 @@
+"""The interface of a stage: something that can answer items before they are sent, such as a cache or a journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opero.parallel.engine.blocks import Block
+
+__all__ = ["Stage"]
+
+
+class Stage(Protocol):
+    """Answers some items, and records what becomes of the others.
+
+    Attributes:
+        is_blocking: `look` and `settle` wait for a disk or a network, and must not run in the reader's event loop.
+        answers_failures: it has an answer for an item that fails.
+    """
+
+    is_blocking: bool
+
+    @property
+    def answers_failures(self) -> bool: ...
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        """Fill in the items at these positions that need no call; return the positions of the others."""
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        """An item has finished: what its result is, and whether that is a failure. Not `keep`: a fallback gave it."""
+
+    def followers(self) -> list[tuple[Block, int]]:
+        """The items that were answered by what was taken since the last call."""
+
+    def settle(self) -> None:
+        """Write what was taken."""
+
+    def forget(self, block: Block) -> None:
+        """All items of a block have finished."""

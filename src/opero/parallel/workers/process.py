@@ -1,0 +1,338 @@
+"""One worker process: started, sent to, received from, ended; and those that wait for the next map."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import spawn
+from typing import TYPE_CHECKING, Any
+
+from opero.parallel.transport.process import (
+    CONTROL_BYTES,
+    EXIT,
+    FINAL,
+    GIVE_UP,
+    GIVEN_UP,
+    HEADER,
+    PARTIAL,
+    READY,
+    RUN,
+    SETUP,
+    open_control,
+)
+from opero.parallel.transport.worker import MOST_SETUPS
+from opero.parallel.workers.threads import in_thread
+from opero.parallel.workers.work import STOP
+from opero.runtime.forking import RenewedLock, undivided
+from opero.runtime.machine import descendants
+from opero.runtime.private_folder import private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+    from opero.parallel.workers.remote import Task
+
+__all__ = ["Process", "ProcessDied", "end_all", "give_back", "take_process"]
+
+IDLE_SECONDS = 60
+"""Seconds after which a process that is not used ends."""
+SMALL = 1 << 14
+"""Bytes that can be sent without waiting: the pipe holds all that may be under way in messages of that size."""
+LAST_SECONDS = 1.0
+"""Seconds that killed processes have to end with the program."""
+PROGRAM = """
+import sys, multiprocessing
+from multiprocessing import connection
+parent = connection.{kind}({handle})
+sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
+from opero.parallel.transport.process import main
+main(parent, {control!r})
+"""
+
+
+class ProcessDied(BrokenExecutor):
+    """A worker process has ended; the message says how."""
+
+
+class Process:
+    """A worker process.
+
+    Attributes:
+        control: the memory page shared with it.
+        tasks: what it was sent and has not answered with its last message, by number.
+        is_idle: set while there are no such tasks.
+        is_ready: it has started.
+        end: why it was killed, if it was.
+    """
+
+    numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        number = next(self.numbers)
+        path = private_folder() / f"control-{number}"
+        path.write_bytes(bytes(CONTROL_BYTES))
+        self.control = open_control(str(path))
+        self.tasks: dict[int, Task | None] = {}
+        self.is_idle = threading.Event()
+        self.is_idle.set()
+        self.is_ready = False
+        self.end: str | None = None
+        self._exit: str | None = None
+        self._lock = threading.Lock()
+        self._outbox: deque[bytes] = deque()
+        self._is_sending = False
+        self._setups: deque[bytes | int] = deque(maxlen=MOST_SETUPS)  # that it has, as it drops the oldest, too
+        with undivided, _without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
+            self._connection, theirs = multiprocessing.Pipe()
+            try:
+                self._process = _start(theirs, str(path))
+            finally:
+                theirs.close()
+        self.pid = self._process.pid
+        key = bytes(multiprocessing.current_process().authkey)
+        self._send(pickle.dumps((sys.path, sys.argv, key)))
+        threading.Thread(target=self._receive, name=f"opero-worker-{number}", daemon=True).start()
+
+    @property
+    def is_usable(self) -> bool:
+        return self.end is None and self._exit is None
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether it runs something that may kill it, with nothing beside that."""
+        return any(task is None or task.chunk.suspect for task in list(self.tasks.values()))
+
+    # Sending
+
+    def send(self, task: Task, key: bytes | int, setup: bytes) -> None:
+        """Send a task, and first the setup of its map, unless the process has it.
+
+        Raises:
+            ProcessDied: the process has ended.
+        """
+        with self._lock:
+            if not self.is_usable:
+                raise ProcessDied(self._exit or self.end)
+            self.tasks[task.number] = task
+            self.is_idle.clear()
+        if key not in self._setups:
+            self._setups.append(key)
+            self._send(pickle.dumps((SETUP, key, setup)))
+        chunk, payload = task.chunk, task.payload
+        self._send(pickle.dumps((RUN, task.number, key, len(task.positions), payload, chunk.keep_going)))
+
+    def give_up(self) -> None:
+        """Have it send what it has finished. What its tasks come to after that is dropped."""
+        if self.tasks and self.is_usable:
+            self._send(pickle.dumps((GIVE_UP,)))
+
+    def _send(self, message: bytes) -> None:
+        """Send a message without ever blocking: a large one in another thread, and those behind it, too."""
+        with self._lock:
+            self._outbox.append(message)
+            if self._is_sending:
+                return
+            self._is_sending = True
+        if len(message) > SMALL:
+            in_thread(self._send_all)
+            return
+        try:
+            self._send_all()
+        except BaseException:  # such as a Ctrl-C, after which half a message may have been sent
+            self.kill("sending was interrupted")
+            raise
+
+    def _send_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._outbox:
+                    self._is_sending = False
+                    return
+                message = self._outbox.popleft()
+            with suppress(OSError):  # it has died, which the receiving thread finds out
+                self._connection.send_bytes(message)
+
+    # Receiving
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                if self._connection.poll(IDLE_SECONDS):
+                    self._handle(self._connection.recv_bytes())
+                elif _retire(self):
+                    self._send(pickle.dumps((EXIT,)))
+        except (EOFError, OSError):  # it has ended
+            self._finish()
+
+    def _handle(self, data: bytes) -> None:
+        number, kind = HEADER.unpack_from(data)
+        if kind == READY:
+            self.is_ready = True
+            return
+        with self._lock:
+            task = self.tasks[number]
+            if kind == GIVEN_UP:
+                self.tasks[number] = None
+            elif kind == FINAL:
+                del self.tasks[number]
+                if not self.tasks:
+                    self.is_idle.set()
+        if task is not None:
+            task.post(memoryview(data)[HEADER.size :], is_last=kind != PARTIAL)
+
+    def _finish(self) -> None:
+        code = self._process.wait()
+        with self._lock:
+            self._exit = _exit_text(code)
+            tasks = list(self.tasks.values())
+            self.tasks.clear()
+            self.is_idle.set()
+        self._connection.close()
+        for task in tasks:
+            if task is not None:
+                task.post(ProcessDied(self._exit))
+
+    # The end
+
+    def kill(self, reason: str) -> None:
+        """End the process and those that it has started, at once."""
+        self.end = reason
+        if self._exit is None:
+            children = descendants(self.pid)
+            self._process.kill()
+            for each in children:
+                with suppress(ProcessLookupError):
+                    os.kill(each, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a killed process has ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def forget(self) -> None:
+        """In a forked child: leave the process to the parent."""
+        self._connection.close()
+
+
+def _start(connection: Connection, control: str) -> subprocess.Popen[bytes]:
+    """Start a worker with its end of a pipe: a new interpreter, with nothing of this one's threads and locks."""
+    handle = connection.fileno()
+    program = PROGRAM.format(kind=type(connection).__name__, handle=handle, control=control)
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    command = [os.fsdecode(spawn.get_executable()), *options, "-c", program]
+    inherited: dict[str, Any] = {"pass_fds": [handle]}
+    if sys.platform == "win32":  # pragma: no cover
+        os.set_handle_inheritable(handle, True)
+        inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, **inherited)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A worker inherits which signals are blocked: a Ctrl-C that comes before it has its own handler does no harm."""
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover  # Windows
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _exit_text(code: int) -> str:
+    """How a process has ended, by its exit code."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"{name}; was it out of memory?" if name == "SIGKILL" else name
+
+
+# Processes between maps
+
+_lock = RenewedLock()
+_idle: list[Process] = []
+_busy: set[Process] = set()
+_has_ended = False
+
+
+def take_process(at_least_one: bool, most: int) -> Process | None:
+    """A process for one map: an idle one, or a new one if this program has fewer than `most` at work."""
+    with _lock:
+        if _has_ended and threading.current_thread().daemon:
+            raise SystemExit  # as the program does
+        while _idle:
+            process = _idle.pop(0)  # the oldest
+            if process.is_usable:
+                process.control[STOP] = 0
+                _busy.add(process)
+                return process
+        if not at_least_one and len(_busy) >= most:
+            return None
+    process = Process()
+    with _lock:
+        _busy.add(process)
+    return process
+
+
+def give_back(process: Process) -> None:
+    """Leave a process to the next map."""
+    with _lock:
+        _busy.discard(process)
+        if process.is_usable:
+            _idle.append(process)
+
+
+def _retire(process: Process) -> bool:
+    """Whether a process that was not used for long is idle. It is not used again then."""
+    with _lock:
+        is_idle = process in _idle
+        if is_idle:
+            _idle.remove(process)
+        return is_idle
+
+
+def end_all() -> None:
+    """Kill all worker processes: idle ones, and those of maps that are not read to their end."""
+    with _lock:
+        processes = [*_idle, *_busy]
+        _idle.clear()
+        _busy.clear()
+    for process in processes:
+        process.kill("the program has ended")
+    for process in processes:
+        process.wait(LAST_SECONDS)
+
+
+def _end_with_the_program() -> None:
+    global _has_ended  # noqa: PLW0603  # one per process
+    with _lock:
+        _has_ended = True
+    end_all()
+
+
+def _forget() -> None:
+    """In a forked child: the workers are its parent's."""
+    for process in (*_idle, *_busy):
+        process.forget()
+    _idle.clear()
+    _busy.clear()
+
+
+atexit.register(_end_with_the_program)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

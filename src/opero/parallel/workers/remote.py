@@ -1,0 +1,400 @@
+"""Chunks sent to workers that do not share the map's memory, or not surely: one sender, and one answer to deaths.
+
+Each kind of them is a `Pool`: worker processes, a user's executor, dask, ray.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from concurrent.futures import BrokenExecutor, CancelledError
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Any
+
+from opero.errors import WorkerDiedError
+from opero.observe.logs import logger
+from opero.parallel.engine.blocks import Report
+from opero.parallel.transport.messages import Unreadable, decode_report, encode_items, unsendable
+from opero.parallel.workers.base import AHEAD, Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from concurrent.futures import Future
+
+    from opero.observe.stats import Stats
+    from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.engine.inbox import Inbox
+
+__all__ = ["Death", "Pool", "RemoteWorkers", "Task"]
+
+
+class Task:
+    """A chunk that was sent.
+
+    Attributes:
+        number: of all chunks that this process has sent.
+        chunk: the chunk.
+        positions: of the items that were sent, in the chunk.
+        payload: the items, encoded; None if the workers share this process's memory.
+        finished: the positions whose results have been received.
+        seconds: what they took.
+    """
+
+    __slots__ = ("_inbox", "chunk", "finished", "generation", "number", "payload", "positions", "seconds")
+    numbers = itertools.count(1)
+
+    def __init__(
+        self, chunk: Chunk, positions: Sequence[int], payload: bytes | None, inbox: Inbox, generation: int
+    ) -> None:
+        self.number = next(self.numbers)
+        self.chunk = chunk
+        self.positions = positions
+        self.payload = payload
+        self.finished: set[int] = set()
+        self.seconds = 0.0
+        self.generation = generation
+        self._inbox = inbox
+
+    def post(self, outcome: Any, *, is_last: bool = True) -> None:
+        """Hand in a message of its worker, a report, or an exception. Can be called in any thread."""
+        self._inbox.put((self.chunk, (self, outcome, is_last)))
+
+    def post_future(self, future: Future[Any]) -> None:
+        """Hand in what a future has come to."""
+        if future.cancelled():
+            self.post(CancelledError())
+        else:
+            self.post(future.exception() or future.result())
+
+    def unfinished(self) -> list[int]:
+        return [each for each in self.positions if each not in self.finished]
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker's death, as far as its pool knows the circumstances.
+
+    Attributes:
+        cause: what to say of it in an error.
+        has_begun: the task may have run; if not, it is sent again and nothing is suspected.
+        is_own: the task's own worker has died, and not just another one of its pool.
+        place: of the item that ran, in what was sent; None if that is unknown.
+        is_innocent: the worker was killed for a reason that has nothing to do with the item; it is sent again.
+        alone: it is sent again with nothing running beside it.
+        failure: what the item fails with at once.
+    """
+
+    cause: str
+    has_begun: bool = True
+    is_own: bool = True
+    place: int | None = None
+    is_innocent: bool = False
+    alone: bool = False
+    failure: Exception | None = None
+
+
+class Pool:
+    """Where tasks are sent.
+
+    Attributes:
+        count: how many run at a time.
+        deaths: the exceptions that stand for a worker's death.
+        patience: seconds after which to `watch` even if nothing was received; None: never.
+        shares_memory: its workers are threads of this process: nothing is pickled.
+        worker, what, way_out: what a worker and the pool are called, and what to do if it cannot be used any more.
+    """
+
+    count: int
+    deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
+    patience: float | None = None
+    shares_memory: bool = False
+    worker: str = "worker"
+    what: str = "the executor"
+    way_out: str = ""
+
+    @property
+    def slots(self) -> int:
+        """How many chunks may be under way."""
+        return self.count * AHEAD
+
+    def accepts(self, chunk: Chunk, under_way: Iterable[Chunk]) -> bool:
+        """Whether a chunk can be sent now. One that may have killed a worker is alone in the pool by default."""
+        return not any(each.suspect for each in under_way) and (not chunk.suspect or not under_way)
+
+    def submit(self, task: Task) -> None:
+        """Send a task, which gets its outcome by `post`.
+
+        Raises:
+            BrokenExecutor: a worker has died.
+            RuntimeError: the pool takes nothing more.
+        """
+        raise NotImplementedError
+
+    def death(self, task: Task, error: BaseException) -> Death:
+        """What is known of the death of a task's worker."""
+        return Death(f"{type(error).__name__}: {error}", is_own=False)
+
+    def renew(self) -> bool:
+        """Become usable again after a death; False if that is impossible."""
+        return True
+
+    def watch(self) -> None:
+        """Look after the workers."""
+
+    def received(self, task: Task) -> None:
+        """The last message of a task was read."""
+
+    def pids(self) -> list[int]:
+        return []
+
+    def relieve(self, *, busy: bool) -> None:
+        """See `Workers.relieve`."""
+
+    def stop(self, tasks: Sequence[Task]) -> None:
+        """Begin no further item of these tasks."""
+
+    def interrupt(self, tasks: Sequence[Task]) -> None:
+        """Do not wait for the items that run: have the others' results posted."""
+
+    def close(self, tasks: Sequence[Task]) -> None:
+        """Nothing more is sent, and these tasks are not waited for."""
+
+
+class RemoteWorkers(Workers):
+    """Sends chunks to a pool.
+
+    When a worker dies, only items that may have killed it are suspected. A suspected chunk is sent again alone; one
+    that kills another worker, in parts; an item that goes on to do so has failed. If a death breaks a whole pool, every
+    task that was sent is suspected at first.
+
+    Args:
+        pool: where chunks go.
+        name: the function's name, for messages.
+        inbox: where the reports go.
+        stats: what the workers count is added here.
+        concurrency: concurrent calls of an async function.
+        batch_size: items in one call.
+        retries: how often an item that may have killed its worker is tried again.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        name: str,
+        inbox: Inbox,
+        stats: Stats,
+        *,
+        concurrency: int = 1,
+        batch_size: int = 1,
+        retries: int = 1,
+    ) -> None:
+        self.patience = pool.patience
+        self.concurrency = concurrency
+        self._pool = pool
+        self._name = name
+        self._inbox = inbox
+        self._stats = stats
+        self._batch_size = batch_size
+        self._retries = retries
+        self._waiting: deque[Chunk] = deque()
+        self._under_way: dict[Chunk, Task] = {}
+        self._is_stopped = False
+        self._generation = 0
+        self._end: BaseException | None = None
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self._pool.slots
+
+    @property
+    def at_once(self) -> int:
+        return self._pool.count
+
+    def watch(self) -> None:
+        self._pool.watch()
+
+    def pids(self) -> list[int]:
+        return self._pool.pids()
+
+    def relieve(self, *, busy: bool) -> None:
+        self._pool.relieve(busy=busy)
+
+    # Sending
+
+    def submit(self, chunk: Chunk) -> None:
+        self._waiting.append(chunk)
+        self._send()
+
+    def _send(self) -> None:
+        while self._waiting and self._end is None:
+            if self._is_stopped:
+                self._inbox.put((self._waiting.popleft(), Report([])))
+            elif self._pool.accepts(self._waiting[0], self._under_way):
+                self._send_one(self._waiting.popleft())
+            else:
+                return
+
+    def _send_one(self, chunk: Chunk) -> None:
+        payload, positions = None, range(len(chunk.items))
+        if not self._pool.shares_memory:
+            payload, positions = self._payload(chunk)
+            if payload is None:
+                return
+        task = self._under_way[chunk] = Task(chunk, positions, payload, self._inbox, self._generation)
+        try:
+            self._pool.submit(task)
+        except BrokenExecutor as error:
+            task.post(error)
+        except RuntimeError as error:
+            del self._under_way[chunk]
+            raise self._ended(f"takes nothing more ({error})", error) from error
+
+    def _payload(self, chunk: Chunk) -> tuple[bytes | None, Any]:
+        """The items, encoded, and their positions. Those that cannot be pickled have failed."""
+        try:
+            return encode_items(chunk.items, separately=chunk.is_unreadable), range(len(chunk.items))
+        except Exception:  # noqa: BLE001  # one of them does not pickle
+            good, report = unsendable(chunk, self._name)
+            self._inbox.put((chunk, report))
+            items = [chunk.items[each] for each in good]
+            return (encode_items(items, separately=chunk.is_unreadable) if good else None), good
+
+    # Receiving
+
+    def open(self, chunk: Chunk, message: Any) -> Report | BaseException:
+        if isinstance(message, Report):
+            return message
+        task, outcome, is_last = message
+        if is_last:
+            self._under_way.pop(chunk, None)
+        opened = self._opened(task, outcome, is_last)
+        if is_last:
+            self._pool.received(task)
+        if self._end is not None:
+            return self._end if not self._under_way else opened if isinstance(opened, Report) else Report([])
+        self._send()
+        return opened
+
+    def _opened(self, task: Task, outcome: Any, is_last: bool) -> Report | BaseException:
+        if isinstance(outcome, self._pool.deaths):
+            return self._after_death(task, outcome)
+        if isinstance(outcome, CancelledError):
+            text = f"has cancelled what it was sent ({outcome or type(outcome).__name__})"
+            return Report([]) if self._is_stopped else self._ended(text, outcome)
+        if isinstance(outcome, BaseException):  # such as an item's SystemExit
+            return outcome
+        try:
+            report = outcome if isinstance(outcome, Report) else self._decoded(task, outcome)
+        except Unreadable:
+            part = self._part(task.chunk, task.positions)
+            part.is_unreadable = True
+            return self._again([part])
+        except BaseException as error:  # noqa: BLE001  # it ends the map
+            return error
+        report.is_last = is_last
+        task.seconds += report.seconds
+        return report
+
+    def _decoded(self, task: Task, message: Any) -> Report:
+        """A worker's report, with the positions that its items have in the chunk."""
+        report = decode_report(message, self._name, self._stats)
+        sent = task.positions
+        if report.positions is not None or len(sent) < len(task.chunk.items):
+            places = range(len(report.values)) if report.positions is None else report.positions
+            report.positions = [sent[each] for each in places]
+            report.failures = [sent[each] for each in report.failures]
+            report.fell_back = [sent[each] for each in report.fell_back]
+            task.finished.update(report.positions)
+        return report
+
+    def took(self, chunk: Chunk) -> None:
+        self._send()
+
+    # Deaths
+
+    def _after_death(self, task: Task, error: BaseException) -> Report | BaseException:
+        """What to send again after a worker's death, and what has failed."""
+        if task.generation == self._generation:
+            if not self._pool.renew():
+                self._end = self._ended(f"is broken ({type(error).__name__}: {error})", error)
+                return Report([], positions=[])
+            self._generation += 1
+        chunk, left = task.chunk, task.unfinished()
+        death = self._pool.death(task, error)
+        if not left:
+            return Report([], positions=[])
+        if not death.has_begun:
+            return self._again([self._part(chunk, left)])
+        if self._is_unclear(death) and len(left) > 1:
+            # In few parts, so that few workers die.
+            size = max(1, isqrt(len(left))) if death.is_own or chunk.suspect else len(left)
+            return self._again([self._part(chunk, left[at : at + size], 1) for at in range(0, len(left), size)])
+        suspects = left
+        if not self._is_unclear(death) and death.place is not None:
+            suspects = list(task.positions[death.place : death.place + self._batch_size])
+        others = [each for each in left if each not in suspects]
+        died = chunk.suspect + 1 if len(suspects) == len(task.positions) else 1
+        report = self._again([chunk.part(others)] if others else [])
+        assert report.again is not None
+        if death.failure is None and death.is_innocent:
+            report.again.insert(0, chunk.part(suspects))
+            report.again[0].is_solo = death.alone
+        elif death.failure is None and (died <= self._retries or not (death.is_own or chunk.suspect)):
+            report.again.insert(0, self._part(chunk, suspects, died))
+            logger.warning(
+                "%s: a %s died of item %d; it is tried again", self._name, self._pool.worker, chunk.index(suspects[0])
+            )
+        else:
+            self._fail(report, suspects, death.failure or self._death_error(chunk, suspects, died, death.cause))
+        return report
+
+    def _is_unclear(self, death: Death) -> bool:
+        """Whether more than one item may have run when the worker died."""
+        return death.place is None or self.concurrency > 1
+
+    def _again(self, chunks: list[Chunk]) -> Report:
+        report = Report([], positions=[])
+        report.again = chunks
+        return report
+
+    def _part(self, chunk: Chunk, positions: Sequence[int], suspect: int | None = None) -> Chunk:
+        part = chunk.part(positions)
+        part.suspect = chunk.suspect if suspect is None else suspect
+        part.is_solo = chunk.is_solo and suspect is None
+        return part
+
+    def _fail(self, report: Report, suspects: list[int], failure: Exception) -> None:
+        report.values = [failure] * len(suspects)
+        report.positions = list(suspects)
+        report.failures = list(suspects)
+        self._stats.failures += 1
+        self._stats.calls += 1
+        self._stats.count_error(failure)
+
+    def _death_error(self, chunk: Chunk, suspects: list[int], times: int, cause: str) -> WorkerDiedError:
+        items = f"item {chunk.index(suspects[0])}"
+        if len(suspects) > 1:
+            items = f"items {chunk.index(suspects[0])} to {chunk.index(suspects[-1])}"
+        again = "" if times == 1 else f" {times} times"
+        return WorkerDiedError(f"the {self._pool.worker} of {self._name} died of {items}{again}: {cause}", times=times)
+
+    def _ended(self, text: str, error: BaseException) -> WorkerDiedError:
+        """Why the map cannot continue."""
+        end = WorkerDiedError(f"{self._pool.what} of {self._name} {text}; {self._pool.way_out}")
+        end.__cause__ = error
+        return end
+
+    # The end
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._pool.stop(list(self._under_way.values()))
+        self._send()
+
+    def interrupt(self) -> None:
+        self._pool.interrupt(list(self._under_way.values()))
+
+    async def close(self) -> None:
+        self.stop()
+        self._pool.close(list(self._under_way.values()))
