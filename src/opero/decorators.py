@@ -158,7 +158,7 @@ def opmap(
 
 def _decorated(func: Any, decorator: str) -> Any:
     if isinstance(func, str | Policy):
-        raise ConfigError(f"{decorator}({func!r}) decorates no function; write @{decorator}(policy={func!r})")
+        raise ConfigError(f"{decorator}({func!r}) is not applied to a function; use @{decorator}(policy={func!r})")
     return func
 
 
@@ -175,9 +175,7 @@ def _decorating(
         profile = policy
         Policy.check_fields(fields)
     elif policy is not None and not isinstance(policy, Policy):
-        raise ConfigError(
-            f"policy= is of type {type(policy).__name__}, and so is neither a profile's name nor a Policy"
-        )
+        raise ConfigError(f"policy= must be a profile's name or a Policy, not of type {type(policy).__name__}")
     else:
         below = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
         effective = Policy.model_validate(merge(below, fields))

@@ -200,9 +200,9 @@ def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
     ("entry", "said"),
     [
         ("app.users.get_user", '"app.users:get_user"'),
-        ("get user", "is neither"),
-        ("", "is neither"),
-        ("app:", "is neither"),
+        ("get user", "is not a function name"),
+        ("", "is not a function name"),
+        ("app:", "is not a function name"),
     ],
 )
 def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: str, said: str) -> None:
@@ -218,7 +218,7 @@ def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: 
         ("{retry: -1}", 32, "functions.app:one.retry.retries"),
         ("{policy: apj}", 33, "profile 'apj', which does not exist; did you mean 'api'?"),
         ("{extends: api}", 25, "unknown key 'extends' in functions.app:one"),
-        ("{policy: [api]}", 33, "takes the name of one profile"),
+        ("{policy: [api]}", 33, "must be the name of one profile"),
         ("5", 24, "must be a mapping"),
     ],
 )

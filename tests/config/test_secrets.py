@@ -96,7 +96,7 @@ WRONG_FILES = {
     "within a merge": "policies: {a: {cache: {<<: {secret: hunter2}, ttl: x}}}",
     "by an alias": "policies: {a: {cache: {namespace: &s hunter2, secret: *s, ttl: x}}}",
     "in a comment": "policies: {a: {cache: {ttl: x}}} # secret: hunter2",
-    "as a number to the base 60": "policies: {a: {cache: {secret: 9:59:59}}}",
+    "as a base-60 number": "policies: {a: {cache: {secret: 9:59:59}}}",
     "as an octal number": "policies: {a: {cache: {secret: 04711}}}",
     "as what it is not": "policies: {a: {cache: {secret: !!int hunter2}}}",
     "in a tag": "policies:\n  a:\n    cache:\n      secret: !hunter2 x\n",

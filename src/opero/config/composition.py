@@ -64,7 +64,7 @@ def _lineage(name: str, extends: Mapping[str, Marked], unclear: set[str], report
             cycle = lineage[lineage.index(parent) :]
             start = cycle.index(min(cycle))
             circle = " → ".join([*cycle[start:], *cycle[:start], cycle[start]])
-            text = f"profiles extend each other in a circle: {circle}; remove one `extends`"
+            text = f"circular `extends`: {circle}; remove one of them"
             report.add(extends[cycle[start]].source, text)
             return None
         lineage.append(parent)

@@ -198,7 +198,7 @@ def judged(configuration: Configuration, report: Report, *, complete: bool = Tru
                 names = {name for layer in layers for name in layer.profiles}
                 if parent.value not in names:
                     hint = nearest(parent.value, names)
-                    text = f"{section.name} is to start from the profile {parent.value!r}, which does not exist{hint}"
+                    text = f"{section.name} uses the profile {parent.value!r}, which does not exist{hint}"
                     report.add(parent.source, text)
     return replace(configuration, policies=policies, _lineages=lineages)
 

@@ -54,14 +54,14 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
         name: how messages call the file.
         report: takes what is wrong.
     """
-    entries = _mapping(document, "the file", report, cure="begin it with `policies:`")
+    entries = _mapping(document, "the file", report, cure="start it with `policies:`")
     defaults: Section | None = None
     profiles: dict[str, Section] = {}
     functions: dict[str, Section] = {}
     import_from: Marked | None = None
     for key, entry in entries.items():
         if key not in KEYS:
-            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles stand under `policies:`)")
+            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles belong under `policies:`)")
             report.hide_texts(entry)
         elif key == "import_from":
             import_from = _read_modules(entry, report)
@@ -70,14 +70,14 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         elif key == "policies":
-            cure = "write each profile's name and its policies below it"
+            cure = "write the name of each profile, with its policies below it"
             for each, body in _mapping(entry, "`policies:`", report, cure).items():
                 if each:
                     profiles[each] = _read_section(body, f"policies.{each}", report, "extends")
                 else:
-                    report.add(body.place, "a profile's name is empty")
+                    report.add(body.place, "the name of a profile is empty")
         else:
-            cure = 'write each function\'s name, as "module:function", and its policies below it'
+            cure = 'write the name of each function, "module:function", with its policies below it'
             for each, body in _mapping(entry, "`functions:`", report, cure).items():
                 if _check_function(each, body, report):
                     functions[each] = _read_section(body, f"functions.{each}", report, "policy")
@@ -90,7 +90,7 @@ def _mapping(marked: Marked, what: str, report: Report, cure: str) -> dict[str, 
     if marked.value is not BROKEN:
         # Text may be a secret that slipped into the wrong place.
         it = "text" if isinstance(marked.value, str) else shown(marked.value)
-        report.add(marked.source, f"{what} must be a mapping, but is {it}; {cure}")
+        report.add(marked.source, f"{what} must be a mapping, not {it}; {cure}")
         report.hide(marked)
     return {}
 
@@ -99,8 +99,8 @@ def _check_function(name: str, body: Marked, report: Report) -> bool:
     if is_glob(name) or FUNCTION.fullmatch(name):
         return True
     module, _, function = name.rpartition(".")
-    cure = f'; write "{module}:{function}"' if module and ":" not in name else ""
-    report.add(body.place, f'{name!r} is neither "module:function" nor a glob such as "app.*"{cure}')
+    cure = f'; did you mean "{module}:{function}"?' if module and ":" not in name else ""
+    report.add(body.place, f'{name!r} is not a function name: use "module:function", or a glob such as "app.*"{cure}')
     return False
 
 
@@ -109,7 +109,7 @@ def _read_modules(marked: Marked, report: Report) -> Marked | None:
     if marked.value is BROKEN:
         return None
     if marked.value is None:  # allow all, as without it, or none?
-        report.add(marked.place, "import_from is empty; list modules, write [] to allow none, or remove it")
+        report.add(marked.place, "import_from is empty; list modules, use [] to allow none, or remove it")
         return None
     each = marked.value if isinstance(marked.value, list) else [marked]
     good = [one for one in each if isinstance(one.value, str) and MODULE.fullmatch(one.value)]
@@ -117,7 +117,7 @@ def _read_modules(marked: Marked, report: Report) -> Marked | None:
         if one not in good and one.value is not BROKEN:
             report.add(
                 one.source,
-                f"import_from: {shown(one.value)} is no module's name; write a list, such as [app, requests]",
+                f"import_from: {shown(one.value)} is not a module name; use a list, such as [app, requests]",
             )
     return Marked(good, marked.at, marked.key, marked.file)
 
@@ -137,7 +137,7 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
             parent = read_parent(entry, f"{section}.{key}", report)
             flawed = flawed or parent is None
         elif key == "extends" and section == "defaults":
-            report.add(entry.place, "`defaults:` lies under every profile and extends none; remove this")
+            report.add(entry.place, "`defaults:` cannot extend a profile; remove this")
         else:
             # The value may hold a secret, whatever the key was meant to be.
             cure = suggest_key(key, value=entry.plain(), parent=parent_key)
@@ -165,7 +165,7 @@ def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
     if marked.value is None or isinstance(marked.value, str):
         return marked
     if marked.value is not BROKEN:
-        report.add(marked.source, f"{what} takes the name of one profile, not {shown(marked.value)}")
+        report.add(marked.source, f"{what} must be the name of one profile, not {shown(marked.value)}")
         report.hide(marked)
     return None
 
@@ -183,7 +183,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     if value is BROKEN:
         return Block(marked, section, {}, flawed=True)
     if isinstance(value, list):
-        report.add(marked.source, f"{section}.{kind} takes a mapping of its fields, not a list")
+        report.add(marked.source, f"{section}.{kind} must be a mapping of its fields, not a list")
         report.hide(marked)
         return Block(marked, section, {}, flawed=True)
     try:
@@ -204,7 +204,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
             if fields[field].stands_alone() and not HIDDEN[kind].isdisjoint(fields):
                 # The rest of a secret that holds a comma, perhaps.
                 report.hide_key(fields[field])
-                text = f"a key without a value in {about}; write `key: value`, or quote text that holds a comma"
+                text = f"a key without a value in {about}; use `key: value`, or quote text that contains a comma"
             report.add(fields[field].place, text, about, into)
             report.hide_texts(fields[field])
         whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}

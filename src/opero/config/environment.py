@@ -95,7 +95,7 @@ def read_enabled(said: Mapping[str, Said], report: Report) -> bool | None:
         if name.upper() == "OPERO_ENABLED":
             value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
             if value is None:
-                report.add(source, f"{text!r} is neither true nor false")
+                report.add(source, f"{text!r} is invalid: use true or false")
             return value
     return None
 
@@ -137,7 +137,7 @@ def read_variables(
         text, source = said[variable]
         upper = variable.upper()
         if upper in spelled:
-            report.add(source, f"is also set as {spelled[upper]}, and case does not count; unset one of them")
+            report.add(source, f"is also set as {spelled[upper]}, and names are case-insensitive; unset one of them")
             continue
         spelled[upper] = source
         targets = find_targets(_fold(upper.removeprefix(PREFIX)), names, entries)
@@ -196,7 +196,7 @@ def _parse(target: Target, text: str) -> Any:
     word = text.lower()
     if not text:
         whole = target.kind is not None and target.field is None
-        raise ValueError(f"is empty; unset it{', or write null to remove the policy' if whole else ''}")
+        raise ValueError(f"is empty; unset it{', or use null to remove the policy' if whole else ''}")
     if target.kind is None:
         return None if word in NOTHING else text
     if target.field is None:
@@ -223,7 +223,7 @@ def _json(text: str) -> Any:
     except TwiceError:
         raise
     except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        raise ValueError(f"is not valid JSON: {error}") from error
 
 
 class _Collected:
@@ -253,7 +253,7 @@ class _Collected:
 
     def _join(self, kind: str, held: Block, block: Block) -> Block:
         if held.removed or block.removed:
-            text = f"removes or sets {self._name}.{kind}, and {held.source} says otherwise; unset one of them"
+            text = f"conflicts with {held.source}, which also removes or sets {self._name}.{kind}; unset one of them"
             self._report.add(block.source, text)
         for field in sorted(held.fields.keys() & block.fields.keys()):
             other = held.fields[field].source
@@ -268,12 +268,12 @@ class _Collected:
 def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> None:
     ways = list(dict.fromkeys(target.nested for target in targets))
     if len(ways) > 1:
-        cure = f"write {' or '.join(ways)}"
+        cure = f"use {' or '.join(ways)}"
     elif targets[0].section.startswith("functions."):
-        cure = "write it in a file, since the names of these functions differ in no letter or digit"
+        cure = "set it in a file, as the names of these functions do not differ in letters and digits"
     else:
-        cure = "rename one of the profiles, whose names differ in no letter or digit"
-    report.add(source, f"can be read as {' or as '.join(map(str, targets))}; {cure}")
+        cure = "rename one of the profiles, whose names do not differ in letters and digits"
+    report.add(source, f"is ambiguous, as it can mean {' or '.join(map(str, targets))}; {cure}")
 
 
 def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> str:
@@ -294,7 +294,7 @@ def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> st
             Target(f"policies.{profile}", kind, option) for kind, model in KINDS.items() if option in model.model_fields
         ]
         if homes:
-            return f"{reasons[-1]}; write {' or '.join(target.nested for target in homes)}"
+            return f"{reasons[-1]}; use {' or '.join(target.nested for target in homes)}"
     known = [option for option in OPTIONS if rest.endswith(f"_{option}")]
     if known:
         reasons.append(f"there is no profile {rest.removesuffix(f'_{max(known, key=len)}')!r}")
@@ -303,7 +303,7 @@ def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> st
     why = ", and ".join(reasons) or "names no profile"
     if close:
         return f"{why}; did you mean {close[0]}?"
-    there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines any profile"
+    there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines a profile"
     return f"{why}; {there_are}"
 
 
@@ -315,12 +315,12 @@ def _explain_nested(rest: str, folded: Mapping[str, str]) -> str:
         short = max((each for each in folded if f"{path}__".startswith(f"{each}__")), key=len, default=None)
         if short is None:
             wanted = path.partition("__")[0]
-            return f"there is no {what} {wanted!r}{nearest(wanted, folded) or '; no file defines any'}"
+            return f"there is no {what} {wanted!r}{nearest(wanted, folded) or '; no file defines one'}"
         path = path[len(short) :].removeprefix("__")
-        above, lacks = f"{root}__{short}", f"names the {what} {folded[short]!r}, but no policy of it"
+        above, lacks = f"{root}__{short}", f"names the {what} {folded[short]!r} but none of its policies"
     kind, _, field = path.partition("__")
     if not kind:
-        return f"{lacks}; write {PREFIX}{above.upper()}__RETRY, or another policy"
+        return f"{lacks}; use {PREFIX}{above.upper()}__RETRY, or another policy"
     if kind not in KINDS:
         return f"there is no policy {kind!r}{nearest(kind, KINDS)}"
     return f"{kind} has no field {field!r}{nearest(field, KINDS[kind].model_fields)}"

@@ -109,9 +109,7 @@ def suggest_key(key: str, kind: str | None = None, value: object = None, parent:
         else [(each, key) for each, model in KINDS.items() if key in model.model_fields and key != "enabled"]
     )
     if homes:
-        return "; write " + " or ".join(
-            f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes
-        )
+        return "; use " + " or ".join(f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes)
     return nearest(key, [*KINDS, *([parent] if parent else [])])
 
 

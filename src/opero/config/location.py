@@ -107,7 +107,7 @@ def locate(
     if not folder.is_dir():
         if not named.by:
             return Location(env.value, None, ())
-        fault = "is a file; name the directory that holds it" if folder.exists() else "does not exist"
+        fault = "is a file; use the directory that contains it" if folder.exists() else "does not exist"
         raise error_at(named.by, f"the directory {show_path(folder)} {fault}")
     found = _files(folder, report)
     files = tuple(found[name] for name in (BASE, env.value) if name in found)
@@ -138,11 +138,9 @@ def _environment(argument: str | None, environ: Mapping[str, str], places: Mappi
         return _Named(DEFAULT_ENVIRONMENT)
     if not NAME.fullmatch(named.value) or named.value == BASE:
         why = (
-            "base.yaml holds for every environment"
-            if named.value == BASE
-            else "write letters, digits, '-', '_' and '.'"
+            "base.yaml applies to every environment" if named.value == BASE else "use letters, digits, '-', '_' and '.'"
         )
-        raise error_at(named.by, f"{named.value!r} cannot name an environment; {why}")
+        raise error_at(named.by, f"{named.value!r} is not a valid environment name: {why}")
     return named
 
 
@@ -155,7 +153,7 @@ def named_directory(
     if value is not None:
         by = places.get("OPERO_CONFIG", "OPERO_CONFIG")
         if not value.strip():
-            raise error_at(by, "is empty; unset it, or name a directory")
+            raise error_at(by, "is empty; unset it, or set it to a directory")
         return _Named(value.strip(), by)
     project = Path.cwd() / "pyproject.toml"
     try:
@@ -173,9 +171,9 @@ def _from_pyproject(path: Path) -> _Named | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         place = f":{found[1]}:{found[2]}" if found else ""
-        raise error_at(f"{path.name}{place}", f"is not TOML: {error}") from error
+        raise error_at(f"{path.name}{place}", f"is not valid TOML: {error}") from error
     if not isinstance(tool, dict):
-        raise error_at(path.name, '[tool.opero] must be a table; write `config = "policies"` in it')
+        raise error_at(path.name, '[tool.opero] must be a table, with an entry such as `config = "policies"`')
     report = Report()
     report.texts[path.name] = text
     for key in tool.keys() - {"config"}:
@@ -209,7 +207,7 @@ def _files(folder: Path, report: Report) -> dict[str, Path]:
                 other = found[path.stem].name
                 report.add(
                     Source(show_path(path)),
-                    f"stands beside {other}, and only one can hold; remove one of them",
+                    f"conflicts with {other}; remove one of the two files",
                 )
             found.setdefault(path.stem, path)
     return found

@@ -31,8 +31,8 @@ def writable_warnings(read: Iterable[Path]) -> list[str]:
             shown = show_path(path)
             found.setdefault(
                 (status.st_dev, status.st_ino),
-                f"{shown}: anybody on this machine may write to it, and so choose what this program imports and calls; "
-                f"take that away: chmod o-w {shown}",
+                f"{shown}: is writable by all users of this machine, who can choose what this program imports and "
+                f"calls; run: chmod o-w {shown}",
             )
     return list(found.values())
 

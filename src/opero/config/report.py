@@ -58,10 +58,10 @@ class _Found:
 
     def told(self) -> str:
         (_, into), *more = self.uses.items()
-        hint = f" (an alias brings it into line {into})" if into is not None else ""
+        hint = f" (used through an alias at line {into})" if into is not None else ""
         if more:
-            others = [about if line is None else f"{about} in line {line}" for about, line in more]
-            hint = f" (by aliases also {', '.join(others)})"
+            others = [about if line is None else f"{about} at line {line}" for about, line in more]
+            hint = f" (through aliases also {', '.join(others)})"
         return self.text + hint
 
 

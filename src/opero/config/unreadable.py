@@ -14,11 +14,11 @@ __all__ = ["MAX_DEPTH", "UnreadableError", "explain", "text_of"]
 MAX_DEPTH = 50
 """How deep a file may nest. The format itself needs six levels."""
 CURES = {
-    "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
+    "mapping values are not allowed": "; indent it like its neighbours, or quote text that contains ': '",
     "cannot start any token": "; quote the text",
     "found unexpected end of stream": "; close the quote",
-    "',' or '}'": "; write a comma between fields, and } at the end",
-    "',' or ']'": "; write a comma between elements, and ] at the end",
+    "',' or '}'": "; separate fields with commas, and end with }",
+    "',' or ']'": "; separate elements with commas, and end with ]",
 }
 
 
@@ -63,7 +63,7 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
         before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
         place = _position(before, len(before))
         raise UnreadableError(
-            f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
+            f"contains a character that YAML does not allow ({error.character:#04x}); remove it", *place
         ) from error
     problem = getattr(error, "problem", None) or str(error)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -74,12 +74,12 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
         line, column = begun.line, begun.column  # what has no end is told where it begins
     written = lines[line] if line < len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
-        raise UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
+        raise UnreadableError("this line is indented with a tab; YAML allows spaces only", line, column) from error
     if "nesting depth" in problem:  # libyaml has a limit, too, and meets it first where it must look far ahead
-        raise UnreadableError(f"nests deeper than {MAX_DEPTH} levels", line, column) from error
+        raise UnreadableError(f"is nested deeper than {MAX_DEPTH} levels", line, column) from error
     context = getattr(error, "context", None)
     cure = next((cure for part, cure in CURES.items() if part in problem), "")
     what = f"{problem}{f' {context}' if context else ''}"
     if context and begun is not None and begun.line != line:
-        what += f" that begins in line {begun.line + 1}"
-    raise UnreadableError(f"is not YAML: {what}{cure}", line, column) from error
+        what += f" that starts at line {begun.line + 1}"
+    raise UnreadableError(f"is not valid YAML: {what}{cure}", line, column) from error

@@ -103,7 +103,7 @@ def _report_imports(profile: Profile, report: Report) -> None:
             except ValidationError:
                 continue  # the policy's other fields are not there
             except (Exception, SystemExit) as error:  # noqa: BLE001
-                text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
+                text = f"{leaf.section}.{kind}.{field}: importing the module that it names failed: {error!r}"
                 report.add(leaf.source, text)
 
 
@@ -192,7 +192,7 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
         if each["type"] == "missing":
             field = each["loc"][1]
             if is_sure:
-                text = f"{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`"
+                text = f"{name}.{kind}: missing field {field!r}; use `{kind}: {{{field}: …}}`"
                 report.add(profile.place(kind), text)
         elif len(each["loc"]) == 1:
             text = _message(each)

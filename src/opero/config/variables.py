@@ -122,7 +122,7 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
         if binding.error or not re.fullmatch(r"\w*", binding.key or ""):
             if PREFIX in written.upper():
                 report.add(
-                    Source(shown, number, 1), "cannot be read; write NAME=value, in quotes where it holds spaces"
+                    Source(shown, number, 1), "cannot be parsed; use NAME=value, quoted if the value contains spaces"
                 )
             continue
         name = binding.key
@@ -135,11 +135,11 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
         line = lines[number - 1] if number <= len(lines) else ""
         source = Source(shown, number, line.find(name) + 1 or 1, by=name, width=len(name))
         if value is None:
-            report.add(source, "has no value; write NAME=value, or remove it")
+            report.add(source, "has no value; use NAME=value, or remove it")
         elif unknown:
-            report.add(source, "a ${NAME} in it names no variable that is set; write ${NAME:-} if it may be missing")
+            report.add(source, "refers to a variable that is not set; use ${NAME:-} if it may be missing")
         elif name in found:
-            report.add(source, f"is also set in line {found[name].source.line}; keep one of them")
+            report.add(source, f"duplicate variable (first at line {found[name].source.line}); keep one of them")
         elif _belongs_here(name, source, report):
             found[name] = Said(value, source)
     return found
@@ -159,7 +159,7 @@ def _filled_in(text: str | None, variables: Mapping[str, str]) -> tuple[str | No
 def _belongs_here(name: str, source: Source, report: Report) -> bool:
     if name.upper() not in (ENV_FILE, SECRETS_DIR):
         return True
-    report.add(source, "says where variables are, so it has no effect here; set it in the process's environment")
+    report.add(source, "has no effect here, since it locates variables; set it in the environment of the process")
     return False
 
 
@@ -186,9 +186,9 @@ def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
         source = Source(show_path(path.absolute()))
         try:
             if path.exists() and not path.is_file():
-                report.add(source, "is no file, and so no variable's value; remove it")
+                report.add(source, "is not a file, so it cannot hold a variable's value; remove it")
             elif path.stat().st_size > LARGEST_SECRET:
-                report.add(source, f"is larger than {LARGEST_SECRET} bytes, and so no variable's value; remove it")
+                report.add(source, f"is larger than {LARGEST_SECRET} bytes, the limit for a secret; remove it")
             elif _belongs_here(path.name, source, report):
                 found[path.name] = Said(path.read_text("utf-8-sig").strip("\r\n"), source)
         except UnicodeDecodeError:

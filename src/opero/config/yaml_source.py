@@ -150,7 +150,7 @@ class _Reader:
                 marked = marked.under(frame and frame.key_at)
             elif kind is yaml.DocumentStartEvent:
                 if document is not None:
-                    self._fatal(event, "begins a second document (`---`); keep one a file")
+                    self._fatal(event, "starts a second document (`---`); use one document per file")
                 continue
             elif kind is yaml.StreamEndEvent:
                 if document is None:
@@ -175,12 +175,12 @@ class _Reader:
         # Aliases are written out when the data is used, so what they may come to is bounded.
         self._values += values
         if self._values > MAX_VALUES:
-            self._fatal(event, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer")
+            self._fatal(event, f"expands to more than {MAX_VALUES} values through aliases; use fewer of them")
 
     def _begin(self, event: Any, items: dict[str, Marked] | list[Marked]) -> _Frame:
         self._count(event)
         if len(self._frames) >= MAX_DEPTH:
-            self._fatal(event, f"nests deeper than {MAX_DEPTH} levels")
+            self._fatal(event, f"is nested deeper than {MAX_DEPTH} levels")
         frame = _Frame(event, items, self._values - 1)
         frame.in_key = bool(self._frames) and self._frames[-1].wants_key
         if event.anchor:
@@ -188,7 +188,7 @@ class _Reader:
             self._anchors[event.anchor] = None
         if event.tag and event.tag not in (MAP if type(items) is dict else SEQ, "!"):
             self._report.add(
-                self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; write plain YAML"
+                self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; use plain YAML"
             )
             frame.flaw = True
         self._frames.append(frame)
@@ -206,19 +206,19 @@ class _Reader:
     def _check_anchor(self, event: Any) -> None:
         if event.anchor in self._anchors:
             name = self._quoted(event.anchor)
-            self._report.add(self._source(event), f"the anchor &{name} is also set above; call one of them otherwise")
+            self._report.add(self._source(event), f"duplicate anchor &{name}; rename one of them")
 
     def _alias(self, event: Any) -> Marked:
         if event.anchor not in self._anchors:
             anchor = self._quoted(event.anchor)
             self._fatal(
                 event,
-                f"is not YAML: found undefined alias {anchor!r}; define the anchor (&{anchor}) above it, "
-                "or quote text that begins with *",
+                f"is not valid YAML: found undefined alias {anchor!r}; define the anchor (&{anchor}) above it, "
+                "or quote text that starts with *",
             )
         found = self._anchors[event.anchor]
         if found is None:
-            self._report.add(self._source(event), "contains itself by an alias; write the value out")
+            self._report.add(self._source(event), "contains itself through an alias; write the value out")
             return Marked(BROKEN, position(event), None, self._name)
         marked, size = found
         self._count(event, size)
@@ -233,7 +233,7 @@ class _Reader:
             if isinstance(each.value, dict):
                 frame.inherited = {**each.value, **(frame.inherited or {})}
             elif each.value is not BROKEN:
-                self._report.add(each.source, "`<<` takes a mapping, or a list of them")
+                self._report.add(each.source, "`<<` must be a mapping or a list of mappings")
                 self._report.hide(each)
 
     # Keys
@@ -250,8 +250,8 @@ class _Reader:
         elif type(value) is str:
             first = frame.items.get(value)  # type: ignore[union-attr]
             if first is not None or value is MERGING:
-                other = " twice" if first is None else f" and in line {first.place.line}"
-                self._report.add(self._source(event), f"the key {value!r} stands here{other}; keep one of them")
+                other = "" if first is None else f" (first at line {first.place.line})"
+                self._report.add(self._source(event), f"duplicate key {value!r}{other}; keep one of them")
             else:
                 frame.key = value
         elif value is BROKEN:
@@ -287,22 +287,22 @@ class _Reader:
         if is_plain and tag in NUMBERS and ":" in text:
             return self._broken(
                 event,
-                f"YAML 1.1 reads {self._quoted(text)} as a number to the base 60; quote it, or write it with units",
+                f"YAML 1.1 reads {self._quoted(text)} as a base-60 number; quote it, or use units",
             )
         if is_plain and tag in NUMBERS and re.fullmatch(r"[-+]?0[0-7_]+", text):
             return self._broken(
                 event,
-                f"YAML 1.1 reads {self._quoted(text)} as an octal number; quote it, or write it without the leading 0",
+                f"YAML 1.1 reads {self._quoted(text)} as an octal number; quote it, or remove the leading 0",
             )
         if tag == STR:
             value: Any = text
         elif tag not in OTHERS:
-            return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; write plain YAML")
+            return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; use plain YAML")
         else:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
             except Exception:  # noqa: BLE001  # PyYAML's constructors fail with KeyError, AttributeError, and others
-                return self._broken(event, f"{self._quoted(repr(text))} cannot be read as {_tag(tag)}")
+                return self._broken(event, f"{self._quoted(repr(text))} is not a valid {_tag(tag)}")
         if is_plain:
             self._plain[text] = value
         return value

@@ -59,10 +59,10 @@ class AdaptiveTTL(StrictModel):
     @model_validator(mode="after")
     def _rises(self) -> Self:
         if not self.cold <= self.warm <= self.hot:
-            times = " ≤ ".join(f"{name}={format_duration(getattr(self, name))}" for name in ("cold", "warm", "hot"))
-            raise ValueError(f"hot keys live longest, so it must be cold ≤ warm ≤ hot, but {times} does not hold")
+            times = ", ".join(f"{name}={format_duration(getattr(self, name))}" for name in ("cold", "warm", "hot"))
+            raise ValueError(f"expected cold <= warm <= hot, not {times}")
         if self.warm_after > self.hot_after:
-            raise ValueError(f"warm_after={self.warm_after} is above hot_after={self.hot_after}")
+            raise ValueError(f"warm_after={self.warm_after} is greater than hot_after={self.hot_after}")
         return self
 
     def seconds(self, requests: float) -> float:

@@ -176,7 +176,7 @@ class BasePolicy(StrictModel):
         if isinstance(value, Mapping):
             return dict(value)
         if cls.short is None:
-            raise ValueError(f"a value alone does not say which field of {cls.__name__} it is; write a mapping")
+            raise ValueError(f"{cls.__name__} has no short form; use a mapping")
         return {cls.short: value}
 
     @model_validator(mode="before")

@@ -67,7 +67,7 @@ def _time_to_live(value: Any) -> Any:
         except TwiceError:
             raise
         except ValueError as error:
-            raise ValueError(f"{value!r} is not JSON: {error}") from None
+            raise ValueError(f"{value!r} is not valid JSON: {error}") from None
     if isinstance(value, Mapping):
         return AdaptiveTTL.model_validate(value)
     if value == "adaptive":
@@ -78,7 +78,7 @@ def _time_to_live(value: Any) -> Any:
         return found
     seconds = parse_duration(value)
     if seconds <= 0:
-        raise ValueError(f"a time to live of {seconds:g} s is not above 0")
+        raise ValueError(f"a ttl of {seconds:g} s is invalid: use a value > 0")
     return seconds
 
 
@@ -108,9 +108,9 @@ def _tag(tag: Any) -> str:
     try:
         fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{tag!r} is no tag: {error}; write {{{{ for a brace") from None
+        raise ValueError(f"{tag!r} is not a tag: {error}; use {{{{ for a literal brace") from None
     if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
-        raise ValueError(f"{tag!r} is no tag: each brace must hold the name of a parameter, such as {{user_id}}")
+        raise ValueError(f"{tag!r} is not a tag: braces must contain the name of a parameter, such as {{user_id}}")
     return str(tag)
 
 
@@ -118,7 +118,7 @@ def _tags(value: Any) -> Any:
     """Tags; a single one may stand alone."""
     each = (value,) if isinstance(value, str) else value
     if not isinstance(each, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in each):
-        raise ValueError(f"{said(value)} cannot be tags: write text, such as [users, 'user:{{user_id}}']")
+        raise ValueError(f"{said(value)} is not a list of tags: use text, such as [users, 'user:{{user_id}}']")
     return (_tag(value),) if isinstance(value, str) else tuple(each_of(each, _tag))
 
 
@@ -132,7 +132,7 @@ Tags = Annotated[
 def _directory(value: Any) -> Any:
     if isinstance(value, str | PathLike) and str(value):
         return fspath(value)
-    raise ValueError(f"{said(value)} is no directory; write its path")
+    raise ValueError(f"{said(value)} is not the path of a directory")
 
 
 Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema(NAME_SCHEMA)]
@@ -147,17 +147,17 @@ def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> Vali
 def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, str | SecretStr):
         kind = type(value).__name__
-        raise _hidden("secret", "a secret is text, and this is of type {kind}; quote it", {"kind": kind})
+        raise _hidden("secret", "a secret must be text, not {kind}; quote it", {"kind": kind})
     held = handler(value)
     if not held.get_secret_value():
-        raise _hidden("secret", "it is empty; write it, or leave it out")
+        raise _hidden("secret", "the value is empty; set it, or remove it")
     return held
 
 
 def _arguments(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         kind = type(value).__name__
-        raise _hidden("arguments", "arguments are a mapping, and this is of type {kind}", {"kind": kind})
+        raise _hidden("arguments", "arguments must be a mapping, not {kind}", {"kind": kind})
     return handler(value)
 
 
@@ -282,16 +282,16 @@ class CachePolicy(BasePolicy):
     def _check_times(self) -> Self:
         idle = [name for name in ("stale_ttl", "early_refresh", "ttl_jitter") if getattr(self, name)]
         if idle and self.ttl is None:
-            raise self._wrong(f"{idle[0]} needs a ttl: without one, nothing ever expires; set ttl, or remove it")
+            raise self._wrong(f"{idle[0]} has no effect without a ttl; set ttl, or remove {idle[0]}")
         least = self.ttl.cold if isinstance(self.ttl, AdaptiveTTL) else self.ttl
         if self.early_refresh is not None and isinstance(least, float) and self.early_refresh >= least:
             raise self._wrong(
-                f"early_refresh ({format_duration(self.early_refresh)}) is not below the "
-                f"{'least ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
-                "refresh; lower the one or raise the other"
+                f"early_refresh ({format_duration(self.early_refresh)}) is not less than the "
+                f"{'lowest ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
+                "refresh; lower early_refresh or raise ttl"
             )
         if self.error_ttl is not None and not self.cache_errors:
-            raise self._wrong("error_ttl needs cache_errors: true; set it, or remove error_ttl")
+            raise self._wrong("error_ttl has no effect without cache_errors: true; set it, or remove error_ttl")
         return self
 
     @model_validator(mode="after")
@@ -299,20 +299,20 @@ class CachePolicy(BasePolicy):
         store = self.backend.removeprefix("opero.")
         if self.arguments and store in ("memory", "disk"):
             raise self._wrong(
-                f"backend {self.backend!r} takes no arguments; remove them, and set "
-                f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
+                f"backend {self.backend!r} takes no arguments; remove them, and use "
+                f"{'cache_dir' if store == 'disk' else 'max_size'} instead"
             )
         if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:
             return self
         if self.serializer == "pickle":
             raise self._wrong(
-                f"serializer 'pickle' in the network store of backend {self.backend!r} would run the code of whoever "
-                "can write there: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
+                f"serializer 'pickle' lets anyone who can write to the network store of backend {self.backend!r} run "
+                "code in this process: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
             )
         if store in PICKLING_CLIENTS:
             raise self._wrong(
-                f"the client of backend {self.backend!r} unpickles whatever the server holds, which would run the code "
-                "of whoever can write there; set allow_unsigned_pickle if you trust them all"
+                f"the client of backend {self.backend!r} unpickles whatever the server holds, so anyone who can write "
+                "there can run code in this process; set allow_unsigned_pickle if you trust them"
             )
         return self
 

@@ -32,16 +32,16 @@ SECONDS_TEXT = rf"^(?!{SPACE}\+?[0-9.]*[eE][0-9+-]+{SPACE}$)(?!{SPACE}\+?[0-9]*{
 def _window(value: Any) -> int | float:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
-            raise ValueError(f"a window of {value} calls holds none; the least is 1")
+            raise ValueError(f"a window of {value} calls is invalid: use an integer >= 1")
         return value
     if isinstance(value, str):
         if fits(CALLS_TEXT, value):
             return int(value)
         if parse_number(value) is not None and not fits(SECONDS_TEXT, value):
-            raise ValueError(f'{value!r} is no window: write calls (100), or a time with its unit ("30s")')
+            raise ValueError(f'{value!r} is not a window: use a number of calls (100), or a time with a unit ("30s")')
     seconds = parse_duration(value)
     if seconds <= 0:
-        raise ValueError(f"a window of {seconds:g} s is not above 0")
+        raise ValueError(f"a window of {seconds:g} s is invalid: use a value > 0")
     return seconds
 
 
@@ -135,17 +135,15 @@ class CircuitBreakerPolicy(BasePolicy):
         if self.by_rate and "consecutive_failures" not in self.model_fields_set:
             object.__setattr__(self, "consecutive_failures", None)
         if self.slow_rate is not None and self.slow_call is None:
-            raise ValueError("slow_rate needs slow_call, which says how long a slow call takes")
+            raise ValueError("slow_rate has no effect without slow_call, the time after which a call is slow")
         if not self.by_rate and self.consecutive_failures is None:
-            raise ValueError("nothing would ever open it; set consecutive_failures, failure_rate or slow_call")
+            raise ValueError("the circuit never opens; set consecutive_failures, failure_rate or slow_call")
         if not self.by_rate:
             idle = {"window", "min_calls"} & self.model_fields_set - self._defaulted()
             if idle:
                 raise ValueError(f"{' and '.join(sorted(idle))} would have no effect without failure_rate or slow_call")
         if isinstance(self.window, int) and self.least_calls > self.window:
-            raise ValueError(
-                f"min_calls ({self.min_calls}) is more than the window of {self.window} calls can ever hold"
-            )
+            raise ValueError(f"min_calls ({self.min_calls}) is greater than the window of {self.window} calls")
         return self
 
     def _defaulted(self) -> set[str]:

@@ -97,8 +97,8 @@ def _retries_that_are_never_made(retry: RetryPolicy, field: str, limit: float, e
     made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none of them is", "to 0")
     yield Contradiction(
         (*WAITS, field),
-        f"{retries} retries wait {approximate_duration(waits)} at least, and {field} ({format_duration(limit)}) {ends} "
-        f"before that, so {made} ever made; lower retry.retries {number}, or retry.min_delay, or raise {field}",
+        f"{retries} retries wait at least {approximate_duration(waits)}, and {field} ({format_duration(limit)}) {ends} "
+        f"before that, so {made} made; lower retry.retries {number}, or retry.min_delay, or raise {field}",
     )
 
 
@@ -117,8 +117,9 @@ def _window_that_never_fills(breaker: CircuitBreakerPolicy, rate_limit: RateLimi
                 *("circuit_breaker.window", "circuit_breaker.min_calls"),
                 *("rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
             ),
-            f"rate_limit lets at most {begin} begin within circuit_breaker.window ({format_duration(breaker.window)}), "
-            f"which is judged from min_calls ({breaker.least_calls}) on, so never; lower min_calls or widen the window",
+            f"rate_limit allows at most {begin} within circuit_breaker.window ({format_duration(breaker.window)}), "
+            f"fewer than min_calls ({breaker.least_calls}), so the rates are never judged; lower min_calls or widen "
+            "the window",
         )
 
 

@@ -56,7 +56,7 @@ class FallbackPolicy(BasePolicy):
     @model_validator(mode="after")
     def _check_one_is_set(self) -> Self:
         if self.arg is None and not self.has_result:
-            raise ValueError("names nothing to fall back to; set arg, default or function")
+            raise ValueError("no fallback is set; set arg, default or function")
         if self.default is not UNSET and self.function is not None:
-            raise ValueError("default and function are both set, and only one can answer; remove the other")
+            raise ValueError("default and function are mutually exclusive; remove one of them")
         return self

@@ -25,6 +25,6 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise TwiceError(f"the key {key!r} stands twice in one mapping; keep one of them")
+            raise TwiceError(f"duplicate key {key!r} in a mapping; keep one of them")
         found[key] = value
     return found

@@ -63,7 +63,7 @@ def _check_may_import(name: str, module: str | None = None) -> None:
     if allowed is not None and not any(f"{module}.".startswith(f"{each}.") for each in allowed):
         package = module.partition(".")[0]
         only = f"only {', '.join(allowed)}" if allowed else "nothing"
-        raise ValueError(f"{name!r} is not imported: import_from allows {only}; add {package} to it")
+        raise ValueError(f"{name!r} cannot be imported: import_from allows {only}; add {package} to it")
 
 
 def resolve(name: str) -> Any:
@@ -77,14 +77,14 @@ def resolve(name: str) -> Any:
         module_name, _, path = name.rpartition(".")
     if not module_name and "." not in name and not colon:
         if not hasattr(builtins, path):
-            raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
+            raise ValueError(f"{name!r} is not a builtin{nearest(path, dir(builtins))}")
         if path in AT_WILL:
             _check_may_import(name, "builtins")
         return getattr(builtins, path)
     _check_may_import(name)
     parts = module_name.split(".")
     if not all((*parts, *path.split("."))):
-        raise ValueError(f'{name!r} cannot be imported: a part of it is empty; write "package.module:name"')
+        raise ValueError(f'{name!r} cannot be imported: a part of the name is empty; use "package.module:name"')
     # "package.module.Class.attribute" without a colon: the module may end some dots earlier.
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])
@@ -121,7 +121,7 @@ def dotted_name(target: object) -> str:
     for part in name.split(".") if name is not None else ():
         found = getattr(found, part, None)
     if module is None or name is None or found is not target:
-        raise ValueError(f"{target!r} has no import path, so it cannot be written down; define it at module level")
+        raise ValueError(f"{target!r} has no import path and cannot be serialized; define it at module level")
     if module == "builtins":
         return str(name)
     return f"{module}.{name}" if "." not in name else f"{module}:{name}"
@@ -158,17 +158,17 @@ def _exception_type(value: object) -> type[Exception] | None:
         name = value.strip()
         if "," in name:
             parts = ", ".join(each.strip() for each in name.split(",") if each.strip())
-            raise ValueError(f"{name!r} is no exception class; write a list: [{parts}]")
+            raise ValueError(f"{name!r} is not an exception class; use a list: [{parts}]")
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
-            raise ValueError("an exception's name is empty")
+            raise ValueError("the name of an exception is empty")
         if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
             return None
         value = _nearby_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
-        raise ValueError(f"{_described(value, given)} is no exception class")
+        raise ValueError(f"{_described(value, given)} is not an exception class")
     if not issubclass(value, Exception):
-        raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
+        raise ValueError(f"{value.__name__} is never retried or counted; use Exception or a subclass of it")
     return value
 
 
@@ -184,7 +184,7 @@ def _nearby_exception(name: str) -> object:
         known = [
             each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)
         ]
-        raise ValueError(f"{name!r} is no builtin exception{nearest(name, known)}; others need their module's name")
+        raise ValueError(f"{name!r} is not a builtin exception{nearest(name, known)}; others need their module's name")
     return resolve(name)
 
 
@@ -257,7 +257,7 @@ def _executor(given: object) -> object:
     makes_another = isinstance(value, type) and not issubclass(value, Executor)
     if not isinstance(value, Executor) and (makes_another or not callable(value)):
         raise ValueError(
-            f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that makes one"
+            f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that returns one"
         )
     return value
 

@@ -147,7 +147,7 @@ def without_password(text: str) -> str:
 
 def _no_truth(value: object) -> None:
     if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no number; write one (YAML reads yes and on as true, no and off as false)")
+        raise ValueError(f"{value!r} is not a number (YAML reads yes and on as true, no and off as false)")
 
 
 def parse_number(value: object, text: str = rf"^{SPACE}\+?{NUMBER}{SPACE}$") -> float | None:
@@ -172,8 +172,8 @@ def parse_duration(value: object) -> float:
         text = value.strip().lower()
         unknown = [unit for unit in re.findall(r"[0-9.][ \t]*([a-zµμ]+)", text) if unit not in UNITS]
         if unknown and re.fullmatch(r"([0-9.]+[ \t]*[a-zµμ]+[ \t]*)+", text):
-            raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
-    raise ValueError(f'{said(value)} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
+            raise ValueError(f"{value!r} is not a duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
+    raise ValueError(f'{said(value)} is not a duration: use seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
 
 
 @lru_cache(maxsize=1024)  # files say the same few again and again
@@ -207,7 +207,7 @@ def parse_rate(value: object) -> float:
         amount, _, period = value.partition("/")
         word = period.strip().lower()
         return float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
-    raise ValueError(f'{said(value)} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
+    raise ValueError(f'{said(value)} is not a rate: use permits per second (10, 0.5) or "50/s", "1000/min", "100/30s"')
 
 
 def parse_size(value: object) -> int:
@@ -219,18 +219,18 @@ def parse_size(value: object) -> int:
         text = value.strip().lower()
         unit = re.findall("[a-z]*$", text)[0]
         return int(Decimal(text.removesuffix(unit).strip()) * SIZES[unit])
-    raise ValueError(f'{said(value)} is no size: write bytes or "512MB", "2GiB"')
+    raise ValueError(f'{said(value)} is not a size: use bytes or "512MB", "2GiB"')
 
 
 def _not_negative(value: float) -> float:
     if value < 0:
-        raise ValueError(f"{value:g} is negative; the least is 0")
+        raise ValueError(f"{value:g} is negative: use a value >= 0")
     return value
 
 
 def _positive(value: float) -> float:
     if value <= 0:
-        raise ValueError(f"{value:g} is not above 0")
+        raise ValueError(f"{value:g} is invalid: use a value > 0")
     return value
 
 
@@ -245,7 +245,7 @@ def number_or_text(name: str, number: dict[str, Any], text: str, *examples: Any)
 
 
 def _whole(least: int, text: str) -> BeforeValidator:
-    cure = f"write a whole number from {least} on, such as {least + 3}"
+    cure = f"use an integer >= {least}"
 
     def check(value: object) -> object:
         _no_truth(value)
@@ -254,10 +254,10 @@ def _whole(least: int, text: str) -> BeforeValidator:
         if isinstance(value, str):
             if fits(text, value):
                 return int(Decimal(value.strip()))
-            raise ValueError(f"{value!r} will not do: {cure}")
+            raise ValueError(f"{value!r} is invalid: {cure}")
         if isinstance(value, int):
             return value
-        raise ValueError(f"{said(value)} is no whole number: {cure}")
+        raise ValueError(f"{said(value)} is not an integer: {cure}")
 
     return BeforeValidator(check)
 
@@ -267,7 +267,7 @@ def _real(text: str, cure: str) -> BeforeValidator:
         _no_truth(value)
         number = parse_number(value, text)
         if number is None:
-            raise ValueError(f"{said(value)} will not do: {cure}")
+            raise ValueError(f"{said(value)} is invalid: {cure}")
         return number
 
     return BeforeValidator(check)
@@ -300,19 +300,19 @@ Rate = Annotated[
 Factor = Annotated[
     float,
     Field(ge=1),
-    _real(FACTOR_TEXT, "write a number from 1 on, such as 1.5"),
+    _real(FACTOR_TEXT, "use a number >= 1, such as 1.5"),
     number_or_text("Factor", {"type": "number", "minimum": 1}, FACTOR_TEXT, 1.5, 2),
 ]
 Ratio = Annotated[
     float,
     Field(ge=0, le=1),
-    _real(RATIO_TEXT, "write a number from 0 to 1, such as 0.1"),
+    _real(RATIO_TEXT, "use a number from 0 to 1, such as 0.1"),
     number_or_text("Ratio", {"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
 ]
 Share = Annotated[
     float,
     Field(gt=0, le=1),
-    _real(SHARE_TEXT, "write a number above 0 and up to 1, such as 0.5"),
+    _real(SHARE_TEXT, "use a number > 0 and <= 1, such as 0.5"),
     number_or_text("Share", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
 ]
 Size = Annotated[
@@ -334,7 +334,7 @@ def _count_or_auto(value: object) -> int | str:
     number = parse_number(value) if not isinstance(value, str) else None
     if number is not None and number >= 1 and number == int(number):
         return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits of it
-    raise ValueError(f'{said(value)} will not do: write a whole number from 1 on, or "auto"')
+    raise ValueError(f'{said(value)} is invalid: use an integer >= 1, or "auto"')
 
 
 CountOrAuto = Annotated[

@@ -37,7 +37,7 @@ def _cost(value: Any) -> Any:
         return value.strip()
     amount = parse_number(value)
     if amount is None or amount <= 0:
-        raise ValueError(f"{said(value)} is no cost: give a number above 0, the name of an argument, or a function")
+        raise ValueError(f"{said(value)} is not a cost: use a number > 0, the name of a parameter, or a function")
     return amount
 
 

@@ -80,6 +80,6 @@ class RetryPolicy(BasePolicy):
         if self.min_delay > self.max_delay:
             raise ValueError(
                 f"min_delay ({format_duration(self.min_delay)}) is greater than max_delay "
-                f"({format_duration(self.max_delay)}); lower the one or raise the other"
+                f"({format_duration(self.max_delay)}); lower min_delay or raise max_delay"
             )
         return self

@@ -48,10 +48,10 @@ class TimeoutPolicy(BasePolicy):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.total is None and self.attempt is None:
-            raise ValueError("sets no time; give total or attempt")
+            raise ValueError("no timeout is set; set total or attempt")
         if self.total is not None and self.attempt is not None and self.attempt > self.total:
             raise ValueError(
                 f"attempt ({format_duration(self.attempt)}) is longer than total ({format_duration(self.total)}), "
-                "so it could never end an attempt; lower the one or raise the other"
+                "so it has no effect; lower attempt or raise total"
             )
         return self

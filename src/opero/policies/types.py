@@ -117,11 +117,11 @@ def one_of(choices: Any) -> BeforeValidator:
         if isinstance(value, str):
             if value not in known:
                 hint = nearest(value, known).partition("; known")[0]
-                raise ValueError(f"{value!r} is none of {listed}{hint}")
+                raise ValueError(f"{value!r} is not one of {listed}{hint}")
         elif isinstance(value, bool):
-            raise ValueError(f"{value!r} is none of {listed}; YAML reads yes and on as true, no and off as false")
+            raise ValueError(f"{value!r} is not one of {listed}; YAML reads yes and on as true, no and off as false")
         else:
-            raise ValueError(f"{said(value)} is none of {listed}")
+            raise ValueError(f"{said(value)} is not one of {listed}")
         return value
 
     return BeforeValidator(check)
@@ -143,7 +143,7 @@ def _flag(value: object) -> bool:
         return value
     if isinstance(value, str) and fits(FLAG_TEXT, value):
         return not is_false(value)
-    raise ValueError(f"{said(value)} is neither true nor false; write one of these")
+    raise ValueError(f"{said(value)} is not a boolean: use true or false")
 
 
 def _flag_or_auto(value: object) -> bool | str:
@@ -152,8 +152,8 @@ def _flag_or_auto(value: object) -> bool | str:
     if value == "auto":
         return "auto"
     if callable(value):
-        raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
-    raise ValueError(f"{said(value)} is neither true, false nor 'auto'; write one of these")
+        raise ValueError(f"{value!r:.60} is a callback: pass it to the call, f.map(items, progress=callback)")
+    raise ValueError(f"{said(value)} is invalid: use true, false or 'auto'")
 
 
 _FLAGS: list[dict[str, Any]] = [{"type": "boolean"}, {"type": "string", "pattern": FLAG_TEXT}]
@@ -184,7 +184,7 @@ def _most_failures(value: object) -> int | float:
         number = parse_number(value)
         if number is not None and 0 <= number < 1:
             return number
-    raise ValueError(f'{said(value)} is no number of failures: write a count (10) or a share (0.05, "5%")')
+    raise ValueError(f'{said(value)} is invalid: use a count (10) or a share (0.05, "5%")')
 
 
 MostFailures = Annotated[
@@ -214,7 +214,7 @@ def _status_code(value: object) -> int | str:
     number = None if isinstance(value, str) else parse_number(value)
     if number is not None and 100 <= number <= 599 and number == int(number):
         return int(number)
-    raise ValueError(f'{said(value)} is no HTTP status; write 100 to 599, or a class such as "5xx"')
+    raise ValueError(f'{said(value)} is not an HTTP status: use 100 to 599, or a class such as "5xx"')
 
 
 def _status_codes(value: object) -> tuple[int | str, ...]:

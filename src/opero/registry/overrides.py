@@ -33,8 +33,8 @@ def layer_of(
     for key, said in (("policies", profiles), ("functions", functions)):
         for name in (name for name, value in said.items() if value is None):
             raise ConfigError(
-                f"override: {key}.{name} is None, which says nothing: write {{}} to change nothing, or remove its "
-                "policies one by one, as in {'retry': None}"
+                f"override: {key}.{name} is None: use {{}} to change nothing, or None for single policies, as in "
+                "{'retry': None}"
             )
     source = source_at(place, "override")
     report = Report()
