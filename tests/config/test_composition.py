@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opero.config.composition import Profile, compose, inherit, parent_leaf, profile_names, sections_of
 from opero.config.report import Report
 from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
-from opero.policies.merging import Anew, Whole
+from opero.policies.merging import Replacing, ObjectFields
 from opero.policies.policy import KINDS, merge
 
 FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
@@ -36,7 +36,7 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
         for field in draw(st.sets(st.sampled_from(FIELDS[kind]))):
             number = next(numbers)
             fields[field] = Marked(number, Source("file", number, 1))
-        blocks[kind] = Block(whole, section, draw(st.sampled_from([dict, Anew, Whole]))(fields))
+        blocks[kind] = Block(whole, section, draw(st.sampled_from([dict, Replacing, ObjectFields]))(fields))
     extends = (
         Marked(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1))
         if bool(parents) and draw(st.booleans())

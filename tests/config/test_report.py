@@ -297,16 +297,15 @@ policies.api_attempt.timeout; use OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO
            2 |   export OPERO_API_CACHE_TTL=…
              |          ^^^^^^^^^^^^^^^^^^^
 
-        secrets/OPERO_API_RETRIES: policies.api.retry.retries: 'five' is invalid: use an integer >= 0, \
-such as 3"""
+        secrets/OPERO_API_RETRIES: policies.api.retry.retries: 'five' is invalid: use an integer >= 0"""
     )
 
 
 def test_what_an_environment_s_file_contradicts_is_shown_there(policies: Policies) -> None:
     policies.write(production="policies:\n  api:\n    retry: {max_delay: 4}\n")
     assert message(policies, "policies:\n  api:\n    retry: {min_delay: 5}\n", "production") == (
-        "policies/production.yaml:3:24: policies.api.retry: min_delay (5s) is greater than max_delay (4s); lower the "
-        "one or raise the other (see also policies/base.yaml:3:24)\n"
+        "policies/production.yaml:3:24: policies.api.retry: min_delay (5s) is greater than max_delay (4s); lower "
+        "min_delay or raise max_delay (see also policies/base.yaml:3:24)\n"
         "   3 |     retry: {max_delay: 4}\n"
         "     |                        ^"
     )

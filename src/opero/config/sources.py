@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opero.policies.base import masked
-from opero.policies.merging import Anew
+from opero.policies.merging import Replacing
 from opero.policies.quantities import without_password
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Block:
     @property
     def discards(self) -> bool:
         """Whether it discards what the blocks below it say."""
-        return self.said is None or isinstance(self.said, Anew)
+        return self.said is None or isinstance(self.said, Replacing)
 
     def into(self, part: Marked) -> int | None:
         """The line of the policy, where an alias or a merge key brings this part of it there from further above."""

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
     from opero.policies.base import BasePolicy
 
-__all__ = ["Anew", "Whole", "is_absent", "lay", "merged", "read"]
+__all__ = ["Replacing", "ObjectFields", "is_absent", "lay", "merged", "read"]
 
 V = TypeVar("V")
 
 
-class Anew(dict[str, V]):
+class Replacing(dict[str, V]):
     """Fields of a policy that discard every statement below them."""
 
     __slots__ = ()
 
 
-class Whole(Anew[V]):
+class ObjectFields(Replacing[V]):
     """The fields of a policy object."""
 
     __slots__ = ()
@@ -57,19 +57,19 @@ def read(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     if isinstance(value, model):
-        return Whole(value._given())
-    if isinstance(value, Anew):
+        return ObjectFields(value._given())
+    if isinstance(value, Replacing):
         return type(value)(value)
     return model.expand(value)
 
 
 def lay(lower: dict[str, V] | None, upper: dict[str, V] | None) -> dict[str, V] | None:
     """What a statement and the next higher one mean together. Associative."""
-    if upper is None or isinstance(upper, Anew):
+    if upper is None or isinstance(upper, Replacing):
         return upper
     if lower is None:
-        return Anew(upper)
-    return Anew({**lower, **upper}) if isinstance(lower, Anew) else {**lower, **upper}
+        return Replacing(upper)
+    return Replacing({**lower, **upper}) if isinstance(lower, Replacing) else {**lower, **upper}
 
 
 def merged(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
@@ -82,6 +82,6 @@ def merged(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
 
 def is_absent(statement: Any) -> bool:
     """Whether a statement leaves nothing but "switched off", and so no policy."""
-    if isinstance(statement, Whole) or not isinstance(statement, Mapping):
+    if isinstance(statement, ObjectFields) or not isinstance(statement, Mapping):
         return statement is False
     return statement.keys() == {"enabled"} and is_false(statement["enabled"])

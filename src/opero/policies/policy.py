@@ -13,7 +13,7 @@ from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
 from opero.policies.fallback import FallbackPolicy
-from opero.policies.merging import Whole, is_absent, lay, read
+from opero.policies.merging import ObjectFields, is_absent, lay, read
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.retry import RetryPolicy
@@ -193,7 +193,7 @@ class Policy(StrictModel):
 
 def _fields(policy: BasePolicy) -> dict[str, Any]:
     given = policy._given()
-    return Whole(given) if is_absent(given) else given  # a policy object stays, though it is only switched off
+    return ObjectFields(given) if is_absent(given) else given  # a policy object stays, though it is only switched off
 
 
 def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
