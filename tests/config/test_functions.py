@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import ConfigError, Policy, PolicyNotFoundError, Registry, opero, opmap, set_default_registry
-from opero.config.function_entries import FunctionEntries, exactness
-from opero.config.sources import CODE, Layer, Marked, Section
+from opero.config.function_entries import FunctionEntries, specificity
+from opero.config.sources import CODE, ConfigLayer, Marked, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -300,11 +300,11 @@ def test_matching_entries_come_from_the_least_exact_to_the_most(patterns: list[s
     function = f"{module}:{name}"
     every = [*patterns, function]
     entries = FunctionEntries(
-        [Layer("file", None, {}, {each: Section(f"functions.{each}", Marked(None, CODE)) for each in every})]
+        [ConfigLayer("file", None, {}, {each: Section(f"functions.{each}", Marked(None, CODE)) for each in every})]
     )
     found = entries.matching(function)
     assert found[-1] == function
-    assert found == sorted(found, key=exactness)
+    assert found == sorted(found, key=specificity)
     assert set(found) == {
         each
         for each in every

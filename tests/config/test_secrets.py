@@ -56,8 +56,10 @@ def shown_of(registry: Registry) -> Iterator[str]:
         yield from (repr(policy), str(policy), repr(registry.explain(name)), repr(dict(registry.explain(name))))
     for layer in configuration.layers:
         for section in (*layer.profiles.values(), *layer.functions.values()):
-            yield repr([section, section.place, section.blocks])
-            yield from (repr([block.whole, *block.fields.values()]) for block in section.blocks.values())
+            yield repr([section, section.place, section.statements])
+            yield from (
+                repr([statement.whole, *statement.fields.values()]) for statement in section.statements.values()
+            )
 
 
 WRONG_FILES = {
@@ -65,7 +67,7 @@ WRONG_FILES = {
     "beside a mistake": "policies: {a: {cache: {secret: hunter2, ttl: x}}}",
     "after a mistake": "policies: {a: {cache: {ttl: x, secret: hunter2}}}",
     "in several lines": "policies:\n  a:\n    cache: {ttll: 3, secret: 'xx\n     hunter2', tttl: 4}\n",
-    "in a block": "policies:\n  a:\n    cache:\n      secret: |\n        hunter2\n      ttll: 3\n",
+    "in a statement": "policies:\n  a:\n    cache:\n      secret: |\n        hunter2\n      ttll: 3\n",
     "in the line below its key": "policies:\n  a:\n    cache:\n      ttl: x\n      secret:\n        hunter2\n",
     "a password in a url": "policies: {a: {cache: {url: 'redis://u:hunter2@h', ttl: x}}}",
     "a url of the wrong type": "policies: {a: {cache: {url: ['redis://u:hunter2@h']}}}",
@@ -120,7 +122,7 @@ WRONG_FILES = {
     "in a list of mappings": "policies: {a: {cache: {tags: [{password: hunter2}], ttl: [{password: [hunter2]}]}}}",
     "alone for a fallback": "policies: {a: {fallback: hunter2}}",
     "without the space after its colon": "policies: {a: {cache: {ttl: 3, secret:hunter2}}}",
-    "without it in a block": "policies:\n  a:\n    cache:\n      secret:hunter2\n",
+    "without it in a statement": "policies:\n  a:\n    cache:\n      secret:hunter2\n",
     "after an equals sign": "policies: {a: {cache: {ttl: 3, secret=hunter2}}}",
     "without any colon": "policies: {a: {cache: {ttl: 3, secret hunter2}}}",
     "after a comma": "policies: {a: {cache: {secret: x,hunter2}}}",

@@ -25,7 +25,7 @@ READ: dict[str, tuple[str, str, str, Any]] = {
     "a fraction of zero": ("retry: {retries: 3.0}", "retry", "retries", 3),
     "a tilde where there may be no value": ("cache: {ttl: ~}", "cache", "ttl", None),
     "quoted numbers": ("retry: {retries: '5', min_delay: '0.5'}", "retry", "min_delay", 0.5),
-    "a block of text": ("cache:\n      ttl: |\n        30m\n", "cache", "ttl", 1800.0),
+    "a statement of text": ("cache:\n      ttl: |\n        30m\n", "cache", "ttl", 1800.0),
 }
 
 

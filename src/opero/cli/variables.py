@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.composition import compose, sections_of
-from opero.config.environment import PREFIX, RESERVED, Said, Target
+from opero.config.environment import PREFIX, RESERVED, RawValue, Target
 from opero.config.fields import OPTIONS
 from opero.policies.policy import KINDS
 
@@ -50,7 +50,7 @@ class Variable:
     target: str
     section: str = ""
     path: str = ""
-    said: Said | None = None
+    said: RawValue | None = None
     leaf: Leaf | None = None
 
     @property
@@ -67,7 +67,7 @@ class Variable:
         return None if self.said is None else str(self.said.source)
 
 
-def variables(configuration: Configuration, said: Mapping[str, Said]) -> list[Variable]:
+def variables(configuration: Configuration, said: Mapping[str, RawValue]) -> list[Variable]:
     """The variables that would be read: opero's own, then those of each profile, of `defaults` and of `functions:`.
 
     Args:

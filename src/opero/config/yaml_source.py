@@ -1,6 +1,6 @@
-"""Reads a YAML file into marked data: every key and value knows its file, line and column.
+"""Parses a YAML file into marked data: every key and value has its file, line and column.
 
-One pass over the parser's events builds it: composing nodes first, as PyYAML does, would take as long again.
+It is built in one pass over the parser's events; composing nodes first, as PyYAML does, would take twice as long.
 """
 
 from __future__ import annotations
@@ -29,63 +29,73 @@ __all__ = ["read_yaml"]
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAX_VALUES = 100_000
-"""Values that a file may come to once its aliases are written out. A real one has some hundreds."""
+"""The maximum number of values of a file with its aliases expanded. Typical files have some hundreds."""
 
 STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
 OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
-"""Tags of scalars. PyYAML would make an empty list of a scalar that calls itself one."""
+"""Tags of scalars. PyYAML would construct an empty list for a scalar with the tag of a list."""
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 
 
 def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
-    """The data of a YAML file, or None where it cannot be read; what is wrong goes into `report`.
+    """Return the data of a YAML file, or None if it cannot be parsed; problems are added to `report`.
 
     Args:
         path: the file.
-        name: how messages call it.
-        report: takes what is wrong, and the text, to show lines of it. A flaw inside the data leaves `BROKEN` in its
-            place.
+        name: its name in messages.
+        report: receives the problems, and the text, to show lines from it. An invalid value becomes `BROKEN`.
     """
     try:
         text = text_of(path)
         report.texts[name] = text
         return _Reader(name, report).read(text)
     except UnreadableError as fatal:
-        # What cannot be read may be a secret, or the rest of one.
+        # What cannot be parsed may be a secret, or the rest of one.
         report.hide_line(name, fatal.line + 1)
         report.add(Source(name, fatal.line + 1, fatal.column + 1), str(fatal))
         return None
 
 
 class _Frame:
-    """A mapping or list that has begun and not ended."""
+    """A mapping or list that has started and not ended."""
 
-    __slots__ = ("anchor", "begun_at", "event", "flaw", "in_key", "inherited", "items", "key", "key_at", "wants_key")
+    __slots__ = (
+        "anchor",
+        "event",
+        "flaw",
+        "in_key",
+        "inherited",
+        "items",
+        "key",
+        "key_at",
+        "values_before",
+        "wants_key",
+    )
 
-    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], begun_at: int) -> None:
+    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], values_before: int) -> None:
         self.event = event
         self.items = items
-        self.begun_at = begun_at
-        """How many values the file had before it."""
+        self.values_before = values_before
+        """The number of values before it."""
         self.anchor = event.anchor
         self.wants_key = type(items) is dict
         self.in_key = False
-        """It stands where a key should."""
+        """It is in the place of a key."""
         self.key: str | None = None
-        """The key that waits for its value; None where that value is not to be kept."""
+        """The key whose value comes next; None if that value is to be dropped."""
         self.key_at: int | None = None
         self.inherited: dict[str, Marked] | None = None
-        """What `<<` brings in."""
+        """The mapping from `<<`."""
         self.flaw = False
-        """What it holds must not be kept."""
+        """Its contents are invalid."""
 
 
 MERGING = "<<"
-"""The key that brings in other mappings: this very object, as a quoted "<<" is a key like any other."""
+"""The merge key, compared by identity, since a quoted "<<" is an ordinary key."""
 
 
 class _Reader:
-    """Turns one file's events into marked data."""
+    """Converts the events of one file to marked data."""
 
     def __init__(self, name: str, report: Report) -> None:
         self._name = name
@@ -93,9 +103,9 @@ class _Reader:
         self._resolve: Callable[..., Any] = Resolver().resolve
         self._construct: Callable[[yaml.Node], Any] = SafeConstructor().construct_object
         self._plain: dict[str, Any] = {}
-        """Plain text → its value, where nothing is wrong with it: most of it comes again and again."""
+        """Plain text → its valid value; most texts are repeated."""
         self._anchors: dict[str, tuple[Marked, int] | None] = {}
-        """Anchor → what it stands for, and how many values that has; None while it is still open."""
+        """Anchor → its data and number of values; None while it is open."""
         self._values = 0
         self._frames: list[_Frame] = []
 
@@ -140,7 +150,7 @@ class _Reader:
                 marked = self._end(ended, frame and frame.key_at)
                 if ended.in_key and frame is not None:
                     self._report.hide(marked)
-                    self._refuse_key(frame, ended.event, "a key must be text, not a list or mapping")
+                    self._reject_key(frame, ended.event, "a key must be text, not a list or mapping")
                     continue
             elif kind is yaml.AliasEvent:
                 marked = self._alias(event)
@@ -165,14 +175,14 @@ class _Reader:
             else:
                 frame.wants_key = True
                 if frame.key is None or frame.key is MERGING:
-                    self._keep_apart(frame, marked)
+                    self._take_unkeyed(frame, marked)
                 else:
                     frame.items[frame.key] = marked  # type: ignore[call-overload]
 
     # Collections
 
     def _count(self, event: Any, values: int = 1) -> None:
-        # Aliases are written out when the data is used, so what they may come to is bounded.
+        # Aliases are expanded when the data is used, so their total size is limited.
         self._values += values
         if self._values > MAX_VALUES:
             self._fatal(event, f"expands to more than {MAX_VALUES} values through aliases; use fewer of them")
@@ -200,7 +210,7 @@ class _Reader:
             value = {**frame.inherited, **value}
         marked = Marked(BROKEN if frame.flaw else value, position(frame.event), key, self._name)
         if frame.anchor:
-            self._anchors[frame.anchor] = marked, self._values - frame.begun_at
+            self._anchors[frame.anchor] = marked, self._values - frame.values_before
         return marked
 
     def _check_anchor(self, event: Any) -> None:
@@ -224,12 +234,12 @@ class _Reader:
         self._count(event, size)
         return marked
 
-    def _keep_apart(self, frame: _Frame, marked: Marked) -> None:
-        """A value whose key was refused, or what `<<: *anchor` or `<<: [*first, *second]` brings in."""
+    def _take_unkeyed(self, frame: _Frame, marked: Marked) -> None:
+        """Handle a value with an invalid key, or the value of `<<: *anchor` or `<<: [*first, *second]`."""
         if frame.key is None:
             self._report.hide(marked)
             return
-        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first of several wins
+        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first has precedence
             if isinstance(each.value, dict):
                 frame.inherited = {**each.value, **(frame.inherited or {})}
             elif each.value is not BROKEN:
@@ -258,9 +268,9 @@ class _Reader:
             self._report.hide(Marked(BROKEN, frame.key_at, None, self._name))
         else:
             text = getattr(event, "value", f"*{event.anchor}")
-            cure = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
-            said = f"YAML 1.1 reads {text} as {_read_as(value)}"
-            self._report.add(self._source(event), f"a key must be text, but {said}{cure}")
+            advice = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
+            reading = f"YAML 1.1 reads {text} as {_read_as(value)}"
+            self._report.add(self._source(event), f"a key must be text, but {reading}{advice}")
 
     def _key_value(self, event: Any) -> Any:
         if event.implicit[0]:
@@ -271,7 +281,7 @@ class _Reader:
                 return value
         return self._scalar(event)
 
-    def _refuse_key(self, frame: _Frame, event: Any, text: str) -> None:
+    def _reject_key(self, frame: _Frame, event: Any, text: str) -> None:
         frame.wants_key = False
         frame.key = None
         self._report.add(self._source(event), text)
@@ -279,7 +289,7 @@ class _Reader:
     # Scalars
 
     def _scalar(self, event: Any) -> Any:
-        """The value that a scalar spells, or BROKEN; what is plain and right is remembered."""
+        """Return the value of a scalar, or BROKEN; valid plain scalars are memoized."""
         text, tag = event.value, event.tag
         is_plain = bool(event.implicit[0]) and not tag
         if tag is None or tag == "!":
@@ -301,20 +311,20 @@ class _Reader:
         else:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
-            except Exception:  # noqa: BLE001  # PyYAML's constructors fail with KeyError, AttributeError, and others
+            except Exception:  # noqa: BLE001  # PyYAML's constructors raise KeyError, AttributeError, and others
                 return self._broken(event, f"{self._quoted(repr(text))} is not a valid {_tag(tag)}")
         if is_plain:
             self._plain[text] = value
         return value
 
     def _is_secret(self) -> bool:
-        """Whether what is being read belongs to a key whose value must not be shown."""
-        # The first two are names: of a group, and of a profile or function.
+        """Return whether the current value belongs to a key whose value must not be shown."""
+        # The first two keys are a group, and the name of a profile or function.
         keys = [frame.key for frame in self._frames if isinstance(frame.key, str)][2:]
         return any(key in hidden_keys() or SECRET_WORD.search(key) for key in keys)
 
     def _quoted(self, text: str) -> str:
-        """A part of the file as a message may show it."""
+        """Return a part of the file as messages may show it."""
         return MASK if self._is_secret() else text
 
     def _broken(self, event: Any, text: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
     from opero.config.configuration import Configuration
-    from opero.config.sources import Layer
+    from opero.config.sources import ConfigLayer
 
 __all__ = ["check_bindings", "check_entries", "news"]
 
@@ -50,7 +50,7 @@ def check_bindings(configuration: Configuration, bindings: Sequence[Binding], *,
     report.raise_if_any()
 
 
-def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
+def check_entries(layer: ConfigLayer, bindings: Sequence[Binding]) -> None:
     """Check that each entry that a layer has for functions holds for one of these.
 
     Raises:
