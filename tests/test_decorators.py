@@ -109,14 +109,14 @@ def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_
 
 
 def test_decorating_with_a_bare_profile_name_tells_the_way() -> None:
-    with pytest.raises(ConfigError, match=r"write @opero\(policy='api'\)"):
+    with pytest.raises(ConfigError, match=r"use @opero\(policy='api'\)"):
         opero("api")  # type: ignore[call-overload]
-    with pytest.raises(ConfigError, match=r"write @opmap\(policy='api'\)"):
+    with pytest.raises(ConfigError, match=r"use @opmap\(policy='api'\)"):
         opmap("api")  # type: ignore[call-overload]
 
 
 def test_what_is_neither_name_nor_policy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="neither a profile's name nor a Policy"):
+    with pytest.raises(ConfigError, match="must be a profile's name or a Policy, not of type dict"):
         opero(policy={"retry": 3})  # type: ignore[call-overload]
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import ConfigError, Policy, PolicyNotFoundError, Registry, opero, opmap, set_default_registry
-from opero.config.function_entries import FunctionEntries, exactness
-from opero.config.sources import CODE, Layer, Marked, Section
+from opero.config.function_entries import FunctionEntries, specificity
+from opero.config.sources import CODE, ConfigLayer, Marked, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,9 +200,9 @@ def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
     ("entry", "said"),
     [
         ("app.users.get_user", '"app.users:get_user"'),
-        ("get user", "is neither"),
-        ("", "is neither"),
-        ("app:", "is neither"),
+        ("get user", "is not a function name"),
+        ("", "is not a function name"),
+        ("app:", "is not a function name"),
     ],
 )
 def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: str, said: str) -> None:
@@ -218,7 +218,7 @@ def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: 
         ("{retry: -1}", 32, "functions.app:one.retry.retries"),
         ("{policy: apj}", 33, "profile 'apj', which does not exist; did you mean 'api'?"),
         ("{extends: api}", 25, "unknown key 'extends' in functions.app:one"),
-        ("{policy: [api]}", 33, "takes the name of one profile"),
+        ("{policy: [api]}", 33, "must be the name of one profile"),
         ("5", 24, "must be a mapping"),
     ],
 )
@@ -300,11 +300,11 @@ def test_matching_entries_come_from_the_least_exact_to_the_most(patterns: list[s
     function = f"{module}:{name}"
     every = [*patterns, function]
     entries = FunctionEntries(
-        [Layer("file", None, {}, {each: Section(f"functions.{each}", Marked(None, CODE)) for each in every})]
+        [ConfigLayer("file", None, {}, {each: Section(f"functions.{each}", Marked(None, CODE)) for each in every})]
     )
     found = entries.matching(function)
     assert found[-1] == function
-    assert found == sorted(found, key=exactness)
+    assert found == sorted(found, key=specificity)
     assert set(found) == {
         each
         for each in every

@@ -66,7 +66,7 @@ def test_a_name_outside_is_refused_at_its_place_in_every_field(policies: Policie
     column = written.index(FORBIDDEN) + 1 - (written[written.index(FORBIDDEN) - 1] in "'\"")
     (problem,) = policies.problems()
     assert problem.startswith(f"policies/base.yaml:2:{column}: ")
-    assert "is not imported: import_from allows only opero_allowed, json; add opero_forbidden to it" in problem
+    assert "cannot be imported: import_from allows only opero_allowed, json; add opero_forbidden to it" in problem
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_is_allowed_is_a_module_and_all_below_it_and_no_other_of_like_name(
     assert policies.load().policies
     for listed in ("[js]", "[json.decoder.deeper]", "[json_]", "[]"):
         policies.write(base=f"import_from: {listed}\npolicies: {{a: {{retry: {{retry_on: json.JSONDecodeError}}}}}}")
-        assert "is not imported" in policies.error()
+        assert "cannot be imported: import_from" in policies.error()
     policies.write(base="import_from: []\npolicies: {a: {retry: {retry_on: json.JSONDecodeError}}}")
     assert policies.error().endswith("import_from allows nothing; add json to it")
 
@@ -112,7 +112,7 @@ def test_builtins_need_no_module_but_those_that_would_run_anything(policies: Pol
     assert policies.load().policies
     for name in ("eval", "exec", "open", "__import__", "builtins.eval"):
         policies.write(base=f"import_from: [json]\npolicies: {{a: {{fallback: {{function: {name}}}}}}}")
-        assert policies.error().endswith("is not imported: import_from allows only json; add builtins to it")
+        assert policies.error().endswith("cannot be imported: import_from allows only json; add builtins to it")
     policies.write(base="import_from: [builtins]\npolicies: {a: {fallback: {function: eval}}}")
     assert policies.load().policies
 
@@ -138,12 +138,12 @@ def test_a_name_that_another_file_replaces_is_not_imported(policies: Policies) -
 @pytest.mark.parametrize(
     ("text", "said"),
     {
-        "[json, 5]": ":1:21: import_from: 5 is no module's name; write a list, such as [app, requests]",
-        "a b": ":1:14: import_from: 'a b' is no module's name; write a list, such as [app, requests]",
-        "[x:y]": ":1:15: import_from: 'x:y' is no module's name; write a list, such as [app, requests]",
-        "{a: b}": ":1:14: import_from: a mapping is no module's name; write a list, such as [app, requests]",
-        "": ":1:1: import_from is empty; list modules, write [] to allow none, or remove it",
-        "null": ":1:1: import_from is empty; list modules, write [] to allow none, or remove it",
+        "[json, 5]": ":1:21: import_from: 5 is not a module name; use a list, such as [app, requests]",
+        "a b": ":1:14: import_from: 'a b' is not a module name; use a list, such as [app, requests]",
+        "[x:y]": ":1:15: import_from: 'x:y' is not a module name; use a list, such as [app, requests]",
+        "{a: b}": ":1:14: import_from: a mapping is not a module name; use a list, such as [app, requests]",
+        "": ":1:1: import_from is empty; list modules, use [] to allow none, or remove it",
+        "null": ":1:1: import_from is empty; list modules, use [] to allow none, or remove it",
     }.items(),
 )
 def test_a_list_that_is_none_is_told(policies: Policies, text: str, said: str) -> None:

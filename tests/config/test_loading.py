@@ -185,31 +185,31 @@ def test_asking_for_an_unknown_source_names_the_nearest(policies: Policies) -> N
 BAD_TEXTS = {
     "an unknown top key": (
         "polices: {}\n",
-        ":1:1: unknown key 'polices'; did you mean 'policies'? (profiles stand under `policies:`)",
+        ":1:1: unknown key 'polices'; did you mean 'policies'? (profiles belong under `policies:`)",
     ),
     "policies is a list": (
         "policies: [api]\n",
-        ":1:11: `policies:` must be a mapping, but is a list; write each profile's",
+        ":1:11: `policies:` must be a mapping, not a list; write the name of each profile",
     ),
     "a profile is a scalar": (
         "policies:\n  api: 5\n",
-        ":2:8: policies.api must be a mapping, but is 5; write policies below it, such as `retry: {",
+        ":2:8: policies.api must be a mapping, not 5; write policies below it, such as `retry: {",
     ),
-    "defaults is true": ("defaults: true\n", ":1:11: defaults must be a mapping, but is true;"),
+    "defaults is true": ("defaults: true\n", ":1:11: defaults must be a mapping, not true;"),
     "an unknown policy": (
         "policies:\n  api:\n    retyr: 5\n",
         ":3:5: unknown key 'retyr' in policies.api; did you mean 'retry'?",
     ),
     "a flat option": (
         "policies:\n  api:\n    retries: 5\n",
-        ":3:5: unknown key 'retries' in policies.api; write `retry: {retries: 5}`",
+        ":3:5: unknown key 'retries' in policies.api; use `retry: {retries: 5}`",
     ),
-    "a flat cache option": ("policies: {api: {cache_ttl: 30m}}\n", "; write `cache: {ttl: 30m}`"),
-    "a second name": ("policies: {api: {backoff: 2}}\n", "; write `retry: {backoff_factor: 2}`"),
-    "a field without its policy": ("policies: {api: {rate: 5}}\n", "; write `rate_limit: {rate: 5}`"),
+    "a flat cache option": ("policies: {api: {cache_ttl: 30m}}\n", "; use `cache: {ttl: 30m}`"),
+    "a second name": ("policies: {api: {backoff: 2}}\n", "; use `retry: {backoff_factor: 2}`"),
+    "a field without its policy": ("policies: {api: {rate: 5}}\n", "; use `rate_limit: {rate: 5}`"),
     "a field of two policies": (
         "policies: {api: {half_open_calls: 2, max_wait: 5}}\n",
-        "; write `rate_limit: {max_wait: 5}` or `bulkhead: {max_wait: 5}`",
+        "; use `rate_limit: {max_wait: 5}` or `bulkhead: {max_wait: 5}`",
     ),
     "an unknown field": (
         "policies:\n  api:\n    retry: {retires: 5}\n",
@@ -221,19 +221,19 @@ BAD_TEXTS = {
     ),
     "a list for a policy": (
         "policies: {api: {retry: [5]}}\n",
-        ":1:25: policies.api.retry takes a mapping of its fields, not a list",
+        ":1:25: policies.api.retry must be a mapping of its fields, not a list",
     ),
     "no short form": (
         "policies: {api: {fallback: x}}\n",
-        ":1:28: policies.api.fallback: a value alone does not say which field of FallbackPolicy it is; write a mapping",
+        ":1:28: policies.api.fallback: FallbackPolicy has no short form; use a mapping",
     ),
     "a wrong type": (
         "policies:\n  api:\n    retry: {retries: five}\n",
-        ":3:22: policies.api.retry.retries: 'five' will not do: write a whole number from 0 on, such as 3",
+        ":3:22: policies.api.retry.retries: 'five' is invalid: use an integer >= 0",
     ),
     "a wrong short form": (
         "policies: {api: {retry: five}}\n",
-        ":1:25: policies.api.retry.retries: 'five' will not do",
+        ":1:25: policies.api.retry.retries: 'five' is invalid",
     ),
     "too small": (
         "policies: {api: {retry: -1}}\n",
@@ -241,11 +241,11 @@ BAD_TEXTS = {
     ),
     "a truth for a number": (
         "policies: {api: {retry: {retries: yes}}}\n",
-        ":1:35: policies.api.retry.retries: True is no number",
+        ":1:35: policies.api.retry.retries: True is not a number",
     ),
     "no duration": (
         "policies: {api: {cache: soon}}\n",
-        ":1:25: policies.api.cache.ttl: 'soon' is no duration: write seconds",
+        ":1:25: policies.api.cache.ttl: 'soon' is not a duration: use seconds",
     ),
     "no such choice": (
         "policies: {api: {parallel: proces}}\n",
@@ -253,27 +253,27 @@ BAD_TEXTS = {
     ),
     "one of several types": (
         "policies: {api: {parallel: {progress: [1]}}}\n",
-        ":1:39: policies.api.parallel.progress: [1] is neither true, false nor 'auto'; write one of these",
+        ":1:39: policies.api.parallel.progress: [1] is invalid: use true, false or 'auto'",
     ),
     "neither a number nor auto": (
         "policies: {api: {parallel: {workers: 0}}}\n",
-        ':1:38: policies.api.parallel.workers: 0 will not do: write a whole number from 1 on, or "auto"',
+        ':1:38: policies.api.parallel.workers: 0 is invalid: use an integer >= 1, or "auto"',
     ),
     "no such exception": (
         "policies: {api: {retry: {retry_on: [ValueError, ConectionError]}}}\n",
-        ":1:49: policies.api.retry.retry_on: 'ConectionError' is no builtin exception; did you mean 'Conn",
+        ":1:49: policies.api.retry.retry_on: 'ConectionError' is not a builtin exception; did you mean 'Conn",
     ),
     "a missing field": (
         "policies:\n  api:\n    rate_limit: {burst: 5}\n",
-        ":3:5: policies.api.rate_limit: 'rate' is missing; write `rate_limit: {rate: …}`",
+        ":3:5: policies.api.rate_limit: missing field 'rate'; use `rate_limit: {rate: …}`",
     ),
     "fields that do not fit": (
         "policies:\n  api:\n    retry: {min_delay: 5, retries: 2, max_delay: 1}\n",
-        "max_delay (1s); lower the one or raise the other (see also policies/base.yaml:3:24)",
+        "max_delay (1s); lower min_delay or raise max_delay (see also policies/base.yaml:3:24)",
     ),
     "a policy that says nothing": (
         "policies: {api: {timeout: {}}}\n",
-        ":1:18: policies.api.timeout: sets no time; give total or attempt",
+        ":1:18: policies.api.timeout: no timeout is set; set total or attempt",
     ),
     "extends an unknown": (
         "policies: {api: {extends: bse}, base: }\n",
@@ -281,19 +281,19 @@ BAD_TEXTS = {
     ),
     "extends a list": (
         "policies: {api: {extends: [a]}}\n",
-        ":1:27: policies.api.extends takes the name of one profile, not a list",
+        ":1:27: policies.api.extends must be the name of one profile, not a list",
     ),
     "extends itself": (
         "policies: {api: {extends: api}}\n",
-        ":1:27: profiles extend each other in a circle: api → api; remove one `extends`",
+        ":1:27: circular `extends`: api → api; remove one of them",
     ),
     "defaults that extend": (
         "defaults: {extends: api}\n",
-        ":1:12: `defaults:` lies under every profile and extends none",
+        ":1:12: `defaults:` cannot extend a profile",
     ),
     "wrong defaults and no profile": (
         "defaults: {retry: x}\n",
-        ":1:19: defaults.retry.retries: 'x' will not do",
+        ":1:19: defaults.retry.retries: 'x' is invalid",
     ),
 }
 
@@ -326,9 +326,7 @@ def test_all_problems_of_all_files_and_variables_are_told_at_once(policies: Poli
 
 def test_a_circle_is_told_once(policies: Policies) -> None:
     policies.write(base="policies: {c: {extends: b}, b: {extends: a}, a: {extends: c}, outside: {extends: a}}")
-    assert policies.error() == (
-        "policies/base.yaml:1:59: profiles extend each other in a circle: a → c → b → a; remove one `extends`"
-    )
+    assert policies.error() == ("policies/base.yaml:1:59: circular `extends`: a → c → b → a; remove one of them")
 
 
 def test_a_mistake_in_defaults_or_a_parent_is_told_once(policies: Policies) -> None:
@@ -343,7 +341,7 @@ def test_a_mistake_is_told_where_the_effective_value_stands(policies: Policies) 
     policies.write(base="policies: {a: {retry: {min_delay: 5}}}", production="policies: {a: {retry: {max_delay: 4}}}")
     assert policies.error("production") == (
         "policies/production.yaml:1:35: policies.a.retry: min_delay (5s) is greater than max_delay (4s); "
-        "lower the one or raise the other (see also policies/base.yaml:1:35)"
+        "lower min_delay or raise max_delay (see also policies/base.yaml:1:35)"
     )
     assert policies.error("production", OPERO_A_MIN_DELAY="6", OPERO_A_MAX_DELAY="x").startswith("OPERO_A_MAX_DELAY: ")
 

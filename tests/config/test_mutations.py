@@ -201,7 +201,9 @@ def test_every_change_of_a_key_is_told_at_its_place(policies: Policies, name: st
                     astray.append(about)
             elif key.names_function and not is_function(mutant):
                 assert not isinstance(outcome, Configuration), about
-                assert any('is neither "module:function" nor a glob' in each.text for each in at(key, outcome)), about
+                assert any('is not a function name: use "module:function"' in each.text for each in at(key, outcome)), (
+                    about
+                )
             elif key.names_profile and key.text in referred:
                 assert not isinstance(outcome, Configuration), about
                 for reference in references(changed):

@@ -72,7 +72,7 @@ class World:
 
     def __init__(self, directory: Path, said: dict[str, Any]) -> None:
         self.directory = directory
-        self.said = said
+        self.content = said
         for name in ("base", "production"):
             document = {"policies": {"api": {"extends": "parent"}, "parent": {}}} if name == "base" else {}
             for key, value in said[name].items():
@@ -97,11 +97,11 @@ class World:
         self.registry = Registry.load(
             self.directory,
             "production",
-            self.said["environ"],
+            self.content["environ"],
             env_file=self.directory / ".env",
             secrets_dir=self.directory / "secrets",
         )
-        self.bound = self.registry.bind(fetch, "api", **self.said["options"])
+        self.bound = self.registry.bind(fetch, "api", **self.content["options"])
 
     def leaves(self, target: str) -> dict[str, Leaf]:
         return dict(self.registry.explain(target))
@@ -114,7 +114,7 @@ class World:
         source = leaf.source
         if source.by == "Registry.bind":
             kind, _, field = path.partition(".")
-            options = self.said["options"]
+            options = self.content["options"]
             if kind in options:
                 options[kind] = {name: value for name, value in options[kind].items() if name != field}
             for name in [name for name in options if FLAT_OPTIONS.get(name) == (kind, field)]:
@@ -124,7 +124,7 @@ class World:
             if "/" in source.name:
                 Path(source.name).unlink()
             else:
-                del self.said["environ"][source.name]
+                del self.content["environ"][source.name]
         else:
             path = Path(source.name) if Path(source.name).is_absolute() else Path.cwd() / source.name
             lines = path.read_text("utf-8").splitlines()

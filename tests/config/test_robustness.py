@@ -201,11 +201,11 @@ REFUSED = (
     "keep one of them",
     "to the base 60",
     "octal number",
-    "is not allowed; write plain YAML",
-    "contains itself by an alias",
+    "is not allowed; use plain YAML",
+    "contains itself through an alias",
     "`<<` takes a mapping",
     "cannot be read as",
-    "is also set above",
+    "duplicate anchor",
 )
 
 

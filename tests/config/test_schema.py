@@ -196,4 +196,4 @@ def test_no_value_of_a_mistaken_number_breaks_the_loader(policies: Policies) -> 
     """It did: float() raises OverflowError, which was told as a module that cannot be imported."""
     (told,) = problems(policies, {"policies": {"a": {"retry": {"min_delay": 10**400}}}})
     assert told.startswith("policies.a.retry.min_delay: 1000")
-    assert "is no duration" in told
+    assert "is not a duration" in told

@@ -150,10 +150,7 @@ def test_a_line_may_be_written_in_many_ways(text: str | bytes, value: str) -> No
 def test_nothing_of_the_tester_s_own_environment_fills_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIMES", "3")
     assert told("OPERO_A_RETRIES=${TIMES}\n") == [
-        (
-            "my.env:1:1 (OPERO_A_RETRIES): a ${NAME} in it names no variable that is set; "
-            "write ${NAME:-} if it may be missing"
-        )
+        ("my.env:1:1 (OPERO_A_RETRIES): refers to a variable that is not set; use ${NAME:-} if it may be missing")
     ]
 
 
@@ -165,10 +162,7 @@ def test_lines_of_others_do_not_matter() -> None:
 WRONG_LINES = {
     "a wrong value": (
         "\nexport  OPERO_A_RETRIES=x",
-        (
-            "my.env:2:9 (OPERO_A_RETRIES): policies.a.retry.retries: 'x' will not do: "
-            "write a whole number from 0 on, such as 3"
-        ),
+        ("my.env:2:9 (OPERO_A_RETRIES): policies.a.retry.retries: 'x' is invalid: use an integer >= 0"),
     ),
     "an unknown name": (
         "A=1\r\nOPERO_A_RETRIS=1\r\n",
@@ -184,13 +178,13 @@ WRONG_LINES = {
     ),
     "twice": (
         "OPERO_A_RETRIES=1\nOPERO_A_RETRIES=2\n",
-        "my.env:2:1 (OPERO_A_RETRIES): is also set in line 1; keep one of them",
+        "my.env:2:1 (OPERO_A_RETRIES): duplicate variable (first at line 1); keep one of them",
     ),
     "twice, in another case": (
         "opero_a_retries=1\nOPERO_A_RETRIES=2\n",
         (
-            "my.env:2:1 (OPERO_A_RETRIES): is also set as my.env:1:1 (opero_a_retries), and case does not count; "
-            "unset one of them"
+            "my.env:2:1 (OPERO_A_RETRIES): is also set as my.env:1:1 (opero_a_retries), and names are "
+            "case-insensitive; unset one of them"
         ),
     ),
     "twice, in another form": (
@@ -200,25 +194,25 @@ WRONG_LINES = {
             "and so does my.env:1:1 (OPERO_A_RETRIES); unset one of them"
         ),
     ),
-    "no value": ("OPERO_A_RETRIES\n", "my.env:1:1 (OPERO_A_RETRIES): has no value; write NAME=value, or remove it"),
+    "no value": ("OPERO_A_RETRIES\n", "my.env:1:1 (OPERO_A_RETRIES): has no value; use NAME=value, or remove it"),
     "an empty value": ("OPERO_A_RETRIES=\n", "my.env:1:1 (OPERO_A_RETRIES): is empty; unset it"),
     "no line at all": (
         "\nOPERO_A_RETRIES: 4\n",
-        "my.env:2:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+        "my.env:2:1: cannot be parsed; use NAME=value, quoted if the value contains spaces",
     ),
     "a quote without end": (
         "OPERO_A_RETRIES='4\n",
-        "my.env:1:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+        "my.env:1:1: cannot be parsed; use NAME=value, quoted if the value contains spaces",
     ),
     "another encoding": (b"A=1\nOPERO_A_RETRIES=\xe9\n", "my.env:2:1: is not UTF-8; save it as UTF-8"),
     "where variables are": (
         "OPERO_SECRETS_DIR=secrets\n",
         (
-            "my.env:1:1 (OPERO_SECRETS_DIR): says where variables are, so it has no effect here; "
-            "set it in the process's environment"
+            "my.env:1:1 (OPERO_SECRETS_DIR): has no effect here, since it locates variables; "
+            "set it in the environment of the process"
         ),
     ),
-    "the switch": ("OPERO_ENABLED=perhaps\n", "my.env:1:1 (OPERO_ENABLED): 'perhaps' is neither true nor false"),
+    "the switch": ("OPERO_ENABLED=perhaps\n", "my.env:1:1 (OPERO_ENABLED): 'perhaps' is invalid: use true or false"),
 }
 
 
@@ -262,14 +256,14 @@ def test_a_secret_that_is_wrong_is_told_with_its_file() -> None:
     (SECRETS / "OPERO_A_CACHE_SECRET").write_text("x" * 70_000)
     assert told(secrets={"OPERO_A_RETRIES": "x", "OPERO_A_RETRIS": "1", "OPERO_ENV_FILE": "my.env", "other": "1"}) == [
         "secrets/OPERO_A_CACHE_KEY: cannot be read: No such file or directory",
-        "secrets/OPERO_A_CACHE_SECRET: is larger than 65536 bytes, and so no variable's value; remove it",
-        "secrets/OPERO_A_CACHE_TTL: is no file, and so no variable's value; remove it",
+        "secrets/OPERO_A_CACHE_SECRET: is larger than 65536 bytes, the limit for a secret; remove it",
+        "secrets/OPERO_A_CACHE_TTL: is not a file, so it cannot hold a variable's value; remove it",
         "secrets/OPERO_A_CACHE_URL: is not UTF-8; save it as UTF-8",
-        "secrets/OPERO_A_RETRIES: policies.a.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3",
+        "secrets/OPERO_A_RETRIES: policies.a.retry.retries: 'x' is invalid: use an integer >= 0",
         "secrets/OPERO_A_RETRIS: the profile 'a' has no option 'retris'; did you mean OPERO_A_RETRIES?",
         (
-            "secrets/OPERO_ENV_FILE: says where variables are, so it has no effect here; "
-            "set it in the process's environment"
+            "secrets/OPERO_ENV_FILE: has no effect here, since it locates variables; "
+            "set it in the environment of the process"
         ),
     ]
 
@@ -361,8 +355,8 @@ def test_a_variable_of_no_entry_names_the_nearest(variable: str, said: str) -> N
 def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -> None:
     policies.write(base="functions: {'a.b:c': {retry: 1}, 'a_b:c': {retry: 2}, 'a.b:*': {retry: 3}}")
     assert policies.error(OPERO_FUNCTIONS__A_B_C__RETRY="5") == (
-        "OPERO_FUNCTIONS__A_B_C__RETRY: can be read as functions.a.b:c.retry or as functions.a_b:c.retry; "
-        "write it in a file, since the names of these functions differ in no letter or digit"
+        "OPERO_FUNCTIONS__A_B_C__RETRY: is ambiguous, as it can mean functions.a.b:c.retry or functions.a_b:c.retry; "
+        "set it in a file, as the names of these functions do not differ in letters and digits"
     )
     assert policies.load(OPERO_FUNCTIONS__A_B____RETRY="5").functions
 
@@ -381,8 +375,8 @@ def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog:
     said = registry.configuration.warnings
     assert [each.partition(":")[0] for each in said] == ["policies", "policies/base.yaml", "secrets", "my.env"]
     assert said[0] == (
-        "policies: anybody on this machine may write to it, and so choose what this program imports and calls; "
-        "take that away: chmod o-w policies"
+        "policies: is writable by all users of this machine, who can choose what this program imports and calls; "
+        "run: chmod o-w policies"
     )
     assert [(each.levelname, each.getMessage()) for each in caplog.records] == [("WARNING", each) for each in said]
 

@@ -16,10 +16,10 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("max_concurrent", 0, "greater than or equal to 1"),
-    ("max_concurrent", False, "False is no number"),
-    ("max_concurrent", None, "None is no whole number"),
+    ("max_concurrent", False, "False is not a number"),
+    ("max_concurrent", None, "None is not an integer"),
     ("max_wait", -1, "-1 is negative"),
-    ("scope", "process", "'process' is none of 'profile', 'function'"),
+    ("scope", "process", "'process' is not one of 'profile', 'function'"),
 ]
 
 

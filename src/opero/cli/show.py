@@ -81,7 +81,7 @@ def _entry_of(found: Configuration, name: str) -> dict[str, Any]:
     leaves = composed.leaves()
     fields = _set_fields(leaves, None)
     entry: dict[str, Any] = {} if parent is None else {"policy": parent.value}
-    for kind in composed.blocks:
+    for kind in composed.statements:
         entry[kind] = None if kind in leaves else fields.get(kind, {})
     return entry
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.composition import compose, sections_of
-from opero.config.environment import PREFIX, RESERVED, Said, Target
+from opero.config.environment import PREFIX, RESERVED, RawValue, Target
 from opero.config.fields import OPTIONS
 from opero.policies.policy import KINDS
 
@@ -50,7 +50,7 @@ class EnvironmentVariable:
     target: str
     section: str = ""
     path: str = ""
-    said: Said | None = None
+    said: RawValue | None = None
     leaf: Leaf | None = None
 
     @property
@@ -62,7 +62,7 @@ class EnvironmentVariable:
         return self.section.removeprefix("policies.") if self.section.startswith("policies.") else ""
 
 
-def variables(configuration: Configuration, said: Mapping[str, Said]) -> list[EnvironmentVariable]:
+def variables(configuration: Configuration, said: Mapping[str, RawValue]) -> list[EnvironmentVariable]:
     """Return the variables that opero reads: general ones, then those of profiles, of `defaults` and of `functions:`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Profiles from YAML files and environment variables, every value with its place."""
+"""Configuration: profiles from YAML files and environment variables, with the source of every value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Configuration", "Leaf", "Source", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is first used: whether there is a configuration can be asked without what reads one."""
+    """Import a name on first use: checking whether there is a configuration needs no YAML or pydantic-settings."""
     if name not in _HOME:
         raise AttributeError(f"module 'opero.config' has no attribute {name!r}")
     from importlib import import_module

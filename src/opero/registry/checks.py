@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
     from opero.config.configuration import Configuration
-    from opero.config.sources import Layer, Leaf
+    from opero.config.sources import ConfigLayer, Leaf
     from opero.policies.policy import Policy
 
 __all__ = ["check", "check_entries", "news"]
@@ -114,7 +114,7 @@ def _leaf_of(kind: str, fields: Sequence[str], text: str, leaves: Mapping[str, L
     return leaves[f"{kind}.{(*mentioned, *set_ones[-1:], *fields[-1:])[0]}"]
 
 
-def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
+def check_entries(layer: ConfigLayer, bindings: Sequence[Binding]) -> None:
     """Check that each entry of a layer's `functions:` matches a bound function.
 
     Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from opero.config.sources import Layer, Leaf
+    from opero.config.sources import ConfigLayer, Leaf
     from opero.policies.bound_types import AsyncBound, AsyncMapped, Bound, Mapped
     from opero.policies.options import Options
     from opero.registry.watch import Watch
@@ -58,7 +58,7 @@ class Registry(Mapping[str, Policy]):
     def _begin(self, configuration: Configuration) -> None:
         self._base = configuration
         self._in_force = InForce(configuration, SharedExecutors(configuration.policies))
-        self._overrides: list[Layer] = []
+        self._overrides: list[ConfigLayer] = []
         self._roster = Roster()
         self._waiting: Roster | None = None  # while this is the default registry: functions that have not asked it yet
         self._imports = ImportBindings()
@@ -486,12 +486,12 @@ class Registry(Mapping[str, Policy]):
             with self._changing:
                 self._change(self._base, [each for each in self._overrides if each is not layer], anyhow=True)
 
-    def _change(self, base: Configuration, overrides: list[Layer], *, anyhow: bool = False) -> Changes:
+    def _change(self, base: Configuration, overrides: list[ConfigLayer], *, anyhow: bool = False) -> Changes:
         """Put another configuration in force, if it is valid, or `anyhow`. The caller holds `_changing`."""
         configuration = base
         report = base.report()
         for layer in overrides:
-            configuration = configuration.over(layer, report)
+            configuration = configuration.with_layer(layer, report)
         report.raise_if_any()
 
         def commit(draft: InForce) -> None:
