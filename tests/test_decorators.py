@@ -94,7 +94,7 @@ def test_a_profile_may_be_completed_by_options_that_say_too_little_alone() -> No
 
 
 def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating() -> None:
-    with pytest.raises(ConfigError, match="no parameter 'apikey' to fall back on; did you mean 'api_key'?"):
+    with pytest.raises(ConfigError, match="no parameter 'apikey', which fallback.arg names; did you mean 'api_key'?"):
 
         @opero(arg_fallback="apikey")
         def fetch(url: str, api_key: str) -> None: ...
