@@ -302,7 +302,7 @@ class WorkerDiedError(OperoError):
     """A worker process of a map died while it ran this item or batch.
 
     Attributes:
-        times: the number of processes that died while they ran it; at most `worker_retries` + 1.
+        times: the number of processes that died while they ran it (see `worker_retries`).
     """
 
     def __init__(self, message: str, *, times: int = 1) -> None:

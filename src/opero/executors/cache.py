@@ -144,7 +144,7 @@ class CacheExecutor(FunctionCache):
             if waiter is None:
                 leader = self._lead(host, pending, computation)
                 still_wanted = partial(self.single_flight.leave, computation, waited=False)
-                return await host.apart(leader, computation, still_wanted)
+                return await host.shielded(leader, computation, still_wanted)
             try:
                 await waiter.wait(None)
             finally:
