@@ -1,4 +1,4 @@
-"""The virtual clock: time stands still until somebody sleeps, for sync code and in an event loop."""
+"""The virtual clock: time passes only by sleeping or advancing, in sync code and in an event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opero.runtime.interruption import Expired
 from opero.testing import VirtualClock
 
 
-def test_a_sleep_takes_no_time_and_is_noted() -> None:
+def test_a_sleep_takes_no_real_time_and_is_recorded() -> None:
     clock, started = VirtualClock(), time.monotonic()
     before = clock.monotonic(), clock.time()
     clock.sleep(3600)
@@ -25,7 +25,7 @@ def test_a_sleep_takes_no_time_and_is_noted() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_an_event_loop_lives_on_it_with_timers_in_order() -> None:
+def test_an_event_loop_runs_its_timers_in_order() -> None:
     clock = VirtualClock()
     order: list[tuple[str, float]] = []
 
@@ -45,7 +45,7 @@ def test_an_event_loop_lives_on_it_with_timers_in_order() -> None:
     assert clock.monotonic() == 1035
 
 
-def test_a_loop_on_it_still_hears_of_threads() -> None:
+def test_an_event_loop_still_receives_results_of_threads() -> None:
     clock = VirtualClock()
 
     async def main() -> int:
@@ -54,7 +54,7 @@ def test_a_loop_on_it_still_hears_of_threads() -> None:
     assert clock.run(main()) == 7
 
 
-def test_what_tries_again_until_the_clock_has_moved_comes_to_an_end() -> None:
+def test_a_loop_that_polls_the_clock_ends() -> None:
     clock = VirtualClock()
 
     async def main() -> None:
@@ -68,7 +68,7 @@ def test_what_tries_again_until_the_clock_has_moved_comes_to_an_end() -> None:
     clock.run(main())
 
 
-def test_it_bounds_functions_that_wait_by_it_nested_too() -> None:
+def test_run_within_limits_functions_that_sleep_even_if_nested() -> None:
     clock = VirtualClock()
     with pytest.raises(Expired):
         clock.run_within(2, clock.sleep, 3)
@@ -80,17 +80,17 @@ def test_it_bounds_functions_that_wait_by_it_nested_too() -> None:
         clock.run_within(2, clock.advance, 3)
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_the_same_seed_gives_the_same_random_numbers() -> None:
     assert VirtualClock(seed=3).random.random() == VirtualClock(seed=3).random.random()
 
 
-def test_waiting_for_an_event_that_nobody_sets_passes_the_time() -> None:
+def test_waiting_for_an_event_that_is_never_set_passes_the_time() -> None:
     clock = VirtualClock()
     assert clock.wait(threading.Event(), 60) is False
     assert clock.monotonic() == 1060
 
 
-def test_the_systems_clock_is_the_default_and_arrives_as_itself() -> None:
+def test_the_system_clock_is_the_default_and_unpickles_as_itself() -> None:
     assert Policy().apply(len).binding.clock is SYSTEM
     assert pickle.loads(pickle.dumps(SYSTEM)) is SYSTEM
     assert isinstance(SYSTEM, Clock)

@@ -1,4 +1,4 @@
-"""Ending a sync function that takes too long: in real time, as that is the point."""
+"""Timeouts of sync functions, in real time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opero import CallTimeoutError, Policy, RejectedError
-from opero.runtime import interruption as interrupts
+from opero.runtime import interruption
 from opero.runtime.interruption import Expired, Interruption, abandoned, run_within
 
 SOON = 0.05
@@ -20,7 +20,7 @@ LONG = 5.0
 
 
 def in_thread(function: Any) -> Any:
-    """Run a function in another thread: its result, or its exception raised here."""
+    """Run a function in another thread, and return its result or raise its exception."""
     outcome: list[Any] = []
 
     def work() -> None:
@@ -45,28 +45,28 @@ def busy() -> None:
 
 
 @pytest.mark.parametrize("function", [busy, lambda: time.sleep(LONG)])
-def test_in_the_main_thread_a_function_is_interrupted_where_it_stands(function: Any) -> None:
+def test_in_the_main_thread_the_function_is_interrupted(function: Any) -> None:
     started = time.monotonic()
     with pytest.raises(Expired):
         run_within(SOON, function)
     assert SOON <= time.monotonic() - started < LONG / 2
 
 
-def test_a_function_that_ends_in_time_gives_its_result_or_its_own_exception() -> None:
+def test_a_function_that_ends_in_time_returns_or_raises_as_usual() -> None:
     for within in (run_within, lambda *args: in_thread(lambda: run_within(*args))):
         assert within(LONG, divmod, 7, 2) == (3, 1)
         with pytest.raises(ZeroDivisionError):
             within(LONG, divmod, 1, 0)
 
 
-def test_except_exception_does_not_swallow_the_interruption_and_finally_runs() -> None:
+def test_except_exception_does_not_catch_the_interruption_and_finally_runs() -> None:
     done = []
 
     def careless() -> None:
         try:
             time.sleep(LONG)
         except Exception:
-            done.append("swallowed")
+            done.append("caught")
         finally:
             done.append("finally")
 
@@ -75,7 +75,7 @@ def test_except_exception_does_not_swallow_the_interruption_and_finally_runs() -
     assert done == ["finally"]
 
 
-def test_a_function_that_swallows_the_interruption_has_expired_all_the_same() -> None:
+def test_a_function_that_catches_the_interruption_has_still_timed_out() -> None:
     def stubborn() -> str:
         with contextlib.suppress(Interruption):
             time.sleep(LONG)
@@ -104,7 +104,7 @@ def test_an_outer_timer_and_handler_are_restored_and_fire_on_time() -> None:
         signal.signal(signal.SIGALRM, previous)
 
 
-def test_an_outer_timer_that_is_due_first_is_served_first() -> None:
+def test_an_outer_timer_that_is_due_first_fires_first() -> None:
     fired: list[float] = []
     previous = signal.signal(signal.SIGALRM, lambda *_: fired.append(time.monotonic()))
     try:
@@ -118,7 +118,7 @@ def test_an_outer_timer_that_is_due_first_is_served_first() -> None:
 
 
 @pytest.mark.parametrize(("outer", "inner", "expired"), [(LONG, SOON, "inner"), (SOON, LONG, "outer")])
-def test_of_nested_timeouts_the_shorter_one_expires(outer: float, inner: float, expired: str) -> None:
+def test_the_shorter_of_nested_timeouts_expires(outer: float, inner: float, expired: str) -> None:
     def nested() -> str:
         try:
             return run_within(inner, lambda: time.sleep(LONG) or "slept")
@@ -135,7 +135,7 @@ def test_of_nested_timeouts_the_shorter_one_expires(outer: float, inner: float, 
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-def test_no_timer_and_no_handler_stay_behind() -> None:
+def test_no_timer_and_no_handler_remain() -> None:
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(Expired):
         run_within(SOON, time.sleep, LONG)
@@ -144,7 +144,7 @@ def test_no_timer_and_no_handler_stay_behind() -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_in_another_thread_the_caller_returns_on_time_while_the_function_runs_on() -> None:
+def test_in_another_thread_the_caller_returns_on_time_while_the_function_continues() -> None:
     go_on, ended = threading.Event(), threading.Event()
 
     def function() -> None:
@@ -177,18 +177,18 @@ def test_context_variables_reach_the_helper_thread() -> None:
     assert in_thread(caller) == "here"
 
 
-def test_there_is_a_cap_on_functions_that_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "MOST_ABANDONED", 0)
+def test_the_number_of_abandoned_functions_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "MAX_ABANDONED", 0)
     with pytest.raises(RejectedError, match="still running in their threads"):
         in_thread(lambda: run_within(LONG, int))
 
 
-def test_helper_threads_are_used_again() -> None:
+def test_helper_threads_are_reused() -> None:
     names = {in_thread(lambda: run_within(LONG, lambda: threading.current_thread().ident)) for _ in range(5)}
     assert len(names) <= 2
 
 
-def test_a_whole_bound_function_is_timed_out_in_both_kinds_of_threads() -> None:
+def test_a_bound_function_times_out_in_main_and_other_threads() -> None:
     bound = Policy(timeout={"attempt": SOON}).apply(lambda: time.sleep(0.3))
     for call in (bound, lambda: in_thread(bound)):
         with pytest.raises(CallTimeoutError, match="took longer than its timeout of 50ms"):

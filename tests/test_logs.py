@@ -1,4 +1,4 @@
-"""Log records: silent until somebody listens, and then shown once."""
+"""Logging: nothing is shown by default, and each record once after configuration."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Each test finds the loggers as a fresh process has them, and leaves none of its own behind."""
+def fresh_loggers() -> Iterator[None]:
+    """Run each test with the loggers of a fresh process, and restore them afterwards."""
     root = logging.getLogger()
     handlers, root_handlers, level, root_level = logger.handlers[:], root.handlers[:], logger.level, root.level
     logger.handlers[:] = [each for each in handlers if isinstance(each, logging.NullHandler)]
@@ -31,7 +31,7 @@ def as_it_was() -> Iterator[None]:
 
 
 def fail_once() -> None:
-    """A call that retries, and says so at DEBUG."""
+    """Make a call with a retry, which is logged at DEBUG."""
     outcomes = [ValueError("no"), None]
 
     def flaky() -> None:
@@ -42,8 +42,8 @@ def fail_once() -> None:
     Policy(retry=1).apply(flaky, clock=VirtualClock())()
 
 
-def alone() -> None:
-    """Take away the handlers by which pytest listens, which it adds when a test begins."""
+def remove_pytest_handlers() -> None:
+    """Remove the handlers that pytest adds when a test starts."""
     logging.getLogger().handlers.clear()
 
 
@@ -69,7 +69,7 @@ def test_the_level_is_info_by_default() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["DEBUGG", "", "loud", None, True, 1.5, -1])
-def test_a_wrong_level_is_refused_and_changes_nothing(wrong: object) -> None:
+def test_an_invalid_level_is_refused_and_changes_nothing(wrong: object) -> None:
     configure_logging("ERROR")
     with pytest.raises((ValueError, TypeError), match="level") as caught:
         configure_logging(wrong)  # type: ignore[arg-type]
@@ -79,8 +79,8 @@ def test_a_wrong_level_is_refused_and_changes_nothing(wrong: object) -> None:
         assert "did you mean 'DEBUG'" in str(caught.value)
 
 
-def test_records_are_shown_on_stderr_from_their_level_on(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_records_of_the_level_and_above_are_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     configure_logging("INFO")
     logger.info("an info")
     logger.debug("a detail")
@@ -90,14 +90,14 @@ def test_records_are_shown_on_stderr_from_their_level_on(capsys: pytest.CaptureF
 
 
 def test_records_of_a_call_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+    remove_pytest_handlers()
     configure_logging("DEBUG")
     fail_once()
     assert "flaky" in capsys.readouterr().err
 
 
-def test_calling_it_twice_shows_records_once(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_configuring_twice_shows_records_once(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     configure_logging("INFO")
     configure_logging("WARNING")
     logger.warning("said once")
@@ -105,24 +105,24 @@ def test_calling_it_twice_shows_records_once(capsys: pytest.CaptureFixture[str])
     assert logger.level == logging.WARNING
 
 
-def test_where_the_application_has_handlers_records_go_there_and_only_there(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_records_go_only_to_the_handlers_of_the_application_if_it_has_any(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     logging.basicConfig(format="app: %(message)s", level=logging.WARNING)
     configure_logging("INFO")
     logger.info("said once")
     assert capsys.readouterr().err == "app: said once\n"
 
 
-def test_handlers_that_the_application_adds_later_take_over(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_handlers_that_the_application_adds_later_receive_the_records(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     configure_logging("INFO")
     logging.basicConfig(format="app: %(message)s")
     logger.info("said once")
     assert capsys.readouterr().err == "app: said once\n"
 
 
-def test_a_handler_on_the_logger_itself_takes_over_too(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_a_handler_on_the_opero_logger_receives_the_records(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     own = logging.StreamHandler()
     own.setFormatter(logging.Formatter("own: %(message)s"))
     logger.addHandler(own)
@@ -131,8 +131,8 @@ def test_a_handler_on_the_logger_itself_takes_over_too(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "own: said once\n"
 
 
-def test_records_go_to_the_stderr_of_the_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    alone()
+def test_records_go_to_the_current_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    remove_pytest_handlers()
     configure_logging("INFO")
     other = sys.stderr
     try:
@@ -143,7 +143,7 @@ def test_records_go_to_the_stderr_of_the_moment(capsys: pytest.CaptureFixture[st
     assert "elsewhere" in capsys.readouterr().out
 
 
-def test_it_is_silent_by_default() -> None:
+def test_nothing_is_shown_by_default() -> None:
     code = """
 from opero import Policy
 from opero.observe.logs import logger
@@ -154,7 +154,7 @@ def flaky():
     if len(attempts) < 3:
         raise ValueError
 Policy(retry=3).apply(flaky, clock=VirtualClock())()
-logger.error("nobody listens")
+logger.error("not shown")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""

@@ -1,4 +1,4 @@
-"""Counts are exact: on every path, across a change of policy, and under threads."""
+"""Statistics are exact on every path, across policy changes, and with threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_calls_and_attempts_are_counted_on_every_path(bind: Any, policy: Any) ->
     assert (bind.bound.stats.calls, bind.bound.stats.attempts) == (5, 5)
 
 
-def test_counts_go_on_when_another_policy_comes_into_force(bind: Any) -> None:
+def test_counts_continue_after_a_policy_change(bind: Any) -> None:
     call = bind(Policy(), lambda number: number)
     for policy in (Policy(retry=1), Policy(circuit_breaker=5), Policy(cache=True), Policy()):
         call(1)
@@ -36,7 +36,7 @@ def test_counts_go_on_when_another_policy_comes_into_force(bind: Any) -> None:
 
 
 def in_threads(target: Callable[[], Any], count: int = 8) -> None:
-    """Run it in several threads that take turns as often as can be."""
+    """Run a function in several threads that switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -50,7 +50,7 @@ def in_threads(target: Callable[[], Any], count: int = 8) -> None:
 
 
 @pytest.mark.parametrize("policy", [{}, {"retry": 2}, {"circuit_breaker": 5}])
-def test_under_threads_no_call_goes_uncounted(policy: Any) -> None:
+def test_every_call_is_counted_with_threads(policy: Any) -> None:
     bound = Policy(**policy).apply(lambda: None)
     in_threads(lambda: [bound() for _ in range(5000)])
     assert (bound.stats.calls, bound.stats.attempts) == (40_000, 40_000)
@@ -59,7 +59,7 @@ def test_under_threads_no_call_goes_uncounted(policy: Any) -> None:
 @pytest.mark.parametrize(
     "policy", [{}, {"retry": {"retries": 1, "min_delay": 0}}, {"fallback": {"default": 0}}, {"bulkhead": 20}]
 )
-def test_under_threads_no_failure_goes_uncounted(policy: Any) -> None:
+def test_every_failure_is_counted_with_threads(policy: Any) -> None:
     kinds = itertools.cycle([ConnectionError, OSError, KeyError])
 
     def function() -> None:
@@ -80,7 +80,7 @@ def test_under_threads_no_failure_goes_uncounted(policy: Any) -> None:
     assert stats.retries == attempts - 4800
 
 
-def test_tasks_and_threads_count_together() -> None:
+def test_calls_of_tasks_in_several_threads_are_counted() -> None:
     registry = Registry({"api": Policy(retry=1)})
 
     @opero(policy="api", registry=registry)
@@ -98,14 +98,14 @@ def test_tasks_and_threads_count_together() -> None:
 
 
 @pytest.mark.parametrize("policy", [{}, {"retry": 1}, {"circuit_breaker": 5}])
-def test_the_call_that_resolves_a_profile_counts_as_any_other(policy: Any) -> None:
+def test_the_call_that_resolves_a_profile_is_counted_once(policy: Any) -> None:
     late = opero(policy="api", registry=Registry({"api": Policy(**policy)}))(lambda: 1)
     for number in range(1, 4):
         late()
         assert (late.stats.calls, late.stats.attempts) == (number, number)
 
 
-def test_each_call_is_counted_while_policies_change() -> None:
+def test_every_call_is_counted_during_policy_changes() -> None:
     bound = Policy().apply(lambda: None)
     policies = itertools.cycle([Policy(circuit_breaker=5), Policy(retry=1), Policy(bulkhead=50), Policy()])
 
@@ -119,7 +119,7 @@ def test_each_call_is_counted_while_policies_change() -> None:
     assert bound.stats.calls == 3200
 
 
-def test_under_threads_no_error_goes_uncounted() -> None:
+def test_every_error_is_counted_with_threads() -> None:
     def broken() -> None:
         raise KeyError
 
@@ -138,7 +138,7 @@ def test_under_threads_no_error_goes_uncounted() -> None:
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_counts_taken_elsewhere_are_added_once(bare: bool) -> None:
+def test_counts_of_another_process_are_added_once(bare: bool) -> None:
     stats = Stats()
     stats.count_bare(bare)
     stats.calls += 2
@@ -150,7 +150,7 @@ def test_counts_taken_elsewhere_are_added_once(bare: bool) -> None:
     assert (stats.calls, stats.attempts, stats.errors) == (0, 0, {})
 
 
-def test_it_shows_only_what_has_happened() -> None:
+def test_the_repr_shows_only_nonzero_counts() -> None:
     bound = Policy().apply(lambda: 1)
     bound()
     assert repr(bound.stats) == "Stats(attempts=1, calls=1)"

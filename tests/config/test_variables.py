@@ -102,11 +102,11 @@ def test_a_directory_called_env_is_no_env_file(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: the file nope does not exist"),
-        ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is no file"),
-        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: is empty; unset it, or name a file"),
-        ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: the directory nope does not exist"),
-        ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is no directory"),
+        ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: file nope does not exist"),
+        ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is not a file"),
+        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: empty value: set the path of a file, or unset it"),
+        ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: directory nope does not exist"),
+        ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is not a directory"),
         ({"OPERO_ENVFILE": "my.env"}, "OPERO_ENVFILE: names no profile; did you mean OPERO_ENV_FILE?"),
         ({"OPERO_SECRET_DIR": "s"}, "OPERO_SECRET_DIR: names no profile; did you mean OPERO_SECRETS_DIR?"),
     ],
@@ -118,9 +118,9 @@ def test_what_the_environment_names_must_be_there(environ: dict[str, str], said:
 
 
 def test_an_argument_that_names_nothing_is_told_as_the_argument() -> None:
-    with pytest.raises(ConfigError, match="^env_file: the file nope does not exist$"):
+    with pytest.raises(ConfigError, match="^env_file: file nope does not exist$"):
         load("policies", environ={}, env_file="nope")
-    with pytest.raises(ConfigError, match="^secrets_dir: my.env is no directory$"):
+    with pytest.raises(ConfigError, match="^secrets_dir: my.env is not a directory$"):
         load("policies", environ={}, secrets_dir="my.env")
 
 
@@ -292,7 +292,7 @@ def test_a_cache_finds_its_own_variables_in_the_same_places(monkeypatch: pytest.
     monkeypatch.setenv("OPERO_CACHE_DIR", "from-process")
     assert CacheSettings.read().dir == Path("from-process")
     monkeypatch.setenv("OPERO_SECRETS_DIR", "nowhere")
-    with pytest.raises(ConfigError, match="OPERO_SECRETS_DIR: the directory nowhere does not exist"):
+    with pytest.raises(ConfigError, match="OPERO_SECRETS_DIR: directory nowhere does not exist"):
         CacheSettings.read()
 
 

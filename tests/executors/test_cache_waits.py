@@ -193,7 +193,7 @@ def test_hits_and_misses_create_no_reference_cycles() -> None:
 def test_refreshes_beyond_the_limit_are_left_to_the_next_caller(monkeypatch: Any) -> None:
     from opero.runtime import hosts
 
-    monkeypatch.setattr(hosts, "_room_in_background", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(hosts, "_background_slots", threading.BoundedSemaphore(2))
     clock, gate, runs = VirtualClock(), threading.Event(), []
 
     def function(key: int) -> int:

@@ -1,4 +1,4 @@
-"""Generators: an attempt is their start; from the first item on everything passes through."""
+"""Generators: an attempt runs to the first item, and later items pass through unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opero.testing import VirtualClock
 
 
 class Flaky:
-    """Makes generators whose first starts fail."""
+    """Creates generators that fail the first times before their first item."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -60,7 +60,7 @@ async def collect(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
 
 
-def test_a_start_that_fails_is_retried_and_nothing_runs_before_the_first_item_is_asked_for() -> None:
+def test_a_failure_before_the_first_item_is_retried_and_nothing_runs_before_next() -> None:
     flaky, items = bound(2)
     iterator = items()
     assert flaky.failures == 2
@@ -68,13 +68,13 @@ def test_a_start_that_fails_is_retried_and_nothing_runs_before_the_first_item_is
     assert (items.stats.attempts, items.stats.recoveries) == (3, 1)
 
 
-def test_an_async_start_that_fails_is_retried() -> None:
+def test_a_failure_of_an_async_generator_before_the_first_item_is_retried() -> None:
     _, clock, items = bound_async(2)
     assert clock.run(collect(items())) == [0, 1, 2]
     assert items.stats.attempts == 3
 
 
-def test_all_starts_may_fail() -> None:
+def test_all_attempts_can_fail() -> None:
     _, items = bound(9)
     with pytest.raises(AllFailedError):
         next(items())
@@ -83,7 +83,7 @@ def test_all_starts_may_fail() -> None:
         clock.run(collect(items_async()))
 
 
-def test_an_error_after_the_first_item_is_the_callers_own() -> None:
+def test_an_error_after_the_first_item_is_raised_unchanged() -> None:
     def items() -> Any:
         yield 1
         raise ConnectionError
@@ -94,7 +94,7 @@ def test_an_error_after_the_first_item_is_the_callers_own() -> None:
         next(iterator)
 
 
-def test_what_is_sent_thrown_and_returned_passes_through() -> None:
+def test_send_throw_and_return_pass_through() -> None:
     flaky, items = bound(1)
     iterator = items(4)
     assert next(iterator) == 0
@@ -108,7 +108,7 @@ def test_what_is_sent_thrown_and_returned_passes_through() -> None:
     assert flaky.seen == ["a", error, None, None]
 
 
-def test_what_is_sent_and_thrown_into_an_async_one_passes_through() -> None:
+def test_asend_and_athrow_pass_through() -> None:
     flaky, clock, items = bound_async(1)
 
     async def main() -> None:
@@ -124,7 +124,7 @@ def test_what_is_sent_and_thrown_into_an_async_one_passes_through() -> None:
     clock.run(main())
 
 
-def test_closing_it_closes_the_generator_itself() -> None:
+def test_close_closes_the_users_generator() -> None:
     flaky, items = bound(0)
     iterator = items()
     next(iterator)
@@ -140,14 +140,14 @@ def test_closing_it_closes_the_generator_itself() -> None:
     assert flaky.seen == flaky_async.seen == ["closed"]
 
 
-def test_an_empty_generator_is_empty() -> None:
+def test_an_empty_generator_yields_nothing() -> None:
     _, items = bound(0)
     assert list(items(0)) == []
     _, clock, items_async = bound_async(1)
     assert clock.run(collect(items_async(0))) == []
 
 
-def test_a_delegating_generator_gets_its_return_value() -> None:
+def test_yield_from_returns_the_return_value() -> None:
     _, items = bound(0)
 
     def outer() -> Any:
@@ -160,7 +160,7 @@ def test_a_delegating_generator_gets_its_return_value() -> None:
     assert end.value.value == "returned"
 
 
-def test_the_breaker_counts_starts() -> None:
+def test_the_circuit_breaker_counts_starts_of_the_generator() -> None:
     _, items = bound(9, circuit_breaker=2)
     for error in (ConnectionError, ConnectionError, CircuitOpenError):
         with pytest.raises(error):

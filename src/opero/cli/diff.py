@@ -125,10 +125,12 @@ def _compared(kind: str, mine: Mapping[str, Leaf], theirs: Mapping[str, Leaf]) -
     from opero.config.sources import DEFAULT
 
     paths = [path for path in dict.fromkeys([*mine, *theirs]) if path == kind or path.startswith(f"{kind}.")]
-    said = [path for path in paths if any(path in each and each[path].source != DEFAULT for each in (mine, theirs))]
+    set_paths = [
+        path for path in paths if any(path in each and each[path].source != DEFAULT for each in (mine, theirs))
+    ]
     if all(f"{kind}.enabled" in each for each in (mine, theirs)):
         return paths
-    return said or paths[:1]
+    return set_paths or paths[:1]
 
 
 def _kind(found: Configuration, profile: str, kind: str) -> Any:
@@ -154,10 +156,10 @@ def _data(path: str, leaf: Leaf | None) -> dict[str, Any] | None:
 
 
 def _cells(path: str, leaf: Leaf | None) -> tuple[str, str]:
-    from opero.cli.values import text_of_value
+    from opero.cli.values import leaf_text
 
     if leaf is None:
         return "", "missing"
     if not path:
         return "present", str(leaf.source)
-    return "removed (null)" if leaf.removed else text_of_value(path, leaf.value), str(leaf.source)
+    return leaf_text(path, leaf), str(leaf.source)

@@ -11,7 +11,6 @@ from opero.cli.options import Config, Environment, Json, profile_names  # typer 
 if TYPE_CHECKING:
     from opero.cli.variables import EnvironmentVariable
     from opero.config import Configuration
-    from opero.config.sources import Leaf
 
 __all__ = ["env_command"]
 
@@ -46,14 +45,14 @@ def env_command(
     found = load_configuration(config, env)
     if profile is not None:
         check_profile(found, profile)
-    said = {
+    settings = {
         name: each
         for layer in collect_variables(None, None, None, Report())[0].values()
         for name, each in layer.items()
     }
     chosen = [
         each
-        for each in variables(found, said)
+        for each in variables(found, settings)
         if (profile is None or each.profile == profile) and (each.is_set or not only_set)
     ]
     if as_json:
@@ -68,39 +67,32 @@ def env_command(
 
 def _name(variable: EnvironmentVariable) -> str:
     """Return the name by which a variable is set; the shortest if it is not set."""
-    if variable.said is None:
+    if variable.setting is None:
         return variable.names[0]
-    source = variable.said.source
+    source = variable.setting.source
     return source.by or source.name if source.line is None or source.by else variable.names[0]
 
 
 def _effect(found: Configuration, variable: EnvironmentVariable) -> tuple[str, str, str]:
     """Return the current value, its source, and the value that it overrides."""
+    from opero.cli.values import leaf_text
+
     if not variable.path:
-        source = "" if variable.said is None else str(variable.said.source)
+        source = "" if variable.setting is None else str(variable.setting.source)
         return _general(found, variable) or "", source, ""
     leaf = variable.leaf
     if leaf is None:
         return "", "", ""
     below = leaf.shadowed
-    return (
-        _shown(variable, leaf),
-        str(leaf.source),
-        "" if below is None else f"{_shown(variable, below)} ({below.source})",
-    )
-
-
-def _shown(variable: EnvironmentVariable, leaf: Leaf) -> str:
-    from opero.cli.values import text_of_value
-
-    return "removed (null)" if leaf.removed else text_of_value(variable.path, leaf.value)
+    overridden = "" if below is None else f"{leaf_text(variable.path, below)} ({below.source})"
+    return leaf_text(variable.path, leaf), str(leaf.source), overridden
 
 
 def _general(found: Configuration, variable: EnvironmentVariable) -> str | None:
     from opero.config.report import MASK, without_passwords
 
-    if variable.said is not None:
-        return MASK if variable.names[0] in SECRET else without_passwords(variable.said.text)
+    if variable.setting is not None:
+        return MASK if variable.names[0] in SECRET else without_passwords(variable.setting.text)
     directory = None if found.directory is None else str(found.directory)
     known = {"OPERO_ENV": found.environment, "OPERO_CONFIG": directory, "OPERO_ENABLED": "true"}
     return known.get(variable.names[0])
@@ -110,12 +102,12 @@ def _data(found: Configuration, variable: EnvironmentVariable) -> dict[str, Any]
     from opero.cli.values import leaf_data, source_data
 
     leaf = None if variable.leaf is None else leaf_data(variable.path, variable.leaf)
-    said = variable.said
+    setting = variable.setting
     return {
         "name": variable.names[0],
         "names": list(variable.names),
         "sets": variable.target,
-        "set": None if said is None else source_data(said.source),
+        "set": None if setting is None else source_data(setting.source),
         "value": _general(found, variable) if not variable.path else leaf and leaf["value"],
         "source": leaf and leaf["source"],
         "shadows": leaf["shadows"] if leaf else [],

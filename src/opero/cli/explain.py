@@ -112,17 +112,10 @@ def _print(title: str, leaves: Mapping[str, Leaf]) -> None:
 
 
 def _rows(leaves: Mapping[str, Leaf]) -> Iterator[tuple[tuple[str, str, str], str]]:
-    from opero.cli.values import text_of_value
+    from opero.cli.values import leaf_text
 
     for path, leaf in leaves.items():
-        first, *rest = [
-            ("removed (null)" if each.removed else text_of_value(path, each.value), _place(each))
-            for each in leaf.chain()
-        ]
-        yield (path, *first), ""
-        for position, shadowed in enumerate(rest):
-            yield ("  overrides" if not position else "", *shadowed), "dim"
-
-
-def _place(leaf: Leaf) -> str:
-    return f"{leaf.source}, {leaf.section}" if leaf.section else str(leaf.source)
+        for position, each in enumerate(leaf.chain()):
+            title = path if position == 0 else "  overrides" if position == 1 else ""
+            source = f"{each.source}, {each.section}" if each.section else str(each.source)
+            yield (title, leaf_text(path, each), source), "dim" if position else ""

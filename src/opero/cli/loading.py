@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import UsageError
 from opero.cli.terminal import print_warning
-from opero.errors import nearest
+from opero.errors import describe, nearest
 
 if TYPE_CHECKING:
     from opero.config import Configuration
@@ -165,7 +165,7 @@ def import_by_name(name: str) -> Any:
         if problems := problems_in(error):
             text = "\n\n".join([f"cannot import module {name!r}:", *map(str, problems)])
             raise UsageError(text) from error
-        raise UsageError(f"cannot import module {name!r}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"cannot import module {name!r}: {describe(error)}") from error
 
 
 def load_function(target: str) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_INT_BITS = 2000
 """Larger integers are written as hexadecimal text: Python may be configured to refuse to parse them as decimals."""
 
-__all__ = ["jsonable", "leaf_data", "plain_of", "source_data", "text_of_value", "yaml_scalar"]
+__all__ = ["jsonable", "leaf_data", "leaf_text", "plain_of", "source_data", "text_of_value", "yaml_scalar"]
 
 
 def plain_of(path: str, value: Any) -> Any:
@@ -94,6 +94,11 @@ def leaf_data(path: str, leaf: Leaf) -> dict[str, Any]:
         for each in leaf.chain()
     ]
     return {"option": path, **first, "shadows": rest}
+
+
+def leaf_text(path: str, leaf: Leaf) -> str:
+    """Return an option's value as one line of text, which also shows that it was removed."""
+    return "removed (null)" if leaf.removed else text_of_value(path, leaf.value)
 
 
 def jsonable(value: Any) -> Any:

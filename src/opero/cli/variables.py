@@ -42,7 +42,7 @@ class EnvironmentVariable:
         target: what it sets: an option such as "policies.api.retry.retries", or a description.
         section: "policies.api", "defaults" or "functions.app:get"; "" if it sets no option.
         path: the option, such as "retry.retries"; for a whole policy, the option that its short form sets.
-        said: its value and where it is set, with secrets unmasked; None if it is not set.
+        setting: its value and where it is set, with secrets unmasked; None if it is not set.
         leaf: the option's current value, its source, and what it shadows; None if there is no such policy.
     """
 
@@ -50,27 +50,27 @@ class EnvironmentVariable:
     target: str
     section: str = ""
     path: str = ""
-    said: RawValue | None = None
+    setting: RawValue | None = None
     leaf: Leaf | None = None
 
     @property
     def is_set(self) -> bool:
-        return self.said is not None
+        return self.setting is not None
 
     @property
     def profile(self) -> str:
         return self.section.removeprefix("policies.") if self.section.startswith("policies.") else ""
 
 
-def variables(configuration: Configuration, said: Mapping[str, RawValue]) -> list[EnvironmentVariable]:
+def variables(configuration: Configuration, settings: Mapping[str, RawValue]) -> list[EnvironmentVariable]:
     """Return the variables that opero reads: general ones, then those of profiles, of `defaults` and of `functions:`.
 
     Args:
         configuration: the loaded configuration, whose profiles and functions have variables.
-        said: the variables that are set.
+        settings: the variables that are set.
     """
-    present = {name.upper(): each for name, each in said.items()}
-    found = [EnvironmentVariable((name,), target, said=present.get(name)) for name, target in GENERAL.items()]
+    present = {name.upper(): each for name, each in settings.items()}
+    found = [EnvironmentVariable((name,), target, setting=present.get(name)) for name, target in GENERAL.items()]
     flat = _flat(configuration.policies)
     for section, leaves in _sections(configuration):
         for target in _targets(section):

@@ -64,7 +64,7 @@ class Locks:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, mutex.offset)
 
     def after_fork(self) -> None:
-        """Forget the parent's locks, which a child process does not inherit. Closing the descriptor keeps them."""
+        """Forget the parent's locks in a forked process. Closing the inherited descriptor does not release them."""
         inherited = self._file
         self.__init__(self.path)  # type: ignore[misc]
         if inherited is not None:
