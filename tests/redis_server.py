@@ -42,7 +42,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not self.answers():
             if time.monotonic() > until:
                 self.kill()

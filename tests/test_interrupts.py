@@ -14,6 +14,8 @@ import pytest
 from opero import CallTimeoutError, Policy, RejectedError, interrupts
 from opero.interrupts import Expired, Interruption, abandoned, run_within
 
+pytestmark = pytest.mark.alone
+
 SOON = 0.05
 LONG = 5.0
 

@@ -18,7 +18,7 @@ def no_process_is_left() -> Iterator[None]:
     """End the pools of worker processes at the end of each module, and check that none is left."""
     yield
     pool.end_all()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while (left := workers()) and time.monotonic() < until:
         time.sleep(0.02)
     for each in left:

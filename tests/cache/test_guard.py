@@ -69,13 +69,13 @@ def test_while_one_tries_the_others_do_not_wait_for_it() -> None:
 
     def slow() -> str:
         entered.set()
-        leave.wait(5)
+        leave.wait(60)
         return "answer"
 
     results: list[str] = []
     thread = threading.Thread(target=lambda: results.append(guard("none", slow)))
     thread.start()
-    entered.wait(5)
+    entered.wait(60)
     assert not guard.is_up
     assert guard("none", store.get, "a") == "none"
     leave.set()
@@ -90,7 +90,7 @@ def test_those_that_were_under_way_when_it_failed_do_not_lengthen_the_pause(seen
     barrier = threading.Barrier(8)
 
     def failing() -> None:
-        barrier.wait(5)
+        barrier.wait(60)
         raise ConnectionError
 
     threads = [threading.Thread(target=guard, args=(None, failing)) for _ in range(8)]

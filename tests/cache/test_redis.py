@@ -70,6 +70,7 @@ def test_backends_for_one_server_share_its_connections(backend: RedisBackend, re
     assert RedisBackend({"url": redis_url, "timeout": 0.3, "options": {"db": 1}}).client is not backend.client
 
 
+@pytest.mark.alone
 def test_a_server_that_is_killed_is_found_out_at_once_and_used_again_when_it_is_back(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.3})
     backend.set_serialized("a", b"1")
@@ -90,6 +91,7 @@ def test_a_server_that_is_killed_is_found_out_at_once_and_used_again_when_it_is_
     backend.close()
 
 
+@pytest.mark.alone
 def test_a_server_that_does_not_answer_costs_its_timeout_once(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.1})
     backend.set_serialized("a", b"1")

@@ -32,7 +32,7 @@ MODULE = """\
         note(x)
         if int(x) == 500 and not os.path.exists("mended"):
             open("stuck", "w").close()
-            time.sleep(60)
+            time.sleep(600)
         return int(x)
 
     async def stuck_async(x):
@@ -40,7 +40,7 @@ MODULE = """\
         note(x)
         if int(x) == 500 and not os.path.exists("mended"):
             open("stuck", "w").close()
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         return int(x)
 """
 COUNT = 1000
@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_goes_on_and_no_line_is_there_twice(command: Comma
     process = begin(command, "stuck", *options)
     with process:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     before = len(ran(command))
     found = go_on(command, "stuck", *options)
     assert found.code == 0
@@ -213,7 +213,7 @@ def test_a_run_that_is_under_way_is_left_alone(command: Command) -> None:
             assert "r.jsonl.journal is in use by another run" in ran.err
             assert "to begin anew" not in ran.err
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert go_on(command, "stuck").code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 
