@@ -12,8 +12,8 @@ PIP := .venv/pip
 DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
-# How many processes the tests are spread over.
-WORKERS := 2
+# Processes that the tests are spread over: one more than this has processors, as many tests wait for something.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 # Bytecode is written even where the user's own environment forbids it: many tests start programs.
 export PYTHONDONTWRITEBYTECODE :=

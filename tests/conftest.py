@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from leftovers import no_change_is_left, no_process_is_left
 from opero import Policy
 from opero.testing import VirtualClock
 from redis_server import redis_server, redis_url
-from worker_processes import no_process_is_left
 
-__all__ = ["no_process_is_left", "redis_server", "redis_url"]
+__all__ = ["no_change_is_left", "no_process_is_left", "redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
@@ -28,7 +28,7 @@ SLOWEST = ("parallel/test_dask.py", "parallel/test_ray.py", "parallel/", "exampl
 """Run first, so that no worker is left with a slow module when the others have finished."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under `make test &`: programs under test inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

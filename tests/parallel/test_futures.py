@@ -19,10 +19,10 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 import opero.parallel
+from leftovers import is_alive
 from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
 from opero import opero as bind
 from parallel.functions import Awkward, Locked
-from worker_processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

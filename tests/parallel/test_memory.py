@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from leftovers import workers
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.machine import forget_peak, peak, resident
 from opero.parallel.memory import give_back
 from opero.parallel.processes import Sent
-from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

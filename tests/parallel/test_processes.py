@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from leftovers import workers as worker_processes
 from opero import ConfigError, MapError, Policy, opero, opmap
 from parallel import functions
-from worker_processes import workers as worker_processes
 
 
 def mapped(function: Any, **options: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import opero
+from leftovers import workers
 from opero import ConfigError, MapError, Policy, Tuning, opmap, tune
 from opero.parallel import tuning as tunings
-from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

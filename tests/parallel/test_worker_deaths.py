@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from leftovers import is_alive, workers
 from opero import CallTimeoutError, MapError, Policy, WorkerDiedError
-from worker_processes import is_alive, workers
 
 
 def noted(number: int, folder: str, fatal: tuple[int, ...], deaths: int = 1_000_000) -> int:

@@ -1,16 +1,20 @@
-"""The worker processes of this test process, which no test module leaves behind."""
+"""What no test module leaves behind: worker processes, and changes of what all tests share."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 
 from opero.parallel import pool
+from opero.registry.default import set_default_registry
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,7 +27,28 @@ def no_process_is_left() -> Iterator[None]:
         time.sleep(0.02)
     for each in left:
         os.kill(each.pid, signal.SIGKILL)
-    assert left == []
+    assert left == [], f"left behind by this module: {left}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_change_is_left() -> Iterator[None]:
+    """Forget the default registry, and check that variables, paths and handlers are as they were before the module."""
+    before = shared_state()
+    yield
+    set_default_registry(None)
+    changed = {name: (before[name], now) for name, now in shared_state().items() if now != before[name]}
+    assert not changed, f"changed by this module (before, now): {changed}"
+
+
+def shared_state() -> dict[str, Any]:
+    loggers = [logging.getLogger(), logging.getLogger("opero")]
+    return {
+        "environ": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "directory": os.getcwd(),
+        "path": list(sys.path),
+        "logging": [(each.level, each.propagate, list(each.handlers), list(each.filters)) for each in loggers],
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
+    }
 
 
 def workers() -> list[psutil.Process]:
