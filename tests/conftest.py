@@ -24,8 +24,8 @@ __all__ = ["no_change_is_left", "no_process_is_left", "redis_server", "redis_url
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
 
-SLOWEST = ("parallel/test_dask.py", "parallel/test_ray.py", "parallel/", "examples/", "spec/", "executors/", "cli/")
-"""Run first, so that no worker is left with a slow module when the others have finished."""
+FIRST = ("parallel/test_dask.py", "parallel/test_ray.py", "parallel/", "examples/", "spec/", "executors/", "cli/")
+"""Beginnings of paths that run first, so that no worker is left with a slow module when the others have finished."""
 
 
 def pytest_configure() -> None:
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(here).as_posix()
-        return next((place for place, prefix in enumerate(SLOWEST) if name.startswith(prefix)), len(SLOWEST))
+        return next((place for place, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST))
 
     items.sort(key=rank)
 
