@@ -69,13 +69,13 @@ def test_other_operations_do_not_wait_for_a_probe() -> None:
 
     def slow() -> str:
         entered.set()
-        leave.wait(5)
+        leave.wait(60)
         return "answer"
 
     results: list[str] = []
     thread = threading.Thread(target=lambda: results.append(breaker("none", slow)))
     thread.start()
-    entered.wait(5)
+    entered.wait(60)
     assert not breaker.is_up
     assert breaker("none", store.get, "a") == "none"
     leave.set()
@@ -90,7 +90,7 @@ def test_concurrent_failures_count_as_one(seen: list[Event]) -> None:
     barrier = threading.Barrier(8)
 
     def failing() -> None:
-        barrier.wait(5)
+        barrier.wait(60)
         raise ConnectionError
 
     threads = [threading.Thread(target=breaker, args=(None, failing)) for _ in range(8)]

@@ -129,7 +129,7 @@ def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[
 def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
     """Wait for a subprocess, and return its output and exit code."""
     with process:
-        out, err = process.communicate(text, timeout=30)
+        out, err = process.communicate(text, timeout=120)
     return Ran(process.returncode, out, err)
 
 

@@ -185,7 +185,7 @@ def test_a_broken_pipe_ends_the_map(command: Command) -> None:
     process.stdout.close()
     with process:
         assert process.stderr.read() == ""
-        assert process.wait(30) == 141
+        assert process.wait(120) == 141
 
 
 def test_class_methods_can_be_mapped(command: Command) -> None:

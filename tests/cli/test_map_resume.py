@@ -32,7 +32,7 @@ MODULE = """\
         note(x)
         if int(x) == 500 and not os.path.exists("fixed"):
             open("stuck", "w").close()
-            time.sleep(60)
+            time.sleep(600)
         return int(x)
 
     async def stuck_async(x):
@@ -40,7 +40,7 @@ MODULE = """\
         note(x)
         if int(x) == 500 and not os.path.exists("fixed"):
             open("stuck", "w").close()
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         return int(x)
 """
 COUNT = 1000
@@ -95,7 +95,7 @@ def test_a_killed_run_is_resumed_without_duplicate_lines(command: Command, optio
     process = begin(command, "stuck", *options)
     with process:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     before = len(ran(command))
     found = resume(command, "stuck", *options)
     assert found.code == 0
@@ -209,7 +209,7 @@ def test_a_journal_in_use_by_another_run_is_refused(command: Command) -> None:
             assert "r.jsonl.journal is in use by another run" in ran.err
             assert "to start from the beginning" not in ran.err
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert resume(command, "stuck").code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 

@@ -24,7 +24,7 @@ from opero.testing import VirtualClock
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait for another thread to get that far."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.0005)
@@ -44,7 +44,7 @@ class Hold:
     def run(self, name: Any) -> None:
         self.order.append(name)
         if name == "first":
-            self.go_on.wait(5)
+            self.go_on.wait(60)
 
     async def run_async(self, name: Any) -> None:
         self.order.append(name)
@@ -69,7 +69,7 @@ def test_threads_and_tasks_stand_in_one_line_in_the_order_in_which_they_came() -
             )
     hold.go_on.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert hold.order == ["first", *range(1, 9)]
     assert hold.bulkhead.running == 0
 
@@ -81,7 +81,7 @@ def test_a_thread_that_has_queued_for_max_wait_is_refused_and_leaves_the_queue()
         hold.sync("second")
     assert len(hold.bulkhead.home.queue) == 0
     hold.go_on.set()
-    first.join(5)
+    first.join(60)
     hold.sync("third")
     assert hold.order == ["first", "third"]
     assert (hold.sync.stats.waits, hold.sync.stats.rejections) == (1, 1)
@@ -97,8 +97,8 @@ def test_tasks_whose_loop_has_ended_are_passed_over() -> None:
     loop.close()  # with the task still in the queue
     second = hold.start(lambda: hold.sync("second"), 2)
     hold.go_on.set()
-    first.join(5)
-    second.join(5)
+    first.join(60)
+    second.join(60)
     assert hold.order == ["first", "second"]
     assert hold.bulkhead.running == 0
     task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def test_a_place_that_was_on_its_way_to_a_loop_that_has_ended_is_not_lost() -> N
     task = loop.create_task(hold.asynchronous("abandoned"))
     loop.run_until_complete(asyncio.sleep(0))
     hold.go_on.set()
-    first.join(5)
+    first.join(60)
     assert hold.bulkhead.running == 1  # the loop has been told, and does not come to it
     loop.close()
     task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -179,7 +179,7 @@ def test_a_log_handler_may_ask_the_breaker_for_its_state() -> None:
     try:
         thread = threading.Thread(target=walk_through_all_states, daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive(), "the handler waits for the lock that its caller holds"
     finally:
         logging.getLogger("opero").removeHandler(handler)

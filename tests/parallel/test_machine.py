@@ -239,7 +239,7 @@ def test_a_process_is_known_by_its_number_and_beginning() -> None:
         assert resident(child.pid) == pytest.approx(psutil.Process(child.pid).memory_info().rss, rel=0.9)
         assert peak(child.pid) >= resident(child.pid) * 0.5
     finally:
-        child.communicate(b"\n", timeout=30)
+        child.communicate(b"\n", timeout=120)
     assert started(child.pid) == -1
     assert resident(child.pid) == 0
     assert peak(child.pid) == 0

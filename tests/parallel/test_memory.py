@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from leftovers import workers
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.engine.memory_limit import give_back
 from opero.parallel.workers.remote import Task
 from opero.runtime.machine import forget_peak, peak, resident
-from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

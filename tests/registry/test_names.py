@@ -170,7 +170,7 @@ def test_entries_for_a_programs_own_functions_hold_in_processes_that_it_begins_t
     entries = f'functions: {{"{module}:fetch": {{retry: 7}}, "{module}:Client.*": {{retry: 8}}}}'
     (tmp_path / "policies" / "base.yaml").write_text(entries)
     done = subprocess.run(
-        [sys.executable, *how, method], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, *how, method], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     told = [f"{module}:Client.get 8 {module}:Client.*", f"{module}:fetch 7 {module}:fetch"]

@@ -1,0 +1,72 @@
+"""What no test module leaves behind: worker processes, and changes of what all tests share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from opero.parallel.workers import process as pool
+from opero.registry.default import set_default_registry
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_is_left() -> Iterator[None]:
+    """End the pools of worker processes at the end of each module, and check that none is left."""
+    yield
+    pool.end_all()
+    until = time.monotonic() + 30
+    while (left := workers()) and time.monotonic() < until:
+        time.sleep(0.02)
+    for each in left:
+        os.kill(each.pid, signal.SIGKILL)
+    assert left == [], f"left behind by this module: {left}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_change_is_left() -> Iterator[None]:
+    """Forget the default registry, and check that variables, paths and handlers are as they were before the module."""
+    before = shared_state()
+    yield
+    set_default_registry(None)
+    changed = {name: (before[name], now) for name, now in shared_state().items() if now != before[name]}
+    assert not changed, f"changed by this module (before, now): {changed}"
+
+
+def shared_state() -> dict[str, Any]:
+    loggers = [logging.getLogger(), logging.getLogger("opero")]
+    return {
+        "environ": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "directory": os.getcwd(),
+        "path": list(sys.path),
+        "logging": [(each.level, each.propagate, list(each.handlers), list(each.filters)) for each in loggers],
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
+    }
+
+
+def workers() -> list[psutil.Process]:
+    """Descendants of this process other than resource trackers and the redis-server of the tests."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(each.cmdline())
+            others = "resource_tracker" in command or "redis-server" in command
+            if each.status() != psutil.STATUS_ZOMBIE and not others:
+                found.append(each)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
