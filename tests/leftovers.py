@@ -16,6 +16,9 @@ import pytest
 from opero.parallel.workers import process as pool
 from opero.registry.default import set_default_registry
 
+SET_BY_OTHERS = ("PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK")
+"""Environment variables that pytest and joblib set."""
+
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_is_left() -> Iterator[None]:
@@ -43,7 +46,7 @@ def no_change_is_left() -> Iterator[None]:
 def shared_state() -> dict[str, Any]:
     loggers = [logging.getLogger(), logging.getLogger("opero")]
     return {
-        "environ": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "environ": {name: value for name, value in os.environ.items() if name not in SET_BY_OTHERS},
         "directory": os.getcwd(),
         "path": list(sys.path),
         "logging": [(each.level, each.propagate, list(each.handlers), list(each.filters)) for each in loggers],

@@ -12,7 +12,7 @@ from opero.policies.policy import Policy, merge, options_to_fields, whole_polici
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from opero.policies.bound_types import AsyncBound, AsyncMapped, Bound, Mapped
+    from opero.policies.bound_types import AsyncBatch, AsyncMapped, Batch, Bound, Mapped, OnlyAny
     from opero.policies.options import Options
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock
@@ -29,45 +29,37 @@ DEFAULT_RETRIES = 3
 class _Decorator:
     """The result of `@opero(...)`, which binds a function."""
 
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first match wins
-        self, func: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncBound[P, R]: ...
-    @overload
-    def __call__(self, func: Callable[P, R], /) -> Bound[P, R]: ...
-    def __call__(self, func: Any, /) -> Any:
-        return self.decorate(func)
-
     def __init__(self, decorate: Callable[[Any], Any]) -> None:
         self.decorate = decorate
+
+    def __call__(self, func: Callable[P, R], /) -> Bound[P, R]:
+        return self.decorate(func)  # type: ignore[no-any-return]
 
 
 class _MapDecorator:
     """The result of `@opmap(...)`, which makes a function of one item, or of a list of items, a function of many."""
 
+    def __init__(self, decorate: Callable[[Any], Any]) -> None:
+        self.decorate = decorate
+
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # the first match wins
-        self, func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
+    def __call__(self, func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first match is the intended one
+        self, func: AsyncBatch[T, P, R], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload
-    def __call__(self, func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
+    def __call__(self, func: Batch[T, P, R], /) -> Mapped[T, P, R]: ...
     @overload
     def __call__(self, func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
     def __call__(self, func: Any, /) -> Any:
         return self.decorate(func)
 
-    def __init__(self, decorate: Callable[[Any], Any]) -> None:
-        self.decorate = decorate
 
-
-@overload
-def opero(  # type: ignore[overload-overlap]  # the first match wins
-    func: Callable[P, Coroutine[Any, Any, R]], /
-) -> AsyncBound[P, R]: ...
 @overload
 def opero(func: Callable[P, R], /) -> Bound[P, R]: ...
 @overload
@@ -113,15 +105,17 @@ def opero(
 
 
 @overload
-def opmap(  # type: ignore[overload-overlap]  # the first match wins
-    func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
+def opmap(func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
+@overload
+def opmap(  # type: ignore[overload-overlap]  # the first match is the intended one
+    func: AsyncBatch[T, P, R], /
 ) -> AsyncMapped[T, P, R]: ...
 @overload
 def opmap(  # type: ignore[overload-overlap]
     func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
 ) -> AsyncMapped[T, P, R]: ...
 @overload
-def opmap(func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
+def opmap(func: Batch[T, P, R], /) -> Mapped[T, P, R]: ...
 @overload
 def opmap(func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
 @overload

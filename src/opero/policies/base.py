@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from opero.policies.quantities import HIDDEN, without_password
 from opero.policies.types import Flag, Unset, dotted_name
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncBound, Bound
+    from opero.policies.bound_types import Bound
     from opero.runtime.clock import Clock
 
 P = ParamSpec("P")
@@ -193,13 +193,7 @@ class BasePolicy(StrictModel):
         """
         return type(self).model_validate(self._given() | changes)
 
-    @overload
-    def apply(  # type: ignore[overload-overlap]  # the first match wins
-        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
-    ) -> AsyncBound[P, R]: ...
-    @overload
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
-    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
         """Bind this policy alone to `func` and return a callable with the same signature.
 
         Args:
@@ -209,4 +203,4 @@ class BasePolicy(StrictModel):
         Raises:
             ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
-        return apply({self.kind: self}, func, clock)
+        return apply({self.kind: self}, func, clock)  # type: ignore[no-any-return]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
 from pydantic import ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
@@ -21,7 +21,7 @@ from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncBound, Bound
+    from opero.policies.bound_types import Bound
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
     from opero.policies.types import DurationLike
@@ -170,13 +170,7 @@ class Policy(StrictModel):
         policy = getattr(self, kind)
         return policy if policy is not None and policy.enabled else None
 
-    @overload
-    def apply(  # type: ignore[overload-overlap]  # the first match wins
-        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
-    ) -> AsyncBound[P, R]: ...
-    @overload
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
-    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
         """Bind this policy to `func` and return a callable with the same signature.
 
         Args:
@@ -186,7 +180,7 @@ class Policy(StrictModel):
         Raises:
             ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
-        return apply(self, func, clock)
+        return apply(self, func, clock)  # type: ignore[no-any-return]
 
 
 def _fields(policy: BasePolicy) -> dict[str, Any]:

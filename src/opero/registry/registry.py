@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from opero.config.sources import ConfigLayer, Leaf
-    from opero.policies.bound_types import AsyncBound, AsyncMapped, Bound, Mapped
+    from opero.policies.bound_types import AsyncBatch, AsyncMapped, Batch, Bound, Mapped, OnlyAny
     from opero.policies.options import Options
     from opero.registry.watch import Watch
     from opero.runtime.clock import Clock
@@ -146,9 +146,19 @@ class Registry(Mapping[str, Policy]):
     # Binding
 
     @overload
-    def bind(  # type: ignore[overload-overlap]  # the first that fits is meant
+    def bind(
         self,
-        func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]],
+        func: Callable[Concatenate[T, P], OnlyAny],
+        name: str,
+        *,
+        clock: Clock | None = None,
+        mapped: Literal[True],
+        **options: Unpack[Options],
+    ) -> Mapped[T, P, Any]: ...
+    @overload
+    def bind(  # type: ignore[overload-overlap]  # the first match is the intended one
+        self,
+        func: AsyncBatch[T, P, R],
         name: str,
         *,
         clock: Clock | None = None,
@@ -168,7 +178,7 @@ class Registry(Mapping[str, Policy]):
     @overload
     def bind(
         self,
-        func: Callable[Concatenate[list[T], P], list[R]],
+        func: Batch[T, P, R],
         name: str,
         *,
         clock: Clock | None = None,
@@ -185,16 +195,6 @@ class Registry(Mapping[str, Policy]):
         mapped: Literal[True],
         **options: Unpack[Options],
     ) -> Mapped[T, P, R]: ...
-    @overload
-    def bind(  # type: ignore[overload-overlap]
-        self,
-        func: Callable[P, Coroutine[Any, Any, R]],
-        name: str,
-        *,
-        clock: Clock | None = None,
-        mapped: Literal[False] = False,
-        **options: Unpack[Options],
-    ) -> AsyncBound[P, R]: ...
     @overload
     def bind(
         self,

@@ -12,11 +12,23 @@ if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.batching import BatchRule
-    from opero.parallel.workers.work import FixedArguments
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
 
-__all__ = ["MapSettings", "Options"]
+__all__ = ["FixedArguments", "MapSettings", "Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedArguments:
+    """The arguments around the one that takes the item."""
+
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call for an item, or for a batch."""
+        return (*self.before, item, *self.after), self.kwargs or {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
+    from opero.parallel.engine.settings import FixedArguments
 
-__all__ = ["BEGUN", "POSITION", "STOP", "FixedArguments", "Work"]
+__all__ = ["BEGUN", "POSITION", "STOP", "Work"]
 
 STOP, POSITION, BEGUN = range(3)
 """What a control holds: whether to begin nothing more, the item that runs, and when its attempt began (nanoseconds)."""
@@ -26,19 +27,6 @@ LONGEST_CHUNK = 0.1
 """Seconds after which a chunk comes back as it is: its items take longer than those by which it was sized."""
 LOOP_SECONDS = 0.01
 """How long tasks that never wait may keep an event loop to themselves."""
-
-
-@dataclass(frozen=True, slots=True)
-class FixedArguments:
-    """The arguments around the one that takes the item."""
-
-    before: tuple[Any, ...] = ()
-    after: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
-
-    def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call for an item, or for a batch."""
-        return (*self.before, item, *self.after), self.kwargs or {}
 
 
 @dataclass(frozen=True, slots=True)
