@@ -108,7 +108,8 @@ class BulkheadExecutor(Holder[Slots]):
 
     def wrap(self, layer: Layer) -> Layer:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if not self.home.take():
+            home = self.home
+            if not home.take():
                 run_blocking(self.queue(self.blocking, call))
             try:
                 result = layer(call, args, kwargs)
@@ -117,8 +118,8 @@ class BulkheadExecutor(Holder[Slots]):
                 raise
             if type(result) is Started:
                 result.on_end(self.leave)  # a generator has its slot until it ends
-            elif not self.home.leave():
-                self.leave()
+            elif not home.leave():
+                self.leave()  # where the state is now
             return result
 
         return limited
@@ -127,7 +128,8 @@ class BulkheadExecutor(Holder[Slots]):
         host = AsyncHost(self.clock)
 
         async def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if self.home.blocks or not self.home.take():
+            home = self.home
+            if home.blocks or not home.take():
                 await self.queue(host, call)
             try:
                 result = await layer(call, args, kwargs)
@@ -136,9 +138,9 @@ class BulkheadExecutor(Holder[Slots]):
                 raise
             if type(result) is Started:
                 result.on_end(self.leave)  # a generator has its slot until it ends
-            elif self.home.blocks:
+            elif home.blocks:
                 await host.offload(self.leave)
-            elif not self.home.leave():
+            elif not home.leave():
                 self.leave()
             return result
 

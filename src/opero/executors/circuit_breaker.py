@@ -81,15 +81,13 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
     def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> R:
         """Run a decision on the circuit, and log a change of its state once no lock is held: a log handler may ask
         for the state."""
-        while True:
-            try:
-                result, change = self.home.change(decide, *args)
-                break
-            except Moved:
-                self.follow()
+        result, change = self.ask(lambda home: home.change(decide, *args))
+        self._log(change)
+        return result
+
+    def _log(self, change: str | None) -> None:
         if change is not None:
             logger.warning("%s: circuit %s", self.name, change)
-        return result
 
     def admit(self, now: float) -> int:
         """Let a call through: the number of the period it belongs to.
@@ -115,14 +113,19 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             error: what the function raised, or None.
             seconds: how long it took; needed where the policy has `slow_call`.
         """
-        slow_call = self.policy.slow_call
-        slow = slow_call is not None and seconds is not None and seconds > slow_call
-        trouble = ""
+        slow, trouble = False, ""
+        if seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call:
+            slow, trouble = True, f"a call took {approximate_duration(seconds)}"
         if error is not None:
             trouble = _describe(error)
-        elif slow:
-            trouble = f"a call took {approximate_duration(seconds or 0.0)}"
-        self.change(record, self.policy, now, period, error is not None, slow, trouble)
+        while True:
+            try:
+                _, change = self.home.change(record, self.policy, now, period, error is not None, slow, trouble)
+                break
+            except Moved:
+                self.follow()
+        if change is not None:
+            self._log(change)
 
     def _rejection(self, refusal: Refusal) -> CircuitOpenError:
         if refusal.state == "forced_open":

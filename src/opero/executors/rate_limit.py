@@ -10,7 +10,7 @@ from aiolimiter import AsyncLimiter
 
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
 from opero.executors.state.budget import FOREVER, Budget, LocalBudget, new_budget
-from opero.executors.state.home import Holder
+from opero.executors.state.home import Holder, Moved
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.functions import short_name
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.executors.call import Call, Layer
+    from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
@@ -105,16 +106,27 @@ class RateLimitExecutor(Holder[Budget]):
             retry_in=wait,
         )
 
-    # What waits
+    def reserve(self, call: Call, cost: float, patience: float) -> tuple[float, Receipt]:
+        """Reserve permits: seconds until they fall due, and the receipt by which they can be given back.
 
-    async def wait(self, host: Host, call: Call, cost: float, patience: float) -> None:
-        """Reserve permits and wait until they fall due."""
+        Raises:
+            RateLimitExceededError, CallTimeoutError: they do not fall due within `patience`; nothing is reserved.
+        """
         now = self.clock.monotonic()
-        wait, receipt = await self.ask_from(host, lambda budget: budget.book(now, cost, patience))
+        while True:
+            try:
+                wait, receipt = self.home.book(now, cost, patience)
+                break
+            except Moved:
+                self.follow()
         if wait > patience:
             raise self.refusal(call, wait, now)
-        if wait <= 0:
-            return
+        return wait, receipt
+
+    # What waits
+
+    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt) -> None:
+        """Wait until reserved permits fall due."""
         call.stats.waits += 1
         call.stats.waited += wait
         call.waited += wait
@@ -126,7 +138,7 @@ class RateLimitExecutor(Holder[Budget]):
             raise
 
     async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
-        """The same for a task: behind the other tasks of its loop."""
+        """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
         wait, _ = await self.ask_from(host, lambda budget: budget.book(started, cost, -1.0))  # reserves nothing
@@ -146,7 +158,13 @@ class RateLimitExecutor(Holder[Budget]):
             call.waited += passed
             call.stats.waited += passed
         try:
-            await self.wait(host, call, cost, patience - passed)
+            left = patience - passed
+            if self.home.blocks:
+                wait, receipt = await host.offload(self.reserve, call, cost, left)
+            else:
+                wait, receipt = self.reserve(call, cost, left)
+            if wait > 0:
+                await self.wait(host, call, wait, receipt)
         finally:
             queue.leave()
 
@@ -178,7 +196,9 @@ class Meter:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
-                run_blocking(limiter.wait(limiter.blocking, call, cost, limiter.patience_of(call, now())))
+                wait, receipt = limiter.reserve(call, cost, limiter.patience_of(call, now()))
+                if wait > 0:
+                    run_blocking(limiter.wait(limiter.blocking, call, wait, receipt))
             return layer(call, args, kwargs)
 
         return limited

@@ -9,13 +9,15 @@ from __future__ import annotations
 import sys
 import threading
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from opero.executors.state.home import Home, Moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
+    from contextlib import AbstractContextManager
+    from typing import Any, Self
 
     from opero.policies.rate_limit import RateLimitPolicy
 
@@ -133,6 +135,7 @@ class LocalBudget(Budget):
 
     def __init__(self, policy: RateLimitPolicy, monotonic: Callable[[], float]) -> None:
         super().__init__()
+        self.lock: AbstractContextManager[Any] = nullcontext()
         self.monotonic = monotonic
         self._due = 0.0  # FOREVER where the state has moved
         self.apply(policy)

@@ -42,7 +42,7 @@ State = Literal["closed", "open", "half_open", "forced_open", "forced_closed"]
 NOT_PASSING = -1
 
 
-@dataclass(slots=True)
+@dataclass
 class Circuit:
     """A circuit as data. Every change of state begins a new period; a result counts only in its call's period.
 
@@ -170,7 +170,10 @@ def record(
         circuit.consecutive = circuit.consecutive + 1 if failed else 0
         if circuit.by_rate:
             circuit.window.add(now, failed, slow)
-        if _is_to_open(circuit, policy, now):
+            if _has_reached_rate(circuit, policy, now):
+                enter(circuit, "open", now)
+                return
+        if failed and policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
             enter(circuit, "open", now)
     elif circuit.state == "half_open":
         if failed or slow:
@@ -181,13 +184,9 @@ def record(
                 enter(circuit, "closed", now)
 
 
-def _is_to_open(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> bool:
-    if policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
-        return True
-    if not circuit.by_rate:
-        return False
+def _has_reached_rate(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> bool:
     counts = circuit.window.counts(now)
-    if counts.calls < policy.least_calls:
+    if not (counts.failures or counts.slow) or counts.calls < policy.least_calls:
         return False
     # Divided, not multiplied: 7 / 100 is the very number 0.07, while 0.07 * 100 is a little above 7.
     if policy.failure_rate is not None and counts.failures / counts.calls >= policy.failure_rate:
@@ -204,10 +203,8 @@ def apply_policy(circuit: Circuit, policy: CircuitBreakerPolicy) -> None:
     circuit.by_rate, circuit.length = policy.by_rate, policy.window
 
 
-def change_of(before: State, circuit: Circuit) -> str | None:
-    """What to log about a change of state, or None where there was none."""
-    if circuit.state == before:
-        return None
+def change_to(circuit: Circuit) -> str:
+    """What to log when the circuit has entered its state."""
     return circuit.state.replace("_", " ") + (f" after {circuit.last_error}" if circuit.state == "open" else "")
 
 
@@ -218,13 +215,13 @@ class CircuitHome(Home):
     false a success has nothing to change. A call reads both without a lock.
     """
 
-    @property
-    @abstractmethod
-    def passing(self) -> int: ...
+    if TYPE_CHECKING:  # a class attribute would make the access to an instance's own slower
 
-    @property
-    @abstractmethod
-    def needs_results(self) -> bool: ...
+        @property
+        def passing(self) -> int: ...
+
+        @property
+        def needs_results(self) -> bool: ...
 
     @abstractmethod
     def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
@@ -237,8 +234,8 @@ class CircuitHome(Home):
 class LocalCircuit(CircuitHome):
     """Keeps the circuit in this process."""
 
-    passing = 0
-    needs_results = False
+    passing: int
+    needs_results: bool
 
     def __init__(self, policy: CircuitBreakerPolicy, now: float) -> None:
         super().__init__()
@@ -250,14 +247,16 @@ class LocalCircuit(CircuitHome):
             if self.location.home is not self:
                 raise Moved
             circuit = self.circuit
-            before = circuit.state
+            before, period = circuit.state, circuit.period
             result = decide(circuit, *args)
-            self.passing = circuit.passing
-            self.needs_results = circuit.needs_results
-            return result, change_of(before, circuit)
+            if circuit.period != period or not circuit.by_rate:  # else `passing` and `needs_results` are as before
+                self.receive(circuit)
+            return result, None if circuit.state == before else change_to(circuit)
 
     def apply(self, policy: CircuitBreakerPolicy) -> None:
-        self.change(apply_policy, policy)
+        with self.lock:
+            apply_policy(self.circuit, policy)
+            self.receive(self.circuit)
 
     def values(self) -> Circuit:
         return self.circuit

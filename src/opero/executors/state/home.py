@@ -21,7 +21,6 @@ implements their operations. Executors stay as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from opero.runtime.forking import RenewedLock
@@ -68,7 +67,7 @@ class Home(ABC):
 
     is_shared: ClassVar[bool] = False
     blocks: ClassVar[bool] = False
-    lock: AbstractContextManager[Any] = nullcontext()
+    lock: AbstractContextManager[Any]
 
     def __init__(self) -> None:
         self.location = _Location()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from opero.executors.state.circuit import NOT_PASSING, Circuit, CircuitHome, apply_policy, change_of
+from opero.executors.state.circuit import NOT_PASSING, Circuit, CircuitHome, apply_policy, change_to
 from opero.executors.state.shared_home import FileHome
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SharedCircuit(FileHome, CircuitHome):
             before = circuit.state
             result = decide(circuit, *args)
             self._write(circuit)
-            return result, change_of(before, circuit)
+            return result, None if circuit.state == before else change_to(circuit)
 
     def apply(self, policy: CircuitBreakerPolicy) -> None:
         with self.file:

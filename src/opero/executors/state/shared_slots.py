@@ -49,15 +49,20 @@ class Table(NamedTuple):
 
 def add_slots(table: Table, owner: Owner, slots: int) -> Table:
     """The table after a process has taken slots; a negative number gives some back."""
-    count = table.taken.get(owner, 0) + slots
-    taken = {each: held for each, held in table.taken.items() if each != owner}
-    return Table({**taken, owner: count} if count > 0 else taken, table.waiting)
+    taken = dict(table.taken)
+    count = taken.pop(owner, 0) + slots
+    if count > 0:
+        taken[owner] = count
+    return Table(taken, table.waiting)
 
 
 def queue_as(table: Table, owner: Owner, since: float | None) -> Table:
     """The table with the moment since which a process's first call has waited; None: no call waits there."""
-    waiting = {each: moment for each, moment in table.waiting.items() if each != owner}
-    return Table(table.taken, waiting if since is None else {**waiting, owner: since})
+    waiting = dict(table.waiting)
+    waiting.pop(owner, None)
+    if since is not None:
+        waiting[owner] = since
+    return Table(table.taken, waiting)
 
 
 def try_take(table: Table, limit: int, owner: Owner, arrived: float, following: float | None) -> Table | None:

@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 __all__ = ["FOREVER", "LocalSlots", "QueuedCall", "SlotValues", "Slots", "grants", "has_room"]
 
 FOREVER = float("inf")
+NOWHERE = float("-inf")
+"""Free slots of a home that the state has left: no call takes one there."""
 
 
 # Decisions
 
 
-def has_room(limit: int, taken: float, waiting: int) -> bool:
+def has_room(free: float, waiting: int) -> bool:
     """Whether a new call gets a slot at once: one is free, and no other call waits for it."""
-    return taken < limit and not waiting
+    return free > 0 and not waiting
 
 
-def grants(limit: int, taken: float, waiting: int) -> int:
-    """How many of the calls that wait, the first ones, get a slot now."""
-    return int(max(0, min(waiting, limit - taken)))
+def grants(free: float, waiting: int) -> int:
+    """How many of the calls that wait, the first ones, get a slot now. Fewer than no slots may be free: after the limit
+    was lowered."""
+    return int(max(0, min(waiting, free)))
 
 
 class QueuedCall:
@@ -77,9 +80,10 @@ class Slots(Home):
 
     queue: deque[QueuedCall]
 
-    @property
-    @abstractmethod
-    def limit(self) -> int: ...
+    if TYPE_CHECKING:  # a class attribute would make the access to an instance's own slower
+
+        @property
+        def limit(self) -> int: ...
 
     @abstractmethod
     def running(self) -> int:
@@ -113,14 +117,14 @@ class Slots(Home):
 class LocalSlots(Slots):
     """Keeps the slots in this process. A slot is handed to a waiting call by the one that gives it back."""
 
-    limit = 0
+    limit: int
 
     def __init__(self, policy: BulkheadPolicy) -> None:
         super().__init__()
         self.lock = threading.Lock()
         self.limit = policy.max_concurrent
         self.queue = deque()
-        self._taken: float = 0  # FOREVER where the state has moved
+        self._free: float = self.limit  # below 0 after the limit was lowered; NOWHERE where the state has moved
         renew_in_child(self)
 
     def after_fork(self) -> None:
@@ -129,27 +133,28 @@ class LocalSlots(Slots):
     def running(self) -> int:
         with self.lock:
             self.check()
-            return int(self._taken)
+            return int(self.limit - self._free)
 
     def take(self) -> bool:
         with self.lock:
-            if self._taken < self.limit and not self.queue:  # as `has_room`
-                self._taken += 1
+            if self._free > 0 and not self.queue:  # as `has_room`
+                self._free -= 1
                 return True
             return False
 
     def leave(self) -> bool:
         with self.lock:
-            self._taken -= 1
-            if self.queue:
-                self._grant()
-            return self._taken != FOREVER
+            self._free = free = self._free + 1
+            if free > 0 and not self.queue:
+                return True
+            self._grant()
+            return free != NOWHERE
 
     def enter(self, call: QueuedCall) -> bool:
         with self.lock:
             self.check()
-            if has_room(self.limit, self._taken, len(self.queue)):
-                self._taken += 1
+            if has_room(self._free, len(self.queue)):
+                self._free -= 1
                 return True
             self.queue.append(call)
             return False
@@ -169,23 +174,26 @@ class LocalSlots(Slots):
 
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
+            self._free += policy.max_concurrent - self.limit
             self.limit = policy.max_concurrent
             self._grant()
 
     def _grant(self) -> None:
-        while grants(self.limit, self._taken, len(self.queue)):
+        while grants(self._free, len(self.queue)):
             call = self.queue.popleft()
             call.granted = call.waiter.wake()  # False where its event loop has been closed
-            self._taken += call.granted
+            self._free -= call.granted
 
     def values(self) -> SlotValues:
-        return SlotValues(self.limit, int(self._taken), tuple(self.queue))
+        return SlotValues(self.limit, int(self.limit - self._free), tuple(self.queue))
 
     def receive(self, values: SlotValues) -> None:
-        self._taken = values.taken + (0 if self._taken == FOREVER else self._taken)
+        if self._free == NOWHERE:
+            self._free = self.limit
+        self._free -= values.taken
         self.queue.extendleft(reversed(values.queue))  # they come first: they wait for slots that are taken there
         self._grant()
 
     def vacate(self) -> None:
-        self._taken = FOREVER
+        self._free = NOWHERE
         self.queue.clear()
