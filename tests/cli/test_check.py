@@ -87,7 +87,7 @@ def test_a_world_writable_directory_is_a_warning_shown_once(command: Command) ->
     (command.directory / "policies").chmod(0o777)
     ran = command("check", "--all-envs")
     assert ran.code == 0
-    assert ran.err.count("warning: policies: anybody on this machine may write to it") == 1
+    assert ran.err.count("warning: policies: is writable by all users of this machine") == 1
     assert len(command("check", "--all-envs", "--json").json["warnings"]) == 1
     assert "warning: policies" in command("show").err
 

@@ -88,7 +88,7 @@ def test_a_wrong_size_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"max_memory") as caught:
         opmap(max_memory=wrong)
     told = str(caught.value)
-    assert 'is no size: write bytes or "512MB", "2GiB"' in told or "is not above 0" in told
+    assert 'is not a size: use bytes or "512MB", "2GiB"' in told or "is invalid: use a value > 0" in told
 
 
 # The machine

@@ -548,7 +548,7 @@ def test_a_call_says_otherwise_than_the_policy(capsys: pytest.CaptureFixture[str
 
 
 def test_a_policy_that_is_given_a_callback_says_where_it_belongs() -> None:
-    with pytest.raises(ValueError, match=r"is a callback, which belongs to a call: f.map\(items, progress=callback\)"):
+    with pytest.raises(ValueError, match=r"is a callback: pass it to the call, f.map\(items, progress=callback\)"):
         opmap(progress=print)  # type: ignore[call-overload]
 
 

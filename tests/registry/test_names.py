@@ -119,9 +119,7 @@ def test_an_object_on_the_way_to_a_function_is_told_by_its_type(monkeypatch: pyt
 
 
 def test_a_policy_that_is_neither_a_name_nor_a_policy_is_told_by_its_type() -> None:
-    with pytest.raises(
-        ConfigError, match="policy= is of type dict, and so is neither a profile's name nor a Policy"
-    ) as caught:
+    with pytest.raises(ConfigError, match="policy= must be a profile's name or a Policy, not of type dict") as caught:
         opmap(policy={"cache": {"secret": SECRET}})  # type: ignore[arg-type]
     assert SECRET not in str(caught.value)
 

@@ -66,7 +66,7 @@ def test_a_bound_method_of_an_instance_goes_by_its_functions_name() -> None:
 )
 def test_an_override_that_says_nothing_is_refused(said: Any, place: str) -> None:
     registry = Registry({"api": Policy(retry=2)})
-    told = f"{place} is None, which says nothing: write {{}} to change nothing, or remove its policies one by one"
+    told = f"{place} is None: use {{}} to change nothing, or None for single policies"
     with pytest.raises(ConfigError, match=re.escape(told)), registry.override(**said):
         raise AssertionError
     with registry.override(api={}):

@@ -80,7 +80,7 @@ def test_the_counts_go_on_over_reloads(files: Files) -> None:
         ("policies: {api: {retry: {retries: -1}}}", "retries"),
         ("policies: {db: {retry: 1}}", "is bound to the profile 'api', which does not exist"),
         ("policies: {api: {fallback: {arg: key}}}", "no parameter 'key'"),
-        ("policies: {api: ", "is not YAML"),
+        ("policies: {api: ", "is not valid YAML"),
         ('policies: {api: }\nfunctions: {"*": {policy: apj}}', "apj"),
     ],
 )
@@ -468,7 +468,7 @@ def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
     for name, said in {
         "a_program:Error": "cannot be imported: SystemExit: done",
         "a_program.Error": "cannot be imported: SystemExit: done",
-        "a_lazy_program:Error": r"a module that it names fails: SystemExit\('Error'\)",
+        "a_lazy_program:Error": r"importing the module that it names failed: SystemExit\('Error'\)",
     }.items():
         with pytest.raises(ConfigError, match=said):
             files.load(f"policies: {{api: {{retry: {{retry_on: ['{name}']}}}}}}")
@@ -483,7 +483,7 @@ def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, cap
     os.chmod(files.directory, 0o777)  # that is what it warns of
     registry.reload()
     writable, unmatched = (record.getMessage() for record in caplog.records)
-    assert "anybody on this machine may write to it" in writable
+    assert "is writable by all users of this machine" in writable
     assert f"functions.{__name__}:on matches no bound function; did you mean '{__name__}:one'?" in unmatched
     assert "base.yaml:2:" in unmatched
     registry.reload()
