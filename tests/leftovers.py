@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -16,6 +17,7 @@ import pytest
 from opero.parallel.workers import process as pool
 from opero.registry.default import set_default_registry
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 SET_BY_OTHERS = ("PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK")
 """Environment variables that pytest and joblib set."""
 
@@ -39,19 +41,34 @@ def no_change_is_left() -> Iterator[None]:
     before = shared_state()
     yield
     set_default_registry(None)
-    changed = {name: (before[name], now) for name, now in shared_state().items() if now != before[name]}
-    assert not changed, f"changed by this module (before, now): {changed}"
+    after = shared_state()
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    assert not changed, f"changed by this module: {changed}"
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restore variables and signal handlers at the end, for libraries that set some of their own."""
+    variables = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(variables)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def shared_state() -> dict[str, Any]:
-    loggers = [logging.getLogger(), logging.getLogger("opero")]
-    return {
-        "environ": {name: value for name, value in os.environ.items() if name not in SET_BY_OTHERS},
-        "directory": os.getcwd(),
-        "path": list(sys.path),
-        "logging": [(each.level, each.propagate, list(each.handlers), list(each.filters)) for each in loggers],
-        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)},
+    state: dict[str, Any] = {
+        f"variable {name}": value for name, value in os.environ.items() if name not in SET_BY_OTHERS
     }
+    for number in SIGNALS:
+        state[f"handler of {number.name}"] = signal.getsignal(number)
+    for each in (logging.getLogger(), logging.getLogger("opero")):
+        state[f"logger {each.name}"] = each.level, each.propagate, [*each.handlers], [*each.filters]
+    return state | {"working directory": os.getcwd(), "sys.path": [*sys.path]}
 
 
 def workers() -> list[psutil.Process]:

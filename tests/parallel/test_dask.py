@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 import opero.parallel
+from leftovers import restored
 from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
 
 distributed = pytest.importorskip("distributed")
@@ -38,7 +39,10 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    with (
+        restored(),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+    ):
         yield cluster
 
 

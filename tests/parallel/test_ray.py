@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from leftovers import restored
 from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
 
 ray = pytest.importorskip("ray")
@@ -33,7 +34,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 @pytest.fixture(autouse=True, scope="module")
 def ray_here(no_process_is_left: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A ray on this machine, whose token is not kept in the user's home, and whose workers find these tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    with restored(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(each for each in sys.path if each))
