@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import BulkheadFullError, CallTimeoutError
@@ -65,7 +66,7 @@ class BulkheadExecutor(Holder[Slots]):
 
     async def queue(self, host: Host, call: Call) -> None:
         """Wait in the queue for a slot, after none could be taken at once."""
-        if (self.home.blocks and await host.offload(self.take)) or (self.follow() and self.home.take()):
+        if (self.home.blocks or self.follow()) and await self.run(host, self.take, self._give_back):
             return
         started = self.clock.monotonic()
         left = call.time_left(started)
@@ -73,7 +74,7 @@ class BulkheadExecutor(Holder[Slots]):
         if patience <= 0:
             raise self.refusal(call, patience)
         queued = QueuedCall(host.waiter(), started)
-        if await self.ask_from(host, lambda slots: slots.enter(queued)):
+        if await self.run(host, lambda: self._enter(queued), lambda _: self._give_up(queued)):
             return
         try:
             has_slot = await self._wait(host, queued, started + patience)
@@ -92,17 +93,32 @@ class BulkheadExecutor(Holder[Slots]):
                 left = until - self.clock.monotonic()
                 seconds = min(left, self.home.pause(queued))
                 woken = await queued.waiter.wait(None if seconds == FOREVER else seconds)
-                if queued.granted or await self._look(host, queued, host.waiter()):
+                if queued.granted or await self.run(host, partial(self._look, queued, host.waiter()), lambda _: None):
                     return True
                 if not woken and seconds == left:
-                    return not await self.ask_from(host, lambda slots: slots.withdraw(queued))
+                    break
         except BaseException:
-            if not self.ask(lambda slots: slots.withdraw(queued)):
-                self.leave()  # the slot came too late: pass it on
+            self.run_later(self._give_up, queued)
             raise
+        return await self.run(host, lambda: self._has_slot_after_all(queued), self._give_back)
 
-    async def _look(self, host: Host, queued: QueuedCall, waiter: Waiter) -> bool:
-        return await self.ask_from(host, lambda slots: slots.look(queued, waiter))
+    def _enter(self, queued: QueuedCall) -> bool:
+        return self.ask(lambda slots: slots.enter(queued))
+
+    def _look(self, queued: QueuedCall, waiter: Waiter) -> bool:
+        return self.ask(lambda slots: slots.look(queued, waiter))
+
+    def _has_slot_after_all(self, queued: QueuedCall) -> bool:
+        """Leave the queue; whether a slot has been granted just before."""
+        return not self.ask(lambda slots: slots.withdraw(queued))
+
+    def _give_back(self, has_slot: bool) -> None:
+        if has_slot:
+            self.leave()
+
+    def _give_up(self, queued: QueuedCall) -> None:
+        """Leave the queue; a slot that has been granted just before is passed on."""
+        self._give_back(self._has_slot_after_all(queued))
 
     # Around the function
 
@@ -134,10 +150,10 @@ class BulkheadExecutor(Holder[Slots]):
             try:
                 result = await layer(call, args, kwargs)
             except BaseException:
-                self.leave()
+                self.run_later(self.leave)
                 raise
             if type(result) is Started:
-                result.on_end(self.leave)  # a generator has its slot until it ends
+                result.on_end(partial(self.run_later, self.leave))  # a generator has its slot until it ends
             elif home.blocks:
                 await host.offload(self.leave)
             elif not home.leave():

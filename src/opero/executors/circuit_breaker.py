@@ -196,7 +196,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             home = self.home
             period = home.passing
             if period < 0:
-                period = await host.offload(self.enter, call) if home.blocks else self.enter(call)
+                period = await self.run(host, lambda: self.enter(call), self.release)
             started = self.begin(call) if self.times_calls else 0.0
             try:
                 result = await layer(call, args, kwargs)
@@ -207,7 +207,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
                     self.failed(period, call, started, error)
                 raise
             except BaseException:
-                self.release(period)
+                self.run_later(self.release, period)
                 raise
             if home.needs_results:
                 if home.blocks:

@@ -123,6 +123,14 @@ class RateLimitExecutor(Holder[Budget]):
             raise self.refusal(call, wait, now)
         return wait, receipt
 
+    def refund(self, receipt: Receipt) -> None:
+        """Give reserved permits back."""
+        self.ask(lambda budget: budget.refund(receipt))
+
+    def wait_at(self, now: float, cost: float) -> float:
+        """Seconds until permits would fall due; nothing is reserved."""
+        return self.ask(lambda budget: budget.book(now, cost, -1.0))[0]
+
     # What waits
 
     async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt) -> None:
@@ -134,14 +142,14 @@ class RateLimitExecutor(Holder[Budget]):
         try:
             await host.sleep(wait)
         except BaseException:
-            self.ask(lambda budget: budget.refund(receipt))
+            self.run_later(self.refund, receipt)
             raise
 
     async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
         """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
-        wait, _ = await self.ask_from(host, lambda budget: budget.book(started, cost, -1.0))  # reserves nothing
+        wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
         expected = wait + self.queued * cost / self.policy.rate
         if expected > patience:
             raise self.refusal(call, expected, started)
@@ -159,10 +167,9 @@ class RateLimitExecutor(Holder[Budget]):
             call.stats.waited += passed
         try:
             left = patience - passed
-            if self.home.blocks:
-                wait, receipt = await host.offload(self.reserve, call, cost, left)
-            else:
-                wait, receipt = self.reserve(call, cost, left)
+            wait, receipt = await self.run(
+                host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
+            )
             if wait > 0:
                 await self.wait(host, call, wait, receipt)
         finally:

@@ -12,21 +12,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from opero.errors import ConfigError
+from opero.runtime.file_locks import lock, unlock
 from opero.runtime.forking import renew_in_child
 from opero.runtime.interruption import uninterrupted
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["HAS_LOCKS", "StateFile"]
-
-HAS_LOCKS = fcntl is not None
+__all__ = ["StateFile"]
 
 
 class StateFile:
@@ -96,7 +90,7 @@ class StateFile:
         try:
             self._lock.acquire()
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                lock(self._file)
             except BaseException:
                 self._lock.release()
                 raise
@@ -108,7 +102,7 @@ class StateFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         me, self.holder = self.holder, 0
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        unlock(self._file)
         self._lock.release()
         uninterrupted.discard(me)
 

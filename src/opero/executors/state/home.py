@@ -21,9 +21,10 @@ implements their operations. Executors stay as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, TypeVarTuple
 
 from opero.runtime.forking import RenewedLock
+from opero.runtime.hosts import helpers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,7 @@ __all__ = ["Holder", "Home", "Moved", "migrating"]
 
 H = TypeVar("H", bound="Home")
 R = TypeVar("R")
+Args = TypeVarTuple("Args")
 
 migrating = RenewedLock()
 """Held while state moves: one move at a time in a process. Nothing waits while it is held."""
@@ -61,17 +63,17 @@ class Home(ABC):
     Attributes:
         is_shared: other processes use the same state, so it stays where it is when a policy is replaced.
         blocks: an operation may take so long, for example over a network, that it must not run in an event loop's
-            thread. Async callers run it in another one, except for what undoes an operation after a cancellation.
+            thread. Attributes that calls read without a lock must not block.
         lock: held while the state moves into or out of this home.
     """
 
     is_shared: ClassVar[bool] = False
-    blocks: ClassVar[bool] = False
     lock: AbstractContextManager[Any]
 
     def __init__(self) -> None:
         self.location = _Location()
         self.location.home = self
+        self.blocks = False  # a class attribute takes longer to read
 
     @property
     def successor(self) -> Self:
@@ -153,9 +155,39 @@ class Holder(Generic[H]):
             except Moved:
                 self.follow()
 
-    async def ask_from(self, host: Host, operation: Callable[[H], R]) -> R:
-        """`ask` for a coroutine: no event loop waits for a home that blocks."""
-        return await host.offload(self.ask, operation) if self.home.blocks else self.ask(operation)
+    async def run(self, host: Host, operation: Callable[[], R], undo: Callable[[R], object]) -> R:
+        """Run an operation on the state for a coroutine, whose event loop does not wait for a home that blocks.
+
+        Args:
+            host: the coroutine's.
+            operation: returns a result or raises.
+            undo: is called with the result if the coroutine has been cancelled and will not get it.
+        """
+        if not self.home.blocks:
+            return operation()
+        results: list[R] = []
+        unclaimed = [True]  # popped by the operation when it ends, or by the cancelled coroutine before that
+
+        def run() -> R:
+            result = operation()
+            results.append(result)
+            if not _pop(unclaimed):
+                undo(result)
+            return result
+
+        try:
+            return await host.offload(run)
+        except BaseException:
+            if not _pop(unclaimed):
+                self.run_later(undo, results[0])
+            raise
+
+    def run_later(self, operation: Callable[[*Args], object], *args: *Args) -> None:
+        """Run an operation that a coroutine does not wait for, since it is ending."""
+        if self.home.blocks:
+            helpers().submit(operation, *args)
+        else:
+            operation(*args)
 
     def follow(self) -> bool:
         """Use the home that has the state now; whether it has moved since it was last asked."""
@@ -191,3 +223,11 @@ class Holder(Generic[H]):
         with migrating:
             self.home.successor.merge_into(home)
             self.follow()
+
+
+def _pop(tokens: list[bool]) -> bool:
+    """Take the only token; False if another thread has done so."""
+    try:
+        return tokens.pop()
+    except IndexError:
+        return False

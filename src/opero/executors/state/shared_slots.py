@@ -135,7 +135,8 @@ class SharedSlots(FileHome, Slots):
                 return False
             with self.file:
                 self._write(add_slots(self._table(), _me(), -1))
-            self._wake_first()
+            if self.queue:
+                self._wake_first()
             return True
 
     def enter(self, call: QueuedCall) -> bool:
@@ -198,7 +199,7 @@ class SharedSlots(FileHome, Slots):
 
     def _take_turn(self, call: QueuedCall) -> bool:
         """Take a slot for a call in the queue if it is the first, and one is free for it."""
-        if self.queue[0] is not call or not self._try(call.arrived):
+        if not self.queue or self.queue[0] is not call or not self._try(call.arrived):
             return False
         self.queue.popleft()
         self._wake_first()
@@ -212,19 +213,21 @@ class SharedSlots(FileHome, Slots):
             if table.waiting or len(table.taken) > MANY_OWNERS or sum(table.taken.values()) >= limit:
                 table = _living(table)
             after = try_take(table, limit, me, arrived, following)
-            has_slot = after is not None
-            if after is None:
-                after = table if arrived == FOREVER else queue_as(table, me, arrived)
-            if after != before:
+            if after is not None:
                 self._write(after)
-            return has_slot
+                return True
+            if arrived != FOREVER:
+                table = queue_as(table, me, arrived)
+            if table != before:
+                self._write(table)
+            return False
 
     def _wake_first(self) -> None:
         while self.queue and not self.queue[0].waiter.wake():
             self.queue.popleft()  # its event loop has been closed
 
     def _table(self) -> Table:
-        return Table(*(self.file.read() or ({}, {})))
+        return Table._make(self.file.read() or ({}, {}))
 
     def _write(self, table: Table) -> None:
         self.file.write(tuple(table))

@@ -12,7 +12,8 @@ from opero.executors.state.shared_circuit import ROOM, SharedCircuit
 from opero.executors.state.shared_home import FileHome
 from opero.executors.state.shared_slots import SharedSlots
 from opero.runtime.clock import SYSTEM
-from opero.runtime.state_file import HAS_LOCKS, StateFile
+from opero.runtime.file_locks import HAS_LOCKS
+from opero.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

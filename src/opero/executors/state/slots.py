@@ -103,7 +103,7 @@ class Slots(Home):
 
     @abstractmethod
     def look(self, call: QueuedCall, waiter: Waiter) -> bool:
-        """Whether a waiting call has a slot by now. If not, it can be woken by that waiter from now on."""
+        """Whether a call has a slot by now. If not, it can be woken by that waiter, unless it has left the queue."""
 
     @abstractmethod
     def withdraw(self, call: QueuedCall) -> bool:
