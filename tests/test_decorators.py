@@ -44,7 +44,7 @@ def test_options_keep_the_default_retries_unless_they_say_otherwise() -> None:
     assert opero(retry=None)(failing(0)).policy.retry is None
 
 
-def test_options_are_merged_over_a_policy_object() -> None:
+def test_options_are_laid_over_a_policy_object_which_has_only_what_it_names() -> None:
     base = Policy(rate_limit={"rate": 10, "burst": 5}, timeout="5s")
     policy = opero(policy=base, rate_limit="20/s", timeout=None)(failing(0)).policy
     assert policy == Policy(rate_limit={"rate": 20, "burst": 5})
@@ -72,7 +72,7 @@ def test_looking_at_the_policy_resolves_it() -> None:
 
 
 @pytest.mark.parametrize("decorator", [opero, opmap])
-def test_an_unknown_option_is_rejected_with_the_nearest_name(decorator: Any) -> None:
+def test_an_unknown_option_is_refused_with_the_nearest_name(decorator: Any) -> None:
     with pytest.raises(UnknownOptionError, match="unknown option 'retires'; did you mean 'retries'?"):
         decorator(retires=3)
     with pytest.raises(TypeError, match="rate_limit"):
@@ -80,7 +80,7 @@ def test_an_unknown_option_is_rejected_with_the_nearest_name(decorator: Any) -> 
 
 
 @pytest.mark.parametrize("policy", [None, "api", Policy()])
-def test_a_bad_value_is_rejected_when_decorating_with_or_without_a_profile(policy: Any) -> None:
+def test_a_bad_value_is_refused_when_decorating_with_or_without_a_profile(policy: Any) -> None:
     with pytest.raises(pydantic.ValidationError, match=r"retry\.retries"):
         opero(policy=policy, retries=-1)
     with pytest.raises(pydantic.ValidationError, match=r"rate_limit\.rate"):
@@ -93,7 +93,7 @@ def test_a_profile_may_be_completed_by_options_that_say_too_little_alone() -> No
     assert fetch.policy == Policy(rate_limit={"rate": 10, "burst": 3})
 
 
-def test_a_fallback_argument_that_the_function_lacks_is_rejected_when_decorating() -> None:
+def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating() -> None:
     with pytest.raises(ConfigError, match="no parameter 'apikey' to fall back on; did you mean 'api_key'?"):
 
         @opero(arg_fallback="apikey")
@@ -108,14 +108,14 @@ def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_
         opero(policy="api", **options)(failing(0))
 
 
-def test_decorating_with_a_bare_profile_name_suggests_policy() -> None:
+def test_decorating_with_a_bare_profile_name_tells_the_way() -> None:
     with pytest.raises(ConfigError, match=r"use @opero\(policy='api'\)"):
         opero("api")  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match=r"use @opmap\(policy='api'\)"):
         opmap("api")  # type: ignore[call-overload]
 
 
-def test_a_policy_of_another_type_is_rejected() -> None:
+def test_what_is_neither_name_nor_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be a profile's name or a Policy, not of type dict"):
         opero(policy={"retry": 3})  # type: ignore[call-overload]
 

@@ -117,7 +117,7 @@ def test_paths_named_by_variables_must_exist(environ: dict[str, str], said: str)
     assert str(caught.value) == said
 
 
-def test_an_argument_that_names_nothing_is_reported_by_its_name() -> None:
+def test_an_argument_that_names_nothing_is_told_as_the_argument() -> None:
     with pytest.raises(ConfigError, match="^env_file: the file nope does not exist$"):
         load("policies", environ={}, env_file="nope")
     with pytest.raises(ConfigError, match="^secrets_dir: my.env is no directory$"):
