@@ -1,4 +1,4 @@
-"""What the JSON Schema says of a policy file, and what the loader says, side by side."""
+"""Compares the results of the JSON Schema and of the loader for a policy file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 WHOLE = r"^(policies\.\w+|functions\.\S+|defaults)\.\w+: "
-"""A complaint of a policy as a whole."""
+"""The message of a problem of a policy as a whole."""
 
 BEYOND: dict[str, Any] = {
     "what is missing": lambda text, value: re.search(
@@ -40,12 +40,12 @@ BEYOND: dict[str, Any] = {
     "numbers that JSON has not": lambda text, value: isinstance(value, int | float) and not abs(value) < 1e308,
     "whole shares": lambda text, value: "use a count (10) or a share" in text and isinstance(value, float),
 }
-"""How each published exception shows: by what the loader says, or by the value."""
+"""How each documented exception is recognized: by the message of the loader, or by the value."""
 assert BEYOND.keys() == BEYOND_THE_SCHEMA.keys()
 
 
 def problems(policies: Policies, document: Any) -> list[str]:
-    """What the loader says of a file."""
+    """Return the problems that the loader reports for a document."""
     policies.directory.mkdir(exist_ok=True)
     text = yaml.dump(document, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
     (policies.directory / "base.yaml").write_text(text, "utf-8")
@@ -57,7 +57,7 @@ def problems(policies: Policies, document: Any) -> list[str]:
 
 
 def disagreements(policies: Policies, said: dict[str, tuple[str, str | None, Any]]) -> list[str]:
-    """Where the two differ, of what is said by profiles: of a policy, in a field of it (None: as the policy itself)."""
+    """Return where the two disagree about profiles, each with a policy, a field (None: the policy) and a value."""
     document = {
         "policies": {
             name: {kind: {field: value} if field is not None else value} for name, (kind, field, value) in said.items()

@@ -1,4 +1,4 @@
-"""Laws of merging: what holds is what policies merge to, and each value tells truly where it came from."""
+"""Laws of composition: profiles equal their merged sections, and every value has its true source."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def lineages(made: list[ConfigLayer]) -> dict[str, list[str]]:
 
 @EACH
 @given(layers())
-def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[ConfigLayer]) -> None:
+def test_a_profile_equals_its_sections_merged_one_by_one(made: list[ConfigLayer]) -> None:
     for lineage in lineages(made).values():
         order = [layer.defaults for layer in made if layer.defaults is not None]
         order += [layer.profiles[name] for name in lineage for layer in made if name in layer.profiles]
@@ -165,7 +165,7 @@ def test_every_field_of_a_policy_has_exactly_one_source(made: list[ConfigLayer])
 
 @EACH
 @given(layers())
-def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: list[ConfigLayer]) -> None:
+def test_removing_a_value_reveals_the_one_that_it_shadows(made: list[ConfigLayer]) -> None:
     for lineage in lineages(made).values():
         profile = profile_of(lineage, made)
         for kind in profile.kinds():

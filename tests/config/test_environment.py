@@ -93,7 +93,7 @@ def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field:
         assert policies.error(**{name: empty}).startswith(f"{name}: is empty; unset it")
 
 
-def test_a_variable_keeps_what_the_file_says_beside_it(policies: Policies) -> None:
+def test_a_variable_keeps_the_other_fields_of_the_file(policies: Policies) -> None:
     found = api(
         policies,
         "rate_limit: {rate: 5, burst: 3}, cache: {max_size: 2}",
@@ -149,7 +149,7 @@ def test_the_longest_option_is_meant_where_only_it_fits_a_profile(policies: Poli
     assert api(policies, OPERO_API_ATTEMPT_TIMEOUT="5").timeout == TimeoutPolicy(attempt=5)
 
 
-def test_a_variable_that_can_be_read_two_ways_names_both_and_the_way_out(policies: Policies) -> None:
+def test_an_ambiguous_variable_is_reported_with_unambiguous_names(policies: Policies) -> None:
     policies.write(base="policies: {api: , api_attempt: }")
     assert policies.error(OPERO_API_ATTEMPT_TIMEOUT="5") == (
         "OPERO_API_ATTEMPT_TIMEOUT: is ambiguous, as it can mean policies.api.timeout.attempt "
@@ -258,13 +258,13 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize(("name", "said"), UNKNOWN.items(), ids=UNKNOWN)
-def test_a_variable_that_names_nothing_is_an_error_with_the_nearest(policies: Policies, name: str, said: str) -> None:
+def test_an_unknown_variable_is_an_error_with_the_nearest_name(policies: Policies, name: str, said: str) -> None:
     policies.write(base="policies: {api: , db: }")
     assert policies.error(**{name: "hunter2"}).startswith(f"{name}: {said}")
     assert "hunter2" not in policies.error(**{name: "hunter2"})
 
 
-def test_a_variable_without_any_profile_says_that_there_is_none(policies: Policies) -> None:
+def test_a_variable_without_any_profile_is_reported_as_such(policies: Policies) -> None:
     policies.write(base="policies: {}")
     assert policies.error(OPERO_API_RETRIES="5") == (
         "OPERO_API_RETRIES: there is no profile 'api'; no file defines a profile"
@@ -327,7 +327,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize(("environ", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
-def test_a_bad_value_is_told_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
+def test_a_bad_value_is_reported_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
     policies.write(base="policies: {api: }")
     message = policies.error(**environ)
     assert message.startswith(said)

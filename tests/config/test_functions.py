@@ -1,4 +1,4 @@
-"""`functions:` tunes functions without touching their code: which entry holds, and what it lies over."""
+"""`functions:`: which entries match a function, and their precedence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loaded(policies: Policies, text: str, **environ: str) -> Registry:
     return Registry.load(policies.directory, environ=environ)
 
 
-def test_an_entry_lies_over_the_decorators_options_and_these_over_the_profile(policies: Policies) -> None:
+def test_precedence_is_profile_then_decorator_options_then_entry(policies: Policies) -> None:
     registry = loaded(
         policies,
         """
@@ -71,7 +71,7 @@ def test_an_entrys_variable_has_the_last_word(policies: Policies) -> None:
     ]
 
 
-def test_null_removes_what_code_says_and_enabled_false_switches_it_off(policies: Policies) -> None:
+def test_null_removes_a_policy_from_code_and_false_switches_it_off(policies: Policies) -> None:
     registry = loaded(
         policies,
         'functions: {"app:one": {cache: null, rate_limit: false}}',
@@ -82,7 +82,7 @@ def test_null_removes_what_code_says_and_enabled_false_switches_it_off(policies:
     assert fetch.policy.retry == Policy(retry=1).retry
 
 
-def test_the_most_exact_entry_wins_key_by_key(policies: Policies) -> None:
+def test_the_most_specific_entry_has_precedence_field_by_field(policies: Policies) -> None:
     registry = loaded(
         policies,
         """
@@ -100,7 +100,7 @@ def test_the_most_exact_entry_wins_key_by_key(policies: Policies) -> None:
     assert bound.entries == ("*", "app.*", "app.users:*", "app.users:get_user")
 
 
-def test_the_more_exact_entry_wins_in_whatever_file_it_stands(policies: Policies) -> None:
+def test_the_more_specific_entry_has_precedence_in_any_file(policies: Policies) -> None:
     policies.write(
         base='{policies: {api: }, functions: {"app:one": {retry: 1}}}',
         production='functions: {"app:*": {retry: 2, timeout: 5s}}',
@@ -109,7 +109,7 @@ def test_the_more_exact_entry_wins_in_whatever_file_it_stands(policies: Policies
     assert registry.bind(named("app:one"), "api").policy == Policy(retry=1, timeout="5s")
 
 
-def test_an_entry_chooses_another_profile_and_shares_what_that_shares(policies: Policies) -> None:
+def test_an_entry_selects_another_profile_and_shares_its_state(policies: Policies) -> None:
     registry = loaded(
         policies,
         """
@@ -169,7 +169,7 @@ def test_where_there_is_no_working_directory_any_more_nothing_is_configured(
         monkeypatch.chdir(tmp_path)
 
 
-def test_a_file_that_may_not_be_read_and_that_nobody_has_named_stops_no_call(
+def test_an_unreadable_file_that_is_not_named_explicitly_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_a_file_that_may_not_be_read_and_that_nobody_has_named_stops_no_call(
     assert opero(named("app:one"))() == 1
 
 
-def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
+def test_policy_apply_ignores_entries_of_functions(policies: Policies) -> None:
     registry = loaded(policies, 'functions: {"*": {retry: 7}}')
     fetch = Policy(retry=1).apply(named("app:one"))
     assert fetch() == 1
@@ -205,7 +205,7 @@ def test_what_policy_apply_binds_is_what_code_says(policies: Policies) -> None:
         ("app:", "is not a function name"),
     ],
 )
-def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: str, said: str) -> None:
+def test_a_name_that_no_function_can_have_is_rejected(policies: Policies, entry: str, said: str) -> None:
     policies.write(base=f'functions: {{"{entry}": {{retry: 1}}}}')
     assert said in policies.error()
     assert policies.error().startswith("policies/base.yaml:1:13: ")
@@ -222,14 +222,14 @@ def test_a_name_that_no_function_can_have_is_refused(policies: Policies, entry: 
         ("5", 24, "must be a mapping"),
     ],
 )
-def test_a_mistake_in_an_entry_is_told_with_its_place(policies: Policies, body: str, place: int, said: str) -> None:
+def test_a_mistake_in_an_entry_is_reported_with_its_place(policies: Policies, body: str, place: int, said: str) -> None:
     policies.write(base=f'functions: {{"app:one": {body}}}\npolicies: {{api: }}')
     [problem] = policies.problems()
     assert problem.startswith(f"policies/base.yaml:1:{place}: ")
     assert said in problem
 
 
-def test_what_an_entry_and_code_say_together_is_judged_when_they_meet(policies: Policies) -> None:
+def test_an_entry_merged_with_code_is_validated_at_the_first_call(policies: Policies) -> None:
     registry = loaded(policies, '{policies: {api: }, functions: {"app:one": {retry: {max_delay: 1}}}}')
     fetch = opero(policy="api", registry=registry, min_delay=5)(named("app:one"))
     with pytest.raises(ConfigError, match=r"min_delay \(5s\) is greater than max_delay \(1s\)") as caught:

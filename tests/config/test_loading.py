@@ -1,4 +1,4 @@
-"""What the files say, what lies over what, and the mistakes that only the whole shows."""
+"""Loading files: precedence, and problems of the merged configuration."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_defaults_lie_under_every_profile_and_are_a_policy_of_none(policies: Pol
     assert loaded.source("b", "retry.max_delay").section == "defaults"
 
 
-def test_each_level_lies_over_the_one_below(policies: Policies) -> None:
+def test_each_level_overrides_the_one_below(policies: Policies) -> None:
     """Model defaults, `defaults:`, the base file, the environment's file, a variable."""
     policies.write(base="{defaults: {retry: 10}, policies: {a: {retry: 20}}}", production="policies: {a: {retry: 30}}")
     loaded = policies.load("production", OPERO_A_RETRIES="40")
@@ -299,14 +299,14 @@ BAD_TEXTS = {
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_TEXTS.values(), ids=BAD_TEXTS)
-def test_a_mistake_is_told_with_its_place_and_a_cure(policies: Policies, text: str, said: str) -> None:
+def test_a_mistake_is_reported_with_its_place_and_advice(policies: Policies, text: str, said: str) -> None:
     policies.write(base=text)
     problems = policies.problems()
     assert all(line.startswith("policies/base.yaml:") for line in problems)
     assert any(said in line for line in problems)
 
 
-def test_all_problems_of_all_files_and_variables_are_told_at_once(policies: Policies) -> None:
+def test_all_problems_of_all_files_and_variables_are_reported_at_once(policies: Policies) -> None:
     policies.write(
         base="policies:\n  api: {retyr: 5}\n  db: {retry: {retries: five, max_delay: never}}\n",
         production="policies: {api: {cache: {tttl: 5}}}\n",
@@ -324,12 +324,12 @@ def test_all_problems_of_all_files_and_variables_are_told_at_once(policies: Poli
     assert policies.error("production", OPERO_X="1").startswith("OPERO_X: ")
 
 
-def test_a_circle_is_told_once(policies: Policies) -> None:
+def test_circular_extends_are_reported_once(policies: Policies) -> None:
     policies.write(base="policies: {c: {extends: b}, b: {extends: a}, a: {extends: c}, outside: {extends: a}}")
     assert policies.error() == ("policies/base.yaml:1:59: circular `extends`: a → c → b → a; remove one of them")
 
 
-def test_a_mistake_in_defaults_or_a_parent_is_told_once(policies: Policies) -> None:
+def test_a_mistake_in_defaults_or_a_parent_is_reported_once(policies: Policies) -> None:
     policies.write(base="{defaults: {retry: x}, policies: {a: {cache: y}, b: {extends: a}, c: }}")
     assert [line.partition(": ")[0] for line in policies.problems()] == [
         "policies/base.yaml:1:20",
@@ -337,7 +337,7 @@ def test_a_mistake_in_defaults_or_a_parent_is_told_once(policies: Policies) -> N
     ]
 
 
-def test_a_mistake_is_told_where_the_effective_value_stands(policies: Policies) -> None:
+def test_a_problem_is_reported_at_the_effective_value(policies: Policies) -> None:
     policies.write(base="policies: {a: {retry: {min_delay: 5}}}", production="policies: {a: {retry: {max_delay: 4}}}")
     assert policies.error("production") == (
         "policies/production.yaml:1:35: policies.a.retry: min_delay (5s) is greater than max_delay (4s); "
@@ -353,7 +353,7 @@ def test_one_mistake_does_not_bring_forth_another(policies: Policies) -> None:
     assert len(policies.problems()) == 3
 
 
-def test_what_an_unreadable_file_may_hold_is_not_called_missing(policies: Policies) -> None:
+def test_missing_parts_are_not_reported_if_a_file_is_unreadable(policies: Policies) -> None:
     policies.write(base="policies: [", production="policies: {a: {extends: b, rate_limit: {burst: 5}}, c: {retry: x}}")
     problems = policies.problems("production", OPERO_B_RETRIES="1", OPERO_A_RETRIES="y")
     assert [line.partition(": ")[0].partition(":")[0] for line in problems] == [
@@ -364,7 +364,7 @@ def test_what_an_unreadable_file_may_hold_is_not_called_missing(policies: Polici
 
 
 def test_a_wrong_value_that_another_file_corrects_does_no_harm(policies: Policies) -> None:
-    """An exception of a package that is absent here, say."""
+    """For example, an exception of a package that is not installed."""
     policies.write(
         base="policies: {a: {retry: {retry_on: no_such_package.Error}}}",
         production="policies: {a: {retry: {retry_on: ValueError}}}",
@@ -391,7 +391,7 @@ def test_secrets_appear_in_no_message_and_no_source(policies: Policies) -> None:
     assert secret.get_secret_value() == "hunter2"
 
 
-def test_a_module_that_fails_while_it_is_imported_is_told_where_it_is_named(
+def test_a_failing_import_is_reported_where_the_module_is_named(
     policies: Policies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "opero_broken_module.py").write_text("raise RuntimeError('no database')\n")

@@ -34,7 +34,7 @@ def test_the_environment_is_the_argument_then_opero_env_then_environment_then_de
     assert policies.load().environment == "development"
 
 
-def test_the_environments_file_lies_over_base(policies: Policies) -> None:
+def test_the_environments_file_overrides_base(policies: Policies) -> None:
     policies.write(base="policies: {api: {retry: 1}}", production="policies: {api: {retry: 2}}")
     assert retries(policies) == 1
     assert retries(policies, "production") == 2
@@ -139,7 +139,7 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
         ),
     ],
 )
-def test_a_place_that_does_not_exist_is_told_with_who_named_it(
+def test_a_missing_place_is_reported_with_what_names_it(
     policies: Policies, arguments: tuple[Any, ...], environ: dict[str, str], pyproject: str, said: str
 ) -> None:
     if pyproject:

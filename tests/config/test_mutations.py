@@ -1,4 +1,4 @@
-"""Every key of a corpus of valid files, changed by one character at a time: each change is told at the right place.
+"""Changes every key of a corpus of valid files by one character: each change is reported at the right place.
 
 A change may give a file that is valid and means what it says: the name of a profile or of a function is free, and so
 are the keys of free data (`arguments`, `default`). Then what it says is looked at: a profile that others start from is
@@ -44,7 +44,7 @@ FUNCTIONS = ("app.users:get_user", "app.users:Client.fetch", "app.billing:get_bi
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a file: how it is written, where, and what stands around it."""
+    """A key of a file: its text, its place, and its context."""
 
     text: str
     style: str | None
@@ -141,7 +141,7 @@ def written(key: Key, name: str) -> str:
 
 
 def is_function(name: str) -> bool:
-    """Whether `functions:` takes that name, told another way than by opero's own pattern."""
+    """Return whether `functions:` accepts that name, computed without opero's own pattern."""
     if any(character in name for character in "*?["):
         return True
     module, colon, path = name.partition(":")
@@ -173,7 +173,7 @@ def test_the_corpus_is_valid_and_has_every_policy_and_every_field(policies: Poli
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_every_change_of_a_key_is_told_at_its_place(policies: Policies, name: str) -> None:
+def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name: str) -> None:
     policies.directory.mkdir()
     text = TEXTS[name]
     referred = {path_of.text for path_of in references(text)}

@@ -61,7 +61,7 @@ def text(statement: Any) -> str:
 
 
 def effective(folder: Path, kind: str, said: dict[str, Any]) -> BasePolicy | None:
-    """The policy of a function about which each place says this."""
+    """Return the policy of a function for these statements, each in its place."""
     base: dict[str, Any] = {"policies": {"parent": {}, "api": {"extends": "parent"}}, "defaults": {}, "functions": {}}
     base["functions"] = {"app:get": {}, "app:*": {}}
     upper: dict[str, Any] = {"policies": {"api": {}}, "defaults": {}, "functions": {"app:get": {}}}

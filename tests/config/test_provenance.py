@@ -1,4 +1,4 @@
-"""Every effective value has one source; without that, the value that it is said to shadow holds.
+"""Every effective value has one source; without it, the value that it shadows is effective.
 
 Real files, variables of both forms, a `.env` file, a secret, `functions:` entries and decorators' options, all at once.
 """
@@ -68,7 +68,7 @@ fetch.__module__, fetch.__qualname__ = "app", "fetch"
 
 
 class World:
-    """All that says something of the function `app:fetch` and its profile."""
+    """Everything that sets options of the function `app:fetch` and its profile."""
 
     def __init__(self, directory: Path, said: dict[str, Any]) -> None:
         self.directory = directory
@@ -110,7 +110,7 @@ class World:
         return self.bound.policy if ":" in target else self.registry[target]
 
     def remove(self, path: str, leaf: Leaf) -> bool:
-        """Take away what a leaf's source says; False where it cannot be cut out without touching more."""
+        """Remove the value of a leaf from its source; return False if it cannot be removed alone."""
         source = leaf.source
         if source.by == "Registry.bind":
             kind, _, field = path.partition(".")
@@ -163,7 +163,7 @@ FEW_WORDS = st.fixed_dictionaries(
         "options": OPTIONS.filter(bool),
     }
 )
-"""Options that are mostly alone in what they say."""
+"""Options that are mostly independent of others."""
 
 
 @EACH

@@ -271,7 +271,7 @@ neighbours, or quote text that contains ': '
 
 @needs_libyaml
 @pytest.mark.parametrize(("text", "said"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_not_yaml_is_shown_where_it_goes_wrong(policies: Policies, text: str, said: str) -> None:
+def test_a_syntax_error_is_shown_at_its_place(policies: Policies, text: str, said: str) -> None:
     assert message(policies, text) == dedent(said).strip("\n")
 
 
@@ -301,7 +301,7 @@ policies.api_attempt.timeout; use OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO
     )
 
 
-def test_what_an_environment_s_file_contradicts_is_shown_there(policies: Policies) -> None:
+def test_a_contradiction_by_an_environments_file_is_shown_there(policies: Policies) -> None:
     policies.write(production="policies:\n  api:\n    retry: {max_delay: 4}\n")
     assert message(policies, "policies:\n  api:\n    retry: {min_delay: 5}\n", "production") == (
         "policies/production.yaml:3:24: policies.api.retry: min_delay (5s) is greater than max_delay (4s); lower "
@@ -317,9 +317,7 @@ def cells(text: str) -> int:
 
 
 @pytest.mark.parametrize("before", ["漢字", "e\u0301e\u0301", "größe", "🚦"])
-def test_a_caret_stands_under_what_is_meant_whatever_width_the_letters_before_it_have(
-    policies: Policies, before: str
-) -> None:
+def test_the_caret_is_placed_by_the_display_width_of_the_text_before_it(policies: Policies, before: str) -> None:
     said, line, carets = message(policies, f"policies: {{{before}: {{retry: 字x}}}}").splitlines()
     column = line.index("字x") + 1 - len("   1 | ")
     assert said.startswith(f"policies/base.yaml:1:{column}: ")
@@ -358,7 +356,7 @@ def test_a_problem_s_parts_can_be_had_one_by_one(policies: Policies) -> None:
     )
 
 
-def test_what_a_check_after_loading_finds_shows_its_line_and_no_secret(policies: Policies) -> None:
+def test_problems_of_a_later_check_show_their_line_without_secrets(policies: Policies) -> None:
     policies.write(base='policies: {api: {}}\nfunctions: {"app:gte": {cache: {secret: hunter2}}}\n')
     registry = Registry.load(policies.directory, environ={})
 
@@ -377,7 +375,7 @@ def test_what_a_check_after_loading_finds_shows_its_line_and_no_secret(policies:
     del bound
 
 
-def test_a_circle_that_an_alias_makes_is_told_where_it_closes(policies: Policies) -> None:
+def test_a_circular_alias_is_reported_where_it_closes(policies: Policies) -> None:
     said = message(policies, "policies: &all\n  api: {cache: *all}\n")
     assert "policies/base.yaml:2:16: contains itself through an alias; write the value out\n" in said + "\n"
     assert said.endswith("   2 |   api: {cache: *all}\n     |                ^^^^")

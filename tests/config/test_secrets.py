@@ -1,4 +1,4 @@
-"""What is secret appears nowhere: in no message, log, representation or warning, wherever somebody has put it."""
+"""Secrets never appear in a message, log, repr or warning, wherever they are in the configuration."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_no_message_shows_a_secret_of_a_file(policies: Policies, logged: pytest.
     with pytest.raises(ConfigError) as caught:
         Registry.load(policies.directory, environ={})
     for shown in (*shown_by(caught.value), logged.text):
-        # What the test itself names stands in a traceback's source lines only.
+        # The secrets in this test appear only in the source lines of a traceback.
         assert not any(each in shown for each in (SECRET, "9:59:59", "04711")), shown
 
 

@@ -30,7 +30,7 @@ READ: dict[str, tuple[str, str, str, Any]] = {
 
 
 @pytest.mark.parametrize(("text", "kind", "field", "held"), READ.values(), ids=READ)
-def test_it_is_read_as_anybody_would_expect(policies: Policies, text: str, kind: str, field: str, held: Any) -> None:
+def test_it_is_parsed_as_expected(policies: Policies, text: str, kind: str, field: str, held: Any) -> None:
     policies.write(base=f"policies:\n  api:\n    {text}\n")
     value = getattr(getattr(policies.load().policies["api"], kind), field)
     assert value == held
@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("text", "told"), REFUSED.values(), ids=REFUSED)
-def test_it_is_refused_with_the_cure(policies: Policies, text: str, told: str) -> None:
+def test_it_is_rejected_with_advice(policies: Policies, text: str, told: str) -> None:
     policies.write(base=f"policies:\n  api:\n    {text}\n")
     (problem,) = policies.problems()
     assert problem.startswith("policies/base.yaml:3:")
@@ -108,7 +108,7 @@ def test_text_of_variables_spells_values_of_every_type(policies: Policies) -> No
     )
 
 
-def test_a_contradiction_is_told_where_its_last_value_was_said(policies: Policies) -> None:
+def test_a_contradiction_is_reported_at_the_value_that_was_set_last(policies: Policies) -> None:
     policies.write(
         base="policies:\n  api:\n    retry: {retries: 10, jitter: false}\n    timeout: 60s\n",
         production="policies: {api: {timeout: 5s}}",
@@ -130,7 +130,7 @@ def test_a_contradiction_is_told_where_its_last_value_was_said(policies: Policie
     )
 
 
-def test_a_profiles_own_word_is_the_last_wherever_its_parent_stands(policies: Policies) -> None:
+def test_a_profile_overrides_its_parent_in_any_file(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -146,7 +146,7 @@ def test_a_profiles_own_word_is_the_last_wherever_its_parent_stands(policies: Po
     )
 
 
-def test_every_contradiction_of_a_profile_is_told(policies: Policies) -> None:
+def test_every_contradiction_of_a_profile_is_reported(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -163,7 +163,7 @@ def test_every_contradiction_of_a_profile_is_told(policies: Policies) -> None:
     assert "slow_call (2s) is longer than timeout.attempt (1s)" in third
 
 
-def test_a_cache_is_judged_as_it_is_merged(policies: Policies) -> None:
+def test_a_cache_is_validated_after_merging(policies: Policies) -> None:
     policies.write(
         base="policies: {api: {cache: {stale_ttl: 1h, secret: hunter2}}}", production="policies: {api: {cache: 5m}}"
     )
@@ -174,7 +174,7 @@ def test_a_cache_is_judged_as_it_is_merged(policies: Policies) -> None:
     )
 
 
-def test_what_a_decorator_says_is_no_contradiction_of_the_files(policies: Policies) -> None:
+def test_values_from_a_decorator_may_contradict_files(policies: Policies) -> None:
     from opero import Registry
 
     policies.write(base="policies: {api: {retry: 3, timeout: 5s}}")
@@ -193,7 +193,7 @@ def test_the_reference_files_contradict_themselves_nowhere() -> None:
         assert load(Path(__file__).parents[2] / "policies", environment, {}).policies
 
 
-def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Policies) -> None:
+def test_every_invalid_element_of_a_list_is_reported_at_its_place(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -216,7 +216,7 @@ def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Polici
     ]
 
 
-def test_of_a_variable_s_list_every_wrong_element_is_told(policies: Policies) -> None:
+def test_every_invalid_element_of_a_list_in_a_variable_is_reported(policies: Policies) -> None:
     policies.write(base="policies: {a: }")
     said = policies.error(OPERO_A_RETRY_ON="Conectionerror, OSError, nomod.X")
     assert "'Conectionerror' is not a builtin exception" in said
@@ -253,7 +253,9 @@ BESIDE_A_FLAW = {
 
 
 @pytest.mark.parametrize(("text", "said"), BESIDE_A_FLAW.values(), ids=BESIDE_A_FLAW)
-def test_a_flaw_hides_no_contradiction_of_what_is_good(policies: Policies, text: str, said: list[str]) -> None:
+def test_contradictions_of_valid_values_are_reported_beside_invalid_ones(
+    policies: Policies, text: str, said: list[str]
+) -> None:
     policies.write(base=f"policies: {{a: {{{text}}}}}")
     problems = policies.problems()
     assert len(problems) == len(said), problems
@@ -276,6 +278,6 @@ def test_a_flaw_hides_no_contradiction_of_what_is_good(policies: Policies, text:
         "retry: {retries: x, min_delay: 20s}, timeout: 5s",
     ],
 )
-def test_what_a_flaw_may_have_meant_is_no_second_mistake(policies: Policies, text: str) -> None:
+def test_an_invalid_value_causes_no_second_problem(policies: Policies, text: str) -> None:
     policies.write(base=f"policies: {{a: {{{text}}}}}")
     assert len(policies.problems()) == 1

@@ -57,7 +57,7 @@ def test_the_process_comes_over_the_env_file_over_the_secrets_over_the_files() -
     ]
 
 
-def test_neither_the_form_nor_the_case_of_a_name_changes_what_comes_over_what() -> None:
+def test_precedence_does_not_depend_on_the_form_or_case_of_a_variable() -> None:
     found = loaded("opero_a_retries=30\n", secrets={"OPERO_A_RETRY": "20"}, OPERO_POLICIES__A__RETRY__RETRIES="40")
     assert [source for _, source in chain(found)] == [
         "OPERO_POLICIES__A__RETRY__RETRIES",
@@ -111,7 +111,7 @@ def test_a_directory_called_env_is_no_env_file(monkeypatch: pytest.MonkeyPatch) 
         ({"OPERO_SECRET_DIR": "s"}, "OPERO_SECRET_DIR: names no profile; did you mean OPERO_SECRETS_DIR?"),
     ],
 )
-def test_what_the_environment_names_must_be_there(environ: dict[str, str], said: str) -> None:
+def test_paths_named_by_variables_must_exist(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load("policies", environ=environ)
     assert str(caught.value) == said
@@ -147,7 +147,7 @@ def test_a_line_may_be_written_in_many_ways(text: str | bytes, value: str) -> No
     assert chain(loaded(text, TIMES="9"))[0][0] == value
 
 
-def test_nothing_of_the_tester_s_own_environment_fills_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_not_used_if_environ_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIMES", "3")
     assert told("OPERO_A_RETRIES=${TIMES}\n") == [
         ("my.env:1:1 (OPERO_A_RETRIES): refers to a variable that is not set; use ${NAME:-} if it may be missing")
@@ -217,12 +217,12 @@ WRONG_LINES = {
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG_LINES.values(), ids=WRONG_LINES)
-def test_a_wrong_line_is_told_with_its_place_and_the_variable(text: str | bytes, said: str) -> None:
+def test_a_wrong_line_is_reported_with_its_place_and_the_variable(text: str | bytes, said: str) -> None:
     (line,) = told(text)
     assert line == said
 
 
-def test_a_file_that_may_not_be_read_is_told() -> None:
+def test_a_file_that_may_not_be_read_is_reported() -> None:
     FILE.chmod(0)
     path = FILE if not os.access(FILE, os.R_OK) else Path("/proc/self/mem")  # root may read all but such a one
     if not path.exists():
@@ -249,7 +249,7 @@ def test_secrets_may_be_links_as_kubernetes_makes_them() -> None:
     assert str(found.source("a", "cache.secret").source) == "secrets/OPERO_A_CACHE_SECRET"
 
 
-def test_a_secret_that_is_wrong_is_told_with_its_file() -> None:
+def test_a_secret_that_is_wrong_is_reported_with_its_file() -> None:
     (SECRETS / "OPERO_A_CACHE_TTL").mkdir()
     (SECRETS / "OPERO_A_CACHE_KEY").symlink_to("nowhere")
     (SECRETS / "OPERO_A_CACHE_URL").write_bytes(b"\xff")
@@ -352,7 +352,7 @@ def test_a_variable_of_no_entry_names_the_nearest(variable: str, said: str) -> N
     assert str(caught.value).startswith(f"{variable}: {said}")
 
 
-def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -> None:
+def test_entries_that_variables_cannot_tell_apart_are_reported(policies: Policies) -> None:
     policies.write(base="functions: {'a.b:c': {retry: 1}, 'a_b:c': {retry: 2}, 'a.b:*': {retry: 3}}")
     assert policies.error(OPERO_FUNCTIONS__A_B_C__RETRY="5") == (
         "OPERO_FUNCTIONS__A_B_C__RETRY: is ambiguous, as it can mean functions.a.b:c.retry or functions.a_b:c.retry; "
@@ -364,8 +364,8 @@ def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -
 # Who may write
 
 
-def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
-    policies.directory.chmod(0o1777)  # a sticky bit, as /tmp has it, keeps nobody from adding production.yaml
+def test_world_writable_paths_cause_one_warning_each(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+    policies.directory.chmod(0o1777)  # even in a sticky directory, others can add production.yaml
     (policies.directory / "base.yaml").chmod(0o666)
     FILE.chmod(0o606)
     SECRETS.chmod(0o757)
@@ -381,7 +381,7 @@ def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog:
     assert [(each.levelname, each.getMessage()) for each in caplog.records] == [("WARNING", each) for each in said]
 
 
-def test_what_only_a_group_may_write_to_is_not_warned_of(policies: Policies) -> None:
+def test_group_writable_paths_cause_no_warning(policies: Policies) -> None:
     policies.directory.chmod(0o775)
     (policies.directory / "base.yaml").chmod(0o664)
     assert policies.load().warnings == ()
@@ -391,7 +391,7 @@ def warned_of(configuration: Configuration) -> list[str]:
     return [each.partition(":")[0] for each in configuration.warnings]
 
 
-def test_a_directory_above_in_which_anybody_may_rename_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+def test_a_world_writable_parent_directory_causes_a_warning(policies: Policies, tmp_path: Path) -> None:
     (tmp_path / "config" / "app").mkdir(parents=True)
     named = policies.directory.rename(tmp_path / "config" / "app" / "policies")
     (tmp_path / "config").chmod(0o777)
@@ -400,7 +400,7 @@ def test_a_directory_above_in_which_anybody_may_rename_is_warned_of(policies: Po
     assert warned_of(load(named, environ={})) == []
 
 
-def test_a_secret_s_file_that_anybody_may_write_to_is_warned_of() -> None:
+def test_a_world_writable_secret_file_causes_a_warning() -> None:
     (SECRETS / "OPERO_A_RETRIES").write_text("2")
     (SECRETS / "others").write_text("")
     (SECRETS / "OPERO_A_RETRIES").chmod(0o666)
@@ -408,7 +408,7 @@ def test_a_secret_s_file_that_anybody_may_write_to_is_warned_of() -> None:
     assert warned_of(load("policies", environ={}, secrets_dir=SECRETS)) == ["secrets/OPERO_A_RETRIES"]
 
 
-def test_a_project_file_that_anybody_may_write_to_is_warned_of_where_it_names_the_directory() -> None:
+def test_a_world_writable_pyproject_that_names_the_directory_causes_a_warning() -> None:
     project = Path("pyproject.toml")
     project.write_text("")
     project.chmod(0o666)
@@ -418,7 +418,7 @@ def test_a_project_file_that_anybody_may_write_to_is_warned_of_where_it_names_th
     assert warned_of(load(environ={"OPERO_CONFIG": "policies"})) == []
 
 
-def test_a_directory_that_a_link_leads_through_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+def test_a_world_writable_directory_behind_a_link_causes_a_warning(policies: Policies, tmp_path: Path) -> None:
     for name in ("open", "closed"):
         (tmp_path / name).mkdir()
     (policies.directory / "base.yaml").rename(tmp_path / "closed" / "base.yaml")

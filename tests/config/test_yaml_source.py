@@ -1,4 +1,4 @@
-"""What a YAML file may hold, and how each mistake in one is told: file, line, column, what, and the cure."""
+"""Parsing of YAML files, and the report of each problem: file, line, column, what is wrong, and advice."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_file_is_told_with_its_place_and_a_cure(policies: Policies, text: str, said: str) -> None:
+def test_a_bad_file_is_reported_with_its_place_and_advice(policies: Policies, text: str, said: str) -> None:
     policies.write(base=" ")
     (policies.directory / "base.yaml").write_text(text, "utf-8")
     problems = policies.problems()
@@ -118,18 +118,18 @@ def test_a_byte_order_mark_is_no_part_of_the_file(policies: Policies) -> None:
     assert policies.error().startswith("policies/base.yaml:1:25: ")
 
 
-def test_a_file_in_another_encoding_is_told_where_it_breaks(policies: Policies) -> None:
+def test_a_file_that_is_not_utf8_is_reported_with_the_position(policies: Policies) -> None:
     policies.write(base=" ")
     (policies.directory / "base.yaml").write_bytes("policies:\n  caf\xe9: {}\n".encode("latin-1"))
     assert policies.error() == "policies/base.yaml:2:6: is not UTF-8; save it as UTF-8"
 
 
-def test_a_file_that_is_a_directory_is_told(policies: Policies) -> None:
+def test_a_file_that_is_a_directory_is_reported(policies: Policies) -> None:
     (policies.directory / "base.yaml").mkdir(parents=True)
     assert policies.error() == "policies/base.yaml:1:1: cannot be read: Is a directory"
 
 
-def test_a_flow_too_deep_for_the_c_parser_is_refused_before_it_crashes(tmp_path: Path) -> None:
+def test_a_flow_too_deep_for_the_c_parser_is_rejected_before_it_crashes(tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 300_000)
     report = Report()
@@ -138,7 +138,7 @@ def test_a_flow_too_deep_for_the_c_parser_is_refused_before_it_crashes(tmp_path:
     assert re.fullmatch(r"deep\.yaml:1:\d+: is nested deeper than 50 levels", line)
 
 
-def test_aliases_that_multiply_beyond_measure_are_refused(policies: Policies) -> None:
+def test_aliases_that_multiply_beyond_measure_are_rejected(policies: Policies) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [
         f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]"
@@ -172,7 +172,7 @@ def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
     assert str(loaded.source("merged", "retry.min_delay").source) == "policies/base.yaml:3:43"
 
 
-def test_a_key_beside_a_merge_key_wins_wherever_it_stands(policies: Policies) -> None:
+def test_a_key_beside_a_merge_key_has_precedence_in_any_order(policies: Policies) -> None:
     policies.write(base="policies: {a: &a {retry: 1, cache: 5}, b: {retry: 2, <<: *a}, c: {<<: *a, retry: 3}}")
     found = policies.load().policies
     assert [found[name].retry.retries for name in "abc"] == [1, 2, 3]  # type: ignore[union-attr]

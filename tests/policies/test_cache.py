@@ -94,12 +94,12 @@ BAD: Bad = [
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(CachePolicy, field, written, held, **COMPANIONS.get(field, {}))
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(CachePolicy, field, wrong, told, **COMPANIONS.get(field, {}))
 
 
@@ -168,7 +168,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "told"), CONTRADICTIONS)
-def test_what_contradicts_itself_is_refused_and_no_secret_shown(fields: dict[str, Any], told: str) -> None:
+def test_contradictions_are_rejected_without_showing_secrets(fields: dict[str, Any], told: str) -> None:
     for secret in ({"secret": "s3cret", "url": "redis://:s3cret@h"}, {}):
         with pytest.raises(ValueError, match=told) as caught:
             Policy.model_validate({"cache": {**fields, **secret}})
@@ -190,7 +190,7 @@ def test_what_contradicts_itself_is_refused_and_no_secret_shown(fields: dict[str
         {"backend": "memory", "arguments": {}},
     ],
 )
-def test_what_only_looks_like_a_contradiction_is_taken(fields: dict[str, Any]) -> None:
+def test_values_that_only_seem_contradictory_are_accepted(fields: dict[str, Any]) -> None:
     assert CachePolicy(**fields) == CachePolicy.model_validate(fields)
 
 

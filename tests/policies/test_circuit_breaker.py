@@ -46,12 +46,12 @@ BAD: Bad = [
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(CircuitBreakerPolicy, field, written, held, failure_rate=0.5, slow_call=1)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(CircuitBreakerPolicy, field, wrong, told, failure_rate=0.5, slow_call=1)
 
 
@@ -83,7 +83,7 @@ def test_the_least_calls_of_a_rate_follow_from_the_window() -> None:
         ({"failure_rate": 0.5, "window": 5, "min_calls": 6}, "min_calls .6. is greater than the window of 5"),
     ],
 )
-def test_conditions_that_cannot_work_together_are_refused(fields: dict[str, Any], told: str) -> None:
+def test_conditions_that_cannot_work_together_are_rejected(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CircuitBreakerPolicy(**fields)
 

@@ -1,4 +1,4 @@
-"""What contradicts itself between policies: told, in configuration, with the numbers and the cure; free in code."""
+"""Contradictions between policies: rejected in configuration, with numbers and advice; allowed in code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "places", "told"), FOUND, ids=range(len(FOUND)))
-def test_it_is_told_with_the_numbers_and_the_cure(fields: dict[str, Any], places: tuple[str, ...], told: str) -> None:
+def test_it_is_reported_with_the_numbers_and_advice(fields: dict[str, Any], places: tuple[str, ...], told: str) -> None:
     (found,) = contradictions(Policy(**fields))
     assert told in found.text
     assert set(places) <= set(found.fields)
@@ -98,7 +98,7 @@ def test_it_is_told_with_the_numbers_and_the_cure(fields: dict[str, Any], places
         {"rate_limit": {"rate": 1, "max_wait": 60}, "timeout": 5},
     ],
 )
-def test_what_only_looks_like_one_is_none(fields: dict[str, Any]) -> None:
+def test_values_that_only_seem_contradictory_are_accepted(fields: dict[str, Any]) -> None:
     assert contradictions(Policy(**fields)) == []
 
 

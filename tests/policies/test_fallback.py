@@ -47,12 +47,12 @@ class Array:
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(FallbackPolicy, field, written, held)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(FallbackPolicy, field, wrong, told)
 
 

@@ -76,7 +76,7 @@ def test_a_duration_may_be_written_in_many_ways(written: Any, seconds: float) ->
 
 
 @pytest.mark.parametrize("wrong", [*NO_NUMBERS, "30x", "s", "30s!", "1h-30m", "ten", "1:30", "--3s", "1_000"])
-def test_what_is_no_duration_is_refused_with_its_value_and_examples(wrong: Any) -> None:
+def test_an_invalid_duration_is_rejected_with_its_value_and_examples(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is not a duration") as caught:
         parse_duration(wrong)
     assert repr(wrong) in str(caught.value)
@@ -135,7 +135,7 @@ def test_a_rate_may_be_written_in_many_ways(written: Any, permits: float) -> Non
 @pytest.mark.parametrize(
     "wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"]
 )
-def test_what_is_no_rate_is_refused_with_its_value(wrong: Any) -> None:
+def test_an_invalid_rate_is_rejected_with_its_value(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is not a rate"):
         parse_rate(wrong)
 
@@ -165,7 +165,7 @@ def test_a_size_may_be_written_in_many_ways(written: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [*NO_NUMBERS, "2XB", "MB", 1.5, "-1MB"])
-def test_what_is_no_size_is_refused_with_its_value(wrong: Any) -> None:
+def test_an_invalid_size_is_rejected_with_its_value(wrong: Any) -> None:
     with pytest.raises(ValueError, match="is not a size") as caught:
         parse_size(wrong)
     assert repr(wrong) in str(caught.value)
@@ -204,7 +204,7 @@ BAD_NUMBERS: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "told"), BAD_NUMBERS)
-def test_what_is_refused_is_told_with_its_value_and_the_cure(field: Any, value: Any, told: str) -> None:
+def test_an_invalid_value_is_rejected_with_the_value_and_advice(field: Any, value: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         validate(field, value)
 
@@ -295,13 +295,13 @@ def test_names_are_resolved(name: str, found: Any) -> None:
         ("json..loads", "cannot be imported"),
     ],
 )
-def test_a_name_that_does_not_resolve_is_told_with_the_nearest(name: str, told: str) -> None:
+def test_an_unresolvable_name_is_reported_with_the_nearest_one(name: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
         resolve(name)
     assert repr(name) in str(caught.value)
 
 
-def test_what_has_a_name_is_written_by_it_and_what_has_none_is_refused() -> None:
+def test_objects_are_serialized_by_import_path_if_they_have_one() -> None:
     for target in (OSError, json.JSONDecodeError, named.QuotaError, named.QuotaError.HourlyError, named.is_none, len):
         assert resolve(dotted_name(target)) is target
         assert resolve(import_path(target)) is target
@@ -362,7 +362,7 @@ def test_exceptions_are_named_or_given(written: Any, types: tuple[type, ...]) ->
         ({"a": OSError}, "not an exception class"),
     ],
 )
-def test_what_is_no_exception_is_refused_with_the_nearest_name(wrong: Any, told: str) -> None:
+def test_an_invalid_exception_is_rejected_with_the_nearest_name(wrong: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         validate(ExceptionTypes, wrong)
 

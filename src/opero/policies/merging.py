@@ -56,6 +56,8 @@ def fields_of(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
     """
     if value is None:
         return None
+    if type(value) is dict:  # most statements of files
+        return dict(value)
     if isinstance(value, model):
         return ObjectFields(value._given())
     if isinstance(value, Replacing):
@@ -82,6 +84,6 @@ def merge_statements(statements: Iterable[dict[str, V] | None]) -> dict[str, V] 
 
 def is_absent(statement: Any) -> bool:
     """Return whether a statement contains nothing but "switched off", so that there is no policy."""
-    if isinstance(statement, ObjectFields) or not isinstance(statement, Mapping):
+    if type(statement) is not dict and (isinstance(statement, ObjectFields) or not isinstance(statement, Mapping)):
         return statement is False
-    return statement.keys() == {"enabled"} and is_false(statement["enabled"])
+    return len(statement) == 1 and is_false(statement.get("enabled"))

@@ -113,10 +113,12 @@ class Policy(StrictModel):
     def _leave_out_absent(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, Mapping):
             return handler(data)
-        absent = frozenset(kind for kind, value in data.items() if is_absent(value))
+        absent = [kind for kind, value in data.items() if is_absent(value)]
+        if not absent:
+            return handler(data)
         policy = handler({kind: None if kind in absent else value for kind, value in data.items()})
         assert policy.__pydantic_private__ is not None
-        policy.__pydantic_private__["_off"] = absent
+        policy.__pydantic_private__["_off"] = frozenset(absent)
         return policy
 
     @classmethod
