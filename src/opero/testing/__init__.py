@@ -28,8 +28,8 @@ class VirtualClock(Clock):
         clock.slept                      # → [0.1, 0.15, ...], the delays
         clock.run(async_fetch())         # an event loop on the same virtual time
 
-    Sync timeouts apply to functions that wait with this clock's `sleep`. If several threads sleep, each of them advances
-    the clock to its own wake-up time immediately.
+    Sync timeouts apply to functions that wait with this clock's `sleep`. If several threads sleep, each of them
+    advances the clock to its own wake-up time immediately.
 
     Args:
         seed: the seed of the random generator. Default: 0.
