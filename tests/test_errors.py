@@ -252,6 +252,24 @@ def test_a_base_exception_is_refused() -> None:
         AllFailedError("all failed", [KeyboardInterrupt()])  # type: ignore[list-item]
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError(" first\n  second\t third\n"), "ValueError: first second third"),
+        (ValueError(), "ValueError"),
+        (UnprintableError(), "UnprintableError: <unprintable UnprintableError>"),
+    ],
+)
+def test_an_exception_is_described_on_one_line(error: Exception, text: str) -> None:
+    assert errors.describe(error) == text
+
+
 @pytest.mark.parametrize(
     ("name", "known", "hint"),
     [

@@ -50,6 +50,7 @@ __all__ = [
     "describe",
     "error_at",
     "nearest",
+    "one_line",
     "text_of",
 ]
 
@@ -78,9 +79,14 @@ def text_of(error: BaseException) -> str:
         return f"<unprintable {type(error).__name__}>"
 
 
+def one_line(text: str) -> str:
+    """Return a text with all runs of white space, including line breaks, replaced by single spaces."""
+    return " ".join(text.split())
+
+
 def describe(error: BaseException) -> str:
     """Return the type and text of an exception on one line."""
-    text = " ".join(text_of(error).split())
+    text = one_line(text_of(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

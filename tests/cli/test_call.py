@@ -135,6 +135,12 @@ def test_without_a_policy_there_are_no_retries(command: Command) -> None:
     assert ran.err == "error: app:flaky failed: ConnectionError: no line\n"
 
 
+def test_a_multi_line_error_is_printed_on_one_line_and_unchanged_in_json(command: Command) -> None:
+    command.write("lines.py", 'def fail():\n    raise ValueError("first\\n  second\\n")\n')
+    assert command("call", "lines:fail").err == "error: lines:fail failed: ValueError: first second\n"
+    assert command("call", "lines:fail", "--json").json["error"]["message"] == "first\n  second\n"
+
+
 def test_the_json_of_a_failure(command: Command) -> None:
     ran = command("call", "app:bound", "--json")
     assert ran.code == 1

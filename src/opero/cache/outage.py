@@ -42,11 +42,6 @@ class StoreBreaker:
         self._failures = 0
         self._skipped = 0
 
-    @property
-    def is_up(self) -> bool:
-        """Whether an operation would run now."""
-        return self._failures == 0 or self._open_until <= self.clock.monotonic()
-
     def __call__(self, default: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the operation's result, or `default` if the store is down or fails."""
         is_probe = self._failures > 0

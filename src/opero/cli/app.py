@@ -16,7 +16,7 @@ from typer.main import get_command
 from opero.cli.exits import BROKEN_PIPE, INTERRUPTED, INVALID, TERMINATED, FailedError
 from opero.cli.signals import Termination
 from opero.cli.terminal import print_error
-from opero.errors import OperoError, nearest, text_of
+from opero.errors import OperoError, describe, nearest, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,5 +186,5 @@ def _text(error: Exception) -> str:
         return f"{error.filename}: {error.strerror or error}"
     from opero.config.report import without_passwords
 
-    text = without_passwords(text_of(error))  # a user's exception may contain a password
-    return text if isinstance(error, OperoError) else f"{type(error).__name__}: {text}"
+    # A user's exception may contain a password.
+    return without_passwords(text_of(error) if isinstance(error, OperoError) else describe(error))

@@ -127,7 +127,7 @@ def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, s
     from opero.cli.exits import FailedError
     from opero.cli.results import error_data
     from opero.cli.terminal import print_json
-    from opero.errors import ConfigError
+    from opero.errors import ConfigError, one_line
 
     if isinstance(error, ConfigError):
         raise error
@@ -136,10 +136,10 @@ def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, s
     data = error_data(error)
     if out is not None:
         print_json({"function": target, "error": data, "stats": _stats(function)}, out)
-    lines = [f"{target} failed: {data['type']}: {data['message']}"]
+    lines = [f"{target} failed: {data['type']}: {one_line(data['message'])}"]
     while "cause" in data:
         data = data["cause"]
-        lines.append(f"  caused by {data['type']}: {data['message']}")
+        lines.append(f"  caused by {data['type']}: {one_line(data['message'])}")
     raise FailedError("\n".join(lines)) from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opero.cli.exits import FAILED, OK, InterruptedRunError, UsageError, failed_by_exit
 from opero.cli.terminal import print_error, print_json
 from opero.config.report import without_passwords
-from opero.errors import ConfigError, MapError, text_of
+from opero.errors import ConfigError, MapError, one_line, text_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
@@ -189,7 +189,7 @@ class MapRun:
 
     def _why(self, error: Any) -> str:
         if error.reason is not None:
-            return without_passwords(text_of(error.reason))
+            return without_passwords(one_line(text_of(error.reason)))
         limit = self.map.policy.max_failures
         if limit is None:
             return "an item failed"
