@@ -198,8 +198,8 @@ def yaml_texts(draw: st.DrawFn) -> str:
 
 REFUSED = (
     "a key must be text",
-    "keep one of them",
-    "to the base 60",
+    "duplicate key",
+    "base-60 number",
     "octal number",
     "is not allowed; use plain YAML",
     "contains itself through an alias",
