@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.observe.logs import logger
 from opero.runtime.byte_locks import IS_AVAILABLE, Locks, Mutex
+from opero.runtime.forking import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,5 +236,4 @@ def _after_fork_in_child() -> None:
         locks.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

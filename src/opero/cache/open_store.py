@@ -6,7 +6,6 @@ import importlib.metadata
 import sqlite3
 import stat
 import tempfile
-import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from opero.observe.logs import logger
 from opero.policies.cache import IN_PROCESS, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 from opero.runtime.clock import SYSTEM
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,7 +207,7 @@ def _with_timeout(seconds: float) -> Callable[..., Any]:
 
 
 _breakers: weakref.WeakValueDictionary[tuple[str, int], StoreBreaker] = weakref.WeakValueDictionary()
-_breakers_lock = threading.Lock()
+_breakers_lock = RenewedLock()
 
 
 def _breaker(store_name: str, clock: Clock, limit: Callable[..., Any] | None) -> StoreBreaker:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
+from opero.runtime.forking import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,5 +93,4 @@ def _begin_child() -> None:
     _listeners, _installed, _lock = (), None, threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
+at_fork(in_child=_begin_child)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
+
+from opero.runtime.forking import at_fork
 
 __all__ = ["private_folder"]
 
@@ -27,5 +28,4 @@ def _forget() -> None:
         _folder = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+at_fork(in_child=_forget)
