@@ -21,13 +21,12 @@ All of them can be pickled without losing attributes, so they can cross process 
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from opero.problems import Problem
+from opero.problems import Problem, describe, nearest, one_line, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "AllFailedError",
@@ -53,41 +52,6 @@ __all__ = [
     "one_line",
     "text_of",
 ]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an error about an unknown name: `"; did you mean 'retries'?"`, or a list of the known names."""
-    names = sorted({str(candidate) for candidate in known})
-    folded = {candidate.lower(): candidate for candidate in names}
-    swapped = [candidate for candidate in folded if sorted(candidate) == sorted(name.lower())]
-    close = swapped or difflib.get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
-    if not names:
-        return ""
-    if not name.startswith("_"):  # private names are not suggested for a public one
-        names = [candidate for candidate in names if not candidate.startswith("_")] or names
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"; known: {shown}"
-
-
-def text_of(error: BaseException) -> str:
-    """Return the text of an exception, or a placeholder if its `__str__` fails."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # a user's `__str__` may raise anything
-        return f"<unprintable {type(error).__name__}>"
-
-
-def one_line(text: str) -> str:
-    """Return a text with all runs of white space, including line breaks, replaced by single spaces."""
-    return " ".join(text.split())
-
-
-def describe(error: BaseException) -> str:
-    """Return the type and text of an exception on one line."""
-    text = one_line(text_of(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
