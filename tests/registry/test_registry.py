@@ -148,7 +148,7 @@ def test_opero_enabled_switches_inline_policies_off_too(name: str, monkeypatch: 
     assert calls == [1]
     assert opero(retries=5, fallback={"default": 7})(broken)() == 7
     monkeypatch.setenv(name, "perhaps")
-    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is neither true nor false"):
+    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is invalid: use true or false"):
         opero(one)
 
 

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dict_homes import Server, home_on
 
+from executors.state.dict_homes import Server, home_on
 from opero import BulkheadFullError, CircuitOpenError, Policy, RateLimitExceededError
 from opero.executors.state.circuit import enter
 from opero.executors.state.sharing import share_limits

@@ -235,7 +235,7 @@ def test_an_entry_merged_with_code_is_validated_at_the_first_call(policies: Poli
     with pytest.raises(ConfigError, match=r"min_delay \(5s\) is greater than max_delay \(1s\)") as caught:
         fetch()
     assert str(caught.value).startswith("policies/base.yaml:1:64: functions.app:one.retry: ")
-    assert "test_functions.py" in str(caught.value)
+    assert "test_function_entries.py" in str(caught.value)
     with pytest.raises(ConfigError):
         registry.check()
 
