@@ -24,6 +24,7 @@ import pytest
 import opero.parallel
 from leftovers import restored
 from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
+from opero.testing.workers import WorkerTests
 
 distributed = pytest.importorskip("distributed")
 dask_config = pytest.importorskip("dask.config")
@@ -61,6 +62,8 @@ def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
         cluster.scale(2)  # dask gives up a worker that dies while it starts, after some seconds
         return len(cluster.scheduler.workers) == 2
 
+    wait_until(has_two_workers)
+
     def mapped(function: Any, **options: Any) -> Any:
         wait_until(has_two_workers)
         return opmap(**{"mode": "dask", "retries": 0, **options})(function)
@@ -76,6 +79,19 @@ def wait_until(condition: Callable[[], Any]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it has not come to pass in two minutes")
+
+
+class TestDask(WorkerTests):
+    options = {"mode": "dask"}
+    shares_limits = False
+
+    @pytest.fixture(autouse=True)
+    def two_workers(self, dask: Any) -> None:
+        """The default client's cluster, which has all its workers."""
+
+
+class TestDaskForAsyncFunctions(TestDask):
+    is_async = True
 
 
 # Functions whose names refer to their wrappers

@@ -19,6 +19,7 @@ import pytest
 
 from leftovers import restored
 from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
+from opero.testing.workers import WorkerTests
 
 ray = pytest.importorskip("ray")
 
@@ -41,6 +42,15 @@ def ray_here(no_process_is_left: None, tmp_path_factory: pytest.TempPathFactory)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         yield
         ray.shutdown()
+
+
+class TestRay(WorkerTests):
+    options = {"mode": "ray"}
+    shares_limits = False
+
+
+class TestRayForAsyncFunctions(TestRay):
+    is_async = True
 
 
 def mapped(function: Any, **options: Any) -> Any:

@@ -81,6 +81,8 @@ class Arrival:
 
 def _arrived(error: BaseException, note: str | None, cause: Any, context: Any, suppress: bool) -> BaseException:
     error.__traceback__ = None  # which some packages, as dask, teach exceptions to take along: the note has it
+    if isinstance(error, SystemExit) and error.code is None and len(error.args) == 1:
+        error.code = error.args[0]  # which the same packages leave behind
     if note is not None:
         BaseException.add_note(error, note)
     if cause is not None:

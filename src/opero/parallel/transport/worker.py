@@ -84,6 +84,13 @@ class Job:
         if loop is not None and not loop.is_closed():
             loop.close()
 
+    def _renew_runner(self) -> None:
+        """Replace an event loop that an item has ended, as by SystemExit: the next run of it would raise that again."""
+        with suppress(BaseException):
+            self.close()
+        self.runner = asyncio.Runner()
+        self.loop = self.runner.get_loop()
+
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, recording when each attempt starts: the parent kills one that ignores its timeout."""
 
@@ -108,8 +115,13 @@ class Job:
             context.run(self.work.run, items, self.control, report, keep_going=keep_going)
             return
         run = self.work.run_async(items, self.control, report, self.concurrency, keep_going=keep_going)
-        with suppress(asyncio.CancelledError):
+        try:
             self.runner.run(run, context=context)
+        except asyncio.CancelledError:
+            pass
+        except BaseException:
+            self._renew_runner()
+            raise
 
     def run_readable(self, items: list[Any], broken: dict[int, Exception], *, keep_going: bool) -> Report:
         """Run the items that could be unpickled; the others have failed."""
