@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+import opero.observe.logs  # noqa: F401  # adds its handler now, and not within some test
 from opero.parallel.workers import process as pool
 from opero.registry.default import set_default_registry
 
