@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from typing import Any
 
@@ -64,18 +63,6 @@ def test_so_many_calls_run_at_a_time_in_each_process_as_concurrency_says(concurr
 def test_a_worker_keeps_its_loop_between_chunks() -> None:
     function = bound(kept_loop, parallel={"workers": 1})
     assert len(set(asyncio.run(function.map(range(2000))))) == 1
-
-
-def test_streams_are_async_iterators() -> None:
-    async def main() -> list[int]:
-        got = []
-        async for number, _ in where.stream(itertools.count()):
-            got.append(number)
-            if number == 20:
-                break
-        return got
-
-    assert asyncio.run(main()) == list(range(21))
 
 
 def test_retry_and_timeout_run_in_the_worker() -> None:

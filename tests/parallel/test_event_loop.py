@@ -65,10 +65,6 @@ def test_by_default_a_hundred_run_at_a_time() -> None:
     assert max(clock.run(opmap(nap)(range(200)))) - started == pytest.approx(2)
 
 
-def test_an_empty_input_gives_an_empty_list() -> None:
-    assert run(mapped()([])) == []
-
-
 def test_generators_and_keywords_and_further_arguments_work() -> None:
     async def join(item: str, sep: str, *, end: str = "") -> str:
         return item + sep + end
@@ -94,13 +90,6 @@ def test_a_failed_item_raises_a_map_error_with_all_that_was_done() -> None:
     assert caught.value.results == {0: 0, 1: 1}
     assert [tuple(each)[:2] for each in caught.value.failures] == [(2, 3)]
     assert "1 were not begun" in str(caught.value)
-
-
-def test_on_error_returns_or_skips() -> None:
-    zero, one, two = run(mapped(on_error="return")([0, 1, 4]))
-    assert (zero, two) == (0, 2)
-    assert isinstance(one, ValueError)
-    assert run(mapped(on_error="skip")([0, 1, 4])) == [0, 2]
 
 
 def test_a_bare_text_is_refused_when_it_is_awaited() -> None:
@@ -186,20 +175,6 @@ def test_a_timeout_around_the_map_ends_it() -> None:
 
     with pytest.raises(TimeoutError):
         run(main())
-
-
-def test_cached_items_are_never_awaited() -> None:
-    called: list[int] = []
-
-    async def look(number: int) -> int:
-        called.append(number)
-        return number
-
-    bound = mapped(look, cache=True)
-    assert run(bound([1, 2])) == [1, 2]
-    assert run(bound([2, 3])) == [2, 3]
-    assert sorted(called) == [1, 2, 3]
-    assert (bound.stats.cache_hits, bound.stats.cache_misses) == (1, 3)
 
 
 def test_methods_are_mapped_on_their_instance() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import logging
 import multiprocessing
 import os
 import subprocess
@@ -21,8 +20,6 @@ from joblib.externals.loky import get_reusable_executor
 import opero.parallel
 from leftovers import is_alive
 from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
-from opero import opero as bind
-from parallel.functions import Awkward, Locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,67 +93,12 @@ def negatives(numbers: list[int]) -> list[int]:
         return [-number for number in numbers]
 
 
-@opmap(retries=0)
-def scale(number: int, by: int, *, plus: int = 0) -> int:
-    with LOCK:
-        return number * by + plus
-
-
-class Service:
-    def __init__(self, base: int, executor: Any) -> None:
-        self.base = base
-        self._executor = executor
-
-    def add(self, number: int) -> int:
-        with LOCK:
-            return self.base + number
-
-    def __getstate__(self) -> Any:
-        return {"base": self.base}
-
-
 def over(executor: Any, function: Any, **options: Any) -> Any:
     """The wrapped function of this module, bound anew to an executor."""
     return mapped(function.__wrapped__, executor, **options)
 
 
 # What can be mapped
-
-
-def test_results_come_in_order(executor: Executor) -> None:
-    assert over(executor, square)(range(2000)) == [number * number for number in range(2000)]
-
-
-def test_or_as_they_come(executor: Executor) -> None:
-    results = over(executor, square, ordered=False)(range(500))
-    assert sorted(results) == [number * number for number in range(500)]
-
-
-def test_batches(executor: Executor) -> None:
-    assert over(executor, negatives, batch_size=7)(range(100)) == [-number for number in range(100)]
-
-
-def test_further_arguments_go_to_every_item(executor: Executor) -> None:
-    assert over(executor, scale)([1, 2], 10, plus=5) == [15, 25]
-
-
-def test_methods(executor: Executor) -> None:
-    assert mapped(Service(10, executor).add, executor)([1, 2]) == [11, 12]
-
-
-def test_closures_and_lambdas(executor: Executor) -> None:
-    base = 3
-    assert mapped(lambda number: number + base, executor)([1, 2]) == [4, 5]
-
-
-def test_streams_of_infinite_sources(executor: Executor) -> None:
-    stream = over(executor, square).stream(itertools.count())
-    assert list(itertools.islice(stream, 300)) == [number * number for number in range(300)]
-    stream.close()
-
-
-def test_an_empty_source(executor: Executor) -> None:
-    assert over(executor, square)([]) == []
 
 
 def test_lokys_reusable_executor() -> None:
@@ -400,45 +342,6 @@ def fail_at_three(number: int) -> int:
     return number
 
 
-def test_a_failed_item_raises_a_map_error_with_all_that_was_done(executor: Executor) -> None:
-    with pytest.raises(MapError, match="1 of 5000 items failed") as caught:
-        mapped(fail_at_three, executor)(range(5000))
-    assert [(each.index, type(each.exception)) for each in caught.value.failures] == [(3, KeyError)]
-    assert set(caught.value.results) >= {0, 1, 2}
-    assert all(value == index for index, value in caught.value.results.items())
-
-
-def test_on_error_returns_or_skips(executor: Executor) -> None:
-    two, three, four = mapped(fail_at_three, executor, on_error="return")([2, 3, 4])
-    assert (two, repr(three), four) == (2, "KeyError(3)", 4)
-    assert mapped(fail_at_three, executor, on_error="skip")([2, 3, 4]) == [2, 4]
-
-
-def troublesome(what: str) -> Any:
-    if what == "awkward":
-        raise Awkward(7, "home")
-    if what == "locked":
-        raise Locked("cannot travel")
-    if what == "unpicklable":
-        return threading.Lock()
-    return what
-
-
-def test_exceptions_arrive_as_they_are_or_as_near_as_can_be(pool: Executor) -> None:
-    before, awkward, locked, after = mapped(troublesome, pool, on_error="return")(["a", "awkward", "locked", "b"])
-    assert (before, after) == ("a", "b")
-    assert (type(awkward), str(awkward), awkward.code) == (Awkward, "code 7 at home", 7)
-    assert "in troublesome" in awkward.__notes__[0]
-    assert (type(locked), str(locked)) == (Locked, "cannot travel")
-
-
-def test_a_result_that_does_not_pickle_fails_alone(pool: Executor) -> None:
-    before, wrong, after = mapped(troublesome, pool, on_error="return")(["a", "unpicklable", "b"])
-    assert (before, after) == ("a", "b")
-    assert isinstance(wrong, TypeError)
-    assert "cannot be sent back" in str(wrong)
-
-
 @pytest.mark.parametrize("count", [1, 50])
 def test_items_that_do_not_pickle_fail_alone(pool: Executor, count: int) -> None:
     items = [number if number % 10 != 9 else threading.Lock() for number in range(10 * count)]
@@ -550,11 +453,6 @@ def test_a_broken_executor_of_loky_is_renewed_too() -> None:
 # Async functions
 
 
-async def double(number: int) -> int:
-    await asyncio.sleep(0)
-    return 2 * number
-
-
 running = 0
 
 
@@ -569,27 +467,14 @@ async def most_at_a_time(seconds: float) -> int:
         running -= 1
 
 
-def test_an_async_function_runs_in_an_event_loop_of_each_process(pool: Executor) -> None:
-    assert asyncio.run(mapped(double, pool)(range(200))) == [2 * number for number in range(200)]
-
-
 def test_where_as_many_calls_as_concurrency_says_run_at_a_time(pool: Executor) -> None:
     bound = mapped(most_at_a_time, pool, concurrency=3)
     assert max(asyncio.run(bound([0.01] * 100))) == 3
 
 
-def test_an_async_stream(pool: Executor) -> None:
-    async def first(count: int) -> list[int]:
-        got: list[int] = []
-        stream = mapped(double, pool).stream(itertools.count())
-        async for each in stream:
-            got.append(each)
-            if len(got) == count:
-                break
-        await stream.aclose()
-        return got
-
-    assert asyncio.run(first(30)) == [2 * number for number in range(30)]
+async def double(number: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * number
 
 
 def test_threads_refuse_an_async_function_when_it_is_decorated() -> None:
@@ -632,63 +517,7 @@ async def never_ends(folder: str) -> None:
 # What surrounds the calls
 
 
-def fail_once(number: int) -> int:
-    if number not in SEEN:
-        SEEN.append(number)
-        raise ValueError(number)
-    return number
-
-
-SEEN: list[int] = []
-
-
-def test_what_workers_count_is_counted_here(pool: Executor) -> None:
-    bound = mapped(fail_once, pool, retries=1, min_delay=0)
-    assert bound([1001, 1002, 1003]) == [1001, 1002, 1003]
-    assert (bound.stats.calls, bound.stats.attempts, bound.stats.retries) == (3, 6, 3)
-    assert bound.stats.errors == {"ValueError": 3}
-
-
-def test_cached_items_are_never_dispatched(executor: Executor) -> None:
-    bound = over(executor, square, cache=True)
-    assert bound([1, 2]) == [1, 4]
-    assert bound([2, 1, 3]) == [4, 1, 9]
-    assert (bound.stats.cache_hits, bound.stats.cache_misses, bound.stats.attempts) == (2, 3, 3)
-
-
-def test_a_journal_keeps_what_is_done(executor: Executor, tmp_path: Path) -> None:
-    journal = tmp_path / "run.jsonl"
-    bound = over(executor, square)
-    assert bound(range(20), journal=journal) == [number * number for number in range(20)]
-    again = over(executor, square)
-    assert again(range(22), journal=journal) == [number * number for number in range(22)]
-    assert again.stats.attempts == 2
-
-
-def say(number: int) -> str:
-    logging.getLogger("worker").warning("item %d", number)
-    return VARIABLE.get()
-
-
-def test_logs_and_context_variables(executor: Executor, caplog: pytest.LogCaptureFixture) -> None:
-    VARIABLE.set("from here")
-    assert mapped(say, executor)([1, 2]) == ["from here"] * 2
-    assert sorted(record.getMessage() for record in caplog.records) == ["item 1", "item 2"]
-
-
 # Limits that processes share
-
-
-def stamp(_: int) -> float:
-    import time
-
-    return time.monotonic()
-
-
-def test_one_rate_limit_holds_for_all_processes(pool: Executor) -> None:
-    moments = sorted(mapped(stamp, pool, rate_limit="40/s")(range(20)))
-    assert moments[-1] - moments[0] >= 19 / 40 * 0.9
-    assert all(later - earlier > 0 for earlier, later in itertools.pairwise(moments))
 
 
 def test_one_circuit_breaker_holds_for_all_processes(pool: Executor, tmp_path: Path) -> None:
@@ -723,32 +552,3 @@ def alone(path: str) -> bool:
 
 
 # Back-pressure
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_source_is_never_far_ahead_of_the_consumer(executor: Executor, ordered: bool) -> None:
-    most_ahead, read = 0, 0
-
-    def source() -> Iterator[int]:
-        nonlocal read
-        for number in range(400):
-            read += 1
-            yield number
-
-    consumed = 0
-    for _ in over(executor, square, window=16, ordered=ordered).stream(source()):
-        most_ahead = max(most_ahead, read - consumed)
-        consumed += 1
-    assert consumed == 400
-    assert most_ahead <= 16 + 2 * 4
-
-
-def test_max_failures_holds(executor: Executor) -> None:
-    bound = bind(executor=executor, retries=0, max_failures=3)(always_fails)
-    with pytest.raises(MapError, match="max_failures") as caught:
-        bound.map(range(1000))
-    assert len(caught.value.failures) < 1000
-
-
-def always_fails(number: int) -> None:
-    raise ValueError(number)

@@ -115,43 +115,6 @@ def test_further_arguments_go_to_every_item() -> None:
 # Order and errors
 
 
-def test_results_come_in_order_however_long_each_takes() -> None:
-    def nap(seconds: float) -> float:
-        time.sleep(seconds)
-        return seconds
-
-    naps = [0.05, 0.0, 0.02, 0.0, 0.01, 0.0]
-    assert mapped(nap)(naps) == naps
-    assert sorted(mapped(nap, ordered=False)(naps)) == sorted(naps)
-
-
-def test_a_failed_item_raises_a_map_error_with_all_that_was_done() -> None:
-    def half(number: int) -> int:
-        if number == 30:
-            raise KeyError(number)
-        return number
-
-    with pytest.raises(MapError, match="1 of 5000 items failed") as caught:
-        mapped(half)(range(5000))
-    error = caught.value
-    assert [each.index for each in error.failures] == [30]
-    assert all(value == index for index, value in error.results.items())
-    assert "were not begun" in str(error)
-    assert len(error.results) < 4999
-
-
-def test_on_error_returns_or_skips() -> None:
-    def half(number: int) -> int:
-        if number % 2:
-            raise ValueError(number)
-        return number
-
-    zero, one, two = mapped(half, on_error="return")([0, 1, 2])
-    assert (zero, two) == (0, 2)
-    assert repr(one) == "ValueError(1)"
-    assert mapped(half, on_error="skip")([0, 1, 2]) == [0, 2]
-
-
 def outcome(what: str) -> Any:
     with pytest.raises(MapError) as caught:
         functions.troublesome.map([what])
@@ -167,21 +130,6 @@ def test_an_exception_arrives_as_itself_with_the_workers_traceback_as_a_note() -
     assert (error.errno, error.filename) == (2, "x.txt")
     assert "In the worker process:" in error.__notes__[0]
     assert "in troublesome" in error.__notes__[0]
-
-
-@pytest.mark.parametrize(
-    ("what", "told"),
-    [
-        ("awkward", "code 7 at home"),
-        ("locked", "cannot travel"),
-        ("unpicklable", "cannot be sent back"),
-    ],
-)
-def test_what_cannot_travel_is_told_and_costs_nothing_else(what: str, told: str) -> None:
-    bound = opmap(mode="process", workers=2, retries=0, on_error="return")(functions.troublesome.__wrapped__)
-    before, wrong, after = bound(["a", what, "b"])
-    assert (before, after) == ("a", "b")
-    assert told in str(wrong)
 
 
 def test_attempts_that_cannot_travel_are_told_within_their_group() -> None:
@@ -207,13 +155,6 @@ def test_an_exception_class_of_a_local_scope_arrives_as_itself() -> None:
 
 
 # What cannot be sent
-
-
-def test_an_argument_that_does_not_pickle_is_named_before_anything_is_dispatched() -> None:
-    with pytest.raises(
-        ConfigError, match=r"the first item of .*identity.* cannot be sent to a worker process.*mode='thread'"
-    ):
-        mapped(identity)([threading.Lock(), 1])
 
 
 def test_a_further_argument_that_does_not_pickle_is_named_too() -> None:
@@ -279,16 +220,6 @@ def test_a_worker_killed_between_maps_does_not_matter() -> None:
 # Policies, cache and counts
 
 
-def test_retries_run_beside_the_function_in_the_worker_and_are_counted_here() -> None:
-    bound = opmap(mode="process", workers=2, retries=2, min_delay=0)(functions.odd_at_last.__wrapped__)
-    assert bound([101, 102, 104]) == [101, 102, 104]
-    assert bound.stats.calls == 3
-    assert bound.stats.attempts == 5
-    assert bound.stats.retries == 2
-    assert bound.stats.recoveries == 2
-    assert bound.stats.errors == {"ValueError": 2}
-
-
 def test_counts_of_all_workers_are_added_up_with_those_made_here() -> None:
     bound = opero(mode="process", workers=2)(functions.undecorated)
     assert bound(1) == 2
@@ -296,35 +227,6 @@ def test_counts_of_all_workers_are_added_up_with_those_made_here() -> None:
     assert bound.map(range(10)) == list(range(1, 11))
     assert bound.stats.calls == 111
     assert bound.stats.attempts == 111
-
-
-def test_cached_items_are_never_dispatched() -> None:
-    bound = mapped(functions.undecorated, cache=True)
-    assert bound([1, 2]) == [2, 3]
-    assert bound([2, 1, 3]) == [3, 2, 4]
-    assert (bound.stats.cache_hits, bound.stats.cache_misses) == (2, 3)
-    assert bound.stats.attempts == 3
-
-
-def test_a_timeout_holds_in_the_worker() -> None:
-    def nap(seconds: float) -> float:
-        time.sleep(seconds)
-        return seconds
-
-    short, long = mapped(nap, timeout=0.2, on_error="return")([0.0, 5.0])
-    assert short == 0.0
-    assert isinstance(long, TimeoutError)
-
-
-def test_fallback_values_are_tried_in_the_worker() -> None:
-    def fetch(number: int, key: str = "bad") -> str:
-        if key == "bad":
-            raise PermissionError(key)
-        return f"{key}{number}"
-
-    bound = mapped(fetch, arg_fallback="key")
-    assert bound([1, 2], key=["bad", "good"]) == ["good1", "good2"]
-    assert bound.stats.fallbacks == 2
 
 
 def test_a_generator_of_many_items_is_mapped_with_few_dispatches() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import itertools
-import logging
 import os
 import signal
 import subprocess
@@ -18,7 +16,7 @@ import psutil
 import pytest
 
 from leftovers import restored
-from opero import ConfigError, MapError, MissingExtraError, WorkerDiedError, opmap
+from opero import ConfigError, MapError, MissingExtraError, opmap
 from opero.testing.workers import WorkerTests
 
 ray = pytest.importorskip("ray")
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 LOCK = threading.Lock()
 """It does not pickle: functions that use it must travel by name."""
-VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,27 +73,6 @@ def square(number: int) -> int:
         return number * number
 
 
-@opmap(retries=0)
-def negatives(numbers: list[int]) -> list[int]:
-    with LOCK:
-        return [-number for number in numbers]
-
-
-@opmap(retries=0)
-def scale(number: int, by: int, *, plus: int = 0) -> int:
-    with LOCK:
-        return number * by + plus
-
-
-class Service:
-    def __init__(self, base: int) -> None:
-        self.base = base
-
-    def add(self, number: int) -> int:
-        with LOCK:
-            return self.base + number
-
-
 def pid(_: Any) -> int:
     return os.getpid()
 
@@ -111,18 +87,6 @@ def identity(value: Any) -> Any:
 def test_results_come_in_order_from_other_processes() -> None:
     assert mapped(square.__wrapped__)(range(1000)) == [number * number for number in range(1000)]
     assert os.getpid() not in mapped(pid)(range(100))
-
-
-def test_or_as_they_come() -> None:
-    assert sorted(mapped(square.__wrapped__, ordered=False)(range(100))) == [number * number for number in range(100)]
-
-
-def test_batches_further_arguments_methods_and_closures() -> None:
-    base = 3
-    assert mapped(negatives.__wrapped__)(range(50)) == [-number for number in range(50)]
-    assert mapped(scale.__wrapped__)([1, 2], 10, plus=5) == [15, 25]
-    assert mapped(Service(10).add)([1, 2]) == [11, 12]
-    assert mapped(lambda number: number + base)([1, 2]) == [4, 5]
 
 
 def test_an_async_function_runs_in_event_loops_of_the_workers() -> None:
@@ -155,31 +119,6 @@ def test_maps_within_a_worker_run_there() -> None:
 # Failures
 
 
-def test_failures_arrive_faithfully() -> None:
-    def fail(number: int) -> int:
-        if number == 1:
-            raise FileNotFoundError(2, "No such file", "x.txt")
-        return number
-
-    zero, one, two = mapped(fail, on_error="return")([0, 1, 2])
-    assert (zero, two) == (0, 2)
-    assert (type(one), one.filename) == (FileNotFoundError, "x.txt")
-    assert mapped(fail, on_error="skip")([0, 1, 2]) == [0, 2]
-    with pytest.raises(MapError) as caught:
-        mapped(fail)(range(1000))
-    assert [each.index for each in caught.value.failures] == [1]
-    assert caught.value.results[0] == 0
-
-
-def test_what_does_not_pickle_is_told() -> None:
-    with pytest.raises(ConfigError, match="the first item of .*identity.* cannot be sent"):
-        mapped(identity)([threading.Lock()])
-    one, lock = mapped(identity, on_error="return")([1, threading.Lock()])
-    assert (one, type(lock)) == (1, ConfigError)
-    [result] = mapped(lambda _: threading.Lock(), on_error="return")([1])
-    assert "cannot be sent back" in str(result)
-
-
 def wait_for_file(number: int, folder: str) -> int:
     """Tell that it has begun, and wait for a file."""
     open(os.path.join(folder, f"begun-{number}-{os.getpid()}"), "w").close()
@@ -203,19 +142,6 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert results == list(range(8))
 
 
-def test_an_item_that_always_kills_its_worker_is_found() -> None:
-    def die(number: int) -> int:
-        if number == 7:
-            os._exit(9)
-        return number
-
-    results = mapped(die, on_error="return")(range(20))
-    died = results.pop(7)
-    assert isinstance(died, WorkerDiedError)
-    assert "item 7 2 times" in str(died)
-    assert results == [number for number in range(20) if number != 7]
-
-
 @pytest.mark.parametrize("policy", [{"rate_limit": 5}, {"circuit_breaker": 5}, {"bulkhead": 5}])
 def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decorated(policy: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be shared with the machines of a cluster"):
@@ -231,44 +157,7 @@ def test_without_the_extra_that_is_told_when_the_function_is_decorated(monkeypat
 # What surrounds the calls
 
 
-def say(number: int) -> str:
-    logging.getLogger("worker").warning("item %d", number)
-    return VARIABLE.get()
-
-
-def test_logs_context_variables_and_counts(caplog: pytest.LogCaptureFixture) -> None:
-    VARIABLE.set("from here")
-    bound = mapped(say)
-    assert bound([1, 2]) == ["from here"] * 2
-    assert sorted(each.getMessage() for each in caplog.records if each.name == "worker") == ["item 1", "item 2"]
-    assert (bound.stats.calls, bound.stats.attempts) == (2, 2)
-
-
-def test_cached_items_are_never_dispatched_and_a_journal_is_kept(tmp_path: Path) -> None:
-    bound = mapped(square.__wrapped__, cache=True)
-    assert bound([1, 2]) == [1, 4]
-    assert bound([2, 1, 3], journal=tmp_path / "run.jsonl") == [4, 1, 9]
-    assert (bound.stats.cache_hits, bound.stats.attempts) == (2, 3)
-
-
 # The window, and ends
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-def test_a_source_is_never_far_ahead_of_the_consumer(ordered: bool) -> None:
-    most_ahead, read, consumed = 0, 0, 0
-
-    def source() -> Iterator[int]:
-        nonlocal read
-        for number in range(300):
-            read += 1
-            yield number
-
-    for _ in mapped(square.__wrapped__, window=16, ordered=ordered).stream(source()):
-        most_ahead = max(most_ahead, read - consumed)
-        consumed += 1
-    assert consumed == 300
-    assert most_ahead <= 16 + 2 * 4
 
 
 def test_a_break_ends_what_was_sent(tmp_path: Path) -> None:

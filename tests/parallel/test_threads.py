@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -163,12 +162,6 @@ def test_after_a_failure_nothing_more_is_begun_and_nothing_is_lost() -> None:
     assert sorted(begun) == [each.index for each in caught.value.failures]
 
 
-def test_on_error_return_puts_the_exception_in_its_place() -> None:
-    zero, one, two = mapped(on_error="return")([0, 1, 4])
-    assert (zero, two) == (0, 2)
-    assert isinstance(one, ValueError)
-
-
 def test_on_error_skip_leaves_the_item_out() -> None:
     assert mapped(on_error="skip")([0, 1, 2, 3, 4]) == [0, 1, 2]
     assert mapped(on_error="skip")([1, 3]) == []
@@ -252,17 +245,6 @@ def test_class_and_static_methods_are_mapped() -> None:
 
 
 # Context
-
-
-def test_context_variables_reach_the_threads() -> None:
-    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
-
-    @opmap(mode="thread", workers=2)
-    def read(_: int) -> str:
-        return variable.get()
-
-    variable.set("given")
-    assert read(range(5)) == ["given"] * 5
 
 
 def test_a_map_within_a_map_does_not_hang() -> None:

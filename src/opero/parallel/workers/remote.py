@@ -285,7 +285,7 @@ class RemoteWorkers(Workers):
         if isinstance(outcome, BaseException):  # such as an item's SystemExit
             return outcome
         try:
-            report = outcome if isinstance(outcome, Report) else self._decoded(task, outcome)
+            report = outcome if isinstance(outcome, Report) else self._decoded(task, outcome, is_last)
         except Unreadable:
             part = self._part(task.chunk, task.positions)
             part.is_unreadable = True
@@ -296,16 +296,18 @@ class RemoteWorkers(Workers):
         task.seconds += report.seconds
         return report
 
-    def _decoded(self, task: Task, message: Any) -> Report:
+    def _decoded(self, task: Task, message: Any, is_last: bool) -> Report:
         """A worker's report, with the positions that its items have in the chunk."""
         report = decode_report(message, self._name, self._stats)
-        sent = task.positions
+        sent, places = task.positions, report.positions
+        if places is None:
+            places = list(range(len(report.values)))
+        if not is_last:
+            task.finished.update(sent[each] for each in places)
         if report.positions is not None or len(sent) < len(task.chunk.items):
-            places = range(len(report.values)) if report.positions is None else report.positions
             report.positions = [sent[each] for each in places]
             report.failures = [sent[each] for each in report.failures]
             report.fell_back = [sent[each] for each in report.fell_back]
-            task.finished.update(report.positions)
         return report
 
     def took(self, chunk: Chunk) -> None:

@@ -1,0 +1,170 @@
+"""The worker process itself: how it starts, what it sends and when, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from worker_processes import is_alive, workers
+
+from opero import MapError, Policy, WorkerDiedError
+from opero.parallel.workers import process as processes
+
+
+def mapped(function: Any, **options: Any) -> Any:
+    return Policy(parallel={"mode": "process", "workers": 2, "progress": False, **options}).apply(function)
+
+
+def pid(_: int) -> int:
+    return os.getpid()
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+    )
+
+
+def test_processes_that_cannot_start_end_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes.end_all()
+    monkeypatch.setattr(processes, "PROGRAM", "raise SystemExit(7)")
+    with pytest.raises(MapError, match=r"the pool of worker processes of pid is broken.*exit code 7") as caught:
+        mapped(pid).map(range(10))
+    assert isinstance(caught.value.reason, WorkerDiedError)
+    assert workers() == []
+
+
+def test_a_process_that_is_not_used_for_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes.end_all()
+    monkeypatch.setattr(processes, "IDLE_SECONDS", 0.3)
+    before = set(mapped(pid).map(range(20)))
+    until = time.monotonic() + 30
+    while any(map(is_alive, before)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(is_alive, before))
+    assert before.isdisjoint(mapped(pid).map(range(20)))
+
+
+def outlive(number: int, folder: str) -> int:
+    """Leave a process behind that holds copies of all that was open here, and die."""
+    if number == 3 and not Path(folder, "child").exists():
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        Path(folder, "child").write_text(str(child))
+        os._exit(5)
+    return number
+
+
+def test_a_death_is_noticed_though_a_child_of_the_process_lives_on(tmp_path: Path) -> None:
+    try:
+        assert mapped(outlive).map(range(10), str(tmp_path)) == list(range(10))
+    finally:
+        psutil.Process(int((tmp_path / "child").read_text())).kill()
+
+
+def test_a_forked_child_starts_processes_of_its_own_and_leaves_those_of_its_parent_alone() -> None:
+    done = run("""
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        from opero import Policy
+
+        def pid(_):
+            return os.getpid()
+
+        bound = Policy(parallel={"mode": "process", "workers": 1, "progress": False}).apply(pid)
+        [own] = set(bound.map(range(5)))
+        child = os.fork()
+        if not child:
+            [other] = set(bound.map(range(5)))
+            os._exit(0 if other != own else 1)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), set(bound.map(range(5))) == {own})
+    """)
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
+def test_workers_end_with_a_killed_parent_though_a_forked_child_of_it_lives_on() -> None:
+    done = run("""
+        import os, signal, sys, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from opero import Policy
+
+        def pid(_):
+            return os.getpid()
+
+        bound = Policy(parallel={"mode": "process", "workers": 1, "progress": False}).apply(pid)
+        print(*set(bound.map(range(5))))
+        child = os.fork()
+        if not child:
+            os.close(1), os.close(2)
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    worker, child = map(int, done.stdout.split())
+    try:
+        until = time.monotonic() + 10
+        while is_alive(worker) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not is_alive(worker)
+        assert is_alive(child)
+    finally:
+        os.kill(child, 9)
+
+
+def test_what_items_print_arrives_though_the_program_ends_at_once() -> None:
+    done = run("""
+        from opero import Policy
+
+        Policy(parallel={"mode": "process", "workers": 1, "progress": False}).apply(print).map(range(3))
+    """)
+    assert (done.stdout.split(), done.stderr) == (["0", "1", "2"], "")
+
+
+def test_results_that_were_sent_before_a_death_are_not_run_again(tmp_path: Path) -> None:
+    """Those of a chunk are sent after 50 ms, and its last item kills the process after a second."""
+    bound = mapped(note_and_die, workers=1, window=2000)
+    assert bound.map(range(4000), str(tmp_path)) == list(range(4000))
+    times = Counter(int(line) for line in (tmp_path / "calls").read_text().split())
+    assert {number for number, count in times.items() if count > 1} == {1500}
+
+
+def note_and_die(number: int, folder: str) -> int:
+    with Path(folder, "calls").open("a") as file:
+        file.write(f"{number}\n")
+    if number == 1500 and not Path(folder, "died").exists():
+        Path(folder, "died").touch()
+        time.sleep(1)
+        os._exit(1)
+    return number
+
+
+def change(number: int) -> list[int]:
+    """Returns a list that the next items change while it may be pickled."""
+    SHARED.append(number)
+    time.sleep(0.03)
+    return SHARED
+
+
+SHARED: list[int] = []
+
+
+def test_a_result_that_later_items_change_does_not_fail() -> None:
+    results = mapped(change, workers=1).map(range(40))
+    assert [each[number] for number, each in enumerate(results)] == list(range(40))
