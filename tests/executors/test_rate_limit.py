@@ -78,7 +78,7 @@ def test_no_permit_is_lost_when_all_come_at_once(count: int, rate: float, burst:
 
 
 @given(steps=STEPS, rate=RATES, burst=BURSTS, cost=st.floats(0.5, 4))
-def test_taking_at_once_grants_just_what_reserving_would_grant_without_a_wait(
+def test_take_grants_exactly_what_book_would_grant_without_a_wait(
     steps: list[float], rate: float, burst: int, cost: float
 ) -> None:
     now = 100.0

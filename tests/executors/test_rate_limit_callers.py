@@ -1,4 +1,4 @@
-"""The rate limit with varying costs and cancelled bookings, and shared by sync callers, tasks and threads."""
+"""The rate limit with varying costs and cancelled reservations, and shared by sync callers, tasks and threads."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_calls_of_different_costs_keep_the_rate_together(
     burst=st.integers(1, 4),
 )
 @settings(max_examples=60, deadline=None)
-def test_bookings_given_back_in_any_order_never_let_the_others_overfill_the_rate(
+def test_reservations_given_back_in_any_order_never_let_the_others_exceed_the_rate(
     steps: list[tuple[str, float, int]], rate: float, burst: int
 ) -> None:
     budget, now = make_budget(rate, burst), 100.0
@@ -92,7 +92,7 @@ def test_bookings_given_back_in_any_order_never_let_the_others_overfill_the_rate
     assert_no_window_is_overfull([(moment, 1.0) for moment, _ in booked], rate, burst)
 
 
-def test_a_booking_given_back_takes_nothing_from_one_that_came_between() -> None:
+def test_a_reservation_given_back_takes_nothing_from_a_later_one() -> None:
     budget = make_budget(1, 1)
     budget.book(0.0, 5.0, 9.0)
     _, first = budget.book(0.0, 1.0, 9.0)
@@ -101,7 +101,7 @@ def test_a_booking_given_back_takes_nothing_from_one_that_came_between() -> None
     assert (wait, reserve(budget, 0.0)) == (6.0, 7.0)
 
 
-def test_a_refused_call_books_nothing_even_when_it_gives_its_receipt_back() -> None:
+def test_a_refused_call_reserves_nothing_even_when_it_gives_its_receipt_back() -> None:
     budget = make_budget(1, 1)
     budget.book(0.0, 3.0, 9.0)
     wait, receipt = budget.book(0.0, 1.0, 2.0)
@@ -232,7 +232,7 @@ def test_threads_hammering_a_bound_function_get_each_permit_once() -> None:
     assert (len(served), bound.stats.rejections, bound.stats.attempts) == (500, 2700, 500)
 
 
-def test_a_refused_call_says_when_to_come_back_and_then_is_served(bind: Any) -> None:
+def test_a_refused_call_says_when_to_retry_and_then_succeeds(bind: Any) -> None:
     call = bind(Policy(rate_limit={"rate": 2, "burst": 3, "max_wait": "200ms"}), lambda: 1)
     for _ in range(3):
         call()

@@ -1,4 +1,4 @@
-"""What a bulkhead keeps when its policy is replaced: the places that calls hold, and the queue for them."""
+"""What a bulkhead keeps when its policy is replaced: the slots of running calls, and the queue for them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make(most: int) -> BulkheadExecutor:
     return BulkheadExecutor(BulkheadPolicy(max_concurrent=most), SYSTEM, "f")
 
 
-def test_calls_under_way_hold_their_places_whatever_changes(bind: Any) -> None:
+def test_running_calls_keep_their_slots_whatever_changes(bind: Any) -> None:
     seen: list[Any] = []
 
     def function(inner: Any = None) -> None:
@@ -54,7 +54,7 @@ def test_calls_under_way_hold_their_places_whatever_changes(bind: Any) -> None:
     assert bulkhead_of(bind.bound).running == 0
 
 
-def test_fewer_places_let_nobody_in_until_enough_have_left() -> None:
+def test_with_fewer_slots_no_call_enters_until_enough_have_left() -> None:
     old, new = make(3), make(1)
     assert [old.take() for _ in range(3)] == [True] * 3
     new.migrate_from(old)
@@ -67,7 +67,7 @@ def test_fewer_places_let_nobody_in_until_enough_have_left() -> None:
     assert new.running == 0
 
 
-def test_what_is_refused_is_told_how_many_places_there_are_now(bind: Any) -> None:
+def test_a_refused_call_is_told_the_newest_limit(bind: Any) -> None:
     def function(inner: Any = None) -> None:
         if inner:
             inner()
@@ -81,7 +81,7 @@ def test_what_is_refused_is_told_how_many_places_there_are_now(bind: Any) -> Non
         call()
 
 
-def test_more_places_serve_the_queue_at_once_in_its_order() -> None:
+def test_with_more_slots_waiting_calls_enter_at_once_in_their_order() -> None:
     clock, order = VirtualClock(), []
 
     async def function(name: int) -> None:
@@ -109,7 +109,7 @@ def test_more_places_serve_the_queue_at_once_in_its_order() -> None:
     assert order == [0, 1, 2, 3, 4, 5]
 
 
-def test_who_queues_keeps_his_patience_and_who_comes_has_the_new_one() -> None:
+def test_waiting_calls_keep_their_max_wait_and_new_calls_have_the_new_one() -> None:
     clock, ends = VirtualClock(), []
 
     async def function() -> None:
@@ -138,7 +138,7 @@ def test_who_queues_keeps_his_patience_and_who_comes_has_the_new_one() -> None:
     assert ends == [("hasty", 5), ("at once", 0), ("patient", 20)]
 
 
-def test_a_waiter_who_gives_up_after_a_reload_leaves_the_queue() -> None:
+def test_a_waiting_call_that_gives_up_after_a_reload_leaves_the_queue() -> None:
     clock = VirtualClock()
 
     async def function(seconds: float) -> None:
@@ -164,7 +164,7 @@ def test_a_waiter_who_gives_up_after_a_reload_leaves_the_queue() -> None:
     clock.run(main())
 
 
-def test_places_that_are_taken_or_queued_for_at_the_new_one_already_are_taken_in() -> None:
+def test_slots_that_the_new_executor_has_given_out_already_are_counted_too() -> None:
     old, new = make(2), make(2)
     assert old.take()
     assert new.take()
@@ -179,7 +179,7 @@ def test_places_that_are_taken_or_queued_for_at_the_new_one_already_are_taken_in
     assert (old.running, new.running, stays.running()) == (0, 0, 0)
 
 
-def test_who_queues_at_the_new_one_already_is_served_by_the_old_ones_calls_too() -> None:
+def test_calls_that_wait_at_the_new_executor_already_get_slots_of_calls_of_the_old_one() -> None:
     clock = VirtualClock()
 
     async def hold(seconds: float) -> None:
@@ -199,8 +199,8 @@ def test_who_queues_at_the_new_one_already_is_served_by_the_old_ones_calls_too()
     clock.run(main())
 
 
-@pytest.mark.parametrize("ends", ["cancelled", "out of patience"])
-def test_who_gives_up_after_he_was_taken_in_leaves_the_queue(ends: str) -> None:
+@pytest.mark.parametrize("ends", ["cancelled", "out of time"])
+def test_a_call_that_gives_up_after_the_queues_were_merged_leaves_the_queue(ends: str) -> None:
     clock = VirtualClock()
 
     async def hold(seconds: float) -> None:
@@ -224,7 +224,7 @@ def test_who_gives_up_after_he_was_taken_in_leaves_the_queue(ends: str) -> None:
     clock.run(main())
 
 
-def test_one_that_is_put_in_force_again_serves_the_queue_at_once() -> None:
+def test_an_executor_that_is_put_in_force_again_lets_waiting_calls_in_at_once() -> None:
     clock, order = VirtualClock(), []
 
     async def function(name: int) -> None:
@@ -260,7 +260,7 @@ def test_a_bulkhead_that_is_removed_loses_its_state_and_an_equal_one_is_the_same
     assert (first.running, bulkhead_of(bind.bound).running) == (1, 0)
 
 
-def test_a_started_generator_gives_its_place_back_after_a_reload() -> None:
+def test_a_started_generator_gives_its_slot_back_after_a_reload() -> None:
     def function() -> Any:
         yield 1
         yield 2
@@ -347,12 +347,12 @@ def test_slots_in_use_are_those_of_running_calls_and_no_call_gets_one_beyond_the
             await asyncio.gather(*(caller(*each) for each in calls), *(reloader(*each) for each in reloads))
             bulkhead = bulkhead_of(bound)
             assert (bulkhead.running, len(bulkhead.home.successor.queue)) == (0, 0)
-            await asyncio.gather(*(bound(1) for _ in range(most)))  # all places are there
+            await asyncio.gather(*(bound(1) for _ in range(most)))  # all slots are free again
 
     clock.run(main())
 
 
-def test_threads_lose_no_place_and_hang_nowhere_while_it_is_reloaded_again_and_again() -> None:
+def test_under_threads_no_slot_is_lost_and_no_call_hangs_while_policies_are_replaced() -> None:
     running: list[int] = []
     most: list[int] = []
     refused: list[int] = []
@@ -392,7 +392,7 @@ def test_threads_lose_no_place_and_hang_nowhere_while_it_is_reloaded_again_and_a
 
 
 @pytest.mark.parametrize("_", range(3))
-def test_threads_that_use_old_and_new_ones_at_the_moment_of_the_reload_lose_no_place(_: int) -> None:
+def test_under_threads_no_slot_is_lost_at_old_and_new_executors_during_a_reload(_: int) -> None:
     executors = [make(2)]
     stop = threading.Event()
     wrong: list[Any] = []

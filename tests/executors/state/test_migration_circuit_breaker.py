@@ -20,7 +20,7 @@ DOWN = ConnectionError("down")
 
 
 class Service:
-    """What a bound function does is what it is told: the tests' one function."""
+    """A bound function that does what it is told, and its circuit breaker."""
 
     def __init__(self, bind: Any, **breaker: Any) -> None:
         self.clock = bind.clock
@@ -75,7 +75,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_open_circuit_stays_open_and_a_forced_one_forced_whatever_changes(bind: Any, change: dict[str, Any]) -> None:
+def test_open_and_forced_circuits_stay_so_whatever_changes(bind: Any, change: dict[str, Any]) -> None:
     service = Service(bind, consecutive_failures=1)
     service.fail()
     service.reload(**change)
@@ -216,7 +216,7 @@ def test_a_window_of_time_that_changes_its_length_holds_the_calls_within_it(
         assert 0 <= counts.failures <= counts.calls
 
 
-def test_from_calls_to_time_and_from_no_rate_to_a_rate_the_window_begins_anew(bind: Any) -> None:
+def test_from_calls_to_time_and_from_no_rate_to_a_rate_the_window_starts_anew(bind: Any) -> None:
     service = Service(bind, failure_rate=0.5, window=10, min_calls=4)
     for changed in (
         {"failure_rate": 0.5, "window": "10s", "min_calls": 4},
@@ -277,7 +277,7 @@ def test_where_enough_probes_have_passed_for_the_new_number_the_next_call_closes
     assert service.state == "open"
 
 
-def test_a_probe_under_way_keeps_its_place_and_its_result_closes_the_circuit(bind: Any) -> None:
+def test_a_running_probe_counts_and_its_result_closes_the_circuit(bind: Any) -> None:
     service = Service(bind, consecutive_failures=1, open_for=1)
     service.fail()
     service.clock.advance(1)
@@ -316,7 +316,7 @@ def test_a_call_under_way_counts_for_the_new_policy_and_is_judged_by_its_own(bin
     assert service.state == "open"
 
 
-def test_a_call_of_before_the_circuit_opened_cannot_close_it_through_a_reload() -> None:
+def test_a_call_from_before_the_circuit_opened_cannot_close_it_after_a_reload() -> None:
     clock = VirtualClock()
     first, second, third = (
         CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=1, open_for=each), clock, "f")
@@ -330,7 +330,7 @@ def test_a_call_of_before_the_circuit_opened_cannot_close_it_through_a_reload() 
     assert third.state == "open"
 
 
-def test_what_the_new_one_sees_the_old_one_sees() -> None:
+def test_old_and_new_executor_see_the_same_state() -> None:
     clock = VirtualClock()
     old = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=1), clock, "f")
     new = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=2), clock, "f")
@@ -344,7 +344,7 @@ def test_what_the_new_one_sees_the_old_one_sees() -> None:
     assert new.state == "open"
 
 
-def test_a_window_that_the_new_policy_has_is_filled_by_calls_of_the_old_one_too() -> None:
+def test_calls_of_the_old_executor_fill_the_window_of_the_new_policy_too() -> None:
     clock = VirtualClock()
     old = CircuitBreakerExecutor(CircuitBreakerPolicy(consecutive_failures=100), clock, "f")
     new = CircuitBreakerExecutor(CircuitBreakerPolicy(failure_rate=0.5, min_calls=3), clock, "f")
@@ -377,7 +377,7 @@ def test_a_policy_that_is_removed_or_switched_off_loses_its_state(bind: Any) -> 
         assert service.state == "closed"
 
 
-def test_an_equal_policy_keeps_its_very_executor(bind: Any) -> None:
+def test_an_equal_policy_keeps_its_executor(bind: Any) -> None:
     service = Service(bind, consecutive_failures=3)
     before = service.breaker
     service.binding.swap(Policy(circuit_breaker=3, retry=0))
@@ -399,7 +399,7 @@ def test_a_reload_that_fails_has_changed_nothing(bind: Any) -> None:
     assert service.state == "open"
 
 
-def test_what_was_prepared_before_another_reload_takes_over_from_that_one(bind: Any) -> None:
+def test_a_policy_that_was_prepared_before_another_reload_continues_with_the_state_of_that_one(bind: Any) -> None:
     service = Service(bind, consecutive_failures=3)
     again = service.binding.prepare(service.policy(consecutive_failures=3))  # holds the very executor of now
     other = service.binding.prepare(service.policy(consecutive_failures=2))
@@ -478,7 +478,7 @@ def test_no_reload_closes_an_open_circuit_before_its_time(steps: list[Any]) -> N
 
 
 @given(STEPS, st.lists(st.integers(0, 40), max_size=10))
-def test_reloads_that_change_nothing_of_weight_change_nothing(steps: list[Any], reloads: list[int]) -> None:
+def test_reloads_that_change_no_decision_change_no_outcome(steps: list[Any], reloads: list[int]) -> None:
     clock = VirtualClock()
 
     def make(policy: CircuitBreakerPolicy) -> CircuitBreakerExecutor:
@@ -507,7 +507,7 @@ def test_reloads_that_change_nothing_of_weight_change_nothing(steps: list[Any], 
             assert seen[0] == seen[1]
 
 
-def test_threads_use_it_while_it_is_reloaded_again_and_again() -> None:
+def test_under_threads_every_failure_counts_while_policies_are_replaced() -> None:
     bound = Policy(circuit_breaker=10**6, retry=0).apply(lambda: 1 / 0)
     before: Any = bound.binding.pipeline.executors["circuit_breaker"]  # type: ignore[attr-defined]
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""What a rate limit keeps when its policy is replaced: the moment of the next permit, and what has been promised."""
+"""What a rate limit keeps when its policy is replaced: the moment of the next permit, and what is reserved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(clock: VirtualClock, rate: float, burst: int = 1, cost: Any = 1.0) -> R
 
 
 def wait(limiter: RateLimitExecutor, cost: float = 1.0) -> float:
-    """Reserve a permit; how long until it falls due."""
+    """Reserve permits: seconds until they fall due."""
     return limiter.ask(lambda budget: budget.book(limiter.clock.monotonic(), cost, float("inf")))[0]
 
 
@@ -40,9 +40,7 @@ def replaced(old: RateLimitExecutor, rate: float, burst: int = 1, cost: Any = 1.
 
 @pytest.mark.parametrize("rate", [0.1, 1.0, 1000.0])
 @pytest.mark.parametrize("burst", [1, 5])
-def test_the_next_permit_falls_due_when_it_would_have_and_the_ones_after_it_at_the_new_rate(
-    rate: float, burst: int
-) -> None:
+def test_the_next_permit_keeps_its_moment_and_later_ones_follow_at_the_new_rate(rate: float, burst: int) -> None:
     limiter = make(VirtualClock(), rate=2.0, burst=3)
     assert [wait(limiter) for _ in range(5)] == [0, 0, 0, 0.5, 1.0]
     limiter = replaced(limiter, rate, burst)
@@ -79,7 +77,7 @@ def test_a_new_cost_counts_from_the_next_call_on(bind: Any) -> None:
         call(2)
 
 
-def test_who_waits_keeps_his_promised_permit_and_his_patience_and_nobody_passes_him() -> None:
+def test_waiting_calls_keep_their_permits_and_max_wait_and_are_not_overtaken() -> None:
     clock = VirtualClock()
     started: list[tuple[str, float]] = []
 
@@ -138,14 +136,14 @@ def test_a_limit_that_is_removed_or_switched_off_loses_its_state(bind: Any) -> N
     call()
 
 
-def test_an_equal_policy_keeps_its_very_executor(bind: Any) -> None:
+def test_an_equal_policy_keeps_its_executor(bind: Any) -> None:
     bind(Policy(rate_limit=5), lambda: None)
     before = bind.bound.binding.pipeline.executors["rate_limit"].limiter
     bind.bound.binding.swap(Policy(rate_limit=5, retry=1))
     assert bind.bound.binding.pipeline.executors["rate_limit"].limiter is before
 
 
-def test_an_executor_that_is_put_in_force_again_goes_on_with_what_came_between() -> None:
+def test_an_executor_that_is_put_in_force_again_continues_with_the_current_state() -> None:
     clock = VirtualClock()
     first = make(clock, rate=1.0)
     second = replaced(first, rate=10.0)
@@ -157,7 +155,7 @@ def test_an_executor_that_is_put_in_force_again_goes_on_with_what_came_between()
     assert wait(second) == pytest.approx(2.1)
 
 
-def test_one_that_has_been_used_already_gives_no_permit_twice() -> None:
+def test_an_executor_that_has_been_used_already_gives_no_permit_twice() -> None:
     clock = VirtualClock()
     old, new = make(clock, rate=1.0), make(clock, rate=2.0)
     assert (wait(new), wait(new)) == (0, 0.5)
@@ -190,7 +188,7 @@ def test_no_window_of_time_holds_more_permits_than_the_greater_rate_and_burst_al
                 grants.append(clock.now)
             elif (wait := limiter.ask(lambda budget: budget.book(clock.now, 1.0, patience))[0]) <= patience:
                 grants.append(clock.now + wait)
-    assert grants == sorted(grants)  # nobody passes who has been promised a permit
+    assert grants == sorted(grants)  # no call overtakes one that has reserved
     rate, burst = (max(each) for each in zip(first, *(step for step in steps if isinstance(step, tuple)), strict=True))
     for at, start in enumerate(grants):
         for count, moment in enumerate(grants[at:], 1):
@@ -202,7 +200,7 @@ def test_no_window_of_time_holds_more_permits_than_the_greater_rate_and_burst_al
     st.sampled_from([0.5, 2.0, 20.0]),
     st.integers(1, 5),
 )
-def test_reloads_that_change_only_max_wait_change_no_moment(
+def test_reloads_that_change_only_max_wait_change_no_permit(
     steps: list[tuple[float, int, bool]], rate: float, burst: int
 ) -> None:
     clock = VirtualClock()
@@ -214,7 +212,7 @@ def test_reloads_that_change_only_max_wait_change_no_moment(
         assert wait(one, cost) == pytest.approx(wait(other, cost), abs=1e-6)
 
 
-def test_after_many_reloads_old_executors_are_gone_and_the_first_goes_on() -> None:
+def test_after_many_reloads_old_executors_are_gone_and_the_first_one_still_works() -> None:
     clock = VirtualClock()
     first = make(clock, rate=1.0)
     newest, gone = first, []
@@ -230,7 +228,7 @@ def test_after_many_reloads_old_executors_are_gone_and_the_first_goes_on() -> No
 
 
 @pytest.mark.parametrize("_", range(3))
-def test_threads_get_each_permit_once_while_the_limit_is_reloaded_again_and_again(_: int) -> None:
+def test_under_threads_each_permit_is_given_once_while_policies_are_replaced(_: int) -> None:
     bound: Any = Policy(rate_limit={"rate": 0.001, "burst": 600, "max_wait": 0}).apply(lambda: None)
     taken: list[int] = []
     barrier = threading.Barrier(5)

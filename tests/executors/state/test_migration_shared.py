@@ -38,7 +38,7 @@ def executor_of(bound: Any, kind: str) -> Any:
 
 
 class Shared:
-    """A function, its like in a worker process, and what becomes of both when the policy of the first is replaced."""
+    """A function, and the same one as a worker process binds it, whose limits are shared."""
 
     def __init__(self, folder: Path, **policy: Any) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Shared:
         self.there = self.in_worker()
 
     def in_worker(self) -> Any:
-        """What a worker process binds that begins now."""
+        """The function as a worker process binds it that starts now."""
         chain = self.here.binding.resolved()
         limits = share_limits(chain.executors, "work", self.folder)
         assert isinstance(limits, SharedLimits)
@@ -153,7 +153,7 @@ def test_where_the_disk_has_no_room_for_a_larger_window_it_holds_as_many_calls_a
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 400)), min_size=1, max_size=12))
 @settings(max_examples=40, deadline=None)
-def test_whoever_reads_a_file_that_grows_finds_what_was_written_last(steps: list[tuple[int, int]]) -> None:
+def test_every_reader_of_a_file_that_grows_finds_what_was_written_last(steps: list[tuple[int, int]]) -> None:
     import tempfile
     from pathlib import Path
 
@@ -161,8 +161,8 @@ def test_whoever_reads_a_file_that_grows_finds_what_was_written_last(steps: list
         files = [StateFile.create(Path(folder) / "state", 20)]
         files += [StateFile(files[0].path) for _ in range(2)]
         size, last = 20, b""
-        for who, length in steps:
-            with files[who] as file:
+        for which, length in steps:
+            with files[which] as file:
                 if length > size:
                     with pytest.raises(ValueError, match="does not fit"):
                         file.write(b"x" * (size * 2 + 100))
@@ -227,7 +227,7 @@ def test_a_limit_that_was_replaced_before_it_was_shared_is_shared_as_the_new_one
 # Bulkhead
 
 
-def test_places_are_held_and_counted_over_processes_and_policies(tmp_path: Path) -> None:
+def test_slots_are_held_and_counted_over_processes_and_policies(tmp_path: Path) -> None:
     shared = Shared(tmp_path, bulkhead=3)
 
     def inner() -> Any:
@@ -248,17 +248,17 @@ def test_places_are_held_and_counted_over_processes_and_policies(tmp_path: Path)
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("again", [False, True])
-def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: str, *, again: bool) -> None:
+def test_waiting_calls_get_slots_when_the_limit_is_raised(tmp_path: Path, when: str, *, again: bool) -> None:
     def policy(most: int, max_wait: float | None = None) -> Policy:
         return Policy.model_validate({"bulkhead": {"max_concurrent": most, "max_wait": max_wait}})
 
     bound: Any = policy(2).apply(work)
     more = bound.binding.prepare(policy(2))  # holds the executor of now
     bound.binding.swap(policy(1))
-    has_place, go_on, entered = threading.Event(), threading.Event(), threading.Event()
+    has_slot, go_on, entered = threading.Event(), threading.Event(), threading.Event()
 
     def hold() -> None:
-        has_place.set()
+        has_slot.set()
         assert go_on.wait(WAIT)
 
     def enter() -> None:
@@ -273,7 +273,7 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
     if when == "after":
         share_limits(bound.binding.pipeline.executors, "work", tmp_path)
     threads = [start(hold)]
-    assert has_place.wait(WAIT)
+    assert has_slot.wait(WAIT)
     threads.append(start(enter))
     slots = executor_of(bound, "bulkhead").home.successor
     while not slots.queue:
@@ -293,7 +293,7 @@ def test_who_queues_is_served_when_there_are_more_places(tmp_path: Path, when: s
 
 
 @pytest.mark.parametrize("kind", ["rate_limit", "circuit_breaker", "bulkhead"])
-def test_a_new_one_that_is_shared_already_brings_the_old_one_into_its_file(tmp_path: Path, kind: str) -> None:
+def test_a_new_executor_that_is_shared_already_gets_the_old_state_into_its_file(tmp_path: Path, kind: str) -> None:
     policies: Any = {
         "rate_limit": ({"rate": 0.01, "burst": 3, "max_wait": 0}, {"rate": 0.02, "burst": 3, "max_wait": 0}),
         "circuit_breaker": (1, 2),
@@ -321,7 +321,9 @@ def test_a_new_one_that_is_shared_already_brings_the_old_one_into_its_file(tmp_p
 
 
 @pytest.mark.parametrize("_", range(3))
-def test_threads_lose_nothing_while_limits_move_to_files_and_are_reloaded(_: int, tmp_path: Path) -> None:
+def test_under_threads_nothing_is_lost_while_limits_move_to_files_and_policies_are_replaced(
+    _: int, tmp_path: Path
+) -> None:
     def policy(number: int) -> Policy:
         return Policy.model_validate(
             {
@@ -421,7 +423,7 @@ def test_a_map_that_began_before_the_reload_counts_for_the_new_policy(tmp_path: 
         bound(3, str(tmp_path))
 
 
-def test_tasks_that_queue_for_shared_places_keep_their_turn_through_reloads(tmp_path: Path) -> None:
+def test_tasks_that_wait_for_shared_slots_keep_their_order_through_reloads(tmp_path: Path) -> None:
     order: list[int] = []
 
     async def function(number: int) -> None:

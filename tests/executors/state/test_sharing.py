@@ -51,7 +51,7 @@ def share(bound: Any, folder: Path) -> SharedLimits:
 
 
 def pair(folder: Path, **policies: Any) -> tuple[Any, Any]:
-    """A function, and its like in a worker process."""
+    """A function, and the same one as a worker process binds it."""
     policy = Policy.model_validate(policies)
     bound = policy.apply(work)
     limits = share(bound, folder)
@@ -117,7 +117,7 @@ def test_a_state_too_large_for_the_file_is_refused_and_the_old_one_stays(tmp_pat
         assert file.read() == "old"
 
 
-def test_a_file_that_is_not_there_says_what_to_do() -> None:
+def test_the_error_for_a_missing_file_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="one machine only; leave them out, or use mode='thread'"):
         StateFile("/nowhere/state")
 
@@ -232,7 +232,7 @@ def test_a_clock_of_its_own_cannot_be_shared(tmp_path: Path) -> None:
         share(bound, tmp_path)
 
 
-def test_a_function_that_is_never_mapped_in_processes_has_plain_executors() -> None:
+def test_a_function_that_is_never_mapped_in_processes_has_local_homes() -> None:
     bound = Policy.model_validate({"rate_limit": 10.0, "circuit_breaker": 5, "bulkhead": 2}).apply(work)
     bound()
     kinds = {type(executor_of(bound, kind)).__name__ for kind in ("rate_limit", "circuit_breaker", "bulkhead")}
@@ -366,7 +366,7 @@ def test_what_was_counted_before_counts_when_it_is_shared(tmp_path: Path) -> Non
     assert executor_of(bound, "circuit_breaker").state == "open"
 
 
-def test_half_open_lets_its_probes_through_over_all_and_a_success_closes_for_all(tmp_path: Path) -> None:
+def test_probes_are_counted_over_all_processes_and_their_success_closes_the_circuit_for_all(tmp_path: Path) -> None:
     here, there = pair(tmp_path, circuit_breaker={"consecutive_failures": 1, "open_for": 0.05, "half_open_calls": 2})
     failing(here)
     until(lambda: executor_of(there, "circuit_breaker").state == "half_open")
@@ -390,7 +390,7 @@ def test_half_open_lets_its_probes_through_over_all_and_a_success_closes_for_all
     here(), there()
 
 
-def test_an_operator_who_forces_the_circuit_is_heard_everywhere(tmp_path: Path) -> None:
+def test_a_circuit_that_an_operator_forces_is_forced_everywhere(tmp_path: Path) -> None:
     here, there = pair(tmp_path, circuit_breaker=1)
     executor_of(here, "circuit_breaker").force_open()
     with pytest.raises(CircuitOpenError, match="forced open"):
@@ -454,7 +454,7 @@ def test_a_failure_of_any_size_and_kind_fits(tmp_path: Path) -> None:
     there()
 
 
-def test_a_breaker_that_is_asked_while_it_moves_to_a_file_gives_right_answers(tmp_path: Path) -> None:
+def test_a_breaker_gives_right_answers_while_its_state_moves_to_a_file(tmp_path: Path) -> None:
     bound = Policy.model_validate({"circuit_breaker": {"consecutive_failures": 1, "open_for": 600}}).apply(work)
     breaker = executor_of(bound, "circuit_breaker")
     breaker.force_closed()
@@ -483,7 +483,7 @@ def test_a_breaker_that_is_asked_while_it_moves_to_a_file_gives_right_answers(tm
 # Bulkhead
 
 
-def test_places_are_those_of_all(tmp_path: Path) -> None:
+def test_slots_are_those_of_all_processes(tmp_path: Path) -> None:
     here, there = pair(tmp_path, bulkhead=2)
 
     def inner() -> Any:
@@ -502,7 +502,7 @@ KEEPER = """
     from opero.executors.state.sharing import SharedLimits
 
     def work(value):
-        print("has a place", flush=True)
+        print("has a slot", flush=True)
         sys.stdin.readline()
 
     limits = SharedLimits({"bulkhead": sys.argv[1]}, {"bulkhead": "work"})
@@ -517,7 +517,7 @@ KEEPER = """
 
 @pytest.fixture
 def keeper(tmp_path: Path) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
-    """A function with one place, and another process that shares it."""
+    """A function with one slot, and another process that shares it."""
     bound = Policy.model_validate({"bulkhead": {"max_concurrent": 1, "max_wait": None}}).apply(work)
     limits = share(bound, tmp_path)
     with child(KEEPER, limits.paths["bulkhead"]) as process:
@@ -534,9 +534,9 @@ def tell(process: subprocess.Popen[str], line: str | None, answer: str) -> None:
     assert process.stdout.readline() == answer + "\n"
 
 
-def test_a_killed_process_gives_its_places_back(keeper: tuple[Any, subprocess.Popen[str]]) -> None:
+def test_the_slots_of_a_killed_process_are_free_again(keeper: tuple[Any, subprocess.Popen[str]]) -> None:
     bound, process = keeper
-    tell(process, "go", "has a place")
+    tell(process, "go", "has a slot")
     assert executor_of(bound, "bulkhead").running == 1
     process.send_signal(signal.SIGKILL)  # and is not waited for: a dead process that is still listed holds nothing
     assert bound("mine") == "mine"
@@ -547,16 +547,16 @@ def waiting(bulkhead: Any) -> int:
     return len(bulkhead.home.queue)
 
 
-def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
+def test_waiting_calls_get_slots_in_their_order_over_all_processes(
     keeper: tuple[Any, subprocess.Popen[str]],
 ) -> None:
     bound, process = keeper
     bulkhead = executor_of(bound, "bulkhead")
     order: list[Any] = []
-    has_place, go = threading.Event(), threading.Event()
+    has_slot, go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        has_place.set()
+        has_slot.set()
         go.wait(WAIT)
 
     def first() -> None:
@@ -564,7 +564,7 @@ def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
 
     threads = [threading.Thread(target=bound, args=(each,)) for each in (hold, first)]
     threads[0].start()
-    assert has_place.wait(WAIT)
+    assert has_slot.wait(WAIT)
     threads[1].start()
     until(lambda: waiting(bulkhead) == 1)
     assert process.stdin is not None
@@ -581,7 +581,7 @@ def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
     until(lambda: waiting(bulkhead) == 2)
     go.set()
     threads[1].join(WAIT)
-    tell(process, None, "has a place")
+    tell(process, None, "has a slot")
     assert order == ["first"]
     assert waiting(bulkhead) == 1
     tell(process, "go", "left")
@@ -590,7 +590,7 @@ def test_who_waits_gets_a_place_in_the_order_of_arrival_over_all_processes(
     assert order == ["first", "last"]
 
 
-def test_a_waiter_who_gives_up_or_is_cancelled_leaves_the_queue(tmp_path: Path) -> None:
+def test_a_waiting_call_that_gives_up_or_is_cancelled_leaves_the_shared_queue(tmp_path: Path) -> None:
     import asyncio
 
     async def work_async(value: Any) -> Any:
@@ -623,7 +623,7 @@ def test_a_waiter_who_gives_up_or_is_cancelled_leaves_the_queue(tmp_path: Path) 
     asyncio.run(main())
 
 
-def test_thousands_may_wait(tmp_path: Path) -> None:
+def test_thousands_of_calls_can_wait(tmp_path: Path) -> None:
     import asyncio
 
     async def work_async(_: int) -> None:
@@ -641,15 +641,15 @@ def test_thousands_may_wait(tmp_path: Path) -> None:
     assert waiting(executor_of(bound, "bulkhead")) == 0
 
 
-def test_who_queued_before_the_places_were_shared_is_served(tmp_path: Path) -> None:
+def test_a_call_that_waited_before_the_slots_were_shared_gets_one(tmp_path: Path) -> None:
     policy = Policy.model_validate({"bulkhead": {"max_concurrent": 1, "max_wait": None}})
     bound = policy.apply(work)
     bulkhead = executor_of(bound, "bulkhead")
-    has_place, go = threading.Event(), threading.Event()
+    has_slot, go = threading.Event(), threading.Event()
     done: list[str] = []
 
     def hold() -> None:
-        has_place.set()
+        has_slot.set()
         go.wait(WAIT)
 
     threads = [
@@ -657,7 +657,7 @@ def test_who_queued_before_the_places_were_shared_is_served(tmp_path: Path) -> N
         threading.Thread(target=bound, args=(lambda: done.append("old"),)),
     ]
     threads[0].start()
-    assert has_place.wait(WAIT)
+    assert has_slot.wait(WAIT)
     threads[1].start()
     until(lambda: waiting(bulkhead) == 1)
     other = bind_in_worker(policy, share(bound, tmp_path))
@@ -672,7 +672,7 @@ def test_who_queued_before_the_places_were_shared_is_served(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("_", range(20))
-def test_places_are_never_too_many_while_threads_use_them_and_they_move_to_a_file(_: int, tmp_path: Path) -> None:
+def test_under_threads_the_limit_holds_while_the_slots_move_to_a_file(_: int, tmp_path: Path) -> None:
     bound = Policy.model_validate({"bulkhead": {"max_concurrent": 2, "max_wait": None}}).apply(work)
     inside, most, lock = [0], [0], threading.Lock()
 
@@ -722,7 +722,7 @@ HAMMER = """
 """
 
 
-def test_threads_and_processes_together_keep_to_all_limits(tmp_path: Path) -> None:
+def test_threads_and_processes_keep_all_limits_together(tmp_path: Path) -> None:
     moments: list[float] = []
     policy = {
         "rate_limit": {"rate": 400.0, "max_wait": None},
@@ -767,7 +767,7 @@ def test_threads_and_processes_together_keep_to_all_limits(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_shares_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_forked_child_shares_the_limits_and_is_not_blocked_by_locks_of_its_parent(tmp_path: Path) -> None:
     policies = {"rate_limit": {"rate": 1000.0, "burst": 50}, "circuit_breaker": 3, "bulkhead": 2}
     bound, _ = pair(tmp_path, **policies)
     bulkhead = executor_of(bound, "bulkhead")

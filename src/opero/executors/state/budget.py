@@ -1,7 +1,7 @@
 """The budget of a rate limit: the moment at which the next permit falls due, as one number.
 
 This is the generic cell rate algorithm (GCRA), a token bucket without a counter. A permit is reserved first and waited
-for afterwards: callers are served in the order in which they reserve, and one that wakes late delays nobody.
+for afterwards: callers are served in the order in which they reserve, and one that wakes late delays no other.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class LocalBudget(Budget):
         return due if own == FOREVER else max(due, own)
 
     def _pass(self, target: Home, receive: Callable[[tuple[float, Terms]], None]) -> None:
-        if not isinstance(target, LocalBudget):  # its lock is held: who is sent there waits until it has received
+        if not isinstance(target, LocalBudget):  # its lock is held, so callers sent there wait until it has received
             self.refer_to(target)
             due, self._due = self._due, FOREVER
             receive((due, self.terms))

@@ -33,7 +33,7 @@ class _Part(Counts):
 class CountWindow:
     """The last `size` calls."""
 
-    # One byte a call, in a ring: processes that share a window copy it whole at each call.
+    # One byte a call, in a ring: processes that share a window copy all of it at each call.
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -129,5 +129,5 @@ class TimeWindow:
 
 
 def new_window(length: int | float) -> CountWindow | TimeWindow:
-    """An empty window of so many calls, or so many seconds."""
+    """An empty window of `length` calls, or seconds where it is a float."""
     return CountWindow(length) if isinstance(length, int) else TimeWindow(length)
