@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_processes import is_alive, workers
 
+from leftovers import is_alive, workers
 from opero import MapError, Policy, WorkerDiedError
 from opero.parallel.workers import process as processes
 
