@@ -64,7 +64,9 @@ def refusal(action: Any, *args: Any) -> ConfigError | None:
 @example(policy=Policy(parallel="thread"), case=(get_async, opmap), arg="user_id")
 @example(policy=Policy(parallel="dask"), case=(get, opmap), arg="user_id")
 @example(policy=Policy(parallel="dask", rate_limit=1), case=(get, opmap), arg="user_id")
-def test_what_check_accepts_the_first_call_accepts(policy: Policy, case: Any, arg: str, cache_dir: Path) -> None:
+def test_the_first_call_accepts_everything_that_check_accepts(
+    policy: Policy, case: Any, arg: str, cache_dir: Path
+) -> None:
     function, decorator = case
     registry = Registry({"p": fitted(policy, cache_dir, arg)})
     bound = decorator(policy="p", registry=registry)(function)

@@ -47,7 +47,7 @@ LAZY = """
 """
 
 
-def test_a_function_that_its_module_makes_when_it_is_asked_for_is_bound_and_unbound(module: Any) -> None:
+def test_a_function_from_a_modules_getattr_is_bound_and_unbound(module: Any) -> None:
     name = module(LAZY)
     registry = Registry({"api": Policy(retry=2)})
     bound = registry.bind_import(f"{name}:fetch", "api")
@@ -63,7 +63,7 @@ def test_a_function_that_its_module_makes_when_it_is_asked_for_is_bound_and_unbo
         registry.unbind_import(f"{name}:fetch")
 
 
-def test_a_module_that_cannot_make_a_function_is_told_with_its_own_words(module: Any) -> None:
+def test_an_error_in_a_modules_getattr_is_shown(module: Any) -> None:
     name = module(LAZY)
     with pytest.raises(ConfigError, match=re.escape(f"{name}:extra: ImportError: install it with theirs[extra]")):
         Registry({"api": Policy()}).bind_import(f"{name}:extra", "api")
@@ -72,7 +72,7 @@ def test_a_module_that_cannot_make_a_function_is_told_with_its_own_words(module:
 @pytest.mark.parametrize(
     ("text", "said"), [("def (", "SyntaxError: "), ("1 / 0", "ZeroDivisionError: division by zero")]
 )
-def test_a_module_that_cannot_be_imported_is_told(module: Any, text: str, said: str) -> None:
+def test_a_module_that_cannot_be_imported_is_an_error(module: Any, text: str, said: str) -> None:
     name = module(text)
     with pytest.raises(ConfigError, match=f"{name}:fetch: {said}"):
         Registry({"api": Policy()}).bind_import(f"{name}:fetch", "api")
@@ -87,14 +87,14 @@ def test_a_module_that_cannot_be_imported_is_told(module: Any, text: str, said: 
         ("builtins:len", "builtins:len is a builtin that all code uses and cannot be replaced; bind it"),
     ],
 )
-def test_what_is_never_bound_where_it_is_is_told_with_a_cure(target: Any, said: str) -> None:
+def test_bind_import_rejects_classes_and_builtins_with_a_remedy(target: Any, said: str) -> None:
     before = len
     with pytest.raises(ConfigError, match=re.escape(said)):
         Registry({"api": Policy()}).bind_import(target, "api")
     assert len is before
 
 
-def test_a_mock_in_the_place_of_a_function_is_bound_as_that_would_be(module: Any) -> None:
+def test_a_mock_in_place_of_a_function_is_bound_like_it(module: Any) -> None:
     name = module("def fetch(): return 1")
     registry = Registry({"api": Policy(retry={"retries": 1, "min_delay": 0, "max_delay": 0})})
     with mock.patch(f"{name}.fetch", side_effect=[ConnectionError, 7]) as theirs:
@@ -106,7 +106,7 @@ def test_a_mock_in_the_place_of_a_function_is_bound_as_that_would_be(module: Any
     assert bound.stats.calls == 1
 
 
-def test_a_method_of_an_instance_is_bound_for_that_instance_alone(module: Any) -> None:
+def test_a_method_of_an_instance_is_bound_for_that_instance_only(module: Any) -> None:
     name = module(
         """
         class Session:
@@ -125,7 +125,7 @@ def test_a_method_of_an_instance_is_bound_for_that_instance_alone(module: Any) -
     assert vars(theirs.session) == {}
 
 
-def test_a_callable_object_in_a_class_is_called_without_the_instance_as_before(module: Any) -> None:
+def test_a_callable_object_in_a_class_still_receives_no_instance(module: Any) -> None:
     name = module("class Session: pass")
     registry = Registry({"api": Policy(retry=2)})
     __import__(name)
@@ -137,7 +137,7 @@ def test_a_callable_object_in_a_class_is_called_without_the_instance_as_before(m
         assert sys.modules[name].Session.get is theirs
 
 
-def test_what_has_slots_cannot_be_replaced(module: Any) -> None:
+def test_a_function_of_an_object_with_slots_cannot_be_replaced(module: Any) -> None:
     name = module(
         """
         class Session:

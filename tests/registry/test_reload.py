@@ -48,7 +48,7 @@ def broken() -> int:
     raise ConnectionError("down")
 
 
-def test_reloading_changes_the_policies_and_the_functions_bound_to_them(files: Files) -> None:
+def test_reload_changes_policies_and_bound_functions(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}, db: {retry: 2}}")
     bound = registry.bind(one, "api")
     late = opero(policy="api", registry=registry)(two)
@@ -61,7 +61,7 @@ def test_reloading_changes_the_policies_and_the_functions_bound_to_them(files: F
     assert not registry.reload()
 
 
-def test_the_counts_go_on_over_reloads(files: Files) -> None:
+def test_counts_continue_over_reloads(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
     bound = registry.bind(one, "api")
     bound()
@@ -84,7 +84,7 @@ def test_the_counts_go_on_over_reloads(files: Files) -> None:
         ('policies: {api: }\nfunctions: {"*": {policy: apj}}', "apj"),
     ],
 )
-def test_a_bad_file_changes_nothing_at_all(files: Files, bad: str, said: str) -> None:
+def test_an_invalid_file_changes_nothing(files: Files, bad: str, said: str) -> None:
     registry = files.load("policies: {api: {retry: 1}, other: {retry: 1}}")
     bound, other = registry.bind(one, "api"), registry.bind(two, "other")
     before = registry.configuration, bound.binding.pipeline, other.binding.pipeline
@@ -95,7 +95,7 @@ def test_a_bad_file_changes_nothing_at_all(files: Files, bad: str, said: str) ->
     assert (registry.configuration, bound.binding.pipeline, other.binding.pipeline) == before
 
 
-def test_a_mistake_in_code_that_was_there_before_holds_no_reload_up(files: Files) -> None:
+def test_a_function_that_never_fit_does_not_block_a_reload(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
     bound = registry.bind(one, "api")
     lost = opero(policy="apj", registry=registry)(two)
@@ -108,7 +108,7 @@ def test_a_mistake_in_code_that_was_there_before_holds_no_reload_up(files: Files
         lost()
 
 
-def test_a_profile_that_a_function_waits_for_is_not_taken_away(files: Files) -> None:
+def test_a_reload_cannot_remove_a_profile_that_a_function_names(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
     late = opero(policy="api", registry=registry)(two)
     files.write("policies: {db: {retry: 2}}")
@@ -124,7 +124,7 @@ def test_variables_are_read_again(files: Files) -> None:
     assert registry["api"].retry == RetryPolicy(retries=7)
 
 
-def test_the_directory_is_the_same_wherever_the_program_has_gone(
+def test_a_reload_reads_the_same_directory_after_chdir(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "policies").mkdir()
@@ -139,7 +139,7 @@ def test_the_directory_is_the_same_wherever_the_program_has_gone(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program_has_gone(
+def test_a_reload_reads_the_same_variable_files_after_chdir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,12 +157,12 @@ def test_the_files_of_variables_are_those_of_the_first_load_wherever_the_program
     assert registry.watched_paths() == paths == [tmp_path / name for name in ("policies", "secrets", ".env")]
 
 
-def test_a_registry_made_in_code_has_nothing_to_read_again() -> None:
+def test_a_registry_made_in_code_cannot_be_reloaded() -> None:
     with pytest.raises(ConfigError, match="made from policies in code"):
         Registry({"api": Policy()}).reload()
 
 
-def test_a_function_follows_its_entry_when_that_appears_and_goes(files: Files) -> None:
+def test_a_function_follows_its_entry_when_it_is_added_and_removed(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}, db: {retry: 9, bulkhead: 3}}")
     bound = registry.bind(one, "api")
     inline = opero(retries=2, registry=registry)(two)
@@ -180,7 +180,7 @@ def test_a_function_follows_its_entry_when_that_appears_and_goes(files: Files) -
     assert inline.policy == Policy(retry=2)
 
 
-def test_functions_share_again_what_they_shared_before(files: Files) -> None:
+def test_functions_share_the_same_state_after_a_reload(files: Files) -> None:
     registry = files.load("policies: {api: {bulkhead: 3, retry: 1}}")
     first, second = registry.bind(one, "api"), registry.bind(two, "api")
     kept = first.binding.pipeline.executors["bulkhead"]
@@ -218,9 +218,7 @@ def test_calls_take_no_lock_that_a_reload_holds(files: Files) -> None:
     assert (bound(), late()) == (1, 2)
 
 
-def test_a_function_first_called_in_the_middle_of_a_reload_gets_the_new_policy(
-    files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_first_call_during_a_reload_gets_the_new_policy(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = files.load("policies: {api: {retry: 1}, db: }")
     late = opero(policy="api", registry=registry)(one)
     files.write("policies: {api: {retry: 2}, db: {retry: 1}}")
@@ -242,7 +240,7 @@ def breakers(*functions: Any) -> list[Any]:
 
 @pytest.mark.parametrize("after", ["open_for: 60s", "open_for: 90s"])
 @pytest.mark.parametrize("moment", ["asking", "drafted", "giving way"])
-def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
+def test_a_first_call_during_a_reload_shares_the_profiles_state(
     files: Files, monkeypatch: pytest.MonkeyPatch, after: str, moment: str
 ) -> None:
     """Whether it asks just before the swap, after the draft was made, or while state changes hands."""
@@ -291,7 +289,7 @@ def test_a_first_call_in_the_middle_of_a_reload_shares_what_the_profile_shares(
     assert first.state == "open"
 
 
-def test_ctrl_c_in_the_middle_of_a_reload_leaves_no_function_behind(
+def test_ctrl_c_during_a_reload_leaves_no_function_on_the_old_configuration(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = files.load("policies: {api: {retry: 1, bulkhead: 3}}")
@@ -312,7 +310,7 @@ def test_ctrl_c_in_the_middle_of_a_reload_leaves_no_function_behind(
     assert [each.policy for each in (*bound, late)] == [Policy(retry=2, bulkhead=4)] * 4
 
 
-def test_ctrl_c_while_state_changes_hands_leaves_nobody_waiting(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_state_migrates_leaves_no_caller_waiting(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = files.load("policies: {api: {retry: 1, bulkhead: 3}}")
     bound, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
 
@@ -326,7 +324,7 @@ def test_ctrl_c_while_state_changes_hands_leaves_nobody_waiting(files: Files, mo
     assert (bound(), late()) == (1, 2)
 
 
-def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_call_does_not_wait_for_a_migration(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = files.load("policies: {api: {bulkhead: 3}}")
     early, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(two)
     taking_over, go_on = threading.Event(), threading.Event()
@@ -350,7 +348,7 @@ def test_a_first_call_does_not_wait_for_state_that_changes_hands(files: Files, m
 
 
 @pytest.mark.parametrize("bad", ["cache: 1m", "rate_limit: {rate: 5, cost: nosuch}"])
-def test_what_does_not_fit_a_function_that_was_not_called_yet_is_refused_too(files: Files, bad: str) -> None:
+def test_a_reload_rejects_a_policy_that_does_not_fit_an_uncalled_function(files: Files, bad: str) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
 
     @opero(policy="api", registry=registry)
@@ -363,7 +361,7 @@ def test_what_does_not_fit_a_function_that_was_not_called_yet_is_refused_too(fil
     assert list(items()) == [1]
 
 
-def test_an_override_ends_whatever_was_bound_in_it(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_override_ends_even_if_functions_were_bound_in_it(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     registry = files.load("policies: {api: {retry: 0, cache: 1m}}")
 
     def items() -> Any:
@@ -380,7 +378,7 @@ def test_an_override_ends_whatever_was_bound_in_it(files: Files, caplog: pytest.
         assert list(bound()) == [1]
 
 
-def test_a_map_sees_one_configuration_from_its_beginning_to_its_end(files: Files) -> None:
+def test_a_map_uses_one_configuration_throughout(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 0, parallel: {mode: thread, workers: 1, on_error: return}}}")
     attempts: list[int] = []
 
@@ -396,7 +394,7 @@ def test_a_map_sees_one_configuration_from_its_beginning_to_its_end(files: Files
     assert attempts == [0, 1, 2, 3]
 
 
-def test_calls_under_way_finish_on_the_policy_that_they_began_with(files: Files) -> None:
+def test_running_calls_finish_on_the_policy_they_started_with(files: Files) -> None:
     clock = VirtualClock()
     registry = files.load("policies: {api: {retry: {retries: 2, jitter: false}}}")
     calls: list[int] = []
@@ -416,7 +414,7 @@ def test_calls_under_way_finish_on_the_policy_that_they_began_with(files: Files)
     assert len(calls) == 4
 
 
-def test_methods_maps_and_generators_follow_too(files: Files) -> None:
+def test_methods_maps_and_generators_follow_a_reload(files: Files) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
 
     class Client:
@@ -448,7 +446,7 @@ def test_methods_maps_and_generators_follow_too(files: Files) -> None:
     assert use() == [4, 4, 4, 4]
 
 
-def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> None:
+def test_unreferenced_functions_are_forgotten(files: Files) -> None:
     import gc
 
     registry = files.load("policies: {api: {retry: 1}}")
@@ -458,7 +456,7 @@ def test_functions_that_nobody_holds_any_more_are_forgotten(files: Files) -> Non
     assert registry.bindings() == ()
 
 
-def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
+def test_a_module_that_exits_is_reported_as_not_importable(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_program.py").write_text("import sys\nsys.exit('done')")
@@ -476,7 +474,7 @@ def test_a_module_that_ends_the_program_is_one_that_cannot_be_imported(
             registry.reload()
 
 
-def test_a_reload_warns_of_what_is_new_and_should_be_looked_at(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reload_logs_new_warnings_and_unmatched_entries(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     registry = files.load("policies: {api: {retry: 1}}")
     bound = registry.bind(one, "api")
     files.write(f"policies: {{api: {{retry: 1}}}}\nfunctions: {{'{__name__}:one': {{}}, '{__name__}:on': {{}}}}")

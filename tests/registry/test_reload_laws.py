@@ -162,7 +162,7 @@ TestReloads = Reloads.TestCase
 TestReloads.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 
 
-def test_threads_that_call_while_it_is_reloaded_see_one_configuration_each(tmp_path: Path) -> None:
+def test_each_call_during_reloads_sees_one_configuration(tmp_path: Path) -> None:
     """Version n makes n + 1 attempts and answers n."""
 
     def write(version: int) -> None:
