@@ -49,14 +49,15 @@ def no_change_is_left() -> Iterator[None]:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restore variables and signal handlers at the end, for libraries that set some of their own."""
-    variables = dict(os.environ)
+    """Restore variables, paths and signal handlers at the end, for libraries that set some of their own."""
+    variables, path = dict(os.environ), list(sys.path)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(variables)
+        sys.path[:] = path
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
