@@ -16,7 +16,7 @@ from unittest import mock
 import pydantic
 import pytest
 
-from opero import ConfigError, Policy, opero, opmap
+from opero import ConfigError, Policy, Registry, opero, opmap
 from opero.testing import VirtualClock
 
 CLOCK = VirtualClock()
@@ -252,3 +252,20 @@ def test_an_empty_policy_adds_no_layer_but_counts() -> None:
         "failures": 1,
         "errors": {"ZeroDivisionError": 1},
     }
+
+
+@pytest.mark.parametrize("base", [{"cache": True}, {"cache": "30m"}])
+def test_code_that_uses_the_cache_keeps_working_when_an_operator_switches_it_off(base: Any) -> None:
+    registry = Registry({"api": Policy(**base)})
+
+    def function() -> int:
+        return 1
+
+    bound: Any = registry.bind(function, "api")
+    with registry.override(api={"cache": False}):
+        assert bound() == 1
+        assert bound.cache_set(2) is False
+        assert bound.cache_get() is None
+        bound.cache_delete()
+        bound.cache_clear()
+        assert bound.cache_info().size == 0
