@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -91,8 +93,8 @@ def homes(request: pytest.FixtureRequest, tmp_path: Path) -> Homes:
     return Homes(request.param, tmp_path)
 
 
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + WAIT
+def until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -470,3 +472,54 @@ def test_a_task_that_is_cancelled_while_it_waits_for_a_permit_gives_it_back(tmp_
     asyncio.run(main())
     budget = executor_of(bound, "rate_limit")
     until(lambda: budget.wait_at(time.monotonic(), 1.0) < 10.5)
+
+
+# Forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("has_global_lock", [True, False])
+def test_a_forked_child_is_not_blocked_by_locks_that_threads_of_its_parent_hold(
+    monkeypatch: pytest.MonkeyPatch, *, has_global_lock: bool
+) -> None:
+    monkeypatch.setattr("opero.executors.state.budget.HAS_GLOBAL_LOCK", has_global_lock)
+    bound: Any = Policy.model_validate({"rate_limit": 1000.0, "circuit_breaker": 1, "bulkhead": 2}).apply(work)
+    locked, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for kind in KINDS:
+                stack.enter_context(executor_of(bound, kind).own.lock)
+            locked.set()
+            go_on.wait(WAIT)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert locked.wait(WAIT)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            bound(1)
+            with contextlib.suppress(ConnectionError):
+                bound(fails)
+            code = 0 if executor_of(bound, "circuit_breaker").state == "open" else 2
+        finally:
+            os._exit(code)
+    try:
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            ended.extend([status] if found else [])
+            return bool(found)
+
+        until(has_ended, seconds=10)
+        assert ended == [0]
+    finally:
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        go_on.set()
+        holder.join(WAIT)

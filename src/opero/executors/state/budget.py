@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from opero.executors.state.home import Home, Moved
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,6 +205,10 @@ class LockedBudget(LocalBudget):
     def __init__(self, policy: RateLimitPolicy, monotonic: Callable[[], float]) -> None:
         super().__init__(policy, monotonic)
         self.lock = threading.Lock()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()  # a thread of the parent may hold it
 
     def take(self) -> bool:
         with self.lock:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple
 
 from opero.executors.state.home import Home, Moved
 from opero.executors.state.windows import CountWindow, TimeWindow, new_window
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,6 +242,10 @@ class LocalCircuit(CircuitHome):
         super().__init__()
         self.lock = threading.Lock()
         self.receive(new_circuit(policy, now))
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()  # a thread of the parent may hold it
 
     def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
         with self.lock:
