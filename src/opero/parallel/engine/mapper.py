@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError, MissingExtraError, nearest
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.settings import MapSettings, Options
-from opero.parallel.workers.work import FixedArguments
+from opero.parallel.workers.chunk_runner import FixedArguments
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.types import is_installed
 from opero.runtime.functions import signature_of

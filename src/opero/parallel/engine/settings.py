@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.binding.pipeline import Pipeline
     from opero.parallel.engine.batching import BatchRule
-    from opero.parallel.workers.work import FixedArguments
+    from opero.parallel.workers.chunk_runner import FixedArguments
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from opero.executors.state.sharing import SharedLimits
     from opero.parallel.transport.context import CallContext
-    from opero.parallel.workers.work import FixedArguments
+    from opero.parallel.workers.chunk_runner import FixedArguments
     from opero.policies.policy import Policy
 
 __all__ = ["Setup", "find", "pickled_setup", "reference"]
