@@ -130,6 +130,7 @@ def test_an_exception_arrives_as_itself_with_the_workers_traceback_as_a_note() -
     assert (error.errno, error.filename) == (2, "x.txt")
     assert "In the worker process:" in error.__notes__[0]
     assert "in troublesome" in error.__notes__[0]
+    assert os.path.join("opero", "binding") not in error.__notes__[0]  # frames of opero itself are left out
 
 
 def test_attempts_that_cannot_travel_are_told_within_their_group() -> None:

@@ -1,4 +1,4 @@
-"""The batch rule: what one call receives is what its annotation says."""
+"""The batch rule: a function whose parameter is annotated as a list receives batches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["BatchRule"]
 
 
 class BatchRule:
-    """Tells whether one call of a function receives a batch, which is a list of items, or one item.
+    """Decides whether one call of a function receives a batch, which is a list of items, or one item.
 
     A parameter annotated as a list receives a batch, unless a single item is itself such a list.
 
     Args:
         function: the function that is mapped.
-        position: the place of the parameter that takes the items: 1 behind `self`, else 0.
-        forced: what the policy says; None: the annotation decides.
+        position: the position of the parameter that receives the items: 1 after `self`, else 0.
+        forced: the option `batch` of the policy; None: the annotation decides.
     """
 
     def __init__(self, function: Callable[..., Any], position: int, forced: bool | None) -> None:
@@ -36,22 +36,22 @@ class BatchRule:
         if isinstance(annotation, str) and self.parameter is not None:
             try:
                 annotation = typing.get_type_hints(inspect.unwrap(function)).get(self.parameter.name, annotation)
-            except Exception:  # noqa: BLE001  # a name that exists for type checkers only: its text must do
+            except Exception:  # noqa: BLE001  # a name that exists for type checkers only: use its text
                 annotation = list if annotation.replace("typing.", "").lower().startswith("list") else None
         self.annotation = annotation
 
     def applies(self, item: Any) -> bool:
-        """Whether calls receive batches of items such as this one."""
+        """Whether calls receive batches of such items."""
         if self.forced is not None:
             return self.forced
         members = _members(self.annotation)
         return any((get_origin(each) or each) is list for each in members) and not _fits(item, self.annotation)
 
     def check(self, results: Any, items: list[Any]) -> list[Any]:
-        """The results of one batch, one an item.
+        """The results of one batch, one for each item.
 
         Raises:
-            ValueError: they are no list of that length.
+            ValueError: the function did not return a list of that length.
         """
         if isinstance(results, list | tuple) and len(results) == len(items):
             return list(results)
@@ -73,7 +73,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is such as the annotation says, as far as lists go."""
+    """Whether a value matches an annotation, as far as lists are concerned."""
     members = _members(annotation)
     if len(members) > 1:
         return any(_fits(value, each) for each in members)

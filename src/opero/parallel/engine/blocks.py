@@ -1,4 +1,4 @@
-"""What maps pass around: blocks of items as they are read, chunks as they are sent, reports as they come back."""
+"""The units of a map: blocks of items as read, chunks as sent, reports as received, pieces as delivered."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["Block", "Chunk", "Piece", "Report"]
 
 
 class Block:
-    """Items that were read together, and what became of them.
+    """Items that were read together, and their results.
 
     Attributes:
-        number: how many blocks were read before it.
+        number: the number of blocks read before it.
         indices: the items' numbers in the source.
         items: the items themselves.
-        values: item by item, its result, or its exception where `failures` says so.
+        values: the result of each item, or its exception if its position is in `failures`.
         failures: the positions that failed.
-        done: the positions that are finished; None: all of them.
-        left_out: the positions that count for nothing.
-        given: the positions that have been handed on before all were finished.
-        pending: how many are not finished.
+        done: the positions that have finished; None: all of them.
+        left_out: the positions that have no result.
+        given: the positions that were delivered before all had finished.
+        pending: how many have not finished.
     """
 
     __slots__ = ("done", "failures", "given", "indices", "items", "left_out", "number", "pending", "values")
 
-    # `items` may be let go of when all is done, so its length is that of `indices`.
+    # `items` may be cleared when all have finished; the length of a block is that of `indices`.
 
     def __init__(self, number: int, indices: Sequence[int], items: list[Any]) -> None:
         self.number = number
@@ -41,13 +41,13 @@ class Block:
         self.done: set[int] | None = set()
 
     def fill(self, values: list[Any]) -> None:
-        """All items have succeeded, at one go."""
+        """Record that all items have succeeded."""
         self.values = values
         self.pending = 0
         self.done = None
 
     def put(self, position: int, value: Any, *, failed: bool) -> None:
-        """One item is finished."""
+        """Record what one item has come to."""
         if self.done is None or position in self.done:
             return
         if not self.values:
@@ -61,16 +61,16 @@ class Block:
             self.done = None
 
     def leave_out(self, position: int) -> None:
-        """One item is not to be run, nor is there a result for it."""
+        """Record that one item is not run and has no result."""
         self.left_out.add(position)
         self.put(position, None, failed=False)
 
     def finished(self) -> Sequence[int]:
-        """The positions that are finished, in order."""
+        """The positions that have finished, in order."""
         return range(len(self.indices)) if self.done is None else sorted(self.done)
 
     def prefix(self) -> range:
-        """The positions at the beginning that are finished and were not given, where all before them were."""
+        """The finished positions after those given, up to the first that has not finished."""
         first = last = len(self.given)
         done, count = self.done, len(self.indices)
         while last < count and (done is None or last in done):
@@ -78,13 +78,13 @@ class Block:
         return range(first, last)
 
     def unfinished(self) -> Sequence[int]:
-        """The positions that are not, in order."""
+        """The positions that have not finished, in order."""
         done = self.done
         return () if done is None else [each for each in range(len(self.indices)) if each not in done]
 
 
 class Piece(NamedTuple):
-    """Finished items on their way to whoever reads the results; `positions` None: the whole block."""
+    """Finished items of a block, ready for the reader; `positions` None: the whole block."""
 
     block: Block
     positions: Sequence[int] | None = None
@@ -103,7 +103,7 @@ class Piece(NamedTuple):
         return bool(failures) and (self.positions is None or not failures.isdisjoint(self.positions))
 
     def outcomes(self) -> Iterator[tuple[int, int, Any, bool]]:
-        """Of each item: its position in the block, its index, its value, and whether it failed."""
+        """For each item: its position in the block, its index, its value, and whether it failed."""
         block = self.block
         for position in self.all_positions:
             if position in block.left_out:
@@ -111,14 +111,14 @@ class Piece(NamedTuple):
             yield position, block.indices[position], block.values[position], position in block.failures
 
     def values(self) -> list[Any]:
-        """The results, and the exceptions in the place of those that failed."""
+        """The results, and the exceptions of items that failed."""
         block = self.block
         if self.positions is None and not block.left_out:
             return block.values
         return [block.values[position] for position in self.all_positions if position not in block.left_out]
 
     def copy(self) -> Piece:
-        """The same items, in a block of their own that holds no others."""
+        """The same items in a block of their own, which keeps no others alive."""
         kept, block, positions = self.block, Block(self.block.number, [], []), self.all_positions
         block.indices = [kept.indices[position] for position in positions]
         block.items = [kept.items[position] for position in positions] if kept.items else []
@@ -129,14 +129,14 @@ class Piece(NamedTuple):
 
 
 class Chunk:
-    """Items that are sent together: a whole block, or items of several.
+    """Items that are sent together: a whole block, or items of several blocks.
 
     Attributes:
-        items: what is sent.
-        block: whose items they are, all of them in order; None: `places` says.
-        places: the block and position of each.
+        items: the items.
+        block: the block, if they are all of its items in order; None: see `places`.
+        places: the block and position of each item.
         keep_going: a failed item does not end the chunk.
-        suspect: a worker has died of its one item so many times; it has a worker to itself.
+        suspect: how many workers its item may have killed; if any, it has a worker to itself.
         is_solo: nothing else of the map runs beside it.
         is_unreadable: a worker could not unpickle its items together.
     """
@@ -155,14 +155,14 @@ class Chunk:
         self.is_unreadable = False
 
     def place(self, position: int) -> tuple[Block, int]:
-        """Where the item at a position of the chunk belongs."""
+        """The block and position of an item of the chunk."""
         if self.block is not None:
             return self.block, position
         assert self.places is not None
         return self.places[position]
 
     def index(self, position: int) -> int:
-        """The number of that item in the source."""
+        """The index of an item of the chunk in the source."""
         block, at = self.place(position)
         return block.indices[at]
 
@@ -172,25 +172,18 @@ class Chunk:
         part.keep_going, part.is_unreadable = self.keep_going, self.is_unreadable
         return part
 
-    def halves(self) -> Iterator[Chunk]:
-        """Two chunks, where there are two items."""
-        middle = len(self.items) // 2
-        for positions in (range(middle), range(middle, len(self.items))):
-            if positions:
-                yield self.part(positions)
-
 
 class Report:
-    """What became of a chunk, or of a part of it.
+    """The results of a chunk, or of a part of it.
 
     Attributes:
-        values: the results of the items at `positions`, or of the first items where that is None; an exception where
-            `failures` says so.
-        failures: the positions (of the chunk) that failed.
-        fell_back: the positions that a fallback answered, whose results are not kept.
-        seconds: how long they took, all together.
-        is_last: nothing more comes of this chunk: its other items were not begun.
-        again: chunks to be sent in its stead; None: one of what was not begun.
+        values: the results of the items at `positions`, or of the first items if that is None; the exception of an item
+            in `failures`.
+        failures: the positions in the chunk that failed.
+        fell_back: the positions that a fallback answered; their results are not cached.
+        seconds: how long they took together.
+        is_last: no further report of the chunk follows: its other items were not started.
+        again: chunks to send in its place; None: its unfinished items are sent again.
     """
 
     __slots__ = ("again", "failures", "fell_back", "is_last", "positions", "seconds", "values")
@@ -214,19 +207,19 @@ class Report:
         self.again: list[Chunk] | None = None
 
     def so_far(self) -> Report:
-        """What is in it already, while another thread goes on filling it: failures are put in before their values."""
+        """A snapshot while another thread adds to it, which adds a failure before its value."""
         values = list(self.values)
         count = len(values)
         failures = [each for each in list(self.failures) if each < count]
         return Report(values, failures, fell_back=[each for each in list(self.fell_back) if each < count])
 
     def is_whole(self, count: int) -> bool:
-        """Whether it tells of so many items, in order."""
+        """Whether it has the results of that many items, in order."""
         positions = self.positions
         return len(self.values) == count and (positions is None or positions == list(range(count)))
 
     def split(self) -> Report:
-        """All that is in it, in another; this one is empty then."""
+        """Move its contents to another report."""
         report = Report(self.values, self.failures, positions=self.positions, fell_back=self.fell_back)
         self.values, self.failures, self.positions, self.fell_back = [], [], [], []
         return report

@@ -1,4 +1,4 @@
-"""A map's cache: asked in bulk before anything is sent, and filled as results come. It is one for all workers."""
+"""The cache of a map: read in bulk before anything is sent, and filled as results arrive."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["CacheStage"]
 
 
 class CacheStage:
-    """Answers items that the cache holds. One that comes again while its first is under way waits for that.
+    """Answers items that the cache holds. An item equal to one that is running waits for its result.
 
     Args:
-        cache: the function's.
+        cache: of the function.
         fixed: the arguments around the item.
-        stats: the function's counts.
-        is_blocking: asking and filling it may block whoever reads the results, who must not be.
+        stats: of the function.
+        is_blocking: the store may block, and the reader of the results must not.
     """
 
     def __init__(self, cache: CacheExecutor, fixed: FixedArguments, stats: Stats, *, is_blocking: bool) -> None:
@@ -41,7 +41,7 @@ class CacheStage:
 
     @property
     def answers_failures(self) -> bool:
-        """Whether it holds old results that stand in for failures."""
+        """Whether it holds stale results that can replace failures."""
         return bool(self._stale)
 
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
@@ -86,7 +86,7 @@ class CacheStage:
         self.stats.cache_hits += hits
 
     def _answer(self, block: Block, position: int, outcome: Outcome) -> None:
-        """An item that needs no call of its own."""
+        """Answer an item that needs no call of its own."""
         failed = outcome.error is not None
         block.put(position, outcome.error if failed else outcome.value, failed=failed)
         self.stats.calls += 1

@@ -1,4 +1,4 @@
-"""Where a map's workers leave their reports, and whoever reads the results waits for them."""
+"""Inboxes: workers put reports in, and the reader of the results waits for them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Chunk
 
     Message = tuple[Chunk, Any]
-    """What the workers' `open` makes a report of."""
+    """A chunk, and what `Workers.open` turns into a report."""
 
 __all__ = ["AsyncInbox", "BlockingInbox", "Inbox"]
 
 
 class Inbox(Protocol):
-    """Reports of workers. Anybody may `put`, from any thread."""
+    """Receives reports. `put` can be called in any thread."""
 
     def put(self, message: Message) -> None: ...
 
     @property
     def has_some(self) -> bool:
-        """Whether `get` would give something at once."""
+        """Whether `get` would return at once."""
         ...
 
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
-        """What has come; waits until something has, or for so many seconds, or until one of `others` is done."""
+        """The messages that have arrived. Waits for the first, that many seconds at most, or for one of `others`."""
         ...
 
 
@@ -65,7 +65,7 @@ class AsyncInbox:
 
     def put(self, message: Message) -> None:
         self._messages.append(message)
-        with suppress(RuntimeError):  # its loop has been closed, and nobody waits any more
+        with suppress(RuntimeError):  # its loop is closed, and nothing waits any more
             self._loop.call_soon_threadsafe(self.wake)
 
     @property
@@ -73,7 +73,7 @@ class AsyncInbox:
         return bool(self._messages)
 
     def put_here(self, message: Message) -> None:
-        """As `put`, in the loop's own thread."""
+        """Like `put`, in the loop's own thread."""
         self._messages.append(message)
         self.wake()
 
@@ -83,12 +83,12 @@ class AsyncInbox:
 
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
         if not self._messages:
-            if self._woken.done():  # or cancelled, with who waited for it
+            if self._woken.done():  # or cancelled with the task that awaited it
                 self._woken = self._loop.create_future()
             timer = None if seconds is None else self._loop.call_later(seconds, self.wake)
             for each in others:
                 each.add_done_callback(self._wake_for)
-            try:  # not `asyncio.wait`, which complains in the loop's log if it is cancelled just when something comes
+            try:  # not `asyncio.wait`, which logs an error if it is cancelled just when a message arrives
                 await self._woken
             finally:
                 if timer is not None:

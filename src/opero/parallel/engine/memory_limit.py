@@ -1,4 +1,4 @@
-"""Staying under `max_memory`: one item first, more as it shows what they take; then workers that begin anew."""
+"""Keeps a map under `max_memory`: starts with one item, and adds more as their memory use becomes known."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["LOOK", "MemoryGuard", "give_back", "size_text"]
 
 LOOK = 0.02
-"""Seconds between looks at the memory that is in use."""
+"""Seconds between two measurements."""
 TIGHT = 0.9
-"""Part of the limit that is given out: what comes between two looks has the rest."""
+"""Fraction of the limit that is planned with; the rest covers growth between two measurements."""
 LOOKS = 64
-"""How many looks back show what a chunk takes in this process."""
-MEMORY_OF_LOOKS = 500
-"""How many looks back show, at least, what a worker process takes."""
+"""Measurements that show what a chunk takes in this process."""
+PEAK_LOOKS = 500
+"""Measurements, at least, for which the peak of a worker process counts."""
 IN_VAIN = 3
-"""So many workers more than the map may have begin and end without any item that is finished; then nothing fits."""
+"""Workers beyond the map's count that may start and be ended without any item finishing; then nothing fits."""
 
 
 def size_text(size: float) -> str:
-    """Bytes for a message: "1.5 GB"."""
+    """Bytes as text: "1.5 GB"."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -41,17 +41,17 @@ def size_text(size: float) -> str:
 
 
 class MemoryGuard:
-    """Keeps the memory of this process and its map's workers under a limit.
+    """Keeps the memory of this process and of a map's workers under a limit.
 
-    A map begins with one item. What its worker has held at most, or this process beside what it holds anyway, tells how
-    many chunks fit; after each that is finished there are at most twice as many as before, and in each at most twice as
-    many items. So a map that is far below its limit soon runs as if there were none. Where the limit is passed all the
-    same, a worker that holds much is ended, and its item begun again alone; if it does not fit then, it fails.
+    A map starts with one item. The peak of its worker, or the growth of this process, shows how many chunks fit. Each
+    time items finish, the number of chunks and their size may double, so a map far below its limit soon runs as if
+    there were none. If the limit is exceeded anyway, the worker that holds most is ended, and its item is run again
+    alone; if it does not fit then, it fails.
 
     Args:
         limit: bytes.
-        window: the map's.
-        name: the function's, for messages.
+        window: of the map.
+        name: the function's name, for messages.
     """
 
     def __init__(self, limit: int, window: Window, name: str) -> None:
@@ -66,13 +66,13 @@ class MemoryGuard:
         self._count = 0
         self._pids: set[int] = set()
         self._peaks = [0, 0]
-        self._begun: set[int] = set()  # the workers that were seen since an item was last finished
+        self._begun: set[int] = set()  # the workers seen since an item last finished
         self._largest_chunk = MOST
-        self._is_told = False
+        self._is_logged = False
         window.chunk_size.most = 1
 
     def check(self) -> str | None:
-        """Do what can be done to stay under the limit; if nothing can, what is wrong."""
+        """Act to stay under the limit; the problem, if nothing helps."""
         window = self._window
         if window.workers is not self._workers:
             self._workers = window.workers
@@ -88,7 +88,7 @@ class MemoryGuard:
             return self._relieve(own, held)
         fit, most = self._fitting(own, held), self._most
         if fit < most:
-            self._tell(own + sum(held))
+            self._log(own + sum(held))
         now = most if window.most_chunks is None else max(1, window.most_chunks)
         allowed = max(1, min(fit, 2 * now if has_progressed else now))
         window.most_chunks = None if allowed >= most else allowed
@@ -102,17 +102,17 @@ class MemoryGuard:
         return None
 
     def _learn(self, own: int, pids: list[int]) -> None:
-        """What a worker takes; without worker processes, what a chunk takes of this one."""
+        """Learn what a worker takes; without worker processes, what a chunk takes in this one."""
         self._begun.update(pids)
         if not pids:
             running = max(1, min(len(self._window.under_way), self._window.workers.at_once))
             self._looks.append((own, running))
             most = peak(os.getpid())
-            if most > self._own_peak:  # since the last look; it is not forgotten, as it is not this map's alone
+            if most > self._own_peak:  # since the last measurement; not reset, as other maps may need it
                 self._looks.append((most, running))
                 self._own_peak = most
         self._count += 1
-        if not self._count % MEMORY_OF_LOOKS:  # what takes much does not slow down all that comes after it
+        if not self._count % PEAK_LOOKS:  # a large item does not slow down all later ones
             self._peaks = [0, self._peaks[0]]
             self._largest_chunk = min(MOST, 2 * self._largest_chunk)
             self._pids.clear()
@@ -124,12 +124,12 @@ class MemoryGuard:
 
     @property
     def _most(self) -> int:
-        """How many chunks there may be at a time without a limit: at work, and in this process those held, too."""
+        """How many chunks there would be without a limit; in this process, those held count, too."""
         window = self._window
         return window.workers.at_once if max(self._peaks) else window.most_held
 
     def _fitting(self, own: int, held: list[int], growth: int = 0) -> int:
-        """How many chunks may run at a time, if each took so many times more, besides, than it does."""
+        """How many chunks may run at once if each took `growth` times its memory more."""
         room, most = TIGHT * self.limit, self._most
         unit = max(self._peaks)
         if not unit:
@@ -151,9 +151,9 @@ class MemoryGuard:
         return max(0, min(most, int(left / (unit * (1 + growth)))))
 
     def _relieve(self, own: int, held: list[int]) -> str | None:
-        """The limit is passed."""
+        """Free memory after the limit was exceeded; the problem, if that is impossible."""
         window = self._window
-        self._tell(own + sum(held))
+        self._log(own + sum(held))
         under_way = len(window.under_way)
         window.most_chunks = max(1, under_way // 2)
         can_shrink = window.chunk_size.most != 1
@@ -164,13 +164,13 @@ class MemoryGuard:
             window.workers.relieve(busy=True)
             return None
         if window.has_results or (not held and (under_way > 1 or (under_way and can_shrink))):
-            window.most_chunks = 0  # a reader takes them, and what runs comes to its end
+            window.most_chunks = 0  # until the reader takes them, and what runs finishes
             return None
         give_back()
         own, held = resident(os.getpid()), [resident(pid) for pid in window.workers.pids()]
         if own + sum(held) <= self.limit:
             return None
-        for chunk in window.under_way:  # they are not to blame, and can be tried again
+        for chunk in window.under_way:  # they can be tried again
             chunk.is_solo = False
         window.workers.relieve(busy=True)
         worker = f", and a worker takes {size_text(max(held))}" if held else ""
@@ -180,13 +180,13 @@ class MemoryGuard:
         )
 
     def _leaves_too_little(self, own: int, held: list[int]) -> bool:
-        """Whether an item that runs alone does not fit because of the results so far."""
+        """Whether an item that runs alone does not fit only because of the results so far."""
         chunks = self._window.under_way
         return len(chunks) == 1 and next(iter(chunks)).is_solo and own - self._own > sum(held) / 2
 
-    def _tell(self, used: int) -> None:
-        if not self._is_told:
-            self._is_told = True
+    def _log(self, used: int) -> None:
+        if not self._is_logged:
+            self._is_logged = True
             logger.info(
                 "%s: %s of max_memory=%s are in use; fewer items run at a time",
                 self._name,
@@ -196,7 +196,7 @@ class MemoryGuard:
 
 
 def give_back() -> None:
-    """Give back to the system what this process holds and does not use."""
+    """Return unused memory to the system."""
     gc.collect()
     with suppress(Exception):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

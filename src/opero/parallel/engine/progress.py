@@ -1,4 +1,4 @@
-"""How far a map has come, and who is told: a bar, a log, a callback, and whoever listens for `map_progress`."""
+"""The progress of a map: a bar, lines of text, a callback, and the event `map_progress`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["Display"]
 BETWEEN_DRAWINGS = 0.1
 """Seconds."""
 BETWEEN_LINES = 10.0
-"""Seconds between lines where what was asked for cannot be drawn as a bar."""
+"""Seconds between lines of text, if a requested bar cannot be drawn."""
 QUICK = 0.5
-"""Seconds: a map that takes less shows no bar unless asked."""
+"""Seconds: a shorter map shows no bar in mode "auto"."""
 
 
 class Display:
-    """Tells how a map goes on. An error of a stream or of a callback never ends the map.
+    """Displays the progress of a map. An error of a stream or of a callback never ends the map.
 
     Args:
-        wanted: true: a bar on a terminal or in a notebook, and elsewhere a line of text every ten seconds; "auto": the
-            bar, and that only for maps of more than half a second; or what to call with each `Progress`, ten times a
-            second at most and at the end; false: nothing.
-        name: the mapped function's.
-        total: how many items there are, where that is known.
-        now: tells the time.
+        wanted: true: a bar on a terminal or in a notebook, and elsewhere a line of text every ten seconds; "auto": only
+            a bar, and only for maps of more than half a second; a callback: called with each `Progress`, at most ten
+            times a second and at the end; false: nothing.
+        name: the name of the mapped function.
+        total: the number of items, if known.
+        now: the clock.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Display:
         self._name = "".join(each if each.isprintable() else " " for each in name)  # it must not break a line
         self._total = total
         self._now = now
-        self._began = self._told = now()
+        self._began = self._updated = now()
         self._callback = wanted if callable(wanted) else None
         self._bar: Any = None
         self._lines: float | None = None
@@ -59,25 +59,25 @@ class Display:
 
     @property
     def patience(self) -> float | None:
-        """Seconds after which there is something to show though nothing has finished; None: there is not."""
+        """Seconds after which to update even if nothing has finished; None: never."""
         if self._bar is not None:
             return QUICK
         return None if self._lines is None else BETWEEN_LINES
 
     def is_due(self) -> bool:
-        """Whether there is somebody to tell, and it is time."""
+        """Whether something displays progress, and it is time for an update."""
         if not self.is_wanted and not has_handlers("map_progress"):
             return False
-        return self._now() - self._told >= BETWEEN_DRAWINGS
+        return self._now() - self._updated >= BETWEEN_DRAWINGS
 
     def update(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
-        """Tell how far it has come."""
-        self._told = self._now()
-        progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._told - self._began)
+        """Display the progress so far."""
+        self._updated = self._now()
+        progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._updated - self._began)
         if self._bar is not None:
             self._draw(progress)
-        if self._lines is not None and self._told - self._lines >= BETWEEN_LINES:
-            self._lines = self._told
+        if self._lines is not None and self._updated - self._lines >= BETWEEN_LINES:
+            self._lines = self._updated
             self._write(progress)
         if self._callback is not None:
             try:
@@ -93,8 +93,8 @@ class Display:
         try:
             self._bar.set_postfix({what: count for what, count in counts.items() if count}, refresh=False)
             self._bar.update(progress.done - self._bar.n)
-        except Exception:  # noqa: BLE001  # such as widgets that have gone
-            self._bar.disable = True  # so that it does not try to draw its end
+        except Exception:  # noqa: BLE001  # for example widgets that were closed
+            self._bar.disable = True  # so that it does not draw again when it is closed
             self._bar = None
 
     def _write(self, progress: Progress) -> None:
@@ -105,7 +105,7 @@ class Display:
             self._lines = None
 
     def close(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
-        """Tell how it has ended."""
+        """Display the end."""
         if self._lines is not None:
             self._lines = float("-inf")
         self.update(done, failures, retries, cache_hits)
@@ -115,7 +115,7 @@ class Display:
 
 
 class _Stream:
-    """What a bar is drawn to: it may fail or go away, which nobody has to know."""
+    """A stream whose errors are ignored."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -133,13 +133,13 @@ class _Stream:
 
 
 def _bar(name: str, total: int | None, *, delay: float) -> Any:
-    """A bar, where one can be drawn: tqdm's, of widgets in a notebook that has them, else of text; None elsewhere."""
+    """A tqdm bar, of widgets in a notebook that has them, else of text; None if none can be drawn."""
     stream: Any = sys.stderr
     is_notebook = type(stream).__module__.partition(".")[0] == "ipykernel"
     if not (is_notebook or _is_terminal(stream)):
         return None
     options: dict[str, Any] = {"total": total, "desc": name, "unit": " items", "delay": delay, "leave": not delay}
-    # It is told when to draw, and does so each time: no thread of its own has to look after that.
+    # It draws at each update, so it needs no thread of its own.
     options.update(mininterval=0, miniters=0)
     if is_notebook:
         with suppress(Exception):  # a notebook without its widgets

@@ -20,14 +20,14 @@ __all__ = ["FixedArguments", "MapSettings", "Options"]
 
 @dataclass(frozen=True, slots=True)
 class FixedArguments:
-    """The arguments around the one that takes the item."""
+    """The arguments that all calls share: those before and after the item, and the keywords."""
 
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
 
     def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call for an item, or for a batch."""
+        """Return the arguments of the call for an item or a batch."""
         return (*self.before, item, *self.after), self.kwargs or {}
 
 

@@ -1,4 +1,4 @@
-"""Where a map's items come from: any iterable or async iterable, of known length or without end."""
+"""The items of a map: any iterable or async iterable, of known length or endless."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 __all__ = ["Source"]
 
 AT_HAND = (list, tuple, range, str, set, frozenset, dict)
-"""What is read without waiting for anything."""
+"""Types that are read without waiting."""
 PATIENCE = 0.02
-"""Seconds after which a read ends with what has come, where a source is slow."""
+"""Seconds after which a read of a slow source returns what it has."""
 
 
 class Source:
-    """Reads items in blocks. What it has read when the source fails is not lost.
+    """Reads items in blocks. Items that were read before the source fails are not lost.
 
     Args:
         items: the items.
-        again: items that were read before and are to be read first, with their numbers.
-        read: how many items were read of the source before.
+        again: items of an earlier run to be read first, with their indices.
+        read: how many items an earlier run has read from the source.
 
     Attributes:
-        index: the number of the next item that is not read `again`.
-        error: what the source raised; it ends there.
-        is_async: its items are waited for with `arriving`, and `read` gives what has come.
+        index: the index of the next item that is not read `again`.
+        error: what the source raised; nothing is read after it.
+        is_async: `arriving` waits for its items, and `read` returns those that have arrived.
         is_slow: the last read waited for items.
     """
 
@@ -57,11 +57,11 @@ class Source:
 
     @property
     def left(self) -> int | None:
-        """How many items are left, as far as that is known."""
+        """How many items are left, if known."""
         return None if self._left is None else max(self._left, 0) + len(self._arrived) + len(self.again)
 
     def first(self) -> list[Any]:
-        """The first item without taking it, in a list; an empty one where none has come."""
+        """The first item, without taking it, in a list; an empty list if none has arrived."""
         if self.again:
             return [self.again[0][1]]
         if not self._arrived and not self._has_ended and not self.is_async:
@@ -69,7 +69,7 @@ class Source:
         return self._arrived[:1]
 
     def rest(self) -> Any:
-        """What has not been read, for another source."""
+        """The items that were not read, for another source."""
         if self._arrived:  # peeked at
             self.again.extend(enumerate(self._arrived, self.index))
             self.index += len(self._arrived)
@@ -79,7 +79,7 @@ class Source:
         return self._items if self._iterator is None else self._iterator
 
     def read(self, most: int) -> tuple[Sequence[int], list[Any]]:
-        """At most so many items, and their numbers."""
+        """At most that many items, and their indices."""
         if self.again:
             taken = [self.again.popleft() for _ in range(min(most, len(self.again)))]
             return [index for index, _ in taken], [item for _, item in taken]
@@ -113,7 +113,7 @@ class Source:
                         break
                 self.is_slow = now() > until
             self._has_ended = len(items) < most and not is_cut_short
-        except Exception as error:  # noqa: BLE001  # raised when what came before it is done
+        except Exception as error:  # noqa: BLE001  # raised when the items before it have finished
             self.error = error
             self._has_ended = True
         if self._left is not None:
@@ -124,11 +124,11 @@ class Source:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether `read` gives something at once, or never will."""
+        """Whether `read` returns without waiting."""
         return bool(self.again or self._arrived) or self._has_ended or not self.is_async
 
     def arriving(self, most: int) -> Future[None]:
-        """What is done when there is something to read; so many items are fetched, and no more."""
+        """A future that is done when there is something to read. At most that many items are fetched."""
         from asyncio import get_running_loop
 
         loop = get_running_loop()
@@ -145,7 +145,7 @@ class Source:
             iterator: Any = self._iterator
             for _ in range(most):
                 item = await anext(iterator)
-                self._arrived.append(item)  # not before: what had arrived may have been read meanwhile
+                self._arrived.append(item)  # after the await: `read` may have replaced the list meanwhile
                 self._tell()
         except StopAsyncIteration:
             self._has_ended = True
@@ -160,7 +160,7 @@ class Source:
             self._some.set_result(None)
 
     async def close(self) -> None:
-        """End what waits for an item. The source itself is its owner's."""
+        """Stop waiting for items. The source itself is not closed: it belongs to the caller."""
         if self._reader is not None and not self._reader.done():
             from asyncio import wait
 

@@ -106,7 +106,7 @@ class Window:
         """What is ready to be handed out."""
         return self._delivery.pieces
 
-    # What waits
+    # Sending
 
     async def step(self) -> list[Piece]:
         """What has finished, as soon as there is something; an empty list at the end.
@@ -133,13 +133,13 @@ class Window:
     async def end(self) -> None:
         """Start nothing more, and take what has finished: the reader cannot wait for the rest."""
         self.stop()
-        await self._take_what_comes(LAST_ITEM)
+        await self._take_reports(LAST_ITEM)
         if self.under_way:
             self.workers.interrupt()
-            await self._take_what_comes(LAST_REPORT)
+            await self._take_reports(LAST_REPORT)
         await self._settle()
 
-    async def _take_what_comes(self, seconds: float) -> None:
+    async def _take_reports(self, seconds: float) -> None:
         """Take reports until none has arrived for that long."""
         while self.under_way and (messages := await self.inbox.get(seconds)):
             for chunk, message in messages:
@@ -171,7 +171,7 @@ class Window:
                 self.watch()
 
     async def _next_chunk(self) -> Chunk | None:
-        """The next items that need a call; None where there are none now."""
+        """The next items that need a call; None if there are none now."""
         size = self.chunk_size.whole(self._next_size)
         while len(self._missing) < size and (self.stages or not self._missing):
             room = self._room
@@ -227,7 +227,7 @@ class Window:
             self._hand_out(block, block.finished() if block.pending else None)
 
     def _tell(self, number: int, block: Block, positions: Sequence[int]) -> None:
-        """Tell the stages before one of what it has answered."""
+        """Tell the stages before a stage what it has answered."""
         for stage in self.stages[:number]:
             for at in positions:
                 stage.took(block, at, block.values[at], failed=at in block.failures, keep=True)
@@ -278,7 +278,7 @@ class Window:
     def _next_size(self) -> int:
         return self.chunk_size.next(self.workers, self.source.left)
 
-    # What comes back
+    # Receiving
 
     def _take(self, chunk: Chunk, report: Report | BaseException) -> None:
         if isinstance(report, BaseException):
@@ -306,7 +306,7 @@ class Window:
         self.workers.took(chunk)
 
     def _distribute(self, chunk: Chunk, report: Report) -> None:
-        """Put a report's values where they belong."""
+        """Record a report's values in their blocks."""
         failures, fell_back = set(report.failures), set(report.fell_back)
         touched: dict[Block, list[int]] = {}
         positions = range(len(report.values)) if report.positions is None else report.positions
@@ -326,13 +326,13 @@ class Window:
             self._hand_out(block, finished)
 
     def _take_back(self, chunk: Chunk) -> None:
-        """Items of a chunk that were not begun wait again, before all others."""
+        """Queue the items of a chunk that were not started before all others."""
         places = [chunk.place(position) for position in range(len(chunk.items))]
         rest = [(block, at) for block, at in places if block.done is not None and at not in block.done]
         self._missing.extendleft(reversed(rest))
 
     def _hand_out(self, block: Block, positions: Sequence[int] | None) -> None:
-        """Hand a block's finished items on: at once, or when their turn has come."""
+        """Count what has finished of a block, and deliver it; None: all of it."""
         if block.failures:
             failed = len(block.failures) if positions is None else sum(each in block.failures for each in positions)
             self.failed += failed

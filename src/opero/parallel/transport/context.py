@@ -1,4 +1,4 @@
-"""What a worker process shares with its parent besides arguments: context variables, and where log records go."""
+"""Context variables and log records across processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opero.runtime.forking import at_fork
 __all__ = ["CallContext", "Pickler", "drain_records", "handle_records"]
 
 PROCESS = uuid.uuid4().hex
-"""Tells this process from all others, but for those that were forked from it."""
+"""Identifies this process. A forked child gets another."""
 
 Variable = contextvars.ContextVar[Any]
 
@@ -30,7 +30,7 @@ Variable = contextvars.ContextVar[Any]
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """As cloudpickle's, and for context variables: by name where a module holds them, else by a number of their own."""
+    """cloudpickle's, extended to context variables: by name if a module holds them, else by a number."""
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is contextvars.ContextVar:
@@ -51,7 +51,7 @@ _made: dict[tuple[str, int], Variable] = {}
 
 
 def _home(variable: Variable) -> list[tuple[str, str]]:
-    """The modules and names under which a variable can be imported."""
+    """The modules and names from which a variable can be imported."""
     if variable not in _homes:
         _homes[variable] = [
             (module_name, name)
@@ -76,7 +76,7 @@ def _reduced(variable: Variable) -> Any:
 
 
 def _imported(homes: list[tuple[str, str]]) -> Any:
-    """The variable of that name, from a module that is loaded already, if there is one."""
+    """The variable of that name; from a module that is already loaded, if possible."""
     for module, name in sorted(homes, key=lambda home: home[0] not in sys.modules):
         try:
             return getattr(importlib.import_module(module), name)
@@ -94,24 +94,24 @@ def _remade(process: str, number: int, name: str, default: tuple[Any, ...]) -> V
 
 
 def _with_variables(variables: bytes) -> contextvars.Context:
-    """A context in which these variables have the values that they had where they were pickled."""
+    """A context in which these variables have the values that they had when they were pickled."""
     context = contextvars.Context()
     for pickled in pickle.loads(variables):
         try:
             variable, value = pickle.loads(pickled)
-        except Exception:  # noqa: BLE001  # as one that does not pickle
+        except Exception:  # noqa: BLE001  # like one that cannot be pickled
             continue
         context.run(variable.set, value)
     return context
 
 
 def _pickled_variables() -> bytes:
-    """The running context's variables, but for those whose values do not pickle."""
+    """The variables of the current context whose values can be pickled."""
     pairs = []
     for variable, value in contextvars.copy_context().items():
         try:
             pairs.append(Pickler.dumps((variable, value)))
-        except Exception:  # noqa: BLE001  # it stays where it is
+        except Exception:  # noqa: BLE001  # its value stays here
             continue
     return pickle.dumps(pairs)
 
@@ -119,8 +119,8 @@ def _pickled_variables() -> bytes:
 # Logging
 
 
-class Shown:
-    """Stands for a record's argument that does not pickle: it shows as that one did."""
+class TextOf:
+    """Replaces an argument of a record that cannot be pickled, with the same text."""
 
     def __init__(self, value: Any) -> None:
         self.text, self.repr = str(value), repr(value)
@@ -133,7 +133,7 @@ class Shown:
 
 
 class Records(logging.Handler):
-    """Keeps a worker's records until they are sent with the next report: as they were when they were logged."""
+    """Keeps the records of a worker, as they were when they were logged, for the next report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.kept.append(_pickled_record(record))
-        except Exception:  # noqa: BLE001  # such as arguments that do not fit the message
+        except Exception:  # noqa: BLE001  # for example arguments that do not fit the message
             self.handleError(record)
 
     def drain(self) -> list[tuple[bytes, dict[str, Any]]]:
@@ -155,7 +155,7 @@ _formatter = logging.Formatter()
 
 
 def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
-    """A record for another process, and what to make of it where it cannot be read."""
+    """A record for another process, and plain fields to use if it cannot be unpickled there."""
     message = record.getMessage()
     fields = dict(record.__dict__)
     if record.exc_info and not record.exc_text:
@@ -165,16 +165,16 @@ def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
     plain |= {name: fields[name] for name in ("levelname", "process", "created", "exc_text")}
     try:
         return Pickler.dumps(fields), plain
-    except Exception:  # noqa: BLE001  # find what it is
-        fields = {name: value if _pickles(value) else Shown(value) for name, value in fields.items() if name != "args"}
+    except Exception:  # noqa: BLE001  # find out which part
+        fields = {name: value if _pickles(value) else TextOf(value) for name, value in fields.items() if name != "args"}
     args = record.args
     if isinstance(args, dict):
-        fields["args"] = {name: value if _pickles(value) else Shown(value) for name, value in args.items()}
+        fields["args"] = {name: value if _pickles(value) else TextOf(value) for name, value in args.items()}
     else:
-        fields["args"] = tuple(value if _pickles(value) else Shown(value) for value in args or ())
+        fields["args"] = tuple(value if _pickles(value) else TextOf(value) for value in args or ())
     try:
         is_same = str(fields["msg"]) % fields["args"] == message if fields["args"] else True
-    except Exception:  # noqa: BLE001  # it wanted more of an argument than its text
+    except Exception:  # noqa: BLE001  # the format needs more than the text of an argument
         is_same = False
     if not is_same:
         fields |= {"msg": message, "args": None}
@@ -184,49 +184,49 @@ def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
 def _pickles(value: Any) -> bool:
     try:
         Pickler.dumps(value)
-    except Exception:  # noqa: BLE001  # that is the question
+    except Exception:  # noqa: BLE001  # the answer
         return False
     return True
 
 
 def handle_records(records: list[tuple[bytes, dict[str, Any]]]) -> None:
-    """Hand a worker's records to this process's own loggers. What a handler of theirs raises harms no map."""
+    """Hand the records of a worker to the loggers of this process. Errors of their handlers are printed, not raised."""
     for pickled, plain in records:
         try:
             fields = pickle.loads(pickled)
-        except Exception:  # noqa: BLE001  # what it was about cannot be read here
+        except Exception:  # noqa: BLE001  # its arguments cannot be unpickled here
             fields = plain
         record = logging.makeLogRecord(fields)
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             try:
                 logger.handle(record)
-            except Exception:  # noqa: BLE001  # told as logging tells what goes wrong in its own handlers
+            except Exception:  # noqa: BLE001  # printed, as logging does with errors of handlers
                 if logging.raiseExceptions and sys.stderr is not None:
                     traceback.print_exc()
 
 
 def _levels() -> dict[str, int]:
-    """The level of each logger that has one of its own."""
+    """The level of each logger that has its own."""
     loggers = list(logging.root.manager.loggerDict.items())
     levels = {name: each.level for name, each in loggers if isinstance(each, logging.Logger) and each.level}
     return {"": logging.root.level, **levels}
 
 
 class CallContext:
-    """What surrounds a call here, for a worker process.
+    """The context of the caller, for a worker: context variables and log levels.
 
     Attributes:
         variables: the context variables, pickled.
         levels: loggers' levels by name.
         disabled: the level up to which logging is disabled.
-        process: where they were taken.
+        process: the process in which they were taken.
     """
 
     records: ClassVar[Records | None] = None
-    """This worker's, once it has some surroundings."""
+    """The records of this worker, once it has entered a context."""
     entered: ClassVar[CallContext | None] = None
-    """Those that hold here now."""
+    """The context that this worker has entered last."""
     is_forked: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -237,21 +237,21 @@ class CallContext:
 
     @property
     def is_home(self) -> bool:
-        """Whether this is the process in which they were taken: a pool may have its workers in the parent itself."""
+        """Whether this is the process in which it was taken: a pool may have its workers in the parent itself."""
         return self.process == PROCESS
 
     def context(self) -> contextvars.Context:
-        """In the worker: the context for its calls."""
+        """In the worker: the context variables for its calls."""
         return _with_variables(self.variables)
 
     def enter(self) -> None:
-        """In the worker: what is logged goes to the parent, from the same levels on."""
+        """In the worker: send log records to the parent, from the same levels on."""
         held = CallContext.entered
         if self.is_home or held is self:
             return
         if CallContext.records is None:
             CallContext.records = Records()
-            if CallContext.is_forked:  # its handlers are its parent's, which the records will come to anyway
+            if CallContext.is_forked:  # its handlers are those of its parent, which the records reach anyway
                 _remove_handlers()
             logging.root.addHandler(CallContext.records)
         for name in () if held is None else held.levels.keys() - self.levels.keys():
@@ -270,13 +270,13 @@ def _remove_handlers() -> None:
 
 
 def drain_records() -> list[Any]:
-    """What has been logged in this worker since this was last asked."""
+    """The records of this worker since the last call."""
     return [] if CallContext.records is None else CallContext.records.drain()
 
 
 def _forked() -> None:
-    """In a forked child, which may be a worker: it is another process than its parent."""
-    global PROCESS  # noqa: PLW0603  # it is that of this process
+    """In a forked child, which may be a worker: forget the identity of the parent."""
+    global PROCESS  # noqa: PLW0603  # one per process
     PROCESS = uuid.uuid4().hex
     CallContext.records = CallContext.entered = None
     CallContext.is_forked = True

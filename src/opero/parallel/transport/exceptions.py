@@ -1,4 +1,4 @@
-"""How exceptions travel between processes: as themselves, or as near as can be."""
+"""Exceptions across processes: as themselves, or as similar as possible."""
 
 from __future__ import annotations
 
@@ -14,47 +14,53 @@ from opero.parallel.transport.pickling import dumps, loads, shown
 
 __all__ = ["portable"]
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[2])
+TESTING = str(Path(PACKAGE, "testing"))
+"""Functions of the conformance suite are not internal: they are mapped."""
 DEPTH = 4
-"""How deep what an exception holds is searched for what does not pickle."""
+"""How many levels of an exception's contents are searched for parts that cannot be pickled."""
 LINKS = 8
-"""How many causes of causes come along."""
+"""How many causes of causes are sent."""
 
 
-def portable(error: BaseException, held: dict[int, Any] | None = None) -> Any:
-    """What arrives as the exception in another process, its traceback as a note: as itself, or as near as can be.
+def portable(error: BaseException, sent: dict[int, Any] | None = None) -> Any:
+    """An object that is unpickled as the exception, with its traceback as a note.
 
-    One whose constructor takes other arguments is built anew without it. What it holds and does not pickle becomes
-    text. Where even that fails, its nearest base class stands in. Its cause and context come along.
+    An exception whose constructor takes other arguments is rebuilt without it. Contents that cannot be pickled become
+    text. If even that fails, its nearest base class replaces it. Its cause and context are sent, too.
 
     Args:
-        error: the exception. It stays as it is.
-        held: what has become of others, by their identity: one that failed several items is sent once.
+        error: the exception. It is not changed.
+        sent: the results of earlier calls, by identity: an exception of several items is sent once.
     """
-    held = {} if held is None else held
-    if id(error) not in held:
+    sent = {} if sent is None else sent
+    if id(error) not in sent:
         text = traceback.TracebackException.from_exception(error)
         _trim(text)
         note = f"In the worker process:\n{''.join(text.format()).rstrip()}"
-        held[id(error)] = Arrival(_traveller(error), note, *_links(error, LINKS))
-    return held[id(error)]
+        sent[id(error)] = Packed(_picklable(error), note, *_links(error, LINKS))
+    return sent[id(error)]
 
 
 def _trim(text: traceback.TracebackException) -> None:
-    """Leave out this package's own frames, which say nothing of what went wrong."""
+    """Leave out the frames of opero itself."""
     waiting: list[traceback.TracebackException | None] = [text]
     while waiting:
         each = waiting.pop()
         if each is not None:
-            own = [frame for frame in each.stack if not frame.filename.startswith(PACKAGE)]
-            if own:
-                each.stack = traceback.StackSummary.from_list(own)
+            others = [frame for frame in each.stack if not _is_internal(frame.filename)]
+            if others:
+                each.stack = traceback.StackSummary.from_list(others)
             waiting += [each.__cause__, each.__context__, *(getattr(each, "exceptions", None) or ())]
 
 
+def _is_internal(filename: str) -> bool:
+    return filename.startswith(PACKAGE) and not filename.startswith(TESTING)
+
+
 def _links(error: BaseException, depth: int) -> tuple[Any, Any, bool]:
-    """What an exception was raised from, and while what was handled."""
-    own: tuple[Any, ...] = ()  # of which its class makes one its cause itself
+    """The cause and the context of an exception."""
+    own: tuple[Any, ...] = ()  # its class sets one of these as its cause
     if isinstance(error, BaseExceptionGroup):
         own = error.exceptions
     elif isinstance(error, CallTimeoutError):
@@ -63,26 +69,26 @@ def _links(error: BaseException, depth: int) -> tuple[Any, Any, bool]:
     cause, context = (
         None
         if each is None or not depth or any(each is part for part in own)
-        else Arrival(_traveller(each), None, *_links(each, depth - 1))
+        else Packed(_picklable(each), None, *_links(each, depth - 1))
         for each in links
     )
     return cause, context, error.__suppress_context__
 
 
-class Arrival:
-    """Becomes an exception where it arrives, with what belongs to it and pickling would leave behind."""
+class Packed:
+    """Is unpickled as an exception, with its note, cause and context, which pickling would drop."""
 
     def __init__(self, error: Any, note: str | None, cause: Any, context: Any, suppress: bool) -> None:
         self.parts = error, note, cause, context, suppress
 
     def __reduce__(self) -> Any:
-        return _arrived, self.parts
+        return _unpack, self.parts
 
 
-def _arrived(error: BaseException, note: str | None, cause: Any, context: Any, suppress: bool) -> BaseException:
-    error.__traceback__ = None  # which some packages, as dask, teach exceptions to take along: the note has it
+def _unpack(error: BaseException, note: str | None, cause: Any, context: Any, suppress: bool) -> BaseException:
+    error.__traceback__ = None  # which some packages, such as dask, make picklable: the note has it
     if isinstance(error, SystemExit) and error.code is None and len(error.args) == 1:
-        error.code = error.args[0]  # which the same packages leave behind
+        error.code = error.args[0]  # which the same packages drop
     if note is not None:
         BaseException.add_note(error, note)
     if cause is not None:
@@ -94,40 +100,40 @@ def _arrived(error: BaseException, note: str | None, cause: Any, context: Any, s
     return error
 
 
-def _traveller(error: BaseException) -> Any:
-    """What pickles, and is the exception once it is read."""
+def _picklable(error: BaseException) -> Any:
+    """An object that can be pickled, and is unpickled as the exception."""
     kind = type(error)
-    if not _attributes(error, only_slots=True) and _arrives(error, error):
+    if not _attributes(error, only_slots=True) and _survives(error, error):
         return error
     with suppress(Exception):
-        # As the class itself says how to build it, with what does not pickle in it replaced.
+        # As the class itself says how to build it, with the parts that cannot be pickled replaced.
         reduced: Any = error.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         build, held = reduced[0], reduced[2] if len(reduced) > 2 else None
         if not isinstance(build, type) or isinstance(error, BaseExceptionGroup):
-            rebuilt = Carried(build, _travelling(reduced[1], DEPTH), _travelling(held, DEPTH))
-            if _arrives(rebuilt, error):
-                return rebuilt
-    args = tuple(_travelling(each, DEPTH) for each in error.args)
-    state = {name: _travelling(value, DEPTH) for name, value in _attributes(error).items()}
-    carried = Carried(_revived, (kind, args, state))
-    if _arrives(carried, error):
-        return carried
-    if _arrives(error, error, exactly=False):
+            own = Rebuilt(build, _picklable_part(reduced[1], DEPTH), _picklable_part(held, DEPTH))
+            if _survives(own, error):
+                return own
+    args = tuple(_picklable_part(each, DEPTH) for each in error.args)
+    state = {name: _picklable_part(value, DEPTH) for name, value in _attributes(error).items()}
+    rebuilt = Rebuilt(_rebuild, (kind, args, state))
+    if _survives(rebuilt, error):
+        return rebuilt
+    if _survives(error, error, exactly=False):
         return error
-    if _arrives(carried, error, exactly=False):
-        return carried
-    told = f"{kind.__name__}: {text_of(error)}"
+    if _survives(rebuilt, error, exactly=False):
+        return rebuilt
+    text = f"{kind.__name__}: {text_of(error)}"
     for base in kind.__mro__[1:]:
         if issubclass(base, BaseException) and base is not BaseException:
-            stand_in = Carried(_revived, (base, (told,), {}))
+            stand_in = Rebuilt(_rebuild, (base, (text,), {}))
             with suppress(Exception):
                 if type(loads(dumps(stand_in))) is base:
                     return stand_in
-    return RuntimeError(told)
+    return RuntimeError(text)
 
 
 def _attributes(error: BaseException, *, only_slots: bool = False) -> dict[str, Any]:
-    """What an exception holds besides its arguments: as attributes, in slots, and in those of builtin classes."""
+    """The contents of an exception besides its arguments: attributes, slots, and members of builtin classes."""
     state = {} if only_slots else dict(error.__dict__)
     for kind in type(error).__mro__:
         if kind in (BaseException, object) or (only_slots and kind.__module__ == "builtins"):
@@ -139,8 +145,8 @@ def _attributes(error: BaseException, *, only_slots: bool = False) -> dict[str, 
     return state
 
 
-class Carried:
-    """Is built by a function where it arrives."""
+class Rebuilt:
+    """Is unpickled by calling a function."""
 
     def __init__(self, build: Any, args: tuple[Any, ...], state: Any = None) -> None:
         self.parts = (build, args) if state is None else (build, args, state)
@@ -149,22 +155,22 @@ class Carried:
         return self.parts
 
 
-def _revived(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    """An exception without its constructor."""
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """Build an exception without calling its constructor."""
     error = kind.__new__(kind, *args)
     if not isinstance(error, BaseExceptionGroup):
         error.args = args
     for name, value in state.items():
-        with suppress(AttributeError, TypeError):  # some are for reading only
+        with suppress(AttributeError, TypeError):  # some are read-only
             object.__setattr__(error, name, value)
     return error
 
 
-def _arrives(sent: Any, error: BaseException, *, exactly: bool = True) -> bool:
-    """Whether that becomes the exception: of the same class, and of the same text; else at least one that has one."""
+def _survives(sent: Any, error: BaseException, *, exactly: bool = True) -> bool:
+    """Whether that is unpickled as the exception: of the same class and, if `exactly`, the same text."""
     try:
         return _is_like(loads(dumps(sent)), error, exactly=exactly)
-    except Exception:  # noqa: BLE001  # that is the question
+    except Exception:  # noqa: BLE001  # the answer
         return False
 
 
@@ -177,21 +183,21 @@ def _is_like(copy: BaseException, error: BaseException, *, exactly: bool) -> boo
     return all(_is_like(part, original, exactly=exactly) for part, original in pairs)
 
 
-def _travelling(value: Any, depth: int) -> Any:
-    """The same value with what does not pickle in it replaced: exceptions by what arrives as them, others by text."""
+def _picklable_part(value: Any, depth: int) -> Any:
+    """The value, with parts that cannot be pickled replaced: exceptions by such objects, others by text."""
     if isinstance(value, BaseException):
-        return _traveller(value)
+        return _picklable(value)
     try:
         loads(dumps(value))
-    except Exception:  # noqa: BLE001  # it, or a part of it
+    except Exception:  # noqa: BLE001  # the value, or a part of it
         pass
     else:
         return value
     if depth:
         if type(value) is dict:
-            return {_travelling(key, 0): _travelling(each, depth - 1) for key, each in value.items()}
+            return {_picklable_part(key, 0): _picklable_part(each, depth - 1) for key, each in value.items()}
         if isinstance(value, list | tuple):
-            parts = [_travelling(each, depth - 1) for each in value]
+            parts = [_picklable_part(each, depth - 1) for each in value]
             with suppress(Exception):
                 return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return shown(value)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.parallel.transport.pickling import loads
-from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, ChunkRun, Job, load_job
-from opero.parallel.workers.work import BEGUN, POSITION, STOP
+from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, Job, RunningChunk, load_job
+from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
 from opero.runtime.forking import at_fork
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class _Worker:
         self._jobs: dict[Any, Job] = {}
         self._sending = threading.Lock()
         self._left: dict[int, int] = {}  # by the chunks' numbers, their items whose results were not sent
-        self._current: tuple[int, ChunkRun] | None = None
+        self._current: tuple[int, RunningChunk] | None = None
 
     # In the main thread
 
@@ -106,7 +106,7 @@ class _Worker:
             del chunk
 
     def _run(self, number: int, key: Any, payload: bytes, keep_going: bool) -> None:
-        control, run, message = self._control, ChunkRun(self._control), None
+        control, run, message = self._control, RunningChunk(self._control), None
         control[POSITION], control[BEGUN], control[CHUNK] = NOWHERE, 0, number
         if not control[STOP]:
             self._current = number, run
@@ -168,7 +168,7 @@ class _Worker:
                 self._left[number] -= run.just_taken
             if kind == GIVEN_UP:
                 for each in self._left.keys() - {number}:
-                    self._send(each, GIVEN_UP, ChunkRun(self._control).take())
+                    self._send(each, GIVEN_UP, RunningChunk(self._control).take())
 
     def _send(self, number: int, kind: int, message: bytes = b"") -> None:
         try:

@@ -26,7 +26,7 @@ from opero.parallel.transport.messages import (
 )
 from opero.parallel.transport.pickling import dumps
 from opero.parallel.transport.setup import find
-from opero.parallel.workers.work import BEGUN, POSITION, Work
+from opero.parallel.workers.chunk_runner import BEGUN, POSITION, ChunkRunner
 from opero.runtime.functions import full_name, kind_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from opero.parallel.transport.setup import Setup
 
-__all__ = ["MOST_SETUPS", "NOWHERE", "ChunkRun", "Job", "NotReady", "initialize", "load_job", "run_chunk"]
+__all__ = ["MOST_SETUPS", "NOWHERE", "Job", "NotReady", "RunningChunk", "initialize", "load_job", "run_chunk"]
 
 MOST_SETUPS = 8
 NOWHERE = -1
@@ -70,7 +70,7 @@ class Job:
         self.binding = Binding(function, setup.policy, provider=setup.limits)
         self._counts: dict[str, Any] = {}
         rule = BatchRule(function, setup.position, setup.batch)
-        self.work = Work(self.binding, setup.fixed, rule, setup.batch_size, has_cache=setup.has_cache)
+        self.work = ChunkRunner(self.binding, setup.fixed, rule, setup.batch_size, has_cache=setup.has_cache)
         self.runner = asyncio.Runner() if self.binding.is_async else None
         self.loop = self.runner.get_loop() if self.runner is not None else None
 
@@ -207,11 +207,11 @@ def load_job(setup: bytes) -> Job:
         raise NotReady("its function could not be set up") from error
 
 
-class ChunkRun:
+class RunningChunk:
     """Runs one chunk. Another thread may take what is finished while the rest still runs.
 
     Args:
-        control: see `opero.parallel.workers.work`.
+        control: see `opero.parallel.workers.chunk_runner`.
     """
 
     def __init__(self, control: MutableSequence[int]) -> None:
@@ -305,5 +305,5 @@ def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
     Returns:
         The message that `decode_report` reads.
     """
-    run = ChunkRun([0, NOWHERE, 0])
+    run = RunningChunk([0, NOWHERE, 0])
     return run.run(lambda: _jobs.get(setup), payload, keep_going=keep_going) or run.take()

@@ -1,4 +1,4 @@
-"""What runs chunks: threads, processes, tasks, other machines."""
+"""The interface of workers: threads, tasks, processes, and other machines."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 __all__ = ["AHEAD", "Workers"]
 
 AHEAD = 2
-"""Chunks in the window, for each worker: one that runs and one that waits."""
+"""Chunks under way for each worker: one that runs and one that waits."""
 
 
 class Workers:
-    """Runs chunks, and puts (chunk, message) into an inbox; `open` makes a report of a message.
+    """Runs chunks, and puts (chunk, message) into an inbox; `open` turns a message into a report.
 
-    All methods are called by whoever reads the results, one at a time.
+    All methods are called by the reader of the results, one at a time.
 
     Attributes:
         slots: how many chunks may be under way.
         most_items: how many items may be under way; None: as many as the chunks hold.
-        size: items in a chunk; None: as many as suit the time that they take.
-        concurrency: how many items of a chunk run at a time.
-        patience: seconds after which to `watch`, though nothing has come; None: never.
+        size: items in a chunk; None: as many as suit the time that items take.
+        concurrency: how many items of a chunk run at once.
+        patience: seconds after which to `watch` even if nothing has arrived; None: never.
     """
 
     slots: int = 1
@@ -34,34 +34,34 @@ class Workers:
 
     @property
     def at_once(self) -> int:
-        """How many chunks run at a time."""
+        """How many chunks run at once."""
         return max(1, self.slots // AHEAD)
 
     def submit(self, chunk: Chunk) -> None:
         raise NotImplementedError
 
     def open(self, chunk: Chunk, message: Any) -> Report | BaseException:
-        """The report that a message of theirs is, or what ends the map."""
+        """The report in a message, or the exception that ends the map."""
         return message  # type: ignore[no-any-return]
 
     def took(self, chunk: Chunk) -> None:
-        """The last report of a chunk has been read."""
+        """The last report of a chunk was read."""
 
     def watch(self) -> None:
-        """Look after what runs."""
+        """Check on what runs."""
 
     def pids(self) -> list[int]:
-        """The processes of this machine that they have."""
+        """The worker processes on this machine."""
         return []
 
     def relieve(self, *, busy: bool) -> None:
-        """Free memory by ending workers that are idle; where none is, and it may be `busy`, the one that holds most."""
+        """Free memory by ending idle workers; if none is idle, and it may be `busy`, the one that holds most."""
 
     def stop(self) -> None:
-        """Begin no further item. Chunks come back with what they have."""
+        """Start no further item. Chunks come back with what they have."""
 
     def interrupt(self) -> None:
-        """After `stop`: do not wait for what runs either. What is finished is reported, as far as it can be had."""
+        """After `stop`: do not wait for running items. What has finished is reported if possible."""
 
     async def close(self) -> None:
-        """Nobody reads on, or all is done: what still runs is ended, or left alone."""
+        """Nothing more is read: end what still runs, or abandon it."""

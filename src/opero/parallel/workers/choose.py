@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import opero.parallel
 from opero.errors import ConfigError, OperoError, text_of
 from opero.observe.logs import logger
-from opero.parallel.workers.work import Work
+from opero.parallel.workers.chunk_runner import ChunkRunner
 from opero.policies.policy import Policy
 from opero.runtime.machine import cpu_limit, workers_that_fit
 from opero.runtime.private_folder import private_folder
@@ -248,9 +248,9 @@ class WorkerSelection:
                 raise OperoError(text) from cause
         return context
 
-    def _work(self) -> Work:
+    def _work(self) -> ChunkRunner:
         settings = self.settings
-        return Work(
+        return ChunkRunner(
             settings.binding,
             settings.fixed,
             settings.rule,

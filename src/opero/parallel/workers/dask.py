@@ -1,4 +1,4 @@
-"""Items on a dask cluster: a scheduler's, the client's that is there, or one on this machine."""
+"""The workers of a dask cluster: by address, of the program's client, or on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ try:
 except ImportError as error:  # pragma: no cover  # the tests' environment has it
     raise MissingExtraError("mode 'dask' needs the extra dask: pip install 'opero[dask]'") from error
 
-# It makes its way of starting processes known to multiprocessing: `OwnNanny` uses it.
+# Registers the start method "loky" with multiprocessing, which `OwnNanny` uses.
 import joblib.externals.loky  # noqa: F401
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 __all__ = ["DaskPool"]
 
 LARGE = 1 << 16
-"""Bytes of a setup, from which on it is sent to the workers once, and not with every chunk."""
+"""Bytes of a setup above which it is sent to the cluster once, not with every chunk."""
 PATIENCE = 10
-"""Seconds that a scheduler has to answer."""
+"""Seconds in which a scheduler must answer."""
 LOOK = 1.0
-"""Seconds between looks at how many workers there are."""
+"""Seconds between counts of the cluster's workers."""
 START = "distributed.worker.multiprocessing-method"
 
 _lock = threading.Lock()
 _clients: dict[str | None, Any] = {}
-"""Clients that maps have opened, by address, kept for the next; None: that of the cluster on this machine."""
+"""Clients that maps have opened, by address; None: of the cluster on this machine."""
 
 
 class DaskPool(Pool):
@@ -108,7 +108,7 @@ class DaskPool(Pool):
         return Death(f"{type(error).__name__}: {error}", is_own=is_own)
 
     def stop(self, tasks: Sequence[Task]) -> None:
-        self._cancel(tasks[self.count :])  # it does not tell which run; those that were sent first do
+        self._cancel(tasks[self.count :])  # dask does not say which run: those that were sent first
 
     def close(self, tasks: Sequence[Task]) -> None:
         self._cancel(tasks)
@@ -142,14 +142,14 @@ class DaskPool(Pool):
 
 
 def _client(address: str | None, workers: int | str) -> Any:
-    """The client of the scheduler at an address, of the program's own, or of a cluster on this machine."""
+    """The client of the scheduler at an address, the program's own, or that of a cluster on this machine."""
     if address is None:
         try:
             own = distributed.default_client()
         except ValueError:  # there is none
             pass
         else:
-            if not own.asynchronous:  # it is where a sync caller blocks the client's own event loop
+            if not own.asynchronous:  # a sync caller would block the client's own event loop
                 return own
             address = own.scheduler.address
     with _lock:
@@ -163,7 +163,7 @@ def _client(address: str | None, workers: int | str) -> Any:
 
 
 def _connected(address: str) -> Any:
-    told = f"no dask scheduler answers at address={address!r}"
+    problem = f"no dask scheduler answers at address={address!r}"
     cure = "start one with `dask scheduler`, or leave address out for a cluster on this machine"
     try:
         _knock(address)
@@ -171,15 +171,15 @@ def _connected(address: str) -> Any:
     except ValueError as error:
         raise ConfigError(f"address={address!r} is no dask scheduler's: {error}; write 'tcp://host:port'") from error
     except OSError as error:
-        raise ConfigError(f"{told} ({error}); {cure}") from error
+        raise ConfigError(f"{problem} ({error}); {cure}") from error
 
 
 def _knock(address: str) -> None:
-    """Try whether anybody is there: a client would try for long, and leave a thread behind.
+    """Check that a server listens at an address: a client would try for long, and leave a thread behind.
 
     Raises:
-        OSError: nobody is.
-        ValueError: it is no address.
+        OSError: none does.
+        ValueError: it is not an address.
     """
     scheme, _, _ = address.rpartition("://")
     host, port = distributed.comm.get_address_host_port(address, strict=True)
@@ -188,7 +188,7 @@ def _knock(address: str) -> None:
 
 
 def _own_cluster(workers: int | str) -> Any:
-    # A worker's death ends what was sent to it at once: whoever was not to blame is sent again.
+    # A worker's death fails what was sent to it at once: opero sends it again.
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         cluster = distributed.LocalCluster(
             n_workers=workers if isinstance(workers, int) else cpu_limit(),
@@ -201,17 +201,17 @@ def _own_cluster(workers: int | str) -> Any:
 
 
 def _end(cluster: Any) -> None:
-    """Close a cluster of our own. Its workers may still run what nobody waits for: dask would wait for many seconds."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # else it tells of their ends
+    """Close a cluster of our own, and kill its workers: dask would wait many seconds for what they run."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # else it logs their deaths
     for nanny in cluster.workers.values():
         nanny.auto_restart = False
-        with suppress(OSError, TypeError):  # it has ended, or has not begun
+        with suppress(OSError, TypeError):  # it has ended, or has not started
             os.kill(nanny.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
     cluster.close()
 
 
 class OwnNanny(distributed.Nanny):  # type: ignore[misc]
-    """Starts worker processes that do not run the program's main module once more."""
+    """Starts worker processes that do not run the program's main module again."""
 
     async def instantiate(self) -> Any:
         with _starting_as_loky():
@@ -224,8 +224,8 @@ _before: Any = None
 
 @contextmanager
 def _starting_as_loky() -> Iterator[None]:
-    """Have dask start processes as loky does. All who are here at a time are in one event loop."""
-    global _starting, _before  # noqa: PLW0603  # the option itself is one a process
+    """Make dask start processes as loky does. All callers are in one event loop."""
+    global _starting, _before  # noqa: PLW0603  # the option is global, too
     if not _starting:
         _before = dask.config.get(START)
         dask.config.set({START: "loky"})

@@ -1,4 +1,4 @@
-"""Items in tasks of the running event loop, which share one iterator."""
+"""Workers in the running event loop: tasks that share one iterator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.parallel.engine.blocks import Report
 from opero.parallel.workers.base import Workers
-from opero.parallel.workers.work import Pause
+from opero.parallel.workers.chunk_runner import Pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import AsyncInbox
-    from opero.parallel.workers.work import Work
+    from opero.parallel.workers.chunk_runner import ChunkRunner
 
 __all__ = ["LoopWorkers"]
 
@@ -24,7 +24,7 @@ CHUNK = 256
 
 
 class LoopWorkers(Workers):
-    """Tasks that take item after item, whichever chunk it came in. What is finished is reported at once.
+    """Tasks that take one item after another from all chunks. Each result is reported at once.
 
     Args:
         work: what to do with an item.
@@ -33,7 +33,7 @@ class LoopWorkers(Workers):
         context: each task has a copy of it.
     """
 
-    def __init__(self, work: Work, count: int, inbox: AsyncInbox, context: Context) -> None:
+    def __init__(self, work: ChunkRunner, count: int, inbox: AsyncInbox, context: Context) -> None:
         self.slots = 2 * count
         self.most_items = 2 * count * (work.batch_size or 1) + CHUNK
         self.size = min(CHUNK, count)
@@ -46,7 +46,7 @@ class LoopWorkers(Workers):
         self._is_used_up = True
         self._units: Iterator[tuple[Chunk, int, Any]] = iter(())
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sharing = 0  # tasks that will take another item, which one that is not done yet may not
+        self._sharing = 0  # tasks that will take another item; one that is about to end does not
         self._reports: dict[Chunk, Report] = {}
         self._left: dict[Chunk, int] = {}
         self._changed: dict[Chunk, None] = {}
@@ -62,7 +62,7 @@ class LoopWorkers(Workers):
         self._reports[chunk] = Report([], [], positions=[], fell_back=[])
         for _ in range(min(len(chunk.items), self._count - self._sharing)):
             self._sharing += 1
-            task = self._loop.create_task(self._share(), context=self._context.copy())
+            task = self._loop.create_task(self._take_items_counted(), context=self._context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._end)
 
@@ -74,7 +74,7 @@ class LoopWorkers(Workers):
                 yield chunk, position, argument
         self._is_used_up = True
 
-    async def _share(self) -> None:
+    async def _take_items_counted(self) -> None:
         try:
             await self._take_items()
         finally:
@@ -89,11 +89,11 @@ class LoopWorkers(Workers):
                 try:
                     succeeded = await run(position, argument, self._reports[chunk])
                 except BaseException as error:
-                    # One that cancels itself ends the map as if its reader had been cancelled.
+                    # An item that cancels its task ends the map as if its reader had been cancelled.
                     self._inbox.put_here((chunk, error))
                     raise
                 if not changed:
-                    self._loop.call_soon(self._tell)
+                    self._loop.call_soon(self._report_finished)
                 changed[chunk] = None
                 if not succeeded and not chunk.keep_going:
                     self.stop()
@@ -101,21 +101,21 @@ class LoopWorkers(Workers):
                     await asyncio.sleep(0)
 
     def _chunks_left(self) -> bool:
-        """Whether there is something to begin in the shared iterator; a new one, if need be."""
+        """Whether the shared iterator has an item; makes a new iterator if needed."""
         if self._is_stopped or (not self._chunks and self._is_used_up):
             return False
         if self._is_used_up:
             self._units = self._next_units()
         return True
 
-    def _tell(self) -> None:
-        """Report what is finished."""
+    def _report_finished(self) -> None:
+        """Report what has finished."""
         changed = list(self._changed)
         self._changed.clear()
         for chunk in changed:
-            if chunk not in self._left:  # it was given back before this was finished
+            if chunk not in self._left:  # it was given back before this finished
                 continue
-            report = self._reports[chunk].split()  # items that run now will add to the same one
+            report = self._reports[chunk].split()  # running items add to the same report
             left = self._left[chunk] = self._left[chunk] - len(report.values)
             report.is_last = not left
             if not left:
@@ -133,8 +133,8 @@ class LoopWorkers(Workers):
             self._return_chunks()
 
     def _return_chunks(self) -> None:
-        """Give back what was not begun."""
-        self._tell()
+        """Give back the items that were not started."""
+        self._report_finished()
         for chunk in list(self._left):
             self._inbox.put_here((chunk, Report([], positions=[])))
         self._left.clear()

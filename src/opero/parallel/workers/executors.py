@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError
 from opero.parallel.engine.blocks import Report
 from opero.parallel.transport.worker import run_chunk
+from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.remote import Pool
-from opero.parallel.workers.work import STOP
 from opero.runtime.machine import cpu_limit
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.workers.chunk_runner import ChunkRunner
     from opero.parallel.workers.remote import Task
-    from opero.parallel.workers.work import Work
 
 __all__ = ["UserPool", "refuse_threads", "shares_memory"]
 
@@ -62,7 +62,7 @@ class UserPool(Pool):
         self.count = workers if isinstance(workers, int) else own_count if isinstance(own_count, int) else cpu_limit()
         self.shares_memory = shares_memory(self.executor)
         self.setup = b""
-        self.work: Work | None = None
+        self.work: ChunkRunner | None = None
         self._control = [0, 0, 0]
         self._sent: dict[Task, tuple[Future[Any], Report]] = {}
 
@@ -118,7 +118,7 @@ class UserPool(Pool):
             self.executor.shutdown()
 
 
-def _run(work: Work, chunk: Chunk, control: list[int], report: Report) -> Report:
+def _run(work: ChunkRunner, chunk: Chunk, control: list[int], report: Report) -> Report:
     work.run(chunk.items, control, report, keep_going=chunk.keep_going)
     return report
 

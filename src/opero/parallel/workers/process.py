@@ -31,8 +31,8 @@ from opero.parallel.transport.process import (
     open_control,
 )
 from opero.parallel.transport.worker import MOST_SETUPS
+from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.threads import in_thread
-from opero.parallel.workers.work import STOP
 from opero.runtime.forking import RenewedLock, at_fork, undivided
 from opero.runtime.machine import descendants
 from opero.runtime.private_folder import private_folder

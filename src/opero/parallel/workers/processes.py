@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from opero.errors import CallTimeoutError
 from opero.parallel.transport.process import CHUNK
+from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
 from opero.parallel.workers.process import ProcessDied, give_back, take_process
 from opero.parallel.workers.remote import Death, Pool
-from opero.parallel.workers.work import BEGUN, POSITION, STOP
 from opero.runtime.machine import cpu_limit, resident
 
 if TYPE_CHECKING:

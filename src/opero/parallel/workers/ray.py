@@ -1,4 +1,4 @@
-"""Items on a ray cluster: the one that is connected to, the one at an address, or one on this machine."""
+"""The workers of a ray cluster: the connected one, by address, or on this machine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["RayPool"]
 
 PATIENCE = 10
-"""Seconds that a cluster has to answer."""
+"""Seconds in which a cluster must answer."""
 ADDRESS = re.compile(r"(ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
 _lock = RenewedLock()
 _address: str | None = None
-"""Where a map has connected to."""
+"""The address to which a map has connected."""
 
 
 class RayPool(Pool):
@@ -72,11 +72,11 @@ class RayPool(Pool):
         task.post(error or future.result())
 
     def death(self, task: Task, error: BaseException) -> Death:
-        is_own = isinstance(error, ray.exceptions.WorkerCrashedError)  # a worker has one task at a time
+        is_own = isinstance(error, ray.exceptions.WorkerCrashedError)  # a worker runs one task at a time
         return Death(f"{type(error).__name__}: {error}", is_own=is_own)
 
     def stop(self, tasks: Sequence[Task]) -> None:
-        self._cancel(tasks[self.count :])  # it does not tell which run; those that were sent first do
+        self._cancel(tasks[self.count :])  # ray does not say which run: those that were sent first
 
     def close(self, tasks: Sequence[Task]) -> None:
         self._cancel(tasks)
@@ -85,7 +85,7 @@ class RayPool(Pool):
         for task in tasks:
             reference = self._sent.get(task)
             if reference is not None:
-                ray.cancel(reference, force=True)  # else it may go on, as in an event loop
+                ray.cancel(reference, force=True)  # else it may continue, as in an event loop
 
 
 def _connect(address: str | None, workers: int | str) -> None:
@@ -106,8 +106,8 @@ def _connect(address: str | None, workers: int | str) -> None:
         ray.init(include_dashboard=False, **cpus, **quiet)
         return
     try:
-        if told := ADDRESS.fullmatch(address):
-            socket.create_connection((told["host"], int(told["port"])), PATIENCE).close()  # ray would try for minutes
+        if match := ADDRESS.fullmatch(address):
+            socket.create_connection((match["host"], int(match["port"])), PATIENCE).close()  # ray would try for minutes
         ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         with suppress(Exception):

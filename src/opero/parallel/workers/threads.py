@@ -1,4 +1,4 @@
-"""Items in threads of this process, or in the caller's own."""
+"""Workers in threads of this process, or in the caller's own thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opero.parallel.engine.blocks import Report
 from opero.parallel.workers.base import AHEAD, Workers
-from opero.parallel.workers.work import STOP
+from opero.parallel.workers.chunk_runner import STOP
 from opero.runtime.forking import at_fork
 from opero.runtime.machine import queued
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import Inbox
-    from opero.parallel.workers.work import Work
+    from opero.parallel.workers.chunk_runner import ChunkRunner
 
 __all__ = ["InlineWorkers", "ThreadWorkers", "in_thread"]
 
 MOST_IDLE = 64
 
 _idle: list[queue.SimpleQueue[Callable[[], None]]] = []
-"""Threads that wait for the next map, by the queue on which they do."""
+"""The queues of threads that wait for the next map."""
 
 
 at_fork(in_child=_idle.clear)
 
 
 def in_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread that has become idle, or a new one. It is a daemon: no exit waits for it."""
+    """Run a function in an idle thread or a new one. The threads are daemons: the program does not wait for them."""
     try:
         _idle.pop().put(function)
     except IndexError:
@@ -60,7 +60,7 @@ class ThreadWorkers(Workers):
         context: a copy of it surrounds each chunk's calls.
     """
 
-    def __init__(self, work: Work, count: int, inbox: Inbox, context: contextvars.Context) -> None:
+    def __init__(self, work: ChunkRunner, count: int, inbox: Inbox, context: contextvars.Context) -> None:
         self.slots = count * AHEAD
         self._count = count
         self._work = work
@@ -88,32 +88,32 @@ class ThreadWorkers(Workers):
         run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control
         while (taken := get()) is not None:
             chunk, report = taken
-            context = self._context.copy()  # what an item sets is seen by others of its chunk at most, as in a process
+            context = self._context.copy()  # what an item sets is seen within its chunk at most, as in a process
             try:
                 context.run(run, chunk.items, control, report, keep_going=chunk.keep_going)
                 put((chunk, report))
-            except BaseException as error:  # noqa: BLE001  # whoever waits raises it
+            except BaseException as error:  # noqa: BLE001  # raised where the results are read
                 put((chunk, error))
             del taken, chunk, report
 
     def interrupt(self) -> None:
-        """Nobody can end what runs in a thread: what is finished beside it is reported without it."""
+        """Report what has finished: a running item of a thread cannot be ended."""
         for chunk, report in self._reports.items():
             self._inbox.put((chunk, report.so_far()))
 
     def stop(self) -> None:
-        """Begin no further item. Chunks come back with what they have."""
+        """Start no further item. Chunks come back with what they have."""
         self._control[STOP] = 1
 
     async def close(self) -> None:
-        """Nobody reads on: what runs is not waited for."""
+        """Do not wait for what runs."""
         self.stop()
         for _ in range(self._started):
             self._chunks.put(None)
 
 
 class InlineWorkers(Workers):
-    """The caller's own thread, chunk by chunk.
+    """Runs chunks in the caller's own thread, and measures them.
 
     Args:
         work: what to do with a chunk.
@@ -126,7 +126,7 @@ class InlineWorkers(Workers):
         done: how many items they had.
     """
 
-    def __init__(self, work: Work, inbox: Inbox, context: contextvars.Context) -> None:
+    def __init__(self, work: ChunkRunner, inbox: Inbox, context: contextvars.Context) -> None:
         self.seconds = 0.0
         self.computed = 0.0
         self.done = 0

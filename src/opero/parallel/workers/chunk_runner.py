@@ -1,4 +1,4 @@
-"""What is done with a chunk of items, wherever that is: in a thread, an event loop, another process or machine."""
+"""The chunk runner: calls a function for the items of a chunk, in whatever kind of worker."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Report
     from opero.parallel.engine.settings import FixedArguments
 
-__all__ = ["BEGUN", "POSITION", "STOP", "Work"]
+__all__ = ["BEGUN", "POSITION", "STOP", "ChunkRunner"]
 
 STOP, POSITION, BEGUN = range(3)
-"""What a control holds: whether to begin nothing more, the item that runs, and when its attempt began (nanoseconds)."""
+"""Places in a control: start nothing more; the position of the item that runs; when its attempt began, in ns."""
 
 LONGEST_CHUNK = 0.1
-"""Seconds after which a chunk comes back as it is: its items take longer than those by which it was sized."""
+"""Seconds after which a chunk comes back unfinished: its items take longer than expected."""
 LOOP_SECONDS = 0.01
-"""How long tasks that never wait may keep an event loop to themselves."""
+"""Seconds for which tasks that never wait may block an event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """Holds the pipeline that a map started with, whatever is put in force meanwhile."""
+    """Holds the pipeline that a map started with, even if another one is put in force meanwhile."""
 
     pipeline: Pipeline
 
 
-class Work:
-    """A function with the arguments that all its calls have in common, for items one by one or in batches.
+class ChunkRunner:
+    """Runs a function for items one by one or in batches, and reports what becomes of each.
 
     Args:
-        binding: the function under the policies that run beside it.
-        rest: the common arguments.
+        binding: the function under the policies that run in the worker.
+        fixed: the arguments that all calls share.
         rule: checks what a batch returns.
-        batch_size: items a call; None: each call gets one item, not a list.
-        has_cache: whoever maps asks and fills the cache, and so must be told which results a fallback gave.
-        pipeline: the layers that the map began with. Default: the binding's.
+        batch_size: items in one call; None: each call receives one item, not a list.
+        has_cache: the map has a cache, and must know which results came from a fallback.
+        pipeline: the layers that the map started with. Default: the binding's.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Work:
         self._whole, self._new_call = pipeline.whole, pipeline.call
         has_fallback = "fallback" in pipeline.executors
         # A binding without layers counts its calls as attempts, which `whole` counts, too.
-        self.tells = pipeline.cache is not None or (has_cache and has_fallback)
+        self.reports_fallbacks = pipeline.cache is not None or (has_cache and has_fallback)
         self._counts_errors = not has_fallback and "retry" not in pipeline.executors
-        # Whatever comes into force meanwhile, the map goes by these.
+        # The map keeps these, even if others are put in force meanwhile.
         single = calling(binding.target, _Fixed(pipeline))
         if fixed.before or fixed.after or fixed.kwargs:
             before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
@@ -77,7 +77,7 @@ class Work:
             self.call = single
 
     def units(self, items: Sequence[Any]) -> Iterable[tuple[int, Any]]:
-        """What each call gets, and the position of its first item."""
+        """The argument of each call, and the position of its first item."""
         size = self.batch_size
         if size is None:
             return enumerate(items)
@@ -88,14 +88,14 @@ class Work:
     def run(
         self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool = True
     ) -> None:
-        """Call the function for the items, and report item by item what becomes of them.
+        """Call the function for the items, and add to the report what becomes of each.
 
-        Nothing more is begun after one that failed, unless `keep_going`, once told by the control, or when the items
-        have taken longer than anybody thought: others may have time for them.
+        Nothing more is started after a failure, unless `keep_going`; once the control says so; or when the items take
+        longer than expected: other workers may be free.
         """
         started = time.perf_counter()
         try:
-            if self.batch_size is not None or self.tells:
+            if self.batch_size is not None or self.reports_fallbacks:
                 self._run_units(items, control, report, keep_going=keep_going)
             else:
                 self._run_items(items, control, report, keep_going=keep_going)
@@ -116,7 +116,7 @@ class Work:
                     if control[STOP] or now() > until:
                         break
                 break
-            except Exception as error:  # noqa: BLE001  # carried as a value
+            except Exception as error:  # noqa: BLE001  # reported as a value
                 report.failures.append(position)
                 append(error)
                 if not keep_going or now() > until:
@@ -131,16 +131,18 @@ class Work:
                 break
             control[POSITION] = position
             try:
-                value = self._beside(argument, position, report) if self.tells else self.call(argument)
-            except Exception as error:  # noqa: BLE001  # carried as a value
+                value = self._call_unit(argument, position, report)
+            except Exception as error:  # noqa: BLE001  # reported as a value
                 self._settle(report, position, argument, error, failed=True)
             else:
                 self._settle(report, position, argument, value, failed=False)
             if report.failures and not keep_going:
                 break
 
-    def _beside(self, argument: Any, position: int, report: Report) -> Any:
-        """Call the function through all layers within the cache."""
+    def _call_unit(self, argument: Any, position: int, report: Report) -> Any:
+        """Call the function; through all layers inside the cache, if fallbacks are reported."""
+        if not self.reports_fallbacks:
+            return self.call(argument)
         stats, call = self._stats, self._new_call()
         stats.calls += 1
         try:
@@ -161,7 +163,7 @@ class Work:
             report.fell_back.extend(range(position, position + (len(argument) if self.batch_size else 1)))
 
     def _settle(self, report: Report, position: int, argument: Any, value: Any, *, failed: bool) -> None:
-        """Take down what a call came to, for its item or its batch."""
+        """Add the outcome of a call to the report, for its item or its batch."""
         count = 1
         values = [value]
         if self.batch_size is not None:
@@ -183,10 +185,14 @@ class Work:
     # Async functions
 
     async def run_unit(self, position: int, argument: Any, report: Report) -> bool:
-        """Await the function for one item or batch, and add to a report what it came to; whether it succeeded."""
+        """Await the function for one item or batch, and add the outcome to the report; whether it succeeded."""
         try:
-            value = await (self._beside_async(argument, position, report) if self.tells else self.call(argument))
-        except Exception as error:  # noqa: BLE001  # carried as a value
+            value = await (
+                self._call_inside_cache_async(argument, position, report)
+                if self.reports_fallbacks
+                else self.call(argument)
+            )
+        except Exception as error:  # noqa: BLE001  # reported as a value
             self._settle(report, position, argument, error, failed=True)
             return False
         except CancelledError as error:
@@ -203,7 +209,7 @@ class Work:
         report.positions.append(position)  # type: ignore[union-attr]
         return True
 
-    async def _beside_async(self, argument: Any, position: int, report: Report) -> Any:
+    async def _call_inside_cache_async(self, argument: Any, position: int, report: Report) -> Any:
         stats, call = self._stats, self._new_call()
         stats.calls += 1
         try:
@@ -223,7 +229,7 @@ class Work:
         *,
         keep_going: bool = True,
     ) -> None:
-        """As `run`, so many calls at a time."""
+        """Like `run`, with that many concurrent calls."""
         from asyncio import TaskGroup, sleep
 
         whole = current_task()
@@ -253,14 +259,14 @@ class Work:
 
 
 def _from_within(error: CancelledError) -> Exception:
-    """What an item has failed with that cancelled itself, though nobody had asked it to."""
-    failure = RuntimeError("the item cancelled itself: nobody else has cancelled it")
+    """The failure of an item that cancelled itself."""
+    failure = RuntimeError("the item cancelled itself: nothing else cancelled it")
     failure.__cause__ = error
     return failure
 
 
 class Pause:
-    """Tells tasks that never wait when to let others have the event loop."""
+    """Decides when tasks that never wait yield to the event loop."""
 
     __slots__ = ("_count", "_since")
 
@@ -269,7 +275,7 @@ class Pause:
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether it is time; asked after each item."""
+        """Whether to yield now; called after each item."""
         self._count += 1
         if self._count & 31:
             return False
