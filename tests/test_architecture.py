@@ -44,11 +44,9 @@ FLOORS = (
 LOADED_BY_NAME = {
     "__init__.py",
     "cli/app.py",
-    "config/__init__.py",
     "policies/door.py",
-    "registry/__init__.py",
 }
-"""The files that may load modules of opero by name: the lazy packages, the command's lazy subcommands, and the one way
+"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, and the one way
 up from policies."""
 
 TYPES_MAY_CIRCLE = "policies"

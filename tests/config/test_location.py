@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.config import load
+from opero.config.settings import load
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from opero import Registry
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
 from opero.config.fields import suggest_key
+from opero.config.settings import load
 from opero.errors import ConfigError, Problem
 from opero.policies import AdaptiveTTL
 from opero.policies.policy import KINDS

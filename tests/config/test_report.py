@@ -11,7 +11,7 @@ import yaml
 
 from config.conftest import Policies
 from opero import Registry
-from opero.config import load
+from opero.config.settings import load
 from opero.errors import ConfigError, Problem
 
 needs_libyaml = pytest.mark.skipif(not yaml.__with_libyaml__, reason="the Python parser has words of its own")

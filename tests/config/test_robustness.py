@@ -10,8 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero.config import load, yaml_source
+from opero.config import yaml_source
 from opero.config.report import Report
+from opero.config.settings import load
 from opero.config.yaml_source import read_yaml
 from opero.errors import ConfigError
 from opero.policies.policy import KINDS

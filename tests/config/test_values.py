@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import CachePolicy, Policy, RateLimitPolicy, RetryPolicy
-from opero.config import load
+from opero.config.settings import load
 
 if TYPE_CHECKING:
     from config.conftest import Policies

@@ -11,7 +11,8 @@ import pytest
 from config.conftest import Policies
 from opero import Registry
 from opero.cache.settings import CacheSettings
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
+from opero.config.settings import load
 from opero.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("_files")

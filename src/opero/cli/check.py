@@ -83,7 +83,7 @@ class _Findings:
         self.has_failed = False
 
     def load(self, config: str | None, environment: str | None) -> None:
-        from opero.config import load as load_quietly
+        from opero.config.settings import load as load_quietly
 
         def load() -> None:
             found = load_quietly(config, environment)

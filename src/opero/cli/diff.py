@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import TypeAlias
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
 
     _Row: TypeAlias = tuple[str, str, Leaf | None, Leaf | None]

@@ -10,7 +10,7 @@ from opero.cli.options import Config, Environment, Json, profile_names  # typer 
 
 if TYPE_CHECKING:
     from opero.cli.variables import EnvironmentVariable
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
 
 __all__ = ["env_command"]
 

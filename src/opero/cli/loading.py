@@ -14,7 +14,7 @@ from opero.cli.terminal import print_warning
 from opero.errors import describe, nearest
 
 if TYPE_CHECKING:
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.registry.registry import Registry
 
 __all__ = [
@@ -88,7 +88,7 @@ def load_configuration(config: str | None, environment: str | None) -> Configura
     Raises:
         ConfigError: the configuration is invalid.
     """
-    from opero.config import load
+    from opero.config.settings import load
 
     configuration = load(config, environment)
     for warning in configuration.warnings:

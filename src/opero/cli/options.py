@@ -35,7 +35,7 @@ def environment_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def profile_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a profile in the environment that the command line names so far."""
-    from opero.config import load
+    from opero.config.settings import load
 
     try:
         policies = load(ctx.params.get("config"), ctx.params.get("env")).policies

@@ -11,7 +11,7 @@ from opero.cli.options import Config, Environment, Json, profile_names  # typer 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
     from opero.policies.policy import Policy
 

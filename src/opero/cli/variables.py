@@ -13,7 +13,7 @@ from opero.policies.policy import KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
 
 __all__ = ["GENERAL", "EnvironmentVariable", "variables"]

@@ -81,13 +81,15 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
     def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> R:
         """Run a decision on the circuit, and log a change of its state once no lock is held: a log handler may ask
         for the state."""
-        result, change = self.ask(lambda home: home.change(decide, *args))
-        self._log(change)
-        return result
-
-    def _log(self, change: str | None) -> None:
+        while True:  # as `ask`, without a function for each call
+            try:
+                result, change = self.home.change(decide, *args)
+                break
+            except Moved:
+                self.follow()
         if change is not None:
             logger.warning("%s: circuit %s", self.name, change)
+        return result
 
     def admit(self, now: float) -> int:
         """Let a call through: the number of the period it belongs to.
@@ -118,14 +120,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             slow, trouble = True, f"a call took {approximate_duration(seconds)}"
         if error is not None:
             trouble = _describe(error)
-        while True:
-            try:
-                _, change = self.home.change(record, self.policy, now, period, error is not None, slow, trouble)
-                break
-            except Moved:
-                self.follow()
-        if change is not None:
-            self._log(change)
+        self.change(record, self.policy, now, period, error is not None, slow, trouble)
 
     def _rejection(self, refusal: Refusal) -> CircuitOpenError:
         if refusal.state == "forced_open":

@@ -137,7 +137,7 @@ class RetryExecutor:
                 if not variants or self.stop(state):
                     return self.exhausted(errors, state.attempt_number)
                 delay = self.delay_after(state, failures)
-                if delay >= call.time_left(self.clock.monotonic()):
+                if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     return self.out_of_time(call, delay, errors)
                 logger.debug("%s: attempt %d failed with %r; next in %.3g s", self.name, len(errors), errors[-1], delay)
                 state.prepare_for_next_attempt()
@@ -193,7 +193,7 @@ class RetryExecutor:
                         return self.final(outcome.error, errors)
                     return [*again, *variants[position:]], [*failures, outcome.error]
                 call.stats.count_error(outcome.error)
-                if call.time_left(self.clock.monotonic()) <= 0:
+                if call.deadline is not None and call.time_left(self.clock.monotonic()) <= 0:
                     return self.final(outcome.error, errors)
                 if self.is_retryable(outcome.error):
                     again.append(variant)

@@ -24,14 +24,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opero.policies.types import is_false
+from opero.policies.quantities import SPACE, any_case, fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from opero.policies.base import BasePolicy
 
-__all__ = ["ObjectFields", "Replacing", "fields_of", "is_absent", "merge_statements", "overlay"]
+__all__ = ["ObjectFields", "Replacing", "fields_of", "is_absent", "is_false", "merge_statements", "overlay"]
+
+TRUE = ("true", "yes", "on", "y", "t", "1")
+FALSE = ("false", "no", "off", "n", "f", "0")
+FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
+
+
+def is_false(value: object) -> bool:
+    """Return whether a flag's value, in any form, is false."""
+    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
+
 
 V = TypeVar("V")
 

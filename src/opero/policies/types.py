@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from opero.errors import nearest
 from opero.policies.lists import each_of
+from opero.policies.merging import FLAG_TEXT, is_false
 from opero.policies.names import (
     IMPORT_TEXT,
     NAME_SCHEMA,
@@ -36,7 +37,6 @@ from opero.policies.quantities import (
     Ratio,
     Share,
     Size,
-    any_case,
     approximate_duration,
     fits,
     format_duration,
@@ -79,7 +79,6 @@ __all__ = [
     "format_duration",
     "import_path",
     "importing_from",
-    "is_false",
     "is_installed",
     "one_of",
     "parse_duration",
@@ -125,16 +124,6 @@ def one_of(choices: Any) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
-
-
-TRUE = ("true", "yes", "on", "y", "t", "1")
-FALSE = ("false", "no", "off", "n", "f", "0")
-FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
-
-
-def is_false(value: object) -> bool:
-    """Return whether a flag's value, in any form, is false."""
-    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
 
 
 def _flag(value: object) -> bool:

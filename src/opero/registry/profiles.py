@@ -68,7 +68,7 @@ class Profiles(Mapping[str, Policy]):
         Raises:
             ConfigError: files or variables are invalid; it lists all problems, each with its place.
         """
-        from opero.config import load
+        from opero.config.settings import load
         from opero.observe.logs import logger
         from opero.runtime.environment_files import working_directory
 

@@ -49,7 +49,7 @@ class Registry(Profiles):
         super().__init__(policies, enabled=enabled)
         self._roster = Roster()
         self._waiting: Roster | None = None  # while this is the default registry: functions that have not asked it yet
-        self._imports = ImportBindings()
+        self._imports: ImportBindings | None = None
 
     # Binding
 
@@ -188,6 +188,8 @@ class Registry(Profiles):
             PolicyNotFoundError: there is no such profile.
         """
         place = where(1)
+        if self._imports is None:
+            self._imports = ImportBindings()
         return self._imports.bind(
             target,
             lambda func: self._bind_now(
@@ -201,7 +203,7 @@ class Registry(Profiles):
         Raises:
             ConfigError: this registry did not bind it, or it has been replaced since.
         """
-        self._imports.unbind(target)
+        (self._imports or ImportBindings()).unbind(target)
 
     def bindings(self) -> tuple[BoundFunction, ...]:
         """Return the functions that this registry looks after, sorted by name, including those not called yet."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.config.configuration import Configuration, Effective
     from opero.policies.policy import Policy
     from opero.registry.profile_state import SharedExecutors

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
@@ -51,6 +51,7 @@ class MapSettings:
     """What one map goes by.
 
     Attributes:
+        name: the function's name, for messages.
         binding: the mapped function under its policy.
         pipeline: the layers in force when the map began.
         policy: how to map.
@@ -64,6 +65,7 @@ class MapSettings:
         remember_cost: keeps a measurement for the next map.
     """
 
+    name: str
     binding: Binding
     pipeline: Pipeline
     policy: ParallelPolicy
@@ -75,11 +77,6 @@ class MapSettings:
     shares_state: bool
     cost: ItemCost | None
     remember_cost: Callable[[ItemCost], Any]
-
-    @property
-    def name(self) -> str:
-        """The function's name, for messages."""
-        return self.binding.name
 
     @property
     def concurrency(self) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
     from opero.parallel.engine.settings import FixedArguments
