@@ -81,7 +81,7 @@ def book(due: float, now: float, cost: float, patience: float, terms: Terms) -> 
     interval, burst, _ = terms
     if due < now:
         due = now
-    wait = due - (burst - min(cost, burst)) * interval - now
+    wait = due - now if cost >= burst else due - (burst - cost) * interval - now
     if wait < 0.0:
         wait = 0.0
     return wait, due + cost * interval if wait <= patience else due
