@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
-from opero.runtime.forking import at_fork
+from opero.runtime.forking import RenewedLock, at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,7 @@ __all__ = ["hear_sighup", "stop_hearing_sighup"]
 _listeners: tuple[Callable[[], None], ...] = ()  # replaced as a whole: the handler may run between any two steps
 _installed: Any = None
 """The `_Handler` that was installed last; None if none of ours is installed."""
-_lock = threading.RLock()  # reentrant: a handler of another signal may stop a watch
+_lock = RenewedLock()  # reentrant: a handler of another signal may stop a watch
 
 
 class _Handler:
@@ -89,8 +88,8 @@ def stop_hearing_sighup(listen: Callable[[], None]) -> None:
 
 def _begin_child() -> None:
     """Start without the parent's watches: a forked process has none of its threads."""
-    global _listeners, _installed, _lock
-    _listeners, _installed, _lock = (), None, threading.RLock()
+    global _listeners, _installed
+    _listeners, _installed = (), None
 
 
 at_fork(in_child=_begin_child)
