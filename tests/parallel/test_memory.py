@@ -17,7 +17,7 @@ import pytest
 
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.engine.memory_limit import give_back
-from opero.parallel.workers.remote import Task
+from opero.parallel.workers.pool import Task
 from opero.runtime.machine import forget_peak, peak, resident
 from worker_processes import workers
 
