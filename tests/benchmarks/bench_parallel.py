@@ -93,7 +93,7 @@ def in_processes(rounds: int) -> list[Row]:
         return [
             paired(
                 name, lambda: checked(ours.map(range(ITEMS))), "ProcessPoolExecutor, by 100",
-                lambda: checked(list(pool.map(trivial, range(ITEMS), chunksize=100))), rounds, 0.5,
+                lambda: checked(list(pool.map(trivial, range(ITEMS), chunksize=100))), rounds, 0.4,
             ),
             paired(
                 name, lambda: checked(ours.map(range(ITEMS))), "joblib's loky, batch auto",
@@ -137,7 +137,7 @@ def computing(rounds: int) -> Row:
     with joblib.Parallel(CORES) as parallel:
         return paired(
             f"{SPINS} items of 1 ms computing, {CORES} processes", lambda: ours.map(range(SPINS)), "joblib's loky",
-            lambda: parallel(joblib.delayed(spin)(item) for item in range(SPINS)), rounds, 1 / 0.95,
+            lambda: parallel(joblib.delayed(spin)(item) for item in range(SPINS)), rounds, 1.03,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import pytest
 from leftovers import workers
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.engine.memory_limit import give_back
-from opero.parallel.workers.remote import Task
+from opero.parallel.workers.pool import Task
 from opero.runtime.machine import forget_peak, peak, resident
 
 if TYPE_CHECKING:

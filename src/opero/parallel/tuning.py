@@ -1,4 +1,4 @@
-"""Which mode suits a function: measured on a sample, sequentially, in threads, in processes, in an event loop."""
+"""Measures on a sample in which mode a function is mapped best: sequentially, in threads, processes, or tasks."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 CPU_BOUND, IO_BOUND = 0.8, 0.2
-"""Parts of its time that a function computes, from which on and up to which it counts as the one or the other."""
+"""Fractions of its time spent computing from which, and up to which, a function counts as one or the other."""
 GOOD_ENOUGH = 0.9
-"""Part of the best speed at which fewer workers are recommended."""
+"""Fraction of the best speed at which fewer workers are recommended."""
 THREADS = (2, 4, 8, 16, 32, 64)
 TASKS = (10, 30, 100, 300)
 BATCHES = (1, 10, 100, 1000)
 MODES: dict[str, tuple[str, ...]] = {"sync": ("thread", "process"), "async": ("async", "async_process")}
 USUAL = {"thread": 32, "async": 100}
-"""How many at a time are recommended where there was no time to try."""
+"""Workers that are recommended if there was no time to measure."""
 MOST_ITEMS = 5000
-"""Items that are taken of a sample."""
+"""Items that are taken from a sample."""
 MOST_CALLS = 50_000
 """Calls of one measurement."""
 PARTS = 10
-"""A measurement takes this part of the time that there is, where a call does not take longer."""
+"""A measurement takes this fraction (1 / PARTS) of the available time, unless one call takes longer."""
 
 
 def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: float = 3.0, **kwargs: Any) -> Tuning:
-    """Find out how a function is best mapped, by running it on a sample of its items, again and again.
+    """Measure how a function is mapped best, by running it repeatedly on a sample of its items.
 
-    A function that waits is told from one that computes by its CPU time. If it has a policy, only the function itself
-    is run: its cache, its retries, its limits and its breaker stay out of it. Maps of a bound function with
+    CPU time shows whether a function waits or computes. If it has a policy, only the function itself runs: its cache,
+    retries, limits and circuit breaker do not. Maps of a bound function with
     `mode="auto"`, or with the mode that has been found best and `workers="auto"`, use the result.
 
     Args:
-        func: the function, bound or not; an async one is run in an event loop of its own.
-        sample: some of its items, as different as they are; items may be used several times.
-        args, kwargs: further arguments of every call.
-        seconds: about how long that may take in all. What there is no time for is estimated. Default 3.
+        func: the function, bound or not; an async function runs in an event loop of its own.
+        sample: some of its items, as varied as all of them; items may be used several times.
+        args, kwargs: other arguments of every call.
+        seconds: about how long it may take in all. What there is no time for is estimated. Default 3.
 
     Raises:
         ValueError: the sample is empty.
-        TypeError: there is no function of items here, or the sample is no iterable of them.
+        TypeError: `func` is not a function of items, or the sample is not an iterable of them.
         ConfigError: it is a generator function.
         MapError: an item of the sample failed.
-        RuntimeError: of an async function, where an event loop is running: use a thread (`asyncio.to_thread`).
+        RuntimeError: the function is async and an event loop is running: use a thread (`asyncio.to_thread`).
     """
     tuner = _Tuner(func, args, kwargs, seconds)
     if isinstance(sample, str | bytes | bytearray) or not isinstance(sample, Iterable):
@@ -76,7 +76,7 @@ def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: f
 
 
 def _nothing(_: int) -> None:
-    """Runs in worker processes until they are there."""
+    """Runs in worker processes until all have started."""
 
 
 class _Tuner:
@@ -142,14 +142,14 @@ class _Tuner:
         waits, computes = self.share <= IO_BOUND, self.share >= CPU_BOUND
         here, beside = MODES[self.kind]
         tried = [plain]
-        can_travel = not waits and cpu_limit() > 1 and self._can_travel()
-        if can_travel:
+        can_be_sent = not waits and cpu_limit() > 1 and self._can_be_sent()
+        if can_be_sent:
             tried += self._measured(beside, (cpu_limit(),))
         tried += self._measured(here, self._counts())
-        if len(tried) == 1 and not (computes and not can_travel):
+        if len(tried) == 1 and not (computes and not can_be_sent):
             tried.append(self._estimate(beside if computes else here))
         best = max(tried, key=lambda each: each.rate)
-        tried.sort(key=lambda each: (each.workers, each.mode in PROCESSES))  # so that nothing has to be sent, if it can
+        tried.sort(key=lambda each: (each.workers, each.mode in PROCESSES))  # modes that send nothing first
         chosen = next(each for each in tried if each.rate >= GOOD_ENOUGH * best.rate)
         return Tuning(
             function=self.name,
@@ -162,10 +162,10 @@ class _Tuner:
             measurements=tuple(self.measurements),
         )
 
-    # What to measure
+    # Selecting measurements
 
     def _counts(self) -> list[int]:
-        """How many threads or tasks to try: beyond what the processors can serve, more are no faster."""
+        """Numbers of threads or tasks to try: beyond what the processors can serve, more are no faster."""
         processors = cpu_limit() if self.kind == "sync" else 1
         most = processors / self.share if self.share else math.inf
         if self.share >= CPU_BOUND:
@@ -174,7 +174,7 @@ class _Tuner:
         return [count for place, count in enumerate(counts) if not place or counts[place - 1] < most]
 
     def _batches(self, best: Measurement) -> Measurement:
-        """The best size of a batch, one after the other. None is larger than the sample: no item is in it twice."""
+        """Measure larger and larger batches, sequentially. None is larger than the sample: no item is in one twice."""
         for size in dict.fromkeys(min(size, len(self.items)) for size in BATCHES[1:]):
             if size * self.each > self._left / 2:
                 break
@@ -188,7 +188,7 @@ class _Tuner:
         return best
 
     def _measured(self, mode: str, counts: Sequence[int]) -> list[Measurement]:
-        """More and more workers, as long as that helps; fewer steps, where there is little time."""
+        """Measure more and more workers while that helps; in fewer steps if there is little time."""
         step = max(self.budget / PARTS, self._lasts(mode, max(counts, default=1), 1))
         most = int(self._left / step)
         if most < len(counts):
@@ -199,18 +199,18 @@ class _Tuner:
                 break
             measured.append(self._map(mode, count))
             enough = GOOD_ENOUGH * max(each.rate for each in measured)
-            if all(each.rate < enough for each in measured[-2:]):  # one may be slow by chance
+            if all(each.rate < enough for each in measured[-2:]):  # a single one may be slow by chance
                 break
         return measured
 
     def _lasts(self, mode: str, workers: int, rounds: float) -> float:
-        """Seconds that so many calls for each worker take, if threads compute one after the other."""
+        """Seconds that that many calls for each worker take, if threads compute one after another."""
         processors = cpu_limit() if mode in PROCESSES else 1
         unit = self.each * (self.batch_size or 1)
         return rounds * max(unit, workers * unit * self.share / processors)
 
     def _estimate(self, mode: str) -> Measurement:
-        """What can be expected where there was no time to measure it."""
+        """An estimate, if there was no time to measure."""
         workers = cpu_limit() if mode in PROCESSES else USUAL[mode]
         most = cpu_limit() / self.share if self.share else math.inf
         return Measurement(mode, workers, min(workers, most) / self.each, self.share, self.batch_size)
@@ -221,8 +221,8 @@ class _Tuner:
 
     # Measuring
 
-    def _can_travel(self) -> bool:
-        """Whether the function can be sent to processes."""
+    def _can_be_sent(self) -> bool:
+        """Whether the function and its arguments can be sent to processes."""
         from opero.parallel.transport.pickling import pickled
         from opero.parallel.transport.setup import reference
 
@@ -245,10 +245,10 @@ class _Tuner:
         started, computed = time.perf_counter(), time.process_time()
         self._run(bound, items)
         seconds, computed = time.perf_counter() - started, time.process_time() - computed
-        return self._note(Measurement(mode, count, len(items) / seconds, computed / seconds, self.batch_size))
+        return self._add(Measurement(mode, count, len(items) / seconds, computed / seconds, self.batch_size))
 
     def _start_processes(self, mode: str, count: int) -> None:
-        """Have the workers there; with the function, where that takes no time."""
+        """Start the workers; with the function itself, if that is quick."""
         if self._lasts(mode, count, 2) < self.budget / PARTS:
             items = itertools.islice(itertools.cycle(self.items), 2 * count * (self.batch_size or 1))
             self._run(self._bound(self.function, mode, count), list(items))
@@ -272,22 +272,22 @@ class _Tuner:
         if self.runner is not None:
             self.runner.run(found)
 
-    def _note(self, measurement: Measurement) -> Measurement:
+    def _add(self, measurement: Measurement) -> Measurement:
         self.measurements.append(measurement)
         return measurement
 
     def _sequential(self) -> Measurement:
-        """One call after the other, for a part of the time that there is. The first, if short, is only to warm up."""
+        """Measure one call after another, for a part of the time. The first is to warm up, if it is short."""
         self.batch_size = (self.batch_size or 1) if self.in_batches else None
         coroutine = self._calls(time.perf_counter, time.thread_time)
         done, seconds, computed, waited = run_blocking(coroutine) if self.runner is None else self.runner.run(coroutine)
         seconds = max(seconds, 1e-9)
         self.each = seconds / done
         self.share = min(1.0, computed / max(seconds - waited, 1e-9))
-        return self._note(Measurement("sequential", 1, done / seconds, self.share, self.batch_size))
+        return self._add(Measurement("sequential", 1, done / seconds, self.share, self.batch_size))
 
     async def _calls(self, now: Callable[[], float], cpu: Callable[[], float]) -> tuple[int, float, float, float]:
-        """Items done, and the seconds that they took: of time, of computing, and of waiting for a processor."""
+        """The number of items, and seconds of time, of computing, and of waiting for a processor."""
         size, most = self.batch_size, self.budget / PARTS
         indices = itertools.cycle(range(0, len(self.items), size or 1))
         done, started, computed, waited = 0, now(), cpu(), queued()

@@ -81,17 +81,14 @@ class Window:
         self.keep_going = keep_going
         self.under_way: set[Chunk] = set()
         self.waiting: deque[Chunk] = deque()
-        self.finished = 0
-        self.failed = 0
+        self.finished = self.failed = 0
         self.is_stopped = False
         self.most_chunks: int | None = None
         self.patience: float | None = None
         self.watch: Callable[[], None] = lambda: None
         self.chunk_size = ChunkSize(size, grain)
         self._delivery = Delivery(ordered=ordered, keeps=keeps)
-        self._items_under_way = 0
-        self._read = 0
-        self._number = 0
+        self._items_under_way = self._read = self._number = 0
         self._missing: deque[tuple[Block, int]] = deque()  # items read, neither answered nor in a chunk
         self._answered = 0.0  # the fraction of the last items that stages have answered
 

@@ -1,75 +1,50 @@
-"""The file behind a map's `journal`: what became of each item, recorded as it becomes known.
+"""The file of a map's `journal`: the outcome of each item, recorded as it becomes known.
 
     {"opero_journal": 1, "function": "shop.prices:fetch"}
     {"i": 0, "item": "5d40a4cf2f1c7e0b", "ok": 12.5}
     {"i": 2, "item": "90d1f0b1b7e5a3c2", "error": "TimeoutError: no answer", "pickle": "gAWV…"}
 
-It only ever grows: of the records of one item the last counts. Its pickles run code when they are read, so a journal is
-to be trusted like a script.
+The file only grows: the last record of an item counts. Its pickles run code when they are read, so trust a journal as
+you trust a script.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from array import array
-from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from opero.cache.digest import digest
-from opero.cache.keys import freeze
 from opero.errors import ConfigError
 from opero.observe.logs import logger
-from opero.parallel.journal.records import MOST_ITEMS, error_of, header, load, name_in, parse, record_of, value_of
+from opero.parallel.journal.index import CHECKED, DONE, FAILED, RECORDED, JournalIndex, Recalled
+from opero.parallel.journal.records import error_of, header, load, name_in, parse, record_of, value_of
 from opero.runtime.exclusive_file import LockedFile
 from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
-__all__ = ["Journal", "Recalled"]
+__all__ = ["Journal"]
 
 SYNC_SECONDS = 1.0
-"""A power cut takes at most what was written in this time; a crash or `kill -9` nothing that was flushed."""
+"""A power failure loses at most what was written in this time; a crash or `kill -9` nothing that was flushed."""
 MOST_BUFFERED = 1 << 20
-"""Bytes of records that wait for `flush`."""
+"""Bytes of records that may wait for `flush`."""
 LONGEST_HEADER = 1 << 16
-AT_ONCE = 1024
-"""Items for which there is room as soon as there is for one more."""
-
-# What is known of an item: what its last record says, and whether its digest here is that of an item of this run.
-DONE = 1
-FAILED = 2
-RECORDED = DONE | FAILED
-CHECKED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """What a journal says of some items. Those in neither part are left out of this run.
-
-    Attributes:
-        outcomes: index → outcome, of the items that need no call, in their order.
-        to_run: the indices of the items that do, in their order.
-    """
-
-    outcomes: dict[int, Outcome]
-    to_run: list[int]
 
 
 class Journal:
-    """Records what became of the items of one function's map, and recalls it in the next run.
+    """Records the outcomes of the items of one map, and recalls them in the next run.
 
-    One thread at a time may use it. Opening changes nothing in a journal that exists, and neither does being refused;
-    a last line that was torn counts for nothing, and is cut off when something is written after it.
+    It is not safe for use by several threads at once. Opening an existing journal does not change it, even if that
+    fails. An incomplete last line is ignored, and removed by the next write.
 
     Args:
-        path: the file. It is created where it is missing, but not its directory.
-        name: what stands for the function, the same in every run, as of `name_in_stores`. A function that does
-            something else now, under the same name, finds what it did before.
+        path: the file. It is created if it is missing, but its directory is not.
+        name: identifies the function, and is the same in every run, as from `name_in_stores`. A function that has
+            changed under the same name finds its earlier results.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
@@ -77,14 +52,12 @@ class Journal:
         self.name = name
         self._file: LockedFile | None = None
         self._has_warned = False
-        # By the item's number: 17 bytes each, and none of its value.
-        self._offsets = array("q")
-        self._digests = array("Q")
-        self._states = bytearray()
-        # What is recorded and not written: number, state, line.
+        self._index = index = JournalIndex(self.path)
+        self._offsets, self._digests, self._states = index.offsets, index.digests, index.states
+        # Records that were not written: index, state, line.
         self._waiting: list[tuple[int, int, bytes]] = []
         self._waiting_bytes = 0
-        # Where the next record goes, and whether something else may be there.
+        # Where the next record goes, and whether part of a line may be there.
         self._end = 0
         self._is_torn = False
         self._is_synced = True
@@ -93,16 +66,16 @@ class Journal:
     # Opening and closing
 
     def open(self) -> None:
-        """Open the file, keep others from it, and look through what it records.
+        """Open and lock the file, and read its records.
 
         Raises:
-            ConfigError: it is in use, is another function's journal or none at all, has a broken line, or cannot be
-                opened.
-            OSError: it could not be created, as on a full disk.
+            ConfigError: it is in use, is the journal of another function or not a journal, has a broken line, or cannot
+                be opened.
+            OSError: it could not be created, for example because the disk is full.
         """
         file = LockedFile(self.path, "journal")
         try:
-            self.__init__(self.path, self.name)  # type: ignore[misc]  # nothing is left of an earlier time
+            self.__init__(self.path, self.name)  # type: ignore[misc]  # forget what was read before
             self._look_through(file)
         except BaseException:
             file.close()
@@ -110,10 +83,10 @@ class Journal:
         self._file = file
 
     def close(self) -> None:
-        """Write what waits, make sure that it is on the disk, and let others use the file. Closing again does nothing.
+        """Write what waits, sync it to the disk, and unlock the file. Closing again does nothing.
 
         Raises:
-            OSError: it could not be written. The file is closed all the same.
+            OSError: it could not be written. The file is closed nevertheless.
         """
         if self._file is None or self._file.is_closed:
             return
@@ -133,16 +106,16 @@ class Journal:
         except OSError as own:
             if error is None:
                 raise
-            logger.warning("%s", own)  # what went wrong before is what the caller wants to know
+            logger.warning("%s", own)  # the first error is the cause
 
     def _look_through(self, file: LockedFile) -> None:
-        """Note where each item's last record is."""
+        """Index the last record of each item."""
         size = file.size()
         own = header(self.name)
         with file.reader() as reader:
             first = reader.readline(LONGEST_HEADER)
             if size <= len(own) and first != own and own.startswith(first.rstrip(b"\0")):
-                # It is new, or it was when the power was cut.
+                # It is new, or it was when the power failed.
                 file.cut(0)
                 file.append(own)
                 file.sync()
@@ -177,7 +150,7 @@ class Journal:
                     broken = number
                 continue
             if index >= len(states):
-                self._make_room(index)
+                self._index.make_room(index)
             offsets[index] = end
             digests[index] = item
             states[index] = FAILED if has_failed else DONE
@@ -188,22 +161,22 @@ class Journal:
     # Recalling
 
     def recall(self, first: int, items: Sequence[Any], *, failed_only: bool = False) -> Recalled:
-        """What there is to do for some items, and what became of the others before.
+        """Which items to run, and the recorded outcomes of the others.
 
-        To be asked before these items run: each counts as it was then, even if the function changes it.
+        Call it before these items run: each is identified as it is then, even if the function modifies it.
 
         Args:
-            first: the first item's number.
-            items: that one, and those after it.
-            failed_only: run what has failed before and nothing else. By default what has no record runs, too.
+            first: the index of the first item.
+            items: that item and those after it.
+            failed_only: run only items recorded as failed. By default items without a record run, too.
 
         Raises:
             ConfigError: the journal was written for other items, has a broken line, or an item has no digest.
-            OSError: what was recorded in this run could not be written.
+            OSError: records of this run could not be written.
         """
         self._write()
         if items:
-            self._make_room(first + len(items) - 1)
+            self._index.make_room(first + len(items) - 1)
         digests, states = self._digests, self._states
         done: list[int] = []
         to_run: list[int] = []
@@ -211,7 +184,7 @@ class Journal:
             state = states[index]
             if failed_only and not state & RECORDED:
                 continue
-            own = self._digest(index, item)
+            own = self._index.digest(index, item)
             if state & RECORDED and own != digests[index]:
                 raise self._of_others(index)
             digests[index] = own
@@ -221,19 +194,19 @@ class Journal:
         for index, record in self._records(done):
             try:
                 outcomes[index] = Outcome(value_of(record))
-            except Exception as error:  # noqa: BLE001  # its class is gone, for example
+            except Exception as error:  # noqa: BLE001  # for example because its class is gone
                 self._warn(f"the result of item {index} cannot be read back ({type(error).__name__}: {error})")
                 to_run.append(index)
         return Recalled({index: outcomes[index] for index in sorted(outcomes)}, sorted(to_run))
 
     def failures(self) -> dict[int, Exception]:
-        """The exceptions of the items whose last record is of a failure, by index, in their order.
+        """The exceptions of the items whose last record is a failure, by index.
 
-        One that did not pickle is a `RuntimeError` with its text.
+        One that could not be pickled is a `RuntimeError` with its text.
 
         Raises:
             ConfigError: the journal has a broken line.
-            OSError: what was recorded in this run could not be written.
+            OSError: records of this run could not be written.
         """
         self._write()
         failed = [index for index, state in enumerate(self._states) if state & FAILED]
@@ -241,7 +214,7 @@ class Journal:
         return {index: errors[index] for index in sorted(errors)}
 
     def finished(self, count: int) -> None:
-        """Warn of what is recorded of items from number `count` on: this run was of fewer, and has not had them."""
+        """Warn about records of items from index `count` on: this run had fewer items."""
         most = len(self._states)
         while most > count and not self._states[most - 1] & RECORDED:
             most -= 1
@@ -254,7 +227,7 @@ class Journal:
             )
 
     def _records(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The last records of items, in the order of the file, so that it is read from its beginning to its end."""
+        """The last records of items, in the order of the file."""
         offsets, at = self._offsets, 0
         with self._opened().reader() as reader:
             for index in sorted(indices, key=offsets.__getitem__):
@@ -273,26 +246,26 @@ class Journal:
     # Recording
 
     def record(self, index: int, item: Any, outcome: Outcome) -> None:
-        """Record what became of an item, with the next `flush`; or now, where a MiB waits for one.
+        """Record the outcome of an item, at the next `flush`, or now if a MiB is waiting.
 
-        A result that neither JSON nor pickle holds is not recorded: a warning says so, once.
+        A result that neither JSON nor pickle can store is not recorded; a warning is logged once.
 
         Args:
-            index: the item's number.
-            item: the item. Where `recall` was asked for it, it counts as it was then, and this is not looked at.
-            outcome: its result or its exception.
+            index: of the item.
+            item: the item; ignored if `recall` was called for it.
+            outcome: its result or exception.
 
         Raises:
-            ConfigError: the journal was written for another item of that number, or the item has no digest.
-            OSError: what waits could not be written, and goes on waiting.
+            ConfigError: the journal was written for another item of that index, or the item has no digest.
+            OSError: waiting records could not be written, and still wait.
         """
         if self._file is None or self._file.is_closed:
             self._opened()
         if index >= len(self._states):
-            self._make_room(index)
+            self._index.make_room(index)
         state = self._states[index]
         if not state & CHECKED:
-            own = self._digest(index, item)
+            own = self._index.digest(index, item)
             if state & RECORDED and own != self._digests[index]:
                 raise self._of_others(index)
             self._digests[index] = own
@@ -307,12 +280,12 @@ class Journal:
             self._write()
 
     def flush(self) -> None:
-        """Write what waits, so that a crash of this process loses nothing of it; once a second, force it to the disk.
+        """Write what waits, so that a crash of this process loses none of it; once a second, sync it to the disk.
 
-        Where nothing waits it costs little, and forces out what an earlier call has left: to be called at every tick.
+        It costs little if nothing waits, so call it often.
 
         Raises:
-            OSError: it could not be written, as on a full disk, and goes on waiting.
+            OSError: it could not be written, for example because the disk is full, and still waits.
         """
         self._write()
         if time.monotonic() - self._synced_at >= SYNC_SECONDS:
@@ -324,7 +297,7 @@ class Journal:
             return
         if self._is_torn:
             file.cut(self._end)
-        self._is_torn = True  # until all of it is there
+        self._is_torn = True  # until all of it is written
         file.append(b"".join([line for _, _, line in self._waiting]))
         for index, state, line in self._waiting:
             self._offsets[index] = self._end
@@ -340,43 +313,15 @@ class Journal:
             self._is_synced = True
             self._synced_at = time.monotonic()
 
-    # The parts of these
+    # Helpers
 
     def _opened(self) -> LockedFile:
         if self._file is None or self._file.is_closed:
             raise ValueError(f"the journal {self.path} is not open")
         return self._file
 
-    def _make_room(self, index: int) -> None:
-        if index >= MOST_ITEMS:
-            raise ConfigError(
-                f"the journal {self.path} has no room for item {index}: map at most {MOST_ITEMS:,} items with one"
-            )
-        if index >= len(self._states):
-            more = index + AT_ONCE - len(self._states)
-            self._offsets.frombytes(bytes(8 * more))
-            self._digests.frombytes(bytes(8 * more))
-            self._states.extend(bytes(more))
-
-    def _digest(self, index: int, item: Any) -> int:
-        """64 bits that are the same for the same item in every process."""
-        kind = type(item)
-        try:
-            if kind is int or kind is str:  # in a third of the time
-                text = b"i%d" % item if kind is int else b"s" + item.encode("utf-8", "surrogatepass")
-                return int.from_bytes(blake2b(text, digest_size=8).digest())
-            if isinstance(item, PurePath):  # whose pickle depends on how it was put together, and on the Python
-                item = "path", os.fspath(item)
-            return int(digest(freeze(item))[:16], 16)
-        except Exception as error:
-            raise ConfigError(
-                f"the journal {self.path} cannot tell item {index}, a {kind.__qualname__}, from others: give its class "
-                "an `__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or map what "
-                "names it, such as its path or id"
-            ) from error
-
     def _line_number(self, index: int) -> int:
-        """The number of the line of an item's record."""
+        """The line number of the last record of an item."""
         lines, left = 1, self._offsets[index]
         with self._opened().reader() as reader:
             while left > 0 and (data := reader.read(min(left, 1 << 20))):

@@ -1,4 +1,4 @@
-"""The lines of a journal: JSON that people can read, with a pickle in it for what JSON would change."""
+"""The lines of a journal: readable JSON, with a pickle in it for values that JSON would change."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["MOST_ITEMS", "error_of", "header", "load", "name_in", "parse", "reco
 
 VERSION = 1
 DEEPEST = 64
-"""Levels of nesting that go to JSON: reading it recurses, with less room on the stack perhaps than writing it had."""
+"""Levels of nesting that are written as JSON: reading recurses, perhaps with a smaller stack than writing had."""
 LONGEST_INT = 2000
-"""Bits of an int that goes to JSON: within the 640 digits that every Python turns into an int, however it is set up."""
+"""Bits of an int that is written as JSON: within the 640 digits that every Python can parse, however configured."""
 LONGEST_TEXT = 2000
-"""Characters of an exception's text; its pickle has all of them."""
+"""Characters of the text of an exception; its pickle is complete."""
 MOST_ITEMS = 10**9
 """A higher index is damage: the memory for it would be tens of gigabytes."""
 
@@ -59,7 +59,7 @@ def name_in(line: bytes) -> str:
 
 
 def record_of(index: int, item: int, outcome: Outcome) -> bytes | None:
-    """The line that records what became of an item; None where neither JSON nor pickle holds its value.
+    """The line that records the outcome of an item; None if neither JSON nor pickle can store it.
 
     Args:
         index: the item's number.
@@ -84,7 +84,7 @@ def record_of(index: int, item: int, outcome: Outcome) -> bytes | None:
 
 
 def _survives(value: Any, depth: int) -> bool:
-    """Whether a value comes back from JSON as it was, types and all; but for what the encoder itself refuses."""
+    """Whether JSON preserves a value and its types; values that the encoder refuses are not checked."""
     kind = type(value)
     if kind is str or kind is float or kind is bool or value is None:
         return True
@@ -107,7 +107,7 @@ def _survives(value: Any, depth: int) -> bool:
 
 
 def _pickled(value: Any) -> bytes:
-    """A pickle in base64. By name where that leads back: a class of `__main__` is the same class in the next run."""
+    """A pickle in base64; by name if possible, as a class of `__main__` is the same class in the next run."""
     try:
         data = pickles.dumps(value)
     except Exception:  # noqa: BLE001  # a lambda, a local class: these go by value
@@ -118,7 +118,7 @@ def _pickled(value: Any) -> bytes:
 
 
 def _failure(error: Exception) -> str:
-    """What a record says of an exception: its text, and its pickle if that reads back."""
+    """The fields of a record for an exception: its text, and its pickle if that can be read back."""
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  # its `__str__` is the user's
@@ -136,7 +136,7 @@ def _failure(error: Exception) -> str:
 
 
 def parse(line: bytes, *, strictly: bool = False) -> tuple[int, int, bool]:
-    """A record's index, its item's digest, and whether it is of a failure.
+    """The index of a record, the digest of its item, and whether it records a failure.
 
     Args:
         line: the whole line.
@@ -160,7 +160,7 @@ def parse(line: bytes, *, strictly: bool = False) -> tuple[int, int, bool]:
 
 
 def load(line: bytes) -> dict[str, Any]:
-    """What the JSON of a line says.
+    """The JSON of a line.
 
     Raises:
         ValueError: it is no JSON object, or the line has no end.
@@ -177,12 +177,12 @@ def load(line: bytes) -> dict[str, Any]:
 
 
 def value_of(record: dict[str, Any]) -> Any:
-    """The value that a record holds. It raises whatever unpickling does."""
+    """The value in a record. Raises any error of unpickling."""
     return record["ok"] if "ok" in record else pickle.loads(a2b_base64(record["pickle"]))
 
 
 def error_of(record: dict[str, Any]) -> Exception:
-    """The exception that a record holds, or one that says what is known of it."""
+    """The exception in a record, or a RuntimeError with its text."""
     try:
         error = pickle.loads(a2b_base64(record["pickle"]))
         if isinstance(error, Exception):

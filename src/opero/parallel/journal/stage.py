@@ -1,4 +1,4 @@
-"""A map's journal: what an earlier run has finished is not done again, and what finishes is recorded."""
+"""The journal of a map: results of an earlier run are reused, and outcomes of this one are recorded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["JournalStage", "journal_name"]
 
 
 def journal_name(function: Callable[..., Any], fixed: FixedArguments) -> str:
-    """Tells a journal's function, and what it is given besides the items, from others."""
+    """The name of a function and its fixed arguments in a journal."""
     name = _as_in_config(name_in_stores(function), function)
     try:
         common = digest(freeze((fixed.before, fixed.after, tuple(sorted((fixed.kwargs or {}).items())))))
-    except ConfigError:  # such as an instance that is like no other: it cannot be told from one of an earlier run
+    except ConfigError:  # for example an instance without a key, which cannot be recognized in a later run
         return name
     return f"{name} with {common[:16]}" if fixed.before or fixed.after or fixed.kwargs else name
 
 
 def _as_in_config(name: str, function: Callable[..., Any]) -> str:
-    """A name as `functions:` and the command line write it, since people read it: "module:qualname"."""
+    """A name as `functions:` and the command line write it: "module:qualname"."""
     full, qualname = full_name(function), getattr(function, "__qualname__", "")
     if not qualname or not name.startswith(full):
         return name
@@ -40,13 +40,13 @@ def _as_in_config(name: str, function: Callable[..., Any]) -> str:
 
 
 class JournalStage:
-    """Answers items that the journal has as done, and records what finishes.
+    """Answers items whose results the journal has, and records the outcomes of the others.
 
     Args:
         path: the journal's file.
-        name: the function's, see `journal_name`.
-        failed_only: run only the items that the journal has as failed, and leave out those that it does not know.
-        is_blocking: whoever reads the results must not wait for a disk.
+        name: of the function, see `journal_name`.
+        failed_only: run only items that the journal records as failed; items without a record have no result.
+        is_blocking: the reader of the results must not wait for a disk.
     """
 
     answers_failures = False
@@ -84,7 +84,7 @@ class JournalStage:
 
 
 def _runs(indices: Sequence[int], positions: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """The positions in groups whose items follow on each other, each with the number of its first item."""
+    """The positions in groups of consecutive items, each with the index of its first item."""
     group: list[int] = []
     for position in positions:
         if group and indices[position] != indices[group[-1]] + 1:

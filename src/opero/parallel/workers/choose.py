@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.window import Window
     from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.base import Workers
-    from opero.parallel.workers.remote import Pool
+    from opero.parallel.workers.pool import Pool
     from opero.runtime.hosts import Host
 
 __all__ = ["PROCESSES", "WorkerSelection", "worker_count"]

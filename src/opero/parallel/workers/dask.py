@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
-from opero.parallel.workers.remote import Death, Pool
+from opero.parallel.workers.pool import Death, Pool
 from opero.runtime.forking import at_fork
 from opero.runtime.machine import cpu_limit
 
@@ -34,7 +34,7 @@ import joblib.externals.loky  # noqa: F401
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from opero.parallel.workers.remote import Task
+    from opero.parallel.workers.pool import Task
 
 __all__ = ["DaskPool"]
 

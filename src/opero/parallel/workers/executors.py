@@ -10,7 +10,7 @@ from opero.errors import ConfigError
 from opero.parallel.engine.blocks import Report
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.chunk_runner import STOP
-from opero.parallel.workers.remote import Pool
+from opero.parallel.workers.pool import Pool
 from opero.runtime.machine import cpu_limit
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.workers.chunk_runner import ChunkRunner
-    from opero.parallel.workers.remote import Task
+    from opero.parallel.workers.pool import Task
 
 __all__ = ["UserPool", "refuse_threads", "shares_memory"]
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from opero.parallel.workers.remote import Task
+    from opero.parallel.workers.pool import Task
 
 __all__ = ["Process", "ProcessDied", "end_all", "give_back", "take_process"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from opero.errors import CallTimeoutError
 from opero.parallel.transport.process import CHUNK
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
+from opero.parallel.workers.pool import Death, Pool
 from opero.parallel.workers.process import ProcessDied, give_back, take_process
-from opero.parallel.workers.remote import Death, Pool
 from opero.runtime.machine import cpu_limit, resident
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.transport.setup import Setup
+    from opero.parallel.workers.pool import Task
     from opero.parallel.workers.process import Process
-    from opero.parallel.workers.remote import Task
 
 __all__ = ["ProcessPool"]
 

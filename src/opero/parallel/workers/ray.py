@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
-from opero.parallel.workers.remote import Death, Pool
+from opero.parallel.workers.pool import Death, Pool
 from opero.runtime.forking import RenewedLock
 
 try:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from opero.parallel.workers.remote import Task
+    from opero.parallel.workers.pool import Task
 
 __all__ = ["RayPool"]
 

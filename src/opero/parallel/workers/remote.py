@@ -1,14 +1,9 @@
-"""Chunks sent to workers that do not share the map's memory, or not surely: one sender, and one answer to deaths.
-
-Each kind of them is a `Pool`: worker processes, a user's executor, dask, ray.
-"""
+"""Workers that chunks are sent to: one sender, and one way to handle deaths, over any `Pool`."""
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from concurrent.futures import BrokenExecutor, CancelledError
-from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
@@ -16,149 +11,18 @@ from opero.errors import WorkerDiedError
 from opero.observe.logs import logger
 from opero.parallel.engine.blocks import Report
 from opero.parallel.transport.messages import Unreadable, decode_report, encode_items, unsendable
-from opero.parallel.workers.base import AHEAD, Workers
+from opero.parallel.workers.base import Workers
+from opero.parallel.workers.pool import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Sequence
 
     from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import Inbox
+    from opero.parallel.workers.pool import Death, Pool
 
-__all__ = ["Death", "Pool", "RemoteWorkers", "Task"]
-
-
-class Task:
-    """A chunk that was sent.
-
-    Attributes:
-        number: of all chunks that this process has sent.
-        chunk: the chunk.
-        positions: of the items that were sent, in the chunk.
-        payload: the items, encoded; None if the workers share this process's memory.
-        finished: the positions whose results have been received.
-        seconds: what they took.
-    """
-
-    __slots__ = ("_inbox", "chunk", "finished", "generation", "number", "payload", "positions", "seconds")
-    numbers = itertools.count(1)
-
-    def __init__(
-        self, chunk: Chunk, positions: Sequence[int], payload: bytes | None, inbox: Inbox, generation: int
-    ) -> None:
-        self.number = next(self.numbers)
-        self.chunk = chunk
-        self.positions = positions
-        self.payload = payload
-        self.finished: set[int] = set()
-        self.seconds = 0.0
-        self.generation = generation
-        self._inbox = inbox
-
-    def post(self, outcome: Any, *, is_last: bool = True) -> None:
-        """Hand in a message of its worker, a report, or an exception. Can be called in any thread."""
-        self._inbox.put((self.chunk, (self, outcome, is_last)))
-
-    def post_future(self, future: Future[Any]) -> None:
-        """Hand in what a future has come to."""
-        if future.cancelled():
-            self.post(CancelledError())
-        else:
-            self.post(future.exception() or future.result())
-
-    def unfinished(self) -> list[int]:
-        return [each for each in self.positions if each not in self.finished]
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """A worker's death, as far as its pool knows the circumstances.
-
-    Attributes:
-        cause: what to say of it in an error.
-        has_begun: the task may have run; if not, it is sent again and nothing is suspected.
-        is_own: the task's own worker has died, and not just another one of its pool.
-        place: of the item that ran, in what was sent; None if that is unknown.
-        is_innocent: the worker was killed for a reason that has nothing to do with the item; it is sent again.
-        alone: it is sent again with nothing running beside it.
-        failure: what the item fails with at once.
-    """
-
-    cause: str
-    has_begun: bool = True
-    is_own: bool = True
-    place: int | None = None
-    is_innocent: bool = False
-    alone: bool = False
-    failure: Exception | None = None
-
-
-class Pool:
-    """Where tasks are sent.
-
-    Attributes:
-        count: how many run at a time.
-        deaths: the exceptions that stand for a worker's death.
-        patience: seconds after which to `watch` even if nothing was received; None: never.
-        shares_memory: its workers are threads of this process: nothing is pickled.
-        worker, what, way_out: what a worker and the pool are called, and what to do if it cannot be used any more.
-    """
-
-    count: int
-    deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
-    patience: float | None = None
-    shares_memory: bool = False
-    worker: str = "worker"
-    what: str = "the executor"
-    way_out: str = ""
-
-    @property
-    def slots(self) -> int:
-        """How many chunks may be under way."""
-        return self.count * AHEAD
-
-    def accepts(self, chunk: Chunk, under_way: Iterable[Chunk]) -> bool:
-        """Whether a chunk can be sent now. One that may have killed a worker is alone in the pool by default."""
-        return not any(each.suspect for each in under_way) and (not chunk.suspect or not under_way)
-
-    def submit(self, task: Task) -> None:
-        """Send a task, which gets its outcome by `post`.
-
-        Raises:
-            BrokenExecutor: a worker has died.
-            RuntimeError: the pool takes nothing more.
-        """
-        raise NotImplementedError
-
-    def death(self, task: Task, error: BaseException) -> Death:
-        """What is known of the death of a task's worker."""
-        return Death(f"{type(error).__name__}: {error}", is_own=False)
-
-    def renew(self) -> bool:
-        """Become usable again after a death; False if that is impossible."""
-        return True
-
-    def watch(self) -> None:
-        """Look after the workers."""
-
-    def received(self, task: Task) -> None:
-        """The last message of a task was read."""
-
-    def pids(self) -> list[int]:
-        return []
-
-    def relieve(self, *, busy: bool) -> None:
-        """See `Workers.relieve`."""
-
-    def stop(self, tasks: Sequence[Task]) -> None:
-        """Begin no further item of these tasks."""
-
-    def interrupt(self, tasks: Sequence[Task]) -> None:
-        """Do not wait for the items that run: have the others' results posted."""
-
-    def close(self, tasks: Sequence[Task]) -> None:
-        """Nothing more is sent, and these tasks are not waited for."""
+__all__ = ["RemoteWorkers"]
 
 
 class RemoteWorkers(Workers):
