@@ -94,6 +94,9 @@ def test_a_forked_child_does_not_wait_for_locks_of_the_parents_threads(tmp_path:
     check(
         tmp_path,
         f"""
+import string
+registry.bind_import("string:capwords", "api")  # makes registry._imports
+
 def hold():
     with {lock}:
         held.set()
