@@ -97,7 +97,7 @@ def test_ctrl_c_ends_it_soon_and_leaves_no_process(at_work: str) -> None:
         command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
     with demo:
-        # The service comes first; the worker processes, and loky's own, come when it is time to fingerprint.
+        # The service starts first; the worker processes start when it is time to fingerprint.
         least = 1 if at_work == "fetching" else 2
         while len(started := psutil.Process(demo.pid).children(recursive=True)) < least and demo.poll() is None:
             time.sleep(0.02)

@@ -99,10 +99,10 @@ def test_an_optional_list_takes_batches_too() -> None:
 def test_a_batch_must_return_a_list_of_equal_length(results: Any) -> None:
     with pytest.raises(ValueError, match="received a batch of 2 items and returned") as caught:
         BatchRule(numbers, 0, None).check(results, [1, 2])
-    told = str(caught.value)
-    assert "numbers" in told
-    assert "'items'" in told
-    assert "batch=False" in told
+    text = str(caught.value)
+    assert "numbers" in text
+    assert "'items'" in text
+    assert "batch=False" in text
 
 
 def test_a_tuple_will_do_for_a_list() -> None:

@@ -75,7 +75,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         if condition():
             return
         pause.wait(0.01)
-    raise AssertionError("it has not come to pass in two minutes")
+    raise AssertionError("it has not happened within two minutes")
 
 
 class TestDask(WorkerTests):
@@ -265,14 +265,14 @@ def close_the_client(number: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "message"),
     [("tcp://127.0.0.1:{port}", "no dask scheduler answers at address="), ("nowhere", "tcp://host")],
 )
-def test_a_wrong_address_is_told_at_once(address: str, told: str) -> None:
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
-        address = address.format(port=nobody_listens.getsockname()[1])
-        with pytest.raises(ConfigError, match=told) as caught:
+def test_a_wrong_address_is_reported_at_once(address: str, message: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.format(port=unused.getsockname()[1])
+        with pytest.raises(ConfigError, match=message) as caught:
             opmap(mode="dask", address=address, retries=0)(identity)([1])
     assert address in str(caught.value)
 
@@ -283,7 +283,7 @@ def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decor
         opmap(mode="dask", **policy)(identity)
 
 
-def test_without_the_extra_that_is_told_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_that_is_reported_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opero\[dask\]'"):
         opmap(mode="dask")(identity)

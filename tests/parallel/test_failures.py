@@ -301,7 +301,7 @@ def test_a_map_that_ends_in_time_does_not_care_about_its_deadline() -> None:
     assert run(bound("thread", deadline=30, on_error="skip"), range(5)) == [1, 3]
 
 
-def test_a_deadline_is_told_on_the_clock_of_the_function() -> None:
+def test_a_deadline_uses_the_clock_of_the_function() -> None:
     clock = VirtualClock()
 
     def one(number: int) -> int:
@@ -355,7 +355,7 @@ def test_an_exhausted_retry_is_the_failure_of_its_item() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"workers": 0}, "workers"),
         ({"workers": -1}, "workers"),
@@ -375,8 +375,8 @@ def test_an_exhausted_retry_is_the_failure_of_its_item() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_option_is_refused_when_it_is_written(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=rf"1 validation error for Policy\nparallel\.{told}\n"):
+def test_a_wrong_option_is_refused_when_it_is_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"1 validation error for Policy\nparallel\.{message}\n"):
         opmap(**options)
 
 
@@ -389,15 +389,15 @@ def test_an_option_of_maps_that_does_not_exist_is_an_unexpected_argument() -> No
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "told"),
+    ("args", "kwargs", "message"),
     [
         ((), {}, "missing a required argument: 'by'"),
         ((1, 2), {}, "too many positional arguments"),
         ((1,), {"by": 2}, "multiple values for argument 'by'"),
     ],
 )
-def test_common_arguments_that_the_function_does_not_take_are_told_before_anything_is_run(
-    args: Any, kwargs: Any, told: str
+def test_common_arguments_that_the_function_does_not_take_are_reported_before_anything_is_run(
+    args: Any, kwargs: Any, message: str
 ) -> None:
     begun = []
 
@@ -405,7 +405,7 @@ def test_common_arguments_that_the_function_does_not_take_are_told_before_anythi
         begun.append(number)
         return number * by
 
-    with pytest.raises(TypeError, match=rf"scaled, mapped over items, {told}"):
+    with pytest.raises(TypeError, match=rf"scaled, mapped over items, {message}"):
         opmap(mode="thread")(scaled)(range(3), *args, **kwargs)
     assert begun == []
 

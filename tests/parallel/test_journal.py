@@ -158,7 +158,7 @@ def test_every_result_comes_back_equal_and_of_the_same_types(tmp_path_factory: A
 
 
 @given(item=VALUES, other=VALUES)
-def test_items_are_told_apart_by_value_and_type(tmp_path_factory: Any, item: Any, other: Any) -> None:
+def test_items_are_distinguished_by_value_and_type(tmp_path_factory: Any, item: Any, other: Any) -> None:
     with Journal(tmp_path_factory.mktemp("journal") / "run.jsonl", NAME) as journal:
         journal.record(0, item, Outcome("result"))
         assert journal.recall(0, [item]).outcomes[0].get() == "result"
@@ -240,7 +240,7 @@ def test_an_instance_of_a_class_of_main_is_one_of_that_class_in_the_next_run(pat
     assert [run(code).stdout for _ in range(2)] == ["[]\n", "[True]\n"]
 
 
-def test_a_result_that_nothing_holds_is_computed_again_and_told_of_once(
+def test_a_result_that_nothing_holds_is_computed_again_and_reported_once(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "opero"):
@@ -465,7 +465,7 @@ def test_a_value_that_is_broken_in_the_middle_is_refused_when_it_is_recalled(pat
     refused(path, r"broken in line 3")
 
 
-def test_a_missing_directory_is_told_of(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no directory .*/absent'"):
         Journal(tmp_path / "absent" / "run.jsonl", NAME).open()
 
@@ -487,7 +487,7 @@ def test_a_file_that_may_not_be_written_is_refused(path: Path) -> None:
     refused(path, "cannot be opened for reading and writing: Permission denied")
 
 
-def test_fewer_items_than_recorded_are_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_items_than_recorded_are_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(path, *range(5))
     with caplog.at_level(logging.WARNING, "opero"), Journal(path, NAME) as journal:
         journal.recall(0, range(2000))
@@ -619,7 +619,7 @@ def test_opening_and_closing_writes_nothing_to_a_journal_that_exists(path: Path)
 # A full disk
 
 
-def test_a_full_disk_is_told_of_and_what_is_not_written_counts_as_not_recorded(path: Path) -> None:
+def test_a_full_disk_is_reported_and_what_is_not_written_counts_as_not_recorded(path: Path) -> None:
     code = f"""
         import resource
         from opero.runtime.hosts import Outcome
@@ -730,7 +730,7 @@ def test_another_process_cannot_open_it_either(path: Path) -> None:
     assert run(code).stdout == ""
 
 
-def test_where_there_are_no_locks_it_is_told_of_and_goes_on(path: Path, caplog: Any, monkeypatch: Any) -> None:
+def test_a_system_without_locks_is_reported(path: Path, caplog: Any, monkeypatch: Any) -> None:
     def no_locks(*_: Any) -> None:
         raise OSError(38, "Function not implemented")
 

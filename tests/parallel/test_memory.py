@@ -87,8 +87,8 @@ def test_a_size_may_be_text(text: Any, size: int) -> None:
 def test_a_wrong_size_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"max_memory") as caught:
         opmap(max_memory=wrong)
-    told = str(caught.value)
-    assert 'is not a size: use bytes or "512MB", "2GiB"' in told or "is invalid: use a value > 0" in told
+    text = str(caught.value)
+    assert 'is not a size: use bytes or "512MB", "2GiB"' in text or "is invalid: use a value > 0" in text
 
 
 # The machine
@@ -156,7 +156,7 @@ def test_an_item_that_does_not_fit_even_alone_fails_and_no_other() -> None:
 
         size = (2000 if item == 3 else 1) << 20
         data = bytearray(size)
-        for start in range(0, size, 4 << 20):  # slowly enough for whoever looks
+        for start in range(0, size, 4 << 20):  # slowly enough to be measured
             data[start : start + (4 << 20) : 4096] = b"x" * len(range(start, min(start + (4 << 20), size), 4096))
             time.sleep(0.002 if item == 3 else 0)
         return item
@@ -190,7 +190,7 @@ def test_results_that_do_not_fit_end_the_map_and_those_so_far_are_kept() -> None
     assert "were not " in str(caught.value)
 
 
-def test_where_no_worker_fits_beside_this_process_the_map_ends() -> None:
+def test_if_no_worker_fits_next_to_this_process_the_map_ends() -> None:
     code = """
         import os
         from opero import MemoryLimitError, Policy
@@ -203,10 +203,10 @@ def test_where_no_worker_fits_beside_this_process_the_map_ends() -> None:
         except MemoryLimitError as error:
             print(len(error.results), error)
     """
-    told = subprocess.run(
+    text = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert re.match(r"\d{1,3} abs: .*does not suffice: .* are in use", told.stdout), told
+    assert re.match(r"\d{1,3} abs: .*does not suffice: .* are in use", text.stdout), text
 
 
 # This process alone

@@ -17,6 +17,7 @@ import pytest
 from leftovers import is_alive, workers
 from opero import MapError, Policy, WorkerDiedError
 from opero.parallel.workers import process as processes
+from opero.runtime.private_folder import private_folder
 
 
 def mapped(function: Any, **options: Any) -> Any:
@@ -52,9 +53,10 @@ def test_a_process_that_is_not_used_for_long_ends(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(processes, "IDLE_SECONDS", 0.3)
     before = set(mapped(pid).map(range(20)))
     until = time.monotonic() + 30
-    while any(map(is_alive, before)) and time.monotonic() < until:
+    while (any(map(is_alive, before)) or list(private_folder().glob("control-*"))) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(map(is_alive, before))
+    assert list(private_folder().glob("control-*")) == []
     assert before.isdisjoint(mapped(pid).map(range(20)))
 
 

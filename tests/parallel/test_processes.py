@@ -133,7 +133,7 @@ def test_an_exception_arrives_as_itself_with_the_workers_traceback_as_a_note() -
     assert os.path.join("opero", "binding") not in error.__notes__[0]  # frames of opero itself are left out
 
 
-def test_attempts_that_cannot_travel_are_told_within_their_group() -> None:
+def test_attempts_that_cannot_travel_are_reported_within_their_group() -> None:
     error = outcome("awkward")
     assert "Awkward: code 7 at home" in str(error) + "".join(map(str, getattr(error, "errors", ())))
 
@@ -274,8 +274,8 @@ def test_ctrl_c_ends_the_map_and_the_script_at_once_and_leaves_no_process_behind
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stderr == ""
-    told, *pids = done.stdout.split()
-    assert told == "interrupted"
+    word, *pids = done.stdout.split()
+    assert word == "interrupted"
     until = time.monotonic() + 120
     while any(psutil.pid_exists(int(pid)) for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)

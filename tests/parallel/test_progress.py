@@ -1,4 +1,4 @@
-"""What is shown of a map: a bar on a real terminal, lines in a log, and what callbacks and listeners are told."""
+"""What is shown of a map: a bar on a real terminal, lines in a log, and what callbacks and listeners receive."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def test_a_terminal_that_goes_away_does_not_end_the_map() -> None:
     )
     os.close(theirs)
     os.close(ours)
-    told, _ = script.communicate("\n", timeout=120)
-    assert told == "[0, 1, 2, 3]\n"
+    updates, _ = script.communicate("\n", timeout=120)
+    assert updates == "[0, 1, 2, 3]\n"
 
 
 # A log
@@ -348,49 +348,49 @@ def flaky(item: int) -> int:
     return item
 
 
-def check(told: list[Progress], done: int, total: int | None) -> Progress:
-    assert [each.done for each in told] == sorted(each.done for each in told)
-    assert [each.seconds for each in told] == sorted(each.seconds for each in told)
-    gaps = [later.seconds - earlier.seconds for earlier, later in itertools.pairwise(told)]
-    assert all(gap >= 0.1 for gap in gaps[:-1])  # the last is told at once
-    last = told[-1]
+def check(updates: list[Progress], done: int, total: int | None) -> Progress:
+    assert [each.done for each in updates] == sorted(each.done for each in updates)
+    assert [each.seconds for each in updates] == sorted(each.seconds for each in updates)
+    gaps = [later.seconds - earlier.seconds for earlier, later in itertools.pairwise(updates)]
+    assert all(gap >= 0.1 for gap in gaps[:-1])  # the last update is immediate
+    last = updates[-1]
     assert (last.done, last.total) == (done, total)
     return last
 
 
 @pytest.mark.parametrize("mode", ["thread", "process"])
-def test_a_callback_is_told_how_far_it_has_come_and_how_it_ended(mode: Any) -> None:
-    told: list[Progress] = []
+def test_a_callback_is_reported_how_far_it_has_come_and_how_it_ended(mode: Any) -> None:
+    updates: list[Progress] = []
     bound = opmap(mode=mode, workers=2, on_error="return", retries=1, min_delay=0)(flaky)
-    results = bound.map(range(80), progress=told.append)
-    last = check(told, 80, 80)
+    results = bound.map(range(80), progress=updates.append)
+    last = check(updates, 80, 80)
     assert len(results) == 80
-    assert len(told) > 2
+    assert len(updates) > 2
     assert (last.name, last.failures, last.retries, last.cache_hits) == ("flaky", 10, 10, 0)
     assert last.rate == pytest.approx(80 / last.seconds)
     assert last.remaining == 0
 
 
 def test_counts_are_of_one_map() -> None:
-    told: list[Progress] = []
+    updates: list[Progress] = []
     bound = opmap(mode="thread", cache=True, on_error="skip", retries=1, min_delay=0)(flaky)
     bound.map(range(16))
-    bound.map(range(24), progress=told.append)
-    assert (told[-1].done, told[-1].failures, told[-1].retries, told[-1].cache_hits) == (24, 3, 3, 14)
+    bound.map(range(24), progress=updates.append)
+    assert (updates[-1].done, updates[-1].failures, updates[-1].retries, updates[-1].cache_hits) == (24, 3, 3, 14)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_stream_counts_what_is_finished(ordered: bool) -> None:
-    told: list[Progress] = []
+    updates: list[Progress] = []
     bound = opmap(mode="thread", workers=2, ordered=ordered)(wait)
-    for _ in bound.stream(iter(range(100)), progress=told.append):
+    for _ in bound.stream(iter(range(100)), progress=updates.append):
         pass
-    last = check(told, 100, None)
+    last = check(updates, 100, None)
     assert last.remaining is None
 
 
 def test_what_is_finished_does_not_wait_for_a_slow_source() -> None:
-    asked, told = 0, []
+    asked, updates = 0, []
 
     def items() -> Iterator[int]:
         nonlocal asked
@@ -402,22 +402,22 @@ def test_what_is_finished_does_not_wait_for_a_slow_source() -> None:
     first = next(results)
     assert (first, asked < 10) == (0, True)
     assert list(results) == list(range(1, 20))
-    opmap(mode="thread", workers=8)(abs).map(items(), progress=lambda progress: told.append(progress.done))
-    assert len(told) > 2
+    opmap(mode="thread", workers=8)(abs).map(items(), progress=lambda progress: updates.append(progress.done))
+    assert len(updates) > 2
 
 
-def test_a_stream_that_is_broken_off_is_told_of() -> None:
-    told: list[Progress] = []
-    results = opmap(mode="thread", workers=2)(wait).stream(itertools.count(), progress=told.append)
+def test_a_stream_that_is_broken_off_is_reported() -> None:
+    updates: list[Progress] = []
+    results = opmap(mode="thread", workers=2)(wait).stream(itertools.count(), progress=updates.append)
     next(results)
     results.close()
-    assert told[-1].done >= 1
-    assert told[-1].total is None
+    assert updates[-1].done >= 1
+    assert updates[-1].total is None
 
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_an_async_map_tells_its_callback_in_the_event_loops_thread(streams: bool) -> None:
-    told: list[Progress] = []
+    updates: list[Progress] = []
     idents: set[int] = set()
     ticks = 0
 
@@ -426,7 +426,7 @@ def test_an_async_map_tells_its_callback_in_the_event_loops_thread(streams: bool
         return item
 
     def note(progress: Progress) -> None:
-        told.append(progress)
+        updates.append(progress)
         idents.add(threading.get_ident())
 
     async def tick() -> None:
@@ -445,13 +445,13 @@ def test_an_async_map_tells_its_callback_in_the_event_loops_thread(streams: bool
         ticking.cancel()
 
     asyncio.run(main())
-    check(told, 100, 100)
+    check(updates, 100, 100)
     assert idents == {threading.get_ident()}
     assert ticks >= 5
 
 
 def test_a_map_that_its_cache_answers_tells_on_the_way() -> None:
-    told: list[Progress] = []
+    updates: list[Progress] = []
 
     def items() -> Iterator[int]:
         for item in range(400):
@@ -460,12 +460,12 @@ def test_a_map_that_its_cache_answers_tells_on_the_way() -> None:
 
     bound = opmap(mode="thread", cache=True)(abs)
     bound.map(range(4))
-    bound.map(items(), progress=told.append)
-    assert check(told, 400, None).cache_hits == 400
-    assert len(told) > 2
+    bound.map(items(), progress=updates.append)
+    assert check(updates, 400, None).cache_hits == 400
+    assert len(updates) > 2
 
 
-def test_whoever_listens_is_told_of_all_maps() -> None:
+def test_a_listener_receives_the_progress_of_all_maps() -> None:
     events: list[opero.Event] = []
     off = opero.on("map_progress", events.append)
     try:
@@ -491,14 +491,14 @@ def test_a_callback_that_raises_does_not_end_the_map(how: str, caplog: pytest.Lo
     finally:
         off()
     assert results == list(range(60))
-    told = [record for record in caplog.records if "failed" in record.getMessage()]
+    updates = [record for record in caplog.records if "failed" in record.getMessage()]
     if how == "callback":
-        (record,) = told
+        (record,) = updates
         assert record.getMessage() == "the progress callback of wait failed, and is not called again"
         assert record.exc_info
         assert record.levelno == logging.ERROR
     else:
-        assert told
+        assert updates
 
 
 def test_a_callback_that_interrupts_leaves_nothing_running() -> None:
@@ -584,7 +584,7 @@ def test_progress_reads_well(progress: Progress, text: str) -> None:
 
 
 def test_a_policy_object_takes_a_callback_with_each_call_too() -> None:
-    told: list[Progress] = []
+    updates: list[Progress] = []
     bound: Callable[..., Any] = Policy(parallel="thread").apply(wait)
-    bound.map([1, 2], progress=told.append)  # type: ignore[attr-defined]
-    assert told[-1].done == 2
+    bound.map([1, 2], progress=updates.append)  # type: ignore[attr-defined]
+    assert updates[-1].done == 2

@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         if condition():
             return
         pause.wait(0.01)
-    raise AssertionError("it has not come to pass in two minutes")
+    raise AssertionError("it has not happened within two minutes")
 
 
 def is_idle() -> bool:
@@ -148,7 +148,7 @@ def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decor
         opmap(mode="ray", **policy)(identity)
 
 
-def test_without_the_extra_that_is_told_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_that_is_reported_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'opero\[ray\]'"):
         opmap(mode="ray")(identity)
@@ -240,7 +240,7 @@ def test_with_nothing_given_a_ray_on_this_machine_is_started_and_ctrl_c_ends_all
     wait_until(lambda: not any(psutil.pid_exists(int(each)) for each in done.stdout.split()))
 
 
-def test_a_wrong_address_is_told() -> None:
+def test_a_wrong_address_is_reported() -> None:
     done = script("""
         from opero import ConfigError, opmap
 

@@ -99,7 +99,7 @@ def test_options_of_the_map_never_take_an_argument_from_the_function(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failures_are_told_by_the_journal(tmp_path: Path) -> None:
+def test_failures_are_reported_by_the_journal(tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
     mapped("thread", [1, -2], tmp_path / "notes", journal=journal, parallel={"on_error": "skip"})
     records = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -256,7 +256,7 @@ def tens(numbers: list[int]) -> list[int]:
     return [number * 10 for number in numbers]
 
 
-def test_a_journal_works_beside_a_cache_and_batches(tmp_path: Path) -> None:
+def test_a_journal_works_with_a_cache_and_batches(tmp_path: Path) -> None:
     batches.clear()
     policy = Policy(cache={"ttl": 60}, parallel={"mode": "thread", "workers": 1, "batch_size": 4})
     first, second = policy.apply(tens), policy.apply(tens)
@@ -307,7 +307,7 @@ def test_a_journal_that_is_refused_costs_no_workers_and_a_map_that_is_refused_no
 
     def make() -> Any:
         made.append(1)
-        raise AssertionError("nobody needs it")
+        raise AssertionError("it is not needed")
 
     function = Policy(parallel={"executor": make}).apply(abs)
     journal.write_text("my notes\n")
@@ -315,6 +315,6 @@ def test_a_journal_that_is_refused_costs_no_workers_and_a_map_that_is_refused_no
         function.map([1], journal=journal)
     assert made == []
     journal.unlink()
-    with pytest.raises(AssertionError, match="nobody needs it"):
+    with pytest.raises(AssertionError, match="it is not needed"):
         function.map([1], journal=journal)
-    assert Policy(parallel="thread").apply(abs).map([-1], journal=journal) == [1]  # nobody has it open
+    assert Policy(parallel="thread").apply(abs).map([-1], journal=journal) == [1]  # it is closed

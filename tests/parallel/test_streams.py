@@ -396,7 +396,7 @@ async def failing_async(number: int) -> int:
 
 
 @pytest.mark.parametrize("mode", ["thread", "async"])
-def test_an_unordered_stream_hands_out_what_succeeded_beside_a_failure(mode: str) -> None:
+def test_an_unordered_stream_hands_out_what_succeeded_next_to_a_failure(mode: str) -> None:
     bound = failing_async if mode == "async" else failing
     policy = Policy(parallel={"mode": mode, "workers": 2, "window": 10, "progress": False, "ordered": False})
     got: list[int] = []
@@ -460,7 +460,7 @@ def test_a_stream_that_is_dropped_stops_its_workers() -> None:
     assert len(begun) == so_far
 
 
-def test_a_stream_that_nobody_reads_does_nothing() -> None:
+def test_a_stream_that_is_not_read_does_nothing() -> None:
     source = Source()
     mapped("thread").stream(source)
     mapped("process").stream(source)

@@ -354,7 +354,7 @@ def test_a_generator_function_is_refused(is_async: bool) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_an_item_that_fails_is_told(is_async: bool) -> None:
+def test_an_item_that_fails_is_reported(is_async: bool) -> None:
     def fail(number: int) -> int:
         return 1 // number
 
@@ -368,7 +368,7 @@ def test_an_item_that_fails_is_told(is_async: bool) -> None:
     assert isinstance(failure.exception, ZeroDivisionError)
 
 
-def test_an_item_that_fails_beside_others_only_is_told() -> None:
+def test_an_item_that_fails_only_next_to_others_is_reported() -> None:
     main = threading.get_ident()
 
     def fail(number: int) -> None:

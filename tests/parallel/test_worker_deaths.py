@@ -134,7 +134,7 @@ def test_a_stream_goes_on_past_a_death(tmp_path: Path) -> None:
     stream.close()
 
 
-def test_a_death_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_death_is_reported_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         mapped(on_error="skip").map(range(20), str(tmp_path), (7,))
     assert "noted: a worker process died of item 7; it is tried again" in caplog.text

@@ -46,8 +46,8 @@ def test_the_affinity_limits_the_processors() -> None:
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
         "from opero.runtime.machine import cpu_limit; print(cpu_limit())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert told.stdout == "1\n"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert text.stdout == "1\n"
 
 
 @pytest.mark.parametrize(

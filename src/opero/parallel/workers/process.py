@@ -1,4 +1,4 @@
-"""One worker process: started, sent to, received from, ended; and those that wait for the next map."""
+"""A worker process as its parent sees it: starts it, sends, receives, ends it; and keeps idle ones for later maps."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class Process:
 
     def __init__(self) -> None:
         number = next(self.numbers)
-        path = private_folder() / f"control-{number}"
-        path.write_bytes(bytes(CONTROL_BYTES))
-        self.control = open_control(str(path))
+        self._path = private_folder() / f"control-{number}"
+        self._path.write_bytes(bytes(CONTROL_BYTES))
+        self.control = open_control(str(self._path))
         self.tasks: dict[int, Task | None] = {}
         self.is_idle = threading.Event()
         self.is_idle.set()
@@ -92,11 +92,11 @@ class Process:
         self._lock = threading.Lock()
         self._outbox: deque[bytes] = deque()
         self._is_sending = False
-        self._setups: deque[bytes | int] = deque(maxlen=MOST_SETUPS)  # that it has, as it drops the oldest, too
+        self._setups: deque[bytes | int] = deque(maxlen=MOST_SETUPS)  # those that it has: it drops the oldest, too
         with undivided, _without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
             self._connection, theirs = multiprocessing.Pipe()
             try:
-                self._process = _start(theirs, str(path))
+                self._process = _start(theirs, str(self._path))
             finally:
                 theirs.close()
         self.pid = self._process.pid
@@ -110,7 +110,7 @@ class Process:
 
     @property
     def is_reserved(self) -> bool:
-        """Whether it runs something that may kill it, with nothing beside that."""
+        """Whether it runs a suspected item, which has a process to itself."""
         return any(task is None or task.chunk.suspect for task in list(self.tasks.values()))
 
     # Sending
@@ -133,7 +133,7 @@ class Process:
         self._send(pickle.dumps((RUN, task.number, key, len(task.positions), payload, chunk.keep_going)))
 
     def give_up(self) -> None:
-        """Have it send what it has finished. What its tasks come to after that is dropped."""
+        """Make it send what has finished. Later results of its tasks are dropped."""
         if self.tasks and self.is_usable:
             self._send(pickle.dumps((GIVE_UP,)))
 
@@ -149,7 +149,7 @@ class Process:
             return
         try:
             self._send_all()
-        except BaseException:  # such as a Ctrl-C, after which half a message may have been sent
+        except BaseException:  # for example Ctrl-C: half a message may have been sent
             self.kill("sending was interrupted")
             raise
 
@@ -199,6 +199,8 @@ class Process:
             self.tasks.clear()
             self.is_idle.set()
         self._connection.close()
+        with suppress(OSError):  # such as on Windows, while it is mapped
+            self._path.unlink()
         for task in tasks:
             if task is not None:
                 task.post(ProcessDied(self._exit))
@@ -206,7 +208,7 @@ class Process:
     # The end
 
     def kill(self, reason: str) -> None:
-        """End the process and those that it has started, at once."""
+        """Kill the process and its descendants."""
         self.end = reason
         if self._exit is None:
             children = descendants(self.pid)

@@ -132,9 +132,9 @@ class Immediate(Executor):
 
 
 def test_an_executor_of_the_users_own_that_runs_here_leaves_no_trace_in_this_process() -> None:
-    VARIABLE.set("told")
+    VARIABLE.set("from here")
     pids = mapped(lambda _: (os.getpid(), VARIABLE.get()), Immediate())(range(20))
-    assert set(pids) == {(os.getpid(), "told")}
+    assert set(pids) == {(os.getpid(), "from here")}
     assert not opero.parallel.is_worker
 
 
@@ -155,7 +155,7 @@ def test_forked_processes_know_that_they_are_workers_and_log_here_and_once() -> 
         @opmap(retries=0, executor=lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")))
         def work(number: int) -> tuple:
             if not number:
-                logging.getLogger("work").warning("told")
+                logging.getLogger("work").warning("logged")
             return number, opero.parallel.is_worker, os.getpid()
 
         if __name__ == "__main__":
@@ -170,7 +170,7 @@ def test_forked_processes_know_that_they_are_workers_and_log_here_and_once() -> 
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "told True\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "logged True\n", "")
 
 
 # Whose executor it is
@@ -316,7 +316,7 @@ def test_an_executor_that_has_been_shut_down_says_what_to_do() -> None:
     assert caught.value.results == {}
 
 
-def test_what_somebody_else_cancels_ends_the_map_and_nothing_is_lost() -> None:
+def test_what_others_cancel_ends_the_map_and_nothing_is_lost() -> None:
     executor = ThreadPoolExecutor(1)
 
     def shut_down(number: int) -> int:
@@ -412,13 +412,13 @@ def tell_and_die(path: str) -> None:
     os._exit(9)
 
 
-def test_items_beside_one_that_cannot_be_sent_survive_a_death(tmp_path: Path) -> None:
+def test_items_next_to_one_that_cannot_be_sent_survive_a_death(tmp_path: Path) -> None:
     """What could not be pickled has failed already: it is not tried, or counted, again."""
     items: list[Any] = [*range(60), threading.Lock(), 100, *range(61, 90)]
-    told: list[Any] = []
+    updates: list[Any] = []
     bound = mapped(die_at, Made(lambda: processes(1)), on_error="return")
-    results = bound(items, progress=told.append)
-    assert (told[-1].done, told[-1].failures) == (len(items), 2)
+    results = bound(items, progress=updates.append)
+    assert (updates[-1].done, updates[-1].failures) == (len(items), 2)
     failed = {index: type(each) for index, each in enumerate(results) if isinstance(each, Exception)}
     assert failed == {60: ConfigError, 61: WorkerDiedError}
     assert [each for each in results if isinstance(each, int)] == [*range(60), *range(61, 90)]
@@ -525,7 +525,7 @@ def test_one_circuit_breaker_holds_for_all_processes(pool: Executor, tmp_path: P
     results = bound([str(tmp_path / "calls")] * 40)
     assert all(isinstance(each, Exception) for each in results)
     calls = (tmp_path / "calls").stat().st_size
-    assert 4 <= calls <= 5  # one may have begun beside the last
+    assert 4 <= calls <= 5  # one may have started at the same time as the last
     assert sum(type(each).__name__ == "CircuitOpenError" for each in results) == 40 - calls
 
 
@@ -542,7 +542,7 @@ def test_one_bulkhead_holds_for_all_processes(pool: Executor, tmp_path: Path) ->
 
 
 def alone(path: str) -> bool:
-    """Whether nobody else is in here."""
+    """Whether no other call is in here."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -211,8 +211,8 @@ def test_an_awkward_exception_arrives_as_itself(outcomes: dict[str, Any], what: 
     error = outcomes[what]
     assert isinstance(error, kind)
     assert is_right(error)
-    [told] = [note for note in error.__notes__ if note.startswith("In the worker process:")]
-    assert "in fail" in told
+    [message] = [note for note in error.__notes__ if note.startswith("In the worker process:")]
+    assert "in fail" in message
     assert outcomes["none"] == "none"
 
 
@@ -396,8 +396,8 @@ def takes_key(number: int, by: Any) -> int:
 
 @pytest.mark.parametrize("what", local_function())
 def test_the_part_of_a_function_that_does_not_pickle_is_named(what: str) -> None:
-    function, told = local_function()[what]
-    with pytest.raises(ConfigError, match=f"cannot be sent to a worker process, because of .*{told}, <"):
+    function, message = local_function()[what]
+    with pytest.raises(ConfigError, match=f"cannot be sent to a worker process, because of .*{message}, <"):
         mapped(function)([1])
 
 

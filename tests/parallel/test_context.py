@@ -392,14 +392,14 @@ def refuse_strangely() -> None:
 
 
 @pytest.mark.parametrize(
-    ("initializer", "told"),
+    ("initializer", "message"),
     [(refuse, "ConnectionError: no database here"), (refuse_strangely, "Strange: strange 7")],
 )
-def test_an_initializer_that_fails_ends_the_map_and_is_named(initializer: Any, told: str) -> None:
+def test_an_initializer_that_fails_ends_the_map_and_is_named(initializer: Any, message: str) -> None:
     with pytest.raises(OperoError) as caught:
         mapped(state, initializer=initializer, workers=2)(range(20))
     name = f"{__name__}.{initializer.__name__}"
-    assert str(caught.value) == f"state: the initializer {name} failed in a worker process: {told}"
+    assert str(caught.value) == f"state: the initializer {name} failed in a worker process: {message}"
     assert f"in {initializer.__name__}" in caught.value.__notes__[0]
     assert isinstance(caught.value.__cause__, MapError)
     assert mapped(state)([1])[0][2] != os.getpid()
@@ -458,7 +458,7 @@ def test_a_map_within_a_worker_is_initialized_too() -> None:
     assert mapped(nested_initialized)([1]) == [[("nested", "unset")]]
 
 
-def test_maps_in_processes_begin_in_threads_and_beside_event_loops() -> None:
+def test_maps_in_processes_start_in_threads_and_next_to_event_loops() -> None:
     async def main() -> list[Any]:
         return await asyncio.gather(*(asyncio.to_thread(mapped(square), range(50)) for _ in range(2)))
 
