@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from opero.config.sources import Layer, Leaf
-    from opero.policies.bound_types import AsyncBatch, AsyncMapped, Batch, Bound, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Bound, Mapped, OnlyAny
     from opero.policies.options import Options
     from opero.registry.watch import Watch
     from opero.runtime.clock import Clock
@@ -157,7 +157,7 @@ class Registry(Mapping[str, Policy]):
     @overload
     def bind(  # type: ignore[overload-overlap]  # the first match is the intended one
         self,
-        func: AsyncBatch[T, P, R],
+        func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]],
         name: str,
         *,
         clock: Clock | None = None,
@@ -177,7 +177,7 @@ class Registry(Mapping[str, Policy]):
     @overload
     def bind(
         self,
-        func: Batch[T, P, R],
+        func: Callable[Concatenate[list[T], P], list[R]],
         name: str,
         *,
         clock: Clock | None = None,
