@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import opero
 from opero.policies.base import StrictModel
@@ -23,8 +23,11 @@ def signature(function: Any) -> str:
 
 
 def members(cls: type[Any]) -> list[str]:
-    """Return the public methods, properties and slots of a class and its bases in opero."""
+    """Return the public methods, properties, slots and class variables of a class and its bases in opero."""
     lines = []
+    if not issubclass(cls, StrictModel):
+        annotations = vars(cls).get("__annotations__", {})
+        lines += [f"    {name}: {what}" for name, what in annotations.items() if str(what).startswith("ClassVar")]
     for name in sorted({name for base in cls.__mro__ if base.__module__.startswith("opero") for name in vars(base)}):
         if name.startswith("_") and name not in ("__call__", "__init__", "__new__"):
             continue
@@ -45,6 +48,8 @@ def described(name: str) -> list[str]:
     value = getattr(opero, name)
     if not callable(value):
         return [name]
+    if get_origin(value):
+        return [f"{name} = {value!r}"]
     if not inspect.isclass(value):
         return [f"{name}{signature(value)}"]
     lines = [f"class {name}({', '.join(base.__name__ for base in value.__bases__)})"]

@@ -12,7 +12,7 @@ from opero.policies.policy import Policy, merge, options_to_fields, whole_polici
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from opero.policies.bound_types import AsyncBatch, AsyncMapped, Batch, Bound, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Bound, Mapped, OnlyAny
     from opero.policies.options import Options
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock
@@ -46,14 +46,14 @@ class _MapDecorator:
     def __call__(self, func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
     @overload
     def __call__(  # type: ignore[overload-overlap]  # the first match is the intended one
-        self, func: AsyncBatch[T, P, R], /
+        self, func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self, func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload
-    def __call__(self, func: Batch[T, P, R], /) -> Mapped[T, P, R]: ...
+    def __call__(self, func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
     @overload
     def __call__(self, func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
     def __call__(self, func: Any, /) -> Any:
@@ -108,14 +108,14 @@ def opero(
 def opmap(func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
 @overload
 def opmap(  # type: ignore[overload-overlap]  # the first match is the intended one
-    func: AsyncBatch[T, P, R], /
+    func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]], /
 ) -> AsyncMapped[T, P, R]: ...
 @overload
 def opmap(  # type: ignore[overload-overlap]
     func: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
 ) -> AsyncMapped[T, P, R]: ...
 @overload
-def opmap(func: Batch[T, P, R], /) -> Mapped[T, P, R]: ...
+def opmap(func: Callable[Concatenate[list[T], P], list[R]], /) -> Mapped[T, P, R]: ...
 @overload
 def opmap(func: Callable[Concatenate[T, P], R], /) -> Mapped[T, P, R]: ...
 @overload

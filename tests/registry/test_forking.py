@@ -96,6 +96,7 @@ def test_a_forked_child_does_not_wait_for_locks_of_the_parents_threads(tmp_path:
         f"""
 import string
 registry.bind_import("string:capwords", "api")  # makes registry._imports
+registry.unbind_import("string:capwords")
 
 def hold():
     with {lock}:

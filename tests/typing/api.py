@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Self, TypeVar, assert_type
 
 from opero import (
     AdaptiveTTL,
@@ -37,6 +37,8 @@ from opero import (
     opmap,
     tune,
 )
+
+T = TypeVar("T")
 
 # A function keeps its signature, bare and called
 
@@ -137,6 +139,81 @@ async def uses_async() -> None:
     await takes_a_coroutine_function(fetch_async)
 
 
+async def takes_an_async_bound(function: AsyncBound[[str], T]) -> T:
+    takes_a_text: Callable[[str], Coroutine[Any, Any, T]] = function
+    return await takes_a_text("/")
+
+
+# Functions whose results are Any or of the type of an argument
+
+
+@opero
+def load_json(path: str, encoding: str = "utf-8") -> Any:
+    return path
+
+
+@opero(retries=2)
+def first(items: list[T]) -> T:
+    return items[0]
+
+
+@opero
+def identity(item: T) -> T:
+    return item
+
+
+@opero
+async def fetch_json(url: str) -> dict[str, Any]:
+    return {}
+
+
+@opero
+async def identity_async(item: T) -> T:
+    return item
+
+
+@opmap
+def load_all_json(path: str) -> Any:
+    return path
+
+
+assert_type(load_json("a.json", encoding="ascii"), Any)
+assert_type(load_json.stats, Stats)
+assert_type(first([1]), int)
+assert_type(identity("a"), str)
+assert_type(Policy().apply(identity)("a"), str)
+loaded: list[Any] = load_json.map(["a.json"], encoding="ascii")
+streamed: Iterator[Any] = load_json.stream(["a.json"], journal="run.jsonl")
+same: list[int] = identity.map([1, 2])
+also_loaded: list[Any] = load_all_json(["a.json"])
+
+
+async def uses_results_of_any_type() -> None:
+    assert_type(await fetch_json.map(["/"]), list[dict[str, Any]])
+    assert_type(await anext(fetch_json.stream(["/"])), dict[str, Any])
+    assert_type(await identity_async(1), int)
+
+
+# Variable parameters, and maps in the place of callables
+
+
+@opero
+def with_variable(url: str, *words: int, **options: str) -> int:
+    return len(url)
+
+
+@opero
+def add_all(numbers: list[int], **options: str) -> list[float]:
+    return [each + 0.5 for each in numbers]
+
+
+assert_type(with_variable("/", 1, 2, mode="x"), int)
+assert_type(with_variable.map(["/"], 1, 2, mode="x"), list[int])
+assert_type(add_all.map([1, 2], mode="x"), list[float])
+assert_type(next(add_all.stream([1, 2])), float)
+map_of_fetch: Callable[[list[str]], list[bytes]] = fetch.map
+
+
 # Generators of both kinds
 
 
@@ -181,6 +258,15 @@ class Service:
     async def build_async(cls, name: str) -> Service:
         return cls()
 
+    @classmethod
+    @opero
+    async def build_same(cls, name: str) -> Self:
+        return cls()
+
+    @opero
+    def load_json(self, key: int) -> Any:
+        return key
+
     @staticmethod
     @opero
     def parse(text: str) -> int:
@@ -222,6 +308,8 @@ assert_type(Service.build.map(["x"]), list[Service])
 assert_type(Service.build_below("x"), Service)
 assert_type(Service.parse("1"), int)
 assert_type(service.parse("1"), int)
+assert_type(service.load_json(1), Any)
+json_of_service: list[Any] = service.load_json.map([1])
 assert_type(service.load([1, 2]), list[str])
 assert_type(service.load([1, 2], fresh=True), list[str])
 assert_type(service.load.stats, Stats)
@@ -234,6 +322,7 @@ async def uses_async_methods() -> None:
     assert_type(await service.get_async.map([1]), list[str])
     assert_type(await anext(service.get_async.stream([1], journal="run.jsonl")), str)
     assert_type(await Service.build_async("x"), Service)
+    assert_type(await Service.build_same.map(["x"]), list[Service])
     assert_type(await service.load_async([1]), list[str])
     assert_type(await service.load_batch_async([1]), list[str])
 
@@ -333,6 +422,7 @@ bound: Bound[[str, float], bytes] = policy.apply(plain)
 async_bound: AsyncBound[[str], bytes] = policy.apply(plain_async)
 mapped: Mapped[str, [int], bytes] = resize
 async_mapped: AsyncMapped[str, [int], bytes] = resize_async
+as_a_callable: Callable[[list[str]], list[bytes]] = resize
 
 
 async def uses_applied() -> None:

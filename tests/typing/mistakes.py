@@ -46,6 +46,21 @@ async def resize_async(path: str) -> bytes:
     return path.encode()
 
 
+@opero
+def ping(*, host: str = "localhost") -> bool:
+    return True
+
+
+@opero
+def add_all(numbers: list[int], **options: str) -> list[float]:
+    return [each + 0.5 for each in numbers]
+
+
+@opero
+def load_json(path: str) -> Any:
+    return path
+
+
 class Service:
     @opero
     def get(self, key: int) -> str:
@@ -85,6 +100,12 @@ resize(["a"], journal=3)  # type: ignore[call-overload]
 resize.stream(["a"], progress="always")  # type: ignore[call-overload]
 resize.stream([1], journal="run.jsonl")  # type: ignore[list-item]
 fetch.map(["a"], journal=b"run.jsonl")  # type: ignore[call-overload]
+fetch.map(["a"], verify=True)  # type: ignore[call-overload]
+ping.map(["a"])  # type: ignore[arg-type]
+add_all.map(["a"])  # type: ignore[list-item]
+add_all.map([[1]])  # type: ignore[list-item]
+add_all.map([1], mode=1)  # type: ignore[call-overload]
+load_json(1)  # type: ignore[arg-type]
 load_users(["a"])  # type: ignore[list-item]
 service.load(1)  # type: ignore[call-overload]
 service.load(["a"])  # type: ignore[list-item]

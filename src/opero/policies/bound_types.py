@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
     from opero.values import CacheInfo, Progress
 
+    Owner = type["Bound[Concatenate[T, P], Any]"] | None  # None: else pyright gives up on results with Any
     StrPath = str | os.PathLike[str]
     ShowProgress = bool | Literal["auto"] | Callable[[Progress], object] | None
 
@@ -37,30 +38,30 @@ Items_contra = TypeVar("Items_contra", contravariant=True)
 AnyItems = Iterable[T] | AsyncIterable[T]
 
 
-# Which functions an overload accepts
-
-
 @final
 class OnlyAny:
-    """The type that no function returns: `Callable[P, OnlyAny]` accepts only functions annotated `-> Any`.
+    """A type that no function returns. Where it is the result, only functions annotated `-> Any` match.
 
-    An overload for them comes first, because `Any` also matches the `Coroutine` of the overloads for async functions.
+    Their overload comes first, because `Any` also matches the `Coroutine` of the overloads for async functions.
     """
 
 
-class Batch(Protocol[T, P, R]):
+class ItemFunction(Protocol[T_contra, R_co]):
+    """A function whose first parameter is an item."""
+
+    def __call__(self, item: T_contra, /, *args: Any, **kwargs: Any) -> R_co: ...
+
+
+class BatchFunction(Protocol[T, R]):
     """A function that takes a list of items and returns a list of results."""
 
-    def __call__(self, items: list[T], /, *args: P.args, **kwargs: P.kwargs) -> list[R]: ...
+    def __call__(self, items: list[T], /, *args: Any, **kwargs: Any) -> list[R]: ...
 
 
-class AsyncBatch(Protocol[T, P, R]):
+class AsyncBatchFunction(Protocol[T, R]):
     """An async function that takes a list of items and returns a list of results."""
 
-    def __call__(self, items: list[T], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, list[R]]: ...
-
-
-# What every bound function carries
+    def __call__(self, items: list[T], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, list[R]]: ...
 
 
 class CircuitBreakerControl(Protocol):
@@ -139,9 +140,6 @@ class BoundAttributes(ABC):
         """Hits, misses, the number of cached results, and evictions."""
 
 
-# Maps
-
-
 class MapFunction(ABC, Generic[Items_contra, P, R_co]):
     """A function that calls another for many items: what `f.map` and `f.stream` are."""
 
@@ -172,59 +170,50 @@ class MapFunction(ABC, Generic[Items_contra, P, R_co]):
         """
 
 
+Map = MapFunction[Iterable[T], P, list[R]]
+AsyncMap = MapFunction[AnyItems[T], P, Coroutine[Any, Any, list[R]]]
+Stream = MapFunction[Iterable[T], P, Generator[R, None, None]]
+AsyncStream = MapFunction[AnyItems[T], P, AsyncGenerator[R, None]]
+
+
 class MapAttribute(Protocol):
-    """The type of `Bound.map`: items and further arguments come from the signature of the bound function."""
+    """The type of `Bound.map`, which follows from the function that is bound.
+
+    `instance` gives the types of items and results, `owner` the parameters after the first. For a single
+    `Callable[Concatenate[T, P], R]`, which would give all of them, mypy --strict refuses a function with `**kwargs`.
+    """
 
     @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], OnlyAny], owner: Any = None
-    ) -> MapFunction[Iterable[T], P, list[Any]]: ...
+    def __get__(self, instance: ItemFunction[T, OnlyAny], owner: Owner[T, P]) -> Map[T, P, Any]: ...
     @overload
-    def __get__(
-        self, instance: AsyncBatch[T, P, R], owner: Any = None
-    ) -> MapFunction[AnyItems[T], P, Coroutine[Any, Any, list[R]]]: ...
+    def __get__(self, instance: AsyncBatchFunction[T, R], owner: Owner[list[T], P]) -> AsyncMap[T, P, R]: ...
     @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], owner: Any = None
-    ) -> MapFunction[AnyItems[T], P, Coroutine[Any, Any, list[R]]]: ...
+    def __get__(self, instance: ItemFunction[T, Coroutine[Any, Any, R]], owner: Owner[T, P]) -> AsyncMap[T, P, R]: ...
     @overload
-    def __get__(self, instance: Batch[T, P, R], owner: Any = None) -> MapFunction[Iterable[T], P, list[R]]: ...
+    def __get__(self, instance: BatchFunction[T, R], owner: Owner[list[T], P]) -> Map[T, P, R]: ...
     @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], R], owner: Any = None
-    ) -> MapFunction[Iterable[T], P, list[R]]: ...
+    def __get__(self, instance: ItemFunction[T, R], owner: Owner[T, P]) -> Map[T, P, R]: ...
 
 
 class StreamAttribute(Protocol):
-    """The type of `Bound.stream`: as `MapAttribute`, with a generator of the results."""
+    """The type of `Bound.stream`: as `MapAttribute`, but the results come from a generator."""
 
     @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], OnlyAny], owner: Any = None
-    ) -> MapFunction[Iterable[T], P, Generator[Any, None, None]]: ...
+    def __get__(self, instance: ItemFunction[T, OnlyAny], owner: Owner[T, P]) -> Stream[T, P, Any]: ...
+    @overload
+    def __get__(self, instance: AsyncBatchFunction[T, R], owner: Owner[list[T], P]) -> AsyncStream[T, P, R]: ...
     @overload
     def __get__(
-        self, instance: AsyncBatch[T, P, R], owner: Any = None
-    ) -> MapFunction[AnyItems[T], P, AsyncGenerator[R, None]]: ...
+        self, instance: ItemFunction[T, Coroutine[Any, Any, R]], owner: Owner[T, P]
+    ) -> AsyncStream[T, P, R]: ...
     @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], owner: Any = None
-    ) -> MapFunction[AnyItems[T], P, AsyncGenerator[R, None]]: ...
+    def __get__(self, instance: BatchFunction[T, R], owner: Owner[list[T], P]) -> Stream[T, P, R]: ...
     @overload
-    def __get__(
-        self, instance: Batch[T, P, R], owner: Any = None
-    ) -> MapFunction[Iterable[T], P, Generator[R, None, None]]: ...
-    @overload
-    def __get__(
-        self, instance: Callable[Concatenate[T, P], R], owner: Any = None
-    ) -> MapFunction[Iterable[T], P, Generator[R, None, None]]: ...
-
-
-# What `@opero` and `Policy.apply` return
+    def __get__(self, instance: ItemFunction[T, R], owner: Owner[T, P]) -> Stream[T, P, R]: ...
 
 
 class Bound(BoundAttributes, Generic[P, R_co]):
-    """A function under a policy. It has the signature of the function."""
+    """A function under a policy, with its own signature: what `@opero` and `Policy.apply` return."""
 
     map: ClassVar[MapAttribute]
     """Call the function for every item, in parallel, and return the list of results."""
@@ -266,23 +255,23 @@ class Bound(BoundAttributes, Generic[P, R_co]):
 
 
 AsyncBound = Bound[P, Coroutine[Any, Any, R]]
+"""An async function under a policy: `AsyncBound[[str], bytes]` takes a string and gives bytes when awaited."""
 
 
-# What `@opmap` returns. The type of its items comes from the first parameter. For a method that is the instance, until
-# `__get__` removes it and takes the type of the items from the next one.
+class Mapped(BoundAttributes, Map[T_contra, P, R_co], Generic[T_contra, P, R_co]):
+    """A function of many items, which `@opmap` makes of a function of one item or of a list of items.
 
-
-class Mapped(BoundAttributes, MapFunction[Iterable[T_contra], P, list[R_co]], Generic[T_contra, P, R_co]):
-    """A function of many items, made of a function of one item or of a list of items."""
-
-    @property
-    @abstractmethod
-    def map(self) -> MapFunction[Iterable[T_contra], P, list[R_co]]:
-        """The same as calling the function."""
+    Items have the type of the first parameter. A method's first parameter is the instance, until `__get__` removes it.
+    """
 
     @property
     @abstractmethod
-    def stream(self) -> MapFunction[Iterable[T_contra], P, Generator[R_co, None, None]]:
+    def map(self) -> Map[T_contra, P, R_co]:
+        """Do the same as a call of the function itself."""
+
+    @property
+    @abstractmethod
+    def stream(self) -> Stream[T_contra, P, R_co]:
         """As `map`, but yield each result as it is ready, and read the items as they are needed."""
 
     @overload
@@ -309,19 +298,17 @@ class Mapped(BoundAttributes, MapFunction[Iterable[T_contra], P, list[R_co]], Ge
     def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
 
-class AsyncMapped(
-    BoundAttributes, MapFunction[AnyItems[T_contra], P, Coroutine[Any, Any, list[R_co]]], Generic[T_contra, P, R_co]
-):
-    """An async function of many items, made of an async function of one item or of a list of items."""
+class AsyncMapped(BoundAttributes, AsyncMap[T_contra, P, R_co], Generic[T_contra, P, R_co]):
+    """As `Mapped`, for an async function."""
 
     @property
     @abstractmethod
-    def map(self) -> MapFunction[AnyItems[T_contra], P, Coroutine[Any, Any, list[R_co]]]:
-        """The same as calling the function."""
+    def map(self) -> AsyncMap[T_contra, P, R_co]:
+        """Do the same as a call of the function itself."""
 
     @property
     @abstractmethod
-    def stream(self) -> MapFunction[AnyItems[T_contra], P, AsyncGenerator[R_co, None]]:
+    def stream(self) -> AsyncStream[T_contra, P, R_co]:
         """As `map`, but yield each result as it is ready, and read the items as they are needed."""
 
     @overload

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
-    from opero.policies.bound_types import AsyncBatch, AsyncMapped, Batch, Bound, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Bound, Mapped, OnlyAny
     from opero.policies.options import Options
     from opero.runtime.clock import Clock
 
@@ -66,7 +66,7 @@ class Registry(Profiles):
     @overload
     def bind(  # type: ignore[overload-overlap]  # the first match is the intended one
         self,
-        func: AsyncBatch[T, P, R],
+        func: Callable[Concatenate[list[T], P], Coroutine[Any, Any, list[R]]],
         name: str,
         *,
         clock: Clock | None = None,
@@ -86,7 +86,7 @@ class Registry(Profiles):
     @overload
     def bind(
         self,
-        func: Batch[T, P, R],
+        func: Callable[Concatenate[list[T], P], list[R]],
         name: str,
         *,
         clock: Clock | None = None,
