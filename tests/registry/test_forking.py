@@ -94,9 +94,10 @@ def test_a_forked_child_does_not_wait_for_locks_of_the_parents_threads(tmp_path:
     check(
         tmp_path,
         f"""
-import string
+import gc, string
 registry.bind_import("string:capwords", "api")  # makes registry._imports
 registry.unbind_import("string:capwords")
+gc.collect()
 
 def hold():
     with {lock}:
