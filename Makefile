@@ -1,9 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` work on a fresh clone with Python >= 3.11, make and pip.
 # Each Python has a virtual environment of its own under .venv/, made anew when pyproject.toml changes.
 
-# Compile our modules once: many tests start programs that import them.
-export PYTHONDONTWRITEBYTECODE :=
-
 PYTHONS := $(shell sh tests/pythons.sh)
 FIRST := $(firstword $(PYTHONS))
 ifeq ($(FIRST),)
@@ -11,27 +8,35 @@ $(error no Python of 3.11 or later was found; install one, or set PYTHON=/path/t
 endif
 # A Python's path with its slashes as '@', so that it can be part of a target's name.
 name = $(subst /,@,$(1))
+PIP := .venv/pip
 DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
-WORKERS := 2
+# Processes that the tests are spread over: one more than this has processors, as many tests wait for something.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
-.PHONY: demo test lint types bench clean $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+# Bytecode is written even where the user's own environment forbids it: many tests start programs.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test lint types bench clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
 	$(DEMO)/bin/python examples/demo.py
 
 test: $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
+venvs: $(foreach python,$(PYTHONS),.venv/test$(call name,$(python))/ready) $(LINT)/ready $(DEMO)/ready
+
 define suite
-.venv/test$(call name,$(1))/ready: pyproject.toml
+.venv/test$(call name,$(1))/ready: pyproject.toml | $(PIP)/ready
 	$$(call make_venv,$(1),.venv/test$(call name,$(1)),-e . --group test)
 test-$(call name,$(1)): .venv/test$(call name,$(1))/ready
 	.venv/test$(call name,$(1))/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $$(ARGS)
 endef
 
-make_venv = rm -rf $(2) && $(1) -m venv $(2) && $(2)/bin/python -m pip install --quiet --upgrade pip \
-	&& $(2)/bin/python -m pip install --quiet $(3) && touch $(2)/ready
+# Packages are compiled when they are first imported, as most of their modules never are.
+make_venv = rm -rf $(2) && $(1) -m venv --without-pip $(2) \
+	&& $(PIP)/bin/python -m pip --python $(2)/bin/python install --quiet --no-compile $(3) && touch $(2)/ready
 
 $(foreach python,$(PYTHONS),$(eval $(call suite,$(python))))
 
@@ -45,14 +50,19 @@ types: $(LINT)/ready
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks
 
-$(DEMO)/ready: pyproject.toml
+# One pip for all environments, of a version that knows dependency groups.
+$(PIP)/ready:
+	rm -rf $(PIP) && $(FIRST) -m venv $(PIP) && $(PIP)/bin/python -m pip install --quiet --upgrade pip && touch $@
+
+$(DEMO)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(DEMO),-e . --group demo)
 
-$(LINT)/ready: pyproject.toml
+$(LINT)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(LINT),-e . --group lint --group test)
 
-$(BENCH)/ready: pyproject.toml
+$(BENCH)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(BENCH),-e . --group test --group bench)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

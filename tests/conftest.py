@@ -14,22 +14,30 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from leftovers import no_change_is_left, no_process_is_left
 from opero import Policy
 from opero.testing import VirtualClock
 from redis_server import redis_server, redis_url
-from worker_processes import no_process_is_left
 
-__all__ = ["no_process_is_left", "redis_server", "redis_url"]
+__all__ = ["no_change_is_left", "no_process_is_left", "redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
 
-FIRST = ("test_architecture.py",)
-SLOWEST = ("parallel/test_dask.py", "parallel/test_ray.py", "parallel/", "examples/", "spec/", "executors/", "cli/")
-"""Run first, so that no worker is left with a slow module when the others have finished."""
+FIRST = (
+    "test_architecture.py",
+    "parallel/test_dask.py",
+    "parallel/test_ray.py",
+    "parallel/",
+    "examples/",
+    "spec/",
+    "executors/",
+    "cli/",
+)
+"""Beginnings of paths that run first: the import rule, and then slow modules, so that no worker is left with one."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under `make test &`: programs under test inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -37,11 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
 
-    order = (*FIRST, *SLOWEST)
-
     def rank(item: pytest.Item) -> int:
         name = item.path.relative_to(here).as_posix()
-        return next((place for place, prefix in enumerate(order) if name.startswith(prefix)), len(order))
+        return next((place for place, prefix in enumerate(FIRST) if name.startswith(prefix)), len(FIRST))
 
     items.sort(key=rank)
 

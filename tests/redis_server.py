@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -42,7 +43,7 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not self.answers():
             if time.monotonic() > until:
                 self.kill()
@@ -121,10 +122,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty server: that of `OPERO_TEST_REDIS_URL`, or one of our own."""
+    """The URL of an empty database: of the server of `OPERO_TEST_REDIS_URL`, or of one of our own."""
     import redis
 
     url = os.environ.get("OPERO_TEST_REDIS_URL") or request.getfixturevalue("redis_server").url
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if "OPERO_TEST_REDIS_URL" in os.environ and worker is not None:  # one server for all workers: a database for each
+        url = urlsplit(url)._replace(path=worker.removeprefix("gw")).geturl()
     client = redis.Redis.from_url(url)
     client.flushdb()
     client.close()

@@ -1,6 +1,7 @@
 """The import rule: a package imports only packages below it, and no modules import each other in a circle.
 
-It holds at module level, inside functions and under TYPE_CHECKING alike. docs/architecture.md explains it.
+It holds at module level, inside functions and under TYPE_CHECKING alike. docs/architecture.md explains it, and lists
+all modules and all global state: `python tests/test_architecture.py` rewrites the list of modules.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ast
 import functools
 import graphlib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "opero"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
     "problems",
@@ -41,14 +44,16 @@ FLOORS = (
 LOADED_BY_NAME = {
     "__init__.py",
     "cli/app.py",
-    "config/__init__.py",
     "policies/door.py",
-    "registry/__init__.py",
 }
-"""The files that may load modules of opero by name: the lazy packages, the command's lazy subcommands, and the one way
+"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, and the one way
 up from policies."""
 
 TYPES_MAY_CIRCLE = "policies"
+
+
+HEADING = "rewrites this section.\n\n"
+"""The end of what is written by hand in docs/architecture.md."""
 
 
 class Arrow(NamedTuple):
@@ -153,6 +158,34 @@ def loaded_by_name(root: Path) -> list[str]:
     return found
 
 
+def list_of_modules(root: Path) -> str:
+    """Each module with the first line of its docstring, by package."""
+    lines: list[str] = []
+    for directory in sorted({file.parent for file in root.rglob("*.py")}):
+        package = directory.relative_to(root).as_posix()
+        lines += ["", f"### {'The top level' if package == '.' else f'{package}/'}", ""]
+        for file in sorted(directory.glob("*.py")):
+            docstring = ast.get_docstring(parsed(file))
+            assert docstring, f"{file} has a docstring"
+            if docstring:
+                lines.append(f"- `{file.name}`: {docstring.splitlines()[0]}")
+    return "\n".join(lines).strip() + "\n"
+
+
+def has_global_state(file: Path) -> bool:
+    """Whether a module rebinds its own names, runs code at forks, or has a lock or weak references for the process."""
+    module = parsed(file)
+    return any(
+        isinstance(node, ast.Global) or (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("at_fork"))
+        for node in ast.walk(module)
+    ) or any(
+        isinstance(node, ast.Assign | ast.AnnAssign)
+        and node.value is not None
+        and ast.unparse(node.value).endswith(("Lock()", "WeakSet()", "Dictionary()"))
+        for node in module.body
+    )
+
+
 def test_packages_import_only_what_is_below_them() -> None:
     known = {top(name) for name in modules_of(SOURCE)}
     assert known == set(" ".join(FLOORS).split()), "each module and package of the top level has its floor"
@@ -167,6 +200,19 @@ def test_no_modules_of_a_package_import_each_other_in_a_circle() -> None:
 
 def test_modules_are_loaded_by_name_in_the_listed_files_only() -> None:
     assert {place.partition(":")[0] for place in loaded_by_name(SOURCE)} == LOADED_BY_NAME
+
+
+def test_the_document_lists_every_module() -> None:
+    _, _, listed = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)
+    assert listed == list_of_modules(SOURCE), "the modules have changed: python tests/test_architecture.py"
+
+
+def test_the_document_lists_all_global_state() -> None:
+    section = DOCUMENT.read_text(encoding="utf-8").partition("\n## Global state\n")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^\| `([\w/.]+\.py)`", section, re.MULTILINE))
+    files = {file.relative_to(SOURCE).as_posix(): file for file in SOURCE.rglob("*.py")}
+    found = {name for name, file in files.items() if has_global_state(file) and not name.startswith("testing/")}
+    assert found <= listed <= files.keys()
 
 
 @pytest.mark.parametrize(
@@ -198,3 +244,8 @@ def test_a_circle_is_found_with_its_steps(tmp_path: Path) -> None:
     (found,) = circles(arrows_of(tmp_path / "sample"))
     assert "src/sample/package/one.py:1: imports sample.package.two" in found
     assert "src/sample/package/two.py:2: imports sample.package.one" in found
+
+
+if __name__ == "__main__":
+    written, heading, _ = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)
+    DOCUMENT.write_text(written + heading + list_of_modules(SOURCE), encoding="utf-8")

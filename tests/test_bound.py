@@ -1,4 +1,4 @@
-"""What users hold: functions, methods of every kind, generators; all of them carry their binding."""
+"""Bound functions, methods and generators, and their bindings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unittest import mock
 import pydantic
 import pytest
 
-from opero import ConfigError, Policy, opero, opmap
+from opero import ConfigError, Policy, Registry, opero, opmap
 from opero.testing import VirtualClock
 
 CLOCK = VirtualClock()
@@ -84,7 +84,7 @@ class Client:
             yield f"{self.base}{number}"
 
 
-def test_methods_retry_with_their_instance() -> None:
+def test_methods_are_retried_with_their_instance() -> None:
     assert Client("a/").get("x") == "a/x"
     assert Client.get(Client("b/"), "x") == "b/x"
     assert asyncio.run(Client("c/").get_async("x")) == "c/x"
@@ -105,7 +105,7 @@ def test_a_class_method_of_a_subclass_gets_the_subclass() -> None:
     assert type(Special("x").of("a")) is Special
 
 
-def test_generator_methods_retry_up_to_the_first_item() -> None:
+def test_generator_methods_are_retried_up_to_the_first_item() -> None:
     assert list(Client("p").pages(3)) == ["p0", "p1", "p2"]
 
     async def collect() -> list[str]:
@@ -114,7 +114,7 @@ def test_generator_methods_retry_up_to_the_first_item() -> None:
     assert asyncio.run(collect()) == ["q0", "q1"]
 
 
-def test_map_and_cache_of_a_method_are_its_instances_own() -> None:
+def test_map_and_cache_functions_of_a_method_apply_to_its_instance() -> None:
     first, second = Client("a/"), Client("b/")
     assert first.get.map(["x", "y"]) == ["a/x", "a/y"]
     assert asyncio.run(second.get_async.map(["x"])) == ["b/x"]
@@ -129,7 +129,7 @@ def test_map_and_cache_of_a_method_are_its_instances_own() -> None:
     assert second.cached.cache_get("x") is None
 
 
-def test_a_bound_method_looks_like_one() -> None:
+def test_a_bound_method_has_the_attributes_of_a_method() -> None:
     client = Client("a/")
     method = client.get
     assert method.__self__ is client
@@ -146,7 +146,7 @@ def test_a_bound_method_looks_like_one() -> None:
     assert "get" in dict(inspect.getmembers(Client, inspect.isfunction))
 
 
-def test_a_method_bound_outside_of_its_class_is_a_function_of_the_instance() -> None:
+def test_a_method_can_be_bound_outside_its_class() -> None:
     class Plain:
         async def get(self, path: str) -> str:
             return path
@@ -154,7 +154,7 @@ def test_a_method_bound_outside_of_its_class_is_a_function_of_the_instance() -> 
     bound = Policy(retry=1).apply(Plain.get)
     assert asyncio.run(bound(Plain(), "x")) == "x"
     assert bound.__name__ == "get"
-    if sys.version_info >= (3, 12):  # where inspect can be told
+    if sys.version_info >= (3, 12):  # inspect.markcoroutinefunction
         assert inspect.iscoroutinefunction(bound)
     Plain.get = bound  # type: ignore[method-assign, assignment]
     assert asyncio.run(Plain().get.map(["a", "b"])) == ["a", "b"]  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def test_methods_can_be_replaced_on_an_instance_and_in_a_subclass() -> None:
     assert Louder("a/").get("x") == "A/X"
 
 
-def test_methods_of_pydantic_models_and_abstract_classes_may_be_bound() -> None:
+def test_methods_of_pydantic_models_and_abstract_classes_can_be_bound() -> None:
     class Model(pydantic.BaseModel):
         base: str
 
@@ -198,7 +198,7 @@ def test_methods_of_pydantic_models_and_abstract_classes_may_be_bound() -> None:
         Abstract()  # type: ignore[abstract]
 
 
-def test_callable_objects_partials_builtins_and_bound_methods_are_bound_too() -> None:
+def test_callable_objects_partials_builtins_and_bound_methods_can_be_bound() -> None:
     class Doubler:
         def __call__(self, value: int) -> int:
             return value * 2
@@ -215,12 +215,12 @@ def test_callable_objects_partials_builtins_and_bound_methods_are_bound_too() ->
     assert policy.apply(Client("a/").fail_once)() is None
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_an_object_that_is_not_callable_is_refused() -> None:
     with pytest.raises(ConfigError, match="value of type int: it is not callable"):
         Policy().apply(3)  # type: ignore[type-var,call-overload]
 
 
-def test_a_function_without_cache_says_how_to_get_one() -> None:
+def test_the_error_of_a_function_without_a_cache_says_how_to_add_one() -> None:
     with pytest.raises(ConfigError, match="has no cache; give it one with cache=True"):
         Client("a").get.cache_get("x")
 
@@ -230,7 +230,7 @@ def test_bound_functions_can_be_copied_and_a_class_with_them_deep_copied() -> No
     assert client.get("x") == "a/x"
 
 
-def test_users_exceptions_keep_their_traceback_and_stop_iteration_passes_unharmed() -> None:
+def test_exceptions_of_the_function_keep_their_traceback_and_stop_iteration_is_unchanged() -> None:
     @opero(retries=1, clock=CLOCK, reraise=True)
     def stop() -> None:
         raise StopIteration(5)
@@ -241,7 +241,7 @@ def test_users_exceptions_keep_their_traceback_and_stop_iteration_passes_unharme
     assert caught.traceback[-1].name == "stop"
 
 
-def test_a_bare_policy_costs_no_layer_and_still_counts() -> None:
+def test_an_empty_policy_adds_no_layer_but_counts() -> None:
     bound: Any = Policy().apply(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bound()
@@ -252,3 +252,20 @@ def test_a_bare_policy_costs_no_layer_and_still_counts() -> None:
         "failures": 1,
         "errors": {"ZeroDivisionError": 1},
     }
+
+
+@pytest.mark.parametrize("base", [{"cache": True}, {"cache": "30m"}])
+def test_code_that_uses_the_cache_keeps_working_when_an_operator_switches_it_off(base: Any) -> None:
+    registry = Registry({"api": Policy(**base)})
+
+    def function() -> int:
+        return 1
+
+    bound: Any = registry.bind(function, "api")
+    with registry.override(api={"cache": False}):
+        assert bound() == 1
+        assert bound.cache_set(2) is False
+        assert bound.cache_get() is None
+        bound.cache_delete()
+        bound.cache_clear()
+        assert bound.cache_info().size == 0

@@ -1,4 +1,4 @@
-"""`@opero` and `@opmap`: bare, called, with a policy; what is refused when decorating."""
+"""`@opero` and `@opmap`: bare, called, with a policy, and their errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opero.testing import VirtualClock
 
 
 def failing(times: int, error: type[Exception] = ConnectionError) -> Any:
-    """A function that fails so often, and then answers."""
+    """Return a function that fails the given number of times before it succeeds."""
     left = [times]
 
     def answer(value: int = 1) -> int:
@@ -26,31 +26,31 @@ def failing(times: int, error: type[Exception] = ConnectionError) -> Any:
     return answer
 
 
-def test_bare_and_empty_decorators_mean_three_retries_and_nothing_else() -> None:
+def test_bare_and_empty_decorators_have_three_retries_and_nothing_else() -> None:
     assert opero(failing(0)).policy == opero()(failing(0)).policy == Policy(retry=RetryPolicy(retries=3))
 
 
-def test_three_retries_are_up_to_four_attempts() -> None:
+def test_three_retries_mean_up_to_four_attempts() -> None:
     clock = VirtualClock()
     bound = opero(clock=clock)(failing(3))
     assert bound(5) == 5
     assert (bound.stats.calls, bound.stats.attempts, bound.stats.retries) == (1, 4, 3)
 
 
-def test_options_keep_the_default_retries_unless_they_say_otherwise() -> None:
+def test_options_keep_the_default_retries_unless_set() -> None:
     assert opero(cache=True)(failing(0)).policy.retry == RetryPolicy(retries=3)
     assert opero(retries=1)(failing(0)).policy.retry == RetryPolicy(retries=1)
     assert opero(backoff_factor=2)(failing(0)).policy.retry == RetryPolicy(retries=3, backoff_factor=2)
     assert opero(retry=None)(failing(0)).policy.retry is None
 
 
-def test_options_are_laid_over_a_policy_object_which_has_only_what_it_names() -> None:
+def test_options_are_merged_over_a_policy_object_without_default_retries() -> None:
     base = Policy(rate_limit={"rate": 10, "burst": 5}, timeout="5s")
     policy = opero(policy=base, rate_limit="20/s", timeout=None)(failing(0)).policy
     assert policy == Policy(rate_limit={"rate": 20, "burst": 5})
 
 
-def test_a_named_profile_is_resolved_at_the_first_call_not_when_decorating() -> None:
+def test_a_profile_is_resolved_at_the_first_call() -> None:
     registry = Registry({"api": Policy()})
 
     @opero(policy="api", registry=registry)
@@ -62,7 +62,7 @@ def test_a_named_profile_is_resolved_at_the_first_call_not_when_decorating() -> 
         assert fetch.policy == Policy(retry=2)
 
 
-def test_looking_at_the_policy_resolves_it() -> None:
+def test_accessing_the_policy_resolves_the_profile() -> None:
     registry = Registry({"api": Policy(retry=2)})
     fetch = opero(policy="api", registry=registry, retries=4)(failing(0))
     assert fetch.policy.retry == RetryPolicy(retries=4)
@@ -80,47 +80,47 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(decorator: Any) -> N
 
 
 @pytest.mark.parametrize("policy", [None, "api", Policy()])
-def test_a_bad_value_is_refused_when_decorating_with_or_without_a_profile(policy: Any) -> None:
+def test_an_invalid_value_is_refused_when_decorating_with_or_without_a_profile(policy: Any) -> None:
     with pytest.raises(pydantic.ValidationError, match=r"retry\.retries"):
         opero(policy=policy, retries=-1)
     with pytest.raises(pydantic.ValidationError, match=r"rate_limit\.rate"):
         opero(policy=policy, rate_limit="fast")
 
 
-def test_a_profile_may_be_completed_by_options_that_say_too_little_alone() -> None:
+def test_options_can_complete_a_profile() -> None:
     registry = Registry({"api": Policy(rate_limit="10/s")})
     fetch = opero(policy="api", registry=registry, rate_limit={"burst": 3})(failing(0))
     assert fetch.policy == Policy(rate_limit={"rate": 10, "burst": 3})
 
 
-def test_a_fallback_argument_that_the_function_lacks_is_refused_when_decorating() -> None:
-    with pytest.raises(ConfigError, match="no parameter 'apikey' to fall back on; did you mean 'api_key'?"):
+def test_an_unknown_fallback_argument_is_refused_when_decorating() -> None:
+    with pytest.raises(ConfigError, match="no parameter 'apikey', which fallback.arg names; did you mean 'api_key'?"):
 
         @opero(arg_fallback="apikey")
         def fetch(url: str, api_key: str) -> None: ...
 
 
 @pytest.mark.parametrize("options", [{"arg_fallback": "kee"}, {"rate_limit": {"rate": 1, "cost": "kee"}}])
-def test_an_argument_that_the_decorator_itself_names_is_checked_when_decorating_under_a_profile_too(
+def test_an_argument_named_by_the_decorator_is_checked_when_decorating_even_with_a_profile(
     options: Any,
 ) -> None:
     with pytest.raises(ConfigError, match="no parameter 'kee'"):
         opero(policy="api", **options)(failing(0))
 
 
-def test_decorating_with_a_bare_profile_name_tells_the_way() -> None:
-    with pytest.raises(ConfigError, match=r"write @opero\(policy='api'\)"):
+def test_the_error_for_a_bare_profile_name_shows_the_correct_form() -> None:
+    with pytest.raises(ConfigError, match=r"use @opero\(policy='api'\)"):
         opero("api")  # type: ignore[call-overload]
-    with pytest.raises(ConfigError, match=r"write @opmap\(policy='api'\)"):
+    with pytest.raises(ConfigError, match=r"use @opmap\(policy='api'\)"):
         opmap("api")  # type: ignore[call-overload]
 
 
-def test_what_is_neither_name_nor_policy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="neither a profile's name nor a Policy"):
+def test_a_policy_that_is_neither_a_name_nor_a_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be a profile's name or a Policy, not of type dict"):
         opero(policy={"retry": 3})  # type: ignore[call-overload]
 
 
-def test_the_bound_function_keeps_its_name_doc_signature_and_the_function_itself() -> None:
+def test_the_bound_function_keeps_name_doc_signature_and_wrapped_function() -> None:
     @opero
     async def get_user(user_id: str, *, fresh: bool = False) -> dict[str, str]:
         """Fetch a user."""
@@ -133,7 +133,7 @@ def test_the_bound_function_keeps_its_name_doc_signature_and_the_function_itself
     assert asyncio.run(get_user("a")) == {"id": "a"}
 
 
-def test_decorated_functions_can_be_decorated_again_each_with_its_own_counts() -> None:
+def test_a_decorated_function_can_be_decorated_again_with_separate_statistics() -> None:
     clock = VirtualClock()
     inner = opero(retries=1, clock=clock)(failing(3))
     outer = opero(retries=3, clock=clock)(inner)
@@ -141,7 +141,7 @@ def test_decorated_functions_can_be_decorated_again_each_with_its_own_counts() -
     assert (outer.stats.calls, inner.stats.calls, inner.stats.attempts) == (1, 2, 4)
 
 
-def test_opmap_makes_a_function_of_many_items_and_map_is_the_same() -> None:
+def test_opmap_returns_a_function_of_many_items_equivalent_to_map() -> None:
     @opmap(mode="thread", workers=2)
     def double(item: int, plus: int = 0) -> int:
         return item * 2 + plus
@@ -161,9 +161,9 @@ def test_parallel_options_on_opero_configure_map() -> None:
     assert odd(1) == 1
 
 
-def test_profile_options_that_do_not_fit_are_found_at_the_first_use_and_named() -> None:
+def test_a_profile_that_does_not_fit_is_an_error_at_every_use() -> None:
     registry = Registry({"api": Policy(fallback={"arg": "key"})})
     fetch = opero(policy="api", registry=registry)(failing(0))
-    for _ in range(2):  # and again, not only once
+    for _ in range(2):  # every time, not only once
         with pytest.raises(ConfigError, match="no parameter 'key'"):
             fetch()

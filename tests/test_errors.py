@@ -1,4 +1,4 @@
-"""The errors: their tree, how they travel, and how the two that are groups behave."""
+"""The exceptions: their tree, pickling, and the behaviour of the groups."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ every = pytest.mark.parametrize("error", examples(), ids=lambda error: type(erro
 
 
 def same(one: Any, other: Any) -> bool:
-    """Exceptions compare by identity; these say the same."""
+    """Return whether two objects are equal, where exceptions are equal if their types and contents are."""
     if isinstance(one, BaseException):
         return type(one) is type(other) and one.args[:1] == other.args[:1] and same(vars(one), vars(other))
     if isinstance(one, dict):
@@ -76,7 +76,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def drawn() -> dict[str, tuple[str, str | None]]:
-    """Class → (its parent in the docstring's tree, what it is also)."""
+    """Return class → (its parent in the docstring's tree, its other base class)."""
     parents: list[str] = []
     tree = {}
     for line in inspect.getdoc(errors).splitlines():  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def drawn() -> dict[str, tuple[str, str | None]]:
     return tree
 
 
-def test_the_tree_is_as_the_docstring_draws_it() -> None:
+def test_the_docstring_shows_the_class_tree() -> None:
     tree = drawn()
     assert set(tree) == {name for name in errors.__all__ if name.endswith("Error")}
     for name, (parent, also) in tree.items():
@@ -96,13 +96,13 @@ def test_the_tree_is_as_the_docstring_draws_it() -> None:
         assert bases == [parent, *([also] if also else [])], name
 
 
-def test_every_error_has_an_example_here() -> None:
+def test_every_error_class_has_an_example() -> None:
     assert {type(error).__name__ for error in examples()} == set(drawn())
 
 
 @every
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_it_pickles_whole(error: OperoError, protocol: int) -> None:
+def test_an_error_pickles_with_all_attributes(error: OperoError, protocol: int) -> None:
     error = copy.copy(error)
     error.add_note("said later")
     copied = pickle.loads(pickle.dumps(error, protocol))
@@ -117,13 +117,13 @@ def test_it_pickles_whole(error: OperoError, protocol: int) -> None:
 
 
 @every
-def test_it_can_be_copied(error: OperoError) -> None:
+def test_an_error_can_be_copied(error: OperoError) -> None:
     assert same(copy.copy(error), error)
     assert same(copy.deepcopy(error), error)
 
 
 @every
-def test_an_application_can_subclass_it_and_it_still_pickles(error: OperoError) -> None:
+def test_a_subclass_of_an_error_pickles(error: OperoError) -> None:
     class Own(type(error)):  # type: ignore[misc]
         pass
 
@@ -134,31 +134,31 @@ def test_an_application_can_subclass_it_and_it_still_pickles(error: OperoError) 
         assert type(pickle.loads(pickle.dumps(own))) is Own
 
 
-def test_its_message_is_what_is_shown() -> None:
+def test_str_returns_the_message() -> None:
     assert str(PolicyNotFoundError("no profile 'x'")) == "no profile 'x'"
     assert str(UnknownOptionError("unknown option")) == "unknown option"
     assert str(AllFailedError("all failed", [FIRST, SECOND])) == "all failed (2 sub-exceptions)"
 
 
-def test_the_last_attempt_is_the_cause_and_the_first_failed_item_too() -> None:
+def test_the_cause_is_the_last_attempt_or_the_first_failed_item() -> None:
     assert AllFailedError("all failed", [FIRST, SECOND]).__cause__ is SECOND
     assert CallTimeoutError("late", errors=[FIRST, SECOND]).__cause__ is SECOND
     assert MapError("failed", {}, failed({4: FIRST, 9: SECOND})).__cause__ is FIRST
 
 
-def test_nothing_failed_is_no_error() -> None:
+def test_an_all_failed_error_needs_at_least_one_error() -> None:
     with pytest.raises(ValueError, match="non-empty"):
         AllFailedError("all failed", [])
 
 
-def test_a_map_may_end_without_a_failed_item() -> None:
+def test_a_map_error_can_have_no_failed_item() -> None:
     error = MapError("interrupted", {0: 1}, [])
     assert error.failures == ()
     assert [str(each) for each in error.exceptions] == ["interrupted"]
 
 
-def test_what_failed_is_not_tried_again_where_the_function_is_not_at_hand() -> None:
-    with pytest.raises(OperoError, match=r"retry_failed.*map the items of its failures again"):
+def test_retry_failed_is_not_available_without_the_map() -> None:
+    with pytest.raises(OperoError, match=r"retry_failed is not available.*map the items of its failures again"):
         MapError("failed", {}, failed({4: FIRST})).retry_failed()
 
 
@@ -176,7 +176,7 @@ def test_except_star_sees_every_attempt() -> None:
     assert seen == [SECOND, FIRST]
 
 
-def test_attempts_split_by_their_type() -> None:
+def test_an_all_failed_error_can_be_split_by_type() -> None:
     error = AllFailedError("all failed", [FIRST, SECOND, KeyError("k")])
     error.add_note("a note")
     matching, rest = error.split(LookupError)
@@ -189,7 +189,7 @@ def test_attempts_split_by_their_type() -> None:
     assert error.split(Exception) == (error, None)
 
 
-def test_the_errors_that_a_group_holds_are_all_its_attempts() -> None:
+def test_errors_are_the_exceptions_of_the_group() -> None:
     nested = ExceptionGroup("inner", [KeyError("k")])
     error = AllFailedError("all failed", [nested, SECOND])
     assert error.errors == error.exceptions == (nested, SECOND)
@@ -240,20 +240,38 @@ def test_failures_that_compare_equal_keep_their_own_indices() -> None:
     assert by_index(group)[8] is two
 
 
-def test_one_exception_that_failed_two_items_stands_for_both() -> None:
+def test_an_exception_shared_by_two_items_keeps_both_failures() -> None:
     error = MapError("failed", {}, failed({3: FIRST, 8: FIRST, 9: SECOND}))
     group = error.subgroup(ValueError)
     assert isinstance(group, MapError)
     assert by_index(group) == {3: FIRST, 8: FIRST}
 
 
-def test_an_exception_of_the_system_is_refused() -> None:
+def test_a_base_exception_is_refused() -> None:
     with pytest.raises(TypeError, match="BaseException"):
         AllFailedError("all failed", [KeyboardInterrupt()])  # type: ignore[list-item]
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
-    ("name", "known", "told"),
+    ("error", "text"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError(" first\n  second\t third\n"), "ValueError: first second third"),
+        (ValueError(), "ValueError"),
+        (UnprintableError(), "UnprintableError: <unprintable UnprintableError>"),
+    ],
+)
+def test_an_exception_is_described_on_one_line(error: Exception, text: str) -> None:
+    assert errors.describe(error) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
     [
         ("retrys", ["retries", "cache"], "; did you mean 'retries'?"),
         ("RETRIES", ["retries"], "; did you mean 'retries'?"),
@@ -265,5 +283,5 @@ def test_an_exception_of_the_system_is_refused() -> None:
         ("zzz", map(str, range(20)), "; known: 0, 1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, …"),
     ],
 )
-def test_the_nearest_known_name_is_told(name: str, known: Any, told: str) -> None:
-    assert errors.nearest(name, known) == told
+def test_the_hint_suggests_the_nearest_known_name(name: str, known: Any, hint: str) -> None:
+    assert errors.nearest(name, known) == hint

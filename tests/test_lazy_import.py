@@ -1,4 +1,4 @@
-"""Importing opero costs next to nothing, and each name only what it needs."""
+"""Lazy imports: importing opero loads no heavy packages, and each name loads only what it needs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HEAVY = [
 
 @pytest.fixture(autouse=True)
 def _nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is a configuration, the first call reads it."""
+    """Run in an empty directory, as the first call would load a configuration."""
     monkeypatch.chdir(tmp_path)
 
 
 def loaded_by(code: str) -> set[str]:
-    """The top-level packages that a fresh interpreter has loaded after this code."""
-    # tenacity loads tornado wherever that is installed (dask brings it to the test environment), and so asyncio.
+    """Return the top-level packages that a fresh interpreter has loaded after running the code."""
+    # tenacity imports tornado, and so asyncio, if it is installed, as it is here because of dask.
     code = f"import sys; sys.modules['tornado'] = None\n{code}"
     code += "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,7 +43,7 @@ def test_importing_opero_loads_nothing_heavy() -> None:
     assert loaded_by("import opero").isdisjoint(HEAVY)
 
 
-def test_looking_at_what_there_is_loads_nothing_heavy() -> None:
+def test_listing_the_names_of_opero_loads_nothing_heavy() -> None:
     assert loaded_by("import opero; dir(opero); opero.__version__; opero.__all__").isdisjoint(HEAVY)
 
 
@@ -78,7 +78,7 @@ def test_every_public_name_loads(name: str) -> None:
     assert getattr(opero, name) is getattr(opero, name)
 
 
-def test_all_names_are_listed() -> None:
+def test_all_public_names_are_in_dir_and_star_imports() -> None:
     assert set(opero.__all__) <= set(dir(opero))
     assert len(set(opero.__all__)) == len(opero.__all__)
     namespace: dict[str, object] = {}
@@ -94,7 +94,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(opero, "__wrapped__")
 
 
-def test_the_names_that_type_checkers_see_are_those_that_load() -> None:
+def test_type_checkers_see_exactly_the_names_that_load() -> None:
     import ast
     import inspect
 
@@ -105,7 +105,7 @@ def test_the_names_that_type_checkers_see_are_those_that_load() -> None:
     assert seen == set(opero.__all__) - {"__version__"}
 
 
-def test_the_decorator_wins_over_nothing_when_submodules_are_loaded() -> None:
-    """`opero.opero` is the decorator, whatever has been imported before it."""
+def test_opero_opero_is_the_decorator_after_submodules_are_imported() -> None:
+    """`opero.opero` is the decorator, whichever modules have been imported before."""
     code = "import opero.decorators, opero.registry, opero.policies.policy\nassert callable(opero.opero)"
     loaded_by(code)

@@ -1,6 +1,6 @@
-"""The public surface, frozen in a file, so that every change of it shows.
+"""The public API is recorded in a file, so that every change of it is visible.
 
-When a change is meant: `python tests/test_public_surface.py` writes the file anew; say it in CHANGELOG.md, too.
+After an intended change, update the file with `python tests/test_public_surface.py`, and CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def signature(function: Any) -> str:
 
 
 def members(cls: type[Any]) -> list[str]:
-    """The public methods, properties and slots that a class and its own bases define."""
+    """Return the public methods, properties and slots of a class and its bases in opero."""
     lines = []
     for name in sorted({name for base in cls.__mro__ if base.__module__.startswith("opero") for name in vars(base)}):
         if name.startswith("_") and name not in ("__call__", "__init__", "__new__"):
@@ -62,9 +62,9 @@ def surface() -> str:
     return "\n".join(line for name in opero.__all__ for line in described(name)) + "\n"
 
 
-def test_the_public_surface_is_as_written_down() -> None:
+def test_the_public_api_is_as_recorded() -> None:
     assert surface() == FILE.read_text(), (
-        "the public surface has changed; if that is meant: python tests/test_public_surface.py"
+        "the public API has changed; after an intended change run python tests/test_public_surface.py"
     )
 
 

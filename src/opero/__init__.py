@@ -6,7 +6,7 @@ environment; `@opero` and `@opmap` bind them to functions. Every name is loaded 
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # type checkers know the name; importing it from typing would cost more than all the rest
+TYPE_CHECKING = False  # type checkers know the name; importing typing would take longer than all the rest
 if TYPE_CHECKING:
     from typing import Any
 
@@ -114,7 +114,7 @@ __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used (PEP 562), so that `import opero` costs next to nothing."""
+    """Load a public name when it is first used (PEP 562), so that `import opero` is fast."""
     if name not in _HOME:
         raise AttributeError(f"module 'opero' has no attribute {name!r}")
     from importlib import import_module

@@ -100,7 +100,7 @@ def _cache_call(binding: Binding, what: str, /, *args: Any, **kwargs: Any) -> An
     cache, hits, misses = binding.cache, binding.stats.cache_hits, binding.stats.cache_misses
     if cache is not None:
         return CacheInfo(hits, misses, *cache.extent()) if what == "info" else getattr(cache, what)(*args, **kwargs)
-    if binding.policy.cache is None:
+    if binding.policy.fields().get("cache") is None:
         raise ConfigError(f"{binding.name} has no cache; give it one with cache=True or cache_ttl=...")
     # An operator has switched the cache off: code that uses it keeps working.
     return {"info": CacheInfo(hits, misses, 0, 0, None), "set": False}.get(what)

@@ -1,33 +1,32 @@
-"""Every error that opero raises of its own.
+"""The exceptions of opero.
 
     OperoError
-    ├── AllFailedError          every retry and fallback failed      (also an ExceptionGroup)
-    ├── CallTimeoutError        a timeout ended the attempt or call  (also a TimeoutError)
-    ├── ResultRejectedError     `retry_if_result` refused a result
-    ├── RejectedError           the function was not called at all
+    ├── AllFailedError          all retries and fallbacks failed         (also an ExceptionGroup)
+    ├── CallTimeoutError        a timeout ended the attempt or call      (also a TimeoutError)
+    ├── ResultRejectedError     `retry_if_result` rejected a result
+    ├── RejectedError           the function was not called
     │   ├── CircuitOpenError        the circuit breaker is open
     │   ├── RateLimitExceededError  no permit within `max_wait`
-    │   └── BulkheadFullError       no free place within `max_wait`
-    ├── WorkerDiedError         a worker process died of an item
-    ├── MapError                items of a parallel map failed       (also an ExceptionGroup)
-    │   └── MemoryLimitError        it could not stay under `max_memory`
-    └── ConfigError             a policy, file or variable is wrong  (also a ValueError)
-        ├── MissingExtraError       an extra is not installed        (also an ImportError)
-        ├── PolicyNotFoundError     no profile of that name          (also a KeyError)
-        └── UnknownOptionError      no option of that name           (also a TypeError)
+    │   └── BulkheadFullError       no free slot within `max_wait`
+    ├── WorkerDiedError         a worker process died while it ran an item
+    ├── MapError                items of a parallel map failed           (also an ExceptionGroup)
+    │   └── MemoryLimitError        the map exceeded `max_memory`
+    └── ConfigError             a policy, file or variable is invalid    (also a ValueError)
+        ├── MissingExtraError       an extra is not installed            (also an ImportError)
+        ├── PolicyNotFoundError     the profile does not exist           (also a KeyError)
+        └── UnknownOptionError      the option does not exist            (also a TypeError)
 
-All of them pickle, so they cross process boundaries whole.
+All of them can be pickled without losing attributes, so they can cross process boundaries.
 """
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from opero.problems import Problem
+from opero.problems import Problem, describe, nearest, one_line, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "AllFailedError",
@@ -47,66 +46,44 @@ __all__ = [
     "ResultRejectedError",
     "UnknownOptionError",
     "WorkerDiedError",
+    "describe",
     "error_at",
     "nearest",
+    "one_line",
     "text_of",
 ]
-
-
-def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
-    """Say which known name was probably meant: `"; did you mean 'retries'?"`, or what there is to choose from."""
-    names = sorted({str(candidate) for candidate in known})
-    folded = {candidate.lower(): candidate for candidate in names}
-    swapped = [candidate for candidate in folded if sorted(candidate) == sorted(name.lower())]
-    close = swapped or difflib.get_close_matches(name.lower(), folded, n=1, cutoff=likeness)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
-    if not names:
-        return ""
-    if not name.startswith("_"):  # what is private is no choice for one who did not ask for it
-        names = [candidate for candidate in names if not candidate.startswith("_")] or names
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"; known: {shown}"
-
-
-def text_of(error: BaseException) -> str:
-    """What an exception says, even where its own `__str__` fails."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  # its own
-        return f"<{type(error).__name__} that cannot say what it is>"
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     error = cls.__new__(cls, *args)
     error.__dict__.update(state)
-    if not isinstance(error, BaseExceptionGroup):  # whose __new__ does both
+    if not isinstance(error, BaseExceptionGroup):  # the `__new__` of groups sets both
         error.args = args
         error.__cause__ = next(reversed(state.get("errors", ())), None)
     return error
 
 
 def _leaves(error: BaseException) -> set[int]:
-    """The identities of the exceptions in a group, however deep; or of the one exception."""
+    """Return the ids of all exceptions in nested groups, or the id of a single exception."""
     if isinstance(error, BaseExceptionGroup):
         return set().union(*map(_leaves, error.exceptions))
     return {id(error)}
 
 
 class OperoError(Exception):
-    """The base of every error that opero raises of its own."""
+    """The base class of all exceptions of opero."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class AllFailedError(OperoError, ExceptionGroup[Exception]):
-    """Every attempt of a call failed: its retries and fallbacks are exhausted.
+    """All attempts of a call failed, including retries and fallbacks.
+
+    It is an `ExceptionGroup`, so a traceback shows every attempt, and `except*` works.
 
     Attributes:
-        errors: every attempt's exception, in the order tried. The last one is also the `__cause__`.
-
-    It is an `ExceptionGroup`, so a traceback shows every attempt and `except*` works.
+        errors: the exceptions of the attempts, in the order tried. The last one is also the `__cause__`.
     """
 
     def __new__(cls, message: str, errors: Sequence[Exception]) -> Self:
@@ -126,12 +103,13 @@ class AllFailedError(OperoError, ExceptionGroup[Exception]):
 
 
 class CallTimeoutError(OperoError, TimeoutError):
-    """A timeout ended an attempt (`scope="attempt"`) or the whole call (`scope="total"`).
+    """A timeout ended an attempt or the whole call.
 
     Attributes:
-        scope: `"attempt"` or `"total"`: which field of the `TimeoutPolicy` it was.
-        seconds: that field's value.
-        errors: the exceptions of the attempts before it, in the order tried; the last is the `__cause__`.
+        scope: `"attempt"` or `"total"`, the field of the `TimeoutPolicy` that applied.
+        seconds: the timeout, in seconds.
+        waiting_for: what the call was waiting for when the timeout ended it, such as a permit; None if nothing.
+        errors: the exceptions of earlier attempts, in the order tried; the last is the `__cause__`.
     """
 
     def __init__(
@@ -153,10 +131,10 @@ class CallTimeoutError(OperoError, TimeoutError):
 
 
 class ResultRejectedError(OperoError):
-    """`retry_if_result` asked for another attempt. It stands in `.errors` for the result that it refused.
+    """`retry_if_result` rejected the result of an attempt. It represents that attempt in `.errors`.
 
     Attributes:
-        result: what the function returned.
+        result: the result of the function.
     """
 
     def __init__(self, message: str, *, result: object = None) -> None:
@@ -165,10 +143,10 @@ class ResultRejectedError(OperoError):
 
 
 class RejectedError(OperoError):
-    """The call was turned away before the function was called.
+    """A policy rejected the call before the function was called.
 
     Attributes:
-        retry_in: seconds until another call has a chance, or None where that cannot be known.
+        retry_in: seconds until another call may succeed; None if unknown.
     """
 
     def __init__(self, message: str, *, retry_in: float | None = None) -> None:
@@ -177,40 +155,40 @@ class RejectedError(OperoError):
 
 
 class CircuitOpenError(RejectedError):
-    """The circuit breaker is open: the service has failed too often, and is left alone for a while."""
+    """The circuit breaker is open after too many failures, and rejects calls for a while."""
 
 
 class RateLimitExceededError(RejectedError):
-    """The next permit is further away than the rate limit's `max_wait`."""
+    """The wait for the next permit would exceed the rate limit's `max_wait`."""
 
 
 class BulkheadFullError(RejectedError):
-    """As many calls as `max_concurrent` allows are running, and none ended within `max_wait`."""
+    """All slots of the bulkhead are in use (`max_concurrent`), and none became free within `max_wait`."""
 
 
 class Failure(NamedTuple):
     """An item that failed.
 
     Attributes:
-        index: its number in the source.
-        item: the item itself.
-        exception: what it failed with.
+        index: the item's position in the input, from 0.
+        item: the item.
+        exception: the exception of its last attempt.
     """
 
-    index: int  # type: ignore[assignment]  # a tuple's method of that name is of no use here
+    index: int  # type: ignore[assignment]  # replaces tuple.index
     item: Any
     exception: Exception
 
 
 class MapError(OperoError, ExceptionGroup[Exception]):
-    """Items of a parallel map failed, or it ended before all were done. Nothing is lost: it carries what succeeded too.
+    """Items of a parallel map failed, or the map stopped early. It contains the results of the items that succeeded.
 
     Attributes:
-        results: index → result, of the items that succeeded. Those that a stream has handed out are not among them.
+        results: index → result, for the items that succeeded, except those that a stream has yielded already.
         failures: a `Failure` (index, item, exception) for each item that failed. The first exception is also the
             `__cause__`.
-        reason: what ended the map before all was done, where that was no failed item: such as a `CallTimeoutError`
-            for its deadline. It is among the group's exceptions. Else None.
+        reason: the exception that stopped the map if it was not a failed item, such as a `CallTimeoutError` for the
+            deadline; it is also in the group. Otherwise None.
     """
 
     results: dict[int, Any]
@@ -227,7 +205,7 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         *,
         retry: Callable[[], Any] | None = None,
     ) -> Self:
-        # A group cannot be empty; a map that was interrupted has perhaps no failed item.
+        # A group cannot be empty, but an interrupted map may have no failed item.
         exceptions = [*(each.exception for each in failures), *([reason] if reason is not None else ())]
         error = super().__new__(cls, message, exceptions or [OperoError(message)])
         error.results = results
@@ -245,24 +223,23 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         reason: Exception | None = None,
         **_: Any,
     ) -> None:
-        # ExceptionGroup takes two arguments; ours keeps the rest too.
+        # ExceptionGroup takes only two arguments.
         super().__init__(message, self.exceptions)
 
     def retry_failed(self) -> Any:
-        """Run the items that failed, and those that were not begun, once more.
+        """Run the items that failed or were not started again.
 
         Returns:
-            All results as the map would have returned them, those of `results` included; of an async function's map
-            something to await.
+            All results, including those in `results`, as the map would have returned them; for the map of an async
+            function, an awaitable.
 
         Raises:
-            MapError: items failed again; it carries all that is done by now.
-            OperoError: this error has come from another process, where the function is no more at hand.
+            MapError: items failed again; it contains all results so far.
+            OperoError: the error was pickled or split, so the function is not available.
         """
         if self._retry is None:
             raise OperoError(
-                "retry_failed: the map that this error tells of was run elsewhere (the error has been pickled or "
-                "split); map the items of its failures again instead"
+                "retry_failed is not available, as the error was pickled or split: map the items of its failures again"
             )
         return self._retry()
 
@@ -270,7 +247,7 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         kept = []
         for failure in self.failures:
             for error in errors:
-                # The error itself, or a part of a group that was an item's failure.
+                # The exception itself, or a part of a group that is an item's exception.
                 if error is failure.exception or (
                     isinstance(error, BaseExceptionGroup) and _leaves(error) <= _leaves(failure.exception)
                 ):
@@ -285,17 +262,17 @@ class MapError(OperoError, ExceptionGroup[Exception]):
 
 
 class MemoryLimitError(MapError):
-    """A map could not go on within its `max_memory`, or an item of it could not. Nothing is lost, as with `MapError`.
+    """A map, or a single item of it, exceeded `max_memory`.
 
-    What an item failed with that alone needs too much is a `MemoryError`, as is the `reason` of a map that ended.
+    The exception of such an item is a `MemoryError`, and so is the `reason` if the whole map stopped.
     """
 
 
 class WorkerDiedError(OperoError):
-    """A map's worker process was killed, or ended itself, while it ran this item (or this batch).
+    """A worker process of a map died while it ran this item or batch.
 
     Attributes:
-        times: how many processes died of it; `worker_retries` says how many may.
+        times: the number of processes that died while they ran it (see `worker_retries`).
     """
 
     def __init__(self, message: str, *, times: int = 1) -> None:
@@ -304,10 +281,10 @@ class WorkerDiedError(OperoError):
 
 
 class ConfigError(OperoError, ValueError):
-    """A policy, a policy file or an environment variable is wrong. The message says what, where, and the cure.
+    """A policy, a policy file or an environment variable is invalid.
 
     Attributes:
-        problems: each thing that is wrong, with its place; the message shows them all, as a compiler would.
+        problems: the problems, each with its place; the message shows all of them.
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
@@ -316,34 +293,34 @@ class ConfigError(OperoError, ValueError):
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> ConfigError:
-        """The error that tells all of these."""
+        """Return an error for several problems."""
         if len(problems) == 1:
             return cls(str(problems[0]), problems)
         return cls("\n\n".join([f"the configuration has {len(problems)} problems:", *map(str, problems)]), problems)
 
 
 def error_at(place: str, text: str) -> ConfigError:
-    """The error that tells one problem, of which there is no line to show."""
+    """Return an error for one problem without a source line."""
     return ConfigError.of([Problem(place, text)])
 
 
 class MissingExtraError(ConfigError, ImportError):
-    """A policy asks for what an extra brings, and that is not installed. The message says which to install."""
+    """A policy requires an extra that is not installed; the message says how to install it."""
 
 
 class UnknownOptionError(ConfigError, TypeError):
-    """`@opero` or `@opmap` was given an option that does not exist."""
+    """An option of `@opero` or `@opmap` does not exist."""
 
 
 class PolicyNotFoundError(ConfigError, KeyError):
-    """The registry holds no profile of that name.
+    """The registry has no profile of that name.
 
     Attributes:
-        name: the name that was asked for.
+        name: the name of the missing profile.
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = (), *, name: str = "") -> None:
         super().__init__(message, problems)
         self.name = name
 
-    __str__ = Exception.__str__  # KeyError shows its argument's repr, which would quote a sentence
+    __str__ = Exception.__str__  # KeyError would show the repr of the message

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, YamlConfigSettingsSource
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, Registry, opero
-from opero.config import load
+from opero.config.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

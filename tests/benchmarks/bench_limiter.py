@@ -16,7 +16,7 @@ import pyresilience
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, RateLimitPolicy
-from opero.binding.pipeline import innermost
+from opero.binding.invocation import innermost
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.runtime.clock import SYSTEM
 
@@ -47,7 +47,7 @@ def with_an_idle_layer(function: Callable[..., Any]) -> Any:
 
 def at_once(rounds: int) -> list[Row]:
     limiter = RateLimitExecutor(RateLimitPolicy(rate=NEVER), SYSTEM, "bench")
-    take, reserve, now = limiter.ledger.take, limiter.ledger.reserve, SYSTEM.monotonic
+    take, book, now = limiter.own.take, limiter.own.book, SYSTEM.monotonic
     assert take()
     config = pyresilience.RateLimiterConfig(max_calls=NEVER, period=1.0)
     theirs, theirs_whole = pyresilience.RateLimiter(config), pyresilience.resilient(rate_limiter=config)
@@ -82,7 +82,7 @@ def at_once(rounds: int) -> list[Row]:
         ),
         compare(
             "permit at once: reserve",
-            lambda: reserve(now(), 1.0, 0.0),
+            lambda: book(now(), 1.0, 0.0),
             "pyresilience's acquire",
             theirs.acquire,
             rounds,

@@ -30,7 +30,7 @@ async def one_async() -> int:
         ({"retry": {"retry_if_result": bool}}, "no result for retry_if_result to check"),
     ],
 )
-def test_what_makes_no_sense_for_generators_is_refused_when_bound(policy: Any, reason: str) -> None:
+def test_policies_that_generators_cannot_have_are_rejected_at_binding(policy: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Policy(**policy).apply(generator)
 
@@ -40,7 +40,7 @@ def test_a_sync_function_cannot_have_an_async_fallback() -> None:
         Policy(fallback={"function": one_async}).apply(one)
 
 
-def test_the_layers_are_passed_in_the_order_that_design_fixes() -> None:
+def test_layers_run_in_the_documented_order() -> None:
     """Each pair of neighbours is told apart by what happens where they meet."""
     clock = VirtualClock()
     failing = True

@@ -250,7 +250,7 @@ os.write(go[1], b"x")
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 print("done")
 """
-    assert process(code, tmp_path, PRELUDE).communicate(timeout=30)[0] == b"done\n"
+    assert process(code, tmp_path, PRELUDE).communicate(timeout=120)[0] == b"done\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -280,7 +280,7 @@ assert all(backend.get_serialized(f"child{number}") == b"1" for number in range(
 assert all(is_whole(backend.get_serialized(f"k{number}")) for number in range(5))
 print("done")
 """
-    assert process(code, tmp_path).communicate(timeout=30)[0] == b"done\n"
+    assert process(code, tmp_path).communicate(timeout=120)[0] == b"done\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -317,7 +317,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert mutex.locked()
 print("done")
 """
-    assert process(code, tmp_path).communicate(timeout=30)[0] == b"done\n"
+    assert process(code, tmp_path).communicate(timeout=120)[0] == b"done\n"
 
 
 def test_threads_read_and_write_concurrently(backend: DiskBackend) -> None:
@@ -464,6 +464,7 @@ gc.collect()
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.alone
 def test_a_file_locked_by_another_process_is_an_error_after_the_timeout(tmp_path: Path) -> None:
     backend = DiskBackend({"directory": tmp_path, "timeout": 0.1})
     other = sqlite3.connect(backend.database.path, isolation_level=None)

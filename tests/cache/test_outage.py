@@ -59,6 +59,16 @@ def test_a_failing_store_is_probed_with_exponential_backoff(seen: list[Event]) -
     assert seen[1].details["lost"] == 1200 - len(tries)
 
 
+def test_the_event_of_an_outage_is_one_line(seen: list[Event]) -> None:
+    def failing() -> None:
+        raise ConnectionError("refused\nby the server")
+
+    StoreBreaker("store", VirtualClock())(None, failing)
+    assert seen[0].message == (
+        "cache store failed (ConnectionError: refused by the server); functions run without it, next probe in 1s"
+    )
+
+
 def test_other_operations_do_not_wait_for_a_probe() -> None:
     clock, store = VirtualClock(), Store()
     breaker = StoreBreaker("store", clock)
@@ -69,19 +79,19 @@ def test_other_operations_do_not_wait_for_a_probe() -> None:
 
     def slow() -> str:
         entered.set()
-        leave.wait(5)
+        leave.wait(60)
         return "answer"
 
     results: list[str] = []
     thread = threading.Thread(target=lambda: results.append(breaker("none", slow)))
     thread.start()
-    entered.wait(5)
-    assert not breaker.is_up
+    entered.wait(60)
     assert breaker("none", store.get, "a") == "none"
     leave.set()
     thread.join()
     assert results == ["answer"]
-    assert breaker.is_up
+    store.is_down = False
+    assert breaker("none", store.get, "a") == "A"
 
 
 def test_concurrent_failures_count_as_one(seen: list[Event]) -> None:
@@ -90,7 +100,7 @@ def test_concurrent_failures_count_as_one(seen: list[Event]) -> None:
     barrier = threading.Barrier(8)
 
     def failing() -> None:
-        barrier.wait(5)
+        barrier.wait(60)
         raise ConnectionError
 
     threads = [threading.Thread(target=breaker, args=(None, failing)) for _ in range(8)]
@@ -114,11 +124,11 @@ def test_an_exception_in_an_event_handler_is_logged_only(caplog: Any) -> None:
     finally:
         off()
         off()
-    assert "the handler" in caplog.text
+    assert "handler" in caplog.text
 
 
 def test_an_unknown_event_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match="no event 'cache_unavailible'; did you mean 'cache_unavailable'"):
+    with pytest.raises(ValueError, match="unknown event 'cache_unavailible'; did you mean 'cache_unavailable'"):
         on("cache_unavailible", print)
 
 

@@ -72,6 +72,7 @@ def test_backends_for_one_server_share_connections(backend: RedisBackend, redis_
     assert RedisBackend({"url": redis_url, "timeout": 0.3, "options": {"db": 1}}).client is not backend.client
 
 
+@pytest.mark.alone
 def test_a_killed_server_is_an_error_at_once_and_is_used_again_after_its_restart(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.3})
     backend.set_serialized("a", b"1")
@@ -92,6 +93,7 @@ def test_a_killed_server_is_an_error_at_once_and_is_used_again_after_its_restart
     backend.close()
 
 
+@pytest.mark.alone
 def test_a_server_that_does_not_reply_costs_one_timeout(redis_server: RedisServer) -> None:
     backend = RedisBackend({"url": redis_server.url, "timeout": 0.1})
     backend.set_serialized("a", b"1")

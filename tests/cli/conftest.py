@@ -1,4 +1,4 @@
-"""The command, in this process or in one of its own, in a directory with policies and a module of functions."""
+"""Fixtures that run the command, in this process or in a subprocess, in a directory with policies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ POLICIES = {
 
 @dataclass
 class Ran:
-    """What a command has said, and its exit code."""
+    """The output and exit code of a command."""
 
     code: int
     out: str
@@ -58,7 +58,7 @@ class Ran:
 
     @property
     def lines(self) -> list[Any]:
-        """Each line of its output, as JSON."""
+        """Return each line of the output as JSON."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -72,11 +72,11 @@ class Command:
     def __call__(self, *arguments: str) -> Ran:
         self.capsys.readouterr()
         code = run(arguments)
-        said = self.capsys.readouterr()
-        return Ran(code, said.out, said.err)
+        captured = self.capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
 
     def write(self, name: str, text: str) -> Path:
-        """A file in the working directory; its indentation may follow the test's."""
+        """Write a dedented file in the working directory."""
         path = self.directory / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(dedent(text), "utf-8")
@@ -97,7 +97,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     made = Command(tmp_path, capsys)
     made.policies(**POLICIES)
     yield made
-    for name in ("OPERO_ENV", "OPERO_CONFIG"):  # which a command sets for its worker processes
+    for name in ("OPERO_ENV", "OPERO_CONFIG"):  # set by commands for their worker processes
         os.environ.pop(name, None)
     set_default_registry(None)
     pool.end_all()  # its workers know this directory's modules
@@ -107,14 +107,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def environment() -> dict[str, str]:
-    """The variables of a process that runs the command."""
+    """Return the environment variables for a subprocess."""
     environ = {name: value for name, value in os.environ.items() if not name.upper().startswith("OPERO_")}
     environ.pop("ENVIRONMENT", None)
     return environ | {"PYTHONPATH": str(Path(opero.__file__).parents[1]), "COLUMNS": "120"}
 
 
 def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """Start the command in a subprocess."""
     return subprocess.Popen(
         [sys.executable, "-m", "opero", *arguments],
         cwd=directory,
@@ -127,13 +127,13 @@ def start(*arguments: str, directory: Path, **options: Any) -> subprocess.Popen[
 
 
 def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
-    """What became of it."""
+    """Wait for a subprocess, and return its output and exit code."""
     with process:
-        out, err = process.communicate(text, timeout=30)
+        out, err = process.communicate(text, timeout=120)
     return Ran(process.returncode, out, err)
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions that other tests have decorated wait for the default registry, too."""
+def _empty_roster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignore functions that other tests have decorated and that wait for the default registry."""
     monkeypatch.setattr(default, "_unclaimed", Roster())

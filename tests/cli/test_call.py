@@ -75,24 +75,24 @@ def _module(command: Command) -> None:
     command.write("app.py", MODULE)
 
 
-def test_values_are_json_where_they_are_json_and_else_text(command: Command) -> None:
+def test_arguments_are_parsed_as_json_or_else_text(command: Command) -> None:
     ran = command("call", "app:echo", "1", "true", '"1"', "ada", "[1, 2]", "--kw", "a=null", "--kw", "b=x=y")
     assert ran.code == 0
     assert json.loads(ran.out) == [[1, True, "1", "ada", [1, 2]], {"a": None, "b": "x=y"}]
 
 
-def test_what_begins_with_a_dash_comes_after_two(command: Command) -> None:
+def test_arguments_that_begin_with_a_dash_follow_two_dashes(command: Command) -> None:
     assert command("call", "math:pow", "--", "2", "-1").out == "0.5\n"
 
 
-def test_what_the_function_prints_goes_to_stderr(command: Command) -> None:
+def test_output_of_the_function_goes_to_stderr(command: Command) -> None:
     ran = finished(start("call", "app:user", "ada", directory=command.directory))
     assert ran.code == 0
     assert ran.out == '{"name": "ada", "age": 3}\n'
     assert sorted(ran.err.splitlines()) == ["from below", "looking for ada"]
 
 
-def test_async_functions_and_generators_are_run_to_their_end(command: Command) -> None:
+def test_async_functions_and_generators_run_to_completion(command: Command) -> None:
     assert command("call", "app:user_async", "bob").out == '{"name": "bob", "age": 1}\n'
     assert command("call", "app:count", "3").out == "0\n1\n2\n"
     assert command("call", "app:count_async", "2").out == "0\n1\n"
@@ -103,39 +103,45 @@ def test_async_functions_and_generators_are_run_to_their_end(command: Command) -
     ("target", "result"),
     [("Service.static", 5), ("Service.of_class", "Service 5"), ("service.of_class", "Service 5"), ("service.bound", 6)],
 )
-def test_methods_that_need_no_more_instance_are_functions(command: Command, target: str, result: object) -> None:
+def test_static_class_and_bound_methods_can_be_called(command: Command, target: str, result: object) -> None:
     assert command("call", f"app:{target}", "5", "--json").json["result"] == result
 
 
-def test_a_profile_holds_for_the_call(command: Command) -> None:
+def test_the_call_runs_under_the_profile(command: Command) -> None:
     ran = command("call", "app:flaky", "--policy", "api", "--json")
     assert ran.json == {"function": "app:flaky", "result": 3, "stats": ran.json["stats"]}
     assert ran.json["stats"]["retries"] == 2
 
 
-def test_options_are_laid_over_the_profile(command: Command) -> None:
+def test_options_override_the_profile(command: Command) -> None:
     ran = command("call", "app:flaky", "--policy", "api", "--set", "retries=1")
     assert ran.code == 1
-    assert "because of ConnectionError: no line" in ran.err
+    assert "caused by ConnectionError: no line" in ran.err
 
 
-def test_a_function_keeps_its_own_policy_and_options_are_laid_over_it(command: Command) -> None:
+def test_options_override_the_functions_own_policy(command: Command) -> None:
     assert command("call", "app:bound", "--json").json["stats"]["attempts"] == 2
     assert command("call", "app:bound", "--json", "--set", "retries=3").json["stats"]["attempts"] == 6  # 2 before
 
 
-def test_the_environment_holds_for_the_profile_of_a_decorator_too(command: Command) -> None:
+def test_the_environment_applies_to_the_profile_of_a_decorator(command: Command) -> None:
     command.policies(production="policies:\n  api:\n    fallback: {default: saved}\n")
     assert command("call", "app:bound", "--env", "production").out == '"saved"\n'
 
 
-def test_without_a_policy_nothing_is_tried_again(command: Command) -> None:
+def test_without_a_policy_there_are_no_retries(command: Command) -> None:
     ran = command("call", "app:flaky")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == "error: app:flaky failed: ConnectionError: no line\n"
 
 
-def test_a_failure_has_a_shape_in_json(command: Command) -> None:
+def test_a_multi_line_error_is_printed_on_one_line_and_unchanged_in_json(command: Command) -> None:
+    command.write("lines.py", 'def fail():\n    raise ValueError("first\\n  second\\n")\n')
+    assert command("call", "lines:fail").err == "error: lines:fail failed: ValueError: first second\n"
+    assert command("call", "lines:fail", "--json").json["error"]["message"] == "first\n  second\n"
+
+
+def test_the_json_of_a_failure(command: Command) -> None:
     ran = command("call", "app:bound", "--json")
     assert ran.code == 1
     assert ran.json.keys() == {"function", "error", "stats"}
@@ -143,7 +149,7 @@ def test_a_failure_has_a_shape_in_json(command: Command) -> None:
     assert ran.json["error"]["cause"] == {"type": "KeyError", "message": "'nothing there'"}
 
 
-def test_a_password_in_the_url_of_an_error_is_not_shown(command: Command) -> None:
+def test_passwords_in_urls_of_errors_are_masked(command: Command) -> None:
     command.write(
         "db.py",
         """\
@@ -168,7 +174,7 @@ def test_a_password_in_the_url_of_an_error_is_not_shown(command: Command) -> Non
     assert "ConnectionError: redis://***@host/0" in command("call", "worse:f").err
 
 
-def test_lists_are_written_with_commas_as_in_variables(command: Command) -> None:
+def test_lists_are_split_at_commas_as_in_variables(command: Command) -> None:
     ran = command(
         "call", "app:flaky", "--json", "--set", "retry_on=ConnectionError, TimeoutError", "--set", "retries=3"
     )
@@ -184,7 +190,7 @@ def test_stats_are_printed_on_stderr(command: Command) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_end_a_call(command: Command, number: int, code: int) -> None:
+def test_ctrl_c_and_sigterm_interrupt_a_call(command: Command, number: int, code: int) -> None:
     command.write("slow.py", "import time\ndef wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n")
     process = start("call", "slow:wait", directory=command.directory)
     assert process.stderr is not None
@@ -195,15 +201,15 @@ def test_ctrl_c_and_sigterm_end_a_call(command: Command, number: int, code: int)
     assert ran.err == "error: interrupted\n"
 
 
-def test_sigterm_ends_a_fork_of_the_users_as_ever(command: Command) -> None:
+def test_sigterm_terminates_a_process_that_the_function_forked(command: Command) -> None:
     command.write(
         "forking.py",
         """\
         import os, signal, time
         def fork():
-            ready, told = os.pipe()
+            ready, started = os.pipe()
             if (child := os.fork()) == 0:
-                os.write(told, b"1")
+                os.write(started, b"1")
                 for _ in range(300):
                     time.sleep(0.1)
                 os._exit(1)
@@ -216,16 +222,16 @@ def test_sigterm_ends_a_fork_of_the_users_as_ever(command: Command) -> None:
     assert (ran.code, ran.out, ran.err) == (0, f"{-signal.SIGTERM}\n", "")
 
 
-def test_a_function_that_ends_the_program_has_failed(command: Command) -> None:
+def test_a_function_that_calls_sys_exit_has_failed(command: Command) -> None:
     command.write("n.txt", "1\n")
     for arguments in (["call", "sys:exit", "3"], ["map", "sys:exit", "n.txt", "--mode", "thread"]):
         ran = command(*arguments)
         assert (ran.code, ran.out) == (1, "")
-        assert "sys:exit ended the program: SystemExit(" in ran.err
+        assert "sys:exit raised SystemExit(" in ran.err
     command.write("program.py", "import sys\nsys.exit(3)\n")
     ran = command("call", "program:main")
     assert ran.code == 2
-    assert "the module 'program' fails when it is imported: SystemExit: 3" in ran.err
+    assert "cannot import module 'program': SystemExit: 3" in ran.err
 
 
 def test_debug_shows_the_functions_own_traceback(command: Command) -> None:
@@ -234,33 +240,33 @@ def test_debug_shows_the_functions_own_traceback(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["app:user"], "app:user(name: str, age: int = 3) missing a required argument: 'name'"),
-        (["app:usr", "x"], "app has no 'usr'; did you mean 'user'?"),
-        (["app.user", "x"], "'app.user' names no function: write module:function, such as app.users:get_user; did"),
-        (["app:NUMBER"], "app:NUMBER is no function: it is 3"),
-        (["app:Service.method"], "app:Service.method is a method and takes an instance first"),
-        (["app:Service.bound", "1"], "app:Service.bound is a method and takes an instance first"),
-        (["nowhere:f"], "there is no module 'nowhere'"),
-        (["app:echo", "--kw", "x"], "--kw 'x' is not of the form name=value"),
-        (["app:echo", "--kw", "x=1", "--kw", "x=2"], "--kw gives 'x' twice"),
+        (["app:usr", "x"], "app has no attribute 'usr'; did you mean 'user'?"),
+        (["app.user", "x"], "'app.user' is invalid: use module:function, such as app.users:get_user; did you mean"),
+        (["app:NUMBER"], "app:NUMBER is not a function: it is 3"),
+        (["app:Service.method"], "app:Service.method is a method and requires an instance"),
+        (["app:Service.bound", "1"], "app:Service.bound is a method and requires an instance"),
+        (["nowhere:f"], "no module 'nowhere' in "),
+        (["app:echo", "--kw", "x"], "--kw 'x' is invalid: use name=value"),
+        (["app:echo", "--kw", "x=1", "--kw", "x=2"], "--kw 'x' is given twice"),
         (["app:echo", "--set", "retrie=1"], "unknown option 'retrie'; did you mean 'retries'?"),
         (["app:echo", "--set", "retries=-1"], "retry.retries: Input should be greater than or equal to 0"),
         (["app:echo", "--policy", "ap"], "no profile 'ap'"),
         (["app:user", "ada", "--set", "arg_fallback=key"], "'key'"),
     ],
 )
-def test_what_cannot_be_called_is_a_usage_error(command: Command, arguments: list[str], told: str) -> None:
+def test_an_invalid_call_is_a_usage_error(command: Command, arguments: list[str], message: str) -> None:
     ran = command("call", *arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert told in ran.err
+    assert message in ran.err
 
 
-def test_a_module_that_fails_is_told_of(command: Command) -> None:
+def test_the_error_for_a_module_that_cannot_be_imported(command: Command) -> None:
     command.write("bad.py", "1 / 0\n")
     ran = command("call", "bad:f")
     assert ran.code == 2
-    assert "the module 'bad' fails when it is imported: ZeroDivisionError: division by zero" in ran.err
+    assert "cannot import module 'bad': ZeroDivisionError: division by zero" in ran.err
     command.write("worse.py", "import nothing_like_that\n")
-    assert "cannot be imported: No module named 'nothing_like_that'" in command("call", "worse:f").err
+    assert "cannot import module 'worse': No module named 'nothing_like_that'" in command("call", "worse:f").err

@@ -16,14 +16,14 @@ BROKEN = """\
 """
 
 
-def test_a_configuration_without_problems_is_summed_up(command: Command) -> None:
+def test_the_summary_without_problems(command: Command) -> None:
     ran = command("check", "--all-envs")
     assert ran.code == 0
     assert ran.out == "2 environments (development, production), 2 profiles: no problems\n"
     assert command("check").out == "1 environment (development), 2 profiles: no problems\n"
 
 
-def test_a_problem_is_shown_as_a_compiler_shows_it(command: Command) -> None:
+def test_a_problem_is_shown_with_its_line(command: Command) -> None:
     command.policies(production=BROKEN)
     ran = command("check", "--env", "production")
     assert ran.code == 1
@@ -37,7 +37,7 @@ def test_a_problem_is_shown_as_a_compiler_shows_it(command: Command) -> None:
     assert command("check").code == 0
 
 
-def test_all_environments_tell_each_problem_once_and_whom_it_concerns(command: Command) -> None:
+def test_with_all_environments_each_problem_is_shown_once_with_the_affected_ones(command: Command) -> None:
     command.policies(base="policies:\n  api: {retries: 3}\n", production=BROKEN)
     ran = command("check", "--all-envs", "--json")
     assert ran.code == 1
@@ -52,7 +52,7 @@ def test_all_environments_tell_each_problem_once_and_whom_it_concerns(command: C
     assert lines[-1] == "2 problems in 2 environments (development, production)"
 
 
-def test_problems_have_a_shape_in_json(command: Command) -> None:
+def test_the_json_of_problems(command: Command) -> None:
     command.policies(production=BROKEN)
     assert command("check", "--env", "production", "--json").json == {
         "ok": False,
@@ -74,20 +74,20 @@ def test_problems_have_a_shape_in_json(command: Command) -> None:
     }
 
 
-def test_variables_are_checked_too(command: Command) -> None:
+def test_environment_variables_are_checked(command: Command) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPERO_API_RETRIS", "3")
         ran = command("check", "--all-envs")
     assert ran.code == 1
     assert ran.out.startswith("OPERO_API_RETRIS: ")
-    assert "[" not in ran.out.splitlines()[0], "it concerns all of them"
+    assert "[" not in ran.out.splitlines()[0], "all environments are affected"
 
 
-def test_a_world_writable_directory_is_warned_of_once_and_is_no_problem(command: Command) -> None:
+def test_a_world_writable_directory_is_a_warning_shown_once(command: Command) -> None:
     (command.directory / "policies").chmod(0o777)
     ran = command("check", "--all-envs")
     assert ran.code == 0
-    assert ran.err.count("warning: policies: anybody on this machine may write to it") == 1
+    assert ran.err.count("warning: policies: is writable by all users of this machine") == 1
     assert len(command("check", "--all-envs", "--json").json["warnings"]) == 1
     assert "warning: policies" in command("show").err
 
@@ -106,20 +106,20 @@ MODULE = """\
 """
 
 
-def test_what_only_the_functions_tell_is_checked_with_their_modules(command: Command) -> None:
-    gc.collect()  # the functions of other tests are bound no more
+def test_with_import_the_bindings_of_functions_are_checked(command: Command) -> None:
+    gc.collect()  # unbinds the functions of other tests
     command.write("app.py", MODULE)
     command.policies(development="functions:\n  'app:got': {cache: 5m}\n  'app:get': {fallback: {arg: kee}}\n")
     assert command("check").code == 0
     ran = command("check", "--import", "app")
     assert ran.code == 1
-    told = ran.out.split("\n\n")
+    messages = ran.out.split("\n\n")
     assert any(
         each.startswith("app.py:6 (@opero): app:lost is bound to the profile 'apy', which does not exist; did you mean")
-        for each in told
+        for each in messages
     )
-    assert any("functions.app:got holds for no bound function; did you mean 'app:get'?" in each for each in told)
-    assert any("'kee'" in each for each in told)
+    assert any("functions.app:got matches no bound function; did you mean 'app:get'?" in each for each in messages)
+    assert any("'kee'" in each for each in messages)
     ran = command("check", "--import", "app", "--all-envs", "--json")
     assert {tuple(each["environments"]) for each in ran.json["problems"]} == {
         ("development", "production"),
@@ -128,13 +128,13 @@ def test_what_only_the_functions_tell_is_checked_with_their_modules(command: Com
     assert ran.json["functions"] == ["app:get", "app:lost", "app:report"]
 
 
-def test_a_module_that_cannot_be_imported_is_no_finding_but_a_usage_error(command: Command) -> None:
+def test_a_module_that_cannot_be_imported_is_a_usage_error(command: Command) -> None:
     ran = command("check", "--import", "nowhere")
     assert ran.code == 2
-    assert "there is no module 'nowhere'" in ran.err
+    assert "no module 'nowhere' in " in ran.err
 
 
-def test_a_decorator_that_asks_for_what_its_function_cannot_do_is_a_finding(command: Command) -> None:
+def test_a_decorator_whose_options_do_not_fit_its_function_is_a_problem(command: Command) -> None:
     gc.collect()  # as above
     command.write("bad.py", "from opero import opero\n@opero(arg_fallback='kee')\ndef f(key): ...\n")
     command.write("good.py", "print('loading')\nfrom opero import opero\n@opero\ndef f(key): ...\n")
@@ -147,20 +147,20 @@ def test_a_decorator_that_asks_for_what_its_function_cannot_do_is_a_finding(comm
     assert ran.err == "loading\n"
 
 
-def test_environments_that_contradict_each_other_are_refused(command: Command) -> None:
+def test_env_and_all_envs_cannot_be_combined(command: Command) -> None:
     ran = command("check", "--all-envs", "--env", "production")
     assert ran.code == 2
-    assert "--env and --all-envs contradict each other" in ran.err
+    assert "--env and --all-envs cannot be combined" in ran.err
 
 
-def test_the_directory_that_a_env_file_names_is_the_one_that_is_checked(command: Command) -> None:
+def test_the_directory_named_in_the_env_file_is_checked(command: Command) -> None:
     command.write("other/base.yaml", "policies: {}\n")
     command.write("other/moon.yaml", "policies: {}\n")
     command.write(".env", "OPERO_CONFIG=other\n")
     assert command("check", "--all-envs", "--json").json["environments"] == ["moon"]
 
 
-def test_a_directory_that_is_not_there_is_told_of(command: Command) -> None:
+def test_a_missing_directory_is_an_error(command: Command) -> None:
     assert command("check", "--all-envs", "--config", "nowhere").code == 2
     ran = command("check", "--config", "nowhere")
     assert ran.code == 1
@@ -170,10 +170,10 @@ def test_a_directory_that_is_not_there_is_told_of(command: Command) -> None:
     (command.directory / "policies").rmdir()
     ran = command("check", "--all-envs")
     assert ran.code == 2
-    assert "write one: opero init" in ran.err
+    assert "create it with opero init" in ran.err
 
 
-def test_the_environment_that_a_env_file_names_is_the_one_that_is_told(command: Command) -> None:
+def test_the_environment_named_in_the_env_file_is_checked(command: Command) -> None:
     command.policies(production=BROKEN)
     command.write(".env", "OPERO_ENV=production\n")
     ran = command("check", "--json")
@@ -195,7 +195,7 @@ def test_the_environment_that_a_env_file_names_is_the_one_that_is_told(command: 
         ("@RetryPolicy(retries=-1).apply", ["retries: "]),
     ],
 )
-def test_each_mistake_of_a_decorator_is_a_problem_with_its_line(
+def test_each_invalid_option_of_a_decorator_is_a_problem_with_its_line(
     command: Command, decorator: str, texts: list[str]
 ) -> None:
     command.write("wrong.py", f"from opero import opero, RetryPolicy\n\n{decorator}\ndef f(key): ...\n")
@@ -209,17 +209,17 @@ def test_each_mistake_of_a_decorator_is_a_problem_with_its_line(
         assert problem["text"].startswith(text)
     ran = command("call", "wrong:f", "1")
     assert ran.code == 2
-    assert "the module 'wrong' fails when it is imported:\n\nwrong.py:3: " in ran.err
+    assert "cannot import module 'wrong':\n\nwrong.py:3: " in ran.err
 
 
-def test_a_module_whose_own_model_is_wrong_is_no_finding(command: Command) -> None:
+def test_a_validation_error_of_another_model_is_a_usage_error(command: Command) -> None:
     command.write("own.py", "from pydantic import BaseModel\nclass M(BaseModel):\n    x: int\nM(x='a')\n")
     ran = command("check", "--import", "own")
     assert ran.code == 2
-    assert "the module 'own' fails when it is imported: ValidationError" in ran.err
+    assert "cannot import module 'own': ValidationError" in ran.err
 
 
-def test_what_a_module_finds_wrong_in_a_file_is_told_once(command: Command) -> None:
+def test_a_problem_of_a_file_found_during_an_import_is_reported_once(command: Command) -> None:
     gc.collect()
     command.policies(
         development="functions:\n  'json:dumps': {fallback: {arg: kee, default: 1}, retry: {max_delay: 0.01}}\n"
@@ -236,7 +236,7 @@ def test_what_a_module_finds_wrong_in_a_file_is_told_once(command: Command) -> N
     assert problem["environments"] == ["development"]
 
 
-def test_a_profile_that_a_module_asks_for_and_is_not_there_has_its_line(command: Command) -> None:
+def test_an_unknown_profile_in_a_module_is_a_problem_with_its_line(command: Command) -> None:
     command.write("boot.py", "from opero import get_default_registry\n\nget_default_registry().bind(len, 'apy')\n")
     (problem,) = command("check", "--import", "boot", "--all-envs", "--json").json["problems"]
     assert problem["place"] == "boot.py:3"

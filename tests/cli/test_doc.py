@@ -1,4 +1,4 @@
-"""docs/cli.md knows every command, every option and every key of their JSON, and its transcripts are real."""
+"""docs/cli.md describes every command, every option and every key of the JSON output; its transcripts are real."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def section(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_and_every_key_is_written_down(command: Command, name: str) -> None:
+def test_every_option_and_every_key_is_documented(command: Command, name: str) -> None:
     command.write("n.txt", "1\n2\n")
     text = section(name)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command(name, "--help").out.partition("Options:")[2]))
     missing = {each for each in options - set(COMMON) if each not in text and each != "--output"}
-    assert missing <= ({"--policy"} if name == "map" else set()), missing  # which are as for call
+    assert missing <= ({"--policy"} if name == "map" else set()), missing  # described at call
     ran = command(name, *CALLS[name], "--json")
     assert ran.code == 0, ran.err
     assert {key for key in ran.json if f'"{key}"' not in text} == set()
@@ -52,7 +52,7 @@ def test_every_option_and_every_key_is_written_down(command: Command, name: str)
             assert {key for key in value[0] if f'"{key}"' not in text} == set()
 
 
-def test_every_exit_code_is_written_down() -> None:
+def test_every_exit_code_is_documented() -> None:
     assert all(f"\n| {code} | " in DOC for code in (0, 1, 2, 130, 141, 143))
 
 

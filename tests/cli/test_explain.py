@@ -31,7 +31,7 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line]
 
 
-def test_each_option_has_its_value_its_source_and_what_it_is_in_place_of(
+def test_each_option_has_its_value_its_source_and_what_it_overrides(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPERO_API_RETRIES", "8")
@@ -42,62 +42,62 @@ def test_each_option_has_its_value_its_source_and_what_it_is_in_place_of(
         ["option", "value", "source"],
         ["extends", "api", "policies/base.yaml:8:14,", "policies.reports"],
         ["retry.retries", "8", "OPERO_API_RETRIES,", "policies.api"],
-        ["in", "place", "of", "5", "policies/production.yaml:3:22,", "policies.api"],
+        ["overrides", "5", "policies/production.yaml:3:22,", "policies.api"],
         ["3", "policies/base.yaml:5:22,", "policies.api"],
         ["3", "default"],
         ["retry.min_delay", "0", "policies/base.yaml:2:22,", "defaults"],
-        ["in", "place", "of", "0.1", "default"],
+        ["overrides", "0.1", "default"],
         ["cache.ttl", "30m", "policies/base.yaml:6:18,", "policies.api"],
-        ["in", "place", "of", "null", "default"],
+        ["overrides", "null", "default"],
         ["rate_limit.rate", "50/s", "policies/production.yaml:4:17,", "policies.api"],
         ["timeout.total", "5s", "policies/base.yaml:9:14,", "policies.reports"],
     ]
 
 
-def test_all_shows_defaults_too(command: Command) -> None:
+def test_all_includes_defaults(command: Command) -> None:
     assert "retry.jitter" not in command("explain", "api").out
     assert ["retry.jitter", "true", "default"] in rows(command("explain", "api", "--all").out)
 
 
-def test_a_profile_that_says_nothing_says_so(command: Command) -> None:
+def test_a_profile_without_options(command: Command) -> None:
     command.policies(base="policies: {api: {retry: {}}}\n")
-    assert "nobody has said anything of it" in command("explain", "api").out
+    assert "no option is set" in command("explain", "api").out
 
 
-def test_a_removed_policy_is_told_of(command: Command) -> None:
+def test_a_removed_policy_is_shown(command: Command) -> None:
     command.policies(production="policies: {api: {cache: null}}\n")
-    told = rows(command("explain", "api", "--env", "production").out)
-    assert ["cache", "removed", "(null)", "policies/production.yaml:1:25,", "policies.api"] in told
-    assert ["in", "place", "of", "30m", "policies/base.yaml:6:18,", "policies.api"] in told
+    shown = rows(command("explain", "api", "--env", "production").out)
+    assert ["cache", "removed", "(null)", "policies/production.yaml:1:25,", "policies.api"] in shown
+    assert ["overrides", "30m", "policies/base.yaml:6:18,", "policies.api"] in shown
 
 
 def test_a_function_is_explained_through_its_decorator_and_entries(command: Command) -> None:
     command.policies(development="functions: {'app:*': {cache: 1h}}\n")
-    told = rows(command("explain", "app:get").out)
-    assert ["policy", "api", "app.py:3", "(@opero)"] in told
-    assert ["retry.retries", "2", "app.py:3", "(@opero)"] in told
-    assert ["cache.ttl", "1h", "policies/development.yaml:1:30,", "functions.app:*"] in told
-    assert ["in", "place", "of", "30m", "policies/base.yaml:6:18,", "policies.api"] in told
+    shown = rows(command("explain", "app:get").out)
+    assert ["policy", "api", "app.py:3", "(@opero)"] in shown
+    assert ["retry.retries", "2", "app.py:3", "(@opero)"] in shown
+    assert ["cache.ttl", "1h", "policies/development.yaml:1:30,", "functions.app:*"] in shown
+    assert ["overrides", "30m", "policies/base.yaml:6:18,", "policies.api"] in shown
     alone = rows(command("explain", "app:alone").out)
     assert ["retry.retries", "3", "app.py:6", "(@opero)"] in alone
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("apy", "did you mean 'api'?"),
-        ("app:got", "app has no 'got'; did you mean 'get'?"),
-        ("app:applied", "applied was bound by Policy.apply, which asks no registry"),
-        ("nowhere:f", "there is no module 'nowhere'"),
+        ("app:got", "app has no attribute 'got'; did you mean 'get'?"),
+        ("app:applied", "applied was bound by Policy.apply, and so by no registry"),
+        ("nowhere:f", "no module 'nowhere' in "),
     ],
 )
-def test_what_is_not_there_is_a_usage_error(command: Command, target: str, told: str) -> None:
+def test_an_unknown_target_is_a_usage_error(command: Command, target: str, message: str) -> None:
     ran = command("explain", target)
     assert (ran.code, ran.out) == (2, "")
-    assert told in ran.err
+    assert message in ran.err
 
 
-def test_a_function_that_another_module_binds_is_explained_with_that(command: Command) -> None:
+def test_a_function_bound_by_another_module_is_explained_with_import(command: Command) -> None:
     command.write(
         "boot.py",
         """\
@@ -116,8 +116,8 @@ def test_a_function_that_another_module_binds_is_explained_with_that(command: Co
         """,
     )
     try:
-        told = rows(command("explain", "app:plain", "--import", "boot").out)
-        assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in told
+        shown = rows(command("explain", "app:plain", "--import", "boot").out)
+        assert ["retry.retries", "7", "boot.py:4", "(Registry.bind)"] in shown
         found = command("explain", "json:dumps", "--import", "boot_library", "--json").json
         assert found["bound"] is True
         assert found["options"][0]["value"] == "reports"
@@ -130,23 +130,25 @@ def test_a_function_that_another_module_binds_is_explained_with_that(command: Co
         assert not hasattr(json.dumps, "binding")
 
 
-def test_a_function_that_nothing_binds_is_explained_as_call_would_run_it(command: Command) -> None:
+def test_an_unbound_function_is_explained_as_call_would_run_it(command: Command) -> None:
     command.policies(development="functions: {'app:pl*': {policy: api, cache: 1h}}\n")
     ran = command("explain", "app:plain")
-    assert ran.out.startswith("app:plain, environment development; nothing binds it: so opero call and opero map run")
+    assert ran.out.startswith(
+        "app:plain, environment development; not bound to a policy: options of opero call and opero map"
+    )
     assert ["cache.ttl", "1h", "policies/development.yaml:1:45,", "functions.app:pl*"] in rows(ran.out)
     found = command("explain", "json:loads", "--json").json
     assert (found["bound"], found["options"]) == (False, [])
 
 
-def test_what_a_module_prints_is_no_part_of_the_answer(command: Command) -> None:
+def test_output_of_a_module_does_not_mix_with_the_result(command: Command) -> None:
     command.write("loud.py", "print('loading')\nfrom opero import opero\n@opero\ndef f(): ...\n")
     ran = command("explain", "loud:f", "--json")
     assert ran.json["target"] == "loud:f"
     assert ran.err == "loading\n"
 
 
-def test_explain_has_a_shape_in_json(command: Command) -> None:
+def test_the_json_of_explain(command: Command) -> None:
     found = command("explain", "api", "--json").json
     assert found.keys() == {"target", "environment", "bound", "options"}
     assert (found["target"], found["environment"]) == ("api", "development")
@@ -170,28 +172,26 @@ def test_explain_has_a_shape_in_json(command: Command) -> None:
 # env
 
 
-def test_every_variable_of_a_profile_is_told_of_and_can_be_set(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_listed_variable_of_a_profile_can_be_set(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     found = command("env", "api", "--json").json["variables"]
     names = {name for each in found for name in each["names"]}
     assert {"OPERO_API_RETRIES", "OPERO_API_BACKOFF", "OPERO_POLICIES__API__RETRY__RETRIES", "OPERO_API_CACHE"} <= names
-    # Each of them is known to the loader: what it complains of is at most the value.
+    # The loader knows each of them: at most their value is a problem.
     for name in names:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(name, "?")
-            told = command("check", "--json").json["problems"]
-            assert not any("names no option" in each["text"] or "could" in each["text"] for each in told), name
+            problems = command("check", "--json").json["problems"]
+            assert not any("names no option" in each["text"] or "could" in each["text"] for each in problems), name
 
 
-def test_a_variable_that_is_set_is_shown_with_what_it_is_in_place_of(
+def test_a_variable_that_is_set_is_shown_with_what_it_overrides(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("opero_api_retries", "8")
     monkeypatch.setenv("OPERO_ENV", "production")
     ran = command("env", "--set")
     assert rows(ran.out) == [
-        ["variable", "sets", "at", "present", "from", "in", "place", "of"],
+        ["variable", "sets", "current", "value", "source", "overrides"],
         ["OPERO_ENV", "the", "environment", "production", "OPERO_ENV"],
         [
             "opero_api_retries",
@@ -204,7 +204,7 @@ def test_a_variable_that_is_set_is_shown_with_what_it_is_in_place_of(
     ]
 
 
-def test_variables_of_files_are_set_too(command: Command) -> None:
+def test_variables_of_the_env_file_are_shown(command: Command) -> None:
     command.write(".env", "OPERO_API_RETRIES=8\n")
     (found,) = command("env", "--set", "--json").json["variables"]
     assert found == {
@@ -219,7 +219,7 @@ def test_variables_of_files_are_set_too(command: Command) -> None:
     assert [each["value"] for each in found["shadows"]] == [3, 3]
 
 
-def test_names_that_can_be_read_two_ways_are_not_offered(command: Command) -> None:
+def test_ambiguous_names_are_not_listed(command: Command) -> None:
     command.policies(base="policies: {api: {timeout: 5s}, api_attempt: {timeout: 5s}}\n")
     found = command("env", "--json").json["variables"]
     by_target = {each["sets"]: each["names"] for each in found}
@@ -228,7 +228,7 @@ def test_names_that_can_be_read_two_ways_are_not_offered(command: Command) -> No
     assert by_target["policies.api.timeout"] == ["OPERO_API_TIMEOUT", "OPERO_POLICIES__API__TIMEOUT"]
 
 
-def test_defaults_and_functions_have_variables_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_and_functions_have_variables(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command.policies(development="functions: {'app:get': {cache: 1h}}\n")
     monkeypatch.setenv("OPERO_DEFAULTS__RETRY__JITTER", "false")
     monkeypatch.setenv("OPERO_FUNCTIONS__APP_GET__CACHE__TTL", "2h")
@@ -238,5 +238,5 @@ def test_defaults_and_functions_have_variables_too(command: Command, monkeypatch
     assert [each["value"] for each in found["OPERO_FUNCTIONS__APP_GET__CACHE__TTL"]["shadows"]] == ["1h"]
 
 
-def test_nothing_set_is_said(command: Command) -> None:
-    assert command("env", "--set").out == "none of them is set\n"
+def test_the_message_if_no_variable_is_set(command: Command) -> None:
+    assert command("env", "--set").out == "no variable is set\n"

@@ -1,4 +1,4 @@
-"""Items from files."""
+"""Reading items from files and stdin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(tmp_path: Path) -> Any:
     return write
 
 
-def test_the_name_says_what_is_in_it(write: Any) -> None:
+def test_the_suffix_determines_the_format(write: Any) -> None:
     assert list(Items(write("a.jsonl", '1\n{"a": "é"}\n'), None)) == [1, {"a": "é"}]
     assert list(Items(write("a.NDJSON", "[]\n"), None)) == [[]]
     assert list(Items(write("a.csv", "a,b\n1,2\n"), None)) == [{"a": "1", "b": "2"}]
@@ -31,56 +31,56 @@ def test_the_name_says_what_is_in_it(write: Any) -> None:
     assert list(Items(write("a", "1"), "jsonl")) == [1]
 
 
-def test_empty_lines_are_no_items_in_any_format(write: Any) -> None:
+def test_blank_lines_are_skipped_in_every_format(write: Any) -> None:
     assert list(Items(write("a.jsonl", "\n1\n  \n2"), None)) == [1, 2]
     assert list(Items(write("a.csv", "\na\n\n1\n\n"), None)) == [{"a": "1"}]
     assert list(Items(write("a.txt", "\n1\r\n\n2"), None)) == ["1", "2"]
     assert list(Items(write("b.txt", ""), None)) == []
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_item(write: Any) -> None:
+def test_a_byte_order_mark_is_skipped(write: Any) -> None:
     assert list(Items(write("a.jsonl", b"\xef\xbb\xbf1\n"), None)) == [1]
     assert list(Items(write("a.csv", b"\xef\xbb\xbfa\n1\n"), None)) == [{"a": "1"}]
 
 
-def test_a_field_of_csv_may_hold_line_ends_commas_and_quotes(write: Any) -> None:
+def test_a_csv_field_can_contain_newlines_commas_and_quotes(write: Any) -> None:
     assert list(Items(write("a.csv", 'a,b\n"x\ny","1,""2"""\n'), None)) == [{"a": "x\ny", "b": '1,"2"'}]
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
-        ("a.jsonl", '1\n{"a": \n', "a.jsonl:2: is not JSON: Expecting value"),
-        ("a.jsonl", b"1\n\n\xff\n", "a.jsonl:3: is not UTF-8"),
-        ("a.csv", "a,b\n1,2\n1\n", "a.csv:3: has 1 fields, and the first line names 2"),
-        ("a.csv", "a,a\n1,2\n", "a.csv:1: names a column twice"),
-        ("a.csv", "a\n" + "x" * 200_000, "a.csv:2: is not CSV: field larger than field limit"),
+        ("a.jsonl", '1\n{"a": \n', "a.jsonl:2: invalid JSON, expected one value per line: Expecting value"),
+        ("a.jsonl", b"1\n\n\xff\n", "a.jsonl:3: invalid UTF-8"),
+        ("a.csv", "a,b\n1,2\n1\n", "a.csv:3: 1 fields, but the header has 2"),
+        ("a.csv", "a,a\n1,2\n", "a.csv:1: duplicate column name"),
+        ("a.csv", "a\n" + "x" * 200_000, "a.csv:2: invalid CSV: field larger than field limit"),
     ],
 )
-def test_what_cannot_be_read_is_told_of_with_its_line(write: Any, name: str, data: Any, told: str) -> None:
+def test_the_error_for_invalid_data_names_the_line(write: Any, name: str, data: Any, message: str) -> None:
     items = Items(write(name, data), None)
-    with pytest.raises(UsageError, match="nothing after it was read") as caught:
+    with pytest.raises(UsageError, match="later lines were not read") as caught:
         list(items)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_items_before_a_broken_line_are_read(write: Any) -> None:
+def test_items_before_an_invalid_line_are_read(write: Any) -> None:
     items = iter(Items(write("a.jsonl", "1\n2\n?\n"), None))
     assert [next(items), next(items)] == [1, 2]
 
 
-def test_what_cannot_be_opened_is_told_of_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file or directory; name a file of items, or - for stdin"):
+def test_an_unusable_file_or_format_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file or directory; use a file of items, or - for stdin"):
         Items(str(tmp_path / "none.txt"), None)
     with pytest.raises(UsageError, match="Is a directory"):
         Items(str(tmp_path), None)
-    with pytest.raises(UsageError, match="a JSON document is not read item by item; write one value a line"):
+    with pytest.raises(UsageError, match="JSON documents are not supported: write one value per line"):
         Items("a.json", None)
-    with pytest.raises(UsageError, match="--format 'xml' is not known; it is one of jsonl, csv, lines"):
+    with pytest.raises(UsageError, match="--format 'xml' is invalid: use one of jsonl, csv, lines"):
         Items("a.txt", "xml")
 
 
-def test_stdin_is_lines_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_read_as_lines_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for form, expected in ((None, ["1", "2"]), ("jsonl", [1, 2])):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1\n2\n")))
         items = Items("-", form)
@@ -88,12 +88,12 @@ def test_stdin_is_lines_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -
         assert list(items) == expected
 
 
-def test_items_are_counted_where_looking_at_the_lines_tells(write: Any) -> None:
+def test_the_number_of_items_is_the_number_of_lines(write: Any) -> None:
     assert Items(write("a.txt", "1\n\n2"), None).count() == 2
     assert Items(write("a.csv", "a\n1\n"), None).count() is None
 
 
-def test_items_are_read_as_they_are_asked_for(write: Any) -> None:
+def test_items_are_read_lazily(write: Any) -> None:
     items = iter(Items(write("a.txt", "x" * 80 + "\n"), None))
     assert next(items) == "x" * 80
     assert next(items, None) is None

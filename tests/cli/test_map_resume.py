@@ -1,4 +1,4 @@
-"""A run of `opero map` that goes on where another ended."""
+"""Resuming a run of `opero map`."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ MODULE = """\
     import os, time
 
     def note(x):
-        # Which items were run, by all processes.
+        # The items that were run, by all processes.
         with open("ran.txt", "a") as file:
             file.write(f"{x}\\n")
         return int(x)
 
     def picky(x):
         note(x)
-        if int(x) == 5 and not os.path.exists("mended"):
+        if int(x) == 5 and not os.path.exists("fixed"):
             raise ValueError("not yet")
         return int(x)
 
     def stuck(x):
         note(x)
-        if int(x) == 500 and not os.path.exists("mended"):
+        if int(x) == 500 and not os.path.exists("fixed"):
             open("stuck", "w").close()
-            time.sleep(60)
+            time.sleep(600)
         return int(x)
 
     async def stuck_async(x):
         import asyncio
         note(x)
-        if int(x) == 500 and not os.path.exists("mended"):
+        if int(x) == 500 and not os.path.exists("fixed"):
             open("stuck", "w").close()
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         return int(x)
 """
 COUNT = 1000
@@ -66,7 +66,7 @@ def ran(command: Command) -> list[int]:
 
 
 def wait_until_stuck(process: Any, directory: Path) -> None:
-    """Wait until the 500th item is being run, and results are in the file."""
+    """Wait until the 500th item is running and there are results in the file."""
     output, until = directory / "r.jsonl", time.monotonic() + 30
     while not ((directory / "stuck").exists() and output.exists() and output.stat().st_size):
         assert process.poll() is None
@@ -85,23 +85,23 @@ def begin(command: Command, target: str, *options: str) -> Any:
     return process
 
 
-def go_on(command: Command, target: str, *options: str) -> Ran:
-    (command.directory / "mended").touch()
+def resume(command: Command, target: str, *options: str) -> Ran:
+    (command.directory / "fixed").touch()
     return command("map", f"app:{target}", "n.txt", "-o", "r.jsonl", *options)
 
 
 @pytest.mark.parametrize("options", [("--mode", "thread", "--workers", "2"), ("--mode", "process", "--workers", "2")])
-def test_a_run_that_was_killed_goes_on_and_no_line_is_there_twice(command: Command, options: tuple[str, ...]) -> None:
+def test_a_killed_run_is_resumed_without_duplicate_lines(command: Command, options: tuple[str, ...]) -> None:
     process = begin(command, "stuck", *options)
     with process:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     before = len(ran(command))
-    found = go_on(command, "stuck", *options)
+    found = resume(command, "stuck", *options)
     assert found.code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
     assert not (command.directory / "r.jsonl.journal").exists()
-    # At least once: what was on its way when the process died is run again, and nothing else.
+    # At least once: only items that were running when the process was killed run again.
     assert set(ran(command)) == set(range(COUNT))
     assert len(ran(command)) < COUNT + before
 
@@ -114,46 +114,45 @@ def test_a_run_that_was_killed_goes_on_and_no_line_is_there_twice(command: Comma
         ("stuck_async", ()),
     ],
 )
-def test_ctrl_c_leaves_a_valid_file_and_says_how_to_go_on(
+def test_ctrl_c_leaves_a_valid_file_and_says_how_to_resume(
     command: Command, target: str, options: tuple[str, ...]
 ) -> None:
     process = begin(command, target, *options)
     os.killpg(process.pid, signal.SIGINT)
-    told = finished(process)
-    assert told.code == 130
+    stopped = finished(process)
+    assert stopped.code == 130
     written = results(command.directory / "r.jsonl")
     assert 0 < len(written) < COUNT
-    assert told.err.splitlines()[-1] == (
-        f"error: interrupted: {len(written)} items are done, 0 of them failed, in r.jsonl; give the same command again "
-        "to go on from there"
+    assert stopped.err.splitlines()[-1] == (
+        f"error: interrupted: {len(written)} items done, 0 failed, in r.jsonl; give the same command again to resume"
     )
-    assert "Traceback" not in told.err
-    assert go_on(command, target, *options).code == 0
+    assert "Traceback" not in stopped.err
+    assert resume(command, target, *options).code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 
 
 @pytest.mark.parametrize(
     ("target", "options"), [("stuck", ("--mode", "process", "--workers", "2")), ("stuck_async", ())]
 )
-def test_sigterm_ends_a_map_as_ctrl_c_does(command: Command, target: str, options: tuple[str, ...]) -> None:
+def test_sigterm_ends_a_map_like_ctrl_c(command: Command, target: str, options: tuple[str, ...]) -> None:
     process = begin(command, target, *options)
     process.terminate()
-    told = finished(process)
-    assert told.code == 143
+    stopped = finished(process)
+    assert stopped.code == 143
     written = results(command.directory / "r.jsonl")
-    assert told.err.splitlines()[-1].startswith(f"error: interrupted: {len(written)} items are done, 0 of them failed")
-    assert told.err.endswith("give the same command again to go on from there\n")
-    assert "Traceback" not in told.err
-    assert go_on(command, target, *options).code == 0
+    assert stopped.err.splitlines()[-1].startswith(f"error: interrupted: {len(written)} items done, 0 failed")
+    assert stopped.err.endswith("give the same command again to resume\n")
+    assert "Traceback" not in stopped.err
+    assert resume(command, target, *options).code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 
 
-def test_failed_items_and_no_others_are_tried_again(command: Command) -> None:
+def test_only_failed_items_run_again(command: Command) -> None:
     first = command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
     assert first.code == 1
-    assert first.err.endswith("1 of them failed, in r.jsonl; give the same command again to run what failed\n")
+    assert first.err.endswith("1 failed, in r.jsonl; give the same command again to retry the failed items\n")
     assert results(command.directory / "r.jsonl")[5] == {"type": "ValueError", "message": "not yet"}
-    (command.directory / "mended").touch()
+    (command.directory / "fixed").touch()
     second = command("map", "app:picky", "ten.txt", "-o", "r.jsonl", "--json")
     assert second.code == 0
     assert second.json["succeeded"] == 10
@@ -162,28 +161,25 @@ def test_failed_items_and_no_others_are_tried_again(command: Command) -> None:
     assert sorted(ran(command)) == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
 
 
-def test_a_finished_file_is_not_overwritten_without_a_word(command: Command) -> None:
+def test_a_finished_file_is_not_overwritten(command: Command) -> None:
     assert command("map", "app:note", "ten.txt", "-o", "r.jsonl").code == 0
     before = (command.directory / "r.jsonl").read_bytes()
     again = command("map", "app:note", "ten.txt", "-o", "r.jsonl")
     assert again.code == 2
-    assert (
-        "r.jsonl has something in it already, and there is no r.jsonl.journal to go on from: nothing was run"
-        in again.err
-    )
+    assert "r.jsonl is not empty and there is no journal r.jsonl.journal to resume from; nothing was run" in again.err
     assert (command.directory / "r.jsonl").read_bytes() == before
     assert len(ran(command)) == 10
     assert command("map", "app:note", "ten.txt", "-o", "r.jsonl", "--overwrite").code == 0
     assert len(ran(command)) == 20
 
 
-def test_other_items_or_another_function_are_refused_and_nothing_is_changed(command: Command) -> None:
+def test_a_journal_of_other_items_or_another_function_is_refused(command: Command) -> None:
     command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
     before = (command.directory / "r.jsonl").read_bytes()
     other = command("map", "app:note", "ten.txt", "-o", "r.jsonl")
     assert other.code == 2
     assert "belongs to the function 'app:picky', not to 'app:note'" in other.err
-    assert "--overwrite to begin anew" in other.err
+    assert "--overwrite to start from the beginning" in other.err
     command.write("ten.txt", "".join(f"{number}\n" for number in range(10, 20)))
     other = command("map", "app:picky", "ten.txt", "-o", "r.jsonl")
     assert other.code == 2
@@ -191,7 +187,7 @@ def test_other_items_or_another_function_are_refused_and_nothing_is_changed(comm
     assert (command.directory / "r.jsonl").read_bytes() == before
 
 
-def test_a_journal_that_was_named_stays(command: Command) -> None:
+def test_a_journal_given_by_the_user_is_not_deleted(command: Command) -> None:
     arguments = ["map", "app:note", "ten.txt", "-o", "r.jsonl", "--journal", "done.jsonl"]
     assert command(*arguments).code == 0
     assert command(*arguments).code == 0
@@ -204,21 +200,21 @@ def test_a_journal_that_was_named_stays(command: Command) -> None:
     assert len(ran(command)) == 10
 
 
-def test_a_run_that_is_under_way_is_left_alone(command: Command) -> None:
+def test_a_journal_in_use_by_another_run_is_refused(command: Command) -> None:
     process = begin(command, "stuck", "--mode", "thread", "--workers", "2")
     with process:
         for options in ([], ["--overwrite"]):
             ran = command("map", "app:stuck", "n.txt", "-o", "r.jsonl", *options)
             assert ran.code == 2
             assert "r.jsonl.journal is in use by another run" in ran.err
-            assert "to begin anew" not in ran.err
+            assert "to start from the beginning" not in ran.err
         process.kill()
-        process.communicate(timeout=30)
-    assert go_on(command, "stuck").code == 0
+        process.communicate(timeout=120)
+    assert resume(command, "stuck").code == 0
     assert results(command.directory / "r.jsonl") == {number: number for number in range(COUNT)}
 
 
-def test_what_is_no_journal_and_what_holds_the_items_is_not_overwritten(command: Command) -> None:
+def test_the_file_of_items_is_never_overwritten(command: Command) -> None:
     before = (command.directory / "ten.txt").read_bytes()
     for options in (["-o", "ten.txt"], ["-o", "r.jsonl", "--journal", "ten.txt"]):
         for force in ([], ["--overwrite"]):
@@ -228,42 +224,42 @@ def test_what_is_no_journal_and_what_holds_the_items_is_not_overwritten(command:
             assert (command.directory / "ten.txt").read_bytes() == before
 
 
-def test_no_file_is_two_things_at_once_whether_it_exists_or_not(command: Command) -> None:
+def test_items_results_and_journal_must_be_different_files(command: Command) -> None:
     command.write("items.journal", "1\n")
-    for items, options, told in (
-        ("ten.txt", ["-o", "x.jsonl", "--journal", "./x.jsonl"], "x.jsonl takes the results; give another file for"),
-        ("ten.txt", ["-o", "x.jsonl", "--journal", "ten.txt"], "ten.txt holds the items; give another file for the jo"),
-        ("items.journal", ["-o", "items"], "items.journal holds the items"),
+    for items, options, message in (
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "./x.jsonl"], "x.jsonl is the file of results; use another file"),
+        ("ten.txt", ["-o", "x.jsonl", "--journal", "ten.txt"], "ten.txt is the file of items; use another file"),
+        ("items.journal", ["-o", "items"], "items.journal is the file of items"),
     ):
         ran = command("map", "app:note", items, *options)
         assert ran.code == 2
-        assert told in ran.err
+        assert message in ran.err
     assert not (command.directory / "x.jsonl").exists()
 
 
-def test_without_a_journal_nothing_is_kept(command: Command) -> None:
+def test_without_a_journal_a_run_cannot_be_resumed(command: Command) -> None:
     assert command("map", "app:picky", "ten.txt", "-o", "r.jsonl", "--no-journal").code == 1
     assert not (command.directory / "r.jsonl.journal").exists()
     assert command("map", "app:picky", "ten.txt", "-o", "r.jsonl", "--no-journal").code == 2
 
 
-def test_a_journal_knows_fields_that_were_passed_as_arguments(command: Command) -> None:
+def test_a_journal_works_with_unpack(command: Command) -> None:
     command.write("a.csv", "x\n1\n5\n")
     arguments = ["map", "app:picky", "a.csv", "--unpack", "-o", "r.jsonl"]
     assert command(*arguments).code == 1
-    (command.directory / "mended").touch()
+    (command.directory / "fixed").touch()
     assert command(*arguments).code == 0
     assert ran(command) == [1, 5, 5]
 
 
-def test_a_full_disk_ends_the_map_with_its_name(command: Command) -> None:
-    told = finished(start("map", "app:note", "n.txt", "-o", "/dev/full", directory=command.directory))
-    assert told.code == 2
-    assert "No space left on device" in told.err
-    assert "Traceback" not in told.err
+def test_the_error_of_a_full_disk(command: Command) -> None:
+    stopped = finished(start("map", "app:note", "n.txt", "-o", "/dev/full", directory=command.directory))
+    assert stopped.code == 2
+    assert "No space left on device" in stopped.err
+    assert "Traceback" not in stopped.err
 
 
-def test_memory_does_not_grow_with_the_items(command: Command) -> None:
+def test_memory_does_not_grow_with_the_number_of_items(command: Command) -> None:
     code = """\
         import resource, sys
         from opero.cli.app import run

@@ -14,11 +14,11 @@ from opero import Registry
 from opero.cli.show import policies_of, yaml_of
 
 
-def test_what_is_shown_is_what_holds(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_prints_the_effective_policies(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPERO_API_RETRIES", "8")
     ran = command("show", "--env", "production")
     assert ran.code == 0
-    assert ran.out.splitlines()[0] == "# environment production, from policies, variables included"
+    assert ran.out.splitlines()[0] == "# environment production from policies, including environment variables"
     assert yaml.safe_load(ran.out) == {
         "policies": {
             "api": {"retry": {"min_delay": 0, "retries": 8}, "cache": {"ttl": "30m"}, "rate_limit": {"rate": "50/s"}},
@@ -32,7 +32,7 @@ def test_what_is_shown_is_what_holds(command: Command, monkeypatch: pytest.Monke
     }
 
 
-def test_it_loads_again_to_the_same(command: Command) -> None:
+def test_the_output_loads_as_the_same_policies(command: Command) -> None:
     command.policies(
         base="""\
             defaults: {retry: {jitter: false}}
@@ -72,7 +72,9 @@ POLICY = st.fixed_dictionaries(
 
 
 @given(base=st.dictionaries(st.sampled_from(["a", "b"]), POLICY), over=st.dictionaries(st.just("a"), POLICY))
-def test_whatever_is_configured_loads_again_to_the_same(tmp_path_factory: Any, base: Any, over: Any) -> None:
+def test_the_output_of_any_configuration_loads_as_the_same_policies(
+    tmp_path_factory: Any, base: Any, over: Any
+) -> None:
     def load(**files: Any) -> Registry:
         folder = tmp_path_factory.mktemp("policies")
         for name, text in files.items():
@@ -84,7 +86,7 @@ def test_whatever_is_configured_loads_again_to_the_same(tmp_path_factory: Any, b
     assert dict(load(base=shown)) == dict(first)
 
 
-def test_entries_of_functions_are_shown_too(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_of_functions_are_shown(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     command.policies(
         development="""\
             import_from: [app]
@@ -108,12 +110,12 @@ def test_entries_of_functions_are_shown_too(command: Command, monkeypatch: pytes
     assert yaml.safe_load(command("show").out) == shown
 
 
-def test_that_everything_is_switched_off_is_warned_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opero_enabled_false_is_a_warning(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPERO_ENABLED", "false")
     assert "warning: OPERO_ENABLED is false" in command("show").err
 
 
-def test_one_profile_can_be_asked_for(command: Command) -> None:
+def test_a_single_profile_can_be_shown(command: Command) -> None:
     assert list(yaml.safe_load(command("show", "reports").out)["policies"]) == ["reports"]
     ran = command("show", "report")
     assert ran.code == 2
@@ -139,12 +141,12 @@ def test_no_secret_is_shown(
     monkeypatch.setenv("OPERO_CACHE_SECRET", "hunter4")
     ran = command(*arguments, *form)
     assert ran.code == 0
-    said = ran.out + ran.err
-    assert "***" in said
-    assert not any(secret in said for secret in ("hunter", "correct-horse", "tr0ub4dor"))
+    output = ran.out + ran.err
+    assert "***" in output
+    assert not any(secret in output for secret in ("hunter", "correct-horse", "tr0ub4dor"))
 
 
-def test_what_was_masked_in_part_stands_in_a_comment_too(command: Command) -> None:
+def test_partly_masked_values_are_in_comments(command: Command) -> None:
     url = "redis://user:hunter2@h/0"
     command.policies(
         base=f"policies: {{api: {{fallback: {{default: {{url: '{url}'}}}}, parallel: {{address: '{url}'}}}}}}\n"
@@ -154,7 +156,7 @@ def test_what_was_masked_in_part_stands_in_a_comment_too(command: Command) -> No
     assert "      # address: ***\n" in shown
 
 
-def test_secrets_stand_in_comments_so_that_it_loads_again(command: Command) -> None:
+def test_secrets_are_in_comments_so_that_the_output_loads(command: Command) -> None:
     command.policies(base=SECRETS.replace("serializer: signed_pickle", "serializer: json"))
     shown = command("show").out
     assert "      # secret: ***\n" in shown
@@ -162,7 +164,7 @@ def test_secrets_stand_in_comments_so_that_it_loads_again(command: Command) -> N
     assert command("check").code == 0
 
 
-def test_show_has_a_shape_in_json(command: Command) -> None:
+def test_the_json_of_show(command: Command) -> None:
     assert command("show", "api", "--env", "production", "--json").json == {
         "environment": "production",
         "directory": str(command.directory / "policies"),
@@ -174,7 +176,7 @@ def test_show_has_a_shape_in_json(command: Command) -> None:
     }
 
 
-def test_without_policies_there_is_nothing_to_show(command: Command) -> None:
+def test_show_without_policies(command: Command) -> None:
     command.policies(base="policies: {}\n")
     assert yaml.safe_load(command("show").out) == {"policies": {}}
 
@@ -182,25 +184,25 @@ def test_without_policies_there_is_nothing_to_show(command: Command) -> None:
 # diff
 
 
-def test_a_difference_is_shown_with_both_values_and_their_places(command: Command) -> None:
+def test_a_difference_is_shown_with_both_values_and_sources(command: Command) -> None:
     ran = command("diff", "development", "production")
     assert ran.code == 0
     assert [line.split() for line in ran.out.splitlines()] == [
         ["section", "option", "development", "source", "production", "source"],
         ["policies.api", "retry.retries", "3", "policies/base.yaml:5:22", "5", "policies/production.yaml:3:22"],
-        ["policies.api", "rate_limit.rate", "not", "there", "50/s", "policies/production.yaml:4:17"],
+        ["policies.api", "rate_limit.rate", "missing", "50/s", "policies/production.yaml:4:17"],
         ["policies.reports", "retry.retries", "3", "policies/base.yaml:5:22", "5", "policies/production.yaml:3:22"],
-        ["policies.reports", "rate_limit.rate", "not", "there", "50/s", "policies/production.yaml:4:17"],
+        ["policies.reports", "rate_limit.rate", "missing", "50/s", "policies/production.yaml:4:17"],
     ]
 
 
-def test_the_exit_code_tells_of_differences_where_it_is_asked_to(command: Command) -> None:
+def test_with_exit_code_differences_exit_with_1(command: Command) -> None:
     assert command("diff", "development", "production", "--exit-code").code == 1
     ran = command("diff", "development", "development", "--exit-code")
-    assert (ran.code, ran.out) == (0, "development and development are the same\n")
+    assert (ran.code, ran.out) == (0, "no differences between development and development\n")
 
 
-def test_what_means_the_same_is_no_difference(command: Command) -> None:
+def test_equal_values_written_differently_do_not_differ(command: Command) -> None:
     command.policies(
         development="policies: {api: {cache: {ttl: 60s}, retry: {retries: 3}}}\n",
         production="policies: {api: {cache: 1m}}\n",
@@ -208,28 +210,28 @@ def test_what_means_the_same_is_no_difference(command: Command) -> None:
     assert command("diff", "development", "production", "--json").json["differences"] == []
 
 
-def test_profiles_that_one_of_them_lacks_and_policies_that_are_removed_differ(command: Command) -> None:
+def test_missing_profiles_and_removed_policies_differ(command: Command) -> None:
     command.policies(
         development="policies: {api: {cache: null}, more: {}}\n", production="policies: {less: {retry: 1}}\n"
     )
     found = command("diff", "development", "production", "--json").json["differences"]
-    told = {(each["section"], each["option"]): each for each in found}
-    assert told["policies.api", "cache"]["first"]["removed"] is True
-    assert told["policies.api", "cache"]["second"] is None
-    assert told["policies.api", "cache.ttl"]["second"]["value"] == "30m"
+    differences = {(each["section"], each["option"]): each for each in found}
+    assert differences["policies.api", "cache"]["first"]["removed"] is True
+    assert differences["policies.api", "cache"]["second"] is None
+    assert differences["policies.api", "cache.ttl"]["second"]["value"] == "30m"
     place = {"name": "policies/production.yaml", "line": 1, "column": 12, "by": None}
-    assert told["policies.less", ""] == {
+    assert differences["policies.less", ""] == {
         "section": "policies.less",
         "option": "",
         "first": None,
         "second": {"value": None, "removed": False, "source": place, "section": "policies.less"},
     }
-    assert told["policies.more", ""]["second"] is None
+    assert differences["policies.more", ""]["second"] is None
     assert command("diff", "development", "production", "--exit-code").code == 1
-    assert "(all of it)" in command("diff", "development", "production").out
+    assert "(all)" in command("diff", "development", "production").out
 
 
-def test_entries_of_functions_differ_too(command: Command) -> None:
+def test_entries_of_functions_are_compared(command: Command) -> None:
     command.policies(
         development="functions: {'app:*': {policy: api, cache: 5m}, 'app:same': {retry: 1}}\n",
         production="""\
@@ -240,8 +242,8 @@ def test_entries_of_functions_differ_too(command: Command) -> None:
         """,
     )
     found = command("diff", "development", "production", "--json").json["differences"]
-    told = {(each["section"], each["option"]): [_said(each["first"]), _said(each["second"])] for each in found}
-    assert told == {
+    differences = {(each["section"], each["option"]): [_value(each["first"]), _value(each["second"])] for each in found}
+    assert differences == {
         ("functions.app:*", "policy"): ["api", "reports"],
         ("functions.app:*", "cache.ttl"): ["5m", None],
         ("functions.app:*", "cache"): [None, "removed"],
@@ -250,5 +252,5 @@ def test_entries_of_functions_differ_too(command: Command) -> None:
     }
 
 
-def _said(leaf: Any) -> Any:
+def _value(leaf: Any) -> Any:
     return None if leaf is None else "removed" if leaf["removed"] else leaf["value"]

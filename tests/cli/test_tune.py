@@ -33,7 +33,7 @@ def _module(command: Command) -> Any:
     pool.end_all()
 
 
-def test_what_serves_a_function_best_is_printed_with_yaml_to_paste(command: Command) -> None:
+def test_the_fastest_way_is_printed_with_yaml_to_paste(command: Command) -> None:
     ran = command("tune", "app:wait", "n.txt", "--seconds", "0.2")
     assert ran.code == 0
     assert re.match(r"wait waits \(.* ms an item\): mode='thread', workers=\d+", ran.out)
@@ -43,7 +43,7 @@ def test_what_serves_a_function_best_is_printed_with_yaml_to_paste(command: Comm
     assert command("check").code == 0
 
 
-def test_tune_has_a_shape_in_json(command: Command) -> None:
+def test_the_json_of_tune(command: Command) -> None:
     ran = command("tune", "app:add", "a.csv", "--unpack", "--seconds", "0.2", "--json")
     assert ran.json.keys() == {
         "function",
@@ -61,18 +61,18 @@ def test_tune_has_a_shape_in_json(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["app:broken", "n.txt"], 1, "broken failed with item 0 of the sample: ValueError: no"),
-        (["app:wait", "empty.txt"], 2, "empty.txt has no items; give some to measure with"),
-        (["app:wait", "n.txt", "--seconds", "0"], 2, "--seconds 0 leaves no time"),
-        (["app:wait", "n.txt", "--seconds", "nan"], 2, "--seconds nan is no time to wait for; give more than 0"),
-        (["app:wait", "n.txt", "--seconds", "inf"], 2, "--seconds inf is no time to wait for"),
+        (["app:wait", "empty.txt"], 2, "empty.txt contains no items to measure with"),
+        (["app:wait", "n.txt", "--seconds", "0"], 2, "--seconds 0 is invalid: use a number > 0 and ≤ 86400"),
+        (["app:wait", "n.txt", "--seconds", "nan"], 2, "--seconds nan is invalid"),
+        (["app:wait", "n.txt", "--seconds", "inf"], 2, "--seconds inf is invalid"),
         (["app:wait", "n.txt", "--policy", "none"], 2, "no profile 'none'"),
     ],
 )
-def test_what_cannot_be_measured_is_told_of(command: Command, arguments: list[str], code: int, told: str) -> None:
+def test_the_error_if_nothing_can_be_measured(command: Command, arguments: list[str], code: int, message: str) -> None:
     command.write("empty.txt", "")
     ran = command("tune", *arguments)
     assert (ran.code, ran.out) == (code, "")
-    assert told in ran.err
+    assert message in ran.err

@@ -1,4 +1,4 @@
-"""Values as commands show them."""
+"""Conversion of values to JSON and YAML text."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ CASES: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize("place", range(len(CASES)))
-def test_what_json_does_not_know_is_written_as_near_as_can_be(place: int) -> None:
+def test_values_are_converted_to_json(place: int) -> None:
     value, expected = CASES[place]
     found = jsonable(value)
     assert found == expected
@@ -98,11 +98,11 @@ LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text()
 
 
 @given(st.recursive(LEAVES, st.lists) | st.dictionaries(st.text(), LEAVES))
-def test_what_json_knows_stays_as_it_is(value: Any) -> None:
+def test_json_values_are_unchanged(value: Any) -> None:
     assert jsonable(value) == value
 
 
-def test_a_cycle_is_written_as_its_repr() -> None:
+def test_a_cyclic_value_becomes_its_repr() -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
     assert jsonable(cycle) == "[[...]]"
@@ -128,9 +128,9 @@ def test_a_cycle_is_written_as_its_repr() -> None:
         ("fallback.default", "", "''"),
     ],
 )
-def test_values_are_shown_in_the_words_of_yaml_and_secrets_are_not(path: str, value: Any, text: str) -> None:
+def test_values_are_shown_as_yaml_with_secrets_masked(path: str, value: Any, text: str) -> None:
     assert text_of_value(path, value) == text
 
 
-def test_models_within_options_are_shown_as_their_fields() -> None:
+def test_models_in_options_are_shown_as_their_fields() -> None:
     assert plain_of("cache.ttl", AdaptiveTTL()) == AdaptiveTTL().model_dump(mode="json")

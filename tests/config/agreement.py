@@ -1,4 +1,4 @@
-"""What the JSON Schema says of a policy file, and what the loader says, side by side."""
+"""Compares the results of the JSON Schema and of the loader for a policy file."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ if TYPE_CHECKING:
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 WHOLE = r"^(policies\.\w+|functions\.\S+|defaults)\.\w+: "
-"""A complaint of a policy as a whole."""
+"""The message of a problem of a policy as a whole."""
 
 BEYOND: dict[str, Any] = {
     "what is missing": lambda text, value: re.search(
-        WHOLE + r".*(is missing; write|sets no time|names nothing to fall back to|needs \w+|nothing would ever)", text
+        WHOLE + r".*(missing field|no timeout is set|no fallback is set|without slow_call|never opens)", text
     ),
-    "contradictions": lambda text, value: re.search(WHOLE, text) or re.search("cold ≤ warm|is above hot_after", text),
-    "profiles": lambda text, value: re.search("which does not exist|extend each other in a circle", text),
+    "contradictions": lambda text, value: (
+        re.search(WHOLE, text) or re.search("cold <= warm|is greater than hot_after", text)
+    ),
+    "profiles": lambda text, value: re.search("which does not exist|circular `extends`", text),
     "imports": lambda text, value: re.search(
-        r"cannot be imported|is not imported|is no builtin|is not callable|no exception class|is never retried|"
-        r"neither a concurrent\.futures\.Executor|exception's name is empty",
+        r"cannot be imported|is not a builtin|is not callable|is not an exception class|is never retried|"
+        r"neither a concurrent\.futures\.Executor|the name of an exception is empty",
         text,
     ),
-    "tags": lambda text, value: "is no tag:" in text,
+    "tags": lambda text, value: "is not a tag:" in text,
     "json in text": lambda text, value: str(value.get("ttl") if isinstance(value, dict) else value).strip()[:1] == "{",
     "numbers that JSON has not": lambda text, value: isinstance(value, int | float) and not abs(value) < 1e308,
-    "whole shares": lambda text, value: "no number of failures" in text and isinstance(value, float),
+    "whole shares": lambda text, value: "use a count (10) or a share" in text and isinstance(value, float),
 }
-"""How each published exception shows: by what the loader says, or by the value."""
+"""How each documented exception is recognized: by the message of the loader, or by the value."""
 assert BEYOND.keys() == BEYOND_THE_SCHEMA.keys()
 
 
 def problems(policies: Policies, document: Any) -> list[str]:
-    """What the loader says of a file."""
+    """Return the problems that the loader reports for a document."""
     policies.directory.mkdir(exist_ok=True)
     text = yaml.dump(document, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), allow_unicode=True)
     (policies.directory / "base.yaml").write_text(text, "utf-8")
@@ -55,7 +57,7 @@ def problems(policies: Policies, document: Any) -> list[str]:
 
 
 def disagreements(policies: Policies, said: dict[str, tuple[str, str | None, Any]]) -> list[str]:
-    """Where the two differ, of what is said by profiles: of a policy, in a field of it (None: as the policy itself)."""
+    """Return where the two disagree about profiles, each with a policy, a field (None: the policy) and a value."""
     document = {
         "policies": {
             name: {kind: {field: value} if field is not None else value} for name, (kind, field, value) in said.items()
@@ -64,7 +66,7 @@ def disagreements(policies: Policies, said: dict[str, tuple[str, str | None, Any
     refused = {error.absolute_path[1] for error in VALIDATOR.iter_errors(document)}
     told: dict[str, list[str]] = {}
     for text in problems(policies, document):
-        first, _, by_aliases = text.partition(" (by aliases also ")
+        first, _, by_aliases = text.partition(" (through aliases also ")
         for name in [*re.findall(r"policies\.(p\d+)", first)[:1], *re.findall(r"policies\.(p\d+)", by_aliases)]:
             told.setdefault(name, []).append(text)
     found = []

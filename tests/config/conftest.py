@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
+from opero.config.settings import load
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Laws of merging: what holds is what policies merge to, and each value tells truly where it came from."""
+"""Laws of composition: profiles equal their merged sections, and every value has its true source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from opero.config.composition import Profile, compose, inherit, parent_leaf, profile_names, sections_of
 from opero.config.report import Report
-from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
-from opero.policies.merging import Anew, Whole
+from opero.config.sources import DEFAULT, ConfigLayer, Leaf, Marked, Section, Source, Statement
+from opero.policies.merging import ObjectFields, Replacing
 from opero.policies.policy import KINDS, merge
 
 FIELDS = {"retry": ("retries", "max_delay", "enabled"), "rate_limit": ("rate", "burst"), "cache": ("ttl",)}
@@ -26,35 +26,35 @@ def sections(draw: st.DrawFn, name: str, parents: tuple[str, ...] = ()) -> Secti
     """A section whose every value has a source of its own: the number that it is."""
     numbers = draw(st.shared(st.builds(count), key="numbers"))
     section = "defaults" if name == "defaults" else f"policies.{name}"
-    blocks: dict[str, Block] = {}
+    statements: dict[str, Statement] = {}
     for kind in draw(st.sets(st.sampled_from(sorted(FIELDS)))):
         whole = Marked(None, Source("key", next(numbers), 1))
         if draw(st.integers(0, 4)) == 0:
-            blocks[kind] = Block(whole, section, None)
+            statements[kind] = Statement(whole, section, None)
             continue
         fields: dict[str, Marked] = {}
         for field in draw(st.sets(st.sampled_from(FIELDS[kind]))):
             number = next(numbers)
             fields[field] = Marked(number, Source("file", number, 1))
-        blocks[kind] = Block(whole, section, draw(st.sampled_from([dict, Anew, Whole]))(fields))
+        statements[kind] = Statement(whole, section, draw(st.sampled_from([dict, Replacing, ObjectFields]))(fields))
     extends = (
         Marked(draw(st.sampled_from(parents)), Source("extends", next(numbers), 1))
         if bool(parents) and draw(st.booleans())
         else None
     )
-    return Section(section, Marked(None, Source("section", next(numbers), 1)), blocks, extends)
+    return Section(section, Marked(None, Source("section", next(numbers), 1)), statements, extends)
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> list[Layer]:
+def layers(draw: st.DrawFn) -> list[ConfigLayer]:
     """Up to three layers of up to four profiles; each may extend those before it."""
-    made: list[Layer] = []
+    made: list[ConfigLayer] = []
     for name in ("base", "production", "variables"):
         profiles = {
             each: draw(sections(each, NAMES[:index])) for index, each in enumerate(NAMES) if draw(st.booleans())
         }
         defaults = draw(sections("defaults")) if draw(st.booleans()) else None
-        made.append(Layer(name, defaults, profiles))
+        made.append(ConfigLayer(name, defaults, profiles))
     known = set(profile_names(made))
     return [
         replace(layer, profiles={name: _known(section, known) for name, section in layer.profiles.items()})
@@ -64,10 +64,10 @@ def layers(draw: st.DrawFn) -> list[Layer]:
 
 def _known(section: Section, names: set[str]) -> Section:
     known = section.parent is None or section.parent.value in names
-    return section if known else Section(section.name, section.place, section.blocks)
+    return section if known else Section(section.name, section.place, section.statements)
 
 
-def profile_of(lineage: list[str] | None, made: list[Layer]) -> Profile:
+def profile_of(lineage: list[str] | None, made: list[ConfigLayer]) -> Profile:
     return compose(sections_of(lineage, made))
 
 
@@ -75,32 +75,32 @@ def plain(section: Section) -> dict[str, Any]:
     """As `merge` of the policies takes it."""
     return {
         kind: None
-        if block.said is None
-        else type(block.said)((field, leaf.value) for field, leaf in block.said.items())
-        for kind, block in section.blocks.items()
+        if statement.content is None
+        else type(statement.content)((field, leaf.value) for field, leaf in statement.content.items())
+        for kind, statement in section.statements.items()
     }
 
 
-def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
+def without(made: list[ConfigLayer], leaf: Leaf) -> list[ConfigLayer]:
     """The layers without one value."""
 
     def cut(section: Section) -> Section:
-        blocks = {
-            kind: Block(
-                block.whole,
-                block.section,
+        statements = {
+            kind: Statement(
+                statement.whole,
+                statement.section,
                 None
-                if block.said is None
-                else type(block.said)(
-                    (field, each) for field, each in block.said.items() if each.source != leaf.source
+                if statement.content is None
+                else type(statement.content)(
+                    (field, each) for field, each in statement.content.items() if each.source != leaf.source
                 ),
             )
-            for kind, block in section.blocks.items()
+            for kind, statement in section.statements.items()
         }
-        return Section(section.name, section.place, blocks, section.parent)
+        return Section(section.name, section.place, statements, section.parent)
 
     return [
-        Layer(
+        ConfigLayer(
             layer.name,
             layer.defaults and cut(layer.defaults),
             {name: cut(section) for name, section in layer.profiles.items()},
@@ -109,7 +109,7 @@ def without(made: list[Layer], leaf: Leaf) -> list[Layer]:
     ]
 
 
-def lineages(made: list[Layer]) -> dict[str, list[str]]:
+def lineages(made: list[ConfigLayer]) -> dict[str, list[str]]:
     report = Report()
     found = inherit(made, report)
     assert not report.lines
@@ -118,7 +118,7 @@ def lineages(made: list[Layer]) -> dict[str, list[str]]:
 
 @EACH
 @given(layers())
-def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Layer]) -> None:
+def test_a_profile_equals_its_sections_merged_one_by_one(made: list[ConfigLayer]) -> None:
     for lineage in lineages(made).values():
         order = [layer.defaults for layer in made if layer.defaults is not None]
         order += [layer.profiles[name] for name in lineage for layer in made if name in layer.profiles]
@@ -131,7 +131,7 @@ def test_the_whole_is_what_merging_the_sections_one_by_one_gives(made: list[Laye
 
 @EACH
 @given(layers())
-def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> None:
+def test_a_profile_starts_from_the_one_that_it_extends(made: list[ConfigLayer]) -> None:
     for name, lineage in lineages(made).items():
         extends = parent_leaf(layer.profiles[name] for layer in made if name in layer.profiles)
         assert lineage[-1] == name
@@ -140,13 +140,13 @@ def test_a_profile_starts_from_the_one_that_it_extends(made: list[Layer]) -> Non
 
 @EACH
 @given(layers())
-def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> None:
+def test_every_field_of_a_policy_has_exactly_one_source(made: list[ConfigLayer]) -> None:
     written = {
         leaf.source: leaf.value
         for layer in made
         for section in [*layer.profiles.values(), *([layer.defaults] if layer.defaults else [])]
-        for block in section.blocks.values()
-        for leaf in block.fields.values()
+        for statement in section.statements.values()
+        for leaf in statement.fields.values()
     }
     for lineage in lineages(made).values():
         profile = profile_of(lineage, made)
@@ -165,7 +165,7 @@ def test_every_field_of_a_policy_has_exactly_one_source(made: list[Layer]) -> No
 
 @EACH
 @given(layers())
-def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: list[Layer]) -> None:
+def test_removing_a_value_reveals_the_one_that_it_shadows(made: list[ConfigLayer]) -> None:
     for lineage in lineages(made).values():
         profile = profile_of(lineage, made)
         for kind in profile.kinds():
@@ -176,7 +176,7 @@ def test_taking_a_value_away_uncovers_the_one_that_it_is_said_to_shadow(made: li
 
 @EACH
 @given(layers())
-def test_no_value_shadows_itself(made: list[Layer]) -> None:
+def test_no_value_shadows_itself(made: list[ConfigLayer]) -> None:
     for lineage in lineages(made).values():
         for leaf in profile_of(lineage, made).leaves().values():
             written = [each.source for each in leaf.chain() if each.source != DEFAULT]

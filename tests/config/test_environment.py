@@ -93,7 +93,7 @@ def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field:
         assert policies.error(**{name: empty}).startswith(f"{name}: is empty; unset it")
 
 
-def test_a_variable_keeps_what_the_file_says_beside_it(policies: Policies) -> None:
+def test_a_variable_keeps_the_other_fields_of_the_file(policies: Policies) -> None:
     found = api(
         policies,
         "rate_limit: {rate: 5, burst: 3}, cache: {max_size: 2}",
@@ -120,7 +120,7 @@ def test_null_means_no_value_where_a_field_admits_that(policies: Policies) -> No
     assert found.timeout == TimeoutPolicy(attempt=5)
     policies.write(base="policies: {api: {retry: 5}}")
     assert policies.error(OPERO_API_RETRIES="none").startswith(
-        "OPERO_API_RETRIES: policies.api.retry.retries: 'none' will not do"
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'none' is invalid"
     )
 
 
@@ -149,12 +149,12 @@ def test_the_longest_option_is_meant_where_only_it_fits_a_profile(policies: Poli
     assert api(policies, OPERO_API_ATTEMPT_TIMEOUT="5").timeout == TimeoutPolicy(attempt=5)
 
 
-def test_a_variable_that_can_be_read_two_ways_names_both_and_the_way_out(policies: Policies) -> None:
+def test_an_ambiguous_variable_is_reported_with_unambiguous_names(policies: Policies) -> None:
     policies.write(base="policies: {api: , api_attempt: }")
     assert policies.error(OPERO_API_ATTEMPT_TIMEOUT="5") == (
-        "OPERO_API_ATTEMPT_TIMEOUT: can be read as policies.api.timeout.attempt "
-        "or as policies.api_attempt.timeout; "
-        "write OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT"
+        "OPERO_API_ATTEMPT_TIMEOUT: is ambiguous, as it can mean policies.api.timeout.attempt "
+        "or policies.api_attempt.timeout; "
+        "use OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT"
     )
     loaded = policies.load(OPERO_POLICIES__API__TIMEOUT__ATTEMPT="5", OPERO_POLICIES__API_ATTEMPT__TIMEOUT="6")
     assert loaded.policies == {
@@ -166,9 +166,9 @@ def test_a_variable_that_can_be_read_two_ways_names_both_and_the_way_out(policie
 def test_profiles_that_variables_cannot_tell_apart_need_other_names(policies: Policies) -> None:
     policies.write(base="policies: {my-api: , my_api: }")
     assert policies.error(OPERO_MY_API_RETRIES="5") == (
-        "OPERO_MY_API_RETRIES: can be read as policies.my-api.retry.retries "
-        "or as policies.my_api.retry.retries; "
-        "rename one of the profiles, whose names differ in no letter or digit"
+        "OPERO_MY_API_RETRIES: is ambiguous, as it can mean policies.my-api.retry.retries "
+        "or policies.my_api.retry.retries; "
+        "rename one of the profiles, whose names do not differ in letters and digits"
     )
 
 
@@ -228,7 +228,7 @@ def test_opero_enabled_is_true_unless_it_says_otherwise(policies: Policies) -> N
     for word in ("false", "0", "Off", "no"):
         assert policies.load(OPERO_ENABLED=word).enabled is False
     assert policies.load(opero_enabled="yes").enabled is True
-    assert policies.error(OPERO_ENABLED="maybe") == "OPERO_ENABLED: 'maybe' is neither true nor false"
+    assert policies.error(OPERO_ENABLED="maybe") == "OPERO_ENABLED: 'maybe' is invalid: use true or false"
 
 
 def test_variables_of_others_do_not_matter(policies: Policies) -> None:
@@ -237,19 +237,19 @@ def test_variables_of_others_do_not_matter(policies: Policies) -> None:
 
 UNKNOWN = {
     "OPERO_API_RETRIS": "the profile 'api' has no option 'retris'; did you mean OPERO_API_RETRIES?",
-    "OPERO_API_BURST": "the profile 'api' has no option 'burst'; write OPERO_POLICIES__API__RATE_LIMIT",
+    "OPERO_API_BURST": "the profile 'api' has no option 'burst'; use OPERO_POLICIES__API__RATE_LIMIT",
     "OPERO_APY_RETRIES": "there is no profile 'apy'; did you mean OPERO_API_RETRIES?",
     "OPERO_ENABLE": "names no profile; did you mean OPERO_ENABLED?",
     "OPERO_SOMETHING": "names no profile; known profiles: api, db",
     "OPERO_": "names no profile; ",
     "OPERO_POLICIES__APY__RETRY": "there is no profile 'apy'; did you mean 'api'?",
     "OPERO_POLICIES__API": (
-        "names the profile 'api', but no policy of it; write OPERO_POLICIES__API__RETRY, or another policy"
+        "names the profile 'api' but none of its policies; use OPERO_POLICIES__API__RETRY, or another policy"
     ),
     "OPERO_POLICIES__API__": (
-        "names the profile 'api', but no policy of it; write OPERO_POLICIES__API__RETRY, or another policy"
+        "names the profile 'api' but none of its policies; use OPERO_POLICIES__API__RETRY, or another policy"
     ),
-    "OPERO_DEFAULTS__": "names no policy; write OPERO_DEFAULTS__RETRY, or another policy",
+    "OPERO_DEFAULTS__": "names no policy; use OPERO_DEFAULTS__RETRY, or another policy",
     "OPERO_POLICIES__API__RETYR__RETRIES": "there is no policy 'retyr'; did you mean 'retry'?",
     "OPERO_POLICIES__API__RETRY__RETRIS": "retry has no field 'retris'; did you mean 'retries'?",
     "OPERO_DEFAULTS__RETRI": "there is no policy 'retri'; did you mean 'retry'?",
@@ -258,46 +258,46 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize(("name", "said"), UNKNOWN.items(), ids=UNKNOWN)
-def test_a_variable_that_names_nothing_is_an_error_with_the_nearest(policies: Policies, name: str, said: str) -> None:
+def test_an_unknown_variable_is_an_error_with_the_nearest_name(policies: Policies, name: str, said: str) -> None:
     policies.write(base="policies: {api: , db: }")
     assert policies.error(**{name: "hunter2"}).startswith(f"{name}: {said}")
     assert "hunter2" not in policies.error(**{name: "hunter2"})
 
 
-def test_a_variable_without_any_profile_says_that_there_is_none(policies: Policies) -> None:
+def test_a_variable_without_any_profile_is_reported_as_such(policies: Policies) -> None:
     policies.write(base="policies: {}")
     assert policies.error(OPERO_API_RETRIES="5") == (
-        "OPERO_API_RETRIES: there is no profile 'api'; no file defines any profile"
+        "OPERO_API_RETRIES: there is no profile 'api'; no file defines a profile"
     )
 
 
 BAD_VALUES = {
     "empty whole": (
         {"OPERO_API_CACHE": ""},
-        "OPERO_API_CACHE: is empty; unset it, or write null to remove the policy",
+        "OPERO_API_CACHE: is empty; unset it, or use null to remove the policy",
     ),
     "empty field": ({"OPERO_API_RETRIES": " "}, "OPERO_API_RETRIES: is empty; unset it"),
     "no number": (
         {"OPERO_API_RETRIES": "x"},
-        "OPERO_API_RETRIES: policies.api.retry.retries: 'x' will not do: write a whole number from 0 on",
+        "OPERO_API_RETRIES: policies.api.retry.retries: 'x' is invalid: use an integer >= 0",
     ),
     "no exception": (
         {"OPERO_API_RETRY_ON": "ValueError,Nope"},
         "OPERO_API_RETRY_ON: policies.api.retry.retry_on: 'Nope' is no",
     ),
-    "no list": ({"OPERO_API_RETRY_ON": "[ValueError"}, "OPERO_API_RETRY_ON: is not JSON: Expecting value"),
-    "no mapping": ({"OPERO_API_CACHE": "{ttl: 5}"}, "OPERO_API_CACHE: is not JSON: Expecting property name"),
+    "no list": ({"OPERO_API_RETRY_ON": "[ValueError"}, "OPERO_API_RETRY_ON: is not valid JSON: Expecting value"),
+    "no mapping": ({"OPERO_API_CACHE": "{ttl: 5}"}, "OPERO_API_CACHE: is not valid JSON: Expecting property name"),
     "a key of JSON twice": (
         {"OPERO_API_RETRY": '{"retries": 4, "retries": 5}'},
-        "OPERO_API_RETRY: the key 'retries' stands twice in one mapping; keep one of them",
+        "OPERO_API_RETRY: duplicate key 'retries' in a mapping; keep one of them",
     ),
     "a key of free JSON twice": (
         {"OPERO_POLICIES__API__FALLBACK__DEFAULT": '[{"a": 4, "a": 5}]'},
-        "OPERO_POLICIES__API__FALLBACK__DEFAULT: the key 'a' stands twice in one mapping; keep one of them",
+        "OPERO_POLICIES__API__FALLBACK__DEFAULT: duplicate key 'a' in a mapping; keep one of them",
     ),
     "a key of a ttl's JSON twice": (
         {"OPERO_API_CACHE_TTL": '{"hot": "2h", "hot": "3h"}'},
-        "OPERO_API_CACHE_TTL: policies.api.cache.ttl: the key 'hot' stands twice in one mapping; keep one of them",
+        "OPERO_API_CACHE_TTL: policies.api.cache.ttl: duplicate key 'hot' in a mapping; keep one of them",
     ),
     "unknown field": (
         {"OPERO_API_CACHE": '{"tttl": 5}'},
@@ -309,25 +309,25 @@ BAD_VALUES = {
     ),
     "removed and set": (
         {"OPERO_API_CACHE": "null", "OPERO_API_CACHE_TTL": "2"},
-        "OPERO_API_CACHE_TTL: removes or sets policies.api.cache, and OPERO_API_CACHE says otherwise",
+        "OPERO_API_CACHE_TTL: conflicts with OPERO_API_CACHE, which also removes or sets policies.api.cache",
     ),
     "both cases": (
         {"OPERO_API_RETRIES": "1", "opero_api_retries": "2"},
-        "opero_api_retries: is also set as OPERO_API_RETRIES, and case does not count; unset one of them",
+        "opero_api_retries: is also set as OPERO_API_RETRIES, and names are case-insensitive; unset one of them",
     ),
     "missing field": (
         {"OPERO_POLICIES__API__RATE_LIMIT__BURST": "2"},
-        "OPERO_POLICIES__API__RATE_LIMIT__BURST: policies.api.rate_limit: 'rate' is missing",
+        "OPERO_POLICIES__API__RATE_LIMIT__BURST: policies.api.rate_limit: missing field 'rate'",
     ),
     "wrong default": (
         {"OPERO_DEFAULTS__RETRY": "x"},
-        "OPERO_DEFAULTS__RETRY: defaults.retry.retries: 'x' will not do",
+        "OPERO_DEFAULTS__RETRY: defaults.retry.retries: 'x' is invalid",
     ),
 }
 
 
 @pytest.mark.parametrize(("environ", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
-def test_a_bad_value_is_told_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
+def test_a_bad_value_is_reported_with_its_variable(policies: Policies, environ: dict[str, str], said: str) -> None:
     policies.write(base="policies: {api: }")
     message = policies.error(**environ)
     assert message.startswith(said)

@@ -60,13 +60,13 @@ def test_every_field_that_names_something_has_an_example_here() -> None:
 
 @pytest.mark.parametrize("text", NAMING.values(), ids=NAMING)
 @pytest.mark.parametrize("section", ["policies: {a: {%s}}", "defaults: {%s}", "functions: {'x:y': {%s}}"])
-def test_a_name_outside_is_refused_at_its_place_in_every_field(policies: Policies, text: str, section: str) -> None:
+def test_a_name_outside_is_rejected_at_its_place_in_every_field(policies: Policies, text: str, section: str) -> None:
     written = section % (text % FORBIDDEN)
     policies.write(base=f"import_from: [opero_allowed, json]\n{written}")
     column = written.index(FORBIDDEN) + 1 - (written[written.index(FORBIDDEN) - 1] in "'\"")
     (problem,) = policies.problems()
     assert problem.startswith(f"policies/base.yaml:2:{column}: ")
-    assert "is not imported: import_from allows only opero_allowed, json; add opero_forbidden to it" in problem
+    assert "cannot be imported: import_from allows only opero_allowed, json; add opero_forbidden to it" in problem
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_variables_are_restricted_too(policies: Policies, variable: str, value: 
     assert "import_from allows only opero_allowed; add opero_forbidden to it" in problem
 
 
-def test_what_is_allowed_is_a_module_and_all_below_it_and_no_other_of_like_name(policies: Policies) -> None:
+def test_import_from_allows_a_module_and_its_submodules_only(policies: Policies) -> None:
     policies.write(base="import_from: [json]\npolicies: {a: {retry: {retry_on: json.decoder.JSONDecodeError}}}")
     assert policies.load().policies
     for listed in ("[js]", "[json.decoder.deeper]", "[json_]", "[]"):
         policies.write(base=f"import_from: {listed}\npolicies: {{a: {{retry: {{retry_on: json.JSONDecodeError}}}}}}")
-        assert "is not imported" in policies.error()
+        assert "cannot be imported: import_from" in policies.error()
     policies.write(base="import_from: []\npolicies: {a: {retry: {retry_on: json.JSONDecodeError}}}")
     assert policies.error().endswith("import_from allows nothing; add json to it")
 
@@ -102,7 +102,7 @@ def test_an_allowed_module_is_no_way_to_the_modules_that_it_has_imported(policie
     assert "import_from allows only opero_allowed" in policies.error() or "No module named" in policies.error()
 
 
-def test_what_an_allowed_module_offers_by_name_is_its_own(policies: Policies) -> None:
+def test_an_allowed_module_does_not_allow_what_it_has_imported(policies: Policies) -> None:
     policies.write(base="import_from: [opero_allowed]\npolicies: {a: {fallback: {function: 'opero_allowed:loads'}}}")
     assert policies.load().policies
 
@@ -112,7 +112,7 @@ def test_builtins_need_no_module_but_those_that_would_run_anything(policies: Pol
     assert policies.load().policies
     for name in ("eval", "exec", "open", "__import__", "builtins.eval"):
         policies.write(base=f"import_from: [json]\npolicies: {{a: {{fallback: {{function: {name}}}}}}}")
-        assert policies.error().endswith("is not imported: import_from allows only json; add builtins to it")
+        assert policies.error().endswith("cannot be imported: import_from allows only json; add builtins to it")
     policies.write(base="import_from: [builtins]\npolicies: {a: {fallback: {function: eval}}}")
     assert policies.load().policies
 
@@ -138,14 +138,14 @@ def test_a_name_that_another_file_replaces_is_not_imported(policies: Policies) -
 @pytest.mark.parametrize(
     ("text", "said"),
     {
-        "[json, 5]": ":1:21: import_from: 5 is no module's name; write a list, such as [app, requests]",
-        "a b": ":1:14: import_from: 'a b' is no module's name; write a list, such as [app, requests]",
-        "[x:y]": ":1:15: import_from: 'x:y' is no module's name; write a list, such as [app, requests]",
-        "{a: b}": ":1:14: import_from: a mapping is no module's name; write a list, such as [app, requests]",
-        "": ":1:1: import_from is empty; list modules, write [] to allow none, or remove it",
-        "null": ":1:1: import_from is empty; list modules, write [] to allow none, or remove it",
+        "[json, 5]": ":1:21: import_from: 5 is not a module name; use a list, such as [app, requests]",
+        "a b": ":1:14: import_from: 'a b' is not a module name; use a list, such as [app, requests]",
+        "[x:y]": ":1:15: import_from: 'x:y' is not a module name; use a list, such as [app, requests]",
+        "{a: b}": ":1:14: import_from: a mapping is not a module name; use a list, such as [app, requests]",
+        "": ":1:1: import_from is empty; list modules, use [] to allow none, or remove it",
+        "null": ":1:1: import_from is empty; list modules, use [] to allow none, or remove it",
     }.items(),
 )
-def test_a_list_that_is_none_is_told(policies: Policies, text: str, said: str) -> None:
+def test_an_invalid_import_from_is_reported(policies: Policies, text: str, said: str) -> None:
     policies.write(base=f"import_from: {text}\npolicies: {{}}")
     assert policies.problems() == [f"policies/base.yaml{said}"]

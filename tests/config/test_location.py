@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.config import load
+from opero.config.settings import load
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_the_environment_is_the_argument_then_opero_env_then_environment_then_de
     assert policies.load().environment == "development"
 
 
-def test_the_environments_file_lies_over_base(policies: Policies) -> None:
+def test_the_environments_file_overrides_base(policies: Policies) -> None:
     policies.write(base="policies: {api: {retry: 1}}", production="policies: {api: {retry: 2}}")
     assert retries(policies) == 1
     assert retries(policies, "production") == 2
@@ -56,7 +56,7 @@ def test_yml_is_as_good_as_yaml(policies: Policies) -> None:
 def test_a_file_with_both_suffixes_is_an_error(policies: Policies) -> None:
     policies.write(base=EMPTY)
     (policies.directory / "base.yml").write_text(EMPTY)
-    assert policies.error() == ("policies/base.yml: stands beside base.yaml, and only one can hold; remove one of them")
+    assert policies.error() == ("policies/base.yml: conflicts with base.yaml; remove one of the two files")
 
 
 def test_the_directory_is_the_argument_then_opero_config_then_pyproject_then_policies(
@@ -99,9 +99,9 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
             ("pyproject.toml",),
             {},
             " ",
-            "directory: the directory pyproject.toml is a file; name the directory",
+            "directory: the directory pyproject.toml is a file; use the directory",
         ),
-        ((), {"OPERO_CONFIG": ""}, "", "OPERO_CONFIG: is empty; unset it, or name a directory"),
+        ((), {"OPERO_CONFIG": ""}, "", "OPERO_CONFIG: is empty; unset it, or set it to a directory"),
         (
             (),
             {},
@@ -128,18 +128,18 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
         ),
         ((), {}, 'tool.opero.confg = "x"', "pyproject.toml: unknown key 'confg' in [tool.opero]; did you mean"),
         ((), {}, "[tool]\nopero = 1", "pyproject.toml: [tool.opero] must be a table"),
-        ((), {}, "tool = \n", "pyproject.toml:1:8: is not TOML"),
-        ((None, "a/b"), {}, "", "environment: 'a/b' cannot name an environment"),
-        ((), {"OPERO_ENV": ""}, "", "OPERO_ENV: '' cannot name an environment"),
+        ((), {}, "tool = \n", "pyproject.toml:1:8: is not valid TOML"),
+        ((None, "a/b"), {}, "", "environment: 'a/b' is not a valid environment name"),
+        ((), {"OPERO_ENV": ""}, "", "OPERO_ENV: '' is not a valid environment name"),
         (
             (),
             {"ENVIRONMENT": "base"},
             "",
-            "ENVIRONMENT: 'base' cannot name an environment; base.yaml holds for every",
+            "ENVIRONMENT: 'base' is not a valid environment name: base.yaml applies to every",
         ),
     ],
 )
-def test_a_place_that_does_not_exist_is_told_with_who_named_it(
+def test_a_missing_place_is_reported_with_what_names_it(
     policies: Policies, arguments: tuple[Any, ...], environ: dict[str, str], pyproject: str, said: str
 ) -> None:
     if pyproject:

@@ -1,8 +1,8 @@
-"""Every key of a corpus of valid files, changed by one character at a time: each change is told at the right place.
+"""Changes every key of a corpus of valid files by one character: each change is reported at the right place.
 
 A change may give a file that is valid and means what it says: the name of a profile or of a function is free, and so
 are the keys of free data (`arguments`, `default`). Then what it says is looked at: a profile that others start from is
-missed by them, and a `functions:` entry that holds for no function is found by `registry.check()`.
+missed by them, and a `functions:` entry that matches no function is found by `registry.check()`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from opero import Registry
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
 from opero.config.fields import suggest_key
+from opero.config.settings import load
 from opero.errors import ConfigError, Problem
 from opero.policies import AdaptiveTTL
 from opero.policies.policy import KINDS
@@ -44,7 +45,7 @@ FUNCTIONS = ("app.users:get_user", "app.users:Client.fetch", "app.billing:get_bi
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a file: how it is written, where, and what stands around it."""
+    """A key of a file: its text, its place, and its context."""
 
     text: str
     style: str | None
@@ -141,7 +142,7 @@ def written(key: Key, name: str) -> str:
 
 
 def is_function(name: str) -> bool:
-    """Whether `functions:` takes that name, told another way than by opero's own pattern."""
+    """Return whether `functions:` accepts that name, computed without opero's own pattern."""
     if any(character in name for character in "*?["):
         return True
     module, colon, path = name.partition(":")
@@ -173,7 +174,7 @@ def test_the_corpus_is_valid_and_has_every_policy_and_every_field(policies: Poli
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_every_change_of_a_key_is_told_at_its_place(policies: Policies, name: str) -> None:
+def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name: str) -> None:
     policies.directory.mkdir()
     text = TEXTS[name]
     referred = {path_of.text for path_of in references(text)}
@@ -201,7 +202,9 @@ def test_every_change_of_a_key_is_told_at_its_place(policies: Policies, name: st
                     astray.append(about)
             elif key.names_function and not is_function(mutant):
                 assert not isinstance(outcome, Configuration), about
-                assert any('is neither "module:function" nor a glob' in each.text for each in at(key, outcome)), about
+                assert any('is not a function name: use "module:function"' in each.text for each in at(key, outcome)), (
+                    about
+                )
             elif key.names_profile and key.text in referred:
                 assert not isinstance(outcome, Configuration), about
                 for reference in references(changed):
@@ -253,7 +256,7 @@ def check_entries(policies: Policies, key: Key, mutant: str) -> None:
         assert problems == ()
     else:
         (problem,) = at(key, problems)
-        assert problem.text.startswith(f"functions.{mutant} holds for no bound function")
+        assert problem.text.startswith(f"functions.{mutant} matches no bound function")
         assert problem.snippet[problem.caret - 1 :].startswith(written(key, mutant))
 
 

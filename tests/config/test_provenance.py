@@ -1,4 +1,4 @@
-"""Every effective value has one source; without that, the value that it is said to shadow holds.
+"""Every effective value has one source; without it, the value that it shadows is effective.
 
 Real files, variables of both forms, a `.env` file, a secret, `functions:` entries and decorators' options, all at once.
 """
@@ -68,11 +68,11 @@ fetch.__module__, fetch.__qualname__ = "app", "fetch"
 
 
 class World:
-    """All that says something of the function `app:fetch` and its profile."""
+    """Everything that sets options of the function `app:fetch` and its profile."""
 
     def __init__(self, directory: Path, said: dict[str, Any]) -> None:
         self.directory = directory
-        self.said = said
+        self.content = said
         for name in ("base", "production"):
             document = {"policies": {"api": {"extends": "parent"}, "parent": {}}} if name == "base" else {}
             for key, value in said[name].items():
@@ -97,11 +97,11 @@ class World:
         self.registry = Registry.load(
             self.directory,
             "production",
-            self.said["environ"],
+            self.content["environ"],
             env_file=self.directory / ".env",
             secrets_dir=self.directory / "secrets",
         )
-        self.bound = self.registry.bind(fetch, "api", **self.said["options"])
+        self.bound = self.registry.bind(fetch, "api", **self.content["options"])
 
     def leaves(self, target: str) -> dict[str, Leaf]:
         return dict(self.registry.explain(target))
@@ -110,11 +110,11 @@ class World:
         return self.bound.policy if ":" in target else self.registry[target]
 
     def remove(self, path: str, leaf: Leaf) -> bool:
-        """Take away what a leaf's source says; False where it cannot be cut out without touching more."""
+        """Remove the value of a leaf from its source; return False if it cannot be removed alone."""
         source = leaf.source
         if source.by == "Registry.bind":
             kind, _, field = path.partition(".")
-            options = self.said["options"]
+            options = self.content["options"]
             if kind in options:
                 options[kind] = {name: value for name, value in options[kind].items() if name != field}
             for name in [name for name in options if FLAT_OPTIONS.get(name) == (kind, field)]:
@@ -124,7 +124,7 @@ class World:
             if "/" in source.name:
                 Path(source.name).unlink()
             else:
-                del self.said["environ"][source.name]
+                del self.content["environ"][source.name]
         else:
             path = Path(source.name) if Path(source.name).is_absolute() else Path.cwd() / source.name
             lines = path.read_text("utf-8").splitlines()
@@ -163,7 +163,7 @@ FEW_WORDS = st.fixed_dictionaries(
         "options": OPTIONS.filter(bool),
     }
 )
-"""Options that are mostly alone in what they say."""
+"""Options that are mostly independent of others."""
 
 
 @EACH

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
+from opero.config.settings import load
 from opero.policies import CachePolicy, ParallelPolicy, Policy, RateLimitPolicy, RetryPolicy, TimeoutPolicy
 
 DIRECTORY = Path(__file__).parents[2] / "policies"

@@ -11,7 +11,7 @@ import yaml
 
 from config.conftest import Policies
 from opero import Registry
-from opero.config import load
+from opero.config.settings import load
 from opero.errors import ConfigError, Problem
 
 needs_libyaml = pytest.mark.skipif(not yaml.__with_libyaml__, reason="the Python parser has words of its own")
@@ -38,7 +38,7 @@ GOLDEN = {
     "a key of another level": (
         "policies:\n  api:\n    cache_ttl: 30m\n",
         """
-        policies/base.yaml:3:5: unknown key 'cache_ttl' in policies.api; write `cache: {ttl: 30m}`
+        policies/base.yaml:3:5: unknown key 'cache_ttl' in policies.api; use `cache: {ttl: 30m}`
            3 |     cache_ttl: ***
              |     ^^^^^^^^^
         """,
@@ -46,8 +46,7 @@ GOLDEN = {
     "a wrong type": (
         "policies:\n  api:\n    retry: {retries: five}\n",
         """
-        policies/base.yaml:3:22: policies.api.retry.retries: 'five' will not do: write a whole number from 0 on, such \
-as 3
+        policies/base.yaml:3:22: policies.api.retry.retries: 'five' is invalid: use an integer >= 0
            3 |     retry: {retries: five}
              |                      ^^^^
         """,
@@ -63,7 +62,7 @@ as 3
     "a key twice": (
         "policies:\n  api: {}\n  db: {}\n  api: {}\n",
         """
-        policies/base.yaml:4:3: the key 'api' stands here and in line 2; keep one of them
+        policies/base.yaml:4:3: duplicate key 'api' (first at line 2); keep one of them
            4 |   api: {}
              |   ^^^
         """,
@@ -79,7 +78,7 @@ as 3
     "10:30": (
         "policies:\n  api: {timeout: 10:30}\n",
         """
-        policies/base.yaml:2:18: YAML 1.1 reads 10:30 as a number to the base 60; quote it, or write it with units
+        policies/base.yaml:2:18: YAML 1.1 reads 10:30 as a base-60 number; quote it, or use units
            2 |   api: {timeout: 10:30}
              |                  ^^^^^
         """,
@@ -87,7 +86,7 @@ as 3
     "1e3 where there is no such number": (
         "policies:\n  api: {retry: {jitter: 1e3}}\n",
         """
-        policies/base.yaml:2:25: policies.api.retry.jitter: '1e3' is neither true nor false; write one of these
+        policies/base.yaml:2:25: policies.api.retry.jitter: '1e3' is not a boolean: use true or false
            2 |   api: {retry: {jitter: 1e3}}
              |                         ^^^
         """,
@@ -103,7 +102,7 @@ as 3
     "a circle": (
         "policies:\n  b: {extends: a}\n  a: {extends: b}\n",
         """
-        policies/base.yaml:3:16: profiles extend each other in a circle: a → b → a; remove one `extends`
+        policies/base.yaml:3:16: circular `extends`: a → b → a; remove one of them
            3 |   a: {extends: b}
              |                ^
         """,
@@ -129,8 +128,8 @@ mean 'dump'?
     "a function's name with a dot": (
         "functions:\n  app.users.get_user: {cache: 5}\n",
         """
-        policies/base.yaml:2:3: 'app.users.get_user' is neither "module:function" nor a glob such as "app.*"; write \
-"app.users:get_user"
+        policies/base.yaml:2:3: 'app.users.get_user' is not a function name: use "module:function", or \
+a glob such as "app.*"; did you mean "app.users:get_user"?
            2 |   app.users.get_user: {cache: 5}
              |   ^^^^^^^^^^^^^^^^^^
         """,
@@ -138,7 +137,7 @@ mean 'dump'?
     "a function's profile that is not there": (
         "policies: {api: {}}\nfunctions:\n  app:get:\n    policy: apy\n",
         """
-        policies/base.yaml:4:13: functions.app:get is to start from the profile 'apy', which does not exist; did you \
+        policies/base.yaml:4:13: functions.app:get uses the profile 'apy', which does not exist; did you \
 mean 'api'?
            4 |     policy: apy
              |             ^^^
@@ -147,8 +146,8 @@ mean 'api'?
     "a contradiction": (
         "policies:\n  api:\n    retry:\n      min_delay: 5s\n      max_delay: 1s\n",
         """
-        policies/base.yaml:5:18: policies.api.retry: min_delay (5s) is greater than max_delay (1s); lower the one or \
-raise the other (see also policies/base.yaml:4:18)
+        policies/base.yaml:5:18: policies.api.retry: min_delay (5s) is greater than max_delay (1s); lower \
+min_delay or raise max_delay (see also policies/base.yaml:4:18)
            5 |       max_delay: 1s
              |                  ^^
         """,
@@ -164,7 +163,7 @@ raise the other (see also policies/base.yaml:4:18)
     "a tab before it": (
         "policies:\n  api: {\tretry:\tx}\n",
         """
-        policies/base.yaml:2:17: policies.api.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3
+        policies/base.yaml:2:17: policies.api.retry.retries: 'x' is invalid: use an integer >= 0
            2 |   api: { retry: x}
              |                 ^
         """,
@@ -172,7 +171,7 @@ raise the other (see also policies/base.yaml:4:18)
     "a block scalar": (
         "policies:\n  api:\n    cache: >-\n      soon\n      er\n",
         """
-        policies/base.yaml:3:12: policies.api.cache.ttl: 'soon er' is no duration: write seconds (30, 0.25) or \
+        policies/base.yaml:3:12: policies.api.cache.ttl: 'soon er' is not a duration: use seconds (30, 0.25) or \
 "250ms", "30s", "5m", "1h30m"
            3 |     cache: >-
              |            ^
@@ -181,7 +180,7 @@ raise the other (see also policies/base.yaml:4:18)
     "line ends of Windows": (
         "policies:\r\n  api:\r\n    retry: x\r\n    cache: 5\r\n",
         """
-        policies/base.yaml:3:12: policies.api.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3
+        policies/base.yaml:3:12: policies.api.retry.retries: 'x' is invalid: use an integer >= 0
            3 |     retry: x
              |            ^
         """,
@@ -189,7 +188,7 @@ raise the other (see also policies/base.yaml:4:18)
     "a last line that does not end": (
         "policies:\n  api:\n    retry: x",
         """
-        policies/base.yaml:3:12: policies.api.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3
+        policies/base.yaml:3:12: policies.api.retry.retries: 'x' is invalid: use an integer >= 0
            3 |     retry: x
              |            ^
         """,
@@ -197,8 +196,8 @@ raise the other (see also policies/base.yaml:4:18)
     "behind an anchor, told once": (
         "policies:\n  a: {retry: &r {retries: x}}\n  b: {retry: *r}\n  c:\n    retry:\n      <<: *r\n",
         """
-        policies/base.yaml:2:27: policies.a.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3 \
-(by aliases also policies.b.retry.retries in line 3, policies.c.retry.retries in line 5)
+        policies/base.yaml:2:27: policies.a.retry.retries: 'x' is invalid: use an integer >= 0 \
+(through aliases also policies.b.retry.retries at line 3, policies.c.retry.retries at line 5)
            2 |   a: {retry: &r {retries: x}}
              |                           ^
         """,
@@ -206,8 +205,8 @@ raise the other (see also policies/base.yaml:4:18)
     "right at its anchor, and wrong by its alias": (
         "policies:\n  a: {retry: &r {min_delay: 1}}\n  b:\n    timeout: *r\n",
         """
-        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, total (an \
-alias brings it into line 4)
+        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, total (used \
+through an alias at line 4)
            2 |   a: {retry: &r {min_delay: 1}}
              |                  ^^^^^^^^^
         """,
@@ -225,8 +224,8 @@ UNREADABLE = {
     "a comma that is missing": (
         "policies: {\n  a: {retry: 5}\n  b: {retry: 5}\n}\n",
         """
-        policies/base.yaml:3:3: is not YAML: did not find expected ',' or '}' while parsing a flow mapping that begins \
-in line 1; write a comma between fields, and } at the end
+        policies/base.yaml:3:3: is not valid YAML: did not find expected ',' or '}' while parsing a flow mapping that \
+starts at line 1; separate fields with commas, and end with }
            3 |   b: {retry: 5}
              |   ^
         """,
@@ -234,8 +233,8 @@ in line 1; write a comma between fields, and } at the end
     "a brace that is never closed": (
         "policies:\n  api: {retry: 5\n",
         """
-        policies/base.yaml:2:8: is not YAML: did not find expected ',' or '}' while parsing a flow mapping; write a \
-comma between fields, and } at the end
+        policies/base.yaml:2:8: is not valid YAML: did not find expected ',' or '}' while parsing a flow mapping; \
+separate fields with commas, and end with }
            2 |   api: {retry: 5
              |        ^
         """,
@@ -243,8 +242,8 @@ comma between fields, and } at the end
     "a quote that is never closed": (
         "policies:\n  api: 'x\n\n  db: {}\n",
         """
-        policies/base.yaml:2:8: is not YAML: found unexpected end of stream while scanning a quoted scalar; close the \
-quote
+        policies/base.yaml:2:8: is not valid YAML: found unexpected end of stream while scanning a quoted scalar; \
+close the quote
            2 |   api: '***
              |        ^
         """,
@@ -252,8 +251,8 @@ quote
     "an indentation that fits nothing": (
         "policies:\n  api:\n    retry: 5\n   cache: 4\n",
         """
-        policies/base.yaml:4:4: is not YAML: did not find expected key while parsing a block mapping that begins in \
-line 2
+        policies/base.yaml:4:4: is not valid YAML: did not find expected key while parsing a block mapping that starts \
+at line 2
            4 |    cache: 4
              |    ^
         """,
@@ -261,8 +260,8 @@ line 2
     "two colons": (
         "policies:\n  api: retry: 5\n",
         """
-        policies/base.yaml:2:13: is not YAML: mapping values are not allowed in this context; indent it like its \
-neighbours, or quote text that holds ': '
+        policies/base.yaml:2:13: is not valid YAML: mapping values are not allowed in this context; indent it like its \
+neighbours, or quote text that contains ': '
            2 |   api: retry: 5
              |             ^
         """,
@@ -272,7 +271,7 @@ neighbours, or quote text that holds ': '
 
 @needs_libyaml
 @pytest.mark.parametrize(("text", "said"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_not_yaml_is_shown_where_it_goes_wrong(policies: Policies, text: str, said: str) -> None:
+def test_a_syntax_error_is_shown_at_its_place(policies: Policies, text: str, said: str) -> None:
     assert message(policies, text) == dedent(said).strip("\n")
 
 
@@ -290,24 +289,23 @@ def test_a_variable_has_its_name_for_a_place_and_a_line_of_an_env_file_both(poli
         """\
         the configuration has 3 problems:
 
-        OPERO_API_ATTEMPT_TIMEOUT: can be read as policies.api.timeout.attempt or as policies.api_attempt.timeout; \
-write OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT
+        OPERO_API_ATTEMPT_TIMEOUT: is ambiguous, as it can mean policies.api.timeout.attempt or \
+policies.api_attempt.timeout; use OPERO_POLICIES__API__TIMEOUT__ATTEMPT or OPERO_POLICIES__API_ATTEMPT__TIMEOUT
 
-        my.env:2:10 (OPERO_API_CACHE_TTL): policies.api.cache.ttl: 'soon' is no duration: write seconds (30, 0.25) or \
+        my.env:2:10 (OPERO_API_CACHE_TTL): policies.api.cache.ttl: 'soon' is not a duration: use seconds (30, 0.25) or \
 "250ms", "30s", "5m", "1h30m"
            2 |   export OPERO_API_CACHE_TTL=…
              |          ^^^^^^^^^^^^^^^^^^^
 
-        secrets/OPERO_API_RETRIES: policies.api.retry.retries: 'five' will not do: write a whole number from 0 on, \
-such as 3"""
+        secrets/OPERO_API_RETRIES: policies.api.retry.retries: 'five' is invalid: use an integer >= 0"""
     )
 
 
-def test_what_an_environment_s_file_contradicts_is_shown_there(policies: Policies) -> None:
+def test_a_contradiction_by_an_environments_file_is_shown_there(policies: Policies) -> None:
     policies.write(production="policies:\n  api:\n    retry: {max_delay: 4}\n")
     assert message(policies, "policies:\n  api:\n    retry: {min_delay: 5}\n", "production") == (
-        "policies/production.yaml:3:24: policies.api.retry: min_delay (5s) is greater than max_delay (4s); lower the "
-        "one or raise the other (see also policies/base.yaml:3:24)\n"
+        "policies/production.yaml:3:24: policies.api.retry: min_delay (5s) is greater than max_delay (4s); lower "
+        "min_delay or raise max_delay (see also policies/base.yaml:3:24)\n"
         "   3 |     retry: {max_delay: 4}\n"
         "     |                        ^"
     )
@@ -319,9 +317,7 @@ def cells(text: str) -> int:
 
 
 @pytest.mark.parametrize("before", ["漢字", "e\u0301e\u0301", "größe", "🚦"])
-def test_a_caret_stands_under_what_is_meant_whatever_width_the_letters_before_it_have(
-    policies: Policies, before: str
-) -> None:
+def test_the_caret_is_placed_by_the_display_width_of_the_text_before_it(policies: Policies, before: str) -> None:
     said, line, carets = message(policies, f"policies: {{{before}: {{retry: 字x}}}}").splitlines()
     column = line.index("字x") + 1 - len("   1 | ")
     assert said.startswith(f"policies/base.yaml:1:{column}: ")
@@ -350,7 +346,7 @@ def test_a_problem_s_parts_can_be_had_one_by_one(policies: Policies) -> None:
     assert (variable.place, variable.file, variable.line, variable.snippet) == ("OPERO_X", None, None, "")
     assert file == Problem(
         place="policies/base.yaml:2:16",
-        text="policies.api.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3",
+        text="policies.api.retry.retries: 'x' is invalid: use an integer >= 0",
         file="policies/base.yaml",
         line=2,
         column=16,
@@ -360,7 +356,7 @@ def test_a_problem_s_parts_can_be_had_one_by_one(policies: Policies) -> None:
     )
 
 
-def test_what_a_check_after_loading_finds_shows_its_line_and_no_secret(policies: Policies) -> None:
+def test_problems_of_a_later_check_show_their_line_without_secrets(policies: Policies) -> None:
     policies.write(base='policies: {api: {}}\nfunctions: {"app:gte": {cache: {secret: hunter2}}}\n')
     registry = Registry.load(policies.directory, environ={})
 
@@ -372,16 +368,16 @@ def test_what_a_check_after_loading_finds_shows_its_line_and_no_secret(policies:
     with pytest.raises(ConfigError) as caught:
         registry.check()
     assert str(caught.value) == (
-        "policies/base.yaml:2:13: functions.app:gte holds for no bound function; did you mean 'app:get'?\n"
+        "policies/base.yaml:2:13: functions.app:gte matches no bound function; did you mean 'app:get'?\n"
         '   2 | functions: {"app:gte": {cache: {secret: ***}}}\n'
         "     |             ^^^^^^^^^"
     )
     del bound
 
 
-def test_a_circle_that_an_alias_makes_is_told_where_it_closes(policies: Policies) -> None:
+def test_a_circular_alias_is_reported_where_it_closes(policies: Policies) -> None:
     said = message(policies, "policies: &all\n  api: {cache: *all}\n")
-    assert "policies/base.yaml:2:16: contains itself by an alias; write the value out\n" in said + "\n"
+    assert "policies/base.yaml:2:16: contains itself through an alias; write the value out\n" in said + "\n"
     assert said.endswith("   2 |   api: {cache: *all}\n     |                ^^^^")
 
 

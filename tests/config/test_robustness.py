@@ -1,4 +1,4 @@
-"""Whatever stands in a file or a variable: it loads, or it is a ConfigError that names its place."""
+"""Any file or variable either loads, or is a ConfigError with its place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero.config import load, yaml_source
+from opero.config import yaml_source
 from opero.config.report import Report
+from opero.config.settings import load
 from opero.config.yaml_source import read_yaml
 from opero.errors import ConfigError
 from opero.policies.policy import KINDS
@@ -73,13 +74,13 @@ def loads_or_tells(policies: Policies, text: bytes, environ: dict[str, str], **h
 
 @EACH
 @given(document=DOCUMENTS)
-def test_any_structure_loads_or_is_told(policies: Policies, document: Any) -> None:
+def test_any_structure_loads_or_is_reported(policies: Policies, document: Any) -> None:
     loads_or_tells(policies, json.dumps(document, ensure_ascii=False).encode(), {})
 
 
 @EACH
 @given(text=st.binary(max_size=60) | st.text("policies:{}[]&*!<>-?'\"\n\t ~1é\x01", max_size=60).map(str.encode))
-def test_any_bytes_load_or_are_told(policies: Policies, text: bytes) -> None:
+def test_any_bytes_load_or_are_reported(policies: Policies, text: bytes) -> None:
     loads_or_tells(policies, text, {})
 
 
@@ -98,7 +99,7 @@ def test_any_bytes_load_or_are_told(policies: Policies, text: bytes) -> None:
         max_size=3,
     )
 )
-def test_any_variable_loads_or_is_told(policies: Policies, variables: list[tuple[list[str], str]]) -> None:
+def test_any_variable_loads_or_is_reported(policies: Policies, variables: list[tuple[list[str], str]]) -> None:
     environ = {"_".join(["OPERO", *words]): value for words, value in variables}
     for name in ("OPERO_CONFIG", "OPERO_ENV"):
         environ.pop(name, None)
@@ -124,7 +125,7 @@ LINES = st.builds(
     text=st.lists(LINES, max_size=6).map("".join).map(str.encode) | st.binary(max_size=40),
     mark=st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff"]),
 )
-def test_any_env_file_loads_or_is_told(policies: Policies, text: bytes, mark: bytes) -> None:
+def test_any_env_file_loads_or_is_reported(policies: Policies, text: bytes, mark: bytes) -> None:
     path = policies.directory.parent / "my.env"
     path.write_bytes(mark + text)
     loads_or_tells(policies, BASE, {}, env_file=path)
@@ -136,7 +137,7 @@ def test_any_env_file_loads_or_is_told(policies: Policies, text: bytes, mark: by
         st.sampled_from(NAMES), st.binary(max_size=12) | SCALARS.map(lambda each: str(each).encode())
     )
 )
-def test_any_secrets_load_or_are_told(policies: Policies, secrets: dict[str, bytes]) -> None:
+def test_any_secrets_load_or_are_reported(policies: Policies, secrets: dict[str, bytes]) -> None:
     folder = policies.directory.parent / "secrets"
     folder.mkdir(exist_ok=True)
     for name in NAMES:
@@ -198,20 +199,20 @@ def yaml_texts(draw: st.DrawFn) -> str:
 
 REFUSED = (
     "a key must be text",
-    "keep one of them",
-    "to the base 60",
+    "duplicate key",
+    "base-60 number",
     "octal number",
-    "is not allowed; write plain YAML",
-    "contains itself by an alias",
+    "is not allowed; use plain YAML",
+    "contains itself through an alias",
     "`<<` takes a mapping",
     "cannot be read as",
-    "is also set above",
+    "duplicate anchor",
 )
 
 
 @settings(EACH, max_examples=400)
 @given(text=yaml_texts())
-def test_what_is_read_is_what_pyyaml_reads_but_for_what_is_refused(tmp_path: Path, text: str) -> None:
+def test_parsed_data_equals_that_of_pyyaml_unless_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(text, "utf-8")
     report = Report()
@@ -233,7 +234,7 @@ def test_what_is_read_is_what_pyyaml_reads_but_for_what_is_refused(tmp_path: Pat
 @given(
     data=st.dictionaries(st.text("ab1é :#-", max_size=4), VALUES, min_size=1), flow=st.sampled_from([True, False, None])
 )
-def test_what_pyyaml_writes_is_read_as_it_was(tmp_path: Path, data: Any, flow: bool | None) -> None:
+def test_the_output_of_pyyaml_is_parsed_to_the_same_data(tmp_path: Path, data: Any, flow: bool | None) -> None:
     shared = {"one": data, "other": data}  # written with an anchor and an alias
     path = tmp_path / "file.yaml"
     path.write_text(yaml.safe_dump(shared, default_flow_style=flow, allow_unicode=True), "utf-8")

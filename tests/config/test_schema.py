@@ -1,4 +1,4 @@
-"""The JSON Schema of the policy files: it is current, tells what the models tell, and agrees with the loader."""
+"""The JSON Schema of the policy files: it is current, documents all fields, and agrees with the loader."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_each_published_exception_is_one(policies: Policies, exception: str) -> 
 
 
 def test_no_value_of_a_mistaken_number_breaks_the_loader(policies: Policies) -> None:
-    """It did: float() raises OverflowError, which was told as a module that cannot be imported."""
+    """A regression: float() raises OverflowError, which was reported as a failed import."""
     (told,) = problems(policies, {"policies": {"a": {"retry": {"min_delay": 10**400}}}})
     assert told.startswith("policies.a.retry.min_delay: 1000")
-    assert "is no duration" in told
+    assert "is not a duration" in told

@@ -1,4 +1,4 @@
-"""What is secret appears nowhere: in no message, log, representation or warning, wherever somebody has put it."""
+"""Secrets never appear in a message, log, repr or warning, wherever they are in the configuration."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def shown_of(registry: Registry) -> Iterator[str]:
         yield from (repr(policy), str(policy), repr(registry.explain(name)), repr(dict(registry.explain(name))))
     for layer in configuration.layers:
         for section in (*layer.profiles.values(), *layer.functions.values()):
-            yield repr([section, section.place, section.blocks])
-            yield from (repr([block.whole, *block.fields.values()]) for block in section.blocks.values())
+            yield repr([section, section.place, section.statements])
+            yield from (
+                repr([statement.whole, *statement.fields.values()]) for statement in section.statements.values()
+            )
 
 
 WRONG_FILES = {
@@ -65,7 +67,7 @@ WRONG_FILES = {
     "beside a mistake": "policies: {a: {cache: {secret: hunter2, ttl: x}}}",
     "after a mistake": "policies: {a: {cache: {ttl: x, secret: hunter2}}}",
     "in several lines": "policies:\n  a:\n    cache: {ttll: 3, secret: 'xx\n     hunter2', tttl: 4}\n",
-    "in a block": "policies:\n  a:\n    cache:\n      secret: |\n        hunter2\n      ttll: 3\n",
+    "in a statement": "policies:\n  a:\n    cache:\n      secret: |\n        hunter2\n      ttll: 3\n",
     "in the line below its key": "policies:\n  a:\n    cache:\n      ttl: x\n      secret:\n        hunter2\n",
     "a password in a url": "policies: {a: {cache: {url: 'redis://u:hunter2@h', ttl: x}}}",
     "a url of the wrong type": "policies: {a: {cache: {url: ['redis://u:hunter2@h']}}}",
@@ -96,7 +98,7 @@ WRONG_FILES = {
     "within a merge": "policies: {a: {cache: {<<: {secret: hunter2}, ttl: x}}}",
     "by an alias": "policies: {a: {cache: {namespace: &s hunter2, secret: *s, ttl: x}}}",
     "in a comment": "policies: {a: {cache: {ttl: x}}} # secret: hunter2",
-    "as a number to the base 60": "policies: {a: {cache: {secret: 9:59:59}}}",
+    "as a base-60 number": "policies: {a: {cache: {secret: 9:59:59}}}",
     "as an octal number": "policies: {a: {cache: {secret: 04711}}}",
     "as what it is not": "policies: {a: {cache: {secret: !!int hunter2}}}",
     "in a tag": "policies:\n  a:\n    cache:\n      secret: !hunter2 x\n",
@@ -120,7 +122,7 @@ WRONG_FILES = {
     "in a list of mappings": "policies: {a: {cache: {tags: [{password: hunter2}], ttl: [{password: [hunter2]}]}}}",
     "alone for a fallback": "policies: {a: {fallback: hunter2}}",
     "without the space after its colon": "policies: {a: {cache: {ttl: 3, secret:hunter2}}}",
-    "without it in a block": "policies:\n  a:\n    cache:\n      secret:hunter2\n",
+    "without it in a statement": "policies:\n  a:\n    cache:\n      secret:hunter2\n",
     "after an equals sign": "policies: {a: {cache: {ttl: 3, secret=hunter2}}}",
     "without any colon": "policies: {a: {cache: {ttl: 3, secret hunter2}}}",
     "after a comma": "policies: {a: {cache: {secret: x,hunter2}}}",
@@ -142,7 +144,7 @@ def test_no_message_shows_a_secret_of_a_file(policies: Policies, logged: pytest.
     with pytest.raises(ConfigError) as caught:
         Registry.load(policies.directory, environ={})
     for shown in (*shown_by(caught.value), logged.text):
-        # What the test itself names stands in a traceback's source lines only.
+        # The secrets in this test appear only in the source lines of a traceback.
         assert not any(each in shown for each in (SECRET, "9:59:59", "04711")), shown
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import CachePolicy, Policy, RateLimitPolicy, RetryPolicy
-from opero.config import load
+from opero.config.settings import load
 
 if TYPE_CHECKING:
     from config.conftest import Policies
@@ -25,12 +25,12 @@ READ: dict[str, tuple[str, str, str, Any]] = {
     "a fraction of zero": ("retry: {retries: 3.0}", "retry", "retries", 3),
     "a tilde where there may be no value": ("cache: {ttl: ~}", "cache", "ttl", None),
     "quoted numbers": ("retry: {retries: '5', min_delay: '0.5'}", "retry", "min_delay", 0.5),
-    "a block of text": ("cache:\n      ttl: |\n        30m\n", "cache", "ttl", 1800.0),
+    "a statement of text": ("cache:\n      ttl: |\n        30m\n", "cache", "ttl", 1800.0),
 }
 
 
 @pytest.mark.parametrize(("text", "kind", "field", "held"), READ.values(), ids=READ)
-def test_it_is_read_as_anybody_would_expect(policies: Policies, text: str, kind: str, field: str, held: Any) -> None:
+def test_it_is_parsed_as_expected(policies: Policies, text: str, kind: str, field: str, held: Any) -> None:
     policies.write(base=f"policies:\n  api:\n    {text}\n")
     value = getattr(getattr(policies.load().policies["api"], kind), field)
     assert value == held
@@ -42,21 +42,21 @@ REFUSED: dict[str, tuple[str, str]] = {
         "parallel: {mode: on}",
         "'async_process', 'dask', 'ray'; YAML reads yes and on as true, no and off as false",
     ),
-    "no for a count": ("retry: {retries: no}", "retry.retries: False is no number; write one (YAML reads yes and on"),
-    "yes for a share": ("circuit_breaker: {failure_rate: yes}", "failure_rate: True is no number; write one"),
-    "a number for a flag": ("retry: {jitter: 0}", "retry.jitter: 0 is neither true nor false; write one of these"),
-    "a number for a switch": ("retry: {enabled: 0}", "retry.enabled: 0 is neither true nor false; write one of these"),
-    "a time to the base 60": ("cache: {ttl: 10:30}", "as a number to the base 60; quote it, or write it with units"),
-    "a time in quotes": ("cache: {ttl: '10:30'}", "cache.ttl: '10:30' is no duration: write seconds"),
+    "no for a count": ("retry: {retries: no}", "retry.retries: False is not a number (YAML reads yes and on"),
+    "yes for a share": ("circuit_breaker: {failure_rate: yes}", "failure_rate: True is not a number"),
+    "a number for a flag": ("retry: {jitter: 0}", "retry.jitter: 0 is not a boolean: use true or false"),
+    "a number for a switch": ("retry: {enabled: 0}", "retry.enabled: 0 is not a boolean: use true or false"),
+    "a time to the base 60": ("cache: {ttl: 10:30}", "as a base-60 number; quote it, or use units"),
+    "a time in quotes": ("cache: {ttl: '10:30'}", "cache.ttl: '10:30' is not a duration: use seconds"),
     "an octal number": (
         "retry: {retries: 012}",
-        "reads 012 as an octal number; quote it, or write it without the leading 0",
+        "reads 012 as an octal number; quote it, or remove the leading 0",
     ),
     "a date for a duration": (
         "cache: {ttl: 2024-01-01}",
-        "ttl: the date 2024-01-01 is no duration: write seconds",
+        "ttl: the date 2024-01-01 is not a duration: use seconds",
     ),
-    "a date for a count": ("retry: {retries: 2024-01-01}", "retries: the date 2024-01-01 is no whole number: write"),
+    "a date for a count": ("retry: {retries: 2024-01-01}", "retries: the date 2024-01-01 is not an integer: use"),
     "a date for text": (
         "cache: {namespace: 2024-01-01}",
         'cache.namespace: the date 2024-01-01 should be a valid string; quote it: "2024-01-01"',
@@ -66,24 +66,24 @@ REFUSED: dict[str, tuple[str, str]] = {
         "parallel: {address: on}",
         "address: true should be a valid string; quote it (YAML reads yes and on as true, no and off as false)",
     ),
-    "infinity": ("cache: {ttl: .inf}", "cache.ttl: inf is no duration: write seconds (30, 0.25)"),
-    "infinity for a count": ("retry: {retries: .inf}", "retry.retries: inf is no whole number: write"),
-    "no number": ("retry: {backoff_factor: .nan}", "retry.backoff_factor: nan will not do: write a number from 1 on"),
-    "a tilde where there must be a value": ("retry: {retries: ~}", "retry.retries: None is no whole number: write"),
+    "infinity": ("cache: {ttl: .inf}", "cache.ttl: inf is not a duration: use seconds (30, 0.25)"),
+    "infinity for a count": ("retry: {retries: .inf}", "retry.retries: inf is not an integer: use"),
+    "no number": ("retry: {backoff_factor: .nan}", "retry.backoff_factor: nan is invalid: use a number >= 1"),
+    "a tilde where there must be a value": ("retry: {retries: ~}", "retry.retries: None is not an integer: use"),
     "a power of ten for a window": (
         "circuit_breaker: {failure_rate: 0.5, window: 1e3}",
-        "window: '1e3' is no window: write calls (100), or a time with its unit (\"30s\")",
+        "window: '1e3' is not a window: use a number of calls (100), or a time with a unit (\"30s\")",
     ),
     "other alphabets' digits": (
         "retry: {retries: ٣}",
-        "retries: '٣' will not do: write a whole number from 0 on",
+        "retries: '٣' is invalid: use an integer >= 0",
     ),
-    "an empty secret": ("cache: {secret: ''}", "cache.secret: it is empty; write it, or leave it out"),
+    "an empty secret": ("cache: {secret: ''}", "cache.secret: the value is empty; set it, or remove it"),
 }
 
 
 @pytest.mark.parametrize(("text", "told"), REFUSED.values(), ids=REFUSED)
-def test_it_is_refused_with_the_cure(policies: Policies, text: str, told: str) -> None:
+def test_it_is_rejected_with_advice(policies: Policies, text: str, told: str) -> None:
     policies.write(base=f"policies:\n  api:\n    {text}\n")
     (problem,) = policies.problems()
     assert problem.startswith("policies/base.yaml:3:")
@@ -108,14 +108,14 @@ def test_text_of_variables_spells_values_of_every_type(policies: Policies) -> No
     )
 
 
-def test_a_contradiction_is_told_where_its_last_value_was_said(policies: Policies) -> None:
+def test_a_contradiction_is_reported_at_the_value_that_was_set_last(policies: Policies) -> None:
     policies.write(
         base="policies:\n  api:\n    retry: {retries: 10, jitter: false}\n    timeout: 60s\n",
         production="policies: {api: {timeout: 5s}}",
     )
     said = (
-        "policies.api: 10 retries wait 11.3s at least, and timeout.total (5s) ends the call before that, so at most 8 "
-        "of them are ever made; lower retry.retries to 8, or retry.min_delay, or raise timeout.total"
+        "policies.api: 10 retries wait at least 11.3s, and timeout.total (5s) ends the call before that, so at most 8 "
+        "of them are made; lower retry.retries to 8, or retry.min_delay, or raise timeout.total"
     )
     assert policies.load().policies["api"].timeout is not None
     assert policies.problems("production") == [
@@ -124,13 +124,13 @@ def test_a_contradiction_is_told_where_its_last_value_was_said(policies: Policie
     (problem,) = policies.problems(OPERO_API_TIMEOUT="5")
     assert problem.startswith(f"OPERO_API_TIMEOUT: {said} (see also policies/base.yaml:3:22")
     (problem,) = policies.problems("production", OPERO_API_RETRIES="11")
-    assert problem.startswith("OPERO_API_RETRIES: policies.api: 11 retries wait 17")
+    assert problem.startswith("OPERO_API_RETRIES: policies.api: 11 retries wait at least 17")
     assert policies.load("production", OPERO_API_RETRIES="8").policies["api"].retry == RetryPolicy(
         retries=8, jitter=False
     )
 
 
-def test_a_profiles_own_word_is_the_last_wherever_its_parent_stands(policies: Policies) -> None:
+def test_a_profile_overrides_its_parent_in_any_file(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -140,13 +140,13 @@ def test_a_profiles_own_word_is_the_last_wherever_its_parent_stands(policies: Po
         """
     )
     (problem,) = policies.problems()
-    assert problem.startswith("policies/base.yaml:2:37: policies.child: 3 retries wait ")
+    assert problem.startswith("policies/base.yaml:2:37: policies.child: 3 retries wait at least ")
     assert problem.endswith(
         "(see also policies/base.yaml:4:31 and policies/base.yaml:3:29 and policies/base.yaml:3:43)"
     )
 
 
-def test_every_contradiction_of_a_profile_is_told(policies: Policies) -> None:
+def test_every_contradiction_of_a_profile_is_reported(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -159,22 +159,22 @@ def test_every_contradiction_of_a_profile_is_told(policies: Policies) -> None:
     )
     first, second, third = policies.problems()
     assert "retries wait" in first
-    assert "rate_limit lets at most 11 calls begin within circuit_breaker.window (10s)" in second
+    assert "rate_limit allows at most 11 calls within circuit_breaker.window (10s)" in second
     assert "slow_call (2s) is longer than timeout.attempt (1s)" in third
 
 
-def test_a_cache_is_judged_as_it_is_merged(policies: Policies) -> None:
+def test_a_cache_is_validated_after_merging(policies: Policies) -> None:
     policies.write(
         base="policies: {api: {cache: {stale_ttl: 1h, secret: hunter2}}}", production="policies: {api: {cache: 5m}}"
     )
     assert policies.load("production").policies["api"].cache is not None
     (problem,) = policies.problems()
     assert problem.startswith(
-        "policies/base.yaml:1:37: policies.api.cache: stale_ttl needs a ttl: without one, nothing"
+        "policies/base.yaml:1:37: policies.api.cache: stale_ttl has no effect without a ttl; set ttl"
     )
 
 
-def test_what_a_decorator_says_is_no_contradiction_of_the_files(policies: Policies) -> None:
+def test_values_from_a_decorator_may_contradict_files(policies: Policies) -> None:
     from opero import Registry
 
     policies.write(base="policies: {api: {retry: 3, timeout: 5s}}")
@@ -193,7 +193,7 @@ def test_the_reference_files_contradict_themselves_nowhere() -> None:
         assert load(Path(__file__).parents[2] / "policies", environment, {}).policies
 
 
-def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Policies) -> None:
+def test_every_invalid_element_of_a_list_is_reported_at_its_place(policies: Policies) -> None:
     policies.write(
         base="""
         policies:
@@ -216,17 +216,17 @@ def test_of_a_list_every_wrong_element_is_told_at_its_own_place(policies: Polici
     ]
 
 
-def test_of_a_variable_s_list_every_wrong_element_is_told(policies: Policies) -> None:
+def test_every_invalid_element_of_a_list_in_a_variable_is_reported(policies: Policies) -> None:
     policies.write(base="policies: {a: }")
     said = policies.error(OPERO_A_RETRY_ON="Conectionerror, OSError, nomod.X")
-    assert "'Conectionerror' is no builtin exception" in said
+    assert "'Conectionerror' is not a builtin exception" in said
     assert "'nomod.X' cannot be imported" in said
 
 
 def test_names_with_a_comma_between_them_are_to_be_a_list(policies: Policies) -> None:
     policies.write(base="policies: {a: {retry: {retry_on: 'ConnectionError, TimeoutError'}}}")
     assert policies.error().endswith(
-        "'ConnectionError, TimeoutError' is no exception class; write a list: [ConnectionError, TimeoutError]"
+        "'ConnectionError, TimeoutError' is not an exception class; use a list: [ConnectionError, TimeoutError]"
     )
 
 
@@ -237,13 +237,13 @@ BESIDE_A_FLAW = {
     ),
     "a wrong value": (
         "retry: {retries: x, min_delay: 10s, max_delay: 1s}",
-        ["'x' will not do", "policies.a.retry: min_delay (10s) is greater than max_delay (1s)"],
+        ["'x' is invalid", "policies.a.retry: min_delay (10s) is greater than max_delay (1s)"],
     ),
     "a timeout's": ("timeout: {total: 1s, attempt: 5s, foo: 1}", ["policies.a.timeout: attempt", "unknown key 'foo'"]),
     "a wrong default's": ("fallback: {default: 1, function: 'builtins:len', arg: 3}", ["default and function", "arg"]),
     "of another policy": (
         "cache: {ttl: x}, retry: {retries: 9, min_delay: 10s}, timeout: 20s",
-        ["'x' is no duration", "9 retries wait"],
+        ["'x' is not a duration", "9 retries wait"],
     ),
     "of another policy, an unknown key": (
         "circuit_breaker: {slow_call: 10s, foo: 1}, timeout: 5s",
@@ -253,7 +253,9 @@ BESIDE_A_FLAW = {
 
 
 @pytest.mark.parametrize(("text", "said"), BESIDE_A_FLAW.values(), ids=BESIDE_A_FLAW)
-def test_a_flaw_hides_no_contradiction_of_what_is_good(policies: Policies, text: str, said: list[str]) -> None:
+def test_contradictions_of_valid_values_are_reported_beside_invalid_ones(
+    policies: Policies, text: str, said: list[str]
+) -> None:
     policies.write(base=f"policies: {{a: {{{text}}}}}")
     problems = policies.problems()
     assert len(problems) == len(said), problems
@@ -276,6 +278,6 @@ def test_a_flaw_hides_no_contradiction_of_what_is_good(policies: Policies, text:
         "retry: {retries: x, min_delay: 20s}, timeout: 5s",
     ],
 )
-def test_what_a_flaw_may_have_meant_is_no_second_mistake(policies: Policies, text: str) -> None:
+def test_an_invalid_value_causes_no_second_problem(policies: Policies, text: str) -> None:
     policies.write(base=f"policies: {{a: {{{text}}}}}")
     assert len(policies.problems()) == 1

@@ -11,7 +11,8 @@ import pytest
 from config.conftest import Policies
 from opero import Registry
 from opero.cache.settings import CacheSettings
-from opero.config import Configuration, load
+from opero.config.configuration import Configuration
+from opero.config.settings import load
 from opero.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("_files")
@@ -57,7 +58,7 @@ def test_the_process_comes_over_the_env_file_over_the_secrets_over_the_files() -
     ]
 
 
-def test_neither_the_form_nor_the_case_of_a_name_changes_what_comes_over_what() -> None:
+def test_precedence_does_not_depend_on_the_form_or_case_of_a_variable() -> None:
     found = loaded("opero_a_retries=30\n", secrets={"OPERO_A_RETRY": "20"}, OPERO_POLICIES__A__RETRY__RETRIES="40")
     assert [source for _, source in chain(found)] == [
         "OPERO_POLICIES__A__RETRY__RETRIES",
@@ -102,25 +103,25 @@ def test_a_directory_called_env_is_no_env_file(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: the file nope does not exist"),
-        ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is no file"),
-        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: is empty; unset it, or name a file"),
-        ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: the directory nope does not exist"),
-        ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is no directory"),
+        ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: file nope does not exist"),
+        ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is not a file"),
+        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: empty value: set the path of a file, or unset it"),
+        ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: directory nope does not exist"),
+        ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is not a directory"),
         ({"OPERO_ENVFILE": "my.env"}, "OPERO_ENVFILE: names no profile; did you mean OPERO_ENV_FILE?"),
         ({"OPERO_SECRET_DIR": "s"}, "OPERO_SECRET_DIR: names no profile; did you mean OPERO_SECRETS_DIR?"),
     ],
 )
-def test_what_the_environment_names_must_be_there(environ: dict[str, str], said: str) -> None:
+def test_paths_named_by_variables_must_exist(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load("policies", environ=environ)
     assert str(caught.value) == said
 
 
 def test_an_argument_that_names_nothing_is_told_as_the_argument() -> None:
-    with pytest.raises(ConfigError, match="^env_file: the file nope does not exist$"):
+    with pytest.raises(ConfigError, match="^env_file: file nope does not exist$"):
         load("policies", environ={}, env_file="nope")
-    with pytest.raises(ConfigError, match="^secrets_dir: my.env is no directory$"):
+    with pytest.raises(ConfigError, match="^secrets_dir: my.env is not a directory$"):
         load("policies", environ={}, secrets_dir="my.env")
 
 
@@ -147,13 +148,10 @@ def test_a_line_may_be_written_in_many_ways(text: str | bytes, value: str) -> No
     assert chain(loaded(text, TIMES="9"))[0][0] == value
 
 
-def test_nothing_of_the_tester_s_own_environment_fills_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_not_used_if_environ_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIMES", "3")
     assert told("OPERO_A_RETRIES=${TIMES}\n") == [
-        (
-            "my.env:1:1 (OPERO_A_RETRIES): a ${NAME} in it names no variable that is set; "
-            "write ${NAME:-} if it may be missing"
-        )
+        ("my.env:1:1 (OPERO_A_RETRIES): refers to a variable that is not set; use ${NAME:-} if it may be missing")
     ]
 
 
@@ -165,10 +163,7 @@ def test_lines_of_others_do_not_matter() -> None:
 WRONG_LINES = {
     "a wrong value": (
         "\nexport  OPERO_A_RETRIES=x",
-        (
-            "my.env:2:9 (OPERO_A_RETRIES): policies.a.retry.retries: 'x' will not do: "
-            "write a whole number from 0 on, such as 3"
-        ),
+        ("my.env:2:9 (OPERO_A_RETRIES): policies.a.retry.retries: 'x' is invalid: use an integer >= 0"),
     ),
     "an unknown name": (
         "A=1\r\nOPERO_A_RETRIS=1\r\n",
@@ -184,13 +179,13 @@ WRONG_LINES = {
     ),
     "twice": (
         "OPERO_A_RETRIES=1\nOPERO_A_RETRIES=2\n",
-        "my.env:2:1 (OPERO_A_RETRIES): is also set in line 1; keep one of them",
+        "my.env:2:1 (OPERO_A_RETRIES): duplicate variable (first at line 1); keep one of them",
     ),
     "twice, in another case": (
         "opero_a_retries=1\nOPERO_A_RETRIES=2\n",
         (
-            "my.env:2:1 (OPERO_A_RETRIES): is also set as my.env:1:1 (opero_a_retries), and case does not count; "
-            "unset one of them"
+            "my.env:2:1 (OPERO_A_RETRIES): is also set as my.env:1:1 (opero_a_retries), and names are "
+            "case-insensitive; unset one of them"
         ),
     ),
     "twice, in another form": (
@@ -200,35 +195,35 @@ WRONG_LINES = {
             "and so does my.env:1:1 (OPERO_A_RETRIES); unset one of them"
         ),
     ),
-    "no value": ("OPERO_A_RETRIES\n", "my.env:1:1 (OPERO_A_RETRIES): has no value; write NAME=value, or remove it"),
+    "no value": ("OPERO_A_RETRIES\n", "my.env:1:1 (OPERO_A_RETRIES): has no value; use NAME=value, or remove it"),
     "an empty value": ("OPERO_A_RETRIES=\n", "my.env:1:1 (OPERO_A_RETRIES): is empty; unset it"),
     "no line at all": (
         "\nOPERO_A_RETRIES: 4\n",
-        "my.env:2:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+        "my.env:2:1: cannot be parsed; use NAME=value, quoted if the value contains spaces",
     ),
     "a quote without end": (
         "OPERO_A_RETRIES='4\n",
-        "my.env:1:1: cannot be read; write NAME=value, in quotes where it holds spaces",
+        "my.env:1:1: cannot be parsed; use NAME=value, quoted if the value contains spaces",
     ),
     "another encoding": (b"A=1\nOPERO_A_RETRIES=\xe9\n", "my.env:2:1: is not UTF-8; save it as UTF-8"),
     "where variables are": (
         "OPERO_SECRETS_DIR=secrets\n",
         (
-            "my.env:1:1 (OPERO_SECRETS_DIR): says where variables are, so it has no effect here; "
-            "set it in the process's environment"
+            "my.env:1:1 (OPERO_SECRETS_DIR): has no effect here, since it locates variables; "
+            "set it in the environment of the process"
         ),
     ),
-    "the switch": ("OPERO_ENABLED=perhaps\n", "my.env:1:1 (OPERO_ENABLED): 'perhaps' is neither true nor false"),
+    "the switch": ("OPERO_ENABLED=perhaps\n", "my.env:1:1 (OPERO_ENABLED): 'perhaps' is invalid: use true or false"),
 }
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG_LINES.values(), ids=WRONG_LINES)
-def test_a_wrong_line_is_told_with_its_place_and_the_variable(text: str | bytes, said: str) -> None:
+def test_a_wrong_line_is_reported_with_its_place_and_the_variable(text: str | bytes, said: str) -> None:
     (line,) = told(text)
     assert line == said
 
 
-def test_a_file_that_may_not_be_read_is_told() -> None:
+def test_a_file_that_may_not_be_read_is_reported() -> None:
     FILE.chmod(0)
     path = FILE if not os.access(FILE, os.R_OK) else Path("/proc/self/mem")  # root may read all but such a one
     if not path.exists():
@@ -255,21 +250,21 @@ def test_secrets_may_be_links_as_kubernetes_makes_them() -> None:
     assert str(found.source("a", "cache.secret").source) == "secrets/OPERO_A_CACHE_SECRET"
 
 
-def test_a_secret_that_is_wrong_is_told_with_its_file() -> None:
+def test_a_secret_that_is_wrong_is_reported_with_its_file() -> None:
     (SECRETS / "OPERO_A_CACHE_TTL").mkdir()
     (SECRETS / "OPERO_A_CACHE_KEY").symlink_to("nowhere")
     (SECRETS / "OPERO_A_CACHE_URL").write_bytes(b"\xff")
     (SECRETS / "OPERO_A_CACHE_SECRET").write_text("x" * 70_000)
     assert told(secrets={"OPERO_A_RETRIES": "x", "OPERO_A_RETRIS": "1", "OPERO_ENV_FILE": "my.env", "other": "1"}) == [
         "secrets/OPERO_A_CACHE_KEY: cannot be read: No such file or directory",
-        "secrets/OPERO_A_CACHE_SECRET: is larger than 65536 bytes, and so no variable's value; remove it",
-        "secrets/OPERO_A_CACHE_TTL: is no file, and so no variable's value; remove it",
+        "secrets/OPERO_A_CACHE_SECRET: is larger than 65536 bytes, the limit for a secret; remove it",
+        "secrets/OPERO_A_CACHE_TTL: is not a file, so it cannot hold a variable's value; remove it",
         "secrets/OPERO_A_CACHE_URL: is not UTF-8; save it as UTF-8",
-        "secrets/OPERO_A_RETRIES: policies.a.retry.retries: 'x' will not do: write a whole number from 0 on, such as 3",
+        "secrets/OPERO_A_RETRIES: policies.a.retry.retries: 'x' is invalid: use an integer >= 0",
         "secrets/OPERO_A_RETRIS: the profile 'a' has no option 'retris'; did you mean OPERO_A_RETRIES?",
         (
-            "secrets/OPERO_ENV_FILE: says where variables are, so it has no effect here; "
-            "set it in the process's environment"
+            "secrets/OPERO_ENV_FILE: has no effect here, since it locates variables; "
+            "set it in the environment of the process"
         ),
     ]
 
@@ -298,7 +293,7 @@ def test_a_cache_finds_its_own_variables_in_the_same_places(monkeypatch: pytest.
     monkeypatch.setenv("OPERO_CACHE_DIR", "from-process")
     assert CacheSettings.read().dir == Path("from-process")
     monkeypatch.setenv("OPERO_SECRETS_DIR", "nowhere")
-    with pytest.raises(ConfigError, match="OPERO_SECRETS_DIR: the directory nowhere does not exist"):
+    with pytest.raises(ConfigError, match="OPERO_SECRETS_DIR: directory nowhere does not exist"):
         CacheSettings.read()
 
 
@@ -358,11 +353,11 @@ def test_a_variable_of_no_entry_names_the_nearest(variable: str, said: str) -> N
     assert str(caught.value).startswith(f"{variable}: {said}")
 
 
-def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -> None:
+def test_entries_that_variables_cannot_tell_apart_are_reported(policies: Policies) -> None:
     policies.write(base="functions: {'a.b:c': {retry: 1}, 'a_b:c': {retry: 2}, 'a.b:*': {retry: 3}}")
     assert policies.error(OPERO_FUNCTIONS__A_B_C__RETRY="5") == (
-        "OPERO_FUNCTIONS__A_B_C__RETRY: can be read as functions.a.b:c.retry or as functions.a_b:c.retry; "
-        "write it in a file, since the names of these functions differ in no letter or digit"
+        "OPERO_FUNCTIONS__A_B_C__RETRY: is ambiguous, as it can mean functions.a.b:c.retry or functions.a_b:c.retry; "
+        "set it in a file, as the names of these functions do not differ in letters and digits"
     )
     assert policies.load(OPERO_FUNCTIONS__A_B____RETRY="5").functions
 
@@ -370,8 +365,8 @@ def test_entries_that_variables_cannot_tell_apart_are_told(policies: Policies) -
 # Who may write
 
 
-def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
-    policies.directory.chmod(0o1777)  # a sticky bit, as /tmp has it, keeps nobody from adding production.yaml
+def test_world_writable_paths_cause_one_warning_each(policies: Policies, caplog: pytest.LogCaptureFixture) -> None:
+    policies.directory.chmod(0o1777)  # even in a sticky directory, others can add production.yaml
     (policies.directory / "base.yaml").chmod(0o666)
     FILE.chmod(0o606)
     SECRETS.chmod(0o757)
@@ -381,13 +376,13 @@ def test_what_anybody_may_write_to_is_warned_of_once(policies: Policies, caplog:
     said = registry.configuration.warnings
     assert [each.partition(":")[0] for each in said] == ["policies", "policies/base.yaml", "secrets", "my.env"]
     assert said[0] == (
-        "policies: anybody on this machine may write to it, and so choose what this program imports and calls; "
-        "take that away: chmod o-w policies"
+        "policies: is writable by all users of this machine, who can choose what this program imports and calls; "
+        "run: chmod o-w policies"
     )
     assert [(each.levelname, each.getMessage()) for each in caplog.records] == [("WARNING", each) for each in said]
 
 
-def test_what_only_a_group_may_write_to_is_not_warned_of(policies: Policies) -> None:
+def test_group_writable_paths_cause_no_warning(policies: Policies) -> None:
     policies.directory.chmod(0o775)
     (policies.directory / "base.yaml").chmod(0o664)
     assert policies.load().warnings == ()
@@ -397,7 +392,7 @@ def warned_of(configuration: Configuration) -> list[str]:
     return [each.partition(":")[0] for each in configuration.warnings]
 
 
-def test_a_directory_above_in_which_anybody_may_rename_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+def test_a_world_writable_parent_directory_causes_a_warning(policies: Policies, tmp_path: Path) -> None:
     (tmp_path / "config" / "app").mkdir(parents=True)
     named = policies.directory.rename(tmp_path / "config" / "app" / "policies")
     (tmp_path / "config").chmod(0o777)
@@ -406,7 +401,7 @@ def test_a_directory_above_in_which_anybody_may_rename_is_warned_of(policies: Po
     assert warned_of(load(named, environ={})) == []
 
 
-def test_a_secret_s_file_that_anybody_may_write_to_is_warned_of() -> None:
+def test_a_world_writable_secret_file_causes_a_warning() -> None:
     (SECRETS / "OPERO_A_RETRIES").write_text("2")
     (SECRETS / "others").write_text("")
     (SECRETS / "OPERO_A_RETRIES").chmod(0o666)
@@ -414,7 +409,7 @@ def test_a_secret_s_file_that_anybody_may_write_to_is_warned_of() -> None:
     assert warned_of(load("policies", environ={}, secrets_dir=SECRETS)) == ["secrets/OPERO_A_RETRIES"]
 
 
-def test_a_project_file_that_anybody_may_write_to_is_warned_of_where_it_names_the_directory() -> None:
+def test_a_world_writable_pyproject_that_names_the_directory_causes_a_warning() -> None:
     project = Path("pyproject.toml")
     project.write_text("")
     project.chmod(0o666)
@@ -424,7 +419,7 @@ def test_a_project_file_that_anybody_may_write_to_is_warned_of_where_it_names_th
     assert warned_of(load(environ={"OPERO_CONFIG": "policies"})) == []
 
 
-def test_a_directory_that_a_link_leads_through_is_warned_of(policies: Policies, tmp_path: Path) -> None:
+def test_a_world_writable_directory_behind_a_link_causes_a_warning(policies: Policies, tmp_path: Path) -> None:
     for name in ("open", "closed"):
         (tmp_path / name).mkdir()
     (policies.directory / "base.yaml").rename(tmp_path / "closed" / "base.yaml")

@@ -1,4 +1,4 @@
-"""What a YAML file may hold, and how each mistake in one is told: file, line, column, what, and the cure."""
+"""Parsing of YAML files, and the report of each problem: file, line, column, what is wrong, and advice."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ BAD_FILES = {
     "a file of comments": ("# nothing\n", ":1:1: is empty; write `policies:`"),
     "a list at the top": (
         "- policies\n",
-        ":1:1: the file must be a mapping, but is a list; begin it with `policies:`",
+        ":1:1: the file must be a mapping, not a list; start it with `policies:`",
     ),
-    "a scalar at the top": ("\n\n  hello\n", ":3:3: the file must be a mapping, but is text"),
-    "null at the top": ("---\n", ":2:1: the file must be a mapping, but is null"),
-    "a tab": ("policies:\n\tapi:\n", ":2:1: a tab indents this line; YAML indents with spaces alone"),
+    "a scalar at the top": ("\n\n  hello\n", ":3:3: the file must be a mapping, not text"),
+    "null at the top": ("---\n", ":2:1: the file must be a mapping, not null"),
+    "a tab": ("policies:\n\tapi:\n", ":2:1: this line is indented with a tab; YAML allows spaces only"),
     "a tab further down": ("policies:\n  api:\n    retry: 5\n\t\tcache: 3\n", ":4:"),
-    "a broken flow list": ("policies: [1\n", " is not YAML: "),
-    "two colons": ("policies:\n  api: retry: 5\n", ":2:13: is not YAML: mapping values are not allowed"),
-    "an unknown alias": ("policies:\n  api: *other\n", ":2:8: is not YAML: found undefined alias"),
+    "a broken flow list": ("policies: [1\n", " is not valid YAML: "),
+    "two colons": ("policies:\n  api: retry: 5\n", ":2:13: is not valid YAML: mapping values are not allowed"),
+    "an unknown alias": ("policies:\n  api: *other\n", ":2:8: is not valid YAML: found undefined alias"),
     "a second document": (
         "policies: {}\n---\npolicies: {}\n",
-        ":2:1: begins a second document (`---`); keep one a file",
+        ":2:1: starts a second document (`---`); use one document per file",
     ),
     "a control character": (
         "policies:\n  \x01: {}\n",
-        ":2:3: holds a character that YAML does not allow (0x01)",
+        ":2:3: contains a character that YAML does not allow (0x01)",
     ),
     "a key written twice": (
         "policies:\n  api:\n    retry: 5\n  db:\n  api:\n",
-        ":5:3: the key 'api' stands here and in line 2; keep one of them",
+        ":5:3: duplicate key 'api' (first at line 2); keep one of them",
     ),
     "on as a key": (
         "policies:\n  on: {retry: 5}\n",
@@ -72,34 +72,34 @@ BAD_FILES = {
     ),
     "an unknown tag": (
         "policies: {api: {retry: !five 5}}\n",
-        ":1:25: the tag !five is not allowed; write plain YAML",
+        ":1:25: the tag !five is not allowed; use plain YAML",
     ),
     "a set": ("policies: !!set {api}\n", ":1:11: the tag !!set is not allowed"),
-    "a scalar that lies": ("policies: {api: {retry: !!int five}}\n", ":1:25: 'five' cannot be read as !!int"),
-    "a number to the base 60": (
+    "a scalar that lies": ("policies: {api: {retry: !!int five}}\n", ":1:25: 'five' is not a valid !!int"),
+    "a base-60 number": (
         "policies: {api: {cache: 1:30}}\n",
-        ":1:25: YAML 1.1 reads 1:30 as a number to the base 60; quote it, or write it with units",
+        ":1:25: YAML 1.1 reads 1:30 as a base-60 number; quote it, or use units",
     ),
     "an octal number": ("policies: {api: {retry: 010}}\n", ":1:25: YAML 1.1 reads 010 as an octal number"),
     "a scalar that calls itself a list": ("policies: {api: {retry: !!seq x}}\n", ":1:25: the tag !!seq is not allowed"),
     "a list that calls itself a mapping": ("policies: !!map [a]\n", ":1:11: the tag !!map is not allowed"),
-    "a date that is none": ("policies: {api: {retry: !!timestamp x}}\n", ":1:25: 'x' cannot be read as !!timestamp"),
-    "a truth that is none": ("policies: {api: {retry: !!bool x}}\n", ":1:25: 'x' cannot be read as !!bool"),
+    "a date that is none": ("policies: {api: {retry: !!timestamp x}}\n", ":1:25: 'x' is not a valid !!timestamp"),
+    "a truth that is none": ("policies: {api: {retry: !!bool x}}\n", ":1:25: 'x' is not a valid !!bool"),
     "an anchor set twice": (
         "policies: {a: &x {retry: 1}, b: &x {retry: 2}}\n",
-        ":1:33: the anchor &x is also set above; call one of them otherwise",
+        ":1:33: duplicate anchor &x; rename one of them",
     ),
-    "a value that contains itself": ("policies: &all\n  api: *all\n", " contains itself by an alias"),
+    "a value that contains itself": ("policies: &all\n  api: *all\n", " contains itself through an alias"),
     "a merge key of a list": (
         "policies: {api: {<<: [1]}}\n",
-        ":1:23: `<<` takes a mapping, or a list of them",
+        ":1:23: `<<` must be a mapping or a list of mappings",
     ),
-    "deep nesting": ("policies: " + "[" * 60 + "]" * 60, " nests deeper than 50 levels"),
+    "deep nesting": ("policies: " + "[" * 60 + "]" * 60, " is nested deeper than 50 levels"),
 }
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_file_is_told_with_its_place_and_a_cure(policies: Policies, text: str, said: str) -> None:
+def test_a_bad_file_is_reported_with_its_place_and_advice(policies: Policies, text: str, said: str) -> None:
     policies.write(base=" ")
     (policies.directory / "base.yaml").write_text(text, "utf-8")
     problems = policies.problems()
@@ -109,7 +109,7 @@ def test_a_bad_file_is_told_with_its_place_and_a_cure(policies: Policies, text: 
 
 def test_columns_count_characters_and_not_bytes(policies: Policies) -> None:
     policies.write(base="policies: {é: {retry: {retries: ä}}}\n")
-    assert policies.error().startswith("policies/base.yaml:1:33: policies.é.retry.retries: 'ä' will not do")
+    assert policies.error().startswith("policies/base.yaml:1:33: policies.é.retry.retries: 'ä' is invalid")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(policies: Policies) -> None:
@@ -118,34 +118,34 @@ def test_a_byte_order_mark_is_no_part_of_the_file(policies: Policies) -> None:
     assert policies.error().startswith("policies/base.yaml:1:25: ")
 
 
-def test_a_file_in_another_encoding_is_told_where_it_breaks(policies: Policies) -> None:
+def test_a_file_that_is_not_utf8_is_reported_with_the_position(policies: Policies) -> None:
     policies.write(base=" ")
     (policies.directory / "base.yaml").write_bytes("policies:\n  caf\xe9: {}\n".encode("latin-1"))
     assert policies.error() == "policies/base.yaml:2:6: is not UTF-8; save it as UTF-8"
 
 
-def test_a_file_that_is_a_directory_is_told(policies: Policies) -> None:
+def test_a_file_that_is_a_directory_is_reported(policies: Policies) -> None:
     (policies.directory / "base.yaml").mkdir(parents=True)
     assert policies.error() == "policies/base.yaml:1:1: cannot be read: Is a directory"
 
 
-def test_a_flow_too_deep_for_the_c_parser_is_refused_before_it_crashes(tmp_path: Path) -> None:
+def test_a_flow_too_deep_for_the_c_parser_is_rejected_before_it_crashes(tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
     path.write_text("[" * 300_000)
     report = Report()
     assert yaml_source.read_yaml(path, "deep.yaml", report) is None
     [line] = report.lines
-    assert re.fullmatch(r"deep\.yaml:1:\d+: nests deeper than 50 levels", line)
+    assert re.fullmatch(r"deep\.yaml:1:\d+: is nested deeper than 50 levels", line)
 
 
-def test_aliases_that_multiply_beyond_measure_are_refused(policies: Policies) -> None:
+def test_aliases_that_multiply_beyond_measure_are_rejected(policies: Policies) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [
         f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]"
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     ]
     policies.write(base="\n".join(lines))
-    assert any("comes to more than 100000 values with its aliases written out" in line for line in policies.problems())
+    assert any("expands to more than 100000 values through aliases" in line for line in policies.problems())
 
 
 def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
@@ -172,7 +172,7 @@ def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
     assert str(loaded.source("merged", "retry.min_delay").source) == "policies/base.yaml:3:43"
 
 
-def test_a_key_beside_a_merge_key_wins_wherever_it_stands(policies: Policies) -> None:
+def test_a_key_beside_a_merge_key_has_precedence_in_any_order(policies: Policies) -> None:
     policies.write(base="policies: {a: &a {retry: 1, cache: 5}, b: {retry: 2, <<: *a}, c: {<<: *a, retry: 3}}")
     found = policies.load().policies
     assert [found[name].retry.retries for name in "abc"] == [1, 2, 3]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Places: never more than there are, never lost, and first come, first served."""
+"""Slots of a bulkhead: never exceeded, never lost, and first come, first served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from opero.testing import VirtualClock
         max_size=25,
     ),
 )
-def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None, calls: list[Any]) -> None:
+def test_slots_are_never_exceeded_nor_lost(places: int, max_wait: float | None, calls: list[Any]) -> None:
     clock = VirtualClock()
     running = most = 0
     came: list[int] = []
@@ -59,15 +59,15 @@ def test_places_are_never_exceeded_nor_lost(places: int, max_wait: float | None,
     clock.run(main())
     bulkhead = bound.binding.pipeline.executors["bulkhead"]
     assert most <= places
-    assert (bulkhead.running, len(bulkhead.places.queue), running) == (0, 0, 0)
-    assert served == [number for number in came if number in served]  # nobody overtook
+    assert (bulkhead.running, len(bulkhead.home.queue), running) == (0, 0, 0)
+    assert served == [number for number in came if number in served]  # none has overtaken another
     if max_wait is None:
         assert {number for number, call in enumerate(calls) if call[2] is None} <= set(served)
 
 
 def test_a_full_bulkhead_rejects_at_once_by_default(bind: Any) -> None:
     def outer() -> str:
-        with pytest.raises(BulkheadFullError, match="all 1 places of the bulkhead are taken$"):
+        with pytest.raises(BulkheadFullError, match="bulkhead full: 1 of 1 slots in use$"):
             inner()
         return "done"
 
@@ -96,7 +96,7 @@ def test_after_max_wait_in_the_queue_it_rejects() -> None:
     assert bound.stats.waits == 1
 
 
-def test_whatever_a_call_ends_with_gives_its_place_back(bind: Any, script: Any) -> None:
+def test_a_slot_is_given_back_however_the_call_ends(bind: Any, script: Any) -> None:
     call = bind(Policy(bulkhead=1), script(ValueError(), KeyboardInterrupt(), asyncio.CancelledError(), 1))
     for error in (ValueError, KeyboardInterrupt, asyncio.CancelledError):
         with pytest.raises(error):
@@ -104,7 +104,7 @@ def test_whatever_a_call_ends_with_gives_its_place_back(bind: Any, script: Any) 
     assert call() == 1
 
 
-def test_a_cancelled_waiter_leaves_the_queue_and_one_that_has_just_been_served_passes_its_place_on() -> None:
+def test_a_cancelled_call_leaves_the_queue_or_passes_on_a_slot_it_has_just_got() -> None:
     clock = VirtualClock()
     bound = Policy(bulkhead={"max_concurrent": 1, "max_wait": None}).apply(asyncio.sleep, clock=clock)
 
@@ -114,14 +114,14 @@ def test_a_cancelled_waiter_leaves_the_queue_and_one_that_has_just_been_served_p
         await asyncio.sleep(0.5)
         waiters[0].cancel()
         await first
-        waiters[1].cancel()  # its place is on its way
+        waiters[1].cancel()  # it has just been granted a slot
         await asyncio.wait_for(waiters[2], 1)
         await asyncio.wait_for(bound(0), 1)
 
     clock.run(main())
 
 
-def test_threads_and_event_loops_share_the_places() -> None:
+def test_threads_and_event_loops_share_the_slots() -> None:
     running = most = 0
     lock = threading.Lock()
 
@@ -168,7 +168,7 @@ def test_threads_and_event_loops_share_the_places() -> None:
     assert (sync.stats.calls, asynchronous.stats.calls) == (120, 40)
 
 
-def test_a_generator_holds_its_place_until_it_ends() -> None:
+def test_a_generator_keeps_its_slot_until_it_ends() -> None:
     def function() -> Any:
         yield 1
         yield 2

@@ -1,4 +1,4 @@
-"""The queue for a bulkhead's places: threads and tasks in one line, and places that come just too late."""
+"""The queue for a bulkhead's slots: threads and tasks in one order, and slots that are granted just too late."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from opero.testing import VirtualClock
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait for another thread to get that far."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.0005)
 
 
 class Hold:
-    """A function that keeps its place until it is told to go on."""
+    """A function that keeps its slot until it is told to go on."""
 
     def __init__(self, max_wait: float | None) -> None:
         self.order: list[Any] = []
@@ -44,20 +44,20 @@ class Hold:
     def run(self, name: Any) -> None:
         self.order.append(name)
         if name == "first":
-            self.go_on.wait(5)
+            self.go_on.wait(60)
 
     async def run_async(self, name: Any) -> None:
         self.order.append(name)
 
     def start(self, target: Callable[[], Any], queued: int) -> threading.Thread:
-        """Run it in a thread, and wait until so many are in the queue."""
+        """Run it in a thread, and wait until as many calls are in the queue as `queued` says."""
         thread = threading.Thread(target=target)
         thread.start()
-        until(lambda: len(self.bulkhead.places.queue) == queued and len(self.order) == 1)
+        until(lambda: len(self.bulkhead.home.queue) == queued and len(self.order) == 1)
         return thread
 
 
-def test_threads_and_tasks_stand_in_one_line_in_the_order_in_which_they_came() -> None:
+def test_threads_and_tasks_wait_in_one_queue_in_the_order_in_which_they_came() -> None:
     hold = Hold(max_wait=None)
     threads = [hold.start(lambda: hold.sync("first"), 0)]
     for number in range(1, 9):
@@ -69,52 +69,52 @@ def test_threads_and_tasks_stand_in_one_line_in_the_order_in_which_they_came() -
             )
     hold.go_on.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert hold.order == ["first", *range(1, 9)]
     assert hold.bulkhead.running == 0
 
 
-def test_a_thread_that_has_queued_for_max_wait_is_refused_and_leaves_the_queue() -> None:
+def test_a_thread_that_has_waited_for_max_wait_is_refused_and_leaves_the_queue() -> None:
     hold = Hold(max_wait=0.02)
     first = hold.start(lambda: hold.sync("first"), 0)
     with pytest.raises(BulkheadFullError, match="after 20ms in the queue"):
         hold.sync("second")
-    assert len(hold.bulkhead.places.queue) == 0
+    assert len(hold.bulkhead.home.queue) == 0
     hold.go_on.set()
-    first.join(5)
+    first.join(60)
     hold.sync("third")
     assert hold.order == ["first", "third"]
     assert (hold.sync.stats.waits, hold.sync.stats.rejections) == (1, 1)
 
 
-def test_tasks_whose_loop_has_ended_are_passed_over() -> None:
+def test_tasks_whose_event_loop_is_closed_are_skipped() -> None:
     hold = Hold(max_wait=None)
     first = hold.start(lambda: hold.sync("first"), 0)
     loop = asyncio.new_event_loop()
     task = loop.create_task(hold.asynchronous("abandoned"))
     loop.run_until_complete(asyncio.sleep(0))
-    until(lambda: len(hold.bulkhead.places.queue) == 1)
+    until(lambda: len(hold.bulkhead.home.queue) == 1)
     loop.close()  # with the task still in the queue
     second = hold.start(lambda: hold.sync("second"), 2)
     hold.go_on.set()
-    first.join(5)
-    second.join(5)
+    first.join(60)
+    second.join(60)
     assert hold.order == ["first", "second"]
     assert hold.bulkhead.running == 0
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     del task, loop
     gc.collect()  # which ends the task where it stands
-    assert hold.bulkhead.running == 0  # and not one place more than there are
+    assert hold.bulkhead.running == 0  # and no slot too many is free
 
 
-def test_a_place_that_was_on_its_way_to_a_loop_that_has_ended_is_not_lost() -> None:
+def test_a_slot_granted_to_a_task_whose_event_loop_is_closed_is_not_lost() -> None:
     hold = Hold(max_wait=None)
     first = hold.start(lambda: hold.sync("first"), 0)
     loop = asyncio.new_event_loop()
     task = loop.create_task(hold.asynchronous("abandoned"))
     loop.run_until_complete(asyncio.sleep(0))
     hold.go_on.set()
-    first.join(5)
+    first.join(60)
     assert hold.bulkhead.running == 1  # the loop has been told, and does not come to it
     loop.close()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def test_a_place_that_was_on_its_way_to_a_loop_that_has_ended_is_not_lost() -> N
     assert hold.order == ["first"]
 
 
-def test_the_total_timeout_ends_the_wait_for_a_place(bind: Any) -> None:
+def test_the_total_timeout_ends_the_wait_for_a_slot(bind: Any) -> None:
     call = bind(Policy(bulkhead={"max_concurrent": 1, "max_wait": None}, timeout={"total": 2}), lambda: 1)
     bulkhead = bind.bound.binding.pipeline.executors["bulkhead"]
     assert bulkhead.take()
@@ -132,13 +132,13 @@ def test_the_total_timeout_ends_the_wait_for_a_place(bind: Any) -> None:
     with pytest.raises(CallTimeoutError, match="leaves no time to queue") as caught:
         call()
     assert bind.clock.monotonic() - started == pytest.approx(2)
-    assert (caught.value.scope, caught.value.waiting_for, len(bulkhead.places.queue)) == ("total", "bulkhead", 0)
+    assert (caught.value.scope, caught.value.waiting_for, len(bulkhead.home.queue)) == ("total", "bulkhead", 0)
     bulkhead.leave()
     assert call() == 1
 
 
 class Moment:
-    """A bulkhead of one place that is taken, and one waiter whose place comes at the very moment of his going."""
+    """A bulkhead whose only slot is taken, and one waiting call, which gets it just as it gives up."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -150,7 +150,7 @@ class Moment:
         await self.bulkhead.queue(AsyncHost(self.clock), self.call)
 
 
-def test_a_place_that_comes_as_the_patience_ends_is_either_taken_or_free() -> None:
+def test_a_slot_granted_as_max_wait_ends_is_either_taken_or_free() -> None:
     moment = Moment()
 
     async def main() -> None:
@@ -167,7 +167,7 @@ def test_a_place_that_comes_as_the_patience_ends_is_either_taken_or_free() -> No
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_a_waiter_who_is_cancelled_any_time_around_the_handing_over_loses_no_place(turns: int) -> None:
+def test_a_call_cancelled_at_any_moment_around_the_grant_loses_no_slot(turns: int) -> None:
     moment = Moment()
 
     async def main() -> None:
@@ -179,7 +179,7 @@ def test_a_waiter_who_is_cancelled_any_time_around_the_handing_over_loses_no_pla
         waiting.cancel()
         ended = await asyncio.gather(waiting, return_exceptions=True)
         assert moment.bulkhead.running == (0 if isinstance(ended[0], asyncio.CancelledError) else 1)
-        assert len(moment.bulkhead.places.queue) == 0
+        assert len(moment.bulkhead.home.queue) == 0
 
     moment.clock.run(main())
 
@@ -194,7 +194,7 @@ def test_a_waiter_who_is_cancelled_any_time_around_the_handing_over_loses_no_pla
     max_wait=st.one_of(st.none(), st.integers(0, 3)),
 )
 @settings(max_examples=80, deadline=None)
-def test_no_place_is_lost_where_ends_cancellations_and_timeouts_fall_on_the_same_moment(
+def test_no_slot_is_lost_where_ends_cancellations_and_timeouts_fall_on_the_same_moment(
     calls: list[Any], places: int, max_wait: int | None
 ) -> None:
     clock = VirtualClock()
@@ -221,14 +221,14 @@ def test_no_place_is_lost_where_ends_cancellations_and_timeouts_fall_on_the_same
     async def main() -> None:
         await asyncio.gather(*(caller(*call) for call in calls))
         async with asyncio.timeout(10):
-            await asyncio.gather(*(bound(1) for _ in range(places)))  # all places are there
+            await asyncio.gather(*(bound(1) for _ in range(places)))  # all slots are free again
 
     clock.run(main())
     assert most <= places
     assert bound.binding.pipeline.executors["bulkhead"].running == 0  # type: ignore[attr-defined]
 
 
-def test_threads_that_often_give_up_lose_no_place() -> None:
+def test_threads_that_often_give_up_lose_no_slot() -> None:
     policy = Policy(bulkhead={"max_concurrent": 2, "max_wait": 0.0005})
     running: list[int] = []
     most: list[int] = []
@@ -262,4 +262,4 @@ def test_threads_that_often_give_up_lose_no_place() -> None:
     assert max(most) <= 2
     assert (len(most) + len(refused), bound.stats.rejections) == (480, len(refused))
     bulkhead: Any = bound.binding.pipeline.executors["bulkhead"]  # type: ignore[attr-defined]
-    assert (bulkhead.running, len(bulkhead.places.queue)) == (0, 0)
+    assert (bulkhead.running, len(bulkhead.home.queue)) == (0, 0)

@@ -120,8 +120,8 @@ def test_a_sync_caller_gets_a_stale_result_at_once_while_a_thread_refreshes_it()
     assert bound() == 1
     clock.advance(11)
     assert bound() == 1
-    assert refreshed.wait(5)
-    until = time.monotonic() + 5
+    assert refreshed.wait(60)
+    until = time.monotonic() + 60
     while bound() == 1 and time.monotonic() < until:
         time.sleep(0.001)
     assert bound() == 2

@@ -16,7 +16,7 @@ from opero.testing import VirtualClock
 
 
 def test_threads_whose_computations_depend_on_each_other_do_not_deadlock() -> None:
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
 
     def one(depth: int = 0) -> str:
         if depth == 0:
@@ -40,7 +40,7 @@ def test_threads_whose_computations_depend_on_each_other_do_not_deadlock() -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert len(results) == 2
     assert {result[:3] for result in results} == {"one", "oth"}
 
@@ -193,20 +193,20 @@ def test_hits_and_misses_create_no_reference_cycles() -> None:
 def test_refreshes_beyond_the_limit_are_left_to_the_next_caller(monkeypatch: Any) -> None:
     from opero.runtime import hosts
 
-    monkeypatch.setattr(hosts, "_room_in_background", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(hosts, "_background_slots", threading.BoundedSemaphore(2))
     clock, gate, runs = VirtualClock(), threading.Event(), []
 
     def function(key: int) -> int:
         runs.append(key)
         if len(runs) > 5:
-            gate.wait(5)
+            gate.wait(60)
         return len(runs)
 
     bound: Any = Policy(cache={"ttl": 10, "stale_ttl": 100}).apply(function, clock=clock)
     first = [bound(key) for key in range(5)]
     clock.advance(11)
     assert [bound(key) for key in range(5)] == first
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while len(runs) < 7 and time.monotonic() < until:
         time.sleep(0.001)
     assert len(runs) == 7

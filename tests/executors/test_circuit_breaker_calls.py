@@ -96,7 +96,7 @@ def test_threads_get_exactly_as_many_probes_through_to_the_function(probes: int)
         if fails:
             raise ConnectionError
         reached.append(1)
-        gate.wait(5)
+        gate.wait(60)
 
     bound = Policy(circuit_breaker={"consecutive_failures": 1, "half_open_calls": probes}).apply(function, clock=clock)
     with pytest.raises(ConnectionError):
@@ -122,7 +122,7 @@ def test_threads_get_exactly_as_many_probes_through_to_the_function(probes: int)
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     finally:
         sys.setswitchinterval(interval)
     assert (len(reached), bound.stats.rejections) == (probes, len(rejected))

@@ -1,4 +1,4 @@
-"""Another argument value, another function, a fixed answer."""
+"""Fallbacks: alternative argument values, another function, a default result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_WAIT = {"jitter": False, "min_delay": 1, "backoff_factor": 1}
 
 
 class Refusing:
-    """Records what it is asked with, and refuses some of it."""
+    """Records the keys it is called with, and rejects some of them."""
 
     def __init__(self, *refused: str, error: type[Exception] = PermissionError) -> None:
         self.refused = refused
@@ -29,7 +29,7 @@ class Refusing:
         return key
 
 
-def test_each_value_is_tried_in_turn_without_waiting(bind: Any) -> None:
+def test_each_value_is_tried_in_turn_without_delay(bind: Any) -> None:
     service = Refusing("a", "b")
 
     def function(key: str) -> Any:
@@ -40,7 +40,7 @@ def test_each_value_is_tried_in_turn_without_waiting(bind: Any) -> None:
     assert (bind.bound.stats.fallbacks, bind.bound.stats.recoveries, bind.bound.stats.retries) == (2, 1, 0)
 
 
-def test_only_when_all_have_failed_does_a_next_round_begin_after_a_delay(bind: Any) -> None:
+def test_the_next_round_starts_after_a_delay_when_all_values_have_failed(bind: Any) -> None:
     service = Refusing("a", "b")
 
     def function(key: str) -> Any:
@@ -51,7 +51,7 @@ def test_only_when_all_have_failed_does_a_next_round_begin_after_a_delay(bind: A
     assert (service.asked, bind.slept) == (["a", "b", "a", "b"], [1])
 
 
-def test_the_next_round_leaves_out_values_whose_error_is_not_retried(bind: Any) -> None:
+def test_the_next_round_omits_values_whose_error_is_not_retried(bind: Any) -> None:
     asked = []
 
     def function(key: str) -> Any:
@@ -77,7 +77,7 @@ def test_without_retry_each_value_is_tried_once(bind: Any) -> None:
 
 
 @pytest.mark.parametrize("annotation", [str, int | str, Optional[str], Union[int, str], "str", "str | None", bytes])
-def test_a_parameter_annotated_as_no_list_gets_one_value_at_a_time(annotation: Any) -> None:
+def test_a_parameter_annotated_as_a_single_value_gets_one_value_per_attempt(annotation: Any) -> None:
     def function(url: str, key: Any) -> None: ...
 
     function.__annotations__["key"] = annotation
@@ -99,7 +99,7 @@ def test_a_parameter_annotated_as_no_list_gets_one_value_at_a_time(annotation: A
         None,
     ],
 )
-def test_a_parameter_annotated_as_a_list_or_not_at_all_gets_the_list_with_the_value_first(annotation: Any) -> None:
+def test_a_list_or_unannotated_parameter_gets_the_list_with_the_value_first(annotation: Any) -> None:
     def function(url, key): ...  # type: ignore[no-untyped-def]
 
     if annotation is not None:
@@ -108,7 +108,7 @@ def test_a_parameter_annotated_as_a_list_or_not_at_all_gets_the_list_with_the_va
     assert variants == [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"]]
 
 
-def test_tuples_stay_tuples_and_the_callers_list_stays_as_it_is() -> None:
+def test_tuples_stay_tuples_and_the_callers_list_is_not_modified() -> None:
     def function(key: tuple[str, ...]) -> None: ...
 
     keys = list(KEYS)
@@ -117,7 +117,7 @@ def test_tuples_stay_tuples_and_the_callers_list_stays_as_it_is() -> None:
     assert keys == KEYS
 
 
-def test_values_come_from_the_call_or_the_parameters_default(bind: Any) -> None:
+def test_values_come_from_the_call_or_the_default_of_the_parameter(bind: Any) -> None:
     service = Refusing("a")
 
     def function(url: str, *, key: list[str] = KEYS) -> Any:
@@ -129,7 +129,7 @@ def test_values_come_from_the_call_or_the_parameters_default(bind: Any) -> None:
 
 
 @pytest.mark.parametrize(("given", "received"), [("only", ["only"]), ([], []), (None, [None])])
-def test_a_single_value_or_an_empty_list_means_no_alternatives(bind: Any, given: Any, received: Any) -> None:
+def test_a_single_value_or_an_empty_list_has_no_alternatives(bind: Any, given: Any, received: Any) -> None:
     asked = []
 
     def function(key: list[str]) -> Any:
@@ -141,11 +141,11 @@ def test_a_single_value_or_an_empty_list_means_no_alternatives(bind: Any, given:
     assert asked == [received]
 
 
-def test_an_unannotated_single_value_is_passed_as_it_is(bind: Any) -> None:
+def test_an_unannotated_single_value_is_passed_unchanged(bind: Any) -> None:
     assert bind(Policy(fallback={"arg": "key"}), lambda key: key)("abc") == "abc"
 
 
-def test_the_argument_may_come_through_keywords_of_any_name(bind: Any) -> None:
+def test_the_argument_can_be_passed_through_kwargs(bind: Any) -> None:
     def function(**options: Any) -> Any:
         if options["key"][0] == "a":
             raise PermissionError
@@ -155,14 +155,14 @@ def test_the_argument_may_come_through_keywords_of_any_name(bind: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["kee", "args"])
-def test_a_parameter_that_the_function_lacks_is_refused_when_bound(name: str) -> None:
+def test_an_unknown_parameter_is_refused_at_binding(name: str) -> None:
     def function(key: str, *args: str) -> None: ...
 
     with pytest.raises(ConfigError, match=name):
         Policy(fallback={"arg": name}).apply(function)
 
 
-def test_a_default_answers_when_all_attempts_have_failed_and_is_a_copy_each_time(bind: Any, script: Any) -> None:
+def test_a_default_is_returned_as_a_copy_when_all_attempts_have_failed(bind: Any, script: Any) -> None:
     default: list[Any] = [[]]
     call = bind(Policy(retry=1, fallback={"default": default}), script(ConnectionError()))
     call()[0].append("changed")
@@ -171,19 +171,19 @@ def test_a_default_answers_when_all_attempts_have_failed_and_is_a_copy_each_time
     assert (bind.bound.stats.fallbacks, bind.bound.stats.failures, bind.bound.stats.attempts) == (2, 0, 4)
 
 
-def test_none_is_an_answer_and_errors_are_counted_without_retry_too(bind: Any, script: Any) -> None:
+def test_none_is_a_valid_default_and_errors_are_counted_without_retry(bind: Any, script: Any) -> None:
     assert bind(Policy(fallback={"default": None}), script(ConnectionError()))() is None
     assert bind.bound.stats.errors == {"ConnectionError": 1}
 
 
-def test_a_function_answers_with_the_same_arguments(bind: Any, script: Any) -> None:
+def test_a_fallback_function_gets_the_same_arguments(bind: Any, script: Any) -> None:
     def instead(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
     assert bind(Policy(fallback={"function": instead}), script(ConnectionError()))(1, 2) == ((1, 2), {})
 
 
-def test_an_async_function_answers_for_an_async_one() -> None:
+def test_an_async_fallback_function_of_an_async_function() -> None:
     from opero.testing import VirtualClock
 
     async def instead(key: str) -> str:
@@ -196,7 +196,7 @@ def test_an_async_function_answers_for_an_async_one() -> None:
     assert clock.run(Policy(fallback={"function": instead}).apply(function, clock=clock)("a")) == "A"
 
 
-def test_a_fallback_that_fails_shows_what_it_stood_in_for(bind: Any, script: Any) -> None:
+def test_the_error_of_a_fallback_has_the_original_error_as_context(bind: Any, script: Any) -> None:
     def instead() -> None:
         raise KeyError("also broken")
 
@@ -206,7 +206,7 @@ def test_a_fallback_that_fails_shows_what_it_stood_in_for(bind: Any, script: Any
 
 
 @pytest.mark.parametrize("fallback", [{"default": [7, 8]}, {"function": lambda: iter([7, 8])}])
-def test_a_generator_falls_back_to_other_items(fallback: Any) -> None:
+def test_a_fallback_of_a_generator(fallback: Any) -> None:
     def function() -> Any:
         raise ConnectionError
         yield

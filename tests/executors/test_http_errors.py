@@ -1,4 +1,4 @@
-"""What an exception tells of an HTTP response, for the libraries' own exceptions."""
+"""HTTP status and Retry-After of the exceptions of real libraries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_urllib(status: int, headers: dict[str, str]) -> Exception:
 
 
 class ClientError(Exception):
-    """As botocore's: the response is a mapping."""
+    """Like botocore's ClientError, whose response is a mapping."""
 
     def __init__(self, response: dict[str, Any]) -> None:
         self.response = response
@@ -59,7 +59,7 @@ LIBRARIES = [of_requests, of_httpx, of_aiohttp, of_urllib, of_botocore]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_status_and_retry_after_are_read_off_every_librarys_exceptions(library: Any) -> None:
+def test_status_and_retry_after_of_each_librarys_exceptions(library: Any) -> None:
     error = library(429, {"Retry-After": "7"})
     assert (status_of(error), retry_after(error, 0.0)) == (429, 7.0)
     assert retry_after(library(503, {}), 0.0) is None
@@ -67,7 +67,7 @@ def test_status_and_retry_after_are_read_off_every_librarys_exceptions(library: 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("status", "attempts"), [(429, 3), (503, 3), (599, 3), (404, 1), (401, 1)])
-def test_where_retry_on_status_is_given_it_alone_decides(library: Any, status: int, attempts: int) -> None:
+def test_retry_on_status_alone_decides_if_it_is_set(library: Any, status: int, attempts: int) -> None:
     def function() -> None:
         raise library(status, {})
 
@@ -78,7 +78,7 @@ def test_where_retry_on_status_is_given_it_alone_decides(library: Any, status: i
     assert bound.stats.attempts == attempts
 
 
-def test_an_exception_without_a_status_goes_by_retry_on(script: Any) -> None:
+def test_retry_on_decides_for_an_exception_without_a_status(script: Any) -> None:
     policy = Policy(retry={"retries": 2, "retry_on": ConnectionError, "retry_on_status": 429})
     for error, attempts in ((ConnectionError(), 3), (ValueError(), 1)):
         bound = policy.apply(script(error), clock=VirtualClock())
@@ -91,7 +91,7 @@ def test_an_exception_without_a_status_goes_by_retry_on(script: Any) -> None:
     ("header", "options", "delay"),
     [
         ("7", {}, 7),
-        ("0.5", {}, 1),  # never below the policy's own delay
+        ("0.5", {}, 1),  # at least the policy's own delay
         ("7", {"retry_after": False}, 1),
         ("7", {"max_delay": 5}, 5),
         ("date", {}, 12),
@@ -101,9 +101,7 @@ def test_an_exception_without_a_status_goes_by_retry_on(script: Any) -> None:
         ("nan", {}, 1),
     ],
 )
-def test_the_next_attempt_waits_as_long_as_the_server_asks(
-    script: Any, header: str, options: Any, delay: float
-) -> None:
+def test_the_next_attempt_waits_for_the_retry_after_time(script: Any, header: str, options: Any, delay: float) -> None:
     clock = VirtualClock()
     if header == "date":
         header = email.utils.formatdate(clock.time() + 12, usegmt=True)
@@ -115,6 +113,6 @@ def test_the_next_attempt_waits_as_long_as_the_server_asks(
 @pytest.mark.parametrize(
     "error", [ValueError(), OSError(5, "x"), SystemExit, type("E", (Exception,), {"status": "bad"})()]
 )
-def test_what_carries_no_status_has_none(error: Any) -> None:
+def test_exceptions_without_a_status(error: Any) -> None:
     assert status_of(error) is None
     assert retry_after(error, 0.0) is None

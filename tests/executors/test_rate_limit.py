@@ -1,4 +1,4 @@
-"""The laws of the rate limit and its ledger, over random arrivals; and what callers of every kind see of them."""
+"""The laws of the rate limit and its budget over random arrivals, and what callers of every kind see of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opero import ConfigError, Policy, RateLimitExceededError, Registry
-from opero.executors.state.budget import Ledger, LockedLedger
+from opero import ConfigError, Policy, RateLimitExceededError, RateLimitPolicy, Registry
+from opero.executors.state.budget import LocalBudget, LockedBudget
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)
 BURSTS = st.integers(1, 6)
 STEPS = st.lists(st.floats(0, 0.5), min_size=1, max_size=60)
+
+
+def make_budget(
+    rate: float, burst: int, monotonic: Any = lambda: 0.0, cost: float = 1.0, kind: type[LocalBudget] = LocalBudget
+) -> LocalBudget:
+    return kind(RateLimitPolicy(rate=rate, burst=burst, cost=cost), monotonic)
+
+
+def reserve(budget: LocalBudget, now: float, cost: float = 1.0, patience: float = float("inf")) -> float:
+    """Seconds until the permits fall due, which are reserved if that is within `patience`."""
+    return budget.book(now, cost, patience)[0]
 
 
 def assert_keeps_the_rate(grants: list[tuple[float, float]], rate: float, burst: float) -> None:
@@ -42,18 +53,18 @@ def assert_keeps_the_rate(grants: list[tuple[float, float]], rate: float, burst:
 def test_reservations_keep_the_rate_and_refused_ones_take_nothing(
     steps: list[float], rate: float, burst: int, costs: list[float], patience: float
 ) -> None:
-    ledger = Ledger(rate, burst, lambda: 0.0)
+    budget = make_budget(rate, burst)
     now, grants = 100.0, []
     for number, step in enumerate(steps):
         now += step
         cost = costs[number % len(costs)]
-        before = ledger._due
-        wait = ledger.reserve(now, cost, patience)
+        before = budget._due
+        wait = reserve(budget, now, cost, patience)
         assert wait >= 0
         if wait <= patience:
             grants.append((now + wait, cost))
         else:
-            assert ledger._due == before
+            assert budget._due == before
     assert [moment for moment, _ in grants] == sorted(moment for moment, _ in grants) or len(set(costs)) > 1
     if len(set(costs)) == 1:
         assert_keeps_the_rate(grants, rate, burst)
@@ -61,39 +72,39 @@ def test_reservations_keep_the_rate_and_refused_ones_take_nothing(
 
 @given(count=st.integers(1, 50), rate=RATES, burst=BURSTS)
 def test_no_permit_is_lost_when_all_come_at_once(count: int, rate: float, burst: int) -> None:
-    ledger = Ledger(rate, burst, lambda: 0.0)
-    waits = [ledger.reserve(5.0) for _ in range(count)]
+    budget = make_budget(rate, burst)
+    waits = [reserve(budget, 5.0) for _ in range(count)]
     assert waits == pytest.approx([max(0.0, (number + 1 - burst) / rate) for number in range(count)])
 
 
 @given(steps=STEPS, rate=RATES, burst=BURSTS, cost=st.floats(0.5, 4))
-def test_taking_at_once_grants_just_what_reserving_would_grant_without_a_wait(
+def test_take_grants_exactly_what_book_would_grant_without_a_wait(
     steps: list[float], rate: float, burst: int, cost: float
 ) -> None:
     now = 100.0
-    taking, reserving = Ledger(rate, burst, lambda: now, cost), Ledger(rate, burst, lambda: now, cost)
+    taking, reserving = (make_budget(rate, burst, lambda: now, cost) for _ in range(2))
     for step in steps:
         now += step
-        assert taking.take() is (reserving.reserve(now, cost, 0.0) <= 0.0)
+        assert taking.take() is (reserve(reserving, now, cost, 0.0) <= 0.0)
         assert taking._due == pytest.approx(reserving._due)
 
 
-@pytest.mark.parametrize("kind", [Ledger, LockedLedger])
-def test_only_the_last_reservation_can_be_given_back(kind: type[Ledger]) -> None:
-    ledger = kind(1, 1, lambda: 0.0)
-    ledger.reserve(0.0)
-    _, first = ledger.book(0.0, 1.0, 9.0)
-    _, second = ledger.book(0.0, 1.0, 9.0)
-    ledger.refund(first, 1.0)
-    assert ledger.reserve(0.0, patience=-1) == 3
-    ledger.refund(second, 1.0)
-    assert ledger.reserve(0.0, patience=-1) == 2
+@pytest.mark.parametrize("kind", [LocalBudget, LockedBudget])
+def test_only_the_last_reservation_can_be_given_back(kind: type[LocalBudget]) -> None:
+    budget = make_budget(1, 1, kind=kind)
+    reserve(budget, 0.0)
+    _, first = budget.book(0.0, 1.0, 9.0)
+    _, second = budget.book(0.0, 1.0, 9.0)
+    budget.refund(first)
+    assert reserve(budget, 0.0, patience=-1) == 3
+    budget.refund(second)
+    assert reserve(budget, 0.0, patience=-1) == 2
 
 
 def test_a_call_that_costs_more_than_the_burst_waits_for_a_full_budget_and_leaves_it_in_debt() -> None:
-    ledger = Ledger(10, 5, lambda: 0.0)
-    assert ledger.reserve(0.0, 20) == 0
-    assert ledger.reserve(0.0, 1) == pytest.approx(2.0 - 0.4)
+    budget = make_budget(10, 5)
+    assert reserve(budget, 0.0, 20) == 0
+    assert reserve(budget, 0.0, 1) == pytest.approx(2.0 - 0.4)
 
 
 @given(
@@ -244,21 +255,21 @@ def test_two_event_loops_and_threads_share_one_budget_exactly() -> None:
     assert max(moments) - min(moments) >= 99 / 400 - 0.02  # a late first one makes the span look shorter
 
 
-@pytest.mark.parametrize("kind", [Ledger, LockedLedger])
-def test_under_threads_no_permit_is_given_twice_and_every_receipt_is_its_own(kind: type[Ledger]) -> None:
+@pytest.mark.parametrize("kind", [LocalBudget, LockedBudget])
+def test_under_threads_no_permit_is_given_twice_and_every_receipt_is_its_own(kind: type[LocalBudget]) -> None:
     now = 1000.0
-    ledger = kind(1, 1, lambda: now)
+    budget = make_budget(1, 1, lambda: now, kind=kind)
     waits: list[float] = []
-    receipts: list[float] = []
+    receipts: list[tuple[float, float]] = []
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
     def hammer() -> None:
         for _ in range(2000):
-            if ledger.take():
+            if budget.take():
                 waits.append(0.0)
             else:
-                wait, receipt = ledger.book(now, 1.0, float("inf"))
+                wait, receipt = budget.book(now, 1.0, float("inf"))
                 waits.append(wait)
                 receipts.append(receipt)
 

@@ -1,4 +1,4 @@
-"""The rate limit with varying costs and cancelled bookings, and shared by sync callers, tasks and threads."""
+"""The rate limit with varying costs and cancelled reservations, and shared by sync callers, tasks and threads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opero import Policy, RateLimitExceededError, Registry
-from opero.executors.state.budget import Ledger
+from opero import Policy, RateLimitExceededError, RateLimitPolicy, Registry
+from opero.executors.state.budget import LocalBudget
 from opero.testing import VirtualClock
 
 RATES = st.floats(0.5, 100)
 Grant = tuple[float, float]
 """When, and for what cost."""
+
+
+def make_budget(
+    rate: float, burst: int, monotonic: Any = lambda: 0.0, cost: float = 1.0, kind: type[LocalBudget] = LocalBudget
+) -> LocalBudget:
+    return kind(RateLimitPolicy(rate=rate, burst=burst, cost=cost), monotonic)
+
+
+def reserve(budget: LocalBudget, now: float, cost: float = 1.0, patience: float = float("inf")) -> float:
+    """Seconds until the permits fall due, which are reserved if that is within `patience`."""
+    return budget.book(now, cost, patience)[0]
 
 
 def assert_no_window_is_overfull(grants: list[Grant], rate: float, burst: float) -> None:
@@ -39,12 +50,12 @@ def assert_no_window_is_overfull(grants: list[Grant], rate: float, burst: float)
 def test_calls_of_different_costs_keep_the_rate_together(
     calls: list[tuple[float, float]], rate: float, burst: int, patience: float
 ) -> None:
-    ledger, now = Ledger(rate, burst, lambda: 0.0), 100.0
+    budget, now = make_budget(rate, burst), 100.0
     grants: list[Grant] = []
     for step, share in calls:
         now += step
         cost = share * burst
-        wait = ledger.reserve(now, cost, patience)
+        wait = reserve(budget, now, cost, patience)
         if wait <= patience:
             grants.append((now + wait, cost))
     assert_no_window_is_overfull(grants, rate, burst)
@@ -58,44 +69,45 @@ def test_calls_of_different_costs_keep_the_rate_together(
     burst=st.integers(1, 4),
 )
 @settings(max_examples=60, deadline=None)
-def test_bookings_given_back_in_any_order_never_let_the_others_overfill_the_rate(
+def test_reservations_given_back_in_any_order_never_let_the_others_exceed_the_rate(
     steps: list[tuple[str, float, int]], rate: float, burst: int
 ) -> None:
-    ledger, now = Ledger(rate, burst, lambda: 0.0), 100.0
-    booked: list[tuple[float, float]] = []  # when it falls due, and the receipt
+    budget, now = make_budget(rate, burst), 100.0
+    booked: list[tuple[float, tuple[float, float]]] = []  # when it falls due, and the receipt
     for step, seconds, which in steps:
         now += seconds
         waiting = [each for each in booked if each[0] > now]
         if step == "book":
-            wait, receipt = ledger.book(now, 1.0, float("inf"))
+            wait, receipt = budget.book(now, 1.0, float("inf"))
             booked.append((now + wait, receipt))
         elif waiting:
             gone = waiting[which % len(waiting)]
-            before = ledger.reserve(now, patience=-1.0)
-            is_last = gone[1] == ledger._due  # and none behind it has been given back for nothing
-            ledger.refund(gone[1], 1.0)
-            after = ledger.reserve(now, patience=-1.0)
+            before = reserve(budget, now, patience=-1.0)
+            is_last = gone[1][1] == budget._due  # and none behind it has been given back for nothing
+            budget.refund(gone[1])
+            after = reserve(budget, now, patience=-1.0)
             if is_last:
                 assert after == pytest.approx(max(0.0, before - 1 / rate), abs=1e-9)
             booked.remove(gone)
     assert_no_window_is_overfull([(moment, 1.0) for moment, _ in booked], rate, burst)
 
 
-def test_a_booking_given_back_takes_nothing_from_one_that_came_between() -> None:
-    ledger = Ledger(1, 1, lambda: 0.0)
-    ledger.book(0.0, 5.0, 9.0)
-    _, first = ledger.book(0.0, 1.0, 9.0)
-    wait, _ = ledger.book(0.0, 1.0, 9.0)
-    ledger.refund(first, 1.0)
-    assert (wait, ledger.reserve(0.0)) == (6.0, 7.0)
+def test_a_reservation_given_back_takes_nothing_from_a_later_one() -> None:
+    budget = make_budget(1, 1)
+    budget.book(0.0, 5.0, 9.0)
+    _, first = budget.book(0.0, 1.0, 9.0)
+    wait, _ = budget.book(0.0, 1.0, 9.0)
+    budget.refund(first)
+    assert (wait, reserve(budget, 0.0)) == (6.0, 7.0)
 
 
-def test_a_refused_call_books_nothing_even_when_it_gives_its_receipt_back() -> None:
-    ledger = Ledger(1, 1, lambda: 0.0)
-    ledger.book(0.0, 3.0, 9.0)
-    wait, receipt = ledger.book(0.0, 1.0, 2.0)
-    assert (wait, ledger.reserve(0.0, patience=-1.0)) == (3.0, 3.0)
-    assert receipt == 3.0
+def test_a_refused_call_reserves_nothing_even_when_it_gives_its_receipt_back() -> None:
+    budget = make_budget(1, 1)
+    budget.book(0.0, 3.0, 9.0)
+    wait, receipt = budget.book(0.0, 1.0, 2.0)
+    assert (wait, reserve(budget, 0.0, patience=-1.0)) == (3.0, 3.0)
+    budget.refund(receipt)
+    assert reserve(budget, 0.0, patience=-1.0) == 3.0
 
 
 @given(
@@ -220,7 +232,7 @@ def test_threads_hammering_a_bound_function_get_each_permit_once() -> None:
     assert (len(served), bound.stats.rejections, bound.stats.attempts) == (500, 2700, 500)
 
 
-def test_a_refused_call_says_when_to_come_back_and_then_is_served(bind: Any) -> None:
+def test_a_refused_call_says_when_to_retry_and_then_succeeds(bind: Any) -> None:
     call = bind(Policy(rate_limit={"rate": 2, "burst": 3, "max_wait": "200ms"}), lambda: 1)
     for _ in range(3):
         call()

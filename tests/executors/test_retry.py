@@ -1,4 +1,4 @@
-"""Attempts after the first: which, when, and what is raised in the end. Every test runs for sync and async callers."""
+"""Retries: which errors, with which delays, and the final error. Every test runs for sync and async callers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = {"jitter": False, "min_delay": 1, "backoff_factor": 2}
     jitter=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_every_delay_keeps_its_bounds(
+def test_every_delay_is_within_its_bounds(
     retries: int, min_delay: float, span: float, factor: float, jitter: bool, seed: int
 ) -> None:
     policy = RetryPolicy(
@@ -45,14 +45,14 @@ def test_every_delay_keeps_its_bounds(
         assert jitter or delay == base
 
 
-def test_delays_grow_by_the_factor_up_to_the_greatest(bind: Any, script: Any) -> None:
+def test_delays_grow_by_the_factor_up_to_max_delay(bind: Any, script: Any) -> None:
     call = bind(Policy(retry={**PLAIN, "retries": 5, "max_delay": 6}), script(ERROR))
     with pytest.raises(AllFailedError):
         call()
     assert bind.slept == [1, 2, 4, 6, 6]
 
 
-def test_jitter_draws_from_the_clocks_random_source(bind: Any, script: Any) -> None:
+def test_jitter_uses_the_random_generator_of_the_clock(bind: Any, script: Any) -> None:
     call = bind(Policy(retry={"retries": 6, "min_delay": 1}), script(ERROR))
     with pytest.raises(AllFailedError):
         call()
@@ -62,15 +62,15 @@ def test_jitter_draws_from_the_clocks_random_source(bind: Any, script: Any) -> N
     assert len(set(bind.slept)) == 6
 
 
-def test_a_delay_of_zero_is_not_slept(bind: Any, script: Any) -> None:
+def test_a_delay_of_zero_does_not_sleep(bind: Any, script: Any) -> None:
     assert bind(Policy(retry={"min_delay": 0, "max_delay": 0}), script(ERROR, ERROR, 7))() == 7
     assert bind.slept == []
     assert bind.bound.stats.retries == 2
 
 
-def test_all_attempts_stand_in_the_error_in_order_and_the_last_is_the_cause(bind: Any, script: Any) -> None:
+def test_the_error_contains_all_attempts_in_order_and_the_last_is_the_cause(bind: Any, script: Any) -> None:
     errors = [ConnectionError(number) for number in range(3)]
-    with pytest.raises(AllFailedError, match="all 3 attempts failed.*the last: ConnectionError: 2") as caught:
+    with pytest.raises(AllFailedError, match="all 3 attempts failed.*last error: ConnectionError: 2") as caught:
         bind(Policy(retry=2), script(*errors))()
     assert caught.value.errors == tuple(errors)
     assert caught.value.__cause__ is errors[-1]
@@ -83,20 +83,20 @@ def test_all_attempts_stand_in_the_error_in_order_and_the_last_is_the_cause(bind
     assert bind.bound.stats.failures == 1
 
 
-def test_reraise_gives_the_last_exception_itself(bind: Any, script: Any) -> None:
+def test_reraise_raises_the_last_exception_itself(bind: Any, script: Any) -> None:
     with pytest.raises(ConnectionError) as caught:
         bind(Policy(retry={"retries": 1, "reraise": True}), script(ValueError(), ERROR))()
     assert caught.value is ERROR
 
 
 @pytest.mark.parametrize("policy", [{"retries": 0}, {"retry_on": KeyError}])
-def test_where_there_was_one_attempt_its_own_exception_is_raised(bind: Any, script: Any, policy: Any) -> None:
+def test_a_single_attempt_raises_its_own_exception(bind: Any, script: Any, policy: Any) -> None:
     with pytest.raises(ConnectionError) as caught:
         bind(Policy(retry=policy), script(ERROR))()
     assert caught.value is ERROR
 
 
-def test_an_exception_that_is_not_named_passes_untouched_also_after_retries(bind: Any, script: Any) -> None:
+def test_an_exception_outside_retry_on_is_raised_unchanged_even_after_retries(bind: Any, script: Any) -> None:
     last = ValueError("no")
     function = script(ERROR, last)
     with pytest.raises(ValueError, match="no") as caught:
@@ -106,14 +106,14 @@ def test_an_exception_that_is_not_named_passes_untouched_also_after_retries(bind
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
-def test_what_is_no_exception_is_never_retried(bind: Any, script: Any, error: BaseException) -> None:
+def test_a_base_exception_is_never_retried(bind: Any, script: Any, error: BaseException) -> None:
     function = script(error, 1)
     with pytest.raises(type(error)):
         bind(Policy(retry=3, circuit_breaker=1), function)()
     assert len(function.calls) == 1
 
 
-def test_results_that_are_refused_are_retried(bind: Any, script: Any) -> None:
+def test_rejected_results_are_retried(bind: Any, script: Any) -> None:
     policy = Policy(retry={"retries": 2, "retry_if_result": lambda result: result is None})
     assert bind(policy, script(None, None, 5))() == 5
     with pytest.raises(AllFailedError) as caught:
@@ -122,14 +122,12 @@ def test_results_that_are_refused_are_retried(bind: Any, script: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{"retries": 0}, {"retries": 2, "reraise": True}])
-def test_a_refused_result_comes_through_where_the_functions_own_outcome_is_asked_for(
-    bind: Any, script: Any, options: Any
-) -> None:
+def test_a_rejected_result_is_returned_with_reraise_or_a_single_attempt(bind: Any, script: Any, options: Any) -> None:
     policy = Policy(retry={**options, "retry_if_result": lambda result: not result})
     assert bind(policy, script(0))() == 0
 
 
-def test_an_open_circuit_is_not_hammered(bind: Any, script: Any) -> None:
+def test_an_open_circuit_is_not_retried(bind: Any, script: Any) -> None:
     function = script(ERROR)
     call = bind(Policy(retry={"retries": 9, **PLAIN}, circuit_breaker=3), function)
     with pytest.raises(CircuitOpenError) as caught:
@@ -143,7 +141,7 @@ def test_an_open_circuit_is_not_hammered(bind: Any, script: Any) -> None:
     assert bind.bound.stats.rejections == 2
 
 
-def test_an_open_circuit_that_retry_on_names_is_waited_for(bind: Any, script: Any) -> None:
+def test_an_open_circuit_in_retry_on_is_waited_for(bind: Any, script: Any) -> None:
     policy = Policy(
         retry={"retries": 2, "retry_on": (ConnectionError, CircuitOpenError), "max_delay": 60, **PLAIN},
         circuit_breaker={"consecutive_failures": 1, "open_for": 20},
@@ -152,7 +150,7 @@ def test_an_open_circuit_that_retry_on_names_is_waited_for(bind: Any, script: An
     assert bind.slept == [1, 19]
 
 
-def test_the_users_stop_iteration_passes_unharmed(script: Any) -> None:
+def test_a_stop_iteration_of_the_function_is_raised_unchanged(script: Any) -> None:
     from opero.testing import VirtualClock
 
     bound = Policy(retry={"retries": 1, "reraise": True}).apply(script(StopIteration(4)), clock=VirtualClock())
@@ -162,7 +160,7 @@ def test_the_users_stop_iteration_passes_unharmed(script: Any) -> None:
 
 
 class Tracked(Exception):  # noqa: N818
-    """An exception of which it can be told whether it lives on."""
+    """An exception that records which instances are alive."""
 
     alive: list[weakref.ref[Tracked]] = []
 
@@ -187,7 +185,7 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.parametrize("retries", [0, 2])
 @pytest.mark.parametrize("kinds", [{}, {"circuit_breaker": 9, "timeout": 100}, {"fallback": {"arg": "key"}}])
 @pytest.mark.parametrize("reraise", [False, True])
-def test_a_failed_call_leaves_no_reference_cycle(bind: Any, retries: int, kinds: Any, reraise: bool) -> None:
+def test_a_failed_call_creates_no_reference_cycle(bind: Any, retries: int, kinds: Any, reraise: bool) -> None:
     def function(key: Any = None) -> None:
         raise Tracked
 
@@ -196,7 +194,7 @@ def test_a_failed_call_leaves_no_reference_cycle(bind: Any, retries: int, kinds:
     async def call_async() -> int:
         with contextlib.suppress(Exception):
             await bind.bound()
-        return Tracked.survivors()  # asked here, as the event loop keeps a task's exception a little longer
+        return Tracked.survivors()  # inside the task, as the event loop keeps a task's exception a little longer
 
     def call() -> int:
         with contextlib.suppress(Exception):
@@ -207,7 +205,7 @@ def test_a_failed_call_leaves_no_reference_cycle(bind: Any, retries: int, kinds:
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_recovered_call_leaves_no_reference_cycle(bind: Any) -> None:
+def test_a_recovered_call_creates_no_reference_cycle(bind: Any) -> None:
     def function() -> int:
         if len(Tracked.alive) < 2:
             raise Tracked

@@ -1,4 +1,4 @@
-"""Ending attempts and calls that take too long; waits that cannot end in time are not begun."""
+"""Timeouts of attempts and calls; a wait that would exceed the total timeout does not start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opero.testing import VirtualClock
 
 
 class Slow:
-    """Functions, sync and async, that take some seconds of a virtual clock, one time after the other."""
+    """Sync and async functions whose calls take given times of a virtual clock, one after the other."""
 
     def __init__(self, clock: VirtualClock, *seconds: float) -> None:
         self.clock = clock
@@ -38,7 +38,7 @@ class Slow:
 
 @pytest.fixture(params=["sync", "async"])
 def run(request: pytest.FixtureRequest) -> Any:
-    """`run(policy, *seconds)` calls a slow function under the policy: (result or exception, seconds it took, bound)."""
+    """`run(policy, *seconds)` calls a slow function and returns its result or exception, its duration, and itself."""
 
     def run(policy: Policy, *seconds: float) -> tuple[Any, float, Any, Slow]:
         clock = VirtualClock()
@@ -54,7 +54,7 @@ def run(request: pytest.FixtureRequest) -> Any:
     return run
 
 
-def test_an_attempt_that_takes_too_long_is_really_ended(run: Any) -> None:
+def test_an_attempt_that_takes_too_long_is_interrupted(run: Any) -> None:
     error, took, bound, slow = run(Policy(timeout={"attempt": 2}), 5)
     assert (type(error), error.scope, error.seconds, took) == (CallTimeoutError, "attempt", 2.0, 2.0)
     assert isinstance(error, TimeoutError)
@@ -62,34 +62,34 @@ def test_an_attempt_that_takes_too_long_is_really_ended(run: Any) -> None:
     assert (bound.stats.timeouts, bound.stats.errors) == (1, {"CallTimeoutError": 1})
 
 
-def test_an_attempt_that_took_too_long_is_retried(run: Any) -> None:
+def test_an_attempt_that_timed_out_is_retried(run: Any) -> None:
     result, took, bound, _ = run(Policy(timeout={"attempt": 2}, retry={"jitter": False, "min_delay": 1}), 5, 1)
     assert (result, took, bound.stats.recoveries) == ("done", 4.0, 1)
 
 
-def test_an_attempt_that_ends_in_time_is_left_alone(run: Any) -> None:
+def test_an_attempt_that_ends_in_time_is_not_affected(run: Any) -> None:
     assert run(Policy(timeout={"attempt": 2, "total": 3}), 1.9)[:2] == ("done", 1.9)
 
 
-def test_the_total_bounds_the_attempts_and_the_delays_together(run: Any) -> None:
+def test_the_total_timeout_covers_attempts_and_delays(run: Any) -> None:
     policy = Policy(timeout={"attempt": 3, "total": 5}, retry={"jitter": False, "min_delay": 1, "retries": 9})
     error, took, _, slow = run(policy, 4, 4, 4)
     assert (type(error), error.scope, took) == (CallTimeoutError, "total", 5.0)
     assert [type(each) for each in error.errors] == [CallTimeoutError]
     assert error.__cause__ is error.errors[-1]
-    assert len(slow.ended) == 2  # the second attempt was cut short by what was left of the total
+    assert len(slow.ended) == 2  # the second attempt was interrupted at the total timeout
 
 
-def test_a_delay_that_cannot_end_in_time_is_not_begun(run: Any) -> None:
+def test_a_delay_that_exceeds_the_total_timeout_does_not_start(run: Any) -> None:
     policy = Policy(timeout={"attempt": 1, "total": 5}, retry={"jitter": False, "min_delay": 10})
     error, took, bound, _ = run(policy, 2)
     assert (type(error), error.scope, took) == (CallTimeoutError, "total", 1.0)
-    assert "next attempt is 10s away, and the total timeout leaves 4s" in str(error)
+    assert "the next attempt would start in 10s, after the total timeout in 4s" in str(error)
     assert [type(each) for each in error.errors] == [CallTimeoutError]
     assert bound.stats.retries == 0
 
 
-def test_a_wait_for_a_permit_that_cannot_end_in_time_is_not_begun(bind: Any) -> None:
+def test_a_wait_for_a_permit_that_exceeds_the_total_timeout_does_not_start(bind: Any) -> None:
     call = bind(Policy(timeout=2, rate_limit=0.1, retry=3), lambda: 1)
     assert call() == 1
     before = bind.clock.monotonic()
@@ -99,7 +99,7 @@ def test_a_wait_for_a_permit_that_cannot_end_in_time_is_not_begun(bind: Any) -> 
     assert bind.bound.stats.attempts == 1
 
 
-def test_a_wait_for_a_place_ends_with_the_total_timeout() -> None:
+def test_a_wait_for_a_bulkhead_slot_ends_at_the_total_timeout() -> None:
     clock = VirtualClock()
 
     async def function() -> None:
@@ -123,14 +123,14 @@ def test_a_wait_for_a_place_ends_with_the_total_timeout() -> None:
     clock.run(main())
 
 
-def test_the_functions_own_timeout_error_is_not_mistaken(bind: Any, script: Any) -> None:
+def test_a_timeout_error_of_the_function_itself_is_not_converted(bind: Any, script: Any) -> None:
     own = TimeoutError("mine")
     with pytest.raises(TimeoutError) as caught:
         bind(Policy(timeout={"attempt": 5, "total": 9}), script(own))()
     assert caught.value is own
 
 
-def test_errors_before_the_end_are_told_and_reraise_does_not_hide_that_time_ran_out(bind: Any, script: Any) -> None:
+def test_the_timeout_error_contains_earlier_errors_even_with_reraise(bind: Any, script: Any) -> None:
     policy = Policy(
         timeout=3, retry={"retries": 9, "jitter": False, "min_delay": 1, "backoff_factor": 1, "reraise": True}
     )
@@ -140,7 +140,7 @@ def test_errors_before_the_end_are_told_and_reraise_does_not_hide_that_time_ran_
     assert bind.slept == [1, 1]
 
 
-def test_a_call_within_a_call_has_its_own_time(bind: Any) -> None:
+def test_a_nested_call_has_its_own_deadline(bind: Any) -> None:
     clock = VirtualClock()
     inner = Policy(timeout=1).apply(lambda: clock.sleep(5), clock=clock)
     outer: Any = Policy(timeout=9, retry={"retries": 2, "jitter": False, "min_delay": 1, "backoff_factor": 1}).apply(

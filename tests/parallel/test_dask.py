@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 import opero.parallel
+from leftovers import restored
 from opero import ConfigError, MapError, MissingExtraError, opmap
 from opero.testing.workers import WorkerTests
 
@@ -36,7 +37,10 @@ LOCK = threading.Lock()
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+    with (
+        restored(),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+    ):
         yield cluster
 
 
@@ -67,11 +71,11 @@ def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
 
 def wait_until(condition: Callable[[], Any]) -> None:
     pause = threading.Event()
-    for _ in range(3000):
+    for _ in range(12000):
         if condition():
             return
         pause.wait(0.01)
-    raise AssertionError("it has not happened within 30 seconds")
+    raise AssertionError("it has not happened within two minutes")
 
 
 class TestDask(WorkerTests):
@@ -374,7 +378,7 @@ def script(code: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env=environment,
     )
@@ -416,7 +420,7 @@ def test_ctrl_c_ends_the_map_and_the_script_and_leaves_no_process_behind() -> No
         pids = set(nap([0.0] * 4))
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
-            nap([40.0] * 4)
+            nap([600.0] * 4)
         except KeyboardInterrupt:
             print(*pids)
     """)

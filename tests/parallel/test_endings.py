@@ -89,7 +89,7 @@ def finish(program: subprocess.Popen[bytes], folder: Path, *, after: Any = None)
     finally:
         program.kill()
         program.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)
     for each in alive:
         each.kill()
     assert alive == []

@@ -18,8 +18,8 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 import opero.parallel
+from leftovers import is_alive
 from opero import ConfigError, MapError, Policy, Registry, WorkerDiedError, opmap
-from worker_processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,7 +167,7 @@ def test_forked_processes_know_that_they_are_workers_and_log_here_and_once() -> 
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "logged True\n", "")
@@ -232,13 +232,13 @@ def signal_and_wait(folder: str) -> str:
     """Tell by a file that it has begun, and never come to an end."""
     if folder:
         open(os.path.join(folder, str(os.getpid())), "w").close()
-        threading.Event().wait(60)
+        threading.Event().wait(600)
     return folder
 
 
 def wait_for_files(folder: Path, count: int) -> list[str]:
     until = threading.Event()
-    for _ in range(3000):
+    for _ in range(12000):
         names = os.listdir(folder)
         if len(names) >= count:
             return names
@@ -247,7 +247,7 @@ def wait_for_files(folder: Path, count: int) -> list[str]:
 
 
 def wait_until_gone(pid: int) -> None:
-    for _ in range(3000):
+    for _ in range(12000):
         if not is_alive(pid):
             return
         threading.Event().wait(0.01)

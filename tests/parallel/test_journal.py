@@ -734,7 +734,7 @@ def test_a_system_without_locks_is_reported(path: Path, caplog: Any, monkeypatch
     def no_locks(*_: Any) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(locked_file.fcntl, "flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with caplog.at_level(logging.WARNING, "opero"), Journal(path, NAME) as journal:
         journal.record(0, 0, Outcome(1))
         with pytest.raises(ConfigError, match="in use"):  # within a process it is known all the same

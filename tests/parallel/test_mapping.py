@@ -136,9 +136,9 @@ def test_a_mode_that_does_not_serve_a_function_names_those_that_do(mode: Any, fu
 
 
 def test_a_wrong_option_is_refused_before_there_is_a_function() -> None:
-    with pytest.raises(ValueError, match=r"'proces' is none of .*; did you mean 'process'"):
+    with pytest.raises(ValueError, match=r"'proces' is not one of .*; did you mean 'process'"):
         opmap(mode="proces")  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="0 will not do: write a whole number from 1 on"):
+    with pytest.raises(ValueError, match="0 is invalid: use an integer >= 1"):
         opmap(workers=0)
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from leftovers import workers
 from opero import MapError, MemoryLimitError, Policy, opmap
 from opero.parallel.engine.memory_limit import give_back
 from opero.parallel.workers.pool import Task
 from opero.runtime.machine import forget_peak, peak, resident
-from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def test_a_wrong_size_is_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"max_memory") as caught:
         opmap(max_memory=wrong)
     text = str(caught.value)
-    assert 'is no size: write bytes or "512MB", "2GiB"' in text or "is not above 0" in text
+    assert 'is not a size: use bytes or "512MB", "2GiB"' in text or "is invalid: use a value > 0" in text
 
 
 # The machine

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from leftovers import is_alive, workers
 from opero import MapError, Policy, WorkerDiedError
 from opero.parallel.workers import process as processes
 from opero.runtime.private_folder import private_folder
-from worker_processes import is_alive, workers
 
 
 def mapped(function: Any, **options: Any) -> Any:

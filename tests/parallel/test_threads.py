@@ -30,7 +30,7 @@ def test_results_come_in_the_order_of_their_items() -> None:
 
     @opmap(mode="thread", workers=4)
     def backwards(number: int) -> int:
-        assert turns[number].wait(5)
+        assert turns[number].wait(60)
         if number:
             turns[number - 1].set()
         return number
@@ -44,7 +44,7 @@ def test_unordered_results_come_as_they_are_ready() -> None:
     @opmap(mode="thread", workers=2, ordered=False)
     def last_first(number: int) -> int:
         if number == 0:
-            assert first.wait(5)
+            assert first.wait(60)
         elif number == 1:
             first.set()
         return number
@@ -54,7 +54,7 @@ def test_unordered_results_come_as_they_are_ready() -> None:
 
 
 def test_items_really_run_at_the_same_time() -> None:
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=60)
 
     @opmap(mode="thread", workers=3)
     def together(_: int) -> int:

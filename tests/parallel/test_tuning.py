@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import opero
+from leftovers import workers
 from opero import ConfigError, MapError, Policy, Tuning, opmap, tune
 from opero.parallel import tuning as tunings
-from worker_processes import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +85,7 @@ def modes(tuning: Tuning) -> set[str]:
 # What a function's time goes into
 
 
+@pytest.mark.alone
 def test_what_sleeps_is_for_threads() -> None:
     tuning = tune(waits, range(20), seconds=BRIEFLY)
     assert (tuning.bound_by, tuning.mode) == ("io", "thread")
@@ -95,6 +96,7 @@ def test_what_sleeps_is_for_threads() -> None:
     assert opmap(**tuning.options)(waits).policy.parallel == Policy(parallel={**tuning.options}).parallel
 
 
+@pytest.mark.alone
 def test_what_waits_for_the_network_is_for_threads() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         address = server.getsockname()
@@ -122,6 +124,7 @@ def test_what_waits_for_the_network_is_for_threads() -> None:
     assert tuning.workers >= 2
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("function", [computes, hashes])
 def test_what_computes_is_known_by_its_processor_time(function: Callable[[int], Any]) -> None:
     tuning = tune(function, range(20), seconds=BRIEFLY)
@@ -132,6 +135,7 @@ def test_what_computes_is_known_by_its_processor_time(function: Callable[[int], 
     assert max(each.workers for each in tuning.measurements) <= (os.cpu_count() or 1)
 
 
+@pytest.mark.alone
 def test_what_computes_is_known_while_others_use_the_processors() -> None:
     ended = threading.Event()
 
@@ -151,12 +155,14 @@ def test_what_computes_is_known_while_others_use_the_processors() -> None:
             each.join()
 
 
+@pytest.mark.alone
 def test_what_does_both_gets_no_more_threads_than_the_processors_can_serve() -> None:
     tuning = tune(does_both, range(20), seconds=BRIEFLY)
     assert tuning.bound_by == "both"
     assert tuning.workers <= 4 * (os.cpu_count() or 1)
 
 
+@pytest.mark.alone
 def test_an_async_function_that_waits_gets_many_tasks() -> None:
     tuning = tune(waits_async, range(20), seconds=BRIEFLY)
     assert (tuning.bound_by, tuning.mode) == ("io", "async")
@@ -164,6 +170,7 @@ def test_an_async_function_that_waits_gets_many_tasks() -> None:
     assert asyncio.run(opmap(**tuning.options)(waits_async)([1])) == [None]
 
 
+@pytest.mark.alone
 def test_an_async_function_that_computes_gets_no_more_tasks_than_that_helps() -> None:
     tuning = tune(computes_async, range(20), seconds=BRIEFLY)
     assert tuning.bound_by == "cpu"
@@ -186,6 +193,7 @@ def test_all_calls_of_an_async_function_are_in_one_event_loop() -> None:
 # Batches
 
 
+@pytest.mark.alone
 def test_a_batch_is_as_large_as_pays() -> None:
     sizes: list[int] = []
 
@@ -204,6 +212,7 @@ def test_a_batch_is_as_large_as_pays() -> None:
     assert f"batch_size={tuning.batch_size}" in str(tuning)
 
 
+@pytest.mark.alone
 def test_a_batch_is_one_where_larger_ones_take_longer_than_their_items() -> None:
     def load(ids: list[int]) -> list[int]:
         time.sleep(0.002 * len(ids) ** 1.5)
@@ -221,6 +230,7 @@ def test_the_policy_says_that_calls_get_batches() -> None:
         tune(load, range(30), seconds=BRIEFLY)
 
 
+@pytest.mark.alone
 def test_an_async_function_gets_batches_too() -> None:
     async def load(ids: list[int]) -> list[int]:
         await asyncio.sleep(0.002)
@@ -234,6 +244,7 @@ def test_an_async_function_gets_batches_too() -> None:
 # Functions of all kinds
 
 
+@pytest.mark.alone
 def test_of_a_bound_function_only_the_function_itself_is_run() -> None:
     calls = []
 
@@ -251,6 +262,7 @@ def test_of_a_bound_function_only_the_function_itself_is_run() -> None:
     assert call.binding.tuning is tuning
 
 
+@pytest.mark.alone
 def test_methods_are_tuned_in_processes_too(caplog: pytest.LogCaptureFixture) -> None:
     service = Service(3)
     with caplog.at_level(logging.INFO, logger="opero"):
@@ -381,6 +393,7 @@ def test_an_async_function_is_refused_where_an_event_loop_runs() -> None:
 # How long it takes
 
 
+@pytest.mark.alone
 def test_it_takes_few_rounds_where_an_item_takes_long() -> None:
     began: list[float] = []
 
@@ -415,6 +428,7 @@ def test_an_item_that_takes_longer_than_there_is_time_is_run_once(is_async: bool
     assert len(tuning.measurements) == 1
 
 
+@pytest.mark.alone
 def test_what_computes_longer_than_there_is_time_is_expected_to_suit_processes() -> None:
     calls: list[int] = []
 

@@ -14,7 +14,7 @@ Bad = list[tuple[str, Any, str]]
 
 
 def accepts(policy: type[BasePolicy], field: str, written: Any, held: Any, **others: Any) -> None:
-    """The field holds what was written, whether it comes by keyword, in a mapping or by `replace`."""
+    """The field holds the value, whether it is passed by keyword, in a mapping or to `replace`."""
     made = policy(**{**others, field: written})
     assert getattr(made, field) == held
     assert type(getattr(made, field)) is type(held)
@@ -23,7 +23,7 @@ def accepts(policy: type[BasePolicy], field: str, written: Any, held: Any, **oth
 
 
 def refuses(policy: type[BasePolicy], field: str, wrong: Any, told: str, **others: Any) -> None:
-    """The error names the field, and says what is wrong, however the value comes."""
+    """The error names the field and the problem, however the value is passed."""
     for make in (
         lambda: policy(**{**others, field: wrong}),
         lambda: policy.model_validate({**others, field: wrong}),

@@ -16,20 +16,20 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("max_concurrent", 0, "greater than or equal to 1"),
-    ("max_concurrent", False, "False is no number"),
-    ("max_concurrent", None, "None is no whole number"),
+    ("max_concurrent", False, "False is not a number"),
+    ("max_concurrent", None, "None is not an integer"),
     ("max_wait", -1, "-1 is negative"),
-    ("scope", "process", "'process' is none of 'profile', 'function'"),
+    ("scope", "process", "'process' is not one of 'profile', 'function'"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(BulkheadPolicy, field, written, held, max_concurrent=3)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(BulkheadPolicy, field, wrong, told, max_concurrent=3)
 
 
@@ -37,7 +37,7 @@ def test_every_field_is_tested_with_good_and_bad_values() -> None:
     covers(BulkheadPolicy, GOOD, BAD)
 
 
-def test_its_size_is_required_and_by_default_nobody_queues() -> None:
+def test_its_size_is_required_and_calls_do_not_wait_by_default() -> None:
     with pytest.raises(ValueError, match="max_concurrent\n  Field required"):
         BulkheadPolicy.model_validate({})
     assert BulkheadPolicy(max_concurrent=3).max_wait == 0.0

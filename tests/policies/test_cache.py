@@ -56,50 +56,50 @@ COMPANIONS: dict[str, dict[str, Any]] = {
 }
 """What a field needs beside it."""
 BAD: Bad = [
-    ("ttl", 0, "a time to live of 0 s is not above 0"),
-    ("ttl", -5, "not above 0"),
-    ("ttl", True, "True is no duration"),
+    ("ttl", 0, "a ttl of 0 s is invalid: use a value > 0"),
+    ("ttl", -5, "use a value > 0"),
+    ("ttl", True, "True is not a duration"),
     ("ttl", "policies.named:an_our", "did you mean 'an_hour'"),
     ("ttl", "policies.named:NOT_CALLABLE", r"'policies.named:NOT_CALLABLE' \(an int\) is not callable"),
     ("backend", 3, "valid string"),
     ("key", 3, "3 is not callable"),
-    ("key", "nowhere", "'nowhere' is no builtin"),
+    ("key", "nowhere", "'nowhere' is not a builtin"),
     ("namespace", 3, "valid string"),
     ("max_size", 0, "greater than or equal to 1"),
-    ("ttl", {"hot": 1}, "it must be cold ≤ warm ≤ hot, but cold=5m ≤ warm=15m ≤ hot=1s does not hold"),
-    ("ttl", {"warm_after": 200}, "warm_after=200 is above hot_after=100"),
+    ("ttl", {"hot": 1}, "expected cold <= warm <= hot, not cold=5m, warm=15m, hot=1s"),
+    ("ttl", {"warm_after": 200}, "warm_after=200 is greater than hot_after=100"),
     ("ttl", {"hott": 1}, "did you mean 'hot'"),
-    ("stale_ttl", 0, "0 is not above 0"),
-    ("early_refresh", -1, "-1 is not above 0"),
+    ("stale_ttl", 0, "0 is invalid: use a value > 0"),
+    ("early_refresh", -1, "-1 is invalid: use a value > 0"),
     ("ttl_jitter", 1.5, "less than or equal to 1"),
-    ("ttl_jitter", True, "True is no number"),
+    ("ttl_jitter", True, "True is not a number"),
     ("cache_if", 3, "3 is not callable"),
-    ("error_ttl", 0, "0 is not above 0"),
-    ("tags", 3, "3 cannot be tags"),
-    ("tags", "user:{}", "each brace must hold the name of a parameter"),
-    ("tags", "user:{id", "is no tag: .*write {{ for a brace"),
-    ("tags", [""], "'' is no tag"),
-    ("url", 3, "a secret is text"),
-    ("cache_dir", 3, "3 is no directory"),
-    ("cache_dir", "", "'' is no directory"),
-    ("store_timeout", 0, "0 is not above 0"),
-    ("lock_timeout", "soon", "'soon' is no duration"),
-    ("cache_errors", "x", "is neither true nor false; write one of these"),
-    ("serializer", "yaml", "'yaml' is none of 'json', 'pickle', 'signed_pickle'"),
-    ("secret", 3, "a secret is text, and this is of type int"),
-    ("allow_unsigned_pickle", "x", "is neither true nor false; write one of these"),
-    ("arguments", [1], "arguments are a mapping, and this is of type list"),
-    ("secret", "", "it is empty; write it, or leave it out"),
+    ("error_ttl", 0, "0 is invalid: use a value > 0"),
+    ("tags", 3, "3 is not a list of tags"),
+    ("tags", "user:{}", "braces must contain the name of a parameter"),
+    ("tags", "user:{id", "is not a tag: .*use {{ for a literal brace"),
+    ("tags", [""], "'' is not a tag"),
+    ("url", 3, "a secret must be text"),
+    ("cache_dir", 3, "3 is not the path of a directory"),
+    ("cache_dir", "", "'' is not the path of a directory"),
+    ("store_timeout", 0, "0 is invalid: use a value > 0"),
+    ("lock_timeout", "soon", "'soon' is not a duration"),
+    ("cache_errors", "x", "is not a boolean: use true or false"),
+    ("serializer", "yaml", "'yaml' is not one of 'json', 'pickle', 'signed_pickle'"),
+    ("secret", 3, "a secret must be text, not int"),
+    ("allow_unsigned_pickle", "x", "is not a boolean: use true or false"),
+    ("arguments", [1], "arguments must be a mapping, not list"),
+    ("secret", "", "the value is empty; set it, or remove it"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(CachePolicy, field, written, held, **COMPANIONS.get(field, {}))
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(CachePolicy, field, wrong, told, **COMPANIONS.get(field, {}))
 
 
@@ -145,27 +145,30 @@ def test_a_secret_is_kept_but_written_nowhere() -> None:
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"stale_ttl": 5}, "stale_ttl needs a ttl: without one, nothing ever expires; set ttl, or remove it"),
-    ({"early_refresh": 5}, "early_refresh needs a ttl"),
-    ({"ttl_jitter": 0.1}, "ttl_jitter needs a ttl"),
-    ({"ttl": 5, "early_refresh": 5}, r"early_refresh \(5s\) is not below the ttl \(5s\), so every hit would refresh"),
+    ({"stale_ttl": 5}, "stale_ttl has no effect without a ttl; set ttl, or remove stale_ttl"),
+    ({"early_refresh": 5}, "early_refresh has no effect without a ttl"),
+    ({"ttl_jitter": 0.1}, "ttl_jitter has no effect without a ttl"),
+    (
+        {"ttl": 5, "early_refresh": 5},
+        r"early_refresh \(5s\) is not less than the ttl \(5s\), so every hit would refresh",
+    ),
     (
         {"ttl": {"cold": 5}, "early_refresh": 6},
-        r"early_refresh \(6s\) is not below the least ttl \(5s\), so every hit would refresh",
+        r"early_refresh \(6s\) is not less than the lowest ttl \(5s\), so every hit would refresh",
     ),
-    ({"error_ttl": 5}, "error_ttl needs cache_errors: true; set it, or remove error_ttl"),
+    ({"error_ttl": 5}, "error_ttl has no effect without cache_errors: true; set it, or remove error_ttl"),
     (
         {"backend": "redis", "serializer": "pickle"},
-        "serializer 'pickle' in the network store of backend 'redis' would run the code of whoever can write there",
+        "serializer 'pickle' lets anyone who can write to the network store of backend 'redis' run code",
     ),
     ({"backend": "dogpile.cache.pymemcache"}, "the client of backend 'dogpile.cache.pymemcache' unpickles whatever"),
-    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments; remove them, and set max_size"),
-    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments; remove them, and set cache_dir"),
+    ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments; remove them, and use max_size"),
+    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments; remove them, and use cache_dir"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "told"), CONTRADICTIONS)
-def test_what_contradicts_itself_is_refused_and_no_secret_shown(fields: dict[str, Any], told: str) -> None:
+def test_contradictions_are_rejected_without_showing_secrets(fields: dict[str, Any], told: str) -> None:
     for secret in ({"secret": "s3cret", "url": "redis://:s3cret@h"}, {}):
         with pytest.raises(ValueError, match=told) as caught:
             Policy.model_validate({"cache": {**fields, **secret}})
@@ -187,7 +190,7 @@ def test_what_contradicts_itself_is_refused_and_no_secret_shown(fields: dict[str
         {"backend": "memory", "arguments": {}},
     ],
 )
-def test_what_only_looks_like_a_contradiction_is_taken(fields: dict[str, Any]) -> None:
+def test_values_that_only_seem_contradictory_are_accepted(fields: dict[str, Any]) -> None:
     assert CachePolicy(**fields) == CachePolicy.model_validate(fields)
 
 

@@ -27,31 +27,31 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("consecutive_failures", 0, "greater than or equal to 1"),
-    ("consecutive_failures", True, "True is no number"),
+    ("consecutive_failures", True, "True is not a number"),
     ("failure_rate", 0, "greater than 0"),
     ("failure_rate", 50, "less than or equal to 1"),
-    ("window", 0, "a window of 0 calls holds none; the least is 1"),
-    ("window", True, "True is no duration"),
-    ("window", "0s", "a window of 0 s is not above 0"),
-    ("window", "ten calls", "'ten calls' is no duration"),
+    ("window", 0, "a window of 0 calls is invalid: use an integer >= 1"),
+    ("window", True, "True is not a duration"),
+    ("window", "0s", "a window of 0 s is invalid: use a value > 0"),
+    ("window", "ten calls", "'ten calls' is not a duration"),
     ("min_calls", 0, "greater than or equal to 1"),
-    ("min_calls", 101, "min_calls .101. is more than the window of 100 calls can ever hold"),
-    ("slow_call", 0, "0 is not above 0"),
+    ("min_calls", 101, "min_calls .101. is greater than the window of 100 calls"),
+    ("slow_call", 0, "0 is invalid: use a value > 0"),
     ("slow_rate", 1.1, "less than or equal to 1"),
-    ("open_for", 0, "0 is not above 0"),
+    ("open_for", 0, "0 is invalid: use a value > 0"),
     ("half_open_calls", 0, "greater than or equal to 1"),
     ("ignore", "KeyEror", "did you mean 'KeyError'"),
-    ("scope", "global", "'global' is none of 'profile', 'function'"),
+    ("scope", "global", "'global' is not one of 'profile', 'function'"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(CircuitBreakerPolicy, field, written, held, failure_rate=0.5, slow_call=1)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(CircuitBreakerPolicy, field, wrong, told, failure_rate=0.5, slow_call=1)
 
 
@@ -76,14 +76,14 @@ def test_the_least_calls_of_a_rate_follow_from_the_window() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"slow_rate": 0.5}, "slow_rate needs slow_call"),
-        ({"consecutive_failures": None}, "nothing would ever open it"),
+        ({"slow_rate": 0.5}, "slow_rate has no effect without slow_call"),
+        ({"consecutive_failures": None}, "the circuit never opens"),
         ({"window": 50}, "window would have no effect without failure_rate or slow_call"),
         ({"min_calls": 5, "window": "30s"}, "min_calls and window would have no effect"),
-        ({"failure_rate": 0.5, "window": 5, "min_calls": 6}, "min_calls .6. is more than the window of 5"),
+        ({"failure_rate": 0.5, "window": 5, "min_calls": 6}, "min_calls .6. is greater than the window of 5"),
     ],
 )
-def test_conditions_that_cannot_work_together_are_refused(fields: dict[str, Any], told: str) -> None:
+def test_conditions_that_cannot_work_together_are_rejected(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         CircuitBreakerPolicy(**fields)
 

@@ -1,4 +1,4 @@
-"""What contradicts itself between policies: told, in configuration, with the numbers and the cure; free in code."""
+"""Contradictions between policies: rejected in configuration, with numbers and advice; allowed in code."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
     (
         {"retry": {"retries": 10, "jitter": False}, "timeout": 5},
         ("retry.retries", "timeout.total"),
-        "10 retries wait 11.3s at least, and timeout.total (5s) ends the call before that, so at most 8 of them are",
+        "10 retries wait at least 11.3s, and timeout.total (5s) ends the call before that, so at most 8 of them are",
     ),
     (
         {"retry": {"retries": 3, "min_delay": 10}, "timeout": 10},
         ("retry.retries", "retry.min_delay", "timeout.total"),
-        "so none of them is ever made; lower retry.retries to 0, or retry.min_delay, or raise timeout.total",
+        "so none of them is made; lower retry.retries to 0, or retry.min_delay, or raise timeout.total",
     ),
     (
         {"retry": {"retries": 10**400}, "timeout": 10},
         ("retry.retries", "timeout.total"),
-        "so at most 9 of them are ever made",
+        "so at most 9 of them are made",
     ),
     (
         {"retry": {"retries": 3, "min_delay": 8, "jitter": False}, "timeout": 10},
         ("retry.retries", "retry.min_delay", "timeout.total"),
-        "so at most 1 of them is ever made; lower retry.retries to 1",
+        "so at most 1 of them is made; lower retry.retries to 1",
     ),
     (
         {"retry": {"retries": 9, "min_delay": 60, "max_delay": 60}, "parallel": {"deadline": "5m"}},
         ("retry.retries", "parallel.deadline"),
-        "9 retries wait 9m at least, and parallel.deadline (5m) ends the map before that, so at most 4 of them are",
+        "9 retries wait at least 9m, and parallel.deadline (5m) ends the map before that, so at most 4 of them are",
     ),
     (
         {"rate_limit": "1/s", "circuit_breaker": {"failure_rate": 0.5, "window": "10s", "min_calls": 20}},
         ("circuit_breaker.window", "circuit_breaker.min_calls", "rate_limit.rate", "rate_limit.burst"),
-        "rate_limit lets at most 11 calls begin within circuit_breaker.window (10s), which is judged from min_calls",
+        "rate_limit allows at most 11 calls within circuit_breaker.window (10s), fewer than min_calls (20)",
     ),
     (
         {"rate_limit": {"rate": 1, "cost": 3}, "circuit_breaker": {"slow_call": 1, "window": "2s"}},
         ("circuit_breaker.window", "rate_limit.cost"),
-        "rate_limit lets at most 1 call begin within circuit_breaker.window (2s), which is judged from min_calls (10)",
+        "rate_limit allows at most 1 call within circuit_breaker.window (2s), fewer than min_calls (10)",
     ),
     (
         {"timeout": {"attempt": 2, "total": 60}, "circuit_breaker": {"slow_call": 5}},
@@ -66,7 +66,7 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "places", "told"), FOUND, ids=range(len(FOUND)))
-def test_it_is_told_with_the_numbers_and_the_cure(fields: dict[str, Any], places: tuple[str, ...], told: str) -> None:
+def test_it_is_reported_with_the_numbers_and_advice(fields: dict[str, Any], places: tuple[str, ...], told: str) -> None:
     (found,) = contradictions(Policy(**fields))
     assert told in found.text
     assert set(places) <= set(found.fields)
@@ -98,7 +98,7 @@ def test_it_is_told_with_the_numbers_and_the_cure(fields: dict[str, Any], places
         {"rate_limit": {"rate": 1, "max_wait": 60}, "timeout": 5},
     ],
 )
-def test_what_only_looks_like_one_is_none(fields: dict[str, Any]) -> None:
+def test_values_that_only_seem_contradictory_are_accepted(fields: dict[str, Any]) -> None:
     assert contradictions(Policy(**fields)) == []
 
 

@@ -21,7 +21,7 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("arg", 3, "valid string"),
-    ("default", UNSET, "names nothing to fall back to; set arg, default or function"),
+    ("default", UNSET, "no fallback is set; set arg, default or function"),
     ("function", 3, "3 is not callable"),
     ("function", "policies.named:cots", "did you mean 'cost'"),
 ]
@@ -47,12 +47,12 @@ class Array:
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(FallbackPolicy, field, written, held)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(FallbackPolicy, field, wrong, told)
 
 
@@ -70,13 +70,13 @@ def test_none_is_an_answer_and_unset_is_none() -> None:
 
 
 def test_only_one_result_can_be_given() -> None:
-    with pytest.raises(ValueError, match="default and function are both set, and only one can answer"):
+    with pytest.raises(ValueError, match="default and function are mutually exclusive"):
         FallbackPolicy(default=1, function=named.cost)
 
 
 def test_it_has_no_short_form() -> None:
     for bare in ("api_key", 3, ["a"]):
-        with pytest.raises(ValueError, match="does not say which field of FallbackPolicy it is; write a mapping"):
+        with pytest.raises(ValueError, match="FallbackPolicy has no short form; use a mapping"):
             Policy.model_validate({"fallback": bare})
     assert Policy.model_validate({"fallback": False}).fallback is None
 

@@ -1,4 +1,4 @@
-"""Laws that hold for every policy, whatever it says."""
+"""Laws that hold for every policy."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_merging_statements_is_associative(kind: str, data: st.DataObject) -> No
 
 @laws
 @given(whole_policies, whole_policies)
-def test_what_is_merged_last_wins(lower: Policy, upper: Policy) -> None:
+def test_the_last_merged_value_has_precedence(lower: Policy, upper: Policy) -> None:
     merged = merge(lower.fields(), upper.fields())
     for kind, value in upper.fields().items():
         if value is None:
@@ -135,7 +135,7 @@ def test_its_repr_evaluates_back(policy: StrictModel) -> None:
     assert eval(repr(policy), {**names, "concurrent": concurrent, "json": json, "policies": policies}) == policy
 
 
-def test_unknown_fields_are_refused_with_the_nearest_name(kind: str) -> None:
+def test_unknown_fields_are_rejected_with_the_nearest_name(kind: str) -> None:
     model = KINDS[kind]
     for name in model.model_fields:
         with pytest.raises(ValueError, match=f"unknown field '{name}x' of {model.__name__}; did you mean '{name}'"):

@@ -43,41 +43,41 @@ GOOD: Good = [
     ("max_memory", "2GB", 2 * 10**9),
 ]
 BAD: Bad = [
-    ("mode", "threads", "'threads' is none of 'auto', 'thread', 'process', .*; did you mean 'thread'"),
+    ("mode", "threads", "'threads' is not one of 'auto', 'thread', 'process', .*; did you mean 'thread'"),
     ("mode", None, "'auto', 'thread', 'process'"),
-    ("workers", 0, 'write a whole number from 1 on, or "auto"'),
+    ("workers", 0, 'use an integer >= 1, or "auto"'),
     ("workers", True, "workers"),
-    ("workers", "all", 'write a whole number from 1 on, or "auto"'),
-    ("ordered", "x", "is neither true nor false; write one of these"),
+    ("workers", "all", 'use an integer >= 1, or "auto"'),
+    ("ordered", "x", "is not a boolean: use true or false"),
     ("progress", "x", "progress"),
-    ("batch", "x", "is neither true nor false; write one of these"),
+    ("batch", "x", "is not a boolean: use true or false"),
     ("batch_size", 0, "greater than or equal to 1"),
-    ("on_error", "ignore", "'ignore' is none of 'raise', 'return', 'skip'"),
-    ("max_failures", -1, "-1 is no number of failures"),
-    ("max_failures", 1.5, "1.5 is no number of failures"),
-    ("max_failures", "120%", "'120%' is no number of failures"),
-    ("max_failures", True, "True is no number of failures"),
-    ("max_failures", "some", "'some' is no number of failures"),
+    ("on_error", "ignore", "'ignore' is not one of 'raise', 'return', 'skip'"),
+    ("max_failures", -1, "-1 is invalid: use a count"),
+    ("max_failures", 1.5, "1.5 is invalid: use a count"),
+    ("max_failures", "120%", "'120%' is invalid: use a count"),
+    ("max_failures", True, "True is invalid: use a count"),
+    ("max_failures", "some", "'some' is invalid: use a count"),
     ("worker_retries", -1, "greater than or equal to 0"),
     ("concurrency", 0, "greater than or equal to 1"),
-    ("window", 0, 'write a whole number from 1 on, or "auto"'),
-    ("executor", 3, "3 is neither a concurrent.futures.Executor nor a function that makes one"),
+    ("window", 0, 'use an integer >= 1, or "auto"'),
+    ("executor", 3, "3 is neither a concurrent.futures.Executor nor a function that returns one"),
     ("executor", "concurrent.futures:ThreadPool", "ThreadPool"),
     ("initializer", 3, "3 is not callable"),
     ("address", 3, "valid string"),
-    ("deadline", 0, "0 is not above 0"),
-    ("max_memory", "lots", "'lots' is no size"),
-    ("max_memory", 0, "0 is not above 0"),
+    ("deadline", 0, "0 is invalid: use a value > 0"),
+    ("max_memory", "lots", "'lots' is not a size"),
+    ("max_memory", 0, "0 is invalid: use a value > 0"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(ParallelPolicy, field, written, held)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(ParallelPolicy, field, wrong, told)
 
 

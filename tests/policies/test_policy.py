@@ -1,4 +1,4 @@
-"""The whole policy, its flat options, and how options are laid over one another."""
+"""`Policy`, its flat options, and merging."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_the_schema_has_exactly_the_fields_with_their_defaults(kind: str) -> Non
         ("enabled", "unknown option 'enabled'"),
     ],
 )
-def test_an_unknown_option_is_refused_with_the_nearest(option: str, told: str) -> None:
+def test_an_unknown_option_is_rejected_with_the_nearest(option: str, told: str) -> None:
     for make in (Policy.from_options, Policy(retry=1).replace, opero.opero, opero.opmap):
         with pytest.raises(UnknownOptionError, match=told):
             typing.cast("Any", make)(**{option: 1})
@@ -223,7 +223,7 @@ def test_replace_changes_one_option_and_keeps_the_rest() -> None:
     assert policy == Policy(retry=RetryPolicy(retries=1, jitter=False), cache="5m")
 
 
-def test_what_is_laid_over_says_only_what_it_names() -> None:
+def test_merging_changes_only_the_named_fields() -> None:
     lower = Policy(retry=RetryPolicy(retries=5, jitter=False)).fields()
     assert merge(lower, {"retry": {"retries": 2}}) == {"retry": {"retries": 2, "jitter": False}}
     assert merge(lower, {"retry": 2}) == {"retry": {"retries": 2, "jitter": False}}
@@ -241,7 +241,7 @@ def test_a_policy_object_replaces_and_its_flat_options_lie_over_it() -> None:
     assert profile.replace(timeout=None, attempt_timeout=None).timeout is None
 
 
-def test_what_is_switched_off_without_values_stays_off_under_values() -> None:
+def test_a_policy_that_is_off_stays_off_when_values_are_merged_in() -> None:
     off = Policy(cache=False)
     assert off == Policy()
     assert off.replace(cache="5m").cache == CachePolicy(ttl=300, enabled=False)
@@ -263,16 +263,16 @@ def test_fields_are_checked_on_their_own_before_there_is_a_profile() -> None:
             Policy.check_fields(fields)
 
 
-def test_options_that_are_no_policy_are_refused_with_the_field() -> None:
+def test_options_that_are_no_policy_are_rejected_with_the_field() -> None:
     with pytest.raises(ValueError, match="timeout"):
         Policy.model_validate({"timeout": [1]})
     with pytest.raises(ValueError, match="unknown field 'retries' of Policy"):
         Policy.model_validate({"retries": 3})
-    with pytest.raises(ValueError, match="does not say which field of FallbackPolicy"):
+    with pytest.raises(ValueError, match="FallbackPolicy has no short form"):
         options_to_fields({"fallback": "key"})
 
 
-def test_all_wrong_fields_are_told_at_once() -> None:
+def test_all_wrong_fields_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match="validation error") as caught:
         Policy.model_validate(
             {"retry": {"retries": -1, "jitter": "x"}, "cache": {"tl": 1, "maxsize": 2}, "bulkhead": 0}

@@ -23,30 +23,30 @@ GOOD: Good = [
     ("scope", "function", "function"),
 ]
 BAD: Bad = [
-    ("rate", 0, "0 is not above 0"),
-    ("rate", -1, "not above 0"),
-    ("rate", "50/fortnight", "'50/fortnight' is no rate"),
-    ("rate", True, "True is no rate"),
-    ("rate", None, "None is no rate"),
+    ("rate", 0, "0 is invalid: use a value > 0"),
+    ("rate", -1, "use a value > 0"),
+    ("rate", "50/fortnight", "'50/fortnight' is not a rate"),
+    ("rate", True, "True is not a rate"),
+    ("rate", None, "None is not a rate"),
     ("burst", 0, "greater than or equal to 1"),
-    ("burst", 1.5, "1.5 is no whole number"),
+    ("burst", 1.5, "1.5 is not an integer"),
     ("max_wait", -1, "-1 is negative"),
-    ("cost", 0, "0 is no cost"),
-    ("cost", True, "True is no cost"),
-    ("cost", float("inf"), "inf is no cost"),
-    ("cost", "not a name", "'not a name' is no cost: give a number above 0, the name of an argument, or a function"),
-    ("cost", None, "None is no cost"),
-    ("scope", "global", "'global' is none of 'profile', 'function'"),
+    ("cost", 0, "0 is not a cost"),
+    ("cost", True, "True is not a cost"),
+    ("cost", float("inf"), "inf is not a cost"),
+    ("cost", "not a name", "'not a name' is not a cost: use a number > 0, the name of a parameter, or a function"),
+    ("cost", None, "None is not a cost"),
+    ("scope", "global", "'global' is not one of 'profile', 'function'"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(RateLimitPolicy, field, written, held, rate=1)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(RateLimitPolicy, field, wrong, told, rate=1)
 
 

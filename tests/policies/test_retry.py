@@ -30,33 +30,33 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("retries", -1, "greater than or equal to 0.*input_value=-1"),
-    ("retries", True, "True is no number"),
-    ("retries", 1.5, "1.5 is no whole number: write a whole number from 0 on"),
-    ("retries", "many", "'many' will not do: write a whole number from 0 on, such as 3"),
-    ("retries", None, "None is no whole number"),
+    ("retries", True, "True is not a number"),
+    ("retries", 1.5, "1.5 is not an integer: use an integer >= 0"),
+    ("retries", "many", "'many' is invalid: use an integer >= 0"),
+    ("retries", None, "None is not an integer"),
     ("backoff_factor", 0.5, "greater than or equal to 1"),
     ("backoff_factor", float("nan"), "."),
-    ("min_delay", -0.1, "-0.1 is negative; the least is 0"),
-    ("min_delay", "31s", "min_delay .31s. is greater than max_delay .30s.; lower the one or raise the other"),
+    ("min_delay", -0.1, "-0.1 is negative: use a value >= 0"),
+    ("min_delay", "31s", "min_delay .31s. is greater than max_delay .30s.; lower min_delay or raise max_delay"),
     ("max_delay", "50ms", "min_delay .100ms. is greater than max_delay .50ms."),
-    ("max_delay", "soon", "'soon' is no duration"),
-    ("jitter", "perhaps", "is neither true nor false; write one of these"),
+    ("max_delay", "soon", "'soon' is not a duration"),
+    ("jitter", "perhaps", "is not a boolean: use true or false"),
     ("retry_on", "ConectionError", "did you mean 'ConnectionError'"),
     ("retry_on", KeyboardInterrupt, "KeyboardInterrupt is never retried"),
-    ("retry_on_status", 999, "999 is no HTTP status"),
+    ("retry_on_status", 999, "999 is not an HTTP status"),
     ("retry_if_result", 3, "3 is not callable"),
-    ("retry_after", "x", "is neither true nor false; write one of these"),
-    ("reraise", 2, "is neither true nor false; write one of these"),
+    ("retry_after", "x", "is not a boolean: use true or false"),
+    ("reraise", 2, "is not a boolean: use true or false"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(RetryPolicy, field, written, held)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(RetryPolicy, field, wrong, told)
 
 

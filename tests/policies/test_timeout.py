@@ -15,21 +15,21 @@ GOOD: Good = [
     ("attempt", "1500ms", 1.5),
 ]
 BAD: Bad = [
-    ("total", 0, "0 is not above 0"),
-    ("total", "-5s", "is no duration"),
+    ("total", 0, "0 is invalid: use a value > 0"),
+    ("total", "-5s", "is not a duration"),
     ("total", "1s", "attempt .2s. is longer than total .1s."),
-    ("attempt", -1, "-1 is not above 0"),
-    ("attempt", "5h", "attempt .5h. is longer than total .1h., so it could never end an attempt"),
+    ("attempt", -1, "-1 is invalid: use a value > 0"),
+    ("attempt", "5h", "attempt .5h. is longer than total .1h., so it has no effect"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
-def test_a_field_accepts_what_it_is_for(field: str, written: Any, held: Any) -> None:
+def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
     accepts(TimeoutPolicy, field, written, held, total="1h", attempt="0.5s")
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
-def test_a_field_refuses_anything_else_and_says_why(field: str, wrong: Any, told: str) -> None:
+def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
     refuses(TimeoutPolicy, field, wrong, told, total="1h", attempt="2s")
 
 
@@ -38,7 +38,7 @@ def test_every_field_is_tested_with_good_and_bad_values() -> None:
 
 
 def test_one_of_the_times_is_required() -> None:
-    with pytest.raises(ValueError, match="sets no time; give total or attempt"):
+    with pytest.raises(ValueError, match="no timeout is set; set total or attempt"):
         TimeoutPolicy()
     assert TimeoutPolicy(attempt=1).total is None
 

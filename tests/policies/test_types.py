@@ -76,14 +76,14 @@ def test_a_duration_may_be_written_in_many_ways(written: Any, seconds: float) ->
 
 
 @pytest.mark.parametrize("wrong", [*NO_NUMBERS, "30x", "s", "30s!", "1h-30m", "ten", "1:30", "--3s", "1_000"])
-def test_what_is_no_duration_is_refused_with_its_value_and_examples(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="is no duration") as caught:
+def test_an_invalid_duration_is_rejected_with_its_value_and_examples(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is not a duration") as caught:
         parse_duration(wrong)
     assert repr(wrong) in str(caught.value)
 
 
 def test_an_unknown_unit_is_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'30secs' is no duration: unknown unit 'secs'; did you mean 'sec'\?"):
+    with pytest.raises(ValueError, match=r"'30secs' is not a duration: unknown unit 'secs'; did you mean 'sec'\?"):
         parse_duration("30secs")
 
 
@@ -135,14 +135,14 @@ def test_a_rate_may_be_written_in_many_ways(written: Any, permits: float) -> Non
 @pytest.mark.parametrize(
     "wrong", [*NO_NUMBERS, "50/", "/s", "50/s/s", "50/0s", "x/s", "50 per second", "5/-1s", "nan/s"]
 )
-def test_what_is_no_rate_is_refused_with_its_value(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="is no rate"):
+def test_an_invalid_rate_is_rejected_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is not a rate"):
         parse_rate(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["50/fortnight", "50/", "50/x"])
 def test_a_wrong_rate_is_shown_as_a_whole(wrong: str) -> None:
-    with pytest.raises(ValueError, match="is no rate") as caught:
+    with pytest.raises(ValueError, match="is not a rate") as caught:
         parse_rate(wrong)
     assert repr(wrong) in str(caught.value)
 
@@ -165,46 +165,46 @@ def test_a_size_may_be_written_in_many_ways(written: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [*NO_NUMBERS, "2XB", "MB", 1.5, "-1MB"])
-def test_what_is_no_size_is_refused_with_its_value(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="is no size") as caught:
+def test_an_invalid_size_is_rejected_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="is not a size") as caught:
         parse_size(wrong)
     assert repr(wrong) in str(caught.value)
 
 
 BAD_NUMBERS: list[tuple[Any, Any, str]] = [
-    (Count, "٣", "'٣' will not do: write a whole number from 0 on, such as 3"),
-    (Count, "1_000", "'1_000' will not do"),
-    (Count, 1.5, "1.5 is no whole number: write a whole number from 0 on, such as 3"),
-    (Count, math.inf, "inf is no whole number"),
-    (PositiveCount, "0", "'0' will not do: write a whole number from 1 on, such as 4"),
-    (Factor, "0.5", "'0.5' will not do: write a number from 1 on, such as 1.5"),
-    (Factor, "NaN", "'NaN' will not do"),
-    (Factor, math.nan, "nan will not do"),
-    (Factor, 10**400, "will not do: write a number from 1 on"),
-    (Share, "0", "'0' will not do: write a number above 0 and up to 1, such as 0.5"),
-    (Share, "50%", "'50%' will not do"),
-    (Duration, "٣s", "'٣s' is no duration"),
-    (Duration, datetime.date(2024, 1, 1), 'the date 2024-01-01 is no duration: write seconds .30, 0.25. or "250ms"'),
-    (Duration, 10**400, "is no duration"),
-    (Rate, "٥/s", "is no rate"),
-    (Size, "1.5", "'1.5' is no size"),
-    (Size, "1.5b", "'1.5b' is no size"),
-    (CountOrAuto, "1_0", "'1_0' will not do: write a whole number from 1 on, or \"auto\""),
-    (MostFailures, 1.0, '1.0 is no number of failures: write a count .10. or a share .0.05, "5%".'),
-    (MostFailures, "٥%", "is no number of failures"),
-    (StatusCodes, "٥٠٣", "is no HTTP status"),
-    (Flag, 1, "1 is neither true nor false; write one of these"),
-    (Flag, "perhaps", "'perhaps' is neither true nor false"),
-    (Flag, None, "None is neither true nor false"),
-    (FlagOrAuto, "always", "'always' is neither true, false nor 'auto'; write one of these"),
-    (Scope, True, "True is none of 'profile', 'function'; YAML reads yes and on as true, no and off as false"),
-    (Scope, "profil", "'profil' is none of 'profile', 'function'; did you mean 'profile'?"),
-    (Scope, None, "None is none of 'profile', 'function'"),
+    (Count, "٣", "'٣' is invalid: use an integer >= 0"),
+    (Count, "1_000", "'1_000' is invalid"),
+    (Count, 1.5, "1.5 is not an integer: use an integer >= 0"),
+    (Count, math.inf, "inf is not an integer"),
+    (PositiveCount, "0", "'0' is invalid: use an integer >= 1"),
+    (Factor, "0.5", "'0.5' is invalid: use a number >= 1, such as 1.5"),
+    (Factor, "NaN", "'NaN' is invalid"),
+    (Factor, math.nan, "nan is invalid"),
+    (Factor, 10**400, "is invalid: use a number >= 1"),
+    (Share, "0", "'0' is invalid: use a number > 0 and <= 1, such as 0.5"),
+    (Share, "50%", "'50%' is invalid"),
+    (Duration, "٣s", "'٣s' is not a duration"),
+    (Duration, datetime.date(2024, 1, 1), 'the date 2024-01-01 is not a duration: use seconds .30, 0.25. or "250ms"'),
+    (Duration, 10**400, "is not a duration"),
+    (Rate, "٥/s", "is not a rate"),
+    (Size, "1.5", "'1.5' is not a size"),
+    (Size, "1.5b", "'1.5b' is not a size"),
+    (CountOrAuto, "1_0", "'1_0' is invalid: use an integer >= 1, or \"auto\""),
+    (MostFailures, 1.0, '1.0 is invalid: use a count .10. or a share .0.05, "5%".'),
+    (MostFailures, "٥%", "is invalid: use a count"),
+    (StatusCodes, "٥٠٣", "is not an HTTP status"),
+    (Flag, 1, "1 is not a boolean: use true or false"),
+    (Flag, "perhaps", "'perhaps' is not a boolean: use true or false"),
+    (Flag, None, "None is not a boolean: use true or false"),
+    (FlagOrAuto, "always", "'always' is invalid: use true, false or 'auto'"),
+    (Scope, True, "True is not one of 'profile', 'function'; YAML reads yes and on as true, no and off as false"),
+    (Scope, "profil", "'profil' is not one of 'profile', 'function'; did you mean 'profile'?"),
+    (Scope, None, "None is not one of 'profile', 'function'"),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "told"), BAD_NUMBERS)
-def test_what_is_refused_is_told_with_its_value_and_the_cure(field: Any, value: Any, told: str) -> None:
+def test_an_invalid_value_is_rejected_with_the_value_and_advice(field: Any, value: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         validate(field, value)
 
@@ -287,21 +287,21 @@ def test_names_are_resolved(name: str, found: Any) -> None:
         ("policies.named.QuotaErorr.HourlyError", "policies.named has no 'QuotaErorr'; did you mean 'QuotaError'"),
         ("no_such_package:thing", "No module named 'no_such_package'"),
         ("no_such_package.inner.thing", "No module named 'no_such_package'"),
-        ("lenn", "'lenn' is no builtin; did you mean 'len'"),
+        ("lenn", "'lenn' is not a builtin; did you mean 'len'"),
         ("json:", "cannot be imported"),
-        ("", "is no builtin"),
-        (":", "cannot be imported|is no builtin"),
+        ("", "is not a builtin"),
+        (":", "cannot be imported|is not a builtin"),
         (".relative", "cannot be imported"),
         ("json..loads", "cannot be imported"),
     ],
 )
-def test_a_name_that_does_not_resolve_is_told_with_the_nearest(name: str, told: str) -> None:
+def test_an_unresolvable_name_is_reported_with_the_nearest_one(name: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
         resolve(name)
     assert repr(name) in str(caught.value)
 
 
-def test_what_has_a_name_is_written_by_it_and_what_has_none_is_refused() -> None:
+def test_objects_are_serialized_by_import_path_if_they_have_one() -> None:
     for target in (OSError, json.JSONDecodeError, named.QuotaError, named.QuotaError.HourlyError, named.is_none, len):
         assert resolve(dotted_name(target)) is target
         assert resolve(import_path(target)) is target
@@ -347,22 +347,22 @@ def test_exceptions_are_named_or_given(written: Any, types: tuple[type, ...]) ->
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ("ConnectionEror", "'ConnectionEror' is no builtin exception; did you mean 'ConnectionError'"),
+        ("ConnectionEror", "'ConnectionEror' is not a builtin exception; did you mean 'ConnectionError'"),
         ("json.JSONDecodeErorr?", "did you mean 'JSONDecodeError'"),
-        ("len", "no exception class"),
-        (int, "<class 'int'> is no exception class"),
-        (OSError(), "is no exception class"),
-        (3, "3 is no exception class"),
-        ("", "name is empty"),
-        ("?", "name is empty"),
+        ("len", "not an exception class"),
+        (int, "<class 'int'> is not an exception class"),
+        (OSError(), "is not an exception class"),
+        (3, "3 is not an exception class"),
+        ("", "name of an exception is empty"),
+        ("?", "name of an exception is empty"),
         (KeyboardInterrupt, "KeyboardInterrupt is never retried"),
         ("SystemExit", "SystemExit is never retried"),
         (["asyncio.CancelledError"], "CancelledError is never retried"),
         ("no_such_package.SomeError", "No module named 'no_such_package'"),
-        ({"a": OSError}, "no exception class"),
+        ({"a": OSError}, "not an exception class"),
     ],
 )
-def test_what_is_no_exception_is_refused_with_the_nearest_name(wrong: Any, told: str) -> None:
+def test_an_invalid_exception_is_rejected_with_the_nearest_name(wrong: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         validate(ExceptionTypes, wrong)
 
@@ -373,7 +373,7 @@ def test_functions_are_named_or_given() -> None:
     for wrong, told in (
         (3, "3 is not callable"),
         ("policies.named:NOT_CALLABLE", "not callable"),
-        ("nope", "no builtin"),
+        ("nope", "is not a builtin"),
     ):
         with pytest.raises(ValueError, match=told):
             validate(Function, wrong)
@@ -383,7 +383,7 @@ def test_statuses_are_numbers_and_classes() -> None:
     assert validate(StatusCodes, [429, "503", "5xx", "5XX", 429]) == (429, 503, "5xx")
     assert validate(StatusCodes, 429) == (429,)
     for wrong in (99, 600, "6xx", "0xx", "x", True, None, -1, 4.5, "", [[429]]):
-        with pytest.raises(ValueError, match="is no HTTP status"):
+        with pytest.raises(ValueError, match="is not an HTTP status"):
             validate(StatusCodes, wrong)
 
 

@@ -57,7 +57,7 @@ def check(directory: Path, source: str) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
-def test_a_child_that_is_forked_in_the_middle_of_a_reload_can_reload(tmp_path: Path) -> None:
+def test_a_child_forked_during_a_reload_can_reload(tmp_path: Path) -> None:
     (tmp_path / "takes_long.py").write_text("import __main__\n__main__.held.set()\n__main__.done.wait(30)")
     check(
         tmp_path,
@@ -90,7 +90,7 @@ thread.join()
         "default._unclaimed._lock",
     ],
 )
-def test_a_child_waits_for_no_lock_of_a_thread_that_it_has_not(tmp_path: Path, lock: str) -> None:
+def test_a_forked_child_does_not_wait_for_locks_of_the_parents_threads(tmp_path: Path, lock: str) -> None:
     check(
         tmp_path,
         f"""

@@ -21,14 +21,14 @@ class Client:
         return 1
 
 
-def test_explain_speaks_of_functions_that_this_registry_looks_after_and_of_no_other() -> None:
+def test_explain_rejects_functions_of_other_registries() -> None:
     ours, theirs = Registry({"api": Policy(retry=1)}), Registry({"api": Policy(retry=2)})
     now, late = ours.bind(fetch, "api"), opero(policy="api", registry=ours)(fetch)
     for bound in (now, late):
         assert ours.explain(bound)["retry.retries"].value == 1
-        with pytest.raises(ConfigError, match="fetch is not bound by this registry; ask the one that it is bound by"):
+        with pytest.raises(ConfigError, match="fetch is bound by another registry; call explain"):
             theirs.explain(bound)
-    with pytest.raises(ConfigError, match=re.escape("fetch was bound by Policy.apply, which asks no registry")):
+    with pytest.raises(ConfigError, match=re.escape("fetch was bound by Policy.apply, and so by no registry")):
         ours.explain(Policy(retry=1).apply(fetch))
 
 
@@ -36,16 +36,16 @@ def test_explain_speaks_of_functions_that_this_registry_looks_after_and_of_no_ot
     ("target", "name"),
     [(print, "print"), (fetch, "fetch"), (mock.Mock(), "Mock.__call__"), (7, "int"), (None, "NoneType")],
 )
-def test_explain_says_what_it_takes_where_something_is_not_bound(target: Any, name: str) -> None:
-    said = f'explain takes a profile\'s name, "module:qualname" or a bound function, and {name} is none: bind it'
+def test_explain_rejects_unbound_functions_and_says_what_it_expects(target: Any, name: str) -> None:
+    said = f'explain() expects the name of a profile, "module:qualname" or a bound function, and {name} is not bound'
     with pytest.raises(ConfigError, match=re.escape(said)):
         Registry({"api": Policy()}).explain(target)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(None, "NoneType"), (Policy(), "Policy"), (7, "int")])
-def test_a_function_is_bound_to_a_profiles_name_and_to_nothing_else(name: Any, kind: str) -> None:
+def test_bind_rejects_everything_but_the_name_of_a_profile(name: Any, kind: str) -> None:
     registry = Registry({"api": Policy()})
-    said = f"a function is bound to a profile's name, and this is of type {kind}; a policy of its own is applied: "
+    said = f"bind() expects the name of a profile, not a value of type {kind}; to use a policy object, call Policy(...)"
     with pytest.raises(ConfigError, match=re.escape(said)):
         registry.bind(len, name)
     with pytest.raises(ConfigError, match=re.escape(said)):
@@ -53,7 +53,7 @@ def test_a_function_is_bound_to_a_profiles_name_and_to_nothing_else(name: Any, k
     assert registry.bindings() == ()
 
 
-def test_a_bound_method_of_an_instance_goes_by_its_functions_name() -> None:
+def test_a_bound_method_has_the_name_of_its_function() -> None:
     registry = Registry({"api": Policy(retry=2)})
     bound = registry.bind(Client().get, "api")
     assert [each.name for each in registry.bindings()] == [f"{__name__}:Client.get"]
@@ -64,9 +64,9 @@ def test_a_bound_method_of_an_instance_goes_by_its_functions_name() -> None:
 @pytest.mark.parametrize(
     ("said", "place"), [({"api": None}, "policies.api"), ({"functions": {"app:*": None}}, "functions.app:*")]
 )
-def test_an_override_that_says_nothing_is_refused(said: Any, place: str) -> None:
+def test_an_override_with_none_is_an_error(said: Any, place: str) -> None:
     registry = Registry({"api": Policy(retry=2)})
-    told = f"{place} is None, which says nothing: write {{}} to change nothing, or remove its policies one by one"
+    told = f"{place} is None: use {{}} to change nothing, or None for single policies"
     with pytest.raises(ConfigError, match=re.escape(told)), registry.override(**said):
         raise AssertionError
     with registry.override(api={}):

@@ -44,7 +44,7 @@ def test_a_registry_is_a_mapping_of_names_to_policies() -> None:
     assert "api" in registry
 
 
-def test_an_unknown_profile_is_named_with_the_nearest_and_all_that_there_are() -> None:
+def test_the_error_for_an_unknown_profile_names_the_nearest_and_all_profiles() -> None:
     registry = Registry({"api": Policy(), "batch": Policy()})
     with pytest.raises(PolicyNotFoundError, match=r"no profile 'apy' .*\(api, batch\); did you mean 'api'?") as caught:
         registry["apy"]
@@ -53,15 +53,15 @@ def test_an_unknown_profile_is_named_with_the_nearest_and_all_that_there_are() -
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_without_any_policy_files_it_says_where_they_are_looked_for(
+def test_without_policy_files_the_error_says_where_they_are_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PolicyNotFoundError, match=r"there is no \./policies here; set OPERO_CONFIG"):
+    with pytest.raises(PolicyNotFoundError, match=r"as there is no \./policies; set OPERO_CONFIG"):
         Registry.load(environ={})["api"]
 
 
-def test_binding_to_an_unknown_profile_fails_at_once_and_a_decorated_one_at_its_first_call() -> None:
+def test_an_unknown_profile_fails_at_bind_and_for_a_decorator_at_the_first_call() -> None:
     registry = Registry()
     with pytest.raises(PolicyNotFoundError):
         registry.bind(one, "api")
@@ -71,7 +71,7 @@ def test_binding_to_an_unknown_profile_fails_at_once_and_a_decorated_one_at_its_
             late()
 
 
-def test_functions_bound_to_one_name_share_its_rate_limit_sync_and_async_alike() -> None:
+def test_sync_and_async_functions_of_a_profile_share_its_rate_limit() -> None:
     clock = VirtualClock()
     registry = Registry({"api": Policy(rate_limit=10)})
     first = registry.bind(one, "api", clock=clock)
@@ -90,7 +90,7 @@ def test_functions_bound_to_one_name_share_its_rate_limit_sync_and_async_alike()
     assert clock.monotonic() - started == pytest.approx(0.3)
 
 
-def test_functions_bound_to_one_name_share_its_circuit_breaker() -> None:
+def test_functions_of_a_profile_share_its_circuit_breaker() -> None:
     clock = VirtualClock()
     registry = Registry({"api": Policy(circuit_breaker=2)})
     bad, good = registry.bind(broken, "api", clock=clock), registry.bind(one, "api", clock=clock)
@@ -110,7 +110,7 @@ def test_functions_bound_to_one_name_share_its_circuit_breaker() -> None:
         ({"circuit_breaker": 1}, {"circuit_breaker": 2}),
     ],
 )
-def test_state_is_a_functions_own_where_its_scope_or_its_own_options_say_so(profile: Any, options: Any) -> None:
+def test_scope_or_own_options_give_a_function_state_of_its_own(profile: Any, options: Any) -> None:
     registry = Registry({"api": Policy(**profile)})
     first, second = registry.bind(one, "api"), registry.bind(one, "api", **options)
     assert first.binding.circuit_breaker is not second.binding.circuit_breaker
@@ -121,12 +121,12 @@ def test_equal_policies_of_two_profiles_share_nothing() -> None:
     assert registry.bind(one, "a").binding.circuit_breaker is not registry.bind(one, "b").binding.circuit_breaker
 
 
-def test_inline_options_get_state_of_their_own() -> None:
+def test_functions_with_inline_options_share_no_state() -> None:
     first, second = opero(circuit_breaker=1)(one), opero(circuit_breaker=1)(one)
     assert first.binding.circuit_breaker is not second.binding.circuit_breaker
 
 
-def test_a_disabled_registry_calls_functions_plainly_but_a_fallback_result_still_answers() -> None:
+def test_a_disabled_registry_applies_only_fallback_results() -> None:
     registry = Registry(
         {"api": Policy(retry=5, cache=True, rate_limit=1), "safe": Policy(retry=5, fallback={"default": 7})},
         enabled=False,
@@ -139,7 +139,7 @@ def test_a_disabled_registry_calls_functions_plainly_but_a_fallback_result_still
 
 
 @pytest.mark.parametrize("name", ["OPERO_ENABLED", "opero_enabled"])
-def test_opero_enabled_switches_inline_policies_off_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opero_enabled_switches_off_inline_policies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "false")
     calls = []
     plainly = opero(retries=5, cache=True)(lambda: calls.append(1) or broken())
@@ -148,11 +148,11 @@ def test_opero_enabled_switches_inline_policies_off_too(name: str, monkeypatch: 
     assert calls == [1]
     assert opero(retries=5, fallback={"default": 7})(broken)() == 7
     monkeypatch.setenv(name, "perhaps")
-    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is neither true nor false"):
+    with pytest.raises(ConfigError, match="OPERO_ENABLED: 'perhaps' is invalid: use true or false"):
         opero(one)
 
 
-def test_the_default_registry_can_be_set_and_is_asked_at_the_first_call() -> None:
+def test_a_default_registry_that_was_set_is_used_at_the_first_call() -> None:
     late = opero(policy="api")(one)
     set_default_registry(Registry({"api": Policy(retry=9)}))
     try:
@@ -162,13 +162,13 @@ def test_the_default_registry_can_be_set_and_is_asked_at_the_first_call() -> Non
         set_default_registry(None)
 
 
-def test_a_profile_that_does_not_fit_the_function_is_refused_when_binding() -> None:
+def test_binding_to_a_profile_that_does_not_fit_is_an_error() -> None:
     registry = Registry({"api": Policy(fallback={"arg": "api_key"})})
     with pytest.raises(ConfigError, match="has no parameter 'api_key'"):
         registry.bind(one, "api")
 
 
-def test_swapping_a_policy_lets_calls_under_way_finish_on_the_old_one_and_keeps_the_counts() -> None:
+def test_swap_lets_running_calls_finish_on_the_old_policy_and_keeps_counts() -> None:
     clock = VirtualClock()
 
     async def main() -> None:
@@ -196,7 +196,7 @@ def test_swapping_a_policy_lets_calls_under_way_finish_on_the_old_one_and_keeps_
     clock.run(main())
 
 
-def test_a_swap_that_does_not_fit_changes_nothing() -> None:
+def test_a_swap_to_a_policy_that_does_not_fit_changes_nothing() -> None:
     bound = Policy(retry=1).apply(one)
     with pytest.raises(ConfigError):
         bound.binding.swap(Policy(fallback={"arg": "api_key"}))
@@ -204,7 +204,7 @@ def test_a_swap_that_does_not_fit_changes_nothing() -> None:
     assert bound() == 1
 
 
-def test_bindings_lists_what_is_bound_decorated_or_not_called_or_not() -> None:
+def test_bindings_lists_all_functions_including_uncalled_ones() -> None:
     registry = Registry({"api": Policy(retry=2)})
     late = opero(policy="api", registry=registry)(broken)
     bound = registry.bind(one, "api", retries=1)
@@ -220,7 +220,7 @@ def test_bindings_lists_what_is_bound_decorated_or_not_called_or_not() -> None:
     assert str(found[1].place).endswith("(@opero)")
 
 
-def test_the_default_registry_lists_the_functions_that_wait_for_it() -> None:
+def test_the_default_registry_lists_functions_not_called_yet() -> None:
     registry = Registry({"api": Policy()})
     late = opero(policy="api")(one)
     set_default_registry(registry)
@@ -233,7 +233,7 @@ def test_the_default_registry_lists_the_functions_that_wait_for_it() -> None:
     assert late not in [each.function for each in registry.bindings()]
 
 
-def test_another_default_registry_holds_for_functions_that_were_called_before(
+def test_a_new_default_registry_applies_to_functions_called_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -255,7 +255,7 @@ def test_another_default_registry_holds_for_functions_that_were_called_before(
         set_default_registry(None)
 
 
-def test_first_calls_and_the_loading_of_the_default_registry_do_not_wait_for_each_other(
+def test_first_calls_and_loading_the_default_registry_do_not_deadlock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A module that the files name calls a function while it is imported, and another thread calls it, too."""
@@ -283,7 +283,7 @@ def test_first_calls_and_the_loading_of_the_default_registry_do_not_wait_for_eac
         set_default_registry(None)
 
 
-def test_explain_tells_where_the_values_of_a_function_come_from() -> None:
+def test_explain_returns_the_sources_of_a_functions_values() -> None:
     registry = Registry({"api": Policy(retry={"retries": 2, "jitter": False})})
     bound = registry.bind(one, "api", retries=1)
     line = bound.binding.declaration.place[1]
@@ -298,11 +298,13 @@ def test_explain_tells_where_the_values_of_a_function_come_from() -> None:
     assert registry.explain("api")["retry.jitter"].value is False
     with pytest.raises(PolicyNotFoundError):
         registry.explain("apj")
-    with pytest.raises(ConfigError, match=f"no function '{__name__}:ome' is bound here; did you mean '{__name__}:one'"):
+    with pytest.raises(
+        ConfigError, match=f"no function '{__name__}:ome' is bound by this registry; did you mean '{__name__}:one'"
+    ):
         registry.explain(f"{__name__}:ome")
 
 
-def test_override_changes_profiles_for_a_while_for_every_function_bound_to_them() -> None:
+def test_override_changes_a_profile_for_all_its_functions_within_the_block() -> None:
     registry = Registry({"api": Policy(retry=2, cache=True), "db": Policy()})
     bound, late = registry.bind(one, "api"), opero(policy="api", registry=registry)(broken)
     with registry.override(api={"retry": {"retries": 0}, "cache": None}) as inner:
@@ -321,7 +323,7 @@ def test_override_changes_profiles_for_a_while_for_every_function_bound_to_them(
     assert registry["db"] == Policy()
 
 
-def test_override_speaks_of_functions_too() -> None:
+def test_override_accepts_entries_of_functions() -> None:
     registry = Registry({"api": Policy(retry=2)})
     bound = registry.bind(one, "api")
     with registry.override(functions={f"{__name__}:*": {"timeout": "5s"}}):
@@ -329,18 +331,18 @@ def test_override_speaks_of_functions_too() -> None:
     assert bound.policy == Policy(retry=2)
 
 
-def test_an_override_of_functions_that_are_not_bound_is_refused() -> None:
+def test_an_override_of_an_unbound_function_is_an_error() -> None:
     registry = Registry({"api": Policy(retry=1)})
     bound = registry.bind(len, "api")
     with (
-        pytest.raises(ConfigError, match=r"functions.builtins:lem holds for no bound .* mean 'builtins:len'"),
+        pytest.raises(ConfigError, match=r"functions.builtins:lem matches no bound .* mean 'builtins:len'"),
         registry.override(functions={"builtins:lem": {"retry": 2}}),
     ):
         pytest.fail("it must not begin")
     assert bound.policy == Policy(retry=1)
 
 
-def test_override_ends_with_the_block_whatever_happens_in_it() -> None:
+def test_override_ends_with_the_block_even_after_an_exception() -> None:
     registry = Registry({"api": Policy(retry=2)})
     with pytest.raises(ZeroDivisionError), registry.override(api={"retry": 1}):
         1 / 0  # noqa: B018
@@ -356,7 +358,7 @@ def test_override_ends_with_the_block_whatever_happens_in_it() -> None:
         ({"api": 5}, "must be a mapping"),
     ],
 )
-def test_a_wrong_override_is_refused_and_changes_nothing(profiles: Any, said: str) -> None:
+def test_an_invalid_override_changes_nothing(profiles: Any, said: str) -> None:
     registry = Registry({"api": Policy(retry=2)})
     with pytest.raises(ConfigError, match=re.escape(said)), registry.override(profiles):
         raise AssertionError
@@ -391,7 +393,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_a_function_that_nobody_decorated_is_bound_where_it_is(library: Any) -> None:
+def test_bind_import_replaces_a_function_in_its_module(library: Any) -> None:
     registry = Registry({"api": Policy(retry=2)})
     original = library.get
     bound = registry.bind_import("third_party:get", "api", retries=1)
@@ -400,9 +402,9 @@ def test_a_function_that_nobody_decorated_is_bound_where_it_is(library: Any) -> 
     assert bound.policy == Policy(retry=1)
     assert bound.stats.calls == 1
     assert [each.name for each in registry.bindings()] == ["third_party:get"]
-    with pytest.raises(ConfigError, match="third_party:get is bound already"):
+    with pytest.raises(ConfigError, match="third_party:get is already bound"):
         registry.bind_import("third_party:get", "api")
-    with pytest.raises(ConfigError, match="bound already, by a decorator or another registry"):
+    with pytest.raises(ConfigError, match="already bound, by a decorator or another registry"):
         Registry({"api": Policy()}).bind_import("third_party:get", "api")
     registry.unbind_import("third_party:get")
     assert library.get is original
@@ -410,7 +412,7 @@ def test_a_function_that_nobody_decorated_is_bound_where_it_is(library: Any) -> 
         registry.unbind_import("third_party:get")
 
 
-def test_methods_of_every_kind_are_bound_in_their_class(library: Any) -> None:
+def test_bind_import_replaces_methods_of_every_kind(library: Any) -> None:
     registry = Registry({"api": Policy(retry=2)})
     before = dict(vars(library.Session))
     for name in ("get", "plain", "make"):
@@ -424,7 +426,7 @@ def test_methods_of_every_kind_are_bound_in_their_class(library: Any) -> None:
     assert dict(vars(library.Session)) == before
 
 
-def test_an_inherited_method_is_bound_in_the_class_that_is_named_alone(library: Any) -> None:
+def test_bind_import_of_an_inherited_method_leaves_the_base_class_alone(library: Any) -> None:
     registry = Registry({"api": Policy(retry=2)})
     registry.bind_import("third_party:Child.get", "api")
     assert library.Child().get("x") == "Child got x"
@@ -434,7 +436,7 @@ def test_an_inherited_method_is_bound_in_the_class_that_is_named_alone(library: 
     assert "get" not in vars(library.Child)
 
 
-def test_the_entry_of_a_function_bound_where_it_is_goes_by_the_name_it_was_bound_by(library: Any) -> None:
+def test_the_target_of_bind_import_is_the_name_in_functions(library: Any) -> None:
     registry = Registry({"api": Policy(retry=2)})
     bound = registry.bind_import("third_party:get", "api")
     with registry.override(functions={"third_party:get": {"retry": 7}}):
@@ -448,21 +450,21 @@ def test_the_entry_of_a_function_bound_where_it_is_goes_by_the_name_it_was_bound
         ("third_party:gett", "third_party has no 'gett'; did you mean 'get'?"),
         ("third_party:Session.gett", "Session has no 'gett'; did you mean 'get'?"),
         ("no_such_module:get", "No module named 'no_such_module'"),
-        ("third_party.get", 'write "module:function"'),
-        (":get", 'write "module:function"'),
+        ("third_party.get", 'use "module:function"'),
+        (":get", 'use "module:function"'),
         ("builtins:str.upper", "cannot be replaced"),
     ],
 )
-def test_what_cannot_be_bound_where_it_is_is_told(library: Any, target: str, said: str) -> None:
+def test_bind_import_explains_what_it_cannot_bind(library: Any, target: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         Registry({"api": Policy()}).bind_import(target, "api")
 
 
-def test_what_somebody_has_replaced_since_is_left_alone(library: Any) -> None:
+def test_unbind_import_leaves_a_function_replaced_since(library: Any) -> None:
     registry = Registry({"api": Policy()})
     registry.bind_import("third_party:get", "api")
     library.get = theirs = lambda url: url
-    with pytest.raises(ConfigError, match="has been replaced by something else"):
+    with pytest.raises(ConfigError, match="has been replaced since it was bound"):
         registry.unbind_import("third_party:get")
     assert library.get is theirs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opero import ConfigError, Registry
-from opero.runtime import migration as hand_over
+from opero.executors import state
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -54,7 +54,7 @@ def test_its_mistakes_read_as_it_shows_them(files: Path) -> None:
 
 
 def test_its_rules_name_every_field_that_the_codes_table_names() -> None:
-    table = (hand_over.__doc__ or "").partition("circuit_breaker  ")[2].partition("A policy that is equal")[0]
+    table = (state.__doc__ or "").partition("circuit_breaker  ")[2].partition("A policy that is equal")[0]
     fields = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", table)) - {"circuit_breaker"}
     assert fields
     assert fields <= set(re.findall(r"`([a-z_]+)`", DOCUMENT)) | {"rate_limit"}

@@ -136,5 +136,5 @@ Policy().retry = RetryPolicy()  # type: ignore[misc]
 
 # What cannot be bound
 opero(3)  # type: ignore[call-overload]
-Policy().apply(3)  # type: ignore[call-overload]
-RetryPolicy().apply("fetch")  # type: ignore[call-overload]
+Policy().apply(3)  # type: ignore[arg-type]
+RetryPolicy().apply("fetch")  # type: ignore[arg-type]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.invocation import unresolved
 from opero.binding.late_policy import LatePolicy
-from opero.binding.pipeline import build, migrate_state, unresolved
+from opero.binding.pipeline import build, migrate_state
 from opero.binding.target import Target
 from opero.policies.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.binding.pipeline import ExecutorProvider, Pipeline
+    from opero.binding.invocation import Pipeline
+    from opero.binding.pipeline import ExecutorProvider
     from opero.config.declaration import Declaration
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
@@ -128,7 +130,7 @@ class Binding:
     @property
     def is_async(self) -> bool:
         """Whether its attempts are awaited."""
-        return self.target.is_async
+        return self.target.kind in ("async", "async_generator")
 
     @property
     def is_late(self) -> bool:
@@ -203,7 +205,7 @@ class Binding:
         return LatePolicy(lambda: self.policy)
 
     def enforce(self, prepared: Pipeline) -> None:
-        """Put in force what `prepare` returned. State migrates by the published rules; this cannot fail."""
+        """Put in force what `prepare` returned. State migrates as `opero.executors.state` says; this cannot fail."""
         with self._lock:
             self._enforce(prepared)
 

@@ -1,4 +1,4 @@
-"""OPERO_ENABLED: the switch that makes every bound function call its function plainly."""
+"""OPERO_ENABLED, which switches all policies of the process off."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def is_on() -> bool:
-    """What OPERO_ENABLED says, in upper or lower case. Default true.
+    """Return the value of OPERO_ENABLED, in upper or lower case. Default: true.
 
     Raises:
-        ConfigError: it says neither true nor false.
+        ConfigError: its value is neither true nor false.
     """
     text = os.environ.get(NAME, os.environ.get(NAME.lower(), "true"))
     if text.strip().lower() not in TRUE + FALSE:
-        raise ConfigError(f"{NAME}: {text!r} is neither true nor false")
+        raise ConfigError(f"{NAME}: {text!r} is invalid: use true or false")
     return text.strip().lower() in TRUE
 
 
 def plain(policy: Policy) -> Policy:
-    """What is left of a policy when opero is switched off: a fallback result still answers."""
+    """Return what is left of a policy while opero is switched off: a fallback result still answers."""
     fallback = policy.active("fallback")
     answers = fallback is not None and fallback.has_result
     return Policy(

@@ -51,7 +51,8 @@ def check_fit(target: Target, policy: Policy) -> None:
         ConfigError: the policy does not fit.
     """
     check(target, policy)
-    check_arguments(policy.fields(), target.function)
+    active = {kind: fields for kind, fields in policy.fields().items() if policy.active(kind) is not None}
+    check_arguments(active, target.function)
     cache = policy.active("cache")
     if cache is not None:
         _check_cache(cache, target)

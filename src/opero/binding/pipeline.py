@@ -1,4 +1,4 @@
-"""The pipeline of a call: its layers, from outer to inner.
+"""Builds the pipeline of a call: its layers, from outer to inner.
 
     cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
     → timeout (attempt) → function
@@ -9,60 +9,22 @@ A layer exists only where its policy is set. A pipeline is built once for each c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.fit import check
+from opero.binding.invocation import Pipeline, failing, innermost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opero.binding.target import Target
-    from opero.executors.cache import CacheExecutor
-    from opero.executors.call import Call, Layer
+    from opero.executors.call import Layer
     from opero.policies.policy import Policy
 
-__all__ = ["ExecutorProvider", "Pipeline", "build", "innermost", "migrate_state", "unresolved"]
+__all__ = ["ExecutorProvider", "build", "migrate_state"]
 
 ExecutorProvider = Callable[[str, Any, Callable[..., Any]], Any]
 """Returns the executor for a kind and a policy: one that functions share, or what the given factory makes. Called with
 a name, the factory makes an executor to be shared under that name; called without, one for this function alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """The layers of a call, as one configuration built them.
-
-    Attributes:
-        function: the function to call if no layer but an outermost retry surrounds it; else None.
-        layer: the outermost layer, without an outermost retry.
-        hit: returns a call's result if a memory cache has it, else `MISS`; None if there is no such cache.
-        call: makes the `Call` that layers pass on.
-        fail: handles an exception that came out of `function` or `layer`: retries, if retry is outermost.
-        whole: all layers inside the cache, for a map, which reads and fills the cache itself.
-        policy: the policy that it was built from.
-        executors: kind of policy → its executor.
-        own: the kinds whose state belongs to this function alone, among those that functions can share.
-    """
-
-    function: Callable[..., Any] | None
-    layer: Layer
-    hit: Callable[..., Any] | None
-    call: type[Call]
-    fail: Callable[..., Any]
-    whole: Layer
-    policy: Policy
-    executors: Mapping[str, Any]
-    own: frozenset[str]
-
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Start a call: return its result, or for an async function an awaitable."""
-        return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
-
-    @property
-    def cache(self) -> CacheExecutor | None:
-        """The cache, or None."""
-        return self.executors.get("cache")
 
 
 def build(
@@ -108,55 +70,11 @@ def build(
         layer=layer,
         hit=executors["cache"].hit if "cache" in executors else None,
         call=target.call,
-        fail=_failing(target, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
+        fail=failing(target, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
         whole=whole,
         policy=policy,
         executors=executors,
         own=frozenset(own),
-    )
-
-
-def unresolved(target: Target, policy: Policy, resolve: Callable[[], Pipeline], before: Pipeline | None) -> Pipeline:
-    """Build a pipeline whose first call resolves the real one, and runs on that from beginning to end.
-
-    Args:
-        target: the function.
-        policy: a policy without any layer.
-        resolve: returns the real pipeline.
-        before: the pipeline whose state is to continue, or None.
-    """
-
-    def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
-        pipeline = resolve()
-        target.stats.executed += pipeline.function is not None  # this call began before calls counted as attempts
-        try:
-            return pipeline.start(args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return pipeline.fail(error, args, kwargs)
-
-    async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
-        pipeline = resolve()
-        target.stats.executed += pipeline.function is not None  # as above
-        try:
-            return await pipeline.start(args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return await pipeline.fail(error, args, kwargs)
-
-    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        raise error
-
-    function = resolve_and_call_async if target.is_async else resolve_and_call
-    layer = innermost(target, function)
-    return Pipeline(
-        function=function,
-        layer=layer,
-        hit=None,
-        call=target.call,
-        fail=fail,
-        whole=layer,
-        policy=policy,
-        executors={} if before is None else before.executors,
-        own=frozenset() if before is None else before.own,
     )
 
 
@@ -168,7 +86,7 @@ def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
     for kind in new.own & old.own:
         successor, predecessor = _limit(new, kind), _limit(old, kind)
         if successor is not predecessor:
-            successor.take_over(predecessor)
+            successor.migrate_from(predecessor)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
         new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
@@ -260,56 +178,3 @@ def _conversion(target: Target) -> Callable[[Any], Any] | None:
     if target.kind == "generator":
         return start(from_items)
     return start_async(from_items_async) if target.kind == "async_generator" else None
-
-
-def innermost(target: Target, function: Callable[..., Any]) -> Layer:
-    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is."""
-    stats = target.stats
-
-    def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        stats.executed += 1
-        return function(*args, **kwargs)
-
-    return invoke
-
-
-def _failing(target: Target, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool) -> Callable[..., Any]:
-    """Return the handler of exceptions that come out of the layers.
-
-    Args:
-        target: the function.
-        recover: makes further attempts, if retry is outermost; else None.
-        attempt: the layers of one attempt.
-        counts: whether the error of a failed attempt is counted here, as no layer counts it.
-    """
-    stats, new_call = target.stats, target.call
-
-    # An exception's traceback refers to the frames it came through. None of them may keep a reference to the exception.
-
-    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            if recover is not None:
-                return recover(attempt, new_call(), args, kwargs, error)
-            if counts:
-                stats.count_error(error)
-            raise error
-        except BaseException:
-            stats.failures += 1
-            raise
-        finally:
-            del error
-
-    async def fail_async(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            if recover is not None:
-                return await recover(attempt, new_call(), args, kwargs, error)
-            if counts:
-                stats.count_error(error)
-            raise error
-        except BaseException:
-            stats.failures += 1
-            raise
-        finally:
-            del error
-
-    return fail_async if target.is_async else fail

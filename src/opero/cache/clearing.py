@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol
+
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,7 +29,7 @@ class Clearable(Protocol):
 
 
 _caches: weakref.WeakSet[Clearable] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = RenewedLock()
 
 
 def register(cache: Clearable) -> None:

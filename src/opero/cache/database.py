@@ -12,7 +12,9 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.observe.logs import logger
-from opero.runtime.byte_locks import IS_AVAILABLE, Locks, Mutex
+from opero.runtime.byte_locks import Locks, Mutex
+from opero.runtime.file_locks import HAS_LOCKS
+from opero.runtime.forking import RenewedLock, at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +41,7 @@ class Database:
     """
 
     open: ClassVar[weakref.WeakValueDictionary[tuple[str, float], Database]] = weakref.WeakValueDictionary()
-    lock = threading.RLock()  # reentrant, as the forking thread may use a cache in another fork hook
+    lock = RenewedLock()  # reentrant, as the forking thread may use a cache in another fork hook
     """Held while a database is opened, and while the process forks."""
     forking_thread: ClassVar[int | None] = None
     """The identifier of the thread that forks, or None."""
@@ -167,7 +169,7 @@ class Database:
 
     def _replace_damaged(self, error: sqlite3.DatabaseError) -> None:
         """Rename the damaged file, unless another process or thread has done so; a new file is created at its path."""
-        mutex = Mutex(self.locks, "the file itself") if IS_AVAILABLE else None
+        mutex = Mutex(self.locks, "the file itself") if HAS_LOCKS else None
         if mutex is not None:
             mutex.acquire()
         try:
@@ -227,13 +229,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    Database.lock = threading.RLock()
     Database.forking_thread = None
+    Database.lock.release()
     for database in list(Database.open.values()):
         database.after_fork()
-    for locks in list(Locks.open.values()):
-        locks.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

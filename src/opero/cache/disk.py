@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
 from opero.cache.database import Database
-from opero.runtime.byte_locks import IS_AVAILABLE, Mutex
+from opero.runtime.byte_locks import Mutex
+from opero.runtime.file_locks import HAS_LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -80,7 +81,7 @@ class DiskBackend(BytesBackend):
 
     def get_mutex(self, key: str) -> Any:
         """Return a mutex between processes for the key, which the kernel releases if its holder dies."""
-        return Mutex(self.database.locks, key) if IS_AVAILABLE else None
+        return Mutex(self.database.locks, key) if HAS_LOCKS else None
 
     # Extensions
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import threading
 import time
 import weakref
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero.cache.entry import FOREVER
+from opero.runtime.forking import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -236,8 +236,7 @@ class _PurgeThread:
 
 _purge_thread = _PurgeThread()
 
-if hasattr(os, "register_at_fork"):  # the child process has no purge thread
-    os.register_at_fork(after_in_child=_purge_thread.__init__)  # type: ignore[misc]
+at_fork(in_child=_purge_thread.__init__)  # type: ignore[misc]  # the child process has no purge thread
 
 
 def purge_in_background(backend: MemoryBackend) -> None:

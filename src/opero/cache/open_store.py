@@ -6,7 +6,6 @@ import importlib.metadata
 import sqlite3
 import stat
 import tempfile
-import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,12 @@ from opero.cache.outage import StoreBreaker
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
-from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.errors import ConfigError, MissingExtraError, describe, nearest
 from opero.observe.logs import logger
 from opero.policies.cache import IN_PROCESS, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 from opero.runtime.clock import SYSTEM
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,17 +189,17 @@ def _region(name: str, backend: str, arguments: dict[str, Any], store_name: str)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(f"{name}: cannot open cache store {store_name}: {error}; choose another cache_dir") from error
     except Exception as error:  # noqa: BLE001  # a third-party backend may raise anything
-        reason = str(error) if backend.startswith("opero.") else f"{type(error).__name__}: {error}"
+        reason = str(error) if backend.startswith("opero.") else describe(error)
         raise ConfigError(f"{name}: cannot open cache store {store_name}: {reason}") from None
 
 
 def _with_timeout(seconds: float) -> Callable[..., Any]:
     """Return a function that runs an operation of a store without timeouts of its own, for at most `seconds`."""
-    from opero.runtime.interruption import Expired, run_aside
+    from opero.runtime.interruption import Expired, run_in_helper
 
     def limit(operation: Callable[..., Any], *args: Any) -> Any:
         try:
-            return run_aside(seconds, operation, *args)
+            return run_in_helper(seconds, operation, *args)
         except Expired:
             raise TimeoutError(f"no answer within {approximate_duration(seconds)}") from None
 
@@ -207,7 +207,7 @@ def _with_timeout(seconds: float) -> Callable[..., Any]:
 
 
 _breakers: weakref.WeakValueDictionary[tuple[str, int], StoreBreaker] = weakref.WeakValueDictionary()
-_breakers_lock = threading.Lock()
+_breakers_lock = RenewedLock()
 
 
 def _breaker(store_name: str, clock: Clock, limit: Callable[..., Any] | None) -> StoreBreaker:

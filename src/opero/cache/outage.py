@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from opero.errors import describe
 from opero.observe.events import emit
 from opero.policies.types import approximate_duration
 
@@ -40,11 +41,6 @@ class StoreBreaker:
         self._open_until = float("-inf")
         self._failures = 0
         self._skipped = 0
-
-    @property
-    def is_up(self) -> bool:
-        """Whether an operation would run now."""
-        return self._failures == 0 or self._open_until <= self.clock.monotonic()
 
     def __call__(self, default: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the operation's result, or `default` if the store is down or fails."""
@@ -81,12 +77,10 @@ class StoreBreaker:
             pause = self._pause()
             self._open_until = self.clock.monotonic() + pause
         if first:
-            text = str(error).strip()
-            described = f"{type(error).__name__}: {text}" if text else type(error).__name__
             emit(
                 "cache_unavailable",
                 self.name,
-                f"cache store failed ({described}); functions run without it, next probe in "
+                f"cache store failed ({describe(error)}); functions run without it, next probe in "
                 f"{approximate_duration(pause)}",
                 level=logging.WARNING,
                 error=error,

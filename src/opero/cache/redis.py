@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dogpile.cache.api import NO_VALUE, BytesBackend
+
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -140,7 +141,7 @@ class _Mutex:
 
 
 _clients: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
-_clients_lock = threading.Lock()
+_clients_lock = RenewedLock()
 
 
 def _client(url: str, timeout: float, options: dict[str, Any]) -> Any:

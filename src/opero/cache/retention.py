@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opero.cache.entry import Entry
 from opero.cache.outage import ThrottledEvent
 from opero.cache.popularity import Popularity
-from opero.errors import ConfigError, RejectedError, nearest
+from opero.errors import ConfigError, RejectedError, describe, nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.types import parse_duration
 
@@ -127,7 +127,7 @@ class Retention:
         try:
             return function(*args)
         except Exception as error:
-            raise ValueError(f"the {option} function raised {type(error).__name__}: {error}") from error
+            raise ValueError(f"the {option} function raised {describe(error)}") from error
 
 
 def tag_fields(tag: str) -> list[str]:

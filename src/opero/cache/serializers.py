@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.entry import Entry
+from opero.errors import describe
 from opero.runtime import pickling
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Codec:
         try:
             value = json.loads(data[end:]) if letter == b"j" else pickle.loads(data[end:])
         except Exception as error:
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+            raise UnreadableError(describe(error)) from error
         return Entry(value, *times, is_error=bool(is_error)), tokens
 
     def _dumped(self, entry: Entry) -> bytes:
@@ -101,7 +102,7 @@ class Codec:
         except SerializationError:
             raise
         except Exception as error:
-            raise SerializationError(f"{type(error).__name__}: {error}") from error
+            raise SerializationError(describe(error)) from error
         return written
 
     def _signature(self, key: str, data: bytes) -> bytes:

@@ -6,6 +6,8 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from opero.runtime.forking import RenewedLock
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
@@ -58,7 +60,7 @@ current_computations: ContextVar[tuple[Computation, ...]] = ContextVar("opero_cu
 """The computations that the current code is part of, outermost first. Tasks and the helper threads of timeouts copy the
 context, so a function that calls itself with the same key there does not wait for itself."""
 
-_dependencies_lock = threading.Lock()
+_dependencies_lock = RenewedLock()
 """Protects `waits_for` of all computations of all functions."""
 
 

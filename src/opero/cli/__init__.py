@@ -1,4 +1,4 @@
-"""The `opero` command: one file a command, loaded when it runs. It needs the extra `cli`."""
+"""The `opero` command (extra `cli`). Each subcommand has its own module, which is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NoReturn
 __all__ = ["main"]
 
 EXTRA = ("typer", "rich", "shellingham", "click")
-"""What the extra brings; another package that is missing is another mistake."""
+"""The packages of the extra; if any other package is missing, that is a different error."""
 
 
 def main() -> NoReturn:
-    """Run the command that the process's arguments name, and exit."""
-    _open_streams()
+    """Run the command in `sys.argv`, and exit with its exit code."""
+    _open_closed_streams()
     try:
         from opero.cli.app import run
 
@@ -22,14 +22,14 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        print("opero: the command needs the extra cli: pip install 'opero[cli]'", file=sys.stderr)
+        print("opero: the command requires the extra cli: pip install 'opero[cli]'", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # before anything runs, or after
+    except KeyboardInterrupt:  # during the import, or after the command
         sys.exit(130)
 
 
-def _open_streams() -> None:
-    """Have what the caller has closed (`>&-`) lead nowhere; a file that is opened later must not take its place."""
+def _open_closed_streams() -> None:
+    """Open standard streams that the caller has closed (`>&-`) as /dev/null, before another file gets their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process lives
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open until the process exits

@@ -1,4 +1,4 @@
-"""What all commands have in common: finding them, `--debug`, and what becomes of errors."""
+"""The root command: loads subcommands, handles `--debug`, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import traceback
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-import rich  # noqa: F401  # a part of the extra: without it the command says so, whichever runs
+import rich  # noqa: F401  # part of the extra: if it is missing, every command reports that
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from opero.cli.exits import CONFIGURATION, INTERRUPTED, NO_READER, TERMINATED, FailedError
+from opero.cli.exits import BROKEN_PIPE, INTERRUPTED, INVALID, TERMINATED, FailedError
 from opero.cli.signals import Termination
 from opero.cli.terminal import print_error
-from opero.errors import OperoError, nearest, text_of
+from opero.errors import OperoError, describe, nearest, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,18 +27,18 @@ COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call",
 
 EXIT_CODES = """\b
 Exit codes:
-  0    all is well
-  1    the answer is no: problems were found (check), items failed (map),
-       the function failed (call, tune), environments differ (diff --exit-code)
-  2    wrong usage, a wrong configuration, a file that cannot be read or written
+  0    success
+  1    problems were found (check), items failed (map), the function failed
+       (call, tune), environments differ (diff --exit-code)
+  2    invalid usage or configuration, or a file that cannot be read or written
   130  interrupted (Ctrl-C)
-  141  whoever read the output has gone
+  141  the reader of the output closed it (broken pipe)
   143  terminated (SIGTERM)
 """
 
 
-class _State:
-    """What the options say that all commands have."""
+class _GlobalOptions:
+    """The values of options that all commands have."""
 
     debug = False
 
@@ -54,7 +54,7 @@ Debug = Annotated[
 
 
 class _Commands(TyperGroup):
-    """The commands, each imported when it is asked for."""
+    """The subcommands, each imported when it is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -78,7 +78,7 @@ class _Commands(TyperGroup):
 
 
 def _debug_option() -> Any:
-    """`--debug`, as an option that every command has without having to say so."""
+    """Return the option `--debug`, which is added to every command."""
     app = typer.Typer(add_completion=False)
 
     @app.command()
@@ -90,7 +90,7 @@ def _debug_option() -> Any:
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help is half as long, and --help is quick
+    rich_markup_mode=None,  # plain help is shorter, and does not import rich
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
@@ -112,62 +112,61 @@ def opero(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)] = False,
 ) -> None:
-    """Resilience as configuration: check, explain and try what policies say, and run functions under them."""
+    """Resilience as configuration: check and explain policies, and run functions under them."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: the arguments of the command line, without the program's name.
 
     Returns:
-        Its exit code.
+        The exit code.
     """
-    state, termination = _State(), Termination()
-    with termination.heeded():
-        code = _ended(arguments, state)
-    return TERMINATED if termination.has_come and code == INTERRUPTED else code
+    options, termination = _GlobalOptions(), Termination()
+    with termination.as_interrupt():
+        code = _run(arguments, options)
+    return TERMINATED if termination.received and code == INTERRUPTED else code
 
 
-def _ended(arguments: Sequence[str], state: _State) -> int:
-    """Run it to whatever end it takes."""
+def _run(arguments: Sequence[str], options: _GlobalOptions) -> int:
     try:
-        code = _invoke(list(arguments), state)
+        code = _invoke(list(arguments), options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads any more. The interpreter's own flush at its end must not fail again.
+        # Prevents another BrokenPipeError when the interpreter flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NO_READER
+        return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is told of
-        return _told(error, state)
+    except Exception as error:  # noqa: BLE001  # every error gets a message and an exit code
+        return _report(error, options)
     finally:
         if (loading := sys.modules.get("opero.cli.loading")) is not None:
             loading.hide_warnings()
     return code
 
 
-def _invoke(arguments: list[str], state: _State) -> int:
+def _invoke(arguments: list[str], options: _GlobalOptions) -> int:
     command: Any = get_command(app)
-    if "_OPERO_COMPLETE" in os.environ:  # a shell asks
+    if "_OPERO_COMPLETE" in os.environ:  # a shell requests completions
         command.main(arguments, prog_name="opero")
     try:
-        # Not `command.main`, which decides by itself what becomes of a Ctrl-C and of a reader that has gone.
-        with command.make_context("opero", arguments, obj=state) as context:
+        # Not `command.main`, which handles Ctrl-C and broken pipes in its own way.
+        with command.make_context("opero", arguments, obj=options) as context:
             code = command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
     return code if isinstance(code, int) else 0
 
 
-def _told(error: Exception, state: _State) -> int:
-    """Say on stderr what went wrong."""
-    if state.debug:
+def _report(error: Exception, options: _GlobalOptions) -> int:
+    """Print an error on stderr, and return the exit code."""
+    if options.debug:
         traceback.print_exception(error.__cause__ if isinstance(error, FailedError) and error.__cause__ else error)
-    code = getattr(error, "exit_code", CONFIGURATION)
+    code = getattr(error, "exit_code", INVALID)
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -177,8 +176,8 @@ def _told(error: Exception, state: _State) -> int:
             print_error(f"{error.format_message()}{usage}")
         return int(code)
     print_error(_text(error))
-    if not state.debug and not isinstance(error, OperoError | OSError):
-        print("this is no error that opero knows; --debug shows where it comes from", file=sys.stderr)
+    if not options.debug and not isinstance(error, OperoError | OSError):
+        print("this is an unexpected error; --debug shows its traceback", file=sys.stderr)
     return int(code)
 
 
@@ -187,5 +186,5 @@ def _text(error: Exception) -> str:
         return f"{error.filename}: {error.strerror or error}"
     from opero.config.report import without_passwords
 
-    text = without_passwords(text_of(error))  # a user's own may be in it
-    return text if isinstance(error, OperoError) else f"{type(error).__name__}: {text}"
+    # A user's exception may contain a password.
+    return without_passwords(text_of(error) if isinstance(error, OperoError) else describe(error))

@@ -1,8 +1,9 @@
-"""`opero call`: one call of a function under a policy."""
+"""`opero call`: calls a function once under a policy."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -17,9 +18,10 @@ __all__ = ["call_command"]
 
 
 def call_command(
-    target: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="What to call.")],
+    target: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="The function to call.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="JSON where it is JSON, else text; -- before -5.")
+        list[str] | None,
+        typer.Argument(metavar="[ARGS]...", help="JSON values, or else text. Put -- before arguments such as -5."),
     ] = None,
     keywords: Annotated[
         list[str] | None, typer.Option("--kw", "-k", metavar="NAME=VALUE", help="A keyword argument.")
@@ -31,46 +33,47 @@ def call_command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of @opero, such as --set retries=5."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print the function's counts on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print the function's statistics on stderr.")] = False,
     as_json: Json = False,
 ) -> int:
     """Call a function once under a policy.
 
-    The result is printed as JSON. A function that has a policy keeps it; --policy is laid over that, and --set over
-    both. What the function prints goes to stderr. What a generator yields is printed value by value, a line each.
+    The result is printed as JSON; a generator's values are printed one per line. The policy of a decorated function
+    applies; --policy is merged over it, and --set over both. Output of the function itself goes to stderr.
 
     \b
     opero call app.users:get_user ada --policy api --stats
     opero call app.users:find --kw name=Ada --kw limit=10
     opero call math:pow -- 2 -5
     """
-    from opero.cli.exits import OK, ended
-    from opero.cli.functions import bound, options_of, pairs, parsed
+    from opero.cli.exits import OK, failed_by_exit
+    from opero.cli.functions import bind_function, flat_options, parse_pairs, parse_value
     from opero.cli.loading import load_function, use_registry
-    from opero.cli.terminal import print_json, stdout_kept
+    from opero.cli.terminal import print_json, stdout_reserved
     from opero.cli.values import jsonable
 
-    options = options_of(sets)
-    args = [parsed(each) for each in arguments or ()]
-    kwargs = pairs(keywords or (), "--kw")
+    options = flat_options(sets)
+    args = [parse_value(each) for each in arguments or ()]
+    kwargs = parse_pairs(keywords or (), "--kw")
     registry = use_registry(config, env)
-    with stdout_kept() as out:
-        function = bound(load_function(target), registry, policy, options)
+    with stdout_reserved() as out:
+        function = bind_function(load_function(target), registry, policy, options)
         _check_arguments(target, function, args, kwargs)
-        _ = function.policy.cache  # a profile that does not exist is no failure of the function
+        _ = function.policy.cache  # raises here, not as an error of the function, if its profile does not exist
         values: list[Any] = []
 
-        def take(value: Any) -> None:
+        def emit(value: Any) -> None:
             if as_json:
                 values.append(jsonable(value))
             else:
-                print(_written(value), file=out, flush=True)
+                line = json.dumps(jsonable(value), ensure_ascii=False)
+                print(line.encode("utf-8", "backslashreplace").decode(), file=out, flush=True)
 
         try:
-            is_generator = _called(function, args, kwargs, take)
+            is_generator = _call(function, args, kwargs, emit)
         except SystemExit as end:
-            raise ended(target, end) from end
-        except Exception as error:  # noqa: BLE001  # the function's own
+            raise failed_by_exit(target, end) from end
+        except Exception as error:  # noqa: BLE001  # the function may raise anything
             _fail(target, function, error, out if as_json else None, stats=stats)
         if as_json:
             result = values if is_generator else values[0]
@@ -80,22 +83,22 @@ def call_command(
     return OK
 
 
-def _called(function: Any, args: list[Any], kwargs: dict[str, Any], take: Callable[[Any], None]) -> bool:
-    """Call it and hand on what comes of it; whether these are the values of a generator."""
+def _call(function: Any, args: list[Any], kwargs: dict[str, Any], emit: Callable[[Any], None]) -> bool:
+    """Call a function, emit its result or the values that it yields, and return whether it is a generator."""
     kind = function.binding.kind
     if kind == "sync":
-        take(function(*args, **kwargs))
+        emit(function(*args, **kwargs))
     elif kind == "generator":
         for value in function(*args, **kwargs):
-            take(value)
+            emit(value)
     else:
 
         async def run() -> None:
             if kind == "async":
-                take(await function(*args, **kwargs))
+                emit(await function(*args, **kwargs))
                 return
             async for value in function(*args, **kwargs):
-                take(value)
+                emit(value)
 
         asyncio.run(run())
     return "generator" in kind
@@ -115,16 +118,16 @@ def _check_arguments(target: str, function: Any, args: list[Any], kwargs: dict[s
 
 
 def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, stats: bool) -> NoReturn:
-    """Say that the function failed; as JSON, too, where that is wanted.
+    """Raise the error of a failed call, after printing it as JSON on `out`, unless that is None.
 
     Raises:
-        ConfigError: it did not fail, but cannot be called as it is configured.
-        FailedError: it failed.
+        ConfigError: the function was not called, as its configuration is invalid.
+        FailedError: the function failed.
     """
     from opero.cli.exits import FailedError
     from opero.cli.results import error_data
     from opero.cli.terminal import print_json
-    from opero.errors import ConfigError
+    from opero.errors import ConfigError, one_line
 
     if isinstance(error, ConfigError):
         raise error
@@ -133,19 +136,11 @@ def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, s
     data = error_data(error)
     if out is not None:
         print_json({"function": target, "error": data, "stats": _stats(function)}, out)
-    told = [f"{target} failed: {data['type']}: {data['message']}"]
+    lines = [f"{target} failed: {data['type']}: {one_line(data['message'])}"]
     while "cause" in data:
         data = data["cause"]
-        told.append(f"  because of {data['type']}: {data['message']}")
-    raise FailedError("\n".join(told)) from error
-
-
-def _written(value: Any) -> str:
-    import json
-
-    from opero.cli.values import jsonable
-
-    return json.dumps(jsonable(value), ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        lines.append(f"  caused by {data['type']}: {one_line(data['message'])}")
+    raise FailedError("\n".join(lines)) from error
 
 
 def _stats(function: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`opero check`: everything that is wrong with the configuration, at once."""
+"""`opero check`: reports all problems of the configuration."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def check_command(
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Say everything that is wrong with the policies.
+    """Report all problems of the configuration.
 
-    Each problem is shown with its place and its cure. With --import also what only the functions tell: profiles that do
-    not exist, `functions:` entries that hold for none of them, policies that do not fit.
+    Each problem is shown with its place and a fix. With --import the bindings of functions are checked as well: unknown
+    profiles, `functions:` entries that match no function, and policies that do not fit their function.
 
     \b
     opero check --all-envs
     opero check --env production --import app
     """
-    from opero.cli.exits import NO, OK, UsageError
+    from opero.cli.exits import FAILED, OK, UsageError
     from opero.cli.loading import environments, use_registry
-    from opero.cli.terminal import print_json, stdout_kept
+    from opero.cli.terminal import print_json, stdout_reserved
     from opero.registry.checks import check
 
     if all_envs and env is not None:
-        raise UsageError("--env and --all-envs contradict each other; give one of them")
+        raise UsageError("--env and --all-envs cannot be combined")
     names: list[str | None] = [*environments(config)] if all_envs else [env]
     if all_envs and not names:
-        names = [None]  # base.yaml alone
+        names = [None]  # there is only base.yaml
     found = _Findings()
     for name in names:
         found.load(config, name)
@@ -55,22 +55,22 @@ def check_command(
         for name in found.loaded:
             registry = use_registry(config, name)
             if not found.imported:
-                with stdout_kept():
+                with stdout_reserved():
                     for module in modules:
-                        found.bring(module, name)
+                        found.import_module(module, name)
             found.functions |= {each.name for each in registry.bindings()}
-            # Where a module has failed, what it would have bound is not there.
+            # If the import of a module failed, its functions are missing.
             complete = not found.has_failed
             found.take(name, partial(check, registry.configuration, registry._bindings(), complete=complete))
     if as_json:
         print_json(found.data())
     else:
         found.print()
-    return NO if found.problems else OK
+    return FAILED if found.problems else OK
 
 
 class _Findings:
-    """What is wrong, each thing once, with the environments that it concerns."""
+    """Problems, without duplicates, with the environments that they affect."""
 
     def __init__(self) -> None:
         self.problems: dict[Problem, list[str]] = {}
@@ -83,7 +83,7 @@ class _Findings:
         self.has_failed = False
 
     def load(self, config: str | None, environment: str | None) -> None:
-        from opero.config import load as load_quietly
+        from opero.config.settings import load as load_quietly
 
         def load() -> None:
             found = load_quietly(config, environment)
@@ -93,54 +93,54 @@ class _Findings:
             self.warnings |= dict.fromkeys(found.warnings)
 
         if not self.take(environment or "", load):
-            self.environments.append(environment or _usual())
+            self.environments.append(environment or _default_environment())
 
-    def bring(self, module: str, environment: str) -> None:
-        """Import a module, under that environment. What it does wrong with opero is a finding.
+    def import_module(self, module: str, environment: str) -> None:
+        """Import a module under an environment, and add the problems that this raises.
 
         Raises:
-            UsageError: it cannot be imported for another reason.
+            UsageError: the import fails for another reason.
         """
         from opero.cli.exits import UsageError
-        from opero.cli.loading import import_module_named
-        from opero.cli.mistakes import mistakes_in
+        from opero.cli.import_errors import problems_in
+        from opero.cli.loading import import_by_name
         from opero.errors import PolicyNotFoundError
 
         self.imported = True
         try:
-            import_module_named(module)
+            import_by_name(module)
         except UsageError as error:
             cause = error.__cause__
-            mistakes = [] if cause is None else mistakes_in(cause)
-            if not mistakes:
+            problems = [] if cause is None else problems_in(cause)
+            if not problems:
                 raise
             self.has_failed = True
-            for problem in mistakes:
+            for problem in problems:
                 is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
-                self.note(problem, [environment] if is_of_files else [*self.loaded])
+                self.add(problem, [environment] if is_of_files else [*self.loaded])
 
-    def note(self, problem: Problem, environments: Sequence[str]) -> None:
-        """Take a problem, or the environments that it concerns, too."""
-        concerned = self.problems.setdefault(problem, [])
-        concerned += [each for each in environments if each not in concerned]
+    def add(self, problem: Problem, environments: Sequence[str]) -> None:
+        """Add a problem, or more environments of a known problem."""
+        affected = self.problems.setdefault(problem, [])
+        affected += [each for each in environments if each not in affected]
 
     def take(self, environment: str, check: Any) -> bool:
-        """Whether that check finds nothing."""
+        """Run a check, add its problems, and return whether there are none."""
         from opero.errors import ConfigError
 
         try:
             check()
         except ConfigError as error:
             for problem in error.problems:
-                self.note(problem, [environment or _usual()])
+                self.add(problem, [environment or _default_environment()])
             return False
         return True
 
     def data(self) -> dict[str, Any]:
         names = ("place", "text", "file", "line", "column", "snippet")
         problems = [
-            {**{name: getattr(problem, name) for name in names}, "environments": concerned}
-            for problem, concerned in self.problems.items()
+            {**{name: getattr(problem, name) for name in names}, "environments": affected}
+            for problem, affected in self.problems.items()
         ]
         return {
             "ok": not self.problems,
@@ -156,27 +156,27 @@ class _Findings:
 
         for warning in self.warnings:
             print_warning(warning)
-        for problem, concerned in self.problems.items():
-            told, *snippet = str(problem).split("\n")
-            where = "" if len(self.environments) == len(concerned) else f"  [{', '.join(concerned)}]"
-            print("\n".join([styled(told, "bold", sys.stdout) + where, *snippet]))
+        for problem, affected in self.problems.items():
+            message, *snippet = str(problem).split("\n")
+            where = "" if len(self.environments) == len(affected) else f"  [{', '.join(affected)}]"
+            print("\n".join([styled(message, "bold", sys.stdout) + where, *snippet]))
             print()
         count = len(self.problems)
         checked = f"{_number(len(self.environments), 'environment')} ({', '.join(self.environments)})"
         if count:
             print(styled(f"{_number(count, 'problem')} in {checked}", "red", sys.stdout))
         else:
-            bound = f", {_number(len(self.functions), 'function')}" if self.imported else ""
-            told = f"{checked}, {_number(len(self.profiles), 'profile')}{bound}: no problems"
-            print(styled(told, "green", sys.stdout))
+            functions = f", {_number(len(self.functions), 'function')}" if self.imported else ""
+            summary = f"{checked}, {_number(len(self.profiles), 'profile')}{functions}: no problems"
+            print(styled(summary, "green", sys.stdout))
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _usual() -> str:
-    """The environment that is loaded without being named, as far as it can be told; a `.env` file may say it."""
+def _default_environment() -> str:
+    """Return the environment that is loaded if none is given, even if the configuration is invalid."""
     import os
 
     from opero.config.location import DEFAULT_ENVIRONMENT
@@ -187,7 +187,7 @@ def _usual() -> str:
 
     try:
         variables = flatten(collect_variables(None, None, None, Report())[0])
-    except ConfigError:  # which is among the problems
+    except ConfigError:  # it has been reported already
         variables = dict(os.environ)
     named = variable(variables, "OPERO_ENV") or variables.get("ENVIRONMENT") or ""
     return named.strip() or DEFAULT_ENVIRONMENT

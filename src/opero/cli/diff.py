@@ -1,4 +1,4 @@
-"""`opero diff`: which options differ between two environments."""
+"""`opero diff`: shows the options that differ between two environments."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import TypeAlias
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
 
     _Row: TypeAlias = tuple[str, str, Leaf | None, Leaf | None]
 
 __all__ = ["diff_command"]
 
-WHOLE = "(all of it)"
+WHOLE = "(all)"
 First = Annotated[str, typer.Argument(metavar="ENV1", help="An environment.", autocompletion=environment_names)]
-Second = Annotated[str, typer.Argument(metavar="ENV2", help="Another.", autocompletion=environment_names)]
+Second = Annotated[str, typer.Argument(metavar="ENV2", help="Another environment.", autocompletion=environment_names)]
 
 
 def diff_command(
     first: First,
     second: Second,
     config: Config = None,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with code 1 if they differ.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Say which options differ between two environments.
+    """Show the options that differ between two environments.
 
-    Both values are shown with where they come from. Variables that are set count in both.
+    Both values are shown with their sources. Environment variables apply to both environments.
 
     \b
     opero diff staging production
     opero diff staging production --exit-code
     """
-    from opero.cli.exits import NO, OK
+    from opero.cli.exits import FAILED, OK
     from opero.cli.loading import load_configuration
     from opero.cli.terminal import print_json, print_table
 
@@ -58,8 +58,8 @@ def diff_command(
         )
         print_table(["section", "option", first, "source", second, "source"], cells)
     else:
-        print(f"{first} and {second} are the same")
-    return NO if rows and exit_code else OK
+        print(f"no differences between {first} and {second}")
+    return FAILED if rows and exit_code else OK
 
 
 def _differences(one: Configuration, other: Configuration) -> list[_Row]:
@@ -82,7 +82,7 @@ def _sections(one: Configuration, other: Configuration) -> list[str]:
 
 
 def _places(found: Configuration, section: str) -> Leaf | None:
-    """Stands for a whole profile or entry: where it is first said; None where it is not there."""
+    """Return a leaf for a whole profile or entry, at the place that first defines it; None if there is none."""
     from opero.config.sources import Leaf
 
     group, _, name = section.partition(".")
@@ -98,7 +98,7 @@ def _of_profile(section: str, one: Configuration, other: Configuration) -> Itera
     mine, theirs = one.sources[profile], other.sources[profile]
     for kind in KINDS:
         if _kind(one, profile, kind) != _kind(other, profile, kind):
-            for path in _telling(kind, mine, theirs):
+            for path in _compared(kind, mine, theirs):
                 left, right = mine.get(path), theirs.get(path)
                 if _value(one, profile, path, left) != _value(other, profile, path, right):
                     yield section, path, left, right
@@ -120,15 +120,17 @@ def _of_entry(section: str, one: Configuration, other: Configuration) -> Iterato
             yield section, path, left, right
 
 
-def _telling(kind: str, mine: Mapping[str, Leaf], theirs: Mapping[str, Leaf]) -> list[str]:
-    """The options of a policy that tell how two differ: of one that the other lacks, those that somebody has said."""
+def _compared(kind: str, mine: Mapping[str, Leaf], theirs: Mapping[str, Leaf]) -> list[str]:
+    """Return the options of a policy to compare; if one side has no such policy, only those that are set."""
     from opero.config.sources import DEFAULT
 
     paths = [path for path in dict.fromkeys([*mine, *theirs]) if path == kind or path.startswith(f"{kind}.")]
-    said = [path for path in paths if any(path in each and each[path].source != DEFAULT for each in (mine, theirs))]
+    set_paths = [
+        path for path in paths if any(path in each and each[path].source != DEFAULT for each in (mine, theirs))
+    ]
     if all(f"{kind}.enabled" in each for each in (mine, theirs)):
         return paths
-    return said or paths[:1]
+    return set_paths or paths[:1]
 
 
 def _kind(found: Configuration, profile: str, kind: str) -> Any:
@@ -136,7 +138,7 @@ def _kind(found: Configuration, profile: str, kind: str) -> Any:
 
 
 def _value(found: Configuration, profile: str, path: str, leaf: Leaf | None) -> Any:
-    """What holds, whichever way it was written: 60s and 1m are the same."""
+    """Return the parsed value, so that 60s and 1m are equal."""
     if leaf is None or leaf.removed:
         return None if leaf is None else "removed"
     kind, _, field = path.partition(".")
@@ -154,10 +156,10 @@ def _data(path: str, leaf: Leaf | None) -> dict[str, Any] | None:
 
 
 def _cells(path: str, leaf: Leaf | None) -> tuple[str, str]:
-    from opero.cli.values import text_of_value
+    from opero.cli.values import leaf_text
 
     if leaf is None:
-        return "", "not there"
+        return "", "missing"
     if not path:
-        return "there", str(leaf.source)
-    return "removed (null)" if leaf.removed else text_of_value(path, leaf.value), str(leaf.source)
+        return "present", str(leaf.source)
+    return leaf_text(path, leaf), str(leaf.source)

@@ -1,51 +1,51 @@
-"""What a command's exit code says."""
+"""Exit codes, and the exceptions that lead to them."""
 
 from __future__ import annotations
 
 from opero.errors import OperoError
 
 __all__ = [
-    "CONFIGURATION",
+    "BROKEN_PIPE",
+    "FAILED",
     "INTERRUPTED",
-    "NO",
-    "NO_READER",
+    "INVALID",
     "OK",
     "TERMINATED",
     "FailedError",
     "InterruptedRunError",
     "UsageError",
-    "ended",
+    "failed_by_exit",
 ]
 
 OK = 0
-NO = 1
-"""The answer is no: problems were found, items failed, the function failed, environments differ."""
-CONFIGURATION = 2
-"""Wrong usage, a wrong configuration, or a file that cannot be read or written."""
+FAILED = 1
+"""Problems were found, items failed, the function failed, or environments differ."""
+INVALID = 2
+"""Invalid usage or configuration, or a file that cannot be read or written."""
 INTERRUPTED = 130
-NO_READER = 141
-"""Whoever read the output has gone."""
+BROKEN_PIPE = 141
+"""The reader of the output closed it."""
 TERMINATED = 143
 
 
 class UsageError(OperoError):
-    """The command cannot do what it was asked; the message says what, and the cure."""
+    """The command line is invalid, or refers to something that does not exist."""
 
-    exit_code = CONFIGURATION
+    exit_code = INVALID
 
 
 class FailedError(OperoError):
-    """The user's own function failed; its exception is the cause."""
+    """The user's function failed; its exception is the cause."""
 
-    exit_code = NO
+    exit_code = FAILED
 
 
-def ended(target: str, end: SystemExit) -> FailedError:
-    """What a function has done that ended the program: its exit code is none of the command's."""
-    return FailedError(f"{target} ended the program: SystemExit({end.code!r})")
+def failed_by_exit(target: str, end: SystemExit) -> FailedError:
+    """Return the error for a function that called `sys.exit`, whose exit code is not the command's."""
+    return FailedError(f"{target} raised SystemExit({end.code!r})")
 
 
 class InterruptedRunError(OperoError):
-    """Ctrl-C or SIGTERM has ended a run; the message says how to go on."""
+    """Ctrl-C or SIGTERM ended a run; the message says how to resume it."""
 
     exit_code = INTERRUPTED

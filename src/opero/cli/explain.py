@@ -1,4 +1,4 @@
-"""`opero explain`: every option of a profile or function, its value, its source, and what that shadows."""
+"""`opero explain`: shows the options of a profile or function, with their sources and what those override."""
 
 from __future__ import annotations
 
@@ -19,65 +19,68 @@ __all__ = ["explain_command"]
 
 def explain_command(
     target: Annotated[
-        str, typer.Argument(metavar="PROFILE|MODULE:FUNCTION", help="What to explain.", autocompletion=target_names)
+        str,
+        typer.Argument(
+            metavar="PROFILE|MODULE:FUNCTION", help="The profile or function to explain.", autocompletion=target_names
+        ),
     ],
     modules: Modules = None,
     env: Environment = None,
     config: Config = None,
-    all_options: Annotated[bool, typer.Option("--all", help="Also options that nobody said.")] = False,
+    all_options: Annotated[bool, typer.Option("--all", help="Include options that are not set.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Say where each option of a profile or function comes from.
+    """Show where each option of a profile or function is set.
 
-    Under each value stands what it is in place of. The module of a function is imported, as that is where its decorator
-    says what it says. Of a function that nothing binds, it is what `opero call` and `opero map` run it under.
+    Below each value are the values that it overrides. The module of a function is imported, as its decorator may set
+    options. For a function without a decorator, the options of `opero call` and `opero map` are shown.
 
     \b
     opero explain api --env production
     opero explain app.users:get_user
     """
     from opero.cli.exits import UsageError
-    from opero.cli.loading import check_profile, import_module_named, load_configuration, use_registry
-    from opero.cli.terminal import print_json, stdout_kept
+    from opero.cli.loading import check_profile, import_by_name, load_configuration, use_registry
+    from opero.cli.terminal import print_json, stdout_reserved
     from opero.cli.values import leaf_data
 
     if ":" in target:
         registry = use_registry(config, env)
-        with stdout_kept():
+        with stdout_reserved():
             for module in (*(modules or ()), target.partition(":")[0]):
-                import_module_named(module)
+                import_by_name(module)
             found, is_bound = _of_function(registry, target)
         environment = registry.configuration.environment
     else:
         if modules:
-            raise UsageError("--import is for functions, and this explains a profile; leave it out")
+            raise UsageError("--import applies to functions only, not to profiles")
         configuration, is_bound = load_configuration(config, env), True
         check_profile(configuration, target)
         environment, found = configuration.environment, configuration.sources[target]
-    leaves = _wanted(found, everything=all_options)
+    leaves = _selected(found, everything=all_options)
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
         print_json({"target": target, "environment": environment, "bound": is_bound, "options": options})
         return 0
-    unbound = "" if is_bound else "; nothing binds it: so opero call and opero map run it"
+    unbound = "" if is_bound else "; not bound to a policy: options of opero call and opero map"
     _print(f"{target}, environment {environment}{unbound}", leaves)
     return 0
 
 
 def _of_function(registry: Registry, target: str) -> tuple[Mapping[str, Leaf], bool]:
-    """What holds for a function, and whether anything binds it."""
-    from opero.cli.functions import bound
+    """Return the options of a function, and whether it is bound to a policy."""
+    from opero.cli.functions import bind_function
     from opero.cli.loading import load_function
 
     if any(each.name == target for each in registry.bindings()):
         return registry.explain(target), True
     function = load_function(target)
     is_bound = hasattr(function, "binding")
-    return registry.explain(function if is_bound else bound(function, registry, None, {})), is_bound
+    return registry.explain(function if is_bound else bind_function(function, registry, None, {})), is_bound
 
 
-def _wanted(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf]:
-    """In the order of the layers, those that somebody has said anything of."""
+def _selected(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf]:
+    """Return the options that are set, or all of them, in the order of the policies."""
     from opero.config.sources import DEFAULT
     from opero.policies.policy import KINDS
 
@@ -87,12 +90,12 @@ def _wanted(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf]:
         kind = path.partition(".")[0]
         return kinds.index(kind) if kind in kinds else -1
 
-    said = {
+    selected = {
         path: leaf
         for path, leaf in leaves.items()
         if everything or any(each.source != DEFAULT for each in leaf.chain())
     }
-    return {path: said[path] for path in sorted(said, key=order)}
+    return {path: selected[path] for path in sorted(selected, key=order)}
 
 
 def _print(title: str, leaves: Mapping[str, Leaf]) -> None:
@@ -105,21 +108,14 @@ def _print(title: str, leaves: Mapping[str, Leaf]) -> None:
     if leaves:
         print_table(["option", "value", "source"], _rows(leaves))
     else:
-        print("nobody has said anything of it: all is at its default (--all shows it)")
+        print("no option is set: all have their defaults (--all shows them)")
 
 
 def _rows(leaves: Mapping[str, Leaf]) -> Iterator[tuple[tuple[str, str, str], str]]:
-    from opero.cli.values import text_of_value
+    from opero.cli.values import leaf_text
 
     for path, leaf in leaves.items():
-        first, *rest = [
-            ("removed (null)" if each.removed else text_of_value(path, each.value), _place(each))
-            for each in leaf.chain()
-        ]
-        yield (path, *first), ""
-        for place, shadowed in enumerate(rest):
-            yield ("  in place of" if not place else "", *shadowed), "dim"
-
-
-def _place(leaf: Leaf) -> str:
-    return f"{leaf.source}, {leaf.section}" if leaf.section else str(leaf.source)
+        for position, each in enumerate(leaf.chain()):
+            title = path if position == 0 else "  overrides" if position == 1 else ""
+            source = f"{each.source}, {each.section}" if each.section else str(each.source)
+            yield (title, leaf_text(path, each), source), "dim" if position else ""

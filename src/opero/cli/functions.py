@@ -1,4 +1,4 @@
-"""A function under the policy that a command line asks for."""
+"""Binds a function to the policy that the command line asks for."""
 
 from __future__ import annotations
 
@@ -14,53 +14,57 @@ if TYPE_CHECKING:
     from opero.registry.registry import Registry
 
 PLACE = ("command line", 0)
-"""Where the options of a function that nothing else binds are said."""
+"""The source of options that the command line sets for a function without a decorator."""
 
-__all__ = ["Unpacked", "bound", "options_of", "parsed", "unpacked"]
+__all__ = ["Unpacked", "bind_function", "flat_options", "parse_pairs", "parse_value", "unpacked"]
 
 
-def parsed(text: str) -> Any:
-    """A value of the command line: JSON where it is JSON, else the text itself."""
+def parse_value(text: str) -> Any:
+    """Parse a value of the command line as JSON; text that is not JSON is returned as it is."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
 
 
-def pairs(texts: Iterable[str], option: str) -> dict[str, Any]:
-    """What "name=value", given several times, says.
+def parse_pairs(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """Parse the values of an option of the form "name=value" that can be given several times.
 
     Raises:
-        UsageError: one has no "=", or a name comes twice.
+        UsageError: a value has no "=" or no name, or a name is given twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise UsageError(f"{option} {text!r} is not of the form name=value")
+            raise UsageError(f"{option} {text!r} is invalid: use name=value")
         if name in found:
-            raise UsageError(f"{option} gives {name!r} twice; give it once")
-        found[name] = parsed(value)
+            raise UsageError(f"{option} {name!r} is given twice")
+        found[name] = parse_value(value)
     return found
 
 
-def options_of(sets: Iterable[str] | None, **given: Any) -> dict[str, Any]:
-    """Flat options: those of `--set`, and those that have an option of their own; None: not given.
+def flat_options(sets: Iterable[str] | None, **given: Any) -> dict[str, Any]:
+    """Return the options of a policy that the command line sets.
+
+    Args:
+        sets: the values of `--set`.
+        given: the values of command-line options that are named like an option of a policy; None if not given.
 
     Raises:
         UsageError: an option is given twice.
     """
-    options = {name: _listed(name, value) for name, value in pairs(sets or (), "--set").items()}
+    options = {name: _split_list(name, value) for name, value in parse_pairs(sets or (), "--set").items()}
     for name, value in given.items():
         if value is not None:
             if name in options:
-                raise UsageError(f"--set gives {name!r}, and so does --{name.replace('_', '-')}; give one of them")
+                raise UsageError(f"{name!r} is given by both --set and --{name.replace('_', '-')}")
             options[name] = value
     return options
 
 
-def _listed(option: str, value: Any) -> Any:
-    """What is written with commas, where the option takes a list: as variables are read."""
+def _split_list(option: str, value: Any) -> Any:
+    """Split text at commas if the option takes a list, as for environment variables."""
     from opero.config.fields import is_list
     from opero.policies.policy import FLAT_OPTIONS
 
@@ -69,38 +73,38 @@ def _listed(option: str, value: Any) -> Any:
     return value
 
 
-def bound(
+def bind_function(
     function: Any,
     registry: Registry,
     profile: str | None,
     options: Mapping[str, Any],
-    usual: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The function under its policy.
+    """Bind a function to a policy.
 
-    One that has a policy keeps it; the profile is laid over that key by key, and the options over both. What
-    `functions:` says of one that has none holds, too.
+    If the function is bound already, the profile is merged over its policy, and the options over both. Otherwise its
+    entry of `functions:` applies as well.
 
     Args:
-        function: bound or plain.
-        registry: where the profile is.
-        profile: its name, or None.
+        function: a bound or plain function.
+        registry: the registry that contains the profile.
+        profile: the profile's name, or None.
         options: flat options.
-        usual: flat options that hold where nobody says anything else.
+        defaults: flat options for what neither the function, the profile nor `options` set.
 
     Raises:
-        UsageError: an option that does not exist, or has a wrong value.
-        ConfigError: no such profile, or the policy does not fit the function.
+        UsageError: an option does not exist or has an invalid value.
+        ConfigError: the profile does not exist, or the policy does not fit the function.
     """
     from pydantic import ValidationError
 
     from opero.binding.disabled import plain
     from opero.binding.fit import check_arguments
-    from opero.cli.mistakes import sentences
+    from opero.cli.import_errors import validation_messages
     from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
 
-    def put(fields: Mapping[str, Any]) -> None:
+    def set_policy(fields: Mapping[str, Any]) -> None:
         policy = Policy.model_validate(fields)
         binding.swap(policy if registry.configuration.enabled else plain(policy))
 
@@ -125,23 +129,23 @@ def bound(
             binding = function.binding
         elif profile is not None or fields:
             lower = binding.policy.fields()
-            put(merge(lower if profile is None else merge(lower, registry[profile].fields()), fields))
+            set_policy(merge(lower if profile is None else merge(lower, registry[profile].fields()), fields))
         lower = binding.policy.fields()
-        whole = merge(options_to_fields(usual or {}), lower)
+        whole = merge(options_to_fields(defaults or {}), lower)
         if whole != lower:
-            put(whole)
+            set_policy(whole)
     except UnknownOptionError as error:
         raise UsageError(str(error)) from error
     except ValidationError as error:
-        raise UsageError("\n  ".join(["the options do not make a policy:", *sentences(error)])) from error
+        raise UsageError("\n  ".join(["invalid options:", *validation_messages(error)])) from error
     return function
 
 
 class Unpacked:
-    """Calls a function with an item's fields as keyword arguments. It travels by the function's name.
+    """Calls a function with the fields of an item as keyword arguments. It is pickled by the function's name.
 
     Args:
-        target: "module:qualname".
+        target: the function's name, "module:qualname".
     """
 
     def __init__(self, target: str) -> None:
@@ -172,12 +176,12 @@ class _AsyncUnpacked(Unpacked):
 
 def _fields(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise TypeError(f"--unpack takes items that are objects, or rows of CSV, and this is {item!r:.60}")
+        raise TypeError(f"--unpack requires items that are JSON objects or CSV rows, and this is {item!r:.60}")
     return item
 
 
 def unpacked(target: str, function: Any) -> Unpacked:
-    """What takes an item of fields in the function's place. It has the function's own policy."""
+    """Return a function that takes an item and passes its fields to `function`, with the same policy."""
     from opero.runtime.functions import kind_of
 
     binding = getattr(function, "binding", None)

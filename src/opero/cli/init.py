@@ -1,4 +1,4 @@
-"""`opero init`: a commented folder of policies to begin with."""
+"""`opero init`: writes commented policy files to start with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SCHEMA = "schema.json"
 
 
 def init_command(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write them.")] = Path("policies"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="The directory to write to.")] = Path("policies"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Write a commented folder of policies to begin with.
+    """Write commented policy files to start with.
 
-    These are base, development, staging and production.yaml, and schema.json, by which editors check and complete them.
+    The files are base, development, staging and production.yaml, and schema.json for checks and completion in editors.
 
     \b
     opero init
@@ -36,8 +36,8 @@ def init_command(
     present = [name for name in texts if (directory / name).exists()]
     if present and not force:
         raise UsageError(
-            f"{directory} has {', '.join(present)} already: nothing was written; give another directory, or --force to "
-            "overwrite"
+            f"{directory} already contains {', '.join(present)}; nothing was written: use another directory, or "
+            "--force to overwrite"
         )
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""The items of a map: read one by one from JSON lines, CSV, or lines of text; from a file or from stdin."""
+"""Reads the items of a map one by one from a file or stdin, as JSON lines, CSV or lines of text."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
 
 class Items(Iterable[Any]):
-    """The items of a file, read as they are asked for. Lines of nothing but spaces are no items.
+    """The items of a file, read lazily. Blank lines are skipped.
 
     Args:
-        path: the file; "-" for stdin.
-        form: "jsonl", "csv" or "lines". Default: what the file's name says, else lines.
+        path: the path of the file; "-" for stdin.
+        form: "jsonl", "csv" or "lines". Default: by the suffix of the file's name, else lines.
 
     Raises:
         UsageError: the format is unknown, or the file cannot be read.
@@ -37,7 +37,7 @@ class Items(Iterable[Any]):
         self.name = "stdin" if self.is_stdin else path
         self.form = form or self._form()
         if self.form not in FORMATS:
-            raise UsageError(f"--format {self.form!r} is not known; it is one of {', '.join(FORMATS)}")
+            raise UsageError(f"--format {self.form!r} is invalid: use one of {', '.join(FORMATS)}")
         if not self.is_stdin:
             self._open().close()
 
@@ -45,19 +45,19 @@ class Items(Iterable[Any]):
         suffix = "" if self.is_stdin else Path(self.path).suffix.lower()
         if suffix == ".json":
             raise UsageError(
-                f"{self.path}: a JSON document is not read item by item; write one value a line (jq -c '.[]' "
-                f"{self.path} > items.jsonl), or say --format jsonl if that is what it is"
+                f"{self.path}: JSON documents are not supported: write one value per line (jq -c '.[]' {self.path} > "
+                "items.jsonl), or use --format jsonl if the file has that format"
             )
         return SUFFIXES.get(suffix, "lines")
 
     def _open(self) -> IO[bytes]:
         try:
-            return sys.stdin.buffer if self.is_stdin else open(self.path, "rb")  # closed by its reader
+            return sys.stdin.buffer if self.is_stdin else open(self.path, "rb")  # closed by the caller
         except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror or error}; name a file of items, or - for stdin") from error
+            raise UsageError(f"{self.path}: {error.strerror or error}; use a file of items, or - for stdin") from error
 
     def count(self) -> int | None:
-        """How many there are, where a look through the lines of a file tells."""
+        """Return the number of items, or None if it cannot be determined by counting lines."""
         if self.is_stdin or self.form == "csv" or not Path(self.path).is_file():
             return None
         with self._open() as file:
@@ -81,7 +81,7 @@ class Items(Iterable[Any]):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise self._wrong(number, "is not UTF-8; save it as UTF-8") from error
+                raise self._invalid(number, "invalid UTF-8") from error
             yield number, text.removesuffix("\n").removesuffix("\r")
 
     def _json(self, file: IO[bytes]) -> Iterator[Any]:
@@ -91,7 +91,7 @@ class Items(Iterable[Any]):
             try:
                 yield json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise self._wrong(number, f"is not JSON: {error}; write one value a line") from error
+                raise self._invalid(number, f"invalid JSON, expected one value per line: {error}") from error
 
     def _rows(self, file: IO[bytes]) -> Iterator[dict[str, str]]:
         rows = csv.reader(f"{text}\n" for _, text in self._lines(file))
@@ -100,7 +100,7 @@ class Items(Iterable[Any]):
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                raise self._wrong(rows.line_num, f"is not CSV: {error}") from error
+                raise self._invalid(rows.line_num, f"invalid CSV: {error}") from error
             if row is None:
                 return
             if not row:
@@ -108,18 +108,18 @@ class Items(Iterable[Any]):
             if names is None:
                 names = row
                 if len(set(names)) < len(names):
-                    raise self._wrong(rows.line_num, "names a column twice; the first line names each column once")
+                    raise self._invalid(rows.line_num, "duplicate column name")
                 continue
             if len(row) != len(names):
-                raise self._wrong(rows.line_num, f"has {len(row)} fields, and the first line names {len(names)}")
+                raise self._invalid(rows.line_num, f"{len(row)} fields, but the header has {len(names)}")
             yield dict(zip(names, row, strict=True))
 
-    def _wrong(self, line: int, what: str) -> UsageError:
-        return UsageError(f"{self.name}:{line}: {what}; nothing after it was read")
+    def _invalid(self, line: int, reason: str) -> UsageError:
+        return UsageError(f"{self.name}:{line}: {reason}; later lines were not read")
 
 
 class Counted(Iterable[Any]):
-    """Items of a known number, for a progress bar that tells when it is done."""
+    """Items with a known number, so that a progress bar can show the remaining time."""
 
     def __init__(self, items: Iterable[Any], count: int) -> None:
         self._items = items
@@ -133,10 +133,10 @@ class Counted(Iterable[Any]):
 
 
 def keyed(items: Iterable[Any], field: str, keep: Callable[[int, Any], None]) -> Iterator[Any]:
-    """The items, and on the way what each has in that field."""
+    """Yield the items, and call `keep` with the index of each and the value of its field."""
     for index, item in enumerate(items):
         if not isinstance(item, dict) or field not in item:
-            has = f"its fields are {', '.join(map(str, item))}" if isinstance(item, dict) else "it has no fields"
-            raise UsageError(f"item {index} has no {field!r}, which --key asks for; {has}")
+            fields = f"its fields are {', '.join(map(str, item))}" if isinstance(item, dict) else "it has no fields"
+            raise UsageError(f"item {index} has no field {field!r}, which --key requires; {fields}")
         keep(index, item[field])
         yield item

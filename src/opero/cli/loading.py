@@ -1,4 +1,4 @@
-"""What commands load: the registry of an environment, and functions by name."""
+"""Loads configurations, registries, modules and functions for commands."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import UsageError
 from opero.cli.terminal import print_warning
-from opero.errors import nearest
+from opero.errors import describe, nearest
 
 if TYPE_CHECKING:
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.registry.registry import Registry
 
 __all__ = [
     "check_profile",
     "environments",
     "hide_warnings",
-    "import_module_named",
+    "import_by_name",
     "load_configuration",
     "load_function",
     "show_warnings",
@@ -30,10 +30,10 @@ __all__ = [
 
 
 def environments(config: str | None) -> list[str]:
-    """The environments that have a file of their own.
+    """Return the environments that have a file of their own.
 
     Raises:
-        ConfigError: the directory cannot be told, or there is none.
+        ConfigError: the directory of the policy files does not exist, or cannot be determined.
     """
     from opero.config.location import BASE, SUFFIXES, locate, named_directory
     from opero.config.report import Report
@@ -43,54 +43,52 @@ def environments(config: str | None) -> list[str]:
     variables = flatten(collect_variables(None, None, None, Report())[0])
     folder = Path(named_directory(config, variables).value).expanduser()
     if not folder.is_dir():
-        locate(config, None, variables, Report())  # which says better what is wrong
-        raise ConfigError(
-            f"there is no directory {str(folder)!r} here; name it with --config, or write one: opero init"
-        )
+        locate(config, None, variables, Report())  # usually raises a more specific error
+        raise ConfigError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
     return sorted({path.stem for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {BASE})
 
 
-class _Shown(logging.Handler):
-    """Says opero's warnings on stderr, each once."""
+class _WarningPrinter(logging.Handler):
+    """Prints opero's warnings on stderr, each once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self.said:
-            self.said.add(text)
+        if text not in self.printed:
+            self.printed.add(text)
             print_warning(text)
 
 
-_shown: list[logging.Handler] = []
+_printers: list[logging.Handler] = []
 
 
 def show_warnings() -> None:
-    """From now on say on stderr what opero warns of."""
+    """Print the warnings that opero logs on stderr, until `hide_warnings` is called."""
     from opero.observe.logs import logger
 
-    if not _shown:
-        _shown.append(_Shown())
-        logger.addHandler(_shown[0])
+    if not _printers:
+        _printers.append(_WarningPrinter())
+        logger.addHandler(_printers[0])
 
 
 def hide_warnings() -> None:
-    """No more."""
-    if _shown:
+    """Stop printing warnings."""
+    if _printers:
         from opero.observe.logs import logger
 
-        logger.removeHandler(_shown.pop())
+        logger.removeHandler(_printers.pop())
 
 
 def load_configuration(config: str | None, environment: str | None) -> Configuration:
-    """The configuration of an environment: without all that a registry needs to run functions, it is loaded sooner.
+    """Load the configuration of an environment, without the imports that a registry needs.
 
     Raises:
-        ConfigError: something is wrong with it.
+        ConfigError: the configuration is invalid.
     """
-    from opero.config import load
+    from opero.config.settings import load
 
     configuration = load(config, environment)
     for warning in configuration.warnings:
@@ -101,33 +99,34 @@ def load_configuration(config: str | None, environment: str | None) -> Configura
 
 def _warn_if_off(configuration: Configuration) -> None:
     if not configuration.enabled:
-        print_warning("OPERO_ENABLED is false: functions are called plainly, whatever their policies say")
+        print_warning("OPERO_ENABLED is false: functions are called without their policies")
 
 
 def check_profile(configuration: Configuration, name: str) -> None:
-    """
+    """Check that a profile exists.
+
     Raises:
-        PolicyNotFoundError: there is no profile of that name; it says what there is.
+        PolicyNotFoundError: it does not exist; the message lists the profiles that do.
     """
     from opero.errors import PolicyNotFoundError
 
     if name in configuration.policies:
         return
     if configuration.directory is None:
-        where = "no policy files were found: name their directory with --config, or write some with opero init"
-        raise PolicyNotFoundError(f"there is no profile {name!r}, as {where}", name=name)
+        reason = "no policy files were found: set their directory with --config, or create some with opero init"
+        raise PolicyNotFoundError(f"no profile {name!r}: {reason}", name=name)
     known = ", ".join(sorted(configuration.policies)) or "none"
     hint = nearest(name, configuration.policies).partition("; known")[0]
     raise PolicyNotFoundError(
-        f"no profile {name!r} among those of environment {configuration.environment!r} ({known}){hint}", name=name
+        f"no profile {name!r} in environment {configuration.environment!r} (profiles: {known}){hint}", name=name
     )
 
 
 def use_registry(config: str | None, environment: str | None) -> Registry:
-    """The registry of an environment, for functions that name a profile, too.
+    """Load the registry of an environment, and make it the default registry.
 
     Raises:
-        ConfigError: something is wrong with the configuration.
+        ConfigError: the configuration is invalid.
     """
     from opero.registry.default import set_default_registry
     from opero.registry.registry import Registry
@@ -136,7 +135,7 @@ def use_registry(config: str | None, environment: str | None) -> Registry:
     registry = Registry.load(config, environment)
     _warn_if_off(registry.configuration)
     set_default_registry(registry)
-    # Worker processes load their own for what else they call.
+    # Worker processes load a registry of their own from these variables.
     if environment is not None:
         os.environ["OPERO_ENV"] = environment
     if config is not None:
@@ -144,11 +143,11 @@ def use_registry(config: str | None, environment: str | None) -> Registry:
     return registry
 
 
-def import_module_named(name: str) -> Any:
-    """A module, as the working directory and the installation have it.
+def import_by_name(name: str) -> Any:
+    """Import a module from the working directory or the installation.
 
     Raises:
-        UsageError: there is none of that name, or it fails.
+        UsageError: the module does not exist, or its import fails.
     """
     here = os.getcwd()
     if here not in sys.path:
@@ -158,52 +157,46 @@ def import_module_named(name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
-            raise UsageError(
-                f"there is no module {missing!r}, neither in {here} nor installed in {sys.prefix}"
-            ) from error
-        raise UsageError(f"the module {name!r} cannot be imported: {error}") from error
+            raise UsageError(f"no module {missing!r} in {here} or installed in {sys.prefix}") from error
+        raise UsageError(f"cannot import module {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
-        from opero.cli.mistakes import mistakes_in
+        from opero.cli.import_errors import problems_in
 
-        if mistakes := mistakes_in(error):
-            told = "\n\n".join([f"the module {name!r} fails when it is imported:", *map(str, mistakes)])
-            raise UsageError(told) from error
-        raise UsageError(f"the module {name!r} fails when it is imported: {type(error).__name__}: {error}") from error
+        if problems := problems_in(error):
+            text = "\n\n".join([f"cannot import module {name!r}:", *map(str, problems)])
+            raise UsageError(text) from error
+        raise UsageError(f"cannot import module {name!r}: {describe(error)}") from error
 
 
 def load_function(target: str) -> Any:
-    """The function that "module:qualname" names.
+    """Return the function with the name "module:qualname".
 
     Raises:
-        UsageError: there is none, or it takes an instance first.
+        UsageError: it does not exist, or is a method without an instance.
     """
+    from opero.runtime.functions import is_method
+
     module_name, separator, qualname = target.partition(":")
     if not separator or not module_name or not qualname:
-        cure = ""
+        hint = ""
         if "." in target and not separator:
-            cure = "; did you mean {!r}?".format(":".join(target.rsplit(".", 1)))
-        raise UsageError(f"{target!r} names no function: write module:function, such as app.users:get_user{cure}")
-    found = import_module_named(module_name)
+            hint = "; did you mean {!r}?".format(":".join(target.rsplit(".", 1)))
+        raise UsageError(f"{target!r} is invalid: use module:function, such as app.users:get_user{hint}")
+    found = import_by_name(module_name)
     path = module_name
     for part in qualname.split("."):
         if not hasattr(found, part):
             hint = nearest(part, [name for name in dir(found) if not name.startswith("_")])
-            raise UsageError(f"{path} has no {part!r}{hint}")
+            raise UsageError(f"{path} has no attribute {part!r}{hint}")
         found = getattr(found, part)
         path = f"{path}.{part}"
     if not callable(found):
-        raise UsageError(f"{target} is no function: it is {found!r:.60}")
+        raise UsageError(f"{target} is not a function: it is {found!r:.60}")
     binding = getattr(found, "binding", None)
-    takes_instance = binding.is_method if binding is not None else _is_method(found)
+    takes_instance = is_method(found) if binding is None else binding.is_method
     if takes_instance and not hasattr(found, "__self__"):
         raise UsageError(
-            f"{target} is a method and takes an instance first; name a function, or a method of an instance that the "
-            "module holds: module:instance.method"
+            f"{target} is a method and requires an instance: use a function, or a method of an instance in the module "
+            "(module:instance.method)"
         )
     return found
-
-
-def _is_method(function: Any) -> bool:
-    from opero.runtime.functions import is_method
-
-    return is_method(function)

@@ -1,4 +1,4 @@
-"""The options that several commands have, and what shells complete them with."""
+"""Options and arguments that several commands have, and their shell completion."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ import typer
 __all__ = [
     "Config",
     "Environment",
+    "ItemFile",
+    "ItemFormat",
     "Json",
     "Modules",
     "PolicyName",
+    "Unpack",
     "environment_names",
+    "one_of",
     "profile_names",
     "target_names",
 ]
 
 
 def environment_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The environments that have a file."""
+    """Complete the name of an environment that has a file."""
     from opero.cli.loading import environments
 
     try:
         names = environments(ctx.params.get("config"))
-    except Exception:  # noqa: BLE001  # a shell that completes must not be told of errors
+    except Exception:  # noqa: BLE001  # completion must not print errors
         return []
     return [name for name in names if name.startswith(incomplete)]
 
 
 def profile_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The profiles of the environment that the line names so far."""
-    from opero.config import load
+    """Complete the name of a profile in the environment that the command line names so far."""
+    from opero.config.settings import load
 
     try:
         policies = load(ctx.params.get("config"), ctx.params.get("env")).policies
@@ -41,7 +45,7 @@ def profile_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def target_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The profiles; of functions nothing is known before they are imported."""
+    """Complete the name of a profile. Functions are not known without importing their modules."""
     return [] if ":" in incomplete else profile_names(ctx, incomplete)
 
 
@@ -71,20 +75,32 @@ Modules = Annotated[
         "--import",
         "-i",
         metavar="MODULE",
-        help="Import this module first, for the functions that it binds. May be given several times.",
+        help="Import this module first, to register the functions that it binds. Can be given several times.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, whose shape stays as it is documented.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in the documented, stable format.")]
 PolicyName = Annotated[
     str | None,
     typer.Option("--policy", "-p", metavar="PROFILE", help="The profile to run under.", autocompletion=profile_names),
 ]
 
 
-def one_of(name: str, choices: tuple[str, ...], help: str) -> Any:  # noqa: A002  # typer's word
-    """An option that takes one of several words."""
+def one_of(name: str, choices: tuple[str, ...], help: str) -> Any:  # noqa: A002  # the name that typer uses
+    """Return an option that takes one of several words, and completes them."""
 
     def complete(incomplete: str) -> list[str]:
         return [each for each in choices if each.startswith(incomplete)]
 
     return typer.Option(name, metavar="|".join(choices), help=help, autocompletion=complete)
+
+
+ItemFile = Annotated[str, typer.Argument(metavar="ITEMS", help="The file of items; - for stdin.")]
+ItemFormat = Annotated[
+    str | None,
+    one_of(
+        "--format",
+        ("jsonl", "csv", "lines"),
+        "The format of ITEMS. Default: by the suffix of the file's name, else lines.",
+    ),
+]
+Unpack = Annotated[bool, typer.Option("--unpack", help="Pass the fields of an item as keyword arguments.")]

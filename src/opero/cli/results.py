@@ -1,4 +1,4 @@
-"""The results of a map, a JSON line each."""
+"""Writes the results of a map as JSON lines."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Results", "error_data", "is_same_file"]
 
-A_MOMENT = 0.005
-"""Seconds after which a Ctrl-C that came while something was written comes again."""
+RETRY_INTERRUPT = 0.005
+"""Seconds after which a Ctrl-C that arrived during a write is raised again."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
-    """What went wrong, as plain data, passwords in URLs masked; of one of opero's the attempt's own is the cause."""
+    """Return an exception as plain data, with passwords in URLs masked, and the cause of an `OperoError`."""
     data: dict[str, Any] = {"type": type(error).__name__, "message": without_passwords(text_of(error))}
     if isinstance(error, OperoError) and error.__cause__ is not None:
         data["cause"] = error_data(error.__cause__)
@@ -36,21 +36,22 @@ def error_data(error: BaseException) -> dict[str, Any]:
 
 
 def is_same_file(one: str, other: str) -> bool:
-    """Whether two paths lead to one file, which need not exist yet."""
+    """Return whether two paths lead to the same file, which need not exist."""
     return realpath(one) == realpath(other) or (Path(one).exists() and Path(other).exists() and samefile(one, other))
 
 
 class Results:
-    """Writes what becomes of items. A file is begun anew when the first of them is known, and not before.
+    """Writes the results of items as they finish. An existing file is overwritten at the first result, not before.
 
     Args:
-        path: the file; "-" for stdout.
-        out: stdout.
-        skips: items that failed are left out.
+        path: the path of the file; "-" for stdout.
+        out: the stream of stdout.
+        skips: whether failed items are left out.
 
     Attributes:
-        succeeded, failed: how many items.
-        keys: index → what stands in the line beside the index, of items that are not written yet.
+        succeeded: the number of items that succeeded.
+        failed: the number of items that failed.
+        keys: index → key, for items that are not written yet; None if lines have no key.
     """
 
     def __init__(self, path: str, out: TextIO, *, skips: bool) -> None:
@@ -68,8 +69,8 @@ class Results:
         return self.path == "-"
 
     @property
-    def is_kept(self) -> bool:
-        """Whether it is a file of which something will be left: no pipe, and not /dev/null."""
+    def is_regular_file(self) -> bool:
+        """Whether the output is a regular file or a new one, rather than stdout, a pipe or /dev/null."""
         if self.is_stdout:
             return False
         try:
@@ -80,31 +81,31 @@ class Results:
             raise UsageError(f"{self.path}: {error.strerror or error}") from error
 
     @property
-    def is_there(self) -> bool:
-        """Whether the file has something in it already."""
-        return self.is_kept and Path(self.path).exists() and Path(self.path).stat().st_size > 0
+    def has_content(self) -> bool:
+        """Whether the file exists and is not empty."""
+        return self.is_regular_file and Path(self.path).exists() and Path(self.path).stat().st_size > 0
 
     def is_file(self, path: str) -> bool:
-        """Whether that is the same file, though neither may exist yet."""
+        """Return whether the output is the file at this path."""
         return not self.is_stdout and is_same_file(path, self.path)
 
     def check(self) -> None:
-        """Find out before the first item whether the file can be written.
+        """Check that the file can be written, before the first item runs.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: it cannot be written.
         """
         if not self.is_stdout:
             try:
                 open(self.path, "ab").close()
             except OSError as error:
-                raise UsageError(f"{self.path}: {error.strerror or error}; give another file with -o") from error
+                raise UsageError(f"{self.path}: {error.strerror or error}; use another file for -o") from error
 
     def write(self, outcomes: Iterable[tuple[int, Any, bool]]) -> None:
-        """Write what became of some items, at once.
+        """Write the lines of some items at once.
 
         Args:
-            outcomes: of each item its index, its result or exception, and whether it failed.
+            outcomes: the index of each item, its result or exception, and whether it failed.
         """
         lines = []
         self._is_writing = True
@@ -129,27 +130,27 @@ class Results:
             self._is_writing = False
 
     def begin(self) -> IO[bytes]:
-        """The file, begun anew unless it is open."""
+        """Return the open file; the first call empties it."""
         if self._file is None:
             self._file = self.out.buffer if self.is_stdout else open(self.path, "wb")  # noqa: SIM115
         return self._file
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Close the file, if it is open."""
         if self._file is not None and not self.is_stdout:
             self._file.close()
 
     @contextmanager
-    def in_one_piece(self) -> Iterator[None]:
-        """Have a Ctrl-C wait for what is being written."""
+    def delaying_interrupts(self) -> Iterator[None]:
+        """Delay a Ctrl-C until the current write has finished, so that no line is cut off."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def interrupt(number: int, frame: Any) -> None:
             if self._is_writing:
-                # Not just afterwards: other results that came with these are still to be written.
-                again = threading.Timer(A_MOMENT, signal.pthread_kill, (threading.main_thread().ident, number))
+                # Not directly after the write, as other results that arrived with these are still to be written.
+                again = threading.Timer(RETRY_INTERRUPT, signal.pthread_kill, (threading.main_thread().ident, number))
                 again.daemon = True
                 again.start()
             elif callable(before):

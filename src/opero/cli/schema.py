@@ -1,4 +1,4 @@
-"""`opero schema`: the JSON Schema of the policy files, for editors."""
+"""`opero schema`: prints the JSON Schema of the policy files, for editors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["schema_command"]
 
 def schema_command(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there. Default: print it.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write. Default: print to stdout.")
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Print the JSON Schema of the policy files.
 
-    Editors read it where a file begins with `# yaml-language-server: $schema=schema.json`. With --output, --json tells
-    where it was written.
+    Editors use it for files that begin with `# yaml-language-server: $schema=schema.json`. With --output, --json prints
+    the path of the written file.
 
     \b
     opero schema -o policies/schema.json

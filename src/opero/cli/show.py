@@ -1,4 +1,4 @@
-"""`opero show`: the effective policies of an environment, as YAML that loads again."""
+"""`opero show`: prints the effective policies of an environment as YAML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opero.cli.options import Config, Environment, Json, profile_names  # typer 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
     from opero.policies.policy import Policy
 
@@ -20,7 +20,7 @@ __all__ = ["policies_of", "show_command", "yaml_of"]
 
 def show_command(
     profile: Annotated[
-        str | None, typer.Argument(metavar="[PROFILE]", help="Only this one.", autocompletion=profile_names)
+        str | None, typer.Argument(metavar="[PROFILE]", help="Only this profile.", autocompletion=profile_names)
     ] = None,
     env: Environment = None,
     config: Config = None,
@@ -28,7 +28,7 @@ def show_command(
 ) -> int:
     """Print the effective policies of an environment as YAML.
 
-    It loads again: what profiles inherit is written out, and what variables say; secrets are masked, and stand in
+    The output is a valid policy file. It includes inherited options and environment variables; secrets are masked, in
     comments.
 
     \b
@@ -57,55 +57,55 @@ def show_command(
             }
         )
     else:
-        where = "" if found.directory is None else f", from {show_path(found.directory)}"
-        print(f"# environment {found.environment}{where}, variables included")
+        where = "" if found.directory is None else f" from {show_path(found.directory)}"
+        print(f"# environment {found.environment}{where}, including environment variables")
         print(yaml_of(policies, functions, imports))
     return 0
 
 
 def policies_of(found: Configuration, name: str) -> dict[str, dict[str, Any]]:
-    """Kind → field → value, of what somebody has said of a profile; secrets are masked."""
+    """Return the options that are set for a profile: kind of policy → field → value, with secrets masked."""
     from opero.policies.policy import KINDS
 
     policy = found.policies[name]
-    said = _said(found.sources[name], policy)
-    return {kind: said.get(kind, {}) for kind in KINDS if kind in said or getattr(policy, kind) is not None}
+    fields = _set_fields(found.sources[name], policy)
+    return {kind: fields.get(kind, {}) for kind in KINDS if kind in fields or getattr(policy, kind) is not None}
 
 
 def _entry_of(found: Configuration, name: str) -> dict[str, Any]:
-    """What all files and variables say in an entry of `functions:`: kind → field → value; None removes a policy."""
+    """Return the merged entry of `functions:` as kind of policy → field → value; None for a removed policy."""
     from opero.config.composition import compose, parent_leaf
 
     sections = found.functions.sections[name]
     composed, parent = compose(sections), parent_leaf(sections)
     leaves = composed.leaves()
-    said = _said(leaves, None)
+    fields = _set_fields(leaves, None)
     entry: dict[str, Any] = {} if parent is None else {"policy": parent.value}
-    for kind in composed.blocks:
-        entry[kind] = None if kind in leaves else said.get(kind, {})
+    for kind in composed.statements:
+        entry[kind] = None if kind in leaves else fields.get(kind, {})
     return entry
 
 
-def _said(leaves: Mapping[str, Leaf], policy: Policy | None) -> dict[str, dict[str, Any]]:
-    """Kind → field → value, of what somebody has said and nobody has removed."""
+def _set_fields(leaves: Mapping[str, Leaf], policy: Policy | None) -> dict[str, dict[str, Any]]:
+    """Return the values that are set and not removed, as kind of policy → field → value."""
     from opero.cli.values import plain_of
     from opero.config.sources import DEFAULT
 
-    said: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path, leaf in leaves.items():
         kind, _, field = path.partition(".")
         if field and leaf.source != DEFAULT and not leaf.removed:
-            said.setdefault(kind, {})[field] = plain_of(path, _natural(policy, path, leaf.value))
-    return said
+            found.setdefault(kind, {})[field] = plain_of(path, _typed(policy, path, leaf.value))
+    return found
 
 
-def _natural(policy: Policy | None, path: str, value: Any) -> Any:
-    """A variable's text as the number or truth that it spells, where the policy holds one."""
+def _typed(policy: Policy | None, path: str, value: Any) -> Any:
+    """Convert a variable's text to a number or boolean, if the policy's field has such a value."""
     import json
 
     kind, _, field = path.partition(".")
-    held = getattr(getattr(policy, kind, None), field, None)
-    if isinstance(value, str) and isinstance(held, bool | int | float):
+    effective = getattr(getattr(policy, kind, None), field, None)
+    if isinstance(value, str) and isinstance(effective, bool | int | float):
         try:
             return json.loads(value)
         except ValueError:
@@ -118,7 +118,7 @@ def yaml_of(
     functions: Mapping[str, Mapping[str, Any]] | None = None,
     import_from: Sequence[str] | None = None,
 ) -> str:
-    """The text of a file that says this. What is masked stands in comments."""
+    """Return the text of a policy file; fields with masked values become comments."""
     from opero.cli.values import yaml_scalar
 
     lines = [] if import_from is None else [f"import_from: {yaml_scalar(list(import_from))}"]
@@ -128,12 +128,12 @@ def yaml_of(
         for name, section in sections.items():
             lines.append(f"  {yaml_scalar(name)}:{'' if section else ' {}'}")
             for kind, fields in section.items():
-                lines += _block(kind, fields)
+                lines += _lines_of(kind, fields)
     return "\n".join(lines)
 
 
-def _block(kind: str, fields: Any) -> list[str]:
-    """One policy, or the profile that a function starts from."""
+def _lines_of(kind: str, fields: Any) -> list[str]:
+    """Return the lines of one policy, or of the profile that a function uses."""
     from opero.cli.values import yaml_scalar
 
     if not isinstance(fields, dict):

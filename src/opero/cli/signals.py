@@ -1,4 +1,4 @@
-"""SIGTERM, which process managers and `kill` send, ends a command as Ctrl-C does: in order."""
+"""Handles SIGTERM, which process managers and `kill` send, like Ctrl-C, so that commands shut down in order."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Termination"]
 
 
 class Termination:
-    """Within `heeded`, SIGTERM does what SIGINT does.
+    """Turns SIGTERM into SIGINT.
 
     Attributes:
-        has_come: whether one has.
+        received: whether SIGTERM has been received.
     """
 
     def __init__(self) -> None:
-        self.has_come = False
+        self.received = False
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Only in the main thread, and unless somebody has said what SIGTERM does."""
+    def as_interrupt(self) -> Iterator[None]:
+        """Handle SIGTERM within this context, if this is the main thread and SIGTERM has no handler yet."""
         in_main = threading.current_thread() is threading.main_thread()
         if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             yield
@@ -34,10 +34,10 @@ class Termination:
         own = os.getpid()
 
         def terminate(number: int, frame: Any) -> None:
-            if os.getpid() != own:  # a fork of the user's, which is to end as it would without us
+            if os.getpid() != own:  # a process that the user's code forked: end it as SIGTERM does by default
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-            self.has_come = True
+            self.received = True
             signal.raise_signal(signal.SIGINT)
 
         signal.signal(signal.SIGTERM, terminate)

@@ -1,4 +1,4 @@
-"""What commands print: text and tables for people, JSON for programs."""
+"""Output of commands: messages, tables and JSON."""
 
 from __future__ import annotations
 
@@ -11,77 +11,80 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["is_coloured", "print_error", "print_json", "print_table", "print_warning", "stdout_kept", "styled"]
+__all__ = ["print_error", "print_json", "print_table", "print_warning", "stdout_reserved", "styled"]
 
 STYLES = {"red": "1;31", "yellow": "1;33", "green": "32", "bold": "1", "dim": "2"}
 GAP = 2
-"""Columns between those of a table."""
-WIDEST = 10_000
-"""Columns of a table that goes to no terminal: nothing in it is wrapped."""
+"""Spaces between the columns of a table."""
+UNWRAPPED = 10_000
+"""The width of a table that is not printed to a terminal, so that nothing in it is wrapped."""
 
 
-def is_coloured(stream: Any) -> bool:
-    """Whether colours belong there: a terminal, and its user has not said NO_COLOR."""
+def _has_colours(stream: Any) -> bool:
     try:
         return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and bool(stream.isatty())
-    except ValueError:  # it is closed
+    except ValueError:  # the stream is closed
         return False
 
 
 def styled(text: str, style: str, stream: Any) -> str:
-    """The text in that style, where the stream shows colours."""
-    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if is_coloured(stream) else text
+    """Return the text with a style of `STYLES`, if the stream shows colours."""
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if _has_colours(stream) else text
 
 
 def print_error(text: str) -> None:
-    """Say on stderr what is wrong."""
-    _print_said("error", "red", text)
+    """Print an error on stderr."""
+    _print_message("error", "red", text)
 
 
 def print_warning(text: str) -> None:
-    """Say on stderr what may be wrong."""
-    _print_said("warning", "yellow", text)
+    """Print a warning on stderr."""
+    _print_message("warning", "yellow", text)
 
 
-def _print_said(what: str, style: str, text: str) -> None:
-    sys.stdout.flush()  # so that both come in their order, where they go to one place
-    print(f"{styled(f'{what}:', style, sys.stderr)} {text}", file=sys.stderr)
+def _print_message(label: str, style: str, text: str) -> None:
+    sys.stdout.flush()  # keeps the order if both streams go to the same place
+    print(f"{styled(f'{label}:', style, sys.stderr)} {text}", file=sys.stderr)
 
 
 @contextmanager
-def stdout_kept() -> Iterator[TextIO]:
-    """Keep stdout for what the command says: what a user's code, or its worker processes, print goes to stderr."""
+def stdout_reserved() -> Iterator[TextIO]:
+    """Reserve stdout for the command's own output: a user's code and its worker processes print to stderr instead.
+
+    Yields:
+        The stream to print the command's output to.
+    """
     out = sys.stdout
     out.flush()
     try:
         number, errors = out.fileno(), sys.stderr.fileno()
-    except (OSError, ValueError, AttributeError):  # no real streams
+    except (OSError, ValueError, AttributeError):  # a stream without a file descriptor
         with redirect_stdout(sys.stderr):
             yield out
         return
-    with open(os.dup(number), "w", encoding="utf-8", errors="backslashreplace") as kept:
+    with open(os.dup(number), "w", encoding="utf-8", errors="backslashreplace") as reserved:
         os.dup2(errors, number)
         try:
             with redirect_stdout(sys.stderr):
-                yield kept
+                yield reserved
         finally:
             out.flush()
-            kept.flush()
-            os.dup2(kept.fileno(), number)
+            reserved.flush()
+            os.dup2(reserved.fileno(), number)
 
 
 def print_json(data: Any, file: TextIO | None = None) -> None:
-    """Print plain data as JSON, for programs and for people. Default: to stdout."""
+    """Print plain data as indented JSON. Default: to stdout."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     print(text.encode("utf-8", "backslashreplace").decode(), file=file)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
-    """Print rows under headings; where they go to no terminal, each row is one line.
+    """Print a table; unless stdout is a terminal, each row is one line.
 
     Args:
         columns: the headings.
-        rows: of each row its cells and its style, of `STYLES`; "" for none.
+        rows: the cells of each row, and its style: one of `STYLES`, or "".
     """
     from rich.console import Console
     from rich.table import Table
@@ -94,7 +97,7 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
         file=sys.stdout,
         highlight=False,
         markup=False,
-        color_system="auto" if is_coloured(sys.stdout) else None,  # None: nothing bold or dim either
+        color_system="auto" if _has_colours(sys.stdout) else None,  # None: also no bold and dim text
         legacy_windows=False,
     )
     widths = _widths([columns, *(cells for cells, _ in rows)], console.width) if is_terminal else [None] * len(columns)
@@ -105,7 +108,7 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
     if is_terminal:
         console.print(table)
         return
-    console.width = WIDEST
+    console.width = UNWRAPPED
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -113,9 +116,9 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
 
 
 def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int | None]:
-    """How wide each column is to be, so that cells are broken between words, if they must and can; None: all the same.
+    """Return the width of each column so that cells wrap between words if possible; None where it does not matter.
 
-    Left to itself rich takes from the widest column first, and breaks a place in two.
+    By default rich narrows the widest column first, which breaks words such as file:line:column.
     """
     from rich.cells import cell_len
 

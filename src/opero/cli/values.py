@@ -1,4 +1,4 @@
-"""Values as commands show them: plain data for JSON, YAML's words for people, and no secrets in either."""
+"""Converts values to plain data for JSON and to YAML text, with secrets masked."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from opero.policies.types import dotted_name
 if TYPE_CHECKING:
     from opero.config.sources import Leaf, Source
 
-LONGEST_INT = 2000
-"""Bits of a number that every Python reads from decimals, however it is set up."""
+MAX_INT_BITS = 2000
+"""Larger integers are written as hexadecimal text: Python may be configured to refuse to parse them as decimals."""
 
-__all__ = ["jsonable", "leaf_data", "plain_of", "source_data", "text_of_value", "yaml_scalar"]
+__all__ = ["jsonable", "leaf_data", "leaf_text", "plain_of", "source_data", "text_of_value", "yaml_scalar"]
 
 
 def plain_of(path: str, value: Any) -> Any:
-    """An option's value as plain data: names of functions and classes, no secrets.
+    """Return an option's value as plain data, with functions and classes by name and secrets masked.
 
     Args:
         path: the policy and its field, such as "cache.url".
-        value: what was written there.
+        value: the configured value.
     """
     kind, _, field = path.partition(".")
     if value is None:
@@ -35,7 +35,7 @@ def plain_of(path: str, value: Any) -> Any:
     if field and is_secret(kind, field):
         return MASK
     if field and isinstance(value, Mapping) and KINDS[kind].model_fields[field].annotation is not Any:
-        hides_all = is_hidden(kind, field)  # such as the arguments of a cache's backend
+        hides_all = is_hidden(kind, field)  # such as the arguments of a cache backend
         return {str(name): MASK if hides_all else _plain(each) for name, each in value.items()}
     return _plain(value)
 
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 
 def text_of_value(path: str, value: Any) -> str:
-    """The same for people, on one line: in YAML's words, and text as it is."""
+    """Return an option's value as one line of YAML; printable text is not quoted."""
     plain = plain_of(path, value)
     if isinstance(plain, str):
         return plain if plain and plain.isprintable() else repr(plain)
@@ -70,7 +70,7 @@ def text_of_value(path: str, value: Any) -> str:
 
 
 def yaml_scalar(plain: Any) -> str:
-    """Plain data as YAML on one line."""
+    """Return plain data as one line of YAML."""
     import yaml
 
     text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
@@ -78,12 +78,12 @@ def yaml_scalar(plain: Any) -> str:
 
 
 def source_data(source: Source) -> dict[str, Any]:
-    """A place as plain data."""
+    """Return a source as plain data."""
     return {"name": source.name, "line": source.line, "column": source.column, "by": source.by or None}
 
 
 def leaf_data(path: str, leaf: Leaf) -> dict[str, Any]:
-    """A value, its place and what it shadows, as plain data."""
+    """Return an option's value, its source and the values that it shadows as plain data."""
     first, *rest = [
         {
             "value": plain_of(path, each.value),
@@ -96,12 +96,16 @@ def leaf_data(path: str, leaf: Leaf) -> dict[str, Any]:
     return {"option": path, **first, "shadows": rest}
 
 
+def leaf_text(path: str, leaf: Leaf) -> str:
+    """Return an option's value as one line of text, which also shows that it was removed."""
+    return "removed (null)" if leaf.removed else text_of_value(path, leaf.value)
+
+
 def jsonable(value: Any) -> Any:
-    """What a function returned, as JSON can hold it: models and dataclasses as mappings; what nothing is known of as
-    its repr."""
+    """Return a function's result as plain data: models and dataclasses as mappings, unknown types as their repr."""
     try:
         return _jsonable(value)
-    except Exception:  # noqa: BLE001  # whatever a user's type raises, or it is nested too deep
+    except Exception:  # noqa: BLE001  # an error in a user's type, or too deep nesting
         return _repr(value)
 
 
@@ -116,10 +120,10 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
-        return int(value) if value.bit_length() <= LONGEST_INT else hex(value)
+        return int(value) if value.bit_length() <= MAX_INT_BITS else hex(value)
     if isinstance(value, Mapping):
         found = {_key(name): each for name, each in value.items()}
-        if len(found) < len(value):  # such as 1 and "1": none of them may be lost
+        if len(found) < len(value):  # keys such as 1 and "1" would collide
             return _repr(value)
         return {name: _jsonable(each) for name, each in found.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -128,7 +132,7 @@ def _jsonable(value: Any) -> Any:
         return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, bytes | bytearray):
         return bytes(value).decode("utf-8", "backslashreplace")
-    for method in ("model_dump", "isoformat", "tolist"):  # pydantic; dates and times; numpy
+    for method in ("model_dump", "isoformat", "tolist"):  # pydantic models; dates and times; numpy arrays
         if callable(getattr(kind, method, None)):
             return _jsonable(value.model_dump(mode="json") if method == "model_dump" else getattr(value, method)())
     if kind.__module__ in ("decimal", "uuid", "pathlib", "pathlib._local", "fractions", "ipaddress"):
@@ -147,5 +151,5 @@ def _key(name: Any) -> str:
 def _repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001  # its own
+    except Exception:  # noqa: BLE001  # an error in the user's own repr
         return f"<{type(value).__name__}>"

@@ -1,4 +1,4 @@
-"""Every environment variable that would be read, and what each does at present."""
+"""The environment variables that opero reads, with their current effect."""
 
 from __future__ import annotations
 
@@ -6,83 +6,78 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.composition import compose, sections_of
-from opero.config.environment import PREFIX, RESERVED, Said, Target
+from opero.config.environment import PREFIX, RESERVED, RawValue, Target
 from opero.config.fields import OPTIONS
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from opero.config import Configuration
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
 
-__all__ = ["GENERAL", "Variable", "variables"]
+__all__ = ["GENERAL", "EnvironmentVariable", "variables"]
 
 GENERAL = {
     "OPERO_ENV": "the environment",
-    "ENVIRONMENT": "the environment, where OPERO_ENV is not set",
+    "ENVIRONMENT": "the environment, if OPERO_ENV is not set",
     "OPERO_CONFIG": "the directory of the policy files",
-    "OPERO_ENABLED": "whether policies hold at all",
-    "OPERO_ENV_FILE": "a file of further variables",
-    "OPERO_SECRETS_DIR": "a directory of files that each hold a variable",
-    "OPERO_CACHE_DIR": "the directory of caches on disk",
-    "OPERO_CACHE_REDIS_URL": "the server of caches in redis",
-    "OPERO_CACHE_SECRET": "what signs the pickles of caches",
+    "OPERO_ENABLED": "whether policies apply at all",
+    "OPERO_ENV_FILE": "a file of more variables",
+    "OPERO_SECRETS_DIR": "a directory with one file per variable",
+    "OPERO_CACHE_DIR": "the directory of disk caches",
+    "OPERO_CACHE_REDIS_URL": "the server of redis caches",
+    "OPERO_CACHE_SECRET": "the key that signs cached pickles",
 }
 """The variables that set no option of a profile, and what they set."""
-assert {*RESERVED, "ENVIRONMENT"} == set(GENERAL), "a variable of opero's own is not explained"
+assert {*RESERVED, "ENVIRONMENT"} == set(GENERAL), "a reserved variable has no description"
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable that would be read.
+class EnvironmentVariable:
+    """A variable that opero reads.
 
     Attributes:
-        names: the names that mean the same, the shortest first; only one of them may be set.
-        target: what it sets: "policies.api.retry.retries", or in words where that is no option.
-        section: "policies.api", "defaults", "functions.app:get"; "" where it sets no option.
-        path: the option, such as "retry.retries", or of a whole policy the field that its short form sets.
-        said: what it is set to, and where; None where it is not set. Secrets are not masked.
-        leaf: the option's value at present, its source, and what it shadows; None where there is no such policy.
+        names: its equivalent names, shortest first, of which only one may be set.
+        target: what it sets: an option such as "policies.api.retry.retries", or a description.
+        section: "policies.api", "defaults" or "functions.app:get"; "" if it sets no option.
+        path: the option, such as "retry.retries"; for a whole policy, the option that its short form sets.
+        setting: its value and where it is set, with secrets unmasked; None if it is not set.
+        leaf: the option's current value, its source, and what it shadows; None if there is no such policy.
     """
 
     names: tuple[str, ...]
     target: str
     section: str = ""
     path: str = ""
-    said: Said | None = None
+    setting: RawValue | None = None
     leaf: Leaf | None = None
 
     @property
     def is_set(self) -> bool:
-        return self.said is not None
+        return self.setting is not None
 
     @property
     def profile(self) -> str:
         return self.section.removeprefix("policies.") if self.section.startswith("policies.") else ""
 
-    @property
-    def set_as(self) -> str | None:
-        """The name as it was written, and where, if not in the process's own environment."""
-        return None if self.said is None else str(self.said.source)
 
-
-def variables(configuration: Configuration, said: Mapping[str, Said]) -> list[Variable]:
-    """The variables that would be read: opero's own, then those of each profile, of `defaults` and of `functions:`.
+def variables(configuration: Configuration, settings: Mapping[str, RawValue]) -> list[EnvironmentVariable]:
+    """Return the variables that opero reads: general ones, then those of profiles, of `defaults` and of `functions:`.
 
     Args:
-        configuration: what was loaded; its profiles and functions have variables.
-        said: the variables that are set.
+        configuration: the loaded configuration, whose profiles and functions have variables.
+        settings: the variables that are set.
     """
-    present = {name.upper(): each for name, each in said.items()}
-    found = [Variable((name,), target, said=present.get(name)) for name, target in GENERAL.items()]
+    present = {name.upper(): each for name, each in settings.items()}
+    found = [EnvironmentVariable((name,), target, setting=present.get(name)) for name, target in GENERAL.items()]
     flat = _flat(configuration.policies)
     for section, leaves in _sections(configuration):
         for target in _targets(section):
             names = (*flat.get(target, ()), target.nested)
             path, leaf = _leaf(leaves, target)
             text = next((present[name] for name in names if name in present), None)
-            found.append(Variable(names, str(target), section, path, text, leaf))
+            found.append(EnvironmentVariable(names, str(target), section, path, text, leaf))
     return found
 
 
@@ -103,7 +98,7 @@ def _targets(section: str) -> Iterator[Target]:
 
 
 def _flat(profiles: Iterable[str]) -> dict[Target, list[str]]:
-    """What each flat variable sets; one that could mean two things is none."""
+    """Return the flat names of each target, without ambiguous ones."""
     targets: dict[str, list[Target]] = {}
     for profile in profiles:
         section = f"policies.{profile}"
@@ -118,13 +113,13 @@ def _flat(profiles: Iterable[str]) -> dict[Target, list[str]]:
 
 
 def _leaf(leaves: Mapping[str, Leaf], target: Target) -> tuple[str, Leaf | None]:
-    """The option that a variable sets, and its leaf; of a whole policy the one that its short form sets."""
+    """Return the option that a variable sets, and its leaf; for a whole policy, those of its short form."""
     if target.kind is None:
         return target.parent_key, leaves.get(target.parent_key)
     if target.field is not None:
         path = f"{target.kind}.{target.field}"
         return path, leaves.get(path)
-    if target.kind in leaves:  # a null has removed it
+    if target.kind in leaves:  # removed by null
         return target.kind, leaves[target.kind]
     path = f"{target.kind}.{KINDS[target.kind].short or 'enabled'}"
     return path, leaves.get(path)

@@ -1,4 +1,4 @@
-"""Lays sections over each other, lowest first, and tells of every field what holds and what that shadows."""
+"""Composes profiles of sections, lowest precedence first, with the source of every value and what it shadows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from opero.config.fields import is_secret
-from opero.config.sources import DEFAULT, Block, Layer, Leaf, Marked, Section, Source
+from opero.config.sources import DEFAULT, ConfigLayer, Leaf, Marked, Section, Source, Statement
 from opero.errors import nearest
-from opero.policies.merging import merged
+from opero.policies.merging import merge_statements
 from opero.policies.policy import KINDS
 from opero.policies.types import Unset
 
@@ -24,17 +24,17 @@ __all__ = ["Profile", "compose", "inherit", "parent_leaf", "profile_names", "sec
 SECRETS = {kind: [field for field in model.model_fields if is_secret(kind, field)] for kind, model in KINDS.items()}
 
 
-def profile_names(layers: Iterable[Layer]) -> list[str]:
-    """Every profile that some layer defines, in the order of their first mention."""
+def profile_names(layers: Iterable[ConfigLayer]) -> list[str]:
+    """Return the names of all profiles, in the order of their first definition."""
     return list(dict.fromkeys(name for layer in layers for name in layer.profiles))
 
 
-def inherit(layers: Sequence[Layer], report: Report) -> dict[str, list[str] | None]:
-    """Profile → whom it extends, from the furthest to itself; None where that cannot be told.
+def inherit(layers: Sequence[ConfigLayer], report: Report) -> dict[str, list[str] | None]:
+    """Resolve `extends`: profile → its ancestors from the farthest, then itself; None if it cannot be resolved.
 
     Args:
-        layers: lowest precedence first; the highest that says `extends` decides, and null there means none.
-        report: takes an unknown name and a cycle (once, however many profiles are in it).
+        layers: lowest precedence first; the highest with an `extends` decides, and null means no parent.
+        report: receives unknown names, and each cycle once.
     """
     names = dict.fromkeys(profile_names(layers))
     unclear: set[str] = set()
@@ -64,7 +64,7 @@ def _lineage(name: str, extends: Mapping[str, Marked], unclear: set[str], report
             cycle = lineage[lineage.index(parent) :]
             start = cycle.index(min(cycle))
             circle = " → ".join([*cycle[start:], *cycle[:start], cycle[start]])
-            text = f"profiles extend each other in a circle: {circle}; remove one `extends`"
+            text = f"circular `extends`: {circle}; remove one of them"
             report.add(extends[cycle[start]].source, text)
             return None
         lineage.append(parent)
@@ -72,7 +72,7 @@ def _lineage(name: str, extends: Mapping[str, Marked], unclear: set[str], report
 
 
 def parent_leaf(sections: Iterable[Section]) -> Leaf | None:
-    """Which profile is started from, over what lower sections say of that; None where none says anything."""
+    """Return the profile to start from, over those of lower sections; None if no section names one."""
     top: Leaf | None = None
     for section in sections:
         if section.parent is not None:
@@ -80,14 +80,14 @@ def parent_leaf(sections: Iterable[Section]) -> Leaf | None:
     return top
 
 
-def sections_of(lineage: Sequence[str] | None, layers: Sequence[Layer]) -> list[Section]:
-    """What makes a profile, lowest first: `defaults` of every layer, then each ancestor in every layer, then itself.
+def sections_of(lineage: Sequence[str] | None, layers: Sequence[ConfigLayer]) -> list[Section]:
+    """Return the sections of a profile, lowest precedence first: `defaults`, then each ancestor, then itself.
 
-    So a profile starts from what its parent effectively is, the parent's environment variables included, and what it
-    says itself, in whatever file, comes over that.
+    Each of them comes from all layers. So a profile starts from its effective parent, including the environment
+    variables of the parent, and its own statements, in any layer, have precedence.
 
     Args:
-        lineage: profile names, the furthest ancestor first; None for `defaults` alone.
+        lineage: profile names, the farthest ancestor first; None for `defaults` alone.
         layers: lowest precedence first.
     """
     sections = [layer.defaults for layer in layers if layer.defaults is not None]
@@ -97,90 +97,90 @@ def sections_of(lineage: Sequence[str] | None, layers: Sequence[Layer]) -> list[
 
 
 def compose(sections: Iterable[Section]) -> Profile:
-    """These sections laid over each other, the lowest first."""
+    """Compose a profile of sections, lowest precedence first."""
     profile = Profile()
     for section in sections:
-        for kind, block in section.blocks.items():
-            profile.blocks.setdefault(kind, []).append(block)
+        for kind, statement in section.statements.items():
+            profile.statements.setdefault(kind, []).append(statement)
     return profile
 
 
 class Profile:
-    """A profile in the making: for each kind of policy what was said of it, lowest first.
+    """A profile composed of statements, each with its source.
 
     Attributes:
-        blocks: kind → what each section says of it.
+        statements: kind of policy → the statements about it, lowest precedence first.
     """
 
-    __slots__ = ("blocks",)
+    __slots__ = ("statements",)
 
     def __init__(self) -> None:
-        self.blocks: dict[str, list[Block]] = {}
+        self.statements: dict[str, list[Statement]] = {}
 
     def kinds(self) -> list[str]:
-        """The policies that the profile has."""
-        return [kind for kind, blocks in self.blocks.items() if not blocks[-1].removed]
+        """Return the kinds of policy that are present."""
+        return [kind for kind, statements in self.statements.items() if not statements[-1].removed]
 
     def place(self, kind: str) -> Source:
-        """Where the profile got that policy from, first."""
-        blocks = self.blocks[kind]
-        return blocks[_since(blocks, len(blocks) - 1)].source
+        """Return the source of the lowest statement that a policy is made of."""
+        statements = self.statements[kind]
+        return statements[_since(statements, len(statements) - 1)].source
 
     def is_flawed(self, kind: str) -> bool:
-        return any(block.flawed for block in self.blocks[kind])
+        return any(statement.flawed for statement in self.statements[kind])
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """Plain data for `Policy`."""
+        """Return plain data for `Policy`."""
         values: dict[str, dict[str, Any]] = {}
-        for kind, blocks in self.blocks.items():
-            said = merged([block.said for block in blocks])
-            if said is None:
+        for kind, statements in self.statements.items():
+            content = merge_statements([statement.content for statement in statements])
+            if content is None:
                 continue
-            fields = {field: entry.plain() for field, entry in said.items()}
+            fields = {field: entry.plain() for field, entry in content.items()}
             for field in SECRETS[kind]:
                 if isinstance(fields.get(field), str):
                     fields[field] = SecretStr(fields[field])
-            values[kind] = fields if type(said) is dict else type(said)(fields)
+            values[kind] = fields if type(content) is dict else type(content)(fields)
         return values
 
-    # Where values come from
+    # Sources of values
 
-    def block_of(self, kind: str, field: str) -> Block:
-        """Which block gives what holds for a field."""
-        return next(block for block in reversed(self.blocks[kind]) if field in block.fields)
+    def statement_of(self, kind: str, field: str) -> Statement:
+        """Return the statement that sets the effective value of a field."""
+        return next(statement for statement in reversed(self.statements[kind]) if field in statement.fields)
 
     def given(self, kind: str) -> Mapping[str, Leaf]:
-        """The fields of a policy that someone wrote and that hold, in the order in which they were said."""
+        """Return the effective fields that were set explicitly, in the order in which they were set."""
         return {field: leaf for field, leaf in self._chains(kind)[0].items() if not leaf.removed}
 
     def _chains(self, kind: str) -> tuple[dict[str, Leaf], Leaf | None]:
-        """Field → its leaf, over what that shadows; and what removed the policy, if anything."""
+        """Return field → its leaf, over what that shadows; and the leaf that removed the policy, if any."""
         fields: dict[str, Leaf] = {}
         removal: Leaf | None = None
-        blocks = self.blocks.get(kind, ())
-        for index, block in enumerate(blocks):
-            if block.removed or (index > 0 and block.discards):
-                gone = Leaf(None, block.source, block.section, removed=True)
+        statements = self.statements.get(kind, ())
+        for index, statement in enumerate(statements):
+            if statement.removed or (index > 0 and statement.discards):
+                gone = Leaf(None, statement.source, statement.section, removed=True)
                 fields = {field: replace(gone, shadowed=leaf) for field, leaf in fields.items()}
                 removal = replace(gone, shadowed=removal)
-            for field, entry in block.fields.items():
-                # The field moves to the end, so that the last one is the one that was said last.
+            for field, entry in statement.fields.items():
+                # The field moves to the end, so that the last field is the one that was set last.
                 below = fields.pop(field, None) or removal
                 value = entry.plain()
                 if field in SECRETS[kind] and isinstance(value, str):
                     value = SecretStr(value)
-                if _is_there_without(field, blocks, index):
+                if _is_there_without(field, statements, index):
                     below = _over_default(kind, field, below)
-                fields[field] = Leaf(value, entry.source, block.section, shadowed=below)
+                fields[field] = Leaf(value, entry.source, statement.section, shadowed=below)
         return fields, removal
 
     def leaves(self) -> dict[str, Leaf]:
-        """Path ("retry.retries") → leaf: every field of every policy that it has, defaults included, and what was
-        removed."""
+        """Return path ("retry.retries") → leaf for every field of the present policies, including defaults, and for
+        what was removed."""
         leaves: dict[str, Leaf] = {}
-        for kind, blocks in self.blocks.items():
+        for kind, statements in self.statements.items():
             chains, removal = self._chains(kind)
-            present = not blocks[-1].removed
+            present = not statements[-1].removed
             if not present and removal is not None:
                 leaves[kind] = removal
             for field in KINDS[kind].model_fields:
@@ -191,25 +191,25 @@ class Profile:
         return leaves
 
 
-def _since(blocks: Sequence[Block], index: int) -> int:
-    """The first block of those that have a part in what holds after one of them."""
+def _since(statements: Sequence[Statement], index: int) -> int:
+    """Return the index of the lowest statement that a policy is made of at `index`."""
     for each in range(index, 0, -1):
-        if blocks[each].discards:
+        if statements[each].discards:
             return each
-        if blocks[each - 1].removed:
+        if statements[each - 1].removed:
             return each
     return 0
 
 
-def _is_there_without(field: str, blocks: Sequence[Block], index: int) -> bool:
-    """Whether the policy that a block speaks of would be there, with its defaults, if nobody had said that field."""
-    end = next((each for each in range(index + 1, len(blocks)) if blocks[each].discards), len(blocks))
-    of_it = blocks[_since(blocks, index) : end]
-    return any(not block.is_bare or block.fields.keys() != {field} for block in of_it)
+def _is_there_without(field: str, statements: Sequence[Statement], index: int) -> bool:
+    """Return whether the policy would exist, with its defaults, without that field."""
+    end = next((each for each in range(index + 1, len(statements)) if statements[each].discards), len(statements))
+    of_it = statements[_since(statements, index) : end]
+    return any(not statement.is_bare or statement.fields.keys() != {field} for statement in of_it)
 
 
 def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:
-    """What holds where the policy is there: the leaf; where that is none or was removed, the default."""
+    """Return the leaf, or the default over it if there is none or it was removed."""
     if leaf is not None and not leaf.removed:
         return leaf
     default = _default(kind, field)
@@ -217,7 +217,7 @@ def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:
 
 
 def _default(kind: str, field: str) -> Leaf | None:
-    """The model's own value; None where the field has none."""
+    """Return the default of the model; None if the field has none."""
     info = KINDS[kind].model_fields[field]
     if info.is_required() or isinstance(info.default, Unset):
         return None

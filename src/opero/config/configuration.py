@@ -1,4 +1,4 @@
-"""What was loaded: policies by name, what `functions:` adds, and where each value came from."""
+"""The loaded configuration: profiles, entries of `functions:`, and the source of each value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opero.config.code_layer import own_section, place_of, section_below, sectio
 from opero.config.composition import compose, inherit, parent_leaf, sections_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
-from opero.config.sources import CODE, Layer, Leaf, Section
+from opero.config.sources import CODE, ConfigLayer, Leaf, Section
 from opero.config.validation import check_fields, validate
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.types import importing_from
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from opero.config.declaration import Declaration
     from opero.policies.policy import Policy
 
-__all__ = ["Configuration", "Effective", "judged"]
+__all__ = ["Configuration", "Effective", "validated"]
 
 
 @dataclass(frozen=True)
 class Effective:
-    """What holds for one function.
+    """The effective policy of one function.
 
     Attributes:
         policy: its policy.
         profile: the profile that it starts from; None for none.
-        entries: the entries of `functions:` that hold for it, the least exact first.
-        sections: gives what it was made of, the lowest first.
+        entries: the entries of `functions:` that match it, the least specific first.
+        sections: returns the sections that it was composed of, lowest precedence first.
     """
 
     policy: Policy
@@ -43,7 +43,7 @@ class Effective:
     sections: Callable[[], list[Section]] = field(repr=False)
 
     def leaves(self) -> dict[str, Leaf]:
-        """Path, such as "retry.retries" → the leaf that holds; "policy" → which profile it starts from."""
+        """Return path ("retry.retries") → effective leaf; "policy" → the profile that it starts from."""
         sections = self.sections()
         start = parent_leaf(each for each in sections if not each.name.startswith("policies."))
         return ({} if start is None else {"policy": start}) | compose(sections).leaves()
@@ -51,17 +51,17 @@ class Effective:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What was loaded: policies by name, and where each of their values came from. It never changes.
+    """An immutable configuration: policies by name, with the source of each value.
 
     Attributes:
         environment: the name of the environment, such as "production".
-        directory: the directory that was read; None where none was named and `./policies` does not exist.
-        enabled: `OPERO_ENABLED`: whether policies hold at all. Default true.
+        directory: the directory that was read; None if none was named and `./policies` does not exist.
+        enabled: `OPERO_ENABLED`: whether policies apply at all. Default true.
         policies: profile name → its effective policy.
         files: the files that were read, lowest precedence first.
-        watched: the files and directories in which a change may mean another configuration.
-        warnings: what is not wrong, but should be looked at.
-        layers: what each file and each set of variables says, lowest precedence first.
+        watched: the files and directories where a change may affect the configuration.
+        warnings: what is not an error but should be checked.
+        layers: the contents of each file and each set of variables, lowest precedence first.
     """
 
     environment: str = "development"
@@ -71,31 +71,31 @@ class Configuration:
     files: tuple[Path, ...] = ()
     watched: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
-    layers: tuple[Layer, ...] = field(default=(), repr=False)
+    layers: tuple[ConfigLayer, ...] = field(default=(), repr=False)
     _lineages: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     _loaded: Report | None = field(default=None, repr=False, compare=False)
-    """The report of its loading, which knows the files' lines."""
+    """The report of its loading, which has the text of the files."""
 
     @classmethod
     def of(cls, policies: Mapping[str, Policy], *, enabled: bool = True) -> Configuration:
-        """The configuration that holds just these policies."""
+        """Make a configuration of policies from code."""
         profiles = {name: section_of(f"policies.{name}", policy.fields(), CODE) for name, policy in policies.items()}
         lineages = {name: [name] for name in policies}
         return cls(
-            enabled=enabled, policies=dict(policies), layers=(Layer("code", None, profiles),), _lineages=lineages
+            enabled=enabled, policies=dict(policies), layers=(ConfigLayer("code", None, profiles),), _lineages=lineages
         )
 
     def report(self) -> Report:
-        """An empty report that can show lines of the files."""
+        """Return an empty report that can show lines of the files."""
         return Report(self._loaded)
 
-    def over(self, layer: Layer, report: Report) -> Configuration:
-        """This one with one more layer on top, judged anew; what is wrong goes into `report`."""
-        return judged(replace(self, layers=(*self.layers, layer)), report)
+    def with_layer(self, layer: ConfigLayer, report: Report) -> Configuration:
+        """Return a copy with one more layer on top, validated again; problems are added to `report`."""
+        return validated(replace(self, layers=(*self.layers, layer)), report)
 
     @cached_property
     def sources(self) -> Mapping[str, Mapping[str, Leaf]]:
-        """Profile name → path, such as "retry.retries" → the leaf that holds. Made when it is asked for."""
+        """Profile name → path ("retry.retries") → effective leaf, computed on access."""
         return _Lazily(self.policies, self._leaves)
 
     @cached_property
@@ -105,21 +105,21 @@ class Configuration:
 
     @property
     def import_from(self) -> tuple[str, ...] | None:
-        """The modules that names may be imported from; None: from any."""
-        said = [layer.import_from for layer in self.layers if layer.import_from is not None]
-        return tuple(said[-1].plain()) if said else None
+        """The modules that names may be imported from; None: from any module."""
+        lists = [layer.import_from for layer in self.layers if layer.import_from is not None]
+        return tuple(lists[-1].plain()) if lists else None
 
     def source(self, profile: str, path: str) -> Leaf:
-        """The value of one field as it was written, the place that gave it, and the chain of what it shadows.
+        """Return the value of one field as it was written, its source, and the chain of what it shadows.
 
         Args:
             profile: its name.
-            path: policy and field, such as "retry.retries"; "extends"; or a policy alone, where a `null`
+            path: policy and field, such as "retry.retries"; "extends"; or a policy alone, if a `null`
                 removed it.
 
         Raises:
             PolicyNotFoundError: there is no such profile.
-            ConfigError: the profile has no such policy, or that has no such field.
+            ConfigError: the profile has no such policy, or the policy no such field.
         """
         if profile not in self.policies:
             raise PolicyNotFoundError(f"there is no profile {profile!r}{nearest(profile, self.policies)}", name=profile)
@@ -134,7 +134,7 @@ class Configuration:
         return leaves | ({} if extends is None else {"extends": extends})
 
     def start_of(self, function: str, profile: str | None) -> tuple[str | None, tuple[str, ...]]:
-        """The profile that a function starts from, and the entries of `functions:` that hold for it.
+        """Return the profile that a function starts from, and the entries of `functions:` that match it.
 
         Args:
             function: its name, "module:qualname".
@@ -147,7 +147,7 @@ class Configuration:
         return profile, entries
 
     def effective(self, declaration: Declaration, report: Report) -> Effective | None:
-        """What holds for a function; None where something is wrong, which goes into `report`."""
+        """Compose the effective policy of a function; None if it is invalid: the problems are added to `report`."""
         profile, entries = self.start_of(declaration.name, declaration.profile)
         over = [section for entry in entries for section in self.functions.sections[entry]]
         if profile is not None and profile not in self.policies:
@@ -165,18 +165,18 @@ class Configuration:
 
         if profile is not None and not over and not declaration.fields:
             return Effective(self.policies[profile], profile, entries, sections)
-        # What files and variables name has been checked against `import_from`; code may name what it likes.
+        # Names in files and variables have been checked against `import_from`; names in code are not restricted.
         policy = validate(f"functions.{declaration.name}", compose(sections()), report)
         return None if policy is None else Effective(policy, profile, entries, sections)
 
 
-def judged(configuration: Configuration, report: Report, *, complete: bool = True) -> Configuration:
-    """The same with the policies that its layers make; what is wrong with them goes into `report`.
+def validated(configuration: Configuration, report: Report, *, complete: bool = True) -> Configuration:
+    """Return a copy with the policies that its layers define; problems are added to `report`.
 
     Args:
-        configuration: its layers count.
-        report: takes what is wrong.
-        complete: whether the layers are all. If not, some part may be missing, and only what is there is judged.
+        configuration: the configuration with its layers.
+        report: receives the problems.
+        complete: whether all layers could be read. If not, missing parts are not reported.
     """
     layers = configuration.layers
     policies: dict[str, Policy] = {}
@@ -198,13 +198,13 @@ def judged(configuration: Configuration, report: Report, *, complete: bool = Tru
                 names = {name for layer in layers for name in layer.profiles}
                 if parent.value not in names:
                     hint = nearest(parent.value, names)
-                    text = f"{section.name} is to start from the profile {parent.value!r}, which does not exist{hint}"
+                    text = f"{section.name} uses the profile {parent.value!r}, which does not exist{hint}"
                     report.add(parent.source, text)
     return replace(configuration, policies=policies, _lineages=lineages)
 
 
 class _Lazily(Mapping[str, Mapping[str, Leaf]]):
-    """A mapping whose values are made when they are first asked for."""
+    """A mapping that computes its values on first access."""
 
     def __init__(self, keys: Mapping[str, Any], make: Callable[[str], Mapping[str, Leaf]]) -> None:
         self._keys = keys

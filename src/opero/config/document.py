@@ -1,4 +1,4 @@
-"""Reads marked data as configuration: which keys may stand where, and the short forms of the policies."""
+"""Parses marked data as configuration: the allowed keys, and the short forms of the policies."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 from opero.config.fields import is_hidden, suggest_key
 from opero.config.report import HARMLESS, MASK
-from opero.config.sources import BROKEN, Block, Layer, Marked, Section
+from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Statement
 from opero.errors import nearest
 from opero.policies.base import BasePolicy
-from opero.policies.merging import read
+from opero.policies.merging import fields_of
 from opero.policies.names import DOTTED, NAME
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-__all__ = ["is_glob", "read_block", "read_document", "read_parent", "shown"]
+__all__ = ["is_glob", "read_document", "read_parent", "read_statement", "shown"]
 
 KEYS = ("policies", "defaults", "functions", "import_from")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
 FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
-"""The exact name of a function: module:qualname."""
+"""The full name of a function: module:qualname."""
 MODULE = re.compile(DOTTED)
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it, in YAML's words rather than Python's."""
+    """Return a value as messages show it, in YAML notation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -41,27 +41,27 @@ def shown(value: Any) -> str:
 
 
 def is_glob(name: str) -> bool:
-    """Whether the name of a `functions:` entry stands for many functions."""
+    """Return whether the name of a `functions:` entry is a glob."""
     return any(character in name for character in "*?[")
 
 
-def read_document(document: Marked, name: str, report: Report) -> Layer:
-    """What a whole file says.
+def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
+    """Parse the document of a file.
 
     Args:
-        document: the file's data: a mapping with `policies:` (name → profile), `defaults:` (laid under each),
-            `functions:` (name or glob → what holds for these functions) and `import_from:` (modules).
-        name: how messages call the file.
-        report: takes what is wrong.
+        document: a mapping with `policies:` (name → profile), `defaults:` (for all profiles), `functions:` (name or
+            glob → policies of these functions) and `import_from:` (modules).
+        name: the name of the file in messages.
+        report: receives the problems.
     """
-    entries = _mapping(document, "the file", report, cure="begin it with `policies:`")
+    entries = _mapping(document, "the file", report, advice="start it with `policies:`")
     defaults: Section | None = None
     profiles: dict[str, Section] = {}
     functions: dict[str, Section] = {}
     import_from: Marked | None = None
     for key, entry in entries.items():
         if key not in KEYS:
-            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles stand under `policies:`)")
+            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles belong under `policies:`)")
             report.hide_texts(entry)
         elif key == "import_from":
             import_from = _read_modules(entry, report)
@@ -70,27 +70,27 @@ def read_document(document: Marked, name: str, report: Report) -> Layer:
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         elif key == "policies":
-            cure = "write each profile's name and its policies below it"
-            for each, body in _mapping(entry, "`policies:`", report, cure).items():
+            advice = "write the name of each profile, with its policies below it"
+            for each, body in _mapping(entry, "`policies:`", report, advice).items():
                 if each:
                     profiles[each] = _read_section(body, f"policies.{each}", report, "extends")
                 else:
-                    report.add(body.place, "a profile's name is empty")
+                    report.add(body.place, "the name of a profile is empty")
         else:
-            cure = 'write each function\'s name, as "module:function", and its policies below it'
-            for each, body in _mapping(entry, "`functions:`", report, cure).items():
+            advice = 'write the name of each function, "module:function", with its policies below it'
+            for each, body in _mapping(entry, "`functions:`", report, advice).items():
                 if _check_function(each, body, report):
                     functions[each] = _read_section(body, f"functions.{each}", report, "policy")
-    return Layer(name, defaults, profiles, functions, import_from)
+    return ConfigLayer(name, defaults, profiles, functions, import_from)
 
 
-def _mapping(marked: Marked, what: str, report: Report, cure: str) -> dict[str, Marked]:
+def _mapping(marked: Marked, what: str, report: Report, advice: str) -> dict[str, Marked]:
     if isinstance(marked.value, dict):
         return marked.value
     if marked.value is not BROKEN:
-        # Text may be a secret that slipped into the wrong place.
+        # Text may be a misplaced secret.
         it = "text" if isinstance(marked.value, str) else shown(marked.value)
-        report.add(marked.source, f"{what} must be a mapping, but is {it}; {cure}")
+        report.add(marked.source, f"{what} must be a mapping, not {it}; {advice}")
         report.hide(marked)
     return {}
 
@@ -99,17 +99,17 @@ def _check_function(name: str, body: Marked, report: Report) -> bool:
     if is_glob(name) or FUNCTION.fullmatch(name):
         return True
     module, _, function = name.rpartition(".")
-    cure = f'; write "{module}:{function}"' if module and ":" not in name else ""
-    report.add(body.place, f'{name!r} is neither "module:function" nor a glob such as "app.*"{cure}')
+    advice = f'; did you mean "{module}:{function}"?' if module and ":" not in name else ""
+    report.add(body.place, f'{name!r} is not a function name: use "module:function", or a glob such as "app.*"{advice}')
     return False
 
 
 def _read_modules(marked: Marked, report: Report) -> Marked | None:
-    """`import_from`: a module, or a list of them."""
+    """Parse `import_from`: a module, or a list of modules."""
     if marked.value is BROKEN:
         return None
-    if marked.value is None:  # allow all, as without it, or none?
-        report.add(marked.place, "import_from is empty; list modules, write [] to allow none, or remove it")
+    if marked.value is None:  # ambiguous: allow all modules, or none
+        report.add(marked.place, "import_from is empty; list modules, use [] to allow none, or remove it")
         return None
     each = marked.value if isinstance(marked.value, list) else [marked]
     good = [one for one in each if isinstance(one.value, str) and MODULE.fullmatch(one.value)]
@@ -117,42 +117,42 @@ def _read_modules(marked: Marked, report: Report) -> Marked | None:
         if one not in good and one.value is not BROKEN:
             report.add(
                 one.source,
-                f"import_from: {shown(one.value)} is no module's name; write a list, such as [app, requests]",
+                f"import_from: {shown(one.value)} is not a module name; use a list, such as [app, requests]",
             )
     return Marked(good, marked.at, marked.key, marked.file)
 
 
 def _read_section(marked: Marked, section: str, report: Report, parent_key: str | None = None) -> Section:
-    """A profile, `defaults`, or a function's entry. One that is null says nothing of its own."""
+    """Parse a profile, `defaults`, or an entry of `functions:`; null is an empty section."""
     if marked.value is None:
         return Section(section, marked)
-    entries = _mapping(marked, section, report, cure="write policies below it, such as `retry: {retries: 3}`")
-    blocks: dict[str, Block] = {}
+    entries = _mapping(marked, section, report, advice="write policies below it, such as `retry: {retries: 3}`")
+    statements: dict[str, Statement] = {}
     parent: Marked | None = None
     flawed = not isinstance(marked.value, dict)
     for key, entry in entries.items():
         if key in KINDS:
-            blocks[key] = read_block(key, entry, section, report)
+            statements[key] = read_statement(key, entry, section, report)
         elif key == parent_key:
             parent = read_parent(entry, f"{section}.{key}", report)
             flawed = flawed or parent is None
         elif key == "extends" and section == "defaults":
-            report.add(entry.place, "`defaults:` lies under every profile and extends none; remove this")
+            report.add(entry.place, "`defaults:` cannot extend a profile; remove this")
         else:
-            # The value may hold a secret, whatever the key was meant to be.
-            cure = suggest_key(key, value=entry.plain(), parent=parent_key)
+            # The value of an unknown key may be a secret.
+            advice = suggest_key(key, value=entry.plain(), parent=parent_key)
             report.add(
                 entry.place,
-                f"{_unknown(key, entry, report)} in {section}{cure}",
+                f"{_unknown(key, entry, report)} in {section}{advice}",
                 section,
-                Block(marked, section, {}).into(entry),
+                Statement(marked, section, {}).into(entry),
             )
             report.hide_texts(entry)
-    return Section(section, marked, blocks, parent, flawed=flawed)
+    return Section(section, marked, statements, parent, flawed=flawed)
 
 
 def _unknown(key: str, entry: Marked, report: Report) -> str:
-    """An unknown key as messages show it: "secret:hunter2", which lacks a space, is a key alone."""
+    """Describe an unknown key; "secret:hunter2", without a space, is a key that contains a secret."""
     name, separator, rest = re.fullmatch(r"([^:=]*)([:=]*)(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
     if not separator or HARMLESS.fullmatch(rest.strip()):
         return f"unknown key {key!r}"
@@ -161,50 +161,50 @@ def _unknown(key: str, entry: Marked, report: Report) -> str:
 
 
 def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
-    """The name of the profile to start from; null: of none."""
+    """Parse the name of the profile to start from; null means none."""
     if marked.value is None or isinstance(marked.value, str):
         return marked
     if marked.value is not BROKEN:
-        report.add(marked.source, f"{what} takes the name of one profile, not {shown(marked.value)}")
+        report.add(marked.source, f"{what} must be the name of one profile, not {shown(marked.value)}")
         report.hide(marked)
     return None
 
 
-def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block:
-    """One policy in any of its forms: null, true, false, a bare value, a mapping of its fields, or, from code, a model.
+def read_statement(kind: str, marked: Marked, section: str, report: Report) -> Statement:
+    """Parse a statement about a policy: null, true, false, a bare value, a mapping, or, from code, a policy object.
 
     Args:
         kind: "retry", "cache", and so on.
-        marked: what was written.
+        marked: the value.
         section: "defaults", "policies.<name>" or "functions.<name>".
-        report: takes unknown fields; values are judged later, when the layers are merged.
+        report: receives unknown fields; values are validated after merging.
     """
     value = marked.value
     if value is BROKEN:
-        return Block(marked, section, {}, flawed=True)
+        return Statement(marked, section, {}, flawed=True)
     if isinstance(value, list):
-        report.add(marked.source, f"{section}.{kind} takes a mapping of its fields, not a list")
+        report.add(marked.source, f"{section}.{kind} must be a mapping of its fields, not a list")
         report.hide(marked)
-        return Block(marked, section, {}, flawed=True)
+        return Statement(marked, section, {}, flawed=True)
     try:
-        fields = read(KINDS[kind], value)
+        fields = fields_of(KINDS[kind], value)
     except ValueError as error:
         report.add(marked.source, f"{section}.{kind}: {error}")
         report.hide(marked)
-        return Block(marked, section, {}, flawed=True)
+        return Statement(marked, section, {}, flawed=True)
     if fields is None:
-        return Block(marked, section, None)
-    if type(value) is not dict:  # the fields of a mapping are marked already
+        return Statement(marked, section, None)
+    if type(value) is not dict:  # the values of a mapping are already marked
         fields = type(fields)((field, Marked(bare, marked.at, None, marked.file)) for field, bare in fields.items())
     flawed = not all(type(entry.value) in PLAIN or entry.is_whole() for entry in fields.values())
     if flawed or not fields.keys() <= FIELDS[kind]:
         for field in fields.keys() - FIELDS[kind]:
-            about, into = f"{section}.{kind}", Block(marked, section, {}).into(fields[field])
+            about, into = f"{section}.{kind}", Statement(marked, section, {}).into(fields[field])
             text = f"{_unknown(field, fields[field], report)} in {about}{suggest_key(field, kind)}"
-            if fields[field].stands_alone() and not HIDDEN[kind].isdisjoint(fields):
-                # The rest of a secret that holds a comma, perhaps.
+            if fields[field].is_bare_key() and not HIDDEN[kind].isdisjoint(fields):
+                # It may be the rest of a secret that contains a comma.
                 report.hide_key(fields[field])
-                text = f"a key without a value in {about}; write `key: value`, or quote text that holds a comma"
+                text = f"a key without a value in {about}; use `key: value`, or quote text that contains a comma"
             report.add(fields[field].place, text, about, into)
             report.hide_texts(fields[field])
         whole = {field: entry for field, entry in fields.items() if field in FIELDS[kind] and entry.is_whole()}
@@ -212,7 +212,7 @@ def read_block(kind: str, marked: Marked, section: str, report: Report) -> Block
     if not HIDDEN[kind].isdisjoint(fields):
         for field in HIDDEN[kind] & fields.keys():
             report.hide(fields[field])
-    return Block(marked, section, fields, flawed=flawed, is_bare=not isinstance(value, dict | BasePolicy))
+    return Statement(marked, section, fields, flawed=flawed, is_bare=not isinstance(value, dict | BasePolicy))
 
 
 PLAIN = (str, int, float, bool, type(None))

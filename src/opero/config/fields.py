@@ -1,4 +1,4 @@
-"""What the policy models say of their fields: which hold lists, None, JSON, or secrets."""
+"""Properties of policy fields: which accept lists, None, JSON, or secrets."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ __all__ = [
 ]
 
 ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]}
-"""Second names of flat options, in environment variables alone."""
+"""Aliases of flat options, in environment variables only."""
 
 OPTIONS: dict[str, tuple[str, str | None]] = {
     **FLAT_OPTIONS,
     **ALIASES,
     **{kind: (kind, None) for kind in KINDS},
 }
-"""What may follow a profile's name in a flat variable → the policy and field; None: the whole policy, or its
-short form."""
+"""What may follow the name of a profile in a flat variable → the policy and field; no field: the policy itself."""
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """Every type that an annotation is made of."""
+    """Yield every type within an annotation."""
     yield get_origin(annotation) or annotation
     for each in get_args(annotation):
         yield from _types(each)
@@ -59,13 +58,13 @@ def is_secret(kind: str, field: str) -> bool:
 
 
 def is_hidden(kind: str, field: str) -> bool:
-    """Whether messages must not show its value: a secret, or free data that may hold one, as a URL does."""
+    """Return whether messages must not show its value: a secret, or free data that may contain one."""
     return bool(_held(kind, field)[1] & {SecretStr, Mapping}) or is_json(kind, field)
 
 
 @cache
 def hidden_keys() -> frozenset[str]:
-    """The keys, of files, whose values messages must not show, and the flat options that mean the same."""
+    """Return the keys in files, and the flat options, whose values messages must not show."""
     flat = {option for option, (kind, field) in FLAT_OPTIONS.items() if is_hidden(kind, field)}
     own = {field for kind, model in KINDS.items() for field in model.model_fields if is_hidden(kind, field)}
     return frozenset(flat | own)
@@ -73,7 +72,7 @@ def hidden_keys() -> frozenset[str]:
 
 @cache
 def known_words() -> frozenset[str]:
-    """All that the format itself gives a meaning, in lower case."""
+    """Return all words with a meaning in the format, in lower case."""
     fields = {field for model in KINDS.values() for field in model.model_fields} | AdaptiveTTL.model_fields.keys()
     groups = ("policies", "defaults", "functions", "import_from", "extends", "policy")
     return frozenset({*KINDS, *OPTIONS, *fields, *groups, "true", "false", "null", "yes", "no", "on", "off"})
@@ -84,7 +83,7 @@ def is_list(kind: str, field: str) -> bool:
 
 
 def is_json(kind: str, field: str) -> bool:
-    """Whether it holds free data, which text can only spell as JSON."""
+    """Return whether it holds free data, which text represents as JSON."""
     info, types = _held(kind, field)
     return Mapping in types or (info is not None and info.annotation is Any and not info.metadata)
 
@@ -95,7 +94,7 @@ def admits_none(kind: str, field: str) -> bool:
 
 
 def suggest_key(key: str, kind: str | None = None, value: object = None, parent: str | None = None) -> str:
-    """The cure for an unknown key of a profile or a policy: where it belongs, or the nearest known one."""
+    """Suggest where an unknown key of a profile or policy belongs, or the nearest known one."""
     if "<" in key:
         return "; did you mean '<<'?"
     option = (FLAT_OPTIONS | ALIASES).get(key)
@@ -109,9 +108,7 @@ def suggest_key(key: str, kind: str | None = None, value: object = None, parent:
         else [(each, key) for each, model in KINDS.items() if key in model.model_fields and key != "enabled"]
     )
     if homes:
-        return "; write " + " or ".join(
-            f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes
-        )
+        return "; use " + " or ".join(f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes)
     return nearest(key, [*KINDS, *([parent] if parent else [])])
 
 

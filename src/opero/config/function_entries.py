@@ -1,4 +1,4 @@
-"""What `functions:` says: which entries hold for a function, and which of them comes over which."""
+"""The entries of `functions:`: which of them match a function, and their precedence."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from opero.config.document import is_glob
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from opero.config.sources import Layer, Section
+    from opero.config.sources import ConfigLayer, Section
 
 __all__ = ["FunctionEntries"]
 
 
-def exactness(pattern: str) -> tuple[bool, int, int]:
-    """How exactly a pattern names a function: a whole name before any glob; of globs the one with more characters that
-    stand for themselves, then the one with fewer wildcards."""
+def specificity(pattern: str) -> tuple[bool, int, int]:
+    """Return the sort key of a pattern: globs before full names; globs by the number of literal characters, then by
+    fewer wildcards."""
     wildcards = re.findall(r"\[[^]]*\]|[*?]", pattern)
     return not is_glob(pattern), len(pattern) - sum(map(len, wildcards)), -len(wildcards)
 
@@ -26,24 +26,24 @@ def exactness(pattern: str) -> tuple[bool, int, int]:
 class FunctionEntries:
     """The entries of `functions:` over all layers.
 
-    Where several hold for a function, each lies over the less exact ones, key by key; of equally exact ones, over those
-    that were written before it. What all layers say under one name is one entry: the highest layer's word is its last.
+    If several match a function, the more specific ones have precedence, and of equally specific ones the later. A name
+    in several layers is one entry, in which higher layers have precedence.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[ConfigLayer]) -> None:
         names = dict.fromkeys(name for layer in layers for name in layer.functions)
         self.sections: dict[str, list[Section]] = {
             name: [layer.functions[name] for layer in layers if name in layer.functions]
-            for name in sorted(names, key=exactness)
+            for name in sorted(names, key=specificity)
         }
-        """Name or glob → what each layer says, the lowest first; the least exact name comes first."""
+        """Name or glob → its sections, lowest layer first; the least specific name comes first."""
         self._globs = {name: re.compile(translate(name)) for name in names if is_glob(name)}
 
     def __bool__(self) -> bool:
         return bool(self.sections)
 
     def matching(self, function: str) -> list[str]:
-        """The entries that hold for a function, "module:qualname", the least exact first."""
+        """Return the entries that match a function, "module:qualname", the least specific first."""
         return [
             name
             for name in self.sections
@@ -51,6 +51,6 @@ class FunctionEntries:
         ]
 
     def unmatched(self, functions: Iterable[str]) -> list[str]:
-        """The entries that hold for none of these functions."""
+        """Return the entries that match none of these functions."""
         seen = {name for function in functions for name in self.matching(function)}
         return [name for name in self.sections if name not in seen]

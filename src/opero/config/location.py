@@ -1,4 +1,4 @@
-"""Which environment, and which files: the questions before any configuration is read."""
+"""Determines the environment and the files to read."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the configuration lies.
+    """Where the configuration is.
 
     Attributes:
         environment: its name.
-        directory: absolute; None where nobody named one and `./policies` does not exist.
+        directory: absolute; None if none is named and `./policies` does not exist.
         files: what to read, lowest precedence first.
-        chosen_in: the pyproject.toml that names the directory; None where something else does.
+        chosen_in: the pyproject.toml that names the directory, if one does.
     """
 
     environment: str
@@ -49,7 +49,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A text, and who said it ("" for nobody: it is the default), in which file of ours."""
+    """A value, what set it ("" for a default), and in which file."""
 
     value: str
     by: str = ""
@@ -57,19 +57,16 @@ class _Named:
 
 
 def is_configured() -> bool:
-    """Whether anything says that there are policies: a cheap question, before anything is read.
-
-    What may not be read says nothing.
-    """
+    """Return whether there may be a configuration, without reading it. Unreadable files are ignored."""
     if variable(os.environ, "OPERO_CONFIG") is not None or Path(DEFAULT_DIRECTORY).is_dir():
         return True
     path = env_file(os.environ)
     with suppress(OSError):
         if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
             return True
-    with suppress(OSError):  # also where the working directory has been removed
+    with suppress(OSError):  # also if the working directory has been removed
         project = Path.cwd() / "pyproject.toml"
-        # Each function without a profile asks once, and reading the file takes a millisecond.
+        # Every function without a profile checks this once, and parsing the file takes a millisecond.
         return project.is_file() and _is_named_in(project, project.stat().st_mtime_ns)
     return False
 
@@ -86,18 +83,18 @@ def locate(
     report: Report,
     places: Mapping[str, str] | None = None,
 ) -> Location:
-    """Find the environment's name and the files to read.
+    """Determine the environment and the files to read.
 
     Args:
         directory: as given to `load`; else `OPERO_CONFIG`, else `config` in `[tool.opero]` of
             `./pyproject.toml` (relative to that file), else `./policies`, which alone may be absent.
         environment: as given to `load`; else `OPERO_ENV`, else `ENVIRONMENT`, else "development".
         environ: the environment variables.
-        report: takes a file that exists with both suffixes.
-        places: variable → where it is set, for those that are not the process's own.
+        report: receives files that exist with both suffixes.
+        places: variable → where it is set, for variables from files.
 
     Raises:
-        ConfigError: a named directory or environment does not exist; it names those that do.
+        ConfigError: a named directory or environment does not exist; the message lists the existing ones.
     """
     env = _environment(environment, environ, places or {})
     named = named_directory(directory, environ, places or {})
@@ -107,13 +104,12 @@ def locate(
     if not folder.is_dir():
         if not named.by:
             return Location(env.value, None, ())
-        fault = "is a file; name the directory that holds it" if folder.exists() else "does not exist"
+        fault = "is a file; use the directory that contains it" if folder.exists() else "does not exist"
         raise error_at(named.by, f"the directory {show_path(folder)} {fault}")
     found = _files(folder, report)
     files = tuple(found[name] for name in (BASE, env.value) if name in found)
     missing = env.value not in found
-    # development is what a library's user gets without asking; any other name was meant, and a typo must not
-    # pass.
+    # The default environment needs no file; any other name was set explicitly, and may be misspelt.
     if missing and ((named.by and not files) or (files and env.by and env.value != DEFAULT_ENVIRONMENT)):
         _refuse(env, folder, found)
     return Location(env.value, folder, files, named.file)
@@ -123,8 +119,8 @@ def _refuse(env: _Named, folder: Path, found: Mapping[str, Path]) -> None:
     known = sorted(set(found) - {BASE})
     has = f"it has {', '.join(known)}" if known else "it has none"
     hint = nearest(env.value, known)
-    cure = hint if "did you mean" in hint else f"; create {env.value}.yaml (`policies: {{}}` changes nothing)"
-    raise error_at(env.by, f"{show_path(folder)} has no file for the environment {env.value!r} ({has}){cure}")
+    advice = hint if "did you mean" in hint else f"; create {env.value}.yaml (`policies: {{}}` changes nothing)"
+    raise error_at(env.by, f"{show_path(folder)} has no file for the environment {env.value!r} ({has}){advice}")
 
 
 def _environment(argument: str | None, environ: Mapping[str, str], places: Mapping[str, str] = EMPTY) -> _Named:
@@ -132,17 +128,15 @@ def _environment(argument: str | None, environ: Mapping[str, str], places: Mappi
         named = _Named(argument, "environment")
     elif (value := variable(environ, "OPERO_ENV")) is not None:
         named = _Named(value.strip(), places.get("OPERO_ENV", "OPERO_ENV"))
-    elif value := environ.get("ENVIRONMENT", "").strip():  # not ours alone: empty means unset
+    elif value := environ.get("ENVIRONMENT", "").strip():  # shared with other programs: empty means unset
         named = _Named(value, places.get("ENVIRONMENT", "ENVIRONMENT"))
     else:
         return _Named(DEFAULT_ENVIRONMENT)
     if not NAME.fullmatch(named.value) or named.value == BASE:
         why = (
-            "base.yaml holds for every environment"
-            if named.value == BASE
-            else "write letters, digits, '-', '_' and '.'"
+            "base.yaml applies to every environment" if named.value == BASE else "use letters, digits, '-', '_' and '.'"
         )
-        raise error_at(named.by, f"{named.value!r} cannot name an environment; {why}")
+        raise error_at(named.by, f"{named.value!r} is not a valid environment name: {why}")
     return named
 
 
@@ -155,7 +149,7 @@ def named_directory(
     if value is not None:
         by = places.get("OPERO_CONFIG", "OPERO_CONFIG")
         if not value.strip():
-            raise error_at(by, "is empty; unset it, or name a directory")
+            raise error_at(by, "is empty; unset it, or set it to a directory")
         return _Named(value.strip(), by)
     project = Path.cwd() / "pyproject.toml"
     try:
@@ -173,9 +167,9 @@ def _from_pyproject(path: Path) -> _Named | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         place = f":{found[1]}:{found[2]}" if found else ""
-        raise error_at(f"{path.name}{place}", f"is not TOML: {error}") from error
+        raise error_at(f"{path.name}{place}", f"is not valid TOML: {error}") from error
     if not isinstance(tool, dict):
-        raise error_at(path.name, '[tool.opero] must be a table; write `config = "policies"` in it')
+        raise error_at(path.name, '[tool.opero] must be a table, with an entry such as `config = "policies"`')
     report = Report()
     report.texts[path.name] = text
     for key in tool.keys() - {"config"}:
@@ -183,14 +177,14 @@ def _from_pyproject(path: Path) -> _Named | None:
         report.add(_place_in_toml(path.name, text, key), text_of_key)
     config = tool.get("config")
     if config is not None and (not isinstance(config, str) or not config):
-        said = f"config in [tool.opero] must be the path of a directory, not {config!r}"
-        report.add(_place_in_toml(path.name, text, "config"), said)
+        problem = f"config in [tool.opero] must be the path of a directory, not {config!r}"
+        report.add(_place_in_toml(path.name, text, "config"), problem)
     report.raise_if_any()
     return None if config is None else _Named(str(path.parent / config), f"{path.name}, config in [tool.opero]", path)
 
 
 def _place_in_toml(name: str, text: str, key: str) -> Source:
-    """Where a key of [tool.opero] stands; only the file, where it is written in an unusual way."""
+    """Return the place of a key of [tool.opero]; only the file, if it is written in an unusual way."""
     table = re.search(r"(?m)^[ \t]*\[\s*tool\s*\.\s*opero\s*\]", text)
     found = table and re.compile(rf"(?m)^[ \t]*(?P<key>['\"]?{re.escape(key)}['\"]?)\s*=").search(text, table.end())
     if not found:
@@ -201,7 +195,7 @@ def _place_in_toml(name: str, text: str, key: str) -> Source:
 
 
 def _files(folder: Path, report: Report) -> dict[str, Path]:
-    """Environment → its file. Names come from the listing, so case matters on every system alike."""
+    """Return environment → file. Names come from the directory listing, so they are case-sensitive on every system."""
     found: dict[str, Path] = {}
     for suffix in SUFFIXES:
         for path in sorted(folder.glob(f"*{suffix}")):
@@ -209,14 +203,14 @@ def _files(folder: Path, report: Report) -> dict[str, Path]:
                 other = found[path.stem].name
                 report.add(
                     Source(show_path(path)),
-                    f"stands beside {other}, and only one can hold; remove one of them",
+                    f"conflicts with {other}; remove one of the two files",
                 )
             found.setdefault(path.stem, path)
     return found
 
 
 def show_path(path: Path) -> str:
-    """The path relative to the working directory where it lies below, else in full."""
+    """Return the path relative to the working directory if it is below, else the full path."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, FileNotFoundError):

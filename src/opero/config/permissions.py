@@ -1,4 +1,4 @@
-"""Who may write what is read, and so choose what the program imports and calls."""
+"""Warnings about world-writable configuration, which lets others choose what the program imports and calls."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ __all__ = ["writable_warnings"]
 
 
 def writable_warnings(read: Iterable[Path]) -> list[str]:
-    """A warning for each of these files and directories that anybody may write to; and for each directory on the way to
-    them, links included, in which anybody may put something else in their place."""
+    """Return a warning for each world-writable file or directory among these, and for each world-writable directory
+    above them, links included, where they could be replaced."""
     paths = list(read)
     found: dict[tuple[int, int], str] = {}
     for path in [*paths, *(above for one in paths for above in _way_to(one))]:
         try:
             status = path.stat()
-        except OSError:  # a link that leads nowhere, or what may not be looked at
+        except OSError:  # a dangling link, or no permission
             continue
-        # With a sticky bit, as /tmp has it, nobody can rename or remove what is another's, but anybody can add files.
-        keeps_others = status.st_mode & stat.S_ISVTX and path not in paths
-        if status.st_mode & stat.S_IWOTH and not keeps_others:
+        # In a sticky directory, such as /tmp, others can add files but not replace these.
+        is_sticky = status.st_mode & stat.S_ISVTX and path not in paths
+        if status.st_mode & stat.S_IWOTH and not is_sticky:
             shown = show_path(path)
             found.setdefault(
                 (status.st_dev, status.st_ino),
-                f"{shown}: anybody on this machine may write to it, and so choose what this program imports and calls; "
-                f"take that away: chmod o-w {shown}",
+                f"{shown}: is writable by all users of this machine, who can choose what this program imports and "
+                f"calls; run: chmod o-w {shown}",
             )
     return list(found.values())
 
 
 def _way_to(path: Path) -> Iterator[Path]:
-    """Every directory above a path, and above whatever the links on the way lead to."""
+    """Yield every directory above a path, and above the targets of links on the way."""
     seen: set[Path] = set()
     left = [Path(os.path.abspath(path))]
     while left:

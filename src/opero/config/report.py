@@ -1,4 +1,4 @@
-"""Collects what is wrong, everywhere, and says all of it at once."""
+"""Collects all problems of a configuration, to report them together."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ __all__ = ["Report", "without_passwords"]
 
 MASK = "***"
 WIDEST = 110
-"""Characters of a line that are shown."""
+"""The maximum number of characters of a line to show."""
 PASSWORD = re.compile(r"(?<=://)(?P<value>[^\s@'\"]+)(?=@)")
 MOST_SHOWN = 10_000
-"""Numbers below it are settings, from it on they may be secrets."""
+"""Smaller numbers are settings; larger ones may be secrets."""
 WORDS = "secret|passw|token|credential|api_?key"
 SECRET_WORD = re.compile(rf"(?i){WORDS}")
 _NAME = rf"(?:[\w-]*(?:{WORDS})[\w-]*|(?<![\w-])(?:{'|'.join(sorted(hidden_keys()))}))"
 _BETWEEN = r"[\"']?[\s:=#&*!|>;]+"
 SECRET_KEY = re.compile(rf"(?i){_NAME}{_BETWEEN}(?P<value>[^\s,}}\]][^,}}\]]*)")
-"""What follows a secret's name in a line of a file, whether or not that is well written."""
+"""The value after the name of a secret in a line of a file, valid YAML or not."""
 QUOTED = re.compile(r"(?<!\w)(['\"])(?P<text>(?:\\.|(?!\1).)*)\1")
 SECRET_IN_QUOTES = re.compile(rf"(?i)(?<![\w.])({_NAME}{_BETWEEN})[^\s].*")
-"""The same in what a message quotes; not in a path such as "app.tokens:get"."""
+"""The same within quotes in a message, except in a path such as "app.tokens:get"."""
 HARMLESS = re.compile(r"[+-]?\d{1,4}(\.\d{1,4})?(%|ms|s|m|h|d|/(s|m|h|d))?")
 FIRST_KEY = re.compile(r"[\s{,]*(\"[^\"]*\"|'[^']*'|[\w.-]+)\s*:(?=\s|$)\s*")
 _Span = tuple[int, int, int, int]
-"""Line and column where it begins and ends, from 0."""
+"""Start line and column, end line and column, from 0."""
 
 
 def without_passwords(text: str) -> str:
-    """Text in which users and passwords of URLs are masked: `redis://***@host`."""
+    """Mask the users and passwords of URLs: `redis://***@host`."""
     return PASSWORD.sub(MASK, text)
 
 
 def _without_secrets(text: str) -> str:
-    """A message in which what it quotes shows nothing that follows a secret's name: 'secret:***'."""
+    """Mask what follows the name of a secret within quotes in a message: 'secret:***'."""
     return QUOTED.sub(lambda found: SECRET_IN_QUOTES.sub(rf"\g<1>{MASK}", found["text"]).join(found[1] * 2), text)
 
 
 @dataclass(slots=True)
 class _Found:
-    """A problem, and what of the configuration is wrong by it → the line into which an alias brings it."""
+    """A problem, with the parts of the configuration that it affects → the line of an alias that refers to it."""
 
     source: Source
     text: str
     uses: dict[str, int | None]
 
-    def told(self) -> str:
+    def message(self) -> str:
         (_, into), *more = self.uses.items()
-        hint = f" (an alias brings it into line {into})" if into is not None else ""
+        hint = f" (used through an alias at line {into})" if into is not None else ""
         if more:
-            others = [about if line is None else f"{about} in line {line}" for about, line in more]
-            hint = f" (by aliases also {', '.join(others)})"
+            others = [about if line is None else f"{about} at line {line}" for about, line in more]
+            hint = f" (through aliases also {', '.join(others)})"
         return self.text + hint
 
 
 class Report:
-    """The problems found so far: of each its place, what is wrong, and the cure.
+    """The problems found so far, each with its place, what is wrong, and how to fix it.
 
     Args:
-        earlier: the report of the same files; this one shows their lines, too.
+        earlier: a report of the same files, whose lines this one can show.
 
     Attributes:
-        texts: file → its text, to show lines of it.
+        texts: file → its text, to show lines from it.
     """
 
     def __init__(self, earlier: Report | None = None) -> None:
@@ -82,55 +82,56 @@ class Report:
         self._hidden_lines: set[tuple[str, int]] = set() if earlier is None else earlier._hidden_lines
 
     def add(self, source: Source, text: str, about: str = "", into: int | None = None) -> None:
-        """Note a problem; the same one twice counts once.
+        """Add a problem; duplicates are ignored.
 
         Args:
-            source: where it is.
+            source: the place.
             text: what is wrong.
-            about: what of the configuration is wrong, as the text calls it: one value may be wrong in several parts
-                of it, by aliases.
-            into: the line into which an alias brings the value.
+            about: the affected part of the configuration, as named in the text: through aliases, one value may affect
+                several parts.
+            into: the line of the alias that refers to the value.
         """
-        said = _without_secrets(without_passwords(" ".join(text.split())))
+        masked = _without_secrets(without_passwords(" ".join(text.split())))
         place = source.name, source.line or 0, source.column or 0
-        key = *place, said.replace(about, "", 1) if about else said
-        self._found.setdefault(key, _Found(source, said, {})).uses[about] = into
+        key = *place, masked.replace(about, "", 1) if about else masked
+        self._found.setdefault(key, _Found(source, masked, {})).uses[about] = into
 
     def hide(self, value: Marked) -> None:
-        """Show nothing of a value that is secret, in whatever line it stands."""
+        """Mask a secret value in every line that is shown."""
         self._hidden.append(value)
 
     def hide_texts(self, value: Marked) -> None:
-        """Show no text and no long number of a value that may be secret, such as that of an unknown key."""
+        """Mask text and long numbers in a value that may be secret, such as that of an unknown key."""
         for each in value.walk():
             is_plain = each.value is None or isinstance(each.value, bool | float | dict | list)
             if not is_plain and not (isinstance(each.value, int) and abs(each.value) < MOST_SHOWN):
                 self._hidden.append(each)
 
     def hide_key(self, value: Marked) -> None:
-        """Show nothing of the key of a value: it may be a secret that slipped into its place."""
+        """Mask the key of a value, which may be a misplaced secret."""
         self._hidden.append(Marked(None, value.key, None, value.file))
 
     def hide_line(self, file: str, line: int) -> None:
-        """Show of a line, counted from 1, no more than its first key, the format's own words, and short numbers:
-        whatever else it holds may belong to a secret."""
+        """Mask a line, counted from 1, except its first key, the words of the format, and short numbers: the rest may
+        belong to a secret."""
         self._hidden_lines.add((file, line))
 
     @property
     def problems(self) -> list[Problem]:
-        """Every problem, by place."""
+        """All problems, sorted by place."""
         hidden = self._spans() if self._found else {}
-        return [self._problem(found.source, found.told(), hidden) for _, found in sorted(self._found.items())]
+        return [self._problem(found.source, found.message(), hidden) for _, found in sorted(self._found.items())]
 
     @property
     def lines(self) -> list[str]:
-        """Every problem in a line of its own."""
+        """All problems, one line each."""
         return [f"{each.place}: {each.text}" for each in self.problems]
 
     def raise_if_any(self) -> None:
-        """
+        """Raise an error if there are problems.
+
         Raises:
-            ConfigError: there are problems; it tells all of them.
+            ConfigError: lists all problems.
         """
         if self._found:
             raise ConfigError.of(self.problems)
@@ -145,13 +146,13 @@ class Report:
         return Problem(str(source), text, source.name, source.line, column, snippet, caret, width)
 
     def _spans(self) -> dict[str, list[_Span]]:
-        """Where in each file something stands that must not be shown."""
+        """Return, for each file, the spans that must not be shown."""
         spans: dict[str, list[_Span]] = {}
         for value in self._hidden:
             for each in value.walk():
                 if each.file and not isinstance(each.value, dict | list):
                     spans.setdefault(each.file, []).append(span(each.at))
-                if each.stands_alone():
+                if each.is_bare_key():
                     spans.setdefault(each.file, []).append(span(each.key))
         for file, line in self._hidden_lines:
             written = "".join(self.texts.get(file, "").splitlines()[line - 1 : line])
@@ -163,7 +164,7 @@ class Report:
 
 
 def _shown(line: str, number: int, column: int, width: int, hidden: Sequence[_Span]) -> tuple[str, int, int]:
-    """A line as it may be shown, and where in that the caret stands, and how wide it is."""
+    """Return a line with its secrets masked, and the position and width of the caret in it."""
     masked = [
         (first if start == number - 1 else 0, last if end == number - 1 else len(line))
         for start, first, end, last in hidden

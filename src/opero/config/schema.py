@@ -1,4 +1,4 @@
-"""The JSON Schema of the policy files, for editors: derived from the policy models and their docstrings."""
+"""The JSON Schema of the policy files, generated from the policy models and their docstrings."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 __all__ = ["BEYOND_THE_SCHEMA", "json_schema", "schema_text"]
 
 BEYOND_THE_SCHEMA = {
-    "what is missing": "what a policy needs may stand in another file, so the schema requires nothing",
-    "contradictions": "values that are good alone and do not go together, such as min_delay above max_delay",
-    "profiles": "`extends` and `policy` name a profile, which may stand in another file, and may extend others",
-    "imports": "names of functions and exceptions must import, as import_from allows, and be what the field is for",
-    "tags": 'each brace of a tag must hold the name of a parameter: "user:{user_id}"',
-    "json in text": 'a ttl may be JSON written as text, as variables hold it: "{hot: 1h}" is none',
-    "numbers that JSON has not": ".inf, .nan, and what is too large for a floating-point number",
-    "whole shares": "max_failures: 1.0 could be one failure or all; JSON cannot tell it from 1",
+    "what is missing": "required fields may be in another file, so the schema requires nothing",
+    "contradictions": "values that are valid alone but contradict each other, such as min_delay above max_delay",
+    "profiles": "`extends` and `policy` name a profile, which may be in another file",
+    "imports": "names of functions and exceptions must be importable, allowed by import_from, and of the right type",
+    "tags": 'braces in a tag must contain the name of a parameter: "user:{user_id}"',
+    "json in text": 'a ttl may be JSON in text, as in variables: "{hot: 1h}" is not JSON',
+    "numbers that JSON has not": ".inf, .nan, and numbers that are too large for a float",
+    "whole shares": "max_failures: 1.0 could mean one failure or all; JSON does not distinguish it from 1",
 }
-"""What the loader refuses and the schema cannot: nothing else. Text of these may pass an editor, and not the loader."""
+"""Everything that the loader rejects and the schema accepts."""
 
 
 MODELS: dict[str, type[BaseModel]] = {**{each.__name__: each for each in KINDS.values()}, "AdaptiveTTL": AdaptiveTTL}
 SHARED = ("title", "type", "pattern", "anyOf", "examples")
-"""What a field type's schema says; the rest is the field's own."""
+"""The keywords that fields of one type share."""
 ORDER = (
     *("$schema", "title", "description", "$ref", "type", "const", "enum", "format", "writeOnly", "pattern"),
     *("minLength", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "anyOf", "items"),
     *("additionalProperties", "propertyNames", "properties", "default", "examples", "$defs"),
 )
-"""How the keywords of a schema follow each other."""
+"""The order of the keywords of a schema."""
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes classes by their names where they are defaults; gives fields no titles, which would only repeat names."""
+    """Writes classes in defaults by name, and gives fields no titles, which would repeat their names."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # as in pydantic
 
@@ -59,9 +59,9 @@ class _Generator(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one policy file, the same at every call, in an order fit to be committed.
+    """Return the JSON Schema (2020-12) of a policy file, in a stable order.
 
-    It accepts what the loader accepts of one file and refuses what that refuses, but for `BEYOND_THE_SCHEMA`.
+    It accepts and rejects the same files as the loader, except for `BEYOND_THE_SCHEMA`.
     """
     _, made = models_json_schema([(model, "validation") for model in MODELS.values()], schema_generator=_Generator)
     definitions: dict[str, Any] = {}
@@ -71,20 +71,20 @@ def json_schema() -> dict[str, Any]:
     definitions |= {kind: _in_all_forms(model, definitions[model.__name__]) for kind, model in KINDS.items()}
     name_or_null = {"type": ["string", "null"]}
     definitions["profile"] = _mapping(
-        "A profile: what should happen around the functions that are bound to its name. Null says nothing of its own.",
-        extends={**name_or_null, "description": "The profile that this one starts from; null: from none."},
+        "A profile: the policies of the functions that are bound to its name. Null is an empty profile.",
+        extends={**name_or_null, "description": "The profile to start from; null for none."},
         **kinds,
     )
     definitions["function"] = _mapping(
-        "What holds for one function, or for all that a glob matches, over its profile and its decorator's options.",
-        policy={**name_or_null, "description": "The profile that it starts from instead; null: from none."},
+        "Policies of one function, or of all that a glob matches; they override its profile and decorator options.",
+        policy={**name_or_null, "description": "The profile to start from instead; null for none."},
         **kinds,
     )
     module = {"type": "string", "pattern": _whole(MODULE)}
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Policies of opero",
-        "description": "One policy file: base.yaml, or an environment's, which is laid over it key by key.",
+        "description": "A policy file: base.yaml, or the file of an environment, which is merged over it.",
         "type": "object",
         "additionalProperties": False,
         "properties": {
@@ -94,15 +94,15 @@ def json_schema() -> dict[str, Any]:
                 "propertyNames": {"minLength": 1},
                 "additionalProperties": {"$ref": "#/$defs/profile"},
             },
-            "defaults": _mapping("What is laid under every profile.", **kinds),
+            "defaults": _mapping("Policies that every profile starts from.", **kinds),
             "functions": {
-                "description": 'What holds for single functions: by "module:qualname", or by a glob such as "app.*".',
+                "description": 'Policies of single functions, by "module:qualname" or a glob such as "app.*".',
                 "type": ["object", "null"],
                 "propertyNames": {"pattern": rf"{_whole(FUNCTION)}|[*?\[]"},
                 "additionalProperties": {"$ref": "#/$defs/function"},
             },
             "import_from": {
-                "description": "The modules that names may be imported from, with all below them. Default: any.",
+                "description": "The modules, with their submodules, that names may be imported from. Default: any.",
                 "anyOf": [{"type": "array", "items": module}, module],
                 "examples": [["app", "requests"]],
             },
@@ -114,12 +114,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as the text of a file."""
+    """Return the schema as the text of a file."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _ordered(schema: Any) -> Any:
-    """The same with each schema's keywords in one order, whatever made it."""
+    """Return a copy with the keywords of each schema in a fixed order."""
     if isinstance(schema, list):
         return [_ordered(each) for each in schema]
     if not isinstance(schema, dict):
@@ -135,7 +135,7 @@ def _ordered(schema: Any) -> Any:
 
 
 def _hoisted(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The same with what field types have in common, which they name by a title, moved to the definitions."""
+    """Return a copy with the common keywords of titled field types moved to the definitions."""
     if isinstance(schema, list):
         return [_hoisted(each, definitions) for each in schema]
     if not isinstance(schema, dict):
@@ -163,9 +163,9 @@ def _mapping(description: str, **properties: Any) -> dict[str, Any]:
 
 
 def _documented(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """A model's schema with its docstring on it, and on each of its fields what that says of the field."""
-    summary, told = _docstring(model)
-    properties = {name: {"description": told[name], **field} for name, field in schema["properties"].items()}
+    """Return the schema of a model with descriptions of the model and its fields from the docstring."""
+    summary, descriptions = _docstring(model)
+    properties = {name: {"description": descriptions[name], **field} for name, field in schema["properties"].items()}
     return {
         "title": model.__name__,
         "description": summary,
@@ -176,8 +176,8 @@ def _documented(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any
 
 
 def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the whole, and of each attribute; of inherited ones, what their own class says."""
-    told: dict[str, str] = {}
+    """Parse a docstring into a summary and attributes; inherited attributes come from their own class."""
+    descriptions: dict[str, str] = {}
     summary = ""
     for cls in reversed(model.__mro__):
         if "__doc__" not in vars(cls) or not hasattr(cls, "model_fields"):
@@ -185,17 +185,17 @@ def _docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
         summary, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
         for entry in re.split(r"\n {4}(?=\S)", "\n" + attributes.partition("\n\n")[0])[1:]:
             names, _, text = " ".join(entry.split()).partition(": ")
-            told |= dict.fromkeys(names.split(", "), re.sub(r"\bNone\b", "null", text[:1].upper() + text[1:]))
-    return " ".join(summary.replace("\n\n", "\0").split()).replace("\0", "\n\n"), told
+            descriptions |= dict.fromkeys(names.split(", "), re.sub(r"\bNone\b", "null", text[:1].upper() + text[1:]))
+    return " ".join(summary.replace("\n\n", "\0").split()).replace("\0", "\n\n"), descriptions
 
 
 def _in_all_forms(model: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """A policy as a mapping of its fields, short, true, false, or null."""
+    """Return the schema of a policy in all forms: a mapping, the short form, true, false, or null."""
     forms: list[dict[str, Any]] = [{"$ref": f"#/$defs/{model.__name__}"}]
     if model.short is not None:
         short = schema["properties"][model.short]
         choices = short.get("anyOf") or [{key: short[key] for key in ("$ref", "type", "enum") if key in short}]
-        # A mapping holds this policy's own fields here, and none of another model's.
+        # A mapping always contains the fields of this policy, not of AdaptiveTTL.
         forms += [each for each in choices if each not in ({"type": "null"}, {"$ref": "#/$defs/AdaptiveTTL"})]
     forms += [{"type": "boolean"}, {"type": "null"}]
     return {"title": schema["title"], "description": schema["description"], "anyOf": forms}

@@ -1,4 +1,4 @@
-"""The sources of configuration, as pydantic-settings carries them: files, secrets, a `.env` file, the environment."""
+"""Loading: pydantic-settings sources for files, secrets, a `.env` file and the environment, and `load`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import InstanceOf  # pydantic reads the annotation
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from opero.config.composition import profile_names
-from opero.config.configuration import Configuration, judged
+from opero.config.configuration import Configuration, validated
 from opero.config.document import read_document
 from opero.config.environment import read_enabled, read_variables
 from opero.config.location import locate, show_path
 from opero.config.permissions import writable_warnings
 from opero.config.report import Report
-from opero.config.sources import Layer
+from opero.config.sources import ConfigLayer
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
 from opero.config.yaml_source import read_yaml
 from opero.runtime.environment_files import HERE
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from opero.config.environment import Said
+    from opero.config.environment import RawValue
 
 __all__ = ["FileSource", "Request", "Settings", "VariablesSource", "load"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request:
-    """What to read, lowest precedence first, and where to report what is wrong.
+    """What to read, lowest precedence first, and where to report problems.
 
     Attributes:
         files: the YAML files.
-        variables: what holds variables ("environment variables", the `.env` file's name, ...) → these.
-        report: takes what is wrong.
+        variables: source ("environment variables", the name of the `.env` file, ...) → its variables.
+        report: receives the problems.
     """
 
     files: tuple[Path, ...]
-    variables: Mapping[str, Mapping[str, Said]]
+    variables: Mapping[str, Mapping[str, RawValue]]
     report: Report
 
 
 class LayerSource(PydanticBaseSettingsSource):
-    """A source that delivers one whole layer, unmerged, so that each value keeps its place and its shadow."""
+    """A source that returns one unmerged layer, so that each value keeps its source and what it shadows."""
 
-    layer: Layer | None = None
+    layer: ConfigLayer | None = None
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # nothing is looked up by field: see __call__
+        return None, field_name, False  # values are not looked up by field: see __call__
 
     def __call__(self) -> dict[str, Any]:
         return {"layers": {self.layer.name: self.layer}} if self.layer is not None else {}
@@ -69,47 +69,46 @@ class FileSource(LayerSource):
 
 
 class VariablesSource(LayerSource):
-    """Variables that begin with OPERO_, read against the names that the files define."""
+    """Variables that start with OPERO_, matched with the names that the files define."""
 
     def __init__(
         self,
         settings_cls: type[BaseSettings],
         name: str,
-        said: Mapping[str, Said],
-        files: list[Layer],
+        raw: Mapping[str, RawValue],
+        files: list[ConfigLayer],
         report: Report,
         *,
         complete: bool,
     ) -> None:
         super().__init__(settings_cls)
         functions = dict.fromkeys(each for layer in files for each in layer.functions)
-        self.layer = read_variables(said, profile_names(files), functions, report, name=name, complete=complete)
-        self.enabled = read_enabled(said, report)
+        self.layer = read_variables(raw, profile_names(files), functions, report, name=name, complete=complete)
+        self.enabled = read_enabled(raw, report)
 
     def __call__(self) -> dict[str, Any]:
         return super().__call__() | ({} if self.enabled is None else {"enabled": self.enabled})
 
 
 class Settings(BaseSettings):
-    """Everything that was said, and by whom.
+    """The layers of all sources.
 
-    pydantic-settings asks the sources in order and puts their layers together; merging.py makes profiles of
-    them.
+    pydantic-settings collects the layers from the sources; composition.py merges them to profiles.
 
     Attributes:
         enabled: `OPERO_ENABLED`. Default true.
-        layers: what each file and each set of variables says, lowest precedence first.
+        layers: the contents of each file and each set of variables, lowest precedence first.
     """
 
     model_config = SettingsConfigDict(frozen=True)
 
     enabled: bool = True
-    layers: dict[str, InstanceOf[Layer]] = {}
+    layers: dict[str, InstanceOf[ConfigLayer]] = {}
 
     @classmethod
-    def read(cls, files: tuple[Path, ...], variables: Mapping[str, Mapping[str, Said]], report: Report) -> Self:
-        """Read files, and variables over them, lowest precedence first; tell `report` what is wrong."""
-        # Init arguments are all that pydantic-settings hands on to the place where its sources are made.
+    def read(cls, files: tuple[Path, ...], variables: Mapping[str, Mapping[str, RawValue]], report: Report) -> Self:
+        """Read files and variables, lowest precedence first; problems are added to `report`."""
+        # pydantic-settings passes only init arguments to settings_customise_sources.
         init: dict[str, Any] = {"request": Request(files, variables, report)}
         return cls(**init)
 
@@ -122,15 +121,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, `.env`, secrets, then the files from the last to the first: the highest comes first."""
+        """Return the sources, highest precedence first: environment, `.env`, secrets, then the files in reverse."""
         assert isinstance(init_settings, InitSettingsSource)
         request: Request = init_settings.init_kwargs["request"]
         files = [FileSource(settings_cls, path, request.report) for path in request.files]
         layers = [source.layer for source in files if source.layer is not None]
         complete = len(layers) == len(files)
         variables = [
-            VariablesSource(settings_cls, name, said, layers, request.report, complete=complete)
-            for name, said in request.variables.items()
+            VariablesSource(settings_cls, name, raw, layers, request.report, complete=complete)
+            for name, raw in request.variables.items()
         ]
         return (*reversed(variables), *reversed(files))
 
@@ -144,28 +143,28 @@ def load(
     secrets_dir: str | Path | None = None,
     base: Path = HERE,
 ) -> Configuration:
-    """Read every profile for an environment.
+    """Load the configuration of an environment.
 
-    `base.yaml` comes first, then `<environment>.yaml` is laid over it key by key, and variables over both: those of
-    secrets, then of a `.env` file, then of the process. A profile that `extends` another starts from that one as it
-    effectively is, its variables included; what the profile says itself, in whatever file, comes over that. `null`
-    removes an inherited policy, `enabled: false` keeps its values. A profile that is null says nothing of its own.
+    The layers are, lowest precedence first, `base.yaml`, `<environment>.yaml`, and variables from secrets, a `.env`
+    file and the process. `opero.policies.merging` defines how they are merged. A profile that `extends` another starts
+    from the effective values of that profile, including its variables; its own statements, in any layer, have
+    precedence.
 
     Args:
-        directory: where the files are. Default: `OPERO_CONFIG`, else `config` in `[tool.opero]` of
-            `./pyproject.toml`, else `./policies`, which alone may be absent: then there are no profiles.
-        environment: which file to lay over `base.yaml`. Default: `OPERO_ENV`, else `ENVIRONMENT`, else
-            "development", which alone needs no file.
-        environ: the environment variables. Default: those of this process. Where they are given, `./.env` and
-            /run/secrets are read only if they or an argument name them.
-        env_file: a `.env` file with further variables. Default: `OPERO_ENV_FILE`, else `./.env` where there is one.
-        secrets_dir: a directory whose files are variables, the file's name being the variable's. Default:
-            `OPERO_SECRETS_DIR`, else /run/secrets where that exists.
-        base: what relative paths of these two are relative to.
+        directory: the directory of the files. Default: `OPERO_CONFIG`, else `config` in `[tool.opero]` of
+            `./pyproject.toml`, else `./policies`, which may be missing: then there are no profiles.
+        environment: the name of the environment. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development", which
+            needs no file.
+        environ: the environment variables. Default: those of this process. If given, `./.env` and /run/secrets are
+            read only if a variable or an argument names them.
+        env_file: a `.env` file with more variables. Default: `OPERO_ENV_FILE`, else `./.env` if it exists.
+        secrets_dir: a directory with one file for each variable, of the same name. Default: `OPERO_SECRETS_DIR`, else
+            /run/secrets if it exists.
+        base: the directory that relative paths of these two refer to.
 
     Raises:
-        ConfigError: anything is wrong. It lists every problem of every file and variable: its place (file:line:column
-            or the variable), what is wrong, the cure or the nearest valid choice, and the line with a caret.
+        ConfigError: the configuration is invalid. It lists every problem of all files and variables with its place
+            (file:line:column or the variable), how to fix it, and the line with a caret.
     """
     report = Report()
     variables, held_in = collect_variables(environ, env_file, secrets_dir, report, base)
@@ -183,8 +182,8 @@ def load(
         warnings=tuple(writable_warnings([*read, *secret_files(held_in)])),
         _loaded=report,
     )
-    # Where a file could not be read, what seems to be missing may stand there: only what is there is judged.
+    # If a file could not be read, what seems to be missing may be in it, so missing parts are not reported.
     complete = len(layers) == len(location.files) + len(variables)
-    configuration = judged(configuration, report, complete=complete)
+    configuration = validated(configuration, report, complete=complete)
     report.raise_if_any()
     return configuration

@@ -1,6 +1,6 @@
-"""Where values come from: a mark on each, kept from the file or variable to the effective policy.
+"""Provenance: values marked with their source, from the file or variable to the effective policy.
 
-Reading keeps positions, a number each; a `Source` is made of one only when somebody asks where a value stands.
+Parsing stores each position as one number; a `Source` is made of it on demand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opero.policies.base import masked
-from opero.policies.merging import Anew
+from opero.policies.merging import Replacing
 from opero.policies.quantities import without_password
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ __all__ = [
     "BROKEN",
     "CODE",
     "DEFAULT",
-    "Block",
-    "Layer",
+    "ConfigLayer",
     "Leaf",
     "Marked",
     "Section",
     "Source",
+    "Statement",
     "mark",
     "position",
     "source_of",
@@ -35,14 +35,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The place that gave a value.
+    """The place where a value is set.
 
     Attributes:
-        name: the file (relative to the working directory where it lies below), the environment variable, "code" for a
-            policy that was handed to a registry, or "default".
+        name: the file (relative to the working directory if it is below), the environment variable, "code" for a policy
+            passed to a registry, or "default".
         line, column: where in the file, counted from 1; None for a variable and for a default.
-        by: what says it there: "@opero" for a decorator, the variable's name for a line of a `.env` file, else "".
-        width: how many characters it takes there.
+        by: what sets it there: "@opero" for a decorator, the variable for a line of a `.env` file, else "".
+        width: its number of characters there.
     """
 
     name: str
@@ -57,30 +57,30 @@ class Source:
 
 
 DEFAULT = Source("default")
-"""The source of what no one wrote down: the policy model's own default."""
+"""The source of the defaults of the policy models."""
 CODE = Source("code")
-"""The source of a policy that was handed to a registry."""
+"""The source of policies passed to a registry."""
 
 
 BITS = 32
-"""Of a position's numbers. No file that is read has more lines or columns than they hold."""
+"""The bits of each number in a position, enough for the lines and columns of any file."""
 LOW = (1 << BITS) - 1
 
 
 def position(event: Any) -> int:
-    """Where one of the parser's events begins and ends, in one number: the events themselves are many small objects,
-    which would have the garbage collector at work for a third of the time."""
+    """Pack the start and end of a parser event into one number. Keeping the events, many small objects, would spend a
+    third of the loading time in the garbage collector."""
     start, end = event.start_mark, event.end_mark
     return int((((start.line << BITS) | start.column) << BITS | end.line) << BITS | end.column)
 
 
 def span(at: int) -> tuple[int, int, int, int]:
-    """A position's lines and columns, from 0: where it begins, and where it ends."""
+    """Return the start line and column and end line and column of a position, from 0."""
     return at >> 3 * BITS, at >> 2 * BITS & LOW, at >> BITS & LOW, at & LOW
 
 
 def source_of(at: int, file: str) -> Source:
-    """The place in a file."""
+    """Return the source for a position in a file."""
     line, column, end_line, end_column = span(at)
     width = end_column - column if end_line == line else 1
     return Source(file, line + 1, column + 1, width=max(1, width))
@@ -92,20 +92,20 @@ class _Broken:
 
 
 BROKEN = _Broken()
-"""Stands for a value that could not be read, and has been reported."""
+"""Replaces a value that could not be parsed and has been reported."""
 
 
 class Marked:
-    """Plain data as it was read, every part of it with its place.
+    """Plain data, each part with its place.
 
     Attributes:
         value: a scalar, a list of `Marked`, a dict of `Marked` by name, or `BROKEN`.
-        at: where it stands: a `Source`, or its `position` in a file.
-        key: where the key before it stands; None in a list and at the top.
-        file: which file the positions are in.
+        at: its place: a `Source`, or a `position` in a file.
+        key: the place of its key; None in a list and at the top level.
+        file: the file of the positions.
     """
 
-    # Made for each value of each file: it has no more than it must.
+    # One for each value of each file, so it is kept small.
     __slots__ = ("at", "file", "key", "value")
 
     def __init__(self, value: Any, at: Any, key: Any = None, file: str = "") -> None:
@@ -116,27 +116,27 @@ class Marked:
 
     @property
     def source(self) -> Source:
-        """Where the value stands."""
+        """The place of the value."""
         return self.at if type(self.at) is Source else source_of(self.at, self.file)
 
     @property
     def place(self) -> Source:
-        """Where its key stands, or else the value itself."""
+        """The place of its key, if it has one, else of the value."""
         if self.key is None:
             return self.source
         return self.key if type(self.key) is Source else source_of(self.key, self.file)
 
-    def stands_alone(self) -> bool:
-        """Whether it is nothing at all after a key without a colon: `{ttl: 5, alone}`."""
+    def is_bare_key(self) -> bool:
+        """Return whether it belongs to a key without a colon and value: `{ttl: 5, alone}`."""
         is_in_file = type(self.at) is int and type(self.key) is int
         return is_in_file and self.value is None and span(self.at)[:2] == span(self.key)[2:]
 
     def under(self, key: Any) -> Marked:
-        """The same value under another key."""
+        """Return the same value with another key."""
         return Marked(self.value, self.at, key, self.file)
 
     def plain(self) -> Any:
-        """The data without its marks."""
+        """Return the data without marks."""
         value = self.value
         kind = type(value)
         if kind is dict:
@@ -146,11 +146,11 @@ class Marked:
         return value
 
     def is_whole(self) -> bool:
-        """Whether all of it could be read."""
+        """Return whether all of it could be parsed."""
         return all(each.value is not BROKEN for each in self.walk())
 
     def walk(self) -> Iterator[Marked]:
-        """This, and everything within."""
+        """Yield this and everything within."""
         yield self
         inner = self.value.values() if isinstance(self.value, dict) else self.value
         for each in inner if isinstance(self.value, dict | list) else ():
@@ -161,7 +161,7 @@ class Marked:
 
 
 def mark(value: Any, source: Source) -> Marked:
-    """Plain data, every part of it with that one place."""
+    """Mark all parts of plain data with one source."""
     if type(value) is dict:
         return Marked({name: mark(each, source) for name, each in value.items()}, source)
     if type(value) is list:
@@ -170,7 +170,7 @@ def mark(value: Any, source: Source) -> Marked:
 
 
 def _shown(value: Any) -> Any:
-    """A value as representations show it: of mappings the keys alone, and no passwords of URLs."""
+    """Return a value as a repr shows it: only the keys of mappings, and URLs without passwords."""
     if isinstance(value, Mapping):
         return masked(value)
     if isinstance(value, list):
@@ -180,15 +180,15 @@ def _shown(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
-    """One field's value, where it came from, and what it shadows.
+    """The value of one field, its source, and what it shadows.
 
     Attributes:
-        value: as it was written ("30m", not 1800.0); None where a `null` removed it; a `SecretStr` for a secret.
-        source: the place that gave it.
-        section: the part of the configuration that it stands in: "defaults", "policies.api", "functions.app:get"; ""
-            for a default and for code.
-        removed: whether a `null` took it away.
-        shadowed: the value that would hold without this one, with its own source and shadow; None at the bottom.
+        value: as it was written ("30m", not 1800.0); None if it was removed; a `SecretStr` for a secret.
+        source: the place where it is set.
+        section: the section that contains it: "defaults", "policies.api", "functions.app:get"; "" for a default and
+            for code.
+        removed: whether it was removed, by `null` or by a policy object that replaces the policy.
+        shadowed: the value that would be effective without this one; None for the lowest.
     """
 
     value: Any
@@ -198,59 +198,59 @@ class Leaf:
     shadowed: Leaf | None = None
 
     def __repr__(self) -> str:
-        said = "removed" if self.removed else repr(_shown(self.value))
-        return f"Leaf({said}, {self.source!s}{f', over {self.shadowed!r}' if self.shadowed is not None else ''})"
+        text = "removed" if self.removed else repr(_shown(self.value))
+        return f"Leaf({text}, {self.source!s}{f', over {self.shadowed!r}' if self.shadowed is not None else ''})"
 
     def chain(self) -> Iterator[Leaf]:
-        """This value, then each that it shadows, down to the model's default."""
+        """Yield this value, then each that it shadows, down to the default of the model."""
         leaf: Leaf | None = self
         while leaf is not None:
             yield leaf
             leaf = leaf.shadowed
 
 
-class Block:
+class Statement:
     """What one section of one layer says about one policy.
 
     Attributes:
-        whole: the policy's value as it was read; its place is that of the policy's key.
-        section: what it stands in: "defaults", "policies.<name>", "functions.<name>".
-        said: the statement (see `opero.policies.merging`), with marked values.
-        fields: its fields; none for `cache: {}`, which asks for the defaults, and for a `null`.
-        flawed: part of it could not be read, so what is missing may be no second mistake.
-        is_bare: it is not there without its fields: a short form, variables, or flat options.
+        whole: the value as it was parsed; its place is that of the key.
+        section: the section that contains it: "defaults", "policies.<name>", "functions.<name>".
+        content: the fields with marked values, or None to remove the policy (see `opero.policies.merging`).
+        fields: the same, but empty if it removes the policy.
+        flawed: part of it could not be parsed, so missing fields are not reported.
+        is_bare: without these fields the policy would not exist: a short form, variables, or flat options.
     """
 
-    __slots__ = ("fields", "flawed", "is_bare", "said", "section", "whole")
+    __slots__ = ("content", "fields", "flawed", "is_bare", "section", "whole")
 
     def __init__(
         self,
         whole: Marked,
         section: str,
-        said: dict[str, Marked] | None,
+        content: dict[str, Marked] | None,
         *,
         flawed: bool = False,
         is_bare: bool = False,
     ) -> None:
         self.whole = whole
         self.section = section
-        self.said = said
-        self.fields: Mapping[str, Marked] = said if said is not None else {}
+        self.content = content
+        self.fields: Mapping[str, Marked] = content if content is not None else {}
         self.flawed = flawed
         self.is_bare = is_bare
 
     @property
     def removed(self) -> bool:
         """Whether it removes the policy."""
-        return self.said is None
+        return self.content is None
 
     @property
     def discards(self) -> bool:
-        """Whether it discards what the blocks below it say."""
-        return self.said is None or isinstance(self.said, Anew)
+        """Whether it discards what the statements below it say."""
+        return self.content is None or isinstance(self.content, Replacing)
 
     def into(self, part: Marked) -> int | None:
-        """The line of the policy, where an alias or a merge key brings this part of it there from further above."""
+        """Return the line of the policy if an alias or merge key brings this part from above; else None."""
         here, there = self.whole.place, part.place
         if here.line is None or there.line is None or here.name != there.name:
             return None
@@ -258,35 +258,35 @@ class Block:
 
     @property
     def source(self) -> Source:
-        """Where the policy's key stands; of a `null`, where that stands."""
+        """The place of the key of the policy; of the value, for `null`."""
         return self.whole.source if self.removed else self.whole.place
 
 
 class Section:
-    """What one layer says about one profile, about all of them (`defaults`), or about functions.
+    """The part of one layer about one profile, about all profiles (`defaults`), or about functions.
 
     Attributes:
         name: "defaults", "policies.<name>" or "functions.<name>"; "" for a decorator's own options.
-        blocks: kind of policy → what is said of it.
-        parent: the name of the profile that it starts from (`extends` of a profile, `policy` of a function); its value
-            is None where it says: none.
-        flawed: it could not be read, so what it lacks may be no second mistake.
+        statements: kind of policy → the statement about it.
+        parent: the name of the profile to start from (`extends` of a profile, `policy` of a function); its value is
+            None for none.
+        flawed: part of it could not be parsed, so missing parts are not reported.
     """
 
-    __slots__ = ("blocks", "flawed", "name", "parent", "place")
+    __slots__ = ("flawed", "name", "parent", "place", "statements")
 
     def __init__(
         self,
         name: str,
         place: Marked,
-        blocks: Mapping[str, Block] | None = None,
+        statements: Mapping[str, Statement] | None = None,
         parent: Marked | None = None,
         *,
         flawed: bool = False,
     ) -> None:
         self.name = name
         self.place = place
-        self.blocks: Mapping[str, Block] = blocks if blocks is not None else {}
+        self.statements: Mapping[str, Statement] = statements if statements is not None else {}
         self.parent = parent
         self.flawed = flawed
 
@@ -296,15 +296,15 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Layer:
-    """Everything that one file, the environment, or code says.
+class ConfigLayer:
+    """The contents of one file, of a set of variables, or of an override.
 
     Attributes:
-        name: the file's, or "environment variables", ".env", and so on.
-        defaults: what it lays under every profile.
-        profiles: name → what it says of that profile.
-        functions: name or glob → what it says of functions of that name.
-        import_from: the modules that names may be imported from; None where it does not say.
+        name: of the file, or "environment variables", ".env", and so on.
+        defaults: the section for all profiles.
+        profiles: name → its section.
+        functions: name or glob → its section.
+        import_from: the modules that names may be imported from; None if not set.
     """
 
     name: str
@@ -314,5 +314,5 @@ class Layer:
     import_from: Marked | None = None
 
     def __repr__(self) -> str:
-        # pydantic-settings logs what each source delivers; values may be secret, so names alone are shown.
-        return f"Layer({self.name!r}, profiles={sorted(self.profiles)}, functions={sorted(self.functions)})"
+        # pydantic-settings logs the results of sources; values may be secret, so only names are shown.
+        return f"ConfigLayer({self.name!r}, profiles={sorted(self.profiles)}, functions={sorted(self.functions)})"

@@ -1,4 +1,4 @@
-"""Files that cannot be read at all, and the parser's complaints in terms of what to change."""
+"""Files that cannot be parsed, and parser errors with advice."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEPTH", "UnreadableError", "explain", "text_of"]
 
 MAX_DEPTH = 50
-"""How deep a file may nest. The format itself needs six levels."""
-CURES = {
-    "mapping values are not allowed": "; indent it like its neighbours, or quote text that holds ': '",
+"""The maximum nesting depth of a file. The format needs six levels."""
+ADVICE = {
+    "mapping values are not allowed": "; indent it like its neighbours, or quote text that contains ': '",
     "cannot start any token": "; quote the text",
     "found unexpected end of stream": "; close the quote",
-    "',' or '}'": "; write a comma between fields, and } at the end",
-    "',' or ']'": "; write a comma between elements, and ] at the end",
+    "',' or '}'": "; separate fields with commas, and end with }",
+    "',' or ']'": "; separate elements with commas, and end with ]",
 }
 
 
 class UnreadableError(Exception):
-    """The rest of the file cannot be read."""
+    """The rest of the file cannot be parsed."""
 
     def __init__(self, text: str, line: int = 0, column: int = 0) -> None:
         super().__init__(text)
@@ -32,9 +32,10 @@ class UnreadableError(Exception):
 
 
 def text_of(path: Path) -> str:
-    """
+    """Read a file as text.
+
     Raises:
-        UnreadableError: it cannot be read, or is no text.
+        UnreadableError: it cannot be read, or is not UTF-8.
     """
     try:
         data = path.read_bytes()
@@ -48,13 +49,13 @@ def text_of(path: Path) -> str:
 
 
 def _position(text: str, index: int) -> tuple[int, int]:
-    """Line and column, from 0, of a character."""
+    """Return the line and column of a character, from 0."""
     line_start = text.rfind("\n", 0, index) + 1
     return text.count("\n", 0, index), index - line_start
 
 
 def explain(error: yaml.YAMLError, text: str) -> NoReturn:
-    """Why the parser could not go on, in terms of what to change.
+    """Explain an error of the parser in terms of what to change.
 
     Raises:
         UnreadableError: always.
@@ -63,7 +64,7 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
         before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
         place = _position(before, len(before))
         raise UnreadableError(
-            f"holds a character that YAML does not allow ({error.character:#04x}); remove it", *place
+            f"contains a character that YAML does not allow ({error.character:#04x}); remove it", *place
         ) from error
     problem = getattr(error, "problem", None) or str(error)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -71,15 +72,15 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
     lines = text.splitlines()
     begun = getattr(error, "context_mark", None)
     if begun is not None and mark is not None and not text[mark.index :].strip():
-        line, column = begun.line, begun.column  # what has no end is told where it begins
+        line, column = begun.line, begun.column  # an unclosed construct is reported at its start
     written = lines[line] if line < len(lines) else ""
     if "\t" in written[: len(written) - len(written.lstrip())]:
-        raise UnreadableError("a tab indents this line; YAML indents with spaces alone", line, column) from error
-    if "nesting depth" in problem:  # libyaml has a limit, too, and meets it first where it must look far ahead
-        raise UnreadableError(f"nests deeper than {MAX_DEPTH} levels", line, column) from error
+        raise UnreadableError("this line is indented with a tab; YAML allows spaces only", line, column) from error
+    if "nesting depth" in problem:  # libyaml has a limit of its own, which may be reached first
+        raise UnreadableError(f"is nested deeper than {MAX_DEPTH} levels", line, column) from error
     context = getattr(error, "context", None)
-    cure = next((cure for part, cure in CURES.items() if part in problem), "")
+    advice = next((advice for part, advice in ADVICE.items() if part in problem), "")
     what = f"{problem}{f' {context}' if context else ''}"
     if context and begun is not None and begun.line != line:
-        what += f" that begins in line {begun.line + 1}"
-    raise UnreadableError(f"is not YAML: {what}{cure}", line, column) from error
+        what += f" that starts at line {begun.line + 1}"
+    raise UnreadableError(f"is not valid YAML: {what}{advice}", line, column) from error

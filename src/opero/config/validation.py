@@ -1,4 +1,4 @@
-"""Makes policies of merged profiles, and leads each complaint back to the place that caused it."""
+"""Validates merged profiles, and attributes each error to the place that caused it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opero.config.fields import is_hidden, is_list
 from opero.errors import nearest
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
-from opero.policies.quantities import said
+from opero.policies.quantities import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -27,12 +27,12 @@ __all__ = ["check_fields", "validate"]
 
 
 def validate(name: str, profile: Profile, report: Report) -> Policy | None:
-    """The policy that a merged profile describes, or None where it is wrong.
+    """Return the policy that a merged profile describes, or None if it is invalid.
 
     Args:
-        name: of the section: "policies.api".
-        profile: what was merged.
-        report: takes what is wrong, at the file's line and column or the variable that said it.
+        name: the name of the section: "policies.api".
+        profile: the merged profile.
+        report: receives the problems, each at a line and column of a file or at a variable.
     """
     try:
         policy = Policy.model_validate(profile.values())
@@ -41,21 +41,21 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
         for kind, found in wrong.items():
             _report_fields(kind, found, profile, report)
             _report_whole(name, kind, found, profile, report)
-        _report_among_the_good(name, wrong, profile, report)
-    except (Exception, SystemExit):  # noqa: BLE001  # what a module that is named here raises while it is imported
+        _report_among_valid(name, wrong, profile, report)
+    except (Exception, SystemExit):  # noqa: BLE001  # importing a module may raise anything
         _report_imports(profile, report)
     else:
         return None if _report_contradictions(name, policy, (), profile, report) else policy
     return None
 
 
-def _report_among_the_good(name: str, wrong: Mapping[str, Sequence[Any]], profile: Profile, report: Report) -> None:
-    """Values that do not go together, as far as this can be told beside what is wrong."""
-    good: dict[str, Any] = {}
+def _report_among_valid(name: str, wrong: Mapping[str, Sequence[Any]], profile: Profile, report: Report) -> None:
+    """Report contradictions, as far as they can be detected beside invalid values."""
+    valid: dict[str, Any] = {}
     for kind, fields in profile.values().items():
         bad = _bad_fields(wrong.get(kind, ()))
         if kind not in wrong:
-            good[kind] = fields
+            valid[kind] = fields
         elif bad:
             left = type(fields)((field, value) for field, value in fields.items() if field not in bad)
             try:
@@ -63,20 +63,20 @@ def _report_among_the_good(name: str, wrong: Mapping[str, Sequence[Any]], profil
             except ValidationError as error:
                 _report_whole(name, kind, [*_by_kind(error)[kind], *wrong[kind]], profile, report)
             else:
-                good[kind] = left
-    _report_contradictions(name, Policy.model_validate(good), wrong, profile, report)
+                valid[kind] = left
+    _report_contradictions(name, Policy.model_validate(valid), wrong, profile, report)
 
 
 def _report_contradictions(name: str, policy: Policy, wrong: Collection[str], profile: Profile, report: Report) -> bool:
-    """Report what contradicts itself between policies, and whether anything does. Where some of a policy is wrong, what
-    nobody has said of it may have been meant by that."""
+    """Report contradictions between policies, and return whether there are any. If part of a policy is invalid, only
+    fields that are set explicitly count, since the invalid part may have been meant to set the others."""
     unsure = {kind for kind in profile.kinds() if kind in wrong or profile.is_flawed(kind)}
-    said = {f"{kind}.{field}" for kind in unsure for field in profile.given(kind)}
-    told = False
+    explicit = {f"{kind}.{field}" for kind in unsure for field in profile.given(kind)}
+    found = False
     for each in contradictions(policy):
-        if all(field in said for field in each.fields if field.partition(".")[0] in unsure):
-            told = _report_contradiction(name, each, profile, report) or told
-    return told
+        if all(field in explicit for field in each.fields if field.partition(".")[0] in unsure):
+            found = _report_contradiction(name, each, profile, report) or found
+    return found
 
 
 def _bad_fields(found: Sequence[Any]) -> set[str]:
@@ -84,7 +84,7 @@ def _bad_fields(found: Sequence[Any]) -> set[str]:
 
 
 def check_fields(profile: Profile, report: Report) -> None:
-    """Judge values alone, not whether they make a policy: some may be missing, as in `defaults`."""
+    """Validate each value on its own; required fields may be missing, as in `defaults`."""
     try:
         Policy.model_validate(profile.values())
     except ValidationError as error:
@@ -95,15 +95,15 @@ def check_fields(profile: Profile, report: Report) -> None:
 
 
 def _report_imports(profile: Profile, report: Report) -> None:
-    """Some value names a module that fails when it is imported; find out which."""
+    """Find and report the values that name a module whose import fails."""
     for kind in profile.kinds():
         for field, leaf in profile.given(kind).items():
             try:
                 KINDS[kind].model_validate({field: leaf.value})
             except ValidationError:
-                continue  # the policy's other fields are not there
+                continue  # other fields are missing
             except (Exception, SystemExit) as error:  # noqa: BLE001
-                text = f"{leaf.section}.{kind}.{field}: a module that it names fails: {error!r}"
+                text = f"{leaf.section}.{kind}.{field}: importing the module that it names failed: {error!r}"
                 report.add(leaf.source, text)
 
 
@@ -115,7 +115,7 @@ def _by_kind(error: ValidationError) -> dict[str, list[Any]]:
 
 
 def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """Wrong values. A field that may be of several types has one complaint for each; a list, for each element."""
+    """Report invalid values. pydantic reports a union once for each type, and a list once for each element."""
     given = profile.given(kind)
     complaints: dict[tuple[str, object], list[Any]] = {}
     for each in found:
@@ -125,13 +125,15 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
     for (field, _), wrong in complaints.items():
         leaf = given[field]
         about = f"{leaf.section}.{kind}.{field}"
-        block = profile.block_of(kind, field)
-        place = _place(kind, field, block.fields[field], wrong)
-        report.add(place, f"{about}: {_explain(kind, field, leaf, wrong)}", about, block.into(block.fields[field]))
+        statement = profile.statement_of(kind, field)
+        place = _place(kind, field, statement.fields[field], wrong)
+        report.add(
+            place, f"{about}: {_explain(kind, field, leaf, wrong)}", about, statement.into(statement.fields[field])
+        )
 
 
 def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Source:
-    """Where within a field's value the mistake stands: the key or value of a mapping, or the element of a list."""
+    """Return the place of an error within a value: a key or value of a mapping, or an element of a list."""
     path = wrong[0]["loc"][2:]
     while path and isinstance(written.value, dict) and path[0] in written.value:
         written, path = written.value[path[0]], path[1:]
@@ -147,19 +149,19 @@ def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Sour
 
 
 def _holds(kind: str, field: str, value: Any) -> bool:
-    """Whether a field takes that value, whatever the other fields say."""
+    """Return whether a value is valid for a field, whatever the other fields are."""
     try:
         KINDS[kind].model_validate({field: value})
     except ValidationError as error:
         return not any(each["loc"][:1] == (field,) for each in error.errors(include_url=False))
-    except (Exception, SystemExit):  # noqa: BLE001  # of a module that is named here
+    except (Exception, SystemExit):  # noqa: BLE001  # importing a module may raise anything
         return False
     return True
 
 
 def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:
     subject = "the value" if is_hidden(kind, field) else shown(leaf.value)
-    subject = said(leaf.value) if isinstance(leaf.value, date) else subject
+    subject = quoted(leaf.value) if isinstance(leaf.value, date) else subject
     texts: list[str] = []
     choices: list[str] = []
     for each in wrong:
@@ -176,15 +178,15 @@ def _explain(kind: str, field: str, leaf: Leaf, wrong: Sequence[Any]) -> str:
 
 
 def _quote(value: object) -> str:
-    """The cure for what YAML has not read as text."""
+    """Suggest quotes for a value that YAML does not parse as text."""
     if isinstance(value, bool):
         return "; quote it (YAML reads yes and on as true, no and off as false)"
     return f'; quote it: "{value}"' if isinstance(value, int | float | date) else ""
 
 
 def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, report: Report) -> None:
-    """What is missing, and values that do not go together. Beside something wrong, only what holds whatever that was
-    meant to be: contradictions of fields that somebody has said, and said well."""
+    """Report missing fields and contradictions within a policy. If part of it is invalid, report only contradictions of
+    valid fields that are set explicitly."""
     given = profile.given(kind)
     bad = _bad_fields(found)
     is_sure = not bad and not profile.is_flawed(kind)
@@ -192,7 +194,7 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
         if each["type"] == "missing":
             field = each["loc"][1]
             if is_sure:
-                text = f"{name}.{kind}: {field!r} is missing; write `{kind}: {{{field}: …}}`"
+                text = f"{name}.{kind}: missing field {field!r}; use `{kind}: {{{field}: …}}`"
                 report.add(profile.place(kind), text)
         elif len(each["loc"]) == 1:
             text = _message(each)
@@ -200,14 +202,14 @@ def _report_whole(name: str, kind: str, found: Sequence[Any], profile: Profile, 
             if not is_sure and not (about and all(field in given and field not in bad for field in about)):
                 continue
             named = [given[field] for field in given if field in about]
-            # The one that was said last broke what held before.
+            # The value that was set last is the place of the error.
             *before, place = [leaf.source for leaf in named or given.values()] or [profile.place(kind)]
             others = " and ".join(str(source) for source in before if source != place)
             report.add(place, f"{name}.{kind}: {text}{f' (see also {others})' if others else ''}")
 
 
 def _report_contradiction(name: str, found: Contradiction, profile: Profile, report: Report) -> bool:
-    """Report it where the last of its values was said, unless code has said any: there it means as much as can be."""
+    """Report a contradiction at the value that was set last, unless code has set any: code may contradict itself."""
     given = {kind: profile.given(kind) for kind in {field.partition(".")[0] for field in found.fields}}
     leaves = [
         given[kind][field] for kind, _, field in (each.partition(".") for each in found.fields) if field in given[kind]
@@ -221,7 +223,7 @@ def _report_contradiction(name: str, found: Contradiction, profile: Profile, rep
 
 
 def _rank(name: str, leaf: Leaf) -> tuple[int, bool, bool, int, int]:
-    """Which of several values was said later: by the section itself, by a variable, by an environment's file."""
+    """Return the sort key for which value was set later: in the section itself, a variable, an environment's file."""
     source = leaf.source
     is_variable = source.line is None or bool(source.by)
     is_base = source.name.rpartition("/")[2] == "base.yaml"

@@ -1,4 +1,4 @@
-"""The variables that count: of the process, of a `.env` file, and of a directory of secrets."""
+"""Collects variables from the process, a `.env` file, and a directory of secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from opero.config.environment import PREFIX, Said, said_by_process
+from opero.config.environment import PREFIX, RawValue, process_variables
 from opero.config.location import show_path
 from opero.config.sources import Source
 from opero.errors import error_at
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["collect_variables", "flatten", "places_of", "secret_files"]
 
-ALSO_OURS = ("ENVIRONMENT",)
-"""Variables without our prefix that a `.env` file or a secret may set, too."""
+WITHOUT_PREFIX = ("ENVIRONMENT",)
+"""Variables without the prefix OPERO_ that a `.env` file or a secret may also set."""
 LARGEST_SECRET = 1 << 16
 
 
@@ -41,23 +41,23 @@ def collect_variables(
     secrets: str | Path | None,
     report: Report,
     base: Path = HERE,
-) -> tuple[dict[str, dict[str, Said]], list[Path]]:
-    """What holds variables → these, lowest precedence first; and the files and directories that hold some, or
-    would if they were there.
+) -> tuple[dict[str, dict[str, RawValue]], list[Path]]:
+    """Return source → variables, lowest precedence first; and the files and directories that contain variables or
+    would if they existed.
 
     Args:
-        environ: the environment variables; None: the process's own. Where they are given, `./.env` and /run/secrets are
-            read only if somebody names them.
+        environ: the environment variables; None: those of the process. If given, `./.env` and /run/secrets are read
+            only if they are named explicitly.
         dotenv, secrets: the `.env` file and the directory of secrets, as given in code (see `environment_files`).
-        report: takes what cannot be read, and the file's text.
-        base: what relative paths are relative to.
+        report: receives the problems, and the text of the file.
+        base: the directory that relative paths refer to.
 
     Raises:
-        ConfigError: a file or directory that was named does not exist.
+        ConfigError: a named file or directory does not exist.
     """
     process = os.environ if environ is None else environ
     implied = environ is None
-    found: dict[str, dict[str, Said]] = {}
+    found: dict[str, dict[str, RawValue]] = {}
     held_in: list[Path] = []
     folder = secrets_dir(process, secrets, implied=implied, base=base)
     if folder is not None:
@@ -70,34 +70,34 @@ def collect_variables(
     if path is not None or implied:
         held_in.append(path or base / DEFAULT_ENV_FILE)
     found["environment variables"] = {
-        **said_by_process(process),
-        **{name: Said(process[name], Source(name)) for name in ALSO_OURS if name in process},
+        **process_variables(process),
+        **{name: RawValue(process[name], Source(name)) for name in WITHOUT_PREFIX if name in process},
     }
     with suppress(FileNotFoundError):  # the working directory has been removed
         held_in = [each.absolute() for each in held_in]
     return found, held_in
 
 
-def flatten(variables: Mapping[str, Mapping[str, Said]]) -> dict[str, str]:
-    """Name → text, as if all of them were environment variables."""
+def flatten(variables: Mapping[str, Mapping[str, RawValue]]) -> dict[str, str]:
+    """Return name → text, as if all of them were environment variables."""
     flat: dict[str, str] = {}
-    for said in variables.values():
-        upper = {name.upper() for name in said}
+    for raw in variables.values():
+        upper = {name.upper() for name in raw}
         flat = {name: text for name, text in flat.items() if name.upper() not in upper}
-        flat |= {name: each.text for name, each in said.items()}
+        flat |= {name: each.text for name, each in raw.items()}
     return flat
 
 
-def places_of(variables: Mapping[str, Mapping[str, Said]]) -> dict[str, str]:
-    """Name, in upper case → where the highest of these sets it."""
-    return {name.upper(): str(each.source) for said in variables.values() for name, each in said.items()}
+def places_of(variables: Mapping[str, Mapping[str, RawValue]]) -> dict[str, str]:
+    """Return name, in upper case → the place with the highest precedence that sets it."""
+    return {name.upper(): str(each.source) for raw in variables.values() for name, each in raw.items()}
 
 
-def _is_ours(name: str) -> bool:
-    return name.upper().startswith(PREFIX) or name in ALSO_OURS
+def _is_relevant(name: str) -> bool:
+    return name.upper().startswith(PREFIX) or name in WITHOUT_PREFIX
 
 
-def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict[str, Said]:
+def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict[str, RawValue]:
     from dotenv.parser import parse_stream
 
     shown = show_path(path.absolute())
@@ -110,43 +110,43 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
     except OSError as error:
         report.add(Source(shown), f"cannot be read: {error.strerror or error}")
         return {}
-    lines = re.split(r"\r\n|\n|\r", text)  # as the parser counts them
+    lines = re.split(r"\r\n|\n|\r", text)  # as the parser splits them
     report.texts[shown] = "\n".join(map(_without_value, lines))
-    found: dict[str, Said] = {}
+    found: dict[str, RawValue] = {}
     values: dict[str, str] = {}
     for binding in parse_stream(StringIO(text)):
         written = binding.original.string.lstrip("\r\n")
         before = binding.original.string[: len(binding.original.string) - len(written)]
         number = binding.original.line + len(before.splitlines())
-        # The parser takes what stands before a "=", or all of a line without one, for a name.
+        # To the parser, the text before "=", or a whole line without it, is a name.
         if binding.error or not re.fullmatch(r"\w*", binding.key or ""):
             if PREFIX in written.upper():
                 report.add(
-                    Source(shown, number, 1), "cannot be read; write NAME=value, in quotes where it holds spaces"
+                    Source(shown, number, 1), "cannot be parsed; use NAME=value, quoted if the value contains spaces"
                 )
             continue
         name = binding.key
         if name is None:
             continue
-        value, unknown = _filled_in(binding.value, {**process, **values})
+        value, unknown = _substituted(binding.value, {**process, **values})
         values[name] = value or ""
-        if not _is_ours(name):
+        if not _is_relevant(name):
             continue
         line = lines[number - 1] if number <= len(lines) else ""
         source = Source(shown, number, line.find(name) + 1 or 1, by=name, width=len(name))
         if value is None:
-            report.add(source, "has no value; write NAME=value, or remove it")
+            report.add(source, "has no value; use NAME=value, or remove it")
         elif unknown:
-            report.add(source, "a ${NAME} in it names no variable that is set; write ${NAME:-} if it may be missing")
+            report.add(source, "refers to a variable that is not set; use ${NAME:-} if it may be missing")
         elif name in found:
-            report.add(source, f"is also set in line {found[name].source.line}; keep one of them")
-        elif _belongs_here(name, source, report):
-            found[name] = Said(value, source)
+            report.add(source, f"duplicate variable (first at line {found[name].source.line}); keep one of them")
+        elif _check_effective(name, source, report):
+            found[name] = RawValue(value, source)
     return found
 
 
-def _filled_in(text: str | None, variables: Mapping[str, str]) -> tuple[str | None, bool]:
-    """A value with its `${NAME}` and `${NAME:-default}` filled in, and whether one of these names nothing."""
+def _substituted(text: str | None, variables: Mapping[str, str]) -> tuple[str | None, bool]:
+    """Substitute `${NAME}` and `${NAME:-default}` in a value, and return whether a variable is not set."""
     from dotenv.variables import Variable, parse_variables
 
     if text is None:
@@ -156,28 +156,28 @@ def _filled_in(text: str | None, variables: Mapping[str, str]) -> tuple[str | No
     return "".join(part.resolve(variables) for part in parts), unknown
 
 
-def _belongs_here(name: str, source: Source, report: Report) -> bool:
+def _check_effective(name: str, source: Source, report: Report) -> bool:
     if name.upper() not in (ENV_FILE, SECRETS_DIR):
         return True
-    report.add(source, "says where variables are, so it has no effect here; set it in the process's environment")
+    report.add(source, "has no effect here, since it locates variables; set it in the environment of the process")
     return False
 
 
 def _without_value(line: str) -> str:
-    """A line of a `.env` file as messages show it: our own names alone, since any value may be secret."""
+    """Return a line of a `.env` file as messages show it: only the name of a variable of opero."""
     name = re.match(r"\s*(?:export\s+)?['\"]?(?:OPERO_\w*|ENVIRONMENT\b)['\"]?\s*=?", line, re.IGNORECASE)
     return f"{name[0]}…" if name else "…"
 
 
 def secret_files(held_in: Iterable[Path]) -> Iterator[Path]:
-    """The files of variables in the directories among what holds them."""
+    """Yield the files of variables in the directories among these paths."""
     for folder in held_in:
         if folder.is_dir():
-            yield from sorted(path for path in folder.iterdir() if _is_ours(path.name))
+            yield from sorted(path for path in folder.iterdir() if _is_relevant(path.name))
 
 
-def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
-    found: dict[str, Said] = {}
+def _read_secrets(folder: Path, report: Report) -> dict[str, RawValue]:
+    found: dict[str, RawValue] = {}
     try:
         paths = list(secret_files([folder]))
     except OSError as error:
@@ -186,11 +186,11 @@ def _read_secrets(folder: Path, report: Report) -> dict[str, Said]:
         source = Source(show_path(path.absolute()))
         try:
             if path.exists() and not path.is_file():
-                report.add(source, "is no file, and so no variable's value; remove it")
+                report.add(source, "is not a file, so it cannot hold a variable's value; remove it")
             elif path.stat().st_size > LARGEST_SECRET:
-                report.add(source, f"is larger than {LARGEST_SECRET} bytes, and so no variable's value; remove it")
-            elif _belongs_here(path.name, source, report):
-                found[path.name] = Said(path.read_text("utf-8-sig").strip("\r\n"), source)
+                report.add(source, f"is larger than {LARGEST_SECRET} bytes, the limit for a secret; remove it")
+            elif _check_effective(path.name, source, report):
+                found[path.name] = RawValue(path.read_text("utf-8-sig").strip("\r\n"), source)
         except UnicodeDecodeError:
             report.add(source, "is not UTF-8; save it as UTF-8")
         except OSError as error:

@@ -1,6 +1,6 @@
-"""Reads a YAML file into marked data: every key and value knows its file, line and column.
+"""Parses a YAML file into marked data: every key and value has its file, line and column.
 
-One pass over the parser's events builds it: composing nodes first, as PyYAML does, would take as long again.
+It is built in one pass over the parser's events; composing nodes first, as PyYAML does, would take twice as long.
 """
 
 from __future__ import annotations
@@ -29,63 +29,73 @@ __all__ = ["read_yaml"]
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MAX_VALUES = 100_000
-"""Values that a file may come to once its aliases are written out. A real one has some hundreds."""
+"""The maximum number of values of a file with its aliases expanded. Typical files have some hundreds."""
 
 STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
 OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
-"""Tags of scalars. PyYAML would make an empty list of a scalar that calls itself one."""
+"""Tags of scalars. PyYAML would construct an empty list for a scalar with the tag of a list."""
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 
 
 def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
-    """The data of a YAML file, or None where it cannot be read; what is wrong goes into `report`.
+    """Return the data of a YAML file, or None if it cannot be parsed; problems are added to `report`.
 
     Args:
         path: the file.
-        name: how messages call it.
-        report: takes what is wrong, and the text, to show lines of it. A flaw inside the data leaves `BROKEN` in its
-            place.
+        name: its name in messages.
+        report: receives the problems, and the text, to show lines from it. An invalid value becomes `BROKEN`.
     """
     try:
         text = text_of(path)
         report.texts[name] = text
         return _Reader(name, report).read(text)
     except UnreadableError as fatal:
-        # What cannot be read may be a secret, or the rest of one.
+        # What cannot be parsed may be a secret, or the rest of one.
         report.hide_line(name, fatal.line + 1)
         report.add(Source(name, fatal.line + 1, fatal.column + 1), str(fatal))
         return None
 
 
 class _Frame:
-    """A mapping or list that has begun and not ended."""
+    """A mapping or list that has started and not ended."""
 
-    __slots__ = ("anchor", "begun_at", "event", "flaw", "in_key", "inherited", "items", "key", "key_at", "wants_key")
+    __slots__ = (
+        "anchor",
+        "event",
+        "flaw",
+        "in_key",
+        "inherited",
+        "items",
+        "key",
+        "key_at",
+        "values_before",
+        "wants_key",
+    )
 
-    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], begun_at: int) -> None:
+    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], values_before: int) -> None:
         self.event = event
         self.items = items
-        self.begun_at = begun_at
-        """How many values the file had before it."""
+        self.values_before = values_before
+        """The number of values before it."""
         self.anchor = event.anchor
         self.wants_key = type(items) is dict
         self.in_key = False
-        """It stands where a key should."""
+        """It is in the place of a key."""
         self.key: str | None = None
-        """The key that waits for its value; None where that value is not to be kept."""
+        """The key whose value comes next; None if that value is to be dropped."""
         self.key_at: int | None = None
         self.inherited: dict[str, Marked] | None = None
-        """What `<<` brings in."""
+        """The mapping from `<<`."""
         self.flaw = False
-        """What it holds must not be kept."""
+        """Its contents are invalid."""
 
 
 MERGING = "<<"
-"""The key that brings in other mappings: this very object, as a quoted "<<" is a key like any other."""
+"""The merge key, compared by identity, since a quoted "<<" is an ordinary key."""
 
 
 class _Reader:
-    """Turns one file's events into marked data."""
+    """Converts the events of one file to marked data."""
 
     def __init__(self, name: str, report: Report) -> None:
         self._name = name
@@ -93,9 +103,9 @@ class _Reader:
         self._resolve: Callable[..., Any] = Resolver().resolve
         self._construct: Callable[[yaml.Node], Any] = SafeConstructor().construct_object
         self._plain: dict[str, Any] = {}
-        """Plain text → its value, where nothing is wrong with it: most of it comes again and again."""
+        """Plain text → its valid value; most texts are repeated."""
         self._anchors: dict[str, tuple[Marked, int] | None] = {}
-        """Anchor → what it stands for, and how many values that has; None while it is still open."""
+        """Anchor → its data and number of values; None while it is open."""
         self._values = 0
         self._frames: list[_Frame] = []
 
@@ -140,7 +150,7 @@ class _Reader:
                 marked = self._end(ended, frame and frame.key_at)
                 if ended.in_key and frame is not None:
                     self._report.hide(marked)
-                    self._refuse_key(frame, ended.event, "a key must be text, not a list or mapping")
+                    self._reject_key(frame, ended.event, "a key must be text, not a list or mapping")
                     continue
             elif kind is yaml.AliasEvent:
                 marked = self._alias(event)
@@ -150,7 +160,7 @@ class _Reader:
                 marked = marked.under(frame and frame.key_at)
             elif kind is yaml.DocumentStartEvent:
                 if document is not None:
-                    self._fatal(event, "begins a second document (`---`); keep one a file")
+                    self._fatal(event, "starts a second document (`---`); use one document per file")
                 continue
             elif kind is yaml.StreamEndEvent:
                 if document is None:
@@ -165,22 +175,22 @@ class _Reader:
             else:
                 frame.wants_key = True
                 if frame.key is None or frame.key is MERGING:
-                    self._keep_apart(frame, marked)
+                    self._take_unkeyed(frame, marked)
                 else:
                     frame.items[frame.key] = marked  # type: ignore[call-overload]
 
     # Collections
 
     def _count(self, event: Any, values: int = 1) -> None:
-        # Aliases are written out when the data is used, so what they may come to is bounded.
+        # Aliases are expanded when the data is used, so their total size is limited.
         self._values += values
         if self._values > MAX_VALUES:
-            self._fatal(event, f"comes to more than {MAX_VALUES} values with its aliases written out; use fewer")
+            self._fatal(event, f"expands to more than {MAX_VALUES} values through aliases; use fewer of them")
 
     def _begin(self, event: Any, items: dict[str, Marked] | list[Marked]) -> _Frame:
         self._count(event)
         if len(self._frames) >= MAX_DEPTH:
-            self._fatal(event, f"nests deeper than {MAX_DEPTH} levels")
+            self._fatal(event, f"is nested deeper than {MAX_DEPTH} levels")
         frame = _Frame(event, items, self._values - 1)
         frame.in_key = bool(self._frames) and self._frames[-1].wants_key
         if event.anchor:
@@ -188,7 +198,7 @@ class _Reader:
             self._anchors[event.anchor] = None
         if event.tag and event.tag not in (MAP if type(items) is dict else SEQ, "!"):
             self._report.add(
-                self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; write plain YAML"
+                self._source(event), f"the tag {self._quoted(_tag(event.tag))} is not allowed; use plain YAML"
             )
             frame.flaw = True
         self._frames.append(frame)
@@ -200,40 +210,40 @@ class _Reader:
             value = {**frame.inherited, **value}
         marked = Marked(BROKEN if frame.flaw else value, position(frame.event), key, self._name)
         if frame.anchor:
-            self._anchors[frame.anchor] = marked, self._values - frame.begun_at
+            self._anchors[frame.anchor] = marked, self._values - frame.values_before
         return marked
 
     def _check_anchor(self, event: Any) -> None:
         if event.anchor in self._anchors:
             name = self._quoted(event.anchor)
-            self._report.add(self._source(event), f"the anchor &{name} is also set above; call one of them otherwise")
+            self._report.add(self._source(event), f"duplicate anchor &{name}; rename one of them")
 
     def _alias(self, event: Any) -> Marked:
         if event.anchor not in self._anchors:
             anchor = self._quoted(event.anchor)
             self._fatal(
                 event,
-                f"is not YAML: found undefined alias {anchor!r}; define the anchor (&{anchor}) above it, "
-                "or quote text that begins with *",
+                f"is not valid YAML: found undefined alias {anchor!r}; define the anchor (&{anchor}) above it, "
+                "or quote text that starts with *",
             )
         found = self._anchors[event.anchor]
         if found is None:
-            self._report.add(self._source(event), "contains itself by an alias; write the value out")
+            self._report.add(self._source(event), "contains itself through an alias; write the value out")
             return Marked(BROKEN, position(event), None, self._name)
         marked, size = found
         self._count(event, size)
         return marked
 
-    def _keep_apart(self, frame: _Frame, marked: Marked) -> None:
-        """A value whose key was refused, or what `<<: *anchor` or `<<: [*first, *second]` brings in."""
+    def _take_unkeyed(self, frame: _Frame, marked: Marked) -> None:
+        """Handle a value with an invalid key, or the value of `<<: *anchor` or `<<: [*first, *second]`."""
         if frame.key is None:
             self._report.hide(marked)
             return
-        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first of several wins
+        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first has precedence
             if isinstance(each.value, dict):
                 frame.inherited = {**each.value, **(frame.inherited or {})}
             elif each.value is not BROKEN:
-                self._report.add(each.source, "`<<` takes a mapping, or a list of them")
+                self._report.add(each.source, "`<<` must be a mapping or a list of mappings")
                 self._report.hide(each)
 
     # Keys
@@ -250,17 +260,17 @@ class _Reader:
         elif type(value) is str:
             first = frame.items.get(value)  # type: ignore[union-attr]
             if first is not None or value is MERGING:
-                other = " twice" if first is None else f" and in line {first.place.line}"
-                self._report.add(self._source(event), f"the key {value!r} stands here{other}; keep one of them")
+                other = "" if first is None else f" (first at line {first.place.line})"
+                self._report.add(self._source(event), f"duplicate key {value!r}{other}; keep one of them")
             else:
                 frame.key = value
         elif value is BROKEN:
             self._report.hide(Marked(BROKEN, frame.key_at, None, self._name))
         else:
             text = getattr(event, "value", f"*{event.anchor}")
-            cure = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
-            said = f"YAML 1.1 reads {text} as {_read_as(value)}"
-            self._report.add(self._source(event), f"a key must be text, but {said}{cure}")
+            advice = f'; quote it: "{text}"' if isinstance(event, yaml.ScalarEvent) else ""
+            reading = f"YAML 1.1 reads {text} as {_read_as(value)}"
+            self._report.add(self._source(event), f"a key must be text, but {reading}{advice}")
 
     def _key_value(self, event: Any) -> Any:
         if event.implicit[0]:
@@ -271,7 +281,7 @@ class _Reader:
                 return value
         return self._scalar(event)
 
-    def _refuse_key(self, frame: _Frame, event: Any, text: str) -> None:
+    def _reject_key(self, frame: _Frame, event: Any, text: str) -> None:
         frame.wants_key = False
         frame.key = None
         self._report.add(self._source(event), text)
@@ -279,7 +289,7 @@ class _Reader:
     # Scalars
 
     def _scalar(self, event: Any) -> Any:
-        """The value that a scalar spells, or BROKEN; what is plain and right is remembered."""
+        """Return the value of a scalar, or BROKEN; valid plain scalars are memoized."""
         text, tag = event.value, event.tag
         is_plain = bool(event.implicit[0]) and not tag
         if tag is None or tag == "!":
@@ -287,34 +297,34 @@ class _Reader:
         if is_plain and tag in NUMBERS and ":" in text:
             return self._broken(
                 event,
-                f"YAML 1.1 reads {self._quoted(text)} as a number to the base 60; quote it, or write it with units",
+                f"YAML 1.1 reads {self._quoted(text)} as a base-60 number; quote it, or use units",
             )
         if is_plain and tag in NUMBERS and re.fullmatch(r"[-+]?0[0-7_]+", text):
             return self._broken(
                 event,
-                f"YAML 1.1 reads {self._quoted(text)} as an octal number; quote it, or write it without the leading 0",
+                f"YAML 1.1 reads {self._quoted(text)} as an octal number; quote it, or remove the leading 0",
             )
         if tag == STR:
             value: Any = text
         elif tag not in OTHERS:
-            return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; write plain YAML")
+            return self._broken(event, f"the tag {self._quoted(_tag(tag))} is not allowed; use plain YAML")
         else:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
-            except Exception:  # noqa: BLE001  # PyYAML's constructors fail with KeyError, AttributeError, and others
-                return self._broken(event, f"{self._quoted(repr(text))} cannot be read as {_tag(tag)}")
+            except Exception:  # noqa: BLE001  # PyYAML's constructors raise KeyError, AttributeError, and others
+                return self._broken(event, f"{self._quoted(repr(text))} is not a valid {_tag(tag)}")
         if is_plain:
             self._plain[text] = value
         return value
 
     def _is_secret(self) -> bool:
-        """Whether what is being read belongs to a key whose value must not be shown."""
-        # The first two are names: of a group, and of a profile or function.
+        """Return whether the current value belongs to a key whose value must not be shown."""
+        # The first two keys are a group, and the name of a profile or function.
         keys = [frame.key for frame in self._frames if isinstance(frame.key, str)][2:]
         return any(key in hidden_keys() or SECRET_WORD.search(key) for key in keys)
 
     def _quoted(self, text: str) -> str:
-        """A part of the file as a message may show it."""
+        """Return a part of the file as messages may show it."""
         return MASK if self._is_secret() else text
 
     def _broken(self, event: Any, text: str) -> Any:

@@ -1,15 +1,16 @@
-"""Letting only so many calls run at once: places, and a queue for them that threads and tasks share."""
+"""Limiting how many calls run at once: slots, and a queue for them that threads and tasks share."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import BulkheadFullError, CallTimeoutError
-from opero.executors.state.slots import Places
+from opero.executors.state.home import Holder
+from opero.executors.state.slots import FOREVER, LocalSlots, QueuedCall, Slots
 from opero.policies.types import format_duration
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
-from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,121 +18,146 @@ if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host
+    from opero.runtime.hosts import Host, Waiter
 
 __all__ = ["BulkheadExecutor"]
 
 
-class BulkheadExecutor:
-    """One set of places, shared by all functions that are bound to its profile, from threads and event loops alike."""
+class BulkheadExecutor(Holder[Slots]):
+    """A bulkhead, shared by all functions that are bound to its profile, from threads and event loops alike."""
 
     def __init__(self, policy: BulkheadPolicy, clock: Clock, name: str) -> None:
-        self.policy = policy
+        super().__init__(policy, LocalSlots(policy))
         self.clock = clock
         self.name = name
         self.blocking = BlockingHost(clock)
-        self.places = Places(policy.max_concurrent)
-
-    def take_over(self, old: BulkheadExecutor) -> None:
-        """Go on with the places of an executor whose policy this one's replaces (see `hand_over`)."""
-        with moving:
-            mine, theirs, most = self.places.now(), old.places.now(), self.policy.max_concurrent
-            file = getattr(mine, "file", None)
-            if file is not None and not hasattr(theirs, "file"):
-                from opero.executors.state.shared_slots import share_bulkhead
-
-                share_bulkhead(old, file, first=False)
-            if file is not None or mine is theirs:
-                theirs.resize(most)
-            else:
-                theirs.take_in(mine, most)
-            self.places = theirs
 
     @property
     def running(self) -> int:
-        """Calls that hold a place."""
-        return self.places.running
+        """Calls that have a slot."""
+        return self.ask(lambda slots: slots.running())
 
     # Decisions
 
     def take(self) -> bool:
-        """Take a free place, if there is one that nobody queues for."""
-        return self.places.take()
+        """Take a slot if one is free and no call waits for it."""
+        return self.home.take() or (self.follow() and self.home.take())
 
     def leave(self) -> None:
-        """Give a place back, or hand it on to who has queued longest."""
-        self.places.leave()
+        """Give a slot back, or pass it on to the call that has waited longest."""
+        while not self.home.leave():
+            self.follow()
 
     def refusal(self, call: Call, waited: float) -> Exception:
-        """The error for a call that found no place in time."""
+        """The error for a call that got no slot in time."""
         call.turned_away = True
-        limit = f"{self.name}: all {self.places.most} places of the bulkhead are taken"
+        limit = self.home.successor.limit
+        full = f"{self.name}: bulkhead full: {limit} of {limit} slots in use"
         if self.policy.max_wait is None or waited < self.policy.max_wait:
             call.stats.timeouts += 1
             return CallTimeoutError(
-                f"{limit}, and the total timeout leaves no time to queue", scope="total", waiting_for="bulkhead"
+                f"{full}, and the total timeout leaves no time to queue", scope="total", waiting_for="bulkhead"
             )
         call.stats.rejections += 1
         queued = f" after {format_duration(self.policy.max_wait)} in the queue" if self.policy.max_wait else ""
-        return BulkheadFullError(f"{limit}{queued}")
+        return BulkheadFullError(f"{full}{queued}")
 
     # What waits
 
     async def queue(self, host: Host, call: Call) -> None:
-        """Stand in the queue until a place is handed over."""
+        """Wait in the queue for a slot, after none could be taken at once."""
+        if (self.home.blocks or self.follow()) and await self.run(host, self.take, self._give_back):
+            return
         started = self.clock.monotonic()
         left = call.time_left(started)
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        in_time: bool | None = False
+        queued = QueuedCall(host.waiter(), started)
+        if await self.run(host, lambda: self._enter(queued), lambda _: self._give_up(queued)):
+            return
         try:
-            in_time = await self.places.wait(host, self.clock, patience)
+            has_slot = await self._wait(host, queued, started + patience)
         finally:
-            if in_time is not None:
-                waited = self.clock.monotonic() - started
-                call.stats.waits += 1
-                call.stats.waited += waited
-                call.waited += waited
-        if in_time is False:
+            waited = self.clock.monotonic() - started
+            call.stats.waits += 1
+            call.stats.waited += waited
+            call.waited += waited
+        if not has_slot:
             raise self.refusal(call, patience)
+
+    async def _wait(self, host: Host, queued: QueuedCall, until: float) -> bool:
+        """Wait until the queued call has a slot; False if it has none by then."""
+        try:
+            while True:
+                left = until - self.clock.monotonic()
+                seconds = min(left, self.home.pause(queued))
+                woken = await queued.waiter.wait(None if seconds == FOREVER else seconds)
+                if queued.granted or await self.run(host, partial(self._look, queued, host.waiter()), lambda _: None):
+                    return True
+                if not woken and seconds == left:
+                    break
+        except BaseException:
+            self.run_later(self._give_up, queued)
+            raise
+        return await self.run(host, lambda: self._has_slot_after_all(queued), self._give_back)
+
+    def _enter(self, queued: QueuedCall) -> bool:
+        return self.ask(lambda slots: slots.enter(queued))
+
+    def _look(self, queued: QueuedCall, waiter: Waiter) -> bool:
+        return self.ask(lambda slots: slots.look(queued, waiter))
+
+    def _has_slot_after_all(self, queued: QueuedCall) -> bool:
+        """Leave the queue; whether a slot has been granted just before."""
+        return not self.ask(lambda slots: slots.withdraw(queued))
+
+    def _give_back(self, has_slot: bool) -> None:
+        if has_slot:
+            self.leave()
+
+    def _give_up(self, queued: QueuedCall) -> None:
+        """Leave the queue; a slot that has been granted just before is passed on."""
+        self._give_back(self._has_slot_after_all(queued))
 
     # Around the function
 
     def wrap(self, layer: Layer) -> Layer:
-        def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            places = self.places  # which know where they are, should they move meanwhile
-            if not places.take():
+        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            home = self.home
+            if not home.take():
                 run_blocking(self.queue(self.blocking, call))
             try:
                 result = layer(call, args, kwargs)
             except BaseException:
-                places.leave()
+                self.leave()
                 raise
             if type(result) is Started:
-                result.on_end(places.leave)  # a generator holds its place until it ends
-            else:
-                places.leave()
+                result.on_end(self.leave)  # a generator has its slot until it ends
+            elif not home.leave():
+                self.leave()  # where the state is now
             return result
 
-        return placed
+        return limited
 
     def wrap_async(self, layer: Layer) -> Layer:
         host = AsyncHost(self.clock)
 
-        async def placed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            places = self.places  # which know where they are, should they move meanwhile
-            if not places.take():
+        async def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            home = self.home
+            if home.blocks or not home.take():
                 await self.queue(host, call)
             try:
                 result = await layer(call, args, kwargs)
             except BaseException:
-                places.leave()
+                self.run_later(self.leave)
                 raise
             if type(result) is Started:
-                result.on_end(places.leave)  # a generator holds its place until it ends
-            else:
-                places.leave()
+                result.on_end(partial(self.run_later, self.leave))  # a generator has its slot until it ends
+            elif home.blocks:
+                await host.offload(self.leave)
+            elif not home.leave():
+                self.leave()
             return result
 
-        return placed
+        return limited

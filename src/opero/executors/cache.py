@@ -12,6 +12,7 @@ from opero.cache.function_cache import FunctionCache
 from opero.cache.outage import ThrottledEvent
 from opero.cache.single_flight import Computation, current_computations
 from opero.cache.stores import MemoryStore
+from opero.errors import describe
 from opero.executors.call import MISS
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
@@ -143,7 +144,7 @@ class CacheExecutor(FunctionCache):
             if waiter is None:
                 leader = self._lead(host, pending, computation)
                 still_wanted = partial(self.single_flight.leave, computation, waited=False)
-                return await host.apart(leader, computation, still_wanted)
+                return await host.shielded(leader, computation, still_wanted)
             try:
                 await waiter.wait(None)
             finally:
@@ -266,7 +267,7 @@ class CacheExecutor(FunctionCache):
             outcome = await self._execute(host, pending, computation, snapshot)
             if outcome.error is not None or pending.call.fell_back:
                 self._pause_refreshes(key)
-                reason = f"{type(outcome.error).__name__}: {outcome.error}" if outcome.error else "a fallback answered"
+                reason = describe(outcome.error) if outcome.error else "a fallback answered"
                 self._refresh_failed.report(
                     f"background refresh failed, the old result is still served: {reason}", outcome.error
                 )

@@ -1,4 +1,4 @@
-"""One call on its way through the layers of a pipeline."""
+"""A call as it passes through the layers of a pipeline."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MISS: Any = object()
 
 
 class Call:
-    """One call on its way through the layers.
+    """The state of one call, which its layers share.
 
-    Each binding has a subclass of its own that holds its `stats`, so that making a call is one bare allocation.
+    Each binding has its own subclass with its `stats`, so that creating a call sets no attributes.
 
     Attributes:
-        stats: the counts of the function that is called.
-        deadline: the clock's reading at which the total timeout ends the call, or None.
-        waited: seconds that the running attempt has spent waiting for a permit or a place.
-        turned_away: a layer has just refused the attempt, which says nothing of the service behind it.
-        fell_back: the answer is a fallback result, which is not kept.
+        stats: the statistics of the called function.
+        deadline: the time at which the total timeout ends the call, by the clock's `monotonic`; None for no timeout.
+        waited: seconds that the current attempt has waited for a permit or a slot.
+        turned_away: whether a layer has rejected the current attempt, so that its error is not the function's.
+        fell_back: whether the result is a fallback result, which is not cached.
     """
 
     stats: Stats
@@ -36,18 +36,18 @@ class Call:
 
     @staticmethod
     def of(stats: Stats) -> type[Call]:
-        """The class of the calls that count in `stats`."""
+        """Return a class of calls that count in `stats`."""
         return type("Call", (Call,), {"stats": stats})
 
     def time_left(self, now: float) -> float:
-        """Seconds until the deadline; infinite where there is none."""
+        """Return the seconds until the deadline; infinity if there is none."""
         return float("inf") if self.deadline is None else self.deadline - now
 
 
 class Layer(Protocol):
-    """What every layer is to the one around it: it takes the call, and the arguments as they came.
+    """A layer of a pipeline: called with the call and its arguments, it returns the result.
 
-    Under an async function it returns something to await, at once.
+    For an async function it returns an awaitable immediately.
     """
 
     def __call__(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], /) -> Any: ...

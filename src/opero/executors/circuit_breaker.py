@@ -1,23 +1,36 @@
-"""Leaving a failing service alone: the states of a circuit breaker, and the gate in front of the function."""
+"""Stopping calls to a service that fails: the executor of a circuit breaker, around the function."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CircuitOpenError
-from opero.executors.state.circuit import Circuit
+from opero.executors.state.circuit import (
+    CircuitHome,
+    LocalCircuit,
+    Refusal,
+    admit,
+    enter,
+    record,
+    release,
+    state_at,
+)
+from opero.executors.state.home import Holder, Moved
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration
-from opero.runtime.migration import moving
+from opero.runtime.hosts import AsyncHost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar, TypeVarTuple
 
     from opero.executors.call import Call, Layer
-    from opero.executors.state.circuit import State
+    from opero.executors.state.circuit import Circuit, State
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
     from opero.runtime.clock import Clock
+
+    R = TypeVar("R")
+    Args = TypeVarTuple("Args")
 
 __all__ = ["CircuitBreakerExecutor"]
 
@@ -31,199 +44,100 @@ def _describe(error: Exception) -> str:
         return name
 
 
-class CircuitBreakerExecutor:
-    """One circuit breaker, shared by all functions that are bound to its profile.
+class CircuitBreakerExecutor(Holder[CircuitHome]):
+    """A circuit breaker, shared by all functions that are bound to its profile.
 
     A call carries the number of the circuit's period in which it was let through, and its result counts only in that
     one: an answer from before the circuit opened cannot close it again.
     """
 
     def __init__(self, policy: CircuitBreakerPolicy, clock: Clock, name: str) -> None:
-        self.policy = policy
+        super().__init__(policy, LocalCircuit(policy, clock.monotonic()))
         self.clock = clock
         self.name = name
         self.times_calls = policy.slow_call is not None
-        self.by_rate = policy.by_rate
-        self.circuit = Circuit(policy, clock.monotonic())
 
-    def take_over(self, old: CircuitBreakerExecutor) -> None:
-        """Go on with the circuit of an executor whose policy this one's replaces (see `hand_over`)."""
-        with moving:
-            file = getattr(self.circuit, "file", None)
-            if file is not None and not hasattr(old.circuit, "file"):
-                from opero.executors.state.shared_circuit import share_circuit_breaker
-
-                share_circuit_breaker(old, file, first=True)
-            with old._held() as circuit:
-                circuit.suit(self.policy)
-                self.circuit = circuit
-
-    # What an operator may see and do
+    # What operators may see and do
 
     @property
     def state(self) -> State:
         """`closed`, `open`, `half_open`, `forced_open` or `forced_closed`."""
-        with self._held() as circuit:
-            if circuit.state == "open" and self._open_left(circuit, self.clock.monotonic()) <= 0:
-                return "half_open"
-            return circuit.state
+        return self.change(state_at, self.policy, self.clock.monotonic())
 
     def force_open(self) -> None:
         """Reject every call until `reset` or `force_closed`."""
-        self._enter("forced_open")
+        self.change(enter, "forced_open", self.clock.monotonic())
 
     def force_closed(self) -> None:
-        """Let every call through, whatever comes of it, until `reset` or `force_open`."""
-        self._enter("forced_closed")
+        """Let every call through, whatever its result, until `reset` or `force_open`."""
+        self.change(enter, "forced_closed", self.clock.monotonic())
 
     def reset(self) -> None:
         """Close the circuit and forget what has been counted."""
-        self._enter("closed")
-
-    def _enter(self, state: State) -> None:
-        with self._held() as circuit:
-            circuit.enter(state, self.clock.monotonic())
-        self._tell()
-
-    @contextmanager
-    def _held(self) -> Iterator[Circuit]:
-        """The circuit, with its lock held."""
-        while True:
-            circuit = self.circuit
-            with (lock := circuit.lock):
-                if circuit.lock is lock:  # else processes have come to share it meanwhile
-                    yield circuit
-                    return
+        self.change(enter, "closed", self.clock.monotonic())
 
     # Decisions
+
+    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> R:
+        """Run a decision on the circuit, and log a change of its state once no lock is held: a log handler may ask
+        for the state."""
+        while True:  # as `ask`, without a function for each call
+            try:
+                result, change = self.home.change(decide, *args)
+                break
+            except Moved:
+                self.follow()
+        if change is not None:
+            logger.warning("%s: circuit %s", self.name, change)
+        return result
 
     def admit(self, now: float) -> int:
         """Let a call through: the number of the period it belongs to.
 
         Raises:
-            CircuitOpenError: the circuit is open, or as many probes as may be are under way.
+            CircuitOpenError: the circuit is open, or as many probes as allowed are running.
         """
-        circuit = self.circuit
-        lock = circuit.lock
-        try:
-            with lock:
-                if circuit.lock is not lock:  # processes have come to share it meanwhile
-                    return self.admit(now)
-                return self._admit(circuit, now)
-        finally:
-            self._tell()
-
-    def _admit(self, circuit: Circuit, now: float) -> int:
-        policy = self.policy
-        if circuit.state == "open" and self._open_left(circuit, now) <= 0:
-            circuit.enter("half_open", now)
-        if circuit.state == "half_open":
-            if circuit.probes_passed >= policy.half_open_calls:  # which are fewer than an older policy asked for
-                circuit.enter("closed", now)
-                return circuit.period
-            if circuit.probes_begun >= policy.half_open_calls and now - circuit.since >= policy.open_for:
-                circuit.enter("half_open", now)  # probes that never came back are written off
-            if circuit.probes_begun < policy.half_open_calls:
-                circuit.probes_begun += 1
-                return circuit.period
-        elif circuit.state in ("closed", "forced_closed"):
-            return circuit.period
-        raise self._rejection(circuit, now)
+        admission = self.change(admit, self.policy, now)
+        if isinstance(admission, int):
+            return admission
+        raise self._rejection(admission)
 
     def release(self, period: int) -> None:
-        """A call ended without saying anything of the service: cancelled, turned away, or by an ignored error."""
-        with self._held() as circuit:
-            if period == circuit.period and circuit.state == "half_open":
-                circuit.probes_begun -= 1
+        """A call ended without a result that counts: cancelled, rejected, or by an ignored error."""
+        self.change(release, period)
 
     def record(self, period: int, now: float, error: Exception | None, seconds: float | None = None) -> None:
         """Count the result of a call that was let through in that period.
 
         Args:
-            period: what `admit` answered.
+            period: what `admit` returned.
             now: the clock's reading.
             error: what the function raised, or None.
-            seconds: how long it took; needed where the policy names a slow call.
+            seconds: how long it took; needed where the policy has `slow_call`.
         """
-        failed = error is not None
-        slow = seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call
-        trouble = (
-            _describe(error)
-            if error is not None
-            else f"a call took {approximate_duration(seconds or 0.0)}"
-            if slow
-            else ""
-        )
-        circuit = self.circuit
-        lock = circuit.lock
-        with lock:
-            if circuit.lock is not lock:  # as above
-                self.record(period, now, error, seconds)
-                return
-            if period != circuit.period:
-                return
-            if trouble:
-                circuit.last_error = trouble
-            if circuit.state == "half_open":
-                if failed or slow:
-                    circuit.enter("open", now)
-                else:
-                    circuit.probes_passed += 1
-                    if circuit.probes_passed >= self.policy.half_open_calls:
-                        circuit.enter("closed", now)
-            elif circuit.state == "closed":
-                circuit.consecutive = circuit.consecutive + 1 if failed else 0
-                circuit.alert = circuit.by_rate or failed
-                if circuit.by_rate:
-                    circuit.window.add(now, failed, slow)
-                if self._should_open(circuit, now):
-                    circuit.enter("open", now)
-        if circuit.news:
-            self._tell()
+        slow, trouble = False, ""
+        if seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call:
+            slow, trouble = True, f"a call took {approximate_duration(seconds)}"
+        if error is not None:
+            trouble = _describe(error)
+        self.change(record, self.policy, now, period, error is not None, slow, trouble)
 
-    def _should_open(self, circuit: Circuit, now: float) -> bool:
-        policy = self.policy
-        if policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
-            return True
-        if not (self.by_rate and circuit.by_rate):
-            return False
-        counts = circuit.window.counts(now)
-        if counts.calls < policy.least_calls:
-            return False
-        # Divided, not multiplied: 7 / 100 is the very number 0.07, while 0.07 * 100 is a little above 7.
-        if policy.failure_rate is not None and counts.failures / counts.calls >= policy.failure_rate:
-            return True
-        return policy.slow_call is not None and counts.slow / counts.calls >= (policy.slow_rate or 1.0)
-
-    def _tell(self) -> None:
-        """Log the changes of state, now that the lock is free: a log handler may ask the breaker how it is."""
-        news = self.circuit.news
-        while news:
-            try:
-                told = news.popleft()
-            except IndexError:  # another thread has told it
-                return
-            logger.warning("%s: circuit %s", self.name, told)
-
-    def _open_left(self, circuit: Circuit, now: float) -> float:
-        return circuit.since + self.policy.open_for - now
-
-    def _rejection(self, circuit: Circuit, now: float) -> CircuitOpenError:
-        if circuit.state == "forced_open":
+    def _rejection(self, refusal: Refusal) -> CircuitOpenError:
+        if refusal.state == "forced_open":
             return CircuitOpenError(f"{self.name}: the circuit was forced open; reset() closes it")
-        if circuit.state == "half_open":
+        if refusal.state == "half_open":
             return CircuitOpenError(f"{self.name}: the circuit is half open and its probes are under way", retry_in=0.0)
-        left = max(0.0, self._open_left(circuit, now))
+        left = refusal.retry_in or 0.0
         return CircuitOpenError(
             f"{self.name}: the circuit is open for another {approximate_duration(left)}; "
-            f"it opened after {circuit.last_error}",
+            f"it opened after {refusal.last_error}",
             retry_in=left,
         )
 
     # Around the function
 
     def enter(self, call: Call) -> int:
-        """`admit`, for a circuit that is not simply closed."""
+        """`admit` for a circuit that is not simply closed."""
         try:
             return self.admit(self.clock.monotonic())
         except CircuitOpenError:
@@ -243,16 +157,16 @@ class CircuitBreakerExecutor:
         self.record(period, now, error, now - started - call.waited if self.times_calls else None)
 
     def begin(self, call: Call) -> float:
-        """The moment the attempt starts, where its time matters."""
+        """The moment at which the attempt starts, where its duration matters."""
         call.waited = 0.0
         return self.clock.monotonic()
 
-    # While the circuit is closed and nothing has failed, a call reads a number on its way in and a flag on its way out.
+    # While the circuit is closed and nothing has failed, a call reads a number before it and a flag after it, no lock.
 
     def wrap(self, layer: Layer) -> Layer:
         def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            circuit = self.circuit
-            period = circuit.passing
+            home = self.home
+            period = home.passing
             if period < 0:
                 period = self.enter(call)
             started = self.begin(call) if self.times_calls else 0.0
@@ -264,29 +178,37 @@ class CircuitBreakerExecutor:
             except BaseException:
                 self.release(period)
                 raise
-            if circuit.alert:
+            if home.needs_results:
                 self.succeeded(period, call, started)
             return result
 
         return guarded
 
     def wrap_async(self, layer: Layer) -> Layer:
+        host = AsyncHost(self.clock)
+
         async def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            circuit = self.circuit
-            period = circuit.passing
+            home = self.home
+            period = home.passing
             if period < 0:
-                period = self.enter(call)
+                period = await self.run(host, lambda: self.enter(call), self.release)
             started = self.begin(call) if self.times_calls else 0.0
             try:
                 result = await layer(call, args, kwargs)
             except Exception as error:
-                self.failed(period, call, started, error)
+                if home.blocks:
+                    await host.offload(self.failed, period, call, started, error)
+                else:
+                    self.failed(period, call, started, error)
                 raise
             except BaseException:
-                self.release(period)
+                self.run_later(self.release, period)
                 raise
-            if circuit.alert:
-                self.succeeded(period, call, started)
+            if home.needs_results:
+                if home.blocks:
+                    await host.offload(self.succeeded, period, call, started)
+                else:
+                    self.succeeded(period, call, started)
             return result
 
         return guarded

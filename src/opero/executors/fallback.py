@@ -1,4 +1,4 @@
-"""Another argument value, another function, or a fixed answer."""
+"""Fallbacks: alternative values of an argument, another function, or a default result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTS: tuple[Any, ...] = (list, tuple, Sequence, Collection, Iterable)
 
 
 def takes_list(annotation: Any) -> bool | None:
-    """Whether a parameter so annotated receives a list; None where the annotation does not say."""
+    """Return whether a parameter with this annotation takes a list; None if the annotation does not say."""
     if annotation in (inspect.Parameter.empty, Any, object):
         return None
     if isinstance(annotation, str):
@@ -42,10 +42,14 @@ def takes_list(annotation: Any) -> bool | None:
 
 
 class Alternatives:
-    """Finds the values of the fallback argument in a call, and makes the arguments to try with each.
+    """Finds the values of the fallback argument in a call, and makes the arguments of the attempt with each.
+
+    Args:
+        name: the name of the argument.
+        function: the function.
 
     Raises:
-        ConfigError: the function has no such parameter.
+        ConfigError: the function has no such parameter, or it is variadic.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -55,11 +59,11 @@ class Alternatives:
         takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
         if parameter is not None and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ConfigError(
-                f"fallback argument {name!r} of {short_name(function)} is no single parameter; name one that is"
+                f"fallback.arg {name!r} is a variadic parameter of {short_name(function)}: use a single parameter"
             )
         if parameter is None and not takes_any:
             known = nearest(name, signature.parameters)
-            raise ConfigError(f"{short_name(function)} has no parameter {name!r} to fall back on{known}")
+            raise ConfigError(f"{short_name(function)} has no parameter {name!r}, which fallback.arg names{known}")
         self.default: Any = UNSET
         self.position: int | None = None
         annotation: Any = inspect.Parameter.empty
@@ -77,7 +81,7 @@ class Alternatives:
     def variants(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
-        """The arguments of each attempt of a round."""
+        """Return the arguments of each attempt of a round."""
         if self.position is not None and len(args) > self.position:
             given = args[self.position]
         else:
@@ -85,13 +89,13 @@ class Alternatives:
         if given is UNSET:
             return [(args, kwargs)]
         if not isinstance(given, list | tuple):
-            # A single value: no alternatives. A parameter annotated as a list still gets one.
+            # A single value has no alternatives, but is wrapped if the parameter takes a list.
             return [self._with([given], args, kwargs)] if self.takes_list else [(args, kwargs)]
         if not given:
             return [(args, kwargs)]
         if self.takes_list is False:
             return [self._with(value, args, kwargs) for value in given]
-        # The list, with the value being tried first and the others behind it in their order.
+        # Each attempt gets the list with another value first, and the others after it in their order.
         orders = [[given[i], *given[:i], *given[i + 1 :]] for i in range(len(given))]
         return [self._with(order if isinstance(given, list) else tuple(order), args, kwargs) for order in orders]
 
@@ -106,13 +110,20 @@ class Alternatives:
 def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     try:
         hints = typing.get_type_hints(inspect.unwrap(function))
-    except Exception:  # noqa: BLE001  # a name that exists for type checkers only: its text must do
+    except Exception:  # noqa: BLE001  # such as a name imported under TYPE_CHECKING: use the annotation's text
         return parameter.annotation
     return hints.get(parameter.name, parameter.annotation)
 
 
 class FallbackExecutor:
-    """Answers with a fallback result when all else has failed or run out of time."""
+    """Answers a call with a fallback result after everything else has failed or timed out.
+
+    Args:
+        policy: the fallback policy.
+        name: the function's name, for log messages.
+        convert: converts a fallback result to what an attempt of a generator returns; None for other functions.
+        counts_errors: whether failed attempts are counted here, as no retry layer does it.
+    """
 
     def __init__(
         self,
@@ -125,17 +136,15 @@ class FallbackExecutor:
         self.policy = policy
         self.name = name
         self.convert = convert
-        """Makes what a generator's attempt comes to of a fallback result."""
         self.counts_errors = counts_errors
-        """No retry within has counted the failed attempt."""
 
     def answer(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
-        """The fallback result; where it comes from an async function, something to await."""
+        """Return the fallback result, or an awaitable of it if the fallback function is async."""
         call.stats.fallbacks += 1
         call.fell_back = True
         if self.counts_errors and not call.turned_away:
             call.stats.count_error(error)
-        logger.info("%s: answered by its fallback, after %r", self.name, error)
+        logger.info("%s: fallback used after %r", self.name, error)
         if self.policy.function is not None:
             return self.policy.function(*args, **kwargs)
         return copy.deepcopy(self.policy.default)
@@ -144,7 +153,7 @@ class FallbackExecutor:
         def with_fallback(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             try:
                 return layer(call, args, kwargs)
-            except Exception as error:  # noqa: BLE001  # whatever it was, the fallback answers
+            except Exception as error:  # noqa: BLE001  # the fallback answers after any error
                 answer = self.answer(call, args, kwargs, error)
                 return answer if self.convert is None else self.convert(answer)
 
@@ -154,7 +163,7 @@ class FallbackExecutor:
         async def with_fallback(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             try:
                 return await layer(call, args, kwargs)
-            except Exception as error:  # noqa: BLE001  # whatever it was, the fallback answers
+            except Exception as error:  # noqa: BLE001  # the fallback answers after any error
                 answer = self.answer(call, args, kwargs, error)
                 if self.policy.function is not None and inspect.isawaitable(answer):
                     answer = await answer

@@ -1,4 +1,4 @@
-"""What an exception tells of an HTTP response, read by shape: no HTTP library is imported."""
+"""Reads the HTTP status and Retry-After header from exceptions of any HTTP library, without importing one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["retry_after", "status_of"]
 
 
 def _response_of(error: Exception) -> Any:
-    # A requests.Response is false for an error status, so only None means that there is none.
+    # A requests.Response with an error status is falsy, so callers must compare with None.
     return getattr(error, "response", None)
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that an exception of requests, httpx, aiohttp, urllib, botocore or their like carries, if any."""
+    """Return the HTTP status in an exception of requests, httpx, aiohttp, urllib, botocore or similar libraries."""
     response = _response_of(error)
     if isinstance(response, Mapping):  # botocore
         metadata = response.get("ResponseMetadata")
@@ -35,11 +35,11 @@ def status_of(error: Exception) -> int | None:
 
 
 def retry_after(error: Exception, now: float) -> float | None:
-    """Seconds that the response's Retry-After header asks to wait, if it has a readable one.
+    """Return the seconds to wait by the response's Retry-After header, or None if there is no valid one.
 
     Args:
-        error: an exception that may carry a response.
-        now: the wall clock's reading, for a header that gives a date.
+        error: an exception that may have a response.
+        now: the current time in seconds since the epoch, for a header with a date.
     """
     response = _response_of(error)
     if isinstance(response, Mapping):

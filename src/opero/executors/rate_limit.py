@@ -1,4 +1,4 @@
-"""Waiting for permits: one exact ledger for all callers, and a queue in front of it for each event loop."""
+"""Limiting the rate of calls: one exact budget for all callers, and a queue in front of it for each event loop."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 from aiolimiter import AsyncLimiter
 
 from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
-from opero.executors.state.budget import FOREVER, new_ledger
+from opero.executors.state.budget import FOREVER, Budget, LocalBudget, new_budget
+from opero.executors.state.home import Holder, Moved
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.functions import short_name
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
-from opero.runtime.migration import moving
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Mapping
 
     from opero.executors.call import Call, Layer
+    from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
@@ -31,7 +32,7 @@ __all__ = ["Meter", "RateLimitExecutor", "cost_function"]
 def cost_function(
     cost: Any, function: Callable[..., Any]
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
-    """What a call of `function` costs, from its arguments; None where every call costs the same.
+    """A function that computes a call's cost from its arguments; None where every call costs the same.
 
     Raises:
         ConfigError: `cost` names a parameter that the function lacks.
@@ -60,41 +61,30 @@ def _checked(cost: Any, function: Callable[..., Any]) -> float:
     return float(cost)
 
 
-class RateLimitExecutor:
-    """One budget, shared by all functions that are bound to its profile, from threads and event loops alike.
+class RateLimitExecutor(Holder[Budget]):
+    """A rate limit, shared by all functions that are bound to its profile, from threads and event loops alike.
 
-    A sync caller reserves from the ledger and sleeps. Async callers first stand in their loop's queue (aiolimiter),
-    which lets them through to the ledger about as fast as permits fall due: so a cancelled one has reserved nothing
-    yet, and sync callers never wait behind a long row of reserved tasks.
+    A sync caller reserves permits and sleeps until they fall due. Async callers wait in their loop's queue (aiolimiter)
+    first, which lets them through about as fast as permits fall due: so a cancelled one has reserved nothing yet, and
+    sync callers never wait behind a long row of reserved tasks.
     """
 
+    own: LocalBudget
+
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
-        self.policy = policy
+        super().__init__(policy, new_budget(policy, clock.monotonic))
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
-        self.ledger = new_ledger(policy.rate, policy.burst, clock.monotonic, self.cost or 1.0)
         self.patience = FOREVER if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[AbstractEventLoop, _Queue] = {}
         self.queued = 0
 
-    def take_over(self, old: RateLimitExecutor) -> None:
-        """Go on with the budget of an executor whose policy this one's replaces (see `hand_over`)."""
-        with moving:
-            head, unit = old.ledger.head, min(old.cost or 0.0, self.cost or 0.0)
-            if head is self.ledger:
-                return
-            if hasattr(self.ledger, "_file") and not hasattr(head, "_file"):
-                from opero.executors.state.shared_budget import joined
-
-                head = joined(head, self.ledger, unit)
-            head.hand_over(self.ledger, unit)
-
     # Decisions
 
     def patience_of(self, call: Call, now: float) -> float:
-        """The longest wait that this call can bear."""
+        """The longest wait that this call accepts."""
         return min(self.patience, call.time_left(now))
 
     def refusal(self, call: Call, wait: float, now: float) -> Exception:
@@ -116,16 +106,35 @@ class RateLimitExecutor:
             retry_in=wait,
         )
 
-    # What waits
+    def reserve(self, call: Call, cost: float, patience: float) -> tuple[float, Receipt]:
+        """Reserve permits: seconds until they fall due, and the receipt by which they can be given back.
 
-    async def wait(self, host: Host, call: Call, cost: float, patience: float) -> None:
-        """Reserve permits and wait until they fall due."""
+        Raises:
+            RateLimitExceededError, CallTimeoutError: they do not fall due within `patience`; nothing is reserved.
+        """
         now = self.clock.monotonic()
-        wait, receipt = self.ledger.book(now, cost, patience)
+        while True:
+            try:
+                wait, receipt = self.home.book(now, cost, patience)
+                break
+            except Moved:
+                self.follow()
         if wait > patience:
             raise self.refusal(call, wait, now)
-        if wait <= 0:
-            return
+        return wait, receipt
+
+    def refund(self, receipt: Receipt) -> None:
+        """Give reserved permits back."""
+        self.ask(lambda budget: budget.refund(receipt))
+
+    def wait_at(self, now: float, cost: float) -> float:
+        """Seconds until permits would fall due; nothing is reserved."""
+        return self.ask(lambda budget: budget.book(now, cost, -1.0))[0]
+
+    # What waits
+
+    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt) -> None:
+        """Wait until reserved permits fall due."""
         call.stats.waits += 1
         call.stats.waited += wait
         call.waited += wait
@@ -133,14 +142,15 @@ class RateLimitExecutor:
         try:
             await host.sleep(wait)
         except BaseException:
-            self.ledger.refund(receipt, cost)
+            self.run_later(self.refund, receipt)
             raise
 
     async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
-        """The same, for a task: behind the other tasks of its loop."""
+        """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
-        expected = self.ledger.reserve(started, cost, patience=-1.0) + self.queued * cost / self.policy.rate
+        wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
+        expected = wait + self.queued * cost / self.policy.rate
         if expected > patience:
             raise self.refusal(call, expected, started)
         queue = self._queue()
@@ -156,7 +166,12 @@ class RateLimitExecutor:
             call.waited += passed
             call.stats.waited += passed
         try:
-            await self.wait(host, call, cost, patience - passed)
+            left = patience - passed
+            wait, receipt = await self.run(
+                host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
+            )
+            if wait > 0:
+                await self.wait(host, call, wait, receipt)
         finally:
             queue.leave()
 
@@ -183,19 +198,21 @@ class Meter:
 
     def wrap(self, layer: Layer) -> Layer:
         limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic
-        take, usual = limiter.ledger.take, limiter.cost or 1.0
+        take, usual = limiter.own.take, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
-                run_blocking(limiter.wait(limiter.blocking, call, cost, limiter.patience_of(call, now())))
+                wait, receipt = limiter.reserve(call, cost, limiter.patience_of(call, now()))
+                if wait > 0:
+                    run_blocking(limiter.wait(limiter.blocking, call, wait, receipt))
             return layer(call, args, kwargs)
 
         return limited
 
     def wrap_async(self, layer: Layer) -> Layer:
         limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
-        take, usual = limiter.ledger.take, limiter.cost or 1.0
+        take, usual = limiter.own.take, limiter.cost or 1.0
 
         async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             await limiter.wait_in_queue(host, call, usual if cost_of is None else cost_of(args, kwargs))
@@ -204,22 +221,22 @@ class Meter:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             if cost_of is not None or limiter.queued or not take():
                 return wait_and_go_on(call, args, kwargs)
-            return layer(call, args, kwargs)  # there is nothing to wait for, so no coroutine is made for it
+            return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it
 
         return limited
 
 
 class _Queue:
-    """Where the tasks of one event loop wait for their turn at the ledger: first come, first served.
+    """Where the tasks of one event loop wait for their turn to reserve permits: first come, first served.
 
-    The first in the row passes aiolimiter, which lets tasks through at the limit's own rate, one more at once than the
-    burst, and as many more as fall due within `AHEAD`: an event loop's timers are late by a millisecond and more, and a
-    task that comes late to the ledger finds its permit lapsed. (A row in front of it, as it would let a newcomer pass
-    who comes at the right moment.) Where costs differ the first keeps its turn until its permits are due.
+    The first one passes aiolimiter, which lets tasks through at the limit's own rate, with one more at once than the
+    burst, and as many more as fall due within `AHEAD`: timers of an event loop are late by a millisecond and more, and
+    a task that reserves late finds its permit lapsed. The lock in front of aiolimiter keeps the order, as aiolimiter
+    alone would let a new task overtake. Where costs differ the first task keeps its turn until its permits are due.
     """
 
     AHEAD = 0.02
-    """Seconds that a task may come to the ledger before its permit is due."""
+    """Seconds that a task may reserve before its permit is due."""
 
     def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
         self.turn = Lock()
@@ -239,6 +256,6 @@ class _Queue:
                 self.turn.release()
 
     def leave(self) -> None:
-        """Let the next task have its turn, where this one has kept it."""
+        """Let the next task have its turn, if this one has kept it."""
         if self.limiter is None:
             self.turn.release()

@@ -1,4 +1,4 @@
-"""Attempts after the first: rounds, delays, and what is raised in the end."""
+"""Retries: rounds of attempts, the delays between them, and the error after the last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
-from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError, text_of
+from opero.errors import AllFailedError, CallTimeoutError, RejectedError, ResultRejectedError, describe
 from opero.executors.http_errors import retry_after, status_of
 from opero.observe.logs import logger
 from opero.policies.types import approximate_duration
@@ -30,9 +30,10 @@ Variant = tuple[Args, Kwargs]
 
 
 def backoff(base: float, policy: RetryPolicy, random: random.Random) -> float:
-    """The delay to use where the exponential one is `base`: the same, or with jitter drawn evenly around it.
+    """Return the delay for an exponential delay of `base` seconds, with jitter if the policy says so.
 
-    The window is half as wide as `base`. It begins at `base`, or as much earlier as it needs to end by `max_delay`.
+    With jitter it is uniform over an interval of length `base / 2` that begins at `base`, or earlier so that it ends at
+    `max_delay`.
     """
     if not policy.jitter:
         return base
@@ -42,9 +43,15 @@ def backoff(base: float, policy: RetryPolicy, random: random.Random) -> float:
 
 
 class RetryExecutor:
-    """Runs the rounds of attempts of one binding. It holds no state of its own between calls.
+    """Runs the attempts of one function in rounds. It keeps no state between calls.
 
-    A round tries the function with each value of the fallback argument in turn, or once where there is none.
+    A round calls the function once, or with each value of the fallback argument in turn.
+
+    Args:
+        policy: the retry policy.
+        clock: the source of time and randomness.
+        name: the function's name, for messages.
+        alternatives: makes the arguments for each value of the fallback argument; None if there is none.
     """
 
     def __init__(self, policy: RetryPolicy, clock: Clock, name: str, alternatives: Alternatives | None = None) -> None:
@@ -63,7 +70,7 @@ class RetryExecutor:
     # Decisions
 
     def is_retryable(self, error: BaseException) -> bool:
-        """Whether the policy asks for another attempt after this exception."""
+        """Return whether the policy retries after an exception."""
         if isinstance(error, ResultRejectedError):
             return True
         if isinstance(error, RejectedError):
@@ -76,42 +83,50 @@ class RetryExecutor:
         return isinstance(error, self.policy.retry_on)
 
     def judge(self, outcome: Outcome) -> Outcome:
-        """The outcome, or a failed one in its stead where `retry_if_result` refuses the result."""
-        refuses = self.policy.retry_if_result
-        if outcome.error is None and refuses is not None and refuses(outcome.value):
+        """Return the outcome, or a failed one instead if `retry_if_result` rejects the result."""
+        rejects = self.policy.retry_if_result
+        if outcome.error is None and rejects is not None and rejects(outcome.value):
             return Outcome(
                 error=ResultRejectedError(
-                    f"{self.name}: retry_if_result refused {outcome.value!r:.200}", result=outcome.value
+                    f"{self.name}: retry_if_result rejected {outcome.value!r:.200}", result=outcome.value
                 )
             )
         return outcome
 
     def variants(self, args: Args, kwargs: Kwargs) -> list[Variant]:
-        """The arguments to try in a round, in order."""
+        """Return the arguments of each attempt of the first round, in order."""
         return [(args, kwargs)] if self.alternatives is None else self.alternatives.variants(args, kwargs)
 
     def delay_after(self, state: RetryCallState, errors: list[Exception]) -> float:
-        """Seconds until the next round: tenacity's exponential delay with jitter, or as long as a failure asks for."""
+        """Return the seconds until the next round: the backoff, or longer if an error asks for it."""
         delay = backoff(self.wait(state), self.policy, self.clock.random)
         for error in errors:
             if isinstance(error, RejectedError):
-                asked = error.retry_in
+                requested = error.retry_in
             else:
-                asked = retry_after(error, self.clock.time()) if self.policy.retry_after else None
-            if asked is not None and asked > delay:
-                delay = min(asked, self.policy.max_delay)
+                requested = retry_after(error, self.clock.time()) if self.policy.retry_after else None
+            if requested is not None and requested > delay:
+                delay = min(requested, self.policy.max_delay)
         return delay
 
-    # What waits
+    # The coroutines, which serve both sync and async callers
 
     async def rounds(
         self, host: Host, layer: Layer, call: Call, variants: list[Variant], first: Outcome | None = None
     ) -> Outcome:
-        """Rounds of attempts until one succeeds or none is left; `first` is the first one's outcome, if it was made."""
+        """Run rounds of attempts until one succeeds or the policy gives up.
+
+        Args:
+            host: how the coroutine sleeps and calls.
+            layer: the layer to call for an attempt.
+            call: the call.
+            variants: the arguments of each attempt of the first round.
+            first: the outcome of the first attempt, if it has been made already.
+        """
         several = len(variants) > 1
         errors: list[Exception] = []
         failures: list[Exception] = []
-        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # no Retrying object: we ask its parts
+        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # only tenacity's strategies are used
         try:
             while True:
                 result = await self.round(host, layer, call, variants, first, errors, several=several)
@@ -122,7 +137,7 @@ class RetryExecutor:
                 if not variants or self.stop(state):
                     return self.exhausted(errors, state.attempt_number)
                 delay = self.delay_after(state, failures)
-                if delay >= call.time_left(self.clock.monotonic()):
+                if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     return self.out_of_time(call, delay, errors)
                 logger.debug("%s: attempt %d failed with %r; next in %.3g s", self.name, len(errors), errors[-1], delay)
                 state.prepare_for_next_attempt()
@@ -130,7 +145,7 @@ class RetryExecutor:
                 if delay > 0:
                     await host.sleep(delay)
         finally:
-            # The exceptions' tracebacks lead back to this frame: leave no cycle for the collector.
+            # The tracebacks of the exceptions refer to this frame: break the reference cycle.
             del errors, failures, first
             result = None  # type: ignore[assignment]
 
@@ -145,14 +160,19 @@ class RetryExecutor:
         *,
         several: bool,
     ) -> Outcome | tuple[list[Variant], list[Exception]]:
-        """One attempt with each variant in turn.
+        """Run one attempt with each variant in turn.
 
         Args:
-            errors: takes every attempt's exception.
-            several: the call began with more than one variant.
+            host: how the coroutine sleeps and calls.
+            layer: the layer to call for an attempt.
+            call: the call.
+            variants: the arguments of each attempt.
+            first: the outcome of the first attempt, if it has been made already.
+            errors: the exceptions of all attempts so far, to which those of this round are added.
+            several: whether the call has more than one variant.
 
         Returns:
-            The call's outcome, if that is decided; else which variants to try again, and what they failed with.
+            The outcome of the call if it is final; otherwise the variants to retry, and their exceptions.
         """
         again: list[Variant] = []
         failures: list[Exception] = []
@@ -161,7 +181,7 @@ class RetryExecutor:
             for position, variant in enumerate(variants):
                 if position:
                     call.stats.fallbacks += 1
-                    logger.info("%s: trying the next %s", self.name, self.alternatives)
+                    logger.info("%s: trying the next value of %s", self.name, self.alternatives)
                 outcome = first or self.judge(await host.attempt(layer, call, *variant))
                 first = None
                 if outcome.error is None:
@@ -170,11 +190,11 @@ class RetryExecutor:
                 if call.turned_away or isinstance(outcome.error, RejectedError):
                     call.turned_away = False
                     if not isinstance(outcome.error, self.named_rejections):
-                        return self.ended(outcome.error, errors)
+                        return self.final(outcome.error, errors)
                     return [*again, *variants[position:]], [*failures, outcome.error]
                 call.stats.count_error(outcome.error)
-                if call.time_left(self.clock.monotonic()) <= 0:
-                    return self.ended(outcome.error, errors)
+                if call.deadline is not None and call.time_left(self.clock.monotonic()) <= 0:
+                    return self.final(outcome.error, errors)
                 if self.is_retryable(outcome.error):
                     again.append(variant)
                     failures.append(outcome.error)
@@ -184,30 +204,30 @@ class RetryExecutor:
         finally:
             del errors, failures, outcome, first
 
-    # What comes of it
+    # Outcomes
 
     def succeeded(self, outcome: Outcome, call: Call, errors: list[Exception]) -> Outcome:
-        """An attempt succeeded, perhaps after others had failed."""
+        """Return the outcome of a successful attempt, and count a recovery if others had failed."""
         if errors:
             call.stats.recoveries += 1
             logger.info("%s: succeeded after %d failed attempts", self.name, len(errors))
         return outcome
 
     def exhausted(self, errors: list[Exception], rounds: int) -> Outcome:
-        """No attempt is left: the function's own outcome where there was but one, or `reraise`; else all of them."""
+        """Return the outcome if no attempt is left: the last one for a single attempt or `reraise`, else all errors."""
         last = errors[-1]
         if len(errors) == 1 or self.policy.reraise:
             return Outcome(last.result) if isinstance(last, ResultRejectedError) else Outcome(error=last)
         return Outcome(
             error=AllFailedError(
                 f"{self.name}: all {len(errors)} attempts failed in {rounds} {'round' if rounds == 1 else 'rounds'}; "
-                f"the last: {type(last).__name__}: {text_of(last)}",
+                f"last error: {describe(last)}",
                 tuple(errors),
             )
         )
 
-    def ended(self, error: Exception, errors: list[Exception]) -> Outcome:
-        """A layer turned the attempt away, or the total timeout cut it off: no further attempt would fare better."""
+    def final(self, error: Exception, errors: list[Exception]) -> Outcome:
+        """Return the outcome after a rejection or the total timeout, which are not retried."""
         earlier = errors[:-1]
         if earlier and error.__cause__ is None:
             error.__cause__ = earlier[-1]
@@ -216,12 +236,12 @@ class RetryExecutor:
         return Outcome(error=error)
 
     def out_of_time(self, call: Call, delay: float, errors: list[Exception]) -> Outcome:
-        """The wait before the next round would pass the total timeout, so it is not begun."""
+        """Return the outcome if the delay before the next round would exceed the total timeout."""
         left = max(0.0, call.time_left(self.clock.monotonic()))
         last = errors[-1]
         error = CallTimeoutError(
-            f"{self.name}: the next attempt is {approximate_duration(delay)} away, and the total timeout leaves "
-            f"{approximate_duration(left)}; {len(errors)} failed, the last: {type(last).__name__}: {text_of(last)}",
+            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after the total timeout in "
+            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}",
             scope="total",
             errors=errors,
         )
@@ -229,21 +249,21 @@ class RetryExecutor:
         call.stats.timeouts += 1
         return Outcome(error=error)
 
-    # Around the function
+    # The layer
 
     @property
     def prepares(self) -> bool:
-        """Whether something must be done before or after a first attempt that succeeds."""
+        """Whether this layer has work to do even if the first attempt succeeds."""
         return self.alternatives is not None or self.policy.retry_if_result is not None
 
     def recover(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
-        """All that follows a failed first attempt."""
+        """Continue after a failed first attempt."""
         rounds = self.rounds(self.blocking, layer, call, [(args, kwargs)], Outcome(error=error))
         del error
         return run_blocking(rounds).get()
 
     async def recover_async(self, layer: Layer, call: Call, args: Args, kwargs: Kwargs, error: Exception) -> Any:
-        """All that follows a failed first attempt of an async function."""
+        """Continue after a failed first attempt of an async function."""
         rounds = self.rounds(self.asynchronous, layer, call, [(args, kwargs)], Outcome(error=error))
         del error
         return (await rounds).get()

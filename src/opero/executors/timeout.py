@@ -1,4 +1,4 @@
-"""Ending an attempt that takes too long. The total timeout is a deadline that every attempt and every wait respects."""
+"""Ends attempts that take too long, and sets the deadline of the call for the total timeout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["TimeoutExecutor"]
 
 
 class TimeoutExecutor:
-    """Bounds one function's attempts by the attempt timeout and by what is left of the total."""
+    """Limits one function's attempts to the attempt timeout and the rest of the total timeout."""
 
     def __init__(self, policy: TimeoutPolicy, clock: Clock, name: str) -> None:
         self.policy = policy
@@ -28,12 +28,12 @@ class TimeoutExecutor:
         self.name = name
 
     def time_for(self, call: Call) -> float:
-        """Seconds that an attempt may take if it starts now."""
+        """Return the seconds that an attempt may take if it starts now."""
         left = call.time_left(self.clock.monotonic())
         return left if self.policy.attempt is None else min(left, self.policy.attempt)
 
     def expired(self, call: Call, allowed: float) -> CallTimeoutError:
-        """The error for an attempt that did not end in the time it was allowed."""
+        """Return the error for an attempt that took longer than `allowed` seconds, and count it."""
         call.stats.timeouts += 1
         if self.policy.total is not None and (self.policy.attempt is None or allowed < self.policy.attempt):
             scope, seconds = "total", self.policy.total
@@ -50,7 +50,7 @@ class TimeoutExecutor:
 
         def timed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             call.deadline = now() + total
-            return layer(call, args, kwargs)  # for async callers the coroutine, which starts the moment it is awaited
+            return layer(call, args, kwargs)  # for an async function a coroutine, which starts when it is awaited
 
         return timed
 
@@ -78,7 +78,7 @@ class TimeoutExecutor:
                     return await layer(call, args, kwargs)
             except TimeoutError:
                 if not limit.expired():
-                    raise  # the function's own
+                    raise  # raised by the function itself
                 raise self.expired(call, allowed) from None
 
         return bounded

@@ -1,4 +1,4 @@
-"""What opero tells of itself while it runs: `opero.on("cache_unavailable", handler)`."""
+"""Events, which handlers can subscribe to: `opero.on("cache_unavailable", handler)`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 __all__ = ["EVENTS", "Event", "emit", "on"]
 
 EVENTS = {
-    "cache_unavailable": "a cache's store has failed: functions go on without it until it is tried again",
-    "cache_available": "a store that had failed answers again",
-    "cache_not_stored": "a result could not be kept",
-    "cache_unreadable": "a store holds something for a key that this policy does not read",
-    "configuration_reloaded": "files or variables have changed, and what they say holds; `details` has the `changes`",
-    "configuration_rejected": "what files or variables say is wrong; what held before goes on",
-    "map_progress": "how far a map has come, ten times a second at most and at its end; `details` has the `progress`",
-    "cache_refresh_failed": "a background refresh failed; the old result is served on for its `stale_ttl`",
+    "cache_unavailable": "a cache store failed; functions run without it until a probe succeeds",
+    "cache_available": "a cache store is available again",
+    "cache_not_stored": "a result could not be cached",
+    "cache_unreadable": "a cache entry cannot be read under the policy",
+    "configuration_reloaded": "a changed configuration was loaded; `details` has the `changes`",
+    "configuration_rejected": "a changed configuration is invalid; the previous one stays in effect",
+    "map_progress": "the progress of a map, at most ten times a second and at its end; `details` has the `progress`",
+    "cache_refresh_failed": "a background refresh failed; the old result is served until its `stale_ttl` ends",
 }
-"""Every event, and what it means."""
+"""Name → description of every event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened.
+    """An event.
 
     Attributes:
-        name: one of `EVENTS`.
-        subject: what it happened to: a function's or a store's name.
-        message: the same in words.
-        error: the exception behind it, or None.
-        details: further values, by name.
+        name: the event's name, one of `EVENTS`.
+        subject: the name of the function or store that it concerns.
+        message: a description.
+        error: the exception that caused it, or None.
+        details: additional values, by name.
     """
 
     name: str
@@ -50,18 +50,22 @@ _handlers: dict[str, tuple[Callable[[Event], object], ...]] = {}
 
 
 def on(event: str, handler: Callable[[Event], object]) -> Callable[[], None]:
-    """Call `handler` with every event of that name, in the thread where it happens.
+    """Call a handler at every event of a name, in the thread in which it occurs.
 
-    An exception in it is logged and goes no further.
+    Exceptions of the handler are logged.
+
+    Args:
+        event: the name of the event, one of `EVENTS`.
+        handler: is called with the `Event`.
 
     Returns:
-        A function that takes the handler off again.
+        A function that removes the handler.
 
     Raises:
-        ValueError: there is no such event; the message names the nearest.
+        ValueError: there is no event of that name.
     """
     if event not in EVENTS:
-        raise ValueError(f"no event {event!r}{nearest(event, EVENTS)}")
+        raise ValueError(f"unknown event {event!r}{nearest(event, EVENTS)}")
     _handlers[event] = (*_handlers.get(event, ()), handler)
 
     def off() -> None:
@@ -76,18 +80,18 @@ def on(event: str, handler: Callable[[Event], object]) -> Callable[[], None]:
 def emit(
     name: str, subject: str, message: str, *, level: int, error: BaseException | None = None, **details: Any
 ) -> None:
-    """Log an event and hand it to its handlers."""
+    """Log an event, and call its handlers."""
     logger.log(level, "%s: %s", subject, message)
     emit_quietly(name, subject, message, error=error, **details)
 
 
 def has_handlers(name: str) -> bool:
-    """Whether anybody is told of an event."""
+    """Return whether an event has handlers."""
     return bool(_handlers.get(name))
 
 
 def emit_quietly(name: str, subject: str, message: str, *, error: BaseException | None = None, **details: Any) -> None:
-    """Hand an event to its handlers, if there are any."""
+    """Call the handlers of an event, without logging it."""
     handlers = _handlers.get(name)
     if not handlers:
         return
@@ -95,5 +99,5 @@ def emit_quietly(name: str, subject: str, message: str, *, error: BaseException 
     for handler in handlers:
         try:
             handler(event)
-        except Exception:  # noqa: BLE001  # a user's own
-            logger.exception("the handler %r of event %s failed", handler, name)
+        except Exception:  # noqa: BLE001  # a user's handler may raise anything
+            logger.exception("handler %r of event %s failed", handler, name)

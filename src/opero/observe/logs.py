@@ -1,4 +1,4 @@
-"""opero's own log records: they go to the logger "opero" and stay silent until somebody listens."""
+"""The logger "opero", which shows nothing until logging is configured."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def configure_logging(level: int | str = logging.INFO) -> logging.Logger:
-    """Show opero's log records of this level and above: through the application's own handlers, or else on stderr.
+    """Show opero's log records on stderr, unless the application has handlers of its own, which then receive them.
 
-    Retries and waits are logged at DEBUG, fallbacks and recoveries at INFO, opened circuits
-    and stores that fail at WARNING.
+    Retries and waits are logged at DEBUG, fallbacks and recoveries at INFO, open circuits and failing stores at
+    WARNING.
 
     Args:
-        level: a `logging` level or its name. Default INFO.
+        level: the minimum level to show, as a `logging` level or its name. Default: INFO.
 
     Returns:
         The logger "opero".
 
     Raises:
-        ValueError: no such level.
+        ValueError: the level is invalid.
     """
     logger.setLevel(_number(level))
     if not any(isinstance(handler, _OwnHandler) for handler in logger.handlers):
@@ -47,14 +47,14 @@ def _number(level: int | str) -> int:
         return names[level.strip().upper()]
     if isinstance(level, int) and not isinstance(level, bool) and level >= 0:
         return level
-    raise ValueError(f"{level!r} is no logging level{nearest(str(level), names)}")
+    raise ValueError(f"invalid logging level {level!r}{nearest(str(level), names)}")
 
 
 class _OwnHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to the stderr of the moment, unless handlers of the application's own get the record."""
+    """Writes to the current `sys.stderr`, unless handlers of the application receive the record."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)  # StreamHandler's own would hold on to the stderr of now
+        logging.Handler.__init__(self)  # StreamHandler.__init__ would store the stderr of this moment
 
     @property
     def stream(self) -> Any:

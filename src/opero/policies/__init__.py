@@ -1,4 +1,4 @@
-"""What should happen: immutable models. They know nothing of threads, clocks or state."""
+"""Policies: immutable models of what should happen, independent of threads, clocks and state."""
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.bulkhead import BulkheadPolicy

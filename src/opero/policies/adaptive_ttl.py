@@ -1,4 +1,4 @@
-"""A time to live that follows how often a key is asked for."""
+"""A time to live that depends on how often a key is requested."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ __all__ = ["AdaptiveTTL"]
 
 
 class AdaptiveTTL(StrictModel):
-    """Keys that are asked for again and again live longer: `cache: {ttl: {cold: 5m, warm: 15m, hot: 1h}}`.
+    """Keep frequently requested keys longer: `cache: {ttl: {cold: 5m, warm: 15m, hot: 1h}}`.
 
-    `ttl: adaptive` takes the defaults. Requests of a key are counted by each process for itself, for as many keys as
-    the cache's `max_size`; a count is halved after every `window`, so that a key that is no longer in demand cools
-    down.
+    `ttl: adaptive` uses the defaults. Each process counts the requests of up to `max_size` keys of its own; a count is
+    halved after every `window`, so that a key that is no longer requested cools down.
 
     Attributes:
-        cold: how long a result of a key is served that is seldom asked for; seconds or text. Default 5 minutes.
-        warm: how long a result is served once its key has been asked for more than `warm_after` times; seconds or text.
-            Default 15 minutes.
-        hot: how long a result is served once its key has been asked for more than `hot_after` times; seconds or text.
-            Default 1 hour.
+        cold: the ttl of a key that is rarely requested; seconds or text. Default 5 minutes.
+        warm: the ttl of a key that has been requested more than `warm_after` times; seconds or text. Default 15
+            minutes.
+        hot: the ttl of a key that has been requested more than `hot_after` times; seconds or text. Default 1 hour.
         warm_after: requests after which a key is warm. Default 20.
         hot_after: requests after which a key is hot. Default 100.
-        window: how long until a count of requests is halved; seconds or text. Default 1 hour.
+        window: the time after which a count of requests is halved; seconds or text. Default 1 hour.
 
     Raises:
-        pydantic.ValidationError: the times or the counts do not rise from cold to hot.
+        pydantic.ValidationError: the times or the counts do not increase from cold to hot.
     """
 
     cold: PositiveDuration = 300.0
@@ -43,7 +41,7 @@ class AdaptiveTTL(StrictModel):
     hot_after: PositiveCount = 100
     window: PositiveDuration = 3600.0
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -57,16 +55,16 @@ class AdaptiveTTL(StrictModel):
         ) -> None: ...
 
     @model_validator(mode="after")
-    def _rises(self) -> Self:
+    def _check_order(self) -> Self:
         if not self.cold <= self.warm <= self.hot:
-            times = " ≤ ".join(f"{name}={format_duration(getattr(self, name))}" for name in ("cold", "warm", "hot"))
-            raise ValueError(f"hot keys live longest, so it must be cold ≤ warm ≤ hot, but {times} does not hold")
+            times = ", ".join(f"{name}={format_duration(getattr(self, name))}" for name in ("cold", "warm", "hot"))
+            raise ValueError(f"expected cold <= warm <= hot, not {times}")
         if self.warm_after > self.hot_after:
-            raise ValueError(f"warm_after={self.warm_after} is above hot_after={self.hot_after}")
+            raise ValueError(f"warm_after={self.warm_after} is greater than hot_after={self.hot_after}")
         return self
 
     def seconds(self, requests: float) -> float:
-        """The time to live of a key that has been asked for so many times."""
+        """Return the time to live of a key with this number of requests."""
         if requests > self.hot_after:
             return self.hot
         return self.warm if requests > self.warm_after else self.cold

@@ -1,11 +1,11 @@
-"""What all policies have in common: frozen, hashable, strict, short to write and short to read."""
+"""The base classes of all policies: frozen, hashable, strict about field names, with a short form and a short repr."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from opero.policies.quantities import HIDDEN, without_password
 from opero.policies.types import Flag, Unset, dotted_name
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncBound, Bound
+    from opero.policies.bound_types import Bound
     from opero.runtime.clock import Clock
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ __all__ = ["BasePolicy", "StrictModel", "masked"]
 
 
 def _hashable(value: Any) -> Any:
-    """A hashable stand-in that is equal for equal values; what can be neither hashed nor opened counts by type."""
+    """Return a hashable stand-in that is equal for equal values; its type, for other unhashable values."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(each)) for key, each in value.items())
     if isinstance(value, list | tuple):
@@ -46,24 +46,24 @@ def _hashable(value: Any) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal; where comparing gives no truth, as for arrays, whether they pickle the same."""
+    """Compare two values; where `==` has no truth value, as for arrays, compare their pickles."""
     try:
         return bool(one == other)
-    except Exception:  # noqa: BLE001  # whatever a user's type raises
+    except Exception:  # noqa: BLE001  # a user's type may raise anything
         with suppress(Exception):
             return pickle.dumps(one) == pickle.dumps(other)
         return False
 
 
 class _Name(str):
-    """A name that shows without quotes."""
+    """A name whose repr has no quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def _shown(value: Any) -> Any:
-    """Functions and classes by their names, as one would write them; no passwords of URLs; anything else as it is."""
+    """Return a value as a repr shows it: functions and classes by name, URLs without passwords."""
     if isinstance(value, str):
         return without_password(value)
     if type(value) is list:
@@ -80,15 +80,15 @@ def _shown(value: Any) -> Any:
 
 
 def masked(values: Mapping[str, Any]) -> dict[str, str]:
-    """A mapping that shows its keys alone."""
+    """Return a mapping with its values masked."""
     return dict.fromkeys(values, HIDDEN)
 
 
 class StrictModel(BaseModel):
-    """A frozen model that refuses unknown fields and names the nearest known one."""
+    """A frozen model that rejects unknown fields and suggests the nearest known one."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
-    """Mappings whose values may be secret, and are shown nowhere."""
+    """Mapping fields whose values may be secret and are never shown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False)
 
@@ -97,7 +97,7 @@ class StrictModel(BaseModel):
     def _check_names(cls, data: Any) -> Any:
         unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
         if unknown:
-            # The input of the error is the name, and not the mapping, which may hold a secret.
+            # The input of the error is the name, not the mapping, which may contain a secret.
             raise ValidationError.from_exception_data(
                 cls.__name__,
                 [InitErrorDetails(type=cls._unknown(name), loc=(str(name),), input=name) for name in unknown],
@@ -116,7 +116,7 @@ class StrictModel(BaseModel):
         written: dict[str, Any] = handler(self)
         return {name: value for name, value in written.items() if name not in unset}
 
-    if not TYPE_CHECKING:  # a checker knows by itself that a frozen model has no fields to set
+    if not TYPE_CHECKING:  # type checkers know that a frozen model cannot be assigned to
 
         def __setattr__(self, name: str, value: Any) -> None:
             # pydantic's own error would show the value, which may be secret.
@@ -127,7 +127,7 @@ class StrictModel(BaseModel):
         return hash((type(self), *(_hashable(getattr(self, name)) for name in type(self).model_fields)))
 
     def __eq__(self, other: object) -> bool:
-        # pydantic compares which fields were set, too; a policy is a value, however it was written.
+        # pydantic also compares which fields were set; policies compare by value alone.
         if type(self) is not type(other):
             return NotImplemented
         return _equal(self.__dict__, other.__dict__)
@@ -145,12 +145,12 @@ class StrictModel(BaseModel):
         return shown
 
     def _given(self) -> dict[str, Any]:
-        """The fields that were set by whoever made this policy, as plain data that validates again."""
+        """Return the fields that were set explicitly."""
         return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 class BasePolicy(StrictModel):
-    """One policy: what should happen, as an immutable value. It knows nothing of threads, clocks or state.
+    """A policy as an immutable value, independent of threads, clocks and state.
 
     Attributes:
         enabled: false switches the policy off and keeps its values. Default true.
@@ -165,7 +165,7 @@ class BasePolicy(StrictModel):
 
     @classmethod
     def expand(cls, value: Any) -> dict[str, Any]:
-        """The fields that any way to write this policy sets: a policy, a mapping, true, false, or a bare value.
+        """Return the fields that a policy, a mapping, true, false, or a bare value (the short form) sets.
 
         Raises:
             ValueError: a bare value for a policy that has no short form.
@@ -177,7 +177,7 @@ class BasePolicy(StrictModel):
         if isinstance(value, Mapping):
             return dict(value)
         if cls.short is None:
-            raise ValueError(f"a value alone does not say which field of {cls.__name__} it is; write a mapping")
+            raise ValueError(f"{cls.__name__} has no short form; use a mapping")
         return {cls.short: value}
 
     @model_validator(mode="before")
@@ -186,27 +186,21 @@ class BasePolicy(StrictModel):
         return data if isinstance(data, cls) else cls.expand(data)
 
     def replace(self, **changes: Any) -> Self:
-        """A policy like this one with some fields changed, validated anew.
+        """Return a copy with some fields changed, validated again.
 
         Raises:
             pydantic.ValidationError: an unknown field or a value out of range.
         """
         return type(self).model_validate(self._given() | changes)
 
-    @overload
-    def apply(  # type: ignore[overload-overlap]  # the first that fits is meant
-        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
-    ) -> AsyncBound[P, R]: ...
-    @overload
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
-    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
-        """Bind this policy, and no other, to `func`: a callable with the same signature that does what the policy says.
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
+        """Bind this policy alone to `func` and return a callable with the same signature.
 
         Args:
             func: a function, async function, generator function, method, class method or static method.
-            clock: where time and chance come from; the system's unless given (see `opero.runtime.clock`).
+            clock: the source of time and randomness (see `opero.runtime.clock`). Default: the system.
 
         Raises:
-            ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
+            ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
-        return apply({self.kind: self}, func, clock)
+        return apply({self.kind: self}, func, clock)  # type: ignore[no-any-return]

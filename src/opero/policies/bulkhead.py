@@ -1,4 +1,4 @@
-"""How many calls at once."""
+"""The bulkhead policy: how many calls may run at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["BulkheadPolicy"]
 
 
 class BulkheadPolicy(BasePolicy):
-    """Let only so many calls run at once; the others queue, first come first served, or are rejected.
+    """Limit the number of concurrent calls; others wait in FIFO order or are rejected.
 
-    One set of places serves all who share it: threads, event loops, sync and async callers alike.
+    All callers share the same slots: threads, event loops, sync and async callers.
 
     A short form: `bulkhead: 20` means `bulkhead: {max_concurrent: 20}`.
 
     Attributes:
-        max_concurrent: calls that may run at once. Required.
-        max_wait: how long a call may queue for a place before it raises `BulkheadFullError`; None: as long as it
-            takes. Default 0: not at all.
-        scope: "profile": all functions bound to one named profile share the places; "function": each has its own.
+        max_concurrent: the maximum number of concurrent calls. Required.
+        max_wait: how long a call may wait for a slot before it raises `BulkheadFullError`; None: without limit.
+            Default 0: no waiting.
+        scope: "profile": all functions bound to one named profile share the slots; "function": each has its own.
     """
 
     short: ClassVar[str | None] = "max_concurrent"
@@ -34,7 +34,7 @@ class BulkheadPolicy(BasePolicy):
     max_wait: Duration | None = 0.0
     scope: Scope = "profile"
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,

@@ -1,4 +1,4 @@
-"""What to remember of a function's results."""
+"""The cache policy: which results to keep, where, and for how long."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
-from opero.policies.json_text import TwiceError, parse_json
+from opero.policies.json_text import DuplicateKeyError, parse_json
 from opero.policies.lists import each_of
 from opero.policies.names import check_callable
-from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, said
+from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, quoted
 from opero.policies.types import (
     IMPORT_TEXT,
     NAME_SCHEMA,
@@ -52,7 +52,7 @@ ON_THIS_MACHINE = ("disk", "memory", *IN_PROCESS, "dogpile.cache.dbm")
 PICKLING_CLIENTS = tuple(
     f"dogpile.cache.{each}" for each in ("memcached", "pylibmc", "bmemcached", "pymemcache", "memcached_pool")
 )
-"""Their client libraries unpickle whatever the server marks as a pickle, before anybody could check it."""
+"""Their client libraries unpickle whatever the server marks as a pickle, before it can be verified."""
 
 
 JSON_TEXT = rf"^{SPACE}\{{"
@@ -64,10 +64,10 @@ def _time_to_live(value: Any) -> Any:
     if fits(JSON_TEXT, value):  # an environment variable
         try:
             value = parse_json(value)
-        except TwiceError:
+        except DuplicateKeyError:
             raise
         except ValueError as error:
-            raise ValueError(f"{value!r} is not JSON: {error}") from None
+            raise ValueError(f"{value!r} is not valid JSON: {error}") from None
     if isinstance(value, Mapping):
         return AdaptiveTTL.model_validate(value)
     if value == "adaptive":
@@ -78,7 +78,7 @@ def _time_to_live(value: Any) -> Any:
         return found
     seconds = parse_duration(value)
     if seconds <= 0:
-        raise ValueError(f"a time to live of {seconds:g} s is not above 0")
+        raise ValueError(f"a ttl of {seconds:g} s is invalid: use a value > 0")
     return seconds
 
 
@@ -104,21 +104,21 @@ TimeToLive = Annotated[
 
 
 def _tag(tag: Any) -> str:
-    """A tag, checked to be a template that `str.format` takes."""
+    """Check that a tag is a template for `str.format`."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{tag!r} is no tag: {error}; write {{{{ for a brace") from None
+        raise ValueError(f"{tag!r} is not a tag: {error}; use {{{{ for a literal brace") from None
     if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
-        raise ValueError(f"{tag!r} is no tag: each brace must hold the name of a parameter, such as {{user_id}}")
+        raise ValueError(f"{tag!r} is not a tag: braces must contain the name of a parameter, such as {{user_id}}")
     return str(tag)
 
 
 def _tags(value: Any) -> Any:
-    """Tags; a single one may stand alone."""
+    """Validate tags; a single one needs no list."""
     each = (value,) if isinstance(value, str) else value
     if not isinstance(each, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in each):
-        raise ValueError(f"{said(value)} cannot be tags: write text, such as [users, 'user:{{user_id}}']")
+        raise ValueError(f"{quoted(value)} is not a list of tags: use text, such as [users, 'user:{{user_id}}']")
     return (_tag(value),) if isinstance(value, str) else tuple(each_of(each, _tag))
 
 
@@ -132,14 +132,14 @@ Tags = Annotated[
 def _directory(value: Any) -> Any:
     if isinstance(value, str | PathLike) and str(value):
         return fspath(value)
-    raise ValueError(f"{said(value)} is no directory; write its path")
+    raise ValueError(f"{quoted(value)} is not the path of a directory")
 
 
 Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema(NAME_SCHEMA)]
 
 
 def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> ValidationError:
-    """An error that shows no input, as pydantic's own would."""
+    """Make an error that does not show the input, as pydantic's own would."""
     wrong = InitErrorDetails(type=PydanticCustomError(kind, text, context), input=HIDDEN)
     return ValidationError.from_exception_data(kind, [wrong])
 
@@ -147,17 +147,17 @@ def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> Vali
 def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, str | SecretStr):
         kind = type(value).__name__
-        raise _hidden("secret", "a secret is text, and this is of type {kind}; quote it", {"kind": kind})
+        raise _hidden("secret", "a secret must be text, not {kind}; quote it", {"kind": kind})
     held = handler(value)
     if not held.get_secret_value():
-        raise _hidden("secret", "it is empty; write it, or leave it out")
+        raise _hidden("secret", "the value is empty; set it, or remove it")
     return held
 
 
 def _arguments(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         kind = type(value).__name__
-        raise _hidden("arguments", "arguments are a mapping, and this is of type {kind}", {"kind": kind})
+        raise _hidden("arguments", "arguments must be a mapping, not {kind}", {"kind": kind})
     return handler(value)
 
 
@@ -178,46 +178,47 @@ Serializer = Literal["json", "pickle", "signed_pickle"]
 
 
 class CachePolicy(BasePolicy):
-    """Remember results by the call's arguments, so that the same call again costs nothing.
+    """Cache results by the call's arguments.
 
-    Short forms: `cache: 30m` means `cache: {ttl: 30m}`; `cache: true` takes the defaults; `cache: false` switches off.
+    Short forms: `cache: 30m` means `cache: {ttl: 30m}`; `cache: true` uses the defaults; `cache: false` disables it.
 
     Attributes:
         ttl: how long a result is served; seconds, text such as "30m", an `AdaptiveTTL` (in YAML its fields, or
-            "adaptive"), or a function of no argument that is called at each store and returns seconds or text, 0 for
-            not at all (in YAML "module:function"). Default None: until it is evicted.
-        backend: "memory", "disk", "redis" (the extra of that name), or the name of any registered dogpile.cache
+            "adaptive"), or a function without arguments that is called whenever a result is stored and returns seconds
+            or text; 0 means not to store it (in YAML "module:function"). Default None: until it is evicted.
+        backend: "memory", "disk", "redis" (requires that extra), or the name of any registered dogpile.cache
             backend, with its `arguments`. Default "memory".
-        key: a function of the call's arguments that returns the key. Default: the arguments, normalised to the
+        key: a function of the call's arguments that returns the key. Default: the arguments, normalized by the
             function's signature.
         namespace: the first part of the cache region's name, which is `namespace:module.qualname`. Default "opero".
-        max_size: the most results that `memory` keeps; the least recently used goes first. `disk` keeps to it only
-            where it is set, and the oldest goes first. Default 1000.
-        stale_ttl: how long after `ttl` an old result may still be served, while one caller refreshes it in the
-            background, or when that fails; seconds or text. Default None: not at all.
+        max_size: the maximum number of results in `memory`; the least recently used is evicted first. For `disk` it
+            applies only if set, and the oldest is evicted first. Default 1000.
+        stale_ttl: how long after `ttl` a stale result may still be served while it is refreshed in the background, or
+            when refreshing fails; seconds or text. Default None: not at all.
         early_refresh: how long before the end of `ttl` a hit refreshes the result in the background; seconds or text.
-            Default None: not before the end.
-        ttl_jitter: up to which share of `ttl` is taken off at random, so that results of one moment do not all expire
-            at another; 0 to 1. Default 0.
-        cache_if: a function of the result, which is kept only if that returns a true value. Default None: keep all.
-        cache_errors: remember exceptions, too, and raise them again. Default false. Never kept are rejections, such as
-            of an open circuit, and what a fallback answers.
-        error_ttl: how long an exception is remembered; seconds or text. Default None: as long as a result.
-        tags: names of groups that results belong to, for `clear_cache(tags=...)`; "user:{user_id}" is filled in with
-            the call's arguments. Default: none.
-        serializer: how stores write values: "json" (exact, or not at all), "pickle" or "signed_pickle". Default:
-            "pickle" on disk; in network stores "signed_pickle" where there is a secret, else "json"; `memory` holds
-            the objects themselves, and copies by a serializer where one is set.
+            Default None: not at all.
+        ttl_jitter: the largest share of `ttl` to subtract at random, so that results stored together do not expire
+            together; 0 to 1. Default 0.
+        cache_if: a function of the result, which is kept if it returns a true value. Default None: keep all.
+        cache_errors: also cache exceptions, and raise them again. Default false. Rejections, such as by an open
+            circuit, and the results of a fallback are never cached.
+        error_ttl: how long an exception is kept; seconds or text. Default None: as long as a result.
+        tags: names of groups of results, for `clear_cache(tags=...)`; "user:{user_id}" is formatted with the call's
+            arguments. Default: none.
+        serializer: how stores serialize values: "json" (lossless, or an error), "pickle" or "signed_pickle". Default:
+            "pickle" on disk; in network stores "signed_pickle" if there is a secret, else "json". `memory` keeps the
+            objects themselves, or copies made by a serializer if one is set.
         secret: the key that signs pickles. Default: environment variable `OPERO_CACHE_SECRET`.
-        allow_unsigned_pickle: read unsigned pickles from a network store, whoever may have written them. Default false.
-        url: where `redis` is: "redis://[[user]:password@]host[:port][/db]". Default: environment variable
+        allow_unsigned_pickle: read unsigned pickles from a network store, which allows anyone who can write there to
+            run code in this process. Default false.
+        url: the URL of `redis`: "redis://[[user]:password@]host[:port][/db]". Default: environment variable
             `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
-        cache_dir: where `disk` keeps its file. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in the
-            platform's cache folder.
-        store_timeout: how long an operation of a store may take; seconds or text. Default 1 second.
-        lock_timeout: how long callers in other processes wait for the one that computes a shared store's key, before
+        cache_dir: the directory of the file of `disk`. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in
+            the platform's cache directory.
+        store_timeout: the timeout of an operation of a store; seconds or text. Default 1 second.
+        lock_timeout: how long callers in other processes wait for the one that computes a key of a shared store before
             they compute it themselves; seconds or text. Default 1 minute.
-        arguments: further arguments of the dogpile.cache backend.
+        arguments: more arguments for the dogpile.cache backend.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"arguments"})
@@ -247,10 +248,10 @@ class CachePolicy(BasePolicy):
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether results stay in this process, in opero's own backend."""
+        """Whether results are kept in this process, by opero's own backend."""
         return self.backend in ("memory", "opero.memory")
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -282,16 +283,16 @@ class CachePolicy(BasePolicy):
     def _check_times(self) -> Self:
         idle = [name for name in ("stale_ttl", "early_refresh", "ttl_jitter") if getattr(self, name)]
         if idle and self.ttl is None:
-            raise self._wrong(f"{idle[0]} needs a ttl: without one, nothing ever expires; set ttl, or remove it")
+            raise self._wrong(f"{idle[0]} has no effect without a ttl; set ttl, or remove {idle[0]}")
         least = self.ttl.cold if isinstance(self.ttl, AdaptiveTTL) else self.ttl
         if self.early_refresh is not None and isinstance(least, float) and self.early_refresh >= least:
             raise self._wrong(
-                f"early_refresh ({format_duration(self.early_refresh)}) is not below the "
-                f"{'least ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
-                "refresh; lower the one or raise the other"
+                f"early_refresh ({format_duration(self.early_refresh)}) is not less than the "
+                f"{'lowest ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
+                "refresh; lower early_refresh or raise ttl"
             )
         if self.error_ttl is not None and not self.cache_errors:
-            raise self._wrong("error_ttl needs cache_errors: true; set it, or remove error_ttl")
+            raise self._wrong("error_ttl has no effect without cache_errors: true; set it, or remove error_ttl")
         return self
 
     @model_validator(mode="after")
@@ -299,24 +300,24 @@ class CachePolicy(BasePolicy):
         store = self.backend.removeprefix("opero.")
         if self.arguments and store in ("memory", "disk"):
             raise self._wrong(
-                f"backend {self.backend!r} takes no arguments; remove them, and set "
-                f"{'cache_dir' if store == 'disk' else 'max_size'} for what it can be told"
+                f"backend {self.backend!r} takes no arguments; remove them, and use "
+                f"{'cache_dir' if store == 'disk' else 'max_size'} instead"
             )
         if self.allow_unsigned_pickle or store in ON_THIS_MACHINE:
             return self
         if self.serializer == "pickle":
             raise self._wrong(
-                f"serializer 'pickle' in the network store of backend {self.backend!r} would run the code of whoever "
-                "can write there: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
+                f"serializer 'pickle' lets anyone who can write to the network store of backend {self.backend!r} run "
+                "code in this process: use 'signed_pickle' with a secret, or 'json', or set allow_unsigned_pickle"
             )
         if store in PICKLING_CLIENTS:
             raise self._wrong(
-                f"the client of backend {self.backend!r} unpickles whatever the server holds, which would run the code "
-                "of whoever can write there; set allow_unsigned_pickle if you trust them all"
+                f"the client of backend {self.backend!r} unpickles whatever the server holds, so anyone who can write "
+                "there can run code in this process; set allow_unsigned_pickle if you trust them"
             )
         return self
 
     def _wrong(self, text: str) -> ValidationError:
-        """An error of the policy as a whole; pydantic's own would show the input, which may hold secrets."""
+        """Make an error of the whole policy; pydantic's own would show the input, which may contain secrets."""
         wrong = PydanticCustomError("contradiction", "{text}", {"text": text})
         return ValidationError.from_exception_data(type(self).__name__, [InitErrorDetails(type=wrong, input=self)])

@@ -1,7 +1,7 @@
-"""What contradicts itself between policies of different kinds, or says something that can never happen.
+"""Contradictions between policies of different kinds: values that together can never take effect.
 
-Configuration refuses it, since whoever writes a number there expects it to hold. Code may say it: "as many retries as
-fit into ten seconds" is a common idiom there.
+Configuration rejects them, since a number in a file is expected to take effect. Code may use them: "as many retries as
+fit into ten seconds" is a common idiom.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["Contradiction", "contradictions", "least_waits"]
 
 LONG = 1e15
-"""More than all seconds that count."""
+"""An upper bound of all relevant durations, in seconds."""
 WAITS = ("retry.retries", "retry.min_delay", "retry.max_delay", "retry.backoff_factor", "retry.jitter")
 
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Values that do not go together.
+    """Values that contradict each other.
 
     Attributes:
-        fields: where they are said, as far as anybody said them: "retry.retries".
-        text: what is wrong, with the numbers, and the cure.
+        fields: the fields involved, whether set or not: "retry.retries".
+        text: what is wrong, with the numbers, and how to fix it.
     """
 
     fields: tuple[str, ...]
@@ -42,7 +42,7 @@ class Contradiction:
 
 
 def contradictions(policy: Policy) -> list[Contradiction]:
-    """What contradicts itself in a whole policy. What is switched off contradicts nothing."""
+    """Return the contradictions within a policy; policies that are switched off have none."""
     return list(_found(policy))
 
 
@@ -50,20 +50,20 @@ def _found(policy: Policy) -> Iterator[Contradiction]:
     retry, timeout, parallel = policy.active("retry"), policy.active("timeout"), policy.active("parallel")
     breaker, rate_limit = policy.active("circuit_breaker"), policy.active("rate_limit")
     if retry is not None and timeout is not None and timeout.total is not None:
-        yield from _retries_that_are_never_made(retry, "timeout.total", timeout.total, "ends the call")
+        yield from _unreachable_retries(retry, "timeout.total", timeout.total, "ends the call")
     if retry is not None and parallel is not None and parallel.deadline is not None:
-        yield from _retries_that_are_never_made(retry, "parallel.deadline", parallel.deadline, "ends the map")
+        yield from _unreachable_retries(retry, "parallel.deadline", parallel.deadline, "ends the map")
     if breaker is not None and rate_limit is not None:
-        yield from _window_that_never_fills(breaker, rate_limit)
+        yield from _insufficient_window(breaker, rate_limit)
     if breaker is not None and timeout is not None:
-        yield from _calls_that_are_never_slow(breaker, timeout)
+        yield from _unreachable_slow_calls(breaker, timeout)
 
 
 def least_waits(retry: RetryPolicy, retries: int) -> float:
-    """The least that so many retries wait in all, however chance falls.
+    """Return the minimum total delay of this many retries, whatever jitter draws.
 
-    A delay is at least the exponential one, as long as the window that jitter draws from fits below `max_delay`; near
-    the top at least half of `max_delay`.
+    A delay is at least the exponential one while the interval of jitter fits below `max_delay`, and at least half of
+    `max_delay` otherwise.
     """
     first, factor, most = retry.min_delay, retry.backoff_factor, retry.max_delay
     if first == 0 or retries == 0:
@@ -84,7 +84,7 @@ def least_waits(retry: RetryPolicy, retries: int) -> float:
     return min(risen + (retries - rising) * at_the_top, LONG)
 
 
-def _retries_that_are_never_made(retry: RetryPolicy, field: str, limit: float, ends: str) -> Iterator[Contradiction]:
+def _unreachable_retries(retry: RetryPolicy, field: str, limit: float, ends: str) -> Iterator[Contradiction]:
     retries = min(retry.retries, 10**9)
     waits = least_waits(retry, retries)
     if waits < limit:
@@ -97,15 +97,15 @@ def _retries_that_are_never_made(retry: RetryPolicy, field: str, limit: float, e
     made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none of them is", "to 0")
     yield Contradiction(
         (*WAITS, field),
-        f"{retries} retries wait {approximate_duration(waits)} at least, and {field} ({format_duration(limit)}) {ends} "
-        f"before that, so {made} ever made; lower retry.retries {number}, or retry.min_delay, or raise {field}",
+        f"{retries} retries wait at least {approximate_duration(waits)}, and {field} ({format_duration(limit)}) {ends} "
+        f"before that, so {made} made; lower retry.retries {number}, or retry.min_delay, or raise {field}",
     )
 
 
-def _window_that_never_fills(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPolicy) -> Iterator[Contradiction]:
+def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPolicy) -> Iterator[Contradiction]:
     by_rate = breaker.failure_rate is not None or breaker.slow_call is not None
     cost = rate_limit.cost
-    # Many functions with a budget each may fill the one window that they share.
+    # Several functions, each with its own budget, may fill a window that they share.
     has_one_budget = rate_limit.scope == "profile" or breaker.scope == "function"
     if not by_rate or not isinstance(breaker.window, float) or not isinstance(cost, float) or not has_one_budget:
         return
@@ -117,12 +117,13 @@ def _window_that_never_fills(breaker: CircuitBreakerPolicy, rate_limit: RateLimi
                 *("circuit_breaker.window", "circuit_breaker.min_calls"),
                 *("rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
             ),
-            f"rate_limit lets at most {begin} begin within circuit_breaker.window ({format_duration(breaker.window)}), "
-            f"which is judged from min_calls ({breaker.least_calls}) on, so never; lower min_calls or widen the window",
+            f"rate_limit allows at most {begin} within circuit_breaker.window ({format_duration(breaker.window)}), "
+            f"fewer than min_calls ({breaker.least_calls}), so the rates are never judged; lower min_calls or widen "
+            "the window",
         )
 
 
-def _calls_that_are_never_slow(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+def _unreachable_slow_calls(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
     limits = {"timeout.total": timeout.total, "timeout.attempt": timeout.attempt}
     field, limit = min(
         ((field, limit) for field, limit in limits.items() if limit is not None), key=lambda entry: entry[1]

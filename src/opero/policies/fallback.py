@@ -1,4 +1,4 @@
-"""What to use instead, when something fails."""
+"""The fallback policy: what to use instead when an attempt or a call fails."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["FallbackPolicy"]
 
 
 class FallbackPolicy(BasePolicy):
-    """Use another argument value, another function, or a fixed answer, when an attempt or the whole call fails.
+    """Use another argument value, another function, or a fixed result when an attempt or the whole call fails.
 
     Attributes:
-        arg: the name of a parameter that may hold alternatives, such as several API keys. Each is tried in turn, at
-            once. The function receives what its annotation says: one value where that is no list or tuple; else, or
-            where there is no annotation, the list with the value being tried first, so that `api_key[0]` is current.
-        default: what the call returns when everything else has failed or run out of time; a copy each time. None is
-            a value.
-        function: called with the same arguments instead of returning `default`; async where the bound function is.
+        arg: the name of a parameter that may hold alternatives, such as several API keys. They are tried in order,
+            without delay. If the parameter's annotation is not a list or tuple, the function receives one value;
+            otherwise, or without an annotation, it receives the list with the current value first: `api_key[0]`.
+        default: what the call returns when everything else has failed or timed out; a copy each time. None is a
+            value.
+        function: called with the same arguments, instead of `default`; may be async if the bound function is.
     """
 
     kind: ClassVar[str] = "fallback"
@@ -33,7 +33,7 @@ class FallbackPolicy(BasePolicy):
     default: Any = UNSET
     function: Function | None = None
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -46,17 +46,17 @@ class FallbackPolicy(BasePolicy):
 
     @property
     def has_result(self) -> bool:
-        """Whether a call whose attempts all failed still has an answer."""
+        """Whether a call whose attempts have all failed still returns a result."""
         return self.default is not UNSET or self.function is not None
 
     @field_serializer("default", mode="wrap")
     def _write_default(self, default: Any, handler: SerializerFunctionWrapHandler) -> Any:
-        return None if default is UNSET else handler(default)  # it is left out of what is written
+        return None if default is UNSET else handler(default)  # the serializer of the model leaves it out
 
     @model_validator(mode="after")
     def _check_one_is_set(self) -> Self:
         if self.arg is None and not self.has_result:
-            raise ValueError("names nothing to fall back to; set arg, default or function")
+            raise ValueError("no fallback is set; set arg, default or function")
         if self.default is not UNSET and self.function is not None:
-            raise ValueError("default and function are both set, and only one can answer; remove the other")
+            raise ValueError("default and function are mutually exclusive; remove one of them")
         return self

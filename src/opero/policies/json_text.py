@@ -1,30 +1,31 @@
-"""JSON as variables hold it."""
+"""JSON in environment variables."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-__all__ = ["TwiceError", "parse_json"]
+__all__ = ["DuplicateKeyError", "parse_json"]
 
 
-class TwiceError(ValueError):
-    """A key that stands twice in one mapping."""
+class DuplicateKeyError(ValueError):
+    """A mapping has the same key twice."""
 
 
 def parse_json(text: str) -> Any:
-    """
+    """Parse JSON strictly.
+
     Raises:
         ValueError: it is not JSON.
-        TwiceError: a key stands twice in one mapping; `json.loads` takes the last.
+        DuplicateKeyError: a mapping has the same key twice; `json.loads` would use the last one.
     """
-    return json.loads(text, object_pairs_hook=_without_doubles)
+    return json.loads(text, object_pairs_hook=_unique_keys)
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise TwiceError(f"the key {key!r} stands twice in one mapping; keep one of them")
+            raise DuplicateKeyError(f"duplicate key {key!r} in a mapping; keep one of them")
         found[key] = value
     return found

@@ -1,4 +1,4 @@
-"""Fields that hold several values of one sort: all that is wrong with them at once."""
+"""Validation of list fields that reports all invalid elements at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 def each_of(values: Iterable[object], check: Callable[[object], T]) -> list[T]:
-    """What `check` makes of each value.
+    """Return what `check` returns for each value.
 
     Raises:
-        pydantic.ValidationError: `check` raised a ValueError for some; it tells each of them, with its index.
+        pydantic.ValidationError: `check` raised ValueError for some values; it lists each with its index.
     """
     found: list[T] = []
     wrong: list[InitErrorDetails] = []

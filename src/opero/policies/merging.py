@@ -24,64 +24,76 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opero.policies.types import is_false
+from opero.policies.quantities import SPACE, any_case, fits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from opero.policies.base import BasePolicy
 
-__all__ = ["Anew", "Whole", "is_absent", "lay", "merged", "read"]
+__all__ = ["ObjectFields", "Replacing", "fields_of", "is_absent", "is_false", "merge_statements", "overlay"]
+
+TRUE = ("true", "yes", "on", "y", "t", "1")
+FALSE = ("false", "no", "off", "n", "f", "0")
+FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
+
+
+def is_false(value: object) -> bool:
+    """Return whether a flag's value, in any form, is false."""
+    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
+
 
 V = TypeVar("V")
 
 
-class Anew(dict[str, V]):
-    """Fields of a policy that discard every statement below them."""
+class Replacing(dict[str, V]):
+    """Fields of a policy that discard all statements of lower precedence."""
 
     __slots__ = ()
 
 
-class Whole(Anew[V]):
+class ObjectFields(Replacing[V]):
     """The fields of a policy object."""
 
     __slots__ = ()
 
 
-def read(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
-    """The fields that a statement sets; None if it removes the policy.
+def fields_of(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
+    """Return the fields that a statement sets, or None if it removes the policy.
 
     Raises:
         ValueError: a bare value for a policy that has no short form.
     """
     if value is None:
         return None
+    if type(value) is dict:  # most statements of files
+        return dict(value)
     if isinstance(value, model):
-        return Whole(value._given())
-    if isinstance(value, Anew):
+        return ObjectFields(value._given())
+    if isinstance(value, Replacing):
         return type(value)(value)
     return model.expand(value)
 
 
-def lay(lower: dict[str, V] | None, upper: dict[str, V] | None) -> dict[str, V] | None:
-    """What a statement and the next higher one mean together. Associative."""
-    if upper is None or isinstance(upper, Anew):
+def overlay(lower: dict[str, V] | None, upper: dict[str, V] | None) -> dict[str, V] | None:
+    """Merge a statement with the one of the next higher precedence. Associative."""
+    if upper is None or isinstance(upper, Replacing):
         return upper
     if lower is None:
-        return Anew(upper)
-    return Anew({**lower, **upper}) if isinstance(lower, Anew) else {**lower, **upper}
+        return Replacing(upper)
+    return Replacing({**lower, **upper}) if isinstance(lower, Replacing) else {**lower, **upper}
 
 
-def merged(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
-    """What statements about one policy, lowest precedence first, mean together; None for none at all."""
+def merge_statements(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
+    """Merge statements about one policy, lowest precedence first; None if there are none."""
     result: dict[str, V] | None = None
     for index, statement in enumerate(statements):
-        result = lay(result, statement) if index else statement
+        result = overlay(result, statement) if index else statement
     return result
 
 
 def is_absent(statement: Any) -> bool:
-    """Whether a statement leaves nothing but "switched off", and so no policy."""
-    if isinstance(statement, Whole) or not isinstance(statement, Mapping):
+    """Return whether a statement contains nothing but "switched off", so that there is no policy."""
+    if type(statement) is not dict and (isinstance(statement, ObjectFields) or not isinstance(statement, Mapping)):
         return statement is False
-    return statement.keys() == {"enabled"} and is_false(statement["enabled"])
+    return len(statement) == 1 and is_false(statement.get("enabled"))

@@ -1,4 +1,4 @@
-"""What policies name: functions and exceptions by their import path, and where they may be imported from."""
+"""Functions and exceptions by import path, and the modules that they may be imported from."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ __all__ = [
 ]
 
 ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
-"""What code may write for exception types; the field itself holds a tuple of classes."""
+"""The types that code may pass for exception types; the field holds a tuple of classes."""
 
 _import_from: ContextVar[Sequence[str] | None] = ContextVar("import_from", default=None)
 
 
 @contextmanager
 def importing_from(modules: Sequence[str] | None) -> Iterator[None]:
-    """Within this, names are imported from these modules and what is below them only; None: from any."""
+    """Allow imports only from these modules and their submodules within the context; None: from any module."""
     token = _import_from.set(modules)
     try:
         yield
@@ -53,47 +53,47 @@ def importing_from(modules: Sequence[str] | None) -> Iterator[None]:
         _import_from.reset(token)
 
 
-AT_WILL = ("__import__", "breakpoint", "compile", "eval", "exec", "open")
-"""Builtins that run or open whatever they are given: with them, any restriction would be none."""
+UNRESTRICTED = ("__import__", "breakpoint", "compile", "eval", "exec", "open")
+"""Builtins that run or open arbitrary things, and so defeat any restriction."""
 
 
-def _check_may_import(name: str, module: str | None = None) -> None:
+def _check_import_allowed(name: str, module: str | None = None) -> None:
     allowed = _import_from.get()
     module = module or name.partition(":")[0]
     if allowed is not None and not any(f"{module}.".startswith(f"{each}.") for each in allowed):
         package = module.partition(".")[0]
         only = f"only {', '.join(allowed)}" if allowed else "nothing"
-        raise ValueError(f"{name!r} is not imported: import_from allows {only}; add {package} to it")
+        raise ValueError(f"{name!r} cannot be imported: import_from allows {only}; add {package} to it")
 
 
 def resolve(name: str) -> Any:
-    """The object that `name` names: "package.module:attribute", "package.module.attribute", or a builtin.
+    """Import an object by name: "package.module:attribute", "package.module.attribute", or a builtin.
 
     Raises:
-        ValueError: nothing of that name can be imported; it names the nearest that can. Or `importing_from` forbids it.
+        ValueError: it cannot be imported (the message suggests the nearest name), or `importing_from` forbids it.
     """
     module_name, colon, path = name.partition(":")
     if not colon:
         module_name, _, path = name.rpartition(".")
     if not module_name and "." not in name and not colon:
         if not hasattr(builtins, path):
-            raise ValueError(f"{name!r} is no builtin{nearest(path, dir(builtins))}")
-        if path in AT_WILL:
-            _check_may_import(name, "builtins")
+            raise ValueError(f"{name!r} is not a builtin{nearest(path, dir(builtins))}")
+        if path in UNRESTRICTED:
+            _check_import_allowed(name, "builtins")
         return getattr(builtins, path)
-    _check_may_import(name)
+    _check_import_allowed(name)
     parts = module_name.split(".")
     if not all((*parts, *path.split("."))):
-        raise ValueError(f'{name!r} cannot be imported: a part of it is empty; write "package.module:name"')
-    # "package.module.Class.attribute" without a colon: the module may end some dots earlier.
+        raise ValueError(f'{name!r} cannot be imported: a part of the name is empty; use "package.module:name"')
+    # "package.module.Class.attribute" without a colon: the module name may be shorter.
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])
         try:
             found = importlib.import_module(module)
-        except (Exception, SystemExit) as error:  # a module may end the program
+        except (Exception, SystemExit) as error:  # importing a module may exit
             if colon or end == 1 or getattr(error, "name", None) != module:
-                told = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-                raise ValueError(f"{name!r} cannot be imported: {told}") from error
+                reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{name!r} cannot be imported: {reason}") from error
         else:
             return _attribute(found, ".".join([*parts[end:], path]), name)
     raise AssertionError("unreachable: the last round returns or raises")
@@ -102,39 +102,39 @@ def resolve(name: str) -> Any:
 def _attribute(found: Any, path: str, name: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
-            where = getattr(found, "__name__", None) or _kind_of(found)  # never the value: it may be secret
+            where = getattr(found, "__name__", None) or _kind_of(found)  # not the value, which may be secret
             raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
-        if isinstance(found, ModuleType):  # one that an allowed module has imported for itself, perhaps
-            _check_may_import(name, found.__name__)
+        if isinstance(found, ModuleType):  # an allowed module may have imported it
+            _check_import_allowed(name, found.__name__)
     return found
 
 
 def dotted_name(target: object) -> str:
-    """The name by which `resolve` finds `target` again.
+    """Return the name by which `resolve` finds `target`.
 
     Raises:
-        ValueError: it has none (a lambda, a local function, an instance), or something else has that name.
+        ValueError: it has none (a lambda, a local function, an instance), or the name refers to something else.
     """
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     found: Any = sys.modules.get(module) if isinstance(module, str) else None
     for part in name.split(".") if name is not None else ():
         found = getattr(found, part, None)
     if module is None or name is None or found is not target:
-        raise ValueError(f"{target!r} has no import path, so it cannot be written down; define it at module level")
+        raise ValueError(f"{target!r} has no import path and cannot be serialized; define it at module level")
     if module == "builtins":
         return str(name)
     return f"{module}.{name}" if "." not in name else f"{module}:{name}"
 
 
 def import_path(target: object) -> str:
-    """As `dotted_name`, with a colon, for fields where a name without one is something else.
+    """Return the name with a colon, for fields where a name without a colon has another meaning.
 
     Raises:
-        ValueError: it has none.
+        ValueError: as `dotted_name`.
     """
     dotted_name(target)
-    return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # just made sure of
+    return f"{target.__module__}:{target.__qualname__}"  # type: ignore[attr-defined]  # dotted_name has checked it
 
 
 def _kind_of(value: object) -> str:
@@ -143,7 +143,7 @@ def _kind_of(value: object) -> str:
 
 
 def _described(value: object, given: object) -> str:
-    """A value that is not what it should be, as messages show it: what a name leads to may be secret."""
+    """Describe an invalid value for a message; a value that was imported by name may be secret."""
     if isinstance(given, str):
         return f"{given!r} ({'a class' if isinstance(value, type) else _kind_of(value)})"
     if value is None or isinstance(value, type | int | float):
@@ -152,39 +152,39 @@ def _described(value: object, given: object) -> str:
 
 
 def _exception_type(value: object) -> type[Exception] | None:
-    """One exception class, from itself or its name. A trailing "?" means: nothing, where its package is absent."""
+    """Return an exception class from itself or its name; None for "name?" if its package is not installed."""
     given = value
     if isinstance(value, str):
         name = value.strip()
         if "," in name:
             parts = ", ".join(each.strip() for each in name.split(",") if each.strip())
-            raise ValueError(f"{name!r} is no exception class; write a list: [{parts}]")
+            raise ValueError(f"{name!r} is not an exception class; use a list: [{parts}]")
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
-            raise ValueError("an exception's name is empty")
+            raise ValueError("the name of an exception is empty")
         if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
             return None
-        value = _nearby_exception(name)
+        value = _named_exception(name)
     if not isinstance(value, type) or not issubclass(value, BaseException):
-        raise ValueError(f"{_described(value, given)} is no exception class")
+        raise ValueError(f"{_described(value, given)} is not an exception class")
     if not issubclass(value, Exception):
-        raise ValueError(f"{value.__name__} is never retried or counted; name Exception or a subclass of it")
+        raise ValueError(f"{value.__name__} is never retried or counted; use Exception or a subclass of it")
     return value
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package of that name can be imported; one that is blocked (None among the modules) cannot."""
+    """Return whether a package can be imported; a blocked one (None in `sys.modules`) cannot."""
     if package in sys.modules:
         return sys.modules[package] is not None
     return not package or importlib.util.find_spec(package) is not None
 
 
-def _nearby_exception(name: str) -> object:
+def _named_exception(name: str) -> object:
     if "." not in name and ":" not in name and not hasattr(builtins, name):
         known = [
             each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)
         ]
-        raise ValueError(f"{name!r} is no builtin exception{nearest(name, known)}; others need their module's name")
+        raise ValueError(f"{name!r} is not a builtin exception{nearest(name, known)}; others need their module's name")
     return resolve(name)
 
 
@@ -220,17 +220,18 @@ NAME = r"([A-Za-z_]|[^\x00-\x7f])([0-9A-Za-z_]|[^\x00-\x7f])*"
 DOTTED = rf"{NAME}(\.{NAME})*"
 IMPORT_TEXT = rf"^{SPACE}{DOTTED}:{DOTTED}{SPACE}$"
 PARAMETER_TEXT = rf"^{SPACE}{NAME}{SPACE}$"
-"""An import path with a colon, and a parameter's name, for fields where text may also be something else."""
+"""An import path with a colon, and the name of a parameter, for fields that also accept other text."""
 
 
 def check_callable(value: object, given: object) -> None:
-    """
+    """Check that a value is callable.
+
     Args:
-        value: what is to be called.
-        given: what was written for it: itself, or its name.
+        value: the value.
+        given: the value as it was set: itself, or its name.
 
     Raises:
-        ValueError: it cannot be called.
+        ValueError: it is not callable.
     """
     if not callable(value):
         raise ValueError(f"{_described(value, given)} is not callable")
@@ -254,10 +255,10 @@ def _executor(given: object) -> object:
     from concurrent.futures import Executor
 
     value = resolve(given) if isinstance(given, str) else given
-    makes_another = isinstance(value, type) and not issubclass(value, Executor)
-    if not isinstance(value, Executor) and (makes_another or not callable(value)):
+    makes_no_executor = isinstance(value, type) and not issubclass(value, Executor)
+    if not isinstance(value, Executor) and (makes_no_executor or not callable(value)):
         raise ValueError(
-            f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that makes one"
+            f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that returns one"
         )
     return value
 
@@ -268,4 +269,4 @@ ExecutorLike = Annotated[
     WithJsonSchema({**NAME_SCHEMA, "examples": ["app.pools:make"]}),
     PlainSerializer(dotted_name, return_type=str, when_used="json"),
 ]
-"""A `concurrent.futures.Executor`, or what makes one, or where to import either from."""
+"""A `concurrent.futures.Executor`, a function that returns one, or the import path of either."""

@@ -1,4 +1,4 @@
-"""The flat options of `@opero` and `@opmap`, typed: a misspelt option shows in the editor already."""
+"""The typed flat options of `@opero` and `@opmap`, so that editors and type checkers find a misspelt option."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Options"]
 
 
 class Options(TypedDict, total=False):
-    """Every option, as code may write it. What it means stands with the field of the policy that it sets."""
+    """Every option, with the types that code may pass. The field of the policy documents its meaning."""
 
-    # Whole policies, also short
+    # Policies, in any form
     retry: RetryPolicy | Mapping[str, Any] | bool | int | None
     fallback: FallbackPolicy | Mapping[str, Any] | bool | None
     cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None

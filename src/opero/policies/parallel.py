@@ -1,4 +1,4 @@
-"""How to map a function over many items."""
+"""The parallel policy: how to map a function over many items."""
 
 from __future__ import annotations
 
@@ -36,47 +36,47 @@ OnError = Literal["raise", "return", "skip"]
 
 
 class ParallelPolicy(BasePolicy):
-    """Call a function for many items, several at a time.
+    """Call a function for many items in parallel.
 
     A short form: `parallel: process` means `parallel: {mode: process}`.
 
     Attributes:
         mode: "thread", "process", "async" (for async functions), "async_process" (event loops in worker processes),
-            "dask", "ray", or "auto": async for an async function; else the first items run in the caller, and whether
-            they spent their time computing or waiting decides between process and thread. Default "auto".
-        workers: items at a time, or "auto": all cores but one in processes, 32 at most in threads (4 and 1 a core),
-            100 in an event loop; of cores, as many as this process may use. Default "auto".
-        concurrency: calls of an async function at a time in each worker of "async_process", "dask" and "ray".
+            "dask", "ray", or "auto": async for an async function; otherwise the first items run in the caller, and
+            "process" is chosen if they mostly compute, "thread" if they mostly wait. Default "auto".
+        workers: the number of concurrent items, or "auto": one process per core but one; 4 threads plus one per core,
+            at most 32; 100 in an event loop. Only cores available to this process count. Default "auto".
+        concurrency: concurrent calls of an async function in each worker of "async_process", "dask" and "ray".
             Default 100.
-        ordered: results come in the order of their items. Default true.
-        progress: show a progress bar, and where there is no terminal a line every ten seconds; "auto": only the bar,
-            and only of maps that take longer than half a second. A call may say otherwise, or have a callback:
+        ordered: return results in the order of their items. Default true.
+        progress: show a progress bar, or without a terminal a line every ten seconds; "auto": only the bar, and only
+            for maps that take longer than half a second. A call can override it or pass a callback:
             `f.map(items, progress=...)`. Default "auto".
-        batch: whether one call receives a list of items and returns as many results. Default None: what the
-            function's annotation says.
-        batch_size: items in one such list. Default None: chosen from the number of items and workers.
-        on_error: "raise" `MapError`, which carries every result so far; "return" the exception in its item's place;
+        batch: whether one call receives a list of items and returns a list of results of the same length. Default
+            None: decided by the function's annotation.
+        batch_size: the number of items in such a list. Default None: chosen from the number of items and workers.
+        on_error: "raise" `MapError`, which has all results so far; "return" the exception in place of the result;
             "skip" the item. Default "raise".
-        max_failures: end the map with `MapError` when more items than this have failed: a count, or a share of those
-            that are finished (0.05, "5%"; it counts from 20 items on, and at the end). With "raise" it says how many
-            failures do not stop the map yet, which still ends with `MapError`. Default None: with "raise" the first
-            failure stops it, else none does.
-        worker_retries: how often an item is tried again, on a new worker process, when its worker has died of it.
-            Default 1.
-        window: the most items that are read ahead of what has been consumed of a stream; "auto": some for each worker.
+        max_failures: end the map with `MapError` when more items than this have failed: a count, or a share of the
+            finished items (0.05, "5%"; evaluated from 20 items on, and at the end). With "raise", the map continues
+            after up to this many failures and then ends with `MapError`. Default None: with "raise" the first failure
+            stops the map, otherwise none does.
+        worker_retries: how often an item is retried on a new worker process after its worker process has died. Default
+            1.
+        window: how many items may be read ahead of the consumed results of a stream; "auto": some for each worker.
             Default "auto".
-        deadline: the longest that the whole map may take; then it ends with `MapError`. Default None.
-        max_memory: the most memory that this process may use together with the map's worker processes; bytes or text
-            such as "2GB". Workers of "dask", "ray" and an `executor` look after themselves and do not count. Fewer and
-            fewer items run at a time; one that does not fit even alone fails with `MemoryError`, and where nothing fits
-            the map ends with `MemoryLimitError`, which carries every result so far. Default None.
-        executor: a `concurrent.futures.Executor` to use instead of `mode`'s own workers, or what makes one, or where
-            to import either from ("app.pools:make"). One that is given is not shut down; one that is made, is.
-            Default None.
-        initializer: is called without arguments in each process before its first item, once, in whatever mode; may be
-            named ("app.setup:connect"). Default None.
-        address: the scheduler of "dask", or the cluster of "ray". Default None: the one that is connected to already,
-            else one on this machine.
+        deadline: the maximum duration of the whole map; then it ends with `MapError`. Default None.
+        max_memory: the memory limit for this process and the map's worker processes together; bytes or text such as
+            "2GB". Workers of "dask", "ray" and an `executor` do not count. Near the limit, fewer items run at once; an
+            item that does not fit even alone fails with `MemoryError`, and if nothing fits the map ends with
+            `MemoryLimitError`, which has all results so far. Default None.
+        executor: a `concurrent.futures.Executor` to use instead of the workers of `mode`, a function that returns one,
+            or the import path of either ("app.pools:make"). An executor that is passed stays open; one that a
+            function returns is shut down. Default None.
+        initializer: called once in each process, without arguments, before its first item, in any mode; may be an
+            import path ("app.setup:connect"). Default None.
+        address: the scheduler of "dask", or the cluster of "ray". Default None: the current connection, else a cluster
+            on this machine.
     """
 
     short: ClassVar[str | None] = "mode"
@@ -99,7 +99,7 @@ class ParallelPolicy(BasePolicy):
     initializer: Function | None = None
     address: Address | None = None
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,

@@ -1,9 +1,9 @@
-"""The whole of what should happen around a function, and the flat names of its options."""
+"""`Policy`, which holds one policy of each kind, and the flat names of its options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, overload
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
 
 from pydantic import ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
@@ -14,14 +14,14 @@ from opero.policies.cache import CachePolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
 from opero.policies.door import apply
 from opero.policies.fallback import FallbackPolicy
-from opero.policies.merging import Whole, is_absent, lay, read
+from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncBound, Bound
+    from opero.policies.bound_types import Bound
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
     from opero.policies.types import DurationLike
@@ -61,13 +61,13 @@ def _flat_options() -> dict[str, tuple[str, str]]:
 
 
 FLAT_OPTIONS: dict[str, tuple[str, str]] = _flat_options()
-"""Flat option of `@opero` and `@opmap` → the policy and field that it sets. The kinds themselves are options, too."""
+"""Flat option of `@opero` and `@opmap` → the policy and field that it sets. Each kind is also an option."""
 
 
 class Policy(StrictModel):
     """What should happen around a function: at most one policy of each kind. Immutable, hashable, picklable.
 
-    A layer exists only where its policy is set, so what is not used costs nothing. From outer to inner the layers are
+    A layer exists only if its policy is set, so an unused policy costs nothing. From outer to inner the layers are
 
         cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
         → timeout (attempt) → function
@@ -78,7 +78,7 @@ class Policy(StrictModel):
             switches a policy off: with no values to keep, it is absent.
 
     Raises:
-        pydantic.ValidationError: an unknown field or a value out of range; it names the field and the nearest known.
+        pydantic.ValidationError: an unknown field or a value out of range; the message names the nearest known field.
     """
 
     retry: RetryPolicy | None = None
@@ -90,7 +90,7 @@ class Policy(StrictModel):
     fallback: FallbackPolicy | None = None
     parallel: ParallelPolicy | None = None
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -106,35 +106,37 @@ class Policy(StrictModel):
         ) -> None: ...
 
     _off: frozenset[str] = PrivateAttr(frozenset())
-    """The policies that are absent because they are switched off; what is laid over them stays off."""
+    """The policies that are switched off without values: absent here, and off in whatever is merged over them."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _leave_out_absent(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, Mapping):
             return handler(data)
-        absent = frozenset(kind for kind, value in data.items() if is_absent(value))
+        absent = [kind for kind, value in data.items() if is_absent(value)]
+        if not absent:
+            return handler(data)
         policy = handler({kind: None if kind in absent else value for kind, value in data.items()})
         assert policy.__pydantic_private__ is not None
-        policy.__pydantic_private__["_off"] = absent
+        policy.__pydantic_private__["_off"] = frozenset(absent)
         return policy
 
     @classmethod
     def from_options(cls, **options: Unpack[Options]) -> Self:
-        """The policy that flat options describe: `Policy.from_options(retries=5, cache_ttl="30m", rate_limit=10)`.
+        """Make a policy of flat options: `Policy.from_options(retries=5, cache_ttl="30m", rate_limit=10)`.
 
         Raises:
-            UnknownOptionError: an option that does not exist; it names the nearest that does.
+            UnknownOptionError: an unknown option; the message names the nearest known one.
             pydantic.ValidationError: a value out of range.
         """
         return cls.model_validate(options_to_fields(options))
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> None:
-        """Check fields that will be laid over others: each on its own, not whether they are complete or fit together.
+        """Check each field on its own; required fields may be missing, as others will be merged in.
 
         Raises:
-            pydantic.ValidationError: a field that does not exist or a value out of range.
+            pydantic.ValidationError: an unknown field or a value out of range.
         """
         try:
             cls.model_validate(fields)
@@ -146,7 +148,7 @@ class Policy(StrictModel):
                 raise
 
     def fields(self) -> dict[str, Any]:
-        """What was given when this policy was made, as nested plain data that merges, and validates to an equal one."""
+        """The fields that were set explicitly, as nested plain data that validates to an equal policy."""
         given = self._statements().items()
         return {kind: _fields(value) if isinstance(value, BasePolicy) else value for kind, value in given}
 
@@ -155,7 +157,7 @@ class Policy(StrictModel):
         return {kind: {"enabled": False} if kind in self._off else value for kind, value in self._given().items()}
 
     def replace(self, **options: Unpack[Options]) -> Self:
-        """A policy like this one with some options changed, validated anew.
+        """Return a copy with some options changed, validated again.
 
         Args:
             **options: flat options and policies in any form; `opero.policies.merging` says what they replace.
@@ -170,40 +172,34 @@ class Policy(StrictModel):
         policy = getattr(self, kind)
         return policy if policy is not None and policy.enabled else None
 
-    @overload
-    def apply(  # type: ignore[overload-overlap]  # the first that fits is meant
-        self, func: Callable[P, Coroutine[Any, Any, R]], *, clock: Clock | None = None
-    ) -> AsyncBound[P, R]: ...
-    @overload
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]: ...
-    def apply(self, func: Callable[..., Any], *, clock: Clock | None = None) -> Any:
-        """Bind this policy to `func`: a callable with the same signature that does what the policy says.
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
+        """Bind this policy to `func` and return a callable with the same signature.
 
         Args:
             func: a function, async function, generator function, method, class method or static method.
-            clock: where time and chance come from; the system's unless given (see `opero.runtime.clock`).
+            clock: the source of time and randomness (see `opero.runtime.clock`). Default: the system.
 
         Raises:
-            ConfigError: the policy does not fit the function, such as a fallback argument that it lacks.
+            ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
-        return apply(self, func, clock)
+        return apply(self, func, clock)  # type: ignore[no-any-return]
 
 
 def _fields(policy: BasePolicy) -> dict[str, Any]:
     given = policy._given()
-    return Whole(given) if is_absent(given) else given  # a policy object stays, though it is only switched off
+    return ObjectFields(given) if is_absent(given) else given  # a disabled policy object stays present
 
 
 def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat options as the nested fields of `Policy`: `{"cache_ttl": 5}` → `{"cache": {"ttl": 5}}`.
+    """Convert flat options to nested fields of `Policy`: `{"cache_ttl": 5}` → `{"cache": {"ttl": 5}}`.
 
     Raises:
-        UnknownOptionError: an option that does not exist; it names the nearest that does.
+        UnknownOptionError: an unknown option; the message names the nearest known one.
     """
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if name in KINDS:
-            fields[name] = read(KINDS[name], value)
+            fields[name] = fields_of(KINDS[name], value)
         elif name not in FLAT_OPTIONS:
             raise UnknownOptionError(f"unknown option {name!r}{nearest(name, [*FLAT_OPTIONS, *KINDS])}")
     for name, value in options.items():
@@ -212,27 +208,27 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             if kind not in fields:
                 fields[kind] = {field: value}
             elif fields[kind] is not None or value is not None:  # `cache=None, cache_ttl=None` removes the cache
-                fields[kind] = lay(fields[kind], {field: value})
+                fields[kind] = overlay(fields[kind], {field: value})
     return fields
 
 
 def whole_policies(options: Mapping[str, Any]) -> frozenset[str]:
-    """The policies that options give whole, as a model or a mapping: with no field set they would be there, too."""
+    """The kinds of policy that options set by a model or a mapping, and which exist even without any field set."""
     return frozenset(kind for kind in KINDS if isinstance(options.get(kind), BasePolicy | Mapping))
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Statements about policies, and others laid over them (see `opero.policies.merging`).
+    """Merge statements about policies (see `opero.policies.merging`).
 
     Args:
-        lower, upper: kind of policy → what is said of it, in any form.
+        lower, upper: kind of policy → statement, in any form. `upper` has precedence.
     """
     result = dict(lower)
     for kind, value in upper.items():
         if kind not in KINDS:
             result[kind] = value  # the model refuses it
         elif kind in lower:
-            result[kind] = lay(read(KINDS[kind], lower[kind]), read(KINDS[kind], value))
+            result[kind] = overlay(fields_of(KINDS[kind], lower[kind]), fields_of(KINDS[kind], value))
         else:
-            result[kind] = read(KINDS[kind], value)
+            result[kind] = fields_of(KINDS[kind], value)
     return result

@@ -1,7 +1,7 @@
-"""Numbers, durations, rates and sizes, and the texts that spell them.
+"""Numbers, durations, rates and sizes, and their text formats.
 
-What text a field takes is one regular expression, which both the parser and the JSON Schema of the files use. It is
-plain ASCII, and bounds the digits, so that whatever fits it is a finite number, and above 0 where that is asked for.
+One regular expression defines the text that a field accepts, for both the parser and the JSON Schema of the files. It
+is plain ASCII and limits the number of digits, so that matching text is a finite number, and positive if required.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ __all__ = [
     "parse_number",
     "parse_rate",
     "parse_size",
-    "said",
+    "quoted",
     "without_password",
 ]
 
 DurationLike = float | str | timedelta
-"""What code may write for a duration; the field itself holds float seconds."""
+"""The types that code may pass for a duration; the field holds float seconds."""
 
 UNITS = {
     "us": 1e-6,
     "µs": 1e-6,  # the micro sign
-    "μs": 1e-6,  # the Greek letter, which other keyboards write
+    "μs": 1e-6,  # the Greek letter
     "ms": 1e-3,
     "s": 1.0,
     "sec": 1.0,
@@ -76,7 +76,7 @@ SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mi
 
 
 def any_case(words: Iterable[str]) -> str:
-    """A pattern for these words in upper or lower case, the longest first."""
+    """Return a pattern that matches any of these words in upper or lower case, the longest first."""
 
     def letter(each: str) -> str:
         return f"[{each}{each.upper()}]" if each.isascii() and each.isalpha() else each
@@ -86,7 +86,7 @@ def any_case(words: Iterable[str]) -> str:
 
 
 HIDDEN = "**********"
-"""Stands for what must not be shown, as in pydantic's `SecretStr`."""
+"""Replaces values that must not be shown, as in pydantic's `SecretStr`."""
 
 SPACE = r"[ \t\r\n]*"
 EXPONENT = r"([eE][+-]?[0-9]{1,2})?"
@@ -101,13 +101,13 @@ POSITIVE_NUMBER_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}$"
 DURATION_TEXT = rf"^{SPACE}\+?{PARTS}$"
 POSITIVE_DURATION_TEXT = rf"^{SPACE}\+?{POSITIVE_PARTS}$"
 RATE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(PERIODS)}{SPACE}|{POSITIVE_PARTS}))?$"
-WHOLE = r"[0-9]{1,20}(\.0{0,20})?([eE]\+?[0-9]{1,2})?"
-COUNT_TEXT = rf"^{SPACE}\+?{WHOLE}{SPACE}$"
-POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{WHOLE}{SPACE}$"
-# A fraction of a byte is none; three digits of the smallest larger unit are at least one byte.
+INTEGER = r"[0-9]{1,20}(\.0{0,20})?([eE]\+?[0-9]{1,2})?"
+COUNT_TEXT = rf"^{SPACE}\+?{INTEGER}{SPACE}$"
+POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{INTEGER}{SPACE}$"
+# No fractions of a byte: three decimals of the next larger unit are at least one byte.
 SIZE_TEXT = (
     rf"^{SPACE}\+?{NOT_ZERO}"
-    rf"({WHOLE}{SPACE}{any_case(['b'])}?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
+    rf"({INTEGER}{SPACE}{any_case(['b'])}?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
     rf"{any_case(unit for unit, factor in SIZES.items() if factor > 1)}){SPACE}$"
 )
 FACTOR_TEXT = rf"^{SPACE}\+?0{{0,5}}[1-9][0-9]{{0,20}}(\.[0-9]{{0,20}})?([eE]\+?[0-9]{{1,2}})?{SPACE}$"
@@ -115,13 +115,13 @@ SMALL = r"[0-9](\.[0-9]{0,14})?[eE]-(0?[1-9]|[1-9][0-9])"
 UP_TO_ONE = rf"(0?\.[0-9]{{1,20}}|0\.?|1(\.0{{0,20}})?|{SMALL})"
 RATIO_TEXT = rf"^{SPACE}\+?{UP_TO_ONE}{SPACE}$"
 SHARE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{UP_TO_ONE}{SPACE}$"
-AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{WHOLE}|{any_case(['auto'])}){SPACE}$"
+AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{INTEGER}|{any_case(['auto'])}){SPACE}$"
 
 _compiled: dict[str, re.Pattern[str]] = {}
 
 
 def fits(pattern: str, value: object) -> bool:
-    """Whether a value is text of that pattern."""
+    """Return whether a value is text that matches the pattern."""
     if not isinstance(value, str):
         return False
     compiled = _compiled.get(pattern)
@@ -130,9 +130,9 @@ def fits(pattern: str, value: object) -> bool:
     return compiled.search(value) is not None
 
 
-def said(value: object) -> str:
-    """A value as messages show it: a date as YAML writes it, a URL without its password, all else Python's way; nothing
-    of a mapping, which may hold anything."""
+def quoted(value: object) -> str:
+    """Return a value as messages show it: dates as in YAML, URLs without passwords, otherwise the repr; the contents of
+    mappings, which may be secret, are not shown."""
     if isinstance(value, Mapping) and value:
         return "a mapping"
     if isinstance(value, list | tuple) and any(isinstance(each, Mapping | list | tuple) for each in value):
@@ -141,28 +141,28 @@ def said(value: object) -> str:
 
 
 def without_password(text: str) -> str:
-    """Text whose URLs show neither user nor password."""
+    """Mask the user and password of URLs in a text."""
     return re.sub(r"(?<=://)[^/@\s'\"]*@", f"{HIDDEN}@", text) if "://" in text else text
 
 
-def _no_truth(value: object) -> None:
+def _reject_bool(value: object) -> None:
     if isinstance(value, bool):
-        raise ValueError(f"{value!r} is no number; write one (YAML reads yes and on as true, no and off as false)")
+        raise ValueError(f"{value!r} is not a number (YAML reads yes and on as true, no and off as false)")
 
 
 def parse_number(value: object, text: str = rf"^{SPACE}\+?{NUMBER}{SPACE}$") -> float | None:
-    """The number that `value` is or, where it fits the pattern, spells; else None. True is no number, nor is NaN."""
+    """Return a number, or the number that text of the pattern spells; else None, also for bool and NaN."""
     if isinstance(value, bool) or not (isinstance(value, int | float) or fits(text, value)):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]  # text that fits is a number
+        number = float(value)  # type: ignore[arg-type]  # matching text is a number
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
 
 
 def parse_duration(value: object) -> float:
-    """Seconds, from a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m"."""
+    """Convert a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m" to seconds."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     number = _seconds(value) if isinstance(value, str) else parse_number(value)
@@ -172,11 +172,11 @@ def parse_duration(value: object) -> float:
         text = value.strip().lower()
         unknown = [unit for unit in re.findall(r"[0-9.][ \t]*([a-zµμ]+)", text) if unit not in UNITS]
         if unknown and re.fullmatch(r"([0-9.]+[ \t]*[a-zµμ]+[ \t]*)+", text):
-            raise ValueError(f"{value!r} is no duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
-    raise ValueError(f'{said(value)} is no duration: write seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
+            raise ValueError(f"{value!r} is not a duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
+    raise ValueError(f'{quoted(value)} is not a duration: use seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
 
 
-@lru_cache(maxsize=1024)  # files say the same few again and again
+@lru_cache(maxsize=1024)  # files repeat a few values
 def _seconds(text: str) -> float | None:
     if not fits(DURATION_TEXT, text):
         return None
@@ -185,7 +185,7 @@ def _seconds(text: str) -> float | None:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back as the very same number: 1800.0 → "30m"."""
+    """Return the shortest text that `parse_duration` converts to exactly this number: 1800.0 → "30m"."""
     for unit in ("d", "h", "m", "s", "ms"):
         amount = seconds / UNITS[unit]
         if 1 <= amount < 1e15 and amount == int(amount) and int(amount) * UNITS[unit] == seconds:
@@ -194,12 +194,12 @@ def format_duration(seconds: float) -> str:
 
 
 def approximate_duration(seconds: float) -> str:
-    """A measured duration for a message, to three digits: "9.38s", "2m"."""
+    """Format a measured duration with three digits: "9.38s", "2m"."""
     return format_duration(round(seconds)) if seconds >= 100 else f"{seconds:.3g}s"
 
 
 def parse_rate(value: object) -> float:
-    """Permits a second, from a number (a second) or text such as "50/s", "1000/min", "100/30s"."""
+    """Convert a number, or text such as "50/s", "1000/min", "100/30s", to permits per second."""
     number = parse_number(value)
     if number is not None:
         return number
@@ -207,73 +207,75 @@ def parse_rate(value: object) -> float:
         amount, _, period = value.partition("/")
         word = period.strip().lower()
         return float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
-    raise ValueError(f'{said(value)} is no rate: write permits a second (10, 0.5) or "50/s", "1000/min", "100/30s"')
+    raise ValueError(
+        f'{quoted(value)} is not a rate: use permits per second (10, 0.5) or "50/s", "1000/min", "100/30s"'
+    )
 
 
 def parse_size(value: object) -> int:
-    """Bytes, from a number of bytes or text such as "512MB", "2GiB"."""
+    """Convert a number of bytes, or text such as "512MB", "2GiB", to bytes."""
     number = parse_number(value) if not isinstance(value, str) else None
     if number is not None and number == int(number):
-        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits of it
+        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits
     if isinstance(value, str) and fits(SIZE_TEXT, value):
         text = value.strip().lower()
         unit = re.findall("[a-z]*$", text)[0]
         return int(Decimal(text.removesuffix(unit).strip()) * SIZES[unit])
-    raise ValueError(f'{said(value)} is no size: write bytes or "512MB", "2GiB"')
+    raise ValueError(f'{quoted(value)} is not a size: use bytes or "512MB", "2GiB"')
 
 
 def _not_negative(value: float) -> float:
     if value < 0:
-        raise ValueError(f"{value:g} is negative; the least is 0")
+        raise ValueError(f"{value:g} is negative: use a value >= 0")
     return value
 
 
 def _positive(value: float) -> float:
     if value <= 0:
-        raise ValueError(f"{value:g} is not above 0")
+        raise ValueError(f"{value:g} is invalid: use a value > 0")
     return value
 
 
 def named_schema(name: str, choices: list[dict[str, Any]], *examples: Any) -> WithJsonSchema:
-    """The JSON Schema of a field that takes one of several forms; under its name it is written once for all fields."""
+    """Return the JSON Schema of a field with several forms; fields share it by its name."""
     return WithJsonSchema({"title": name, "anyOf": choices, **({"examples": list(examples)} if examples else {})})
 
 
 def number_or_text(name: str, number: dict[str, Any], text: str, *examples: Any) -> WithJsonSchema:
-    """The JSON Schema of a field that takes a number, or text of a pattern."""
+    """Return the JSON Schema of a field that takes a number, or text that matches a pattern."""
     return named_schema(name, [number, {"type": "string", "pattern": text}], *examples)
 
 
-def _whole(least: int, text: str) -> BeforeValidator:
-    cure = f"write a whole number from {least} on, such as {least + 3}"
+def _integer(least: int, text: str) -> BeforeValidator:
+    advice = f"use an integer >= {least}"
 
     def check(value: object) -> object:
-        _no_truth(value)
+        _reject_bool(value)
         if isinstance(value, float) and math.isfinite(value) and value == int(value):
             return int(value)
         if isinstance(value, str):
             if fits(text, value):
                 return int(Decimal(value.strip()))
-            raise ValueError(f"{value!r} will not do: {cure}")
+            raise ValueError(f"{value!r} is invalid: {advice}")
         if isinstance(value, int):
             return value
-        raise ValueError(f"{said(value)} is no whole number: {cure}")
+        raise ValueError(f"{quoted(value)} is not an integer: {advice}")
 
     return BeforeValidator(check)
 
 
-def _real(text: str, cure: str) -> BeforeValidator:
+def _number(text: str, advice: str) -> BeforeValidator:
     def check(value: object) -> float:
-        _no_truth(value)
+        _reject_bool(value)
         number = parse_number(value, text)
         if number is None:
-            raise ValueError(f"{said(value)} will not do: {cure}")
+            raise ValueError(f"{quoted(value)} is invalid: {advice}")
         return number
 
     return BeforeValidator(check)
 
 
-_LONG = {"type": "number", "minimum": 0}
+_AT_LEAST_0 = {"type": "number", "minimum": 0}
 _ABOVE_0 = {"type": "number", "exclusiveMinimum": 0}
 _DURATIONS = ("250ms", "30s", "5m", "1h30m")
 _FROM_0 = {"type": "integer", "minimum": 0}
@@ -283,7 +285,7 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     AfterValidator(_not_negative),
-    number_or_text("Duration", _LONG, DURATION_TEXT, *_DURATIONS),
+    number_or_text("Duration", _AT_LEAST_0, DURATION_TEXT, *_DURATIONS),
 ]
 PositiveDuration = Annotated[
     float,
@@ -300,19 +302,19 @@ Rate = Annotated[
 Factor = Annotated[
     float,
     Field(ge=1),
-    _real(FACTOR_TEXT, "write a number from 1 on, such as 1.5"),
+    _number(FACTOR_TEXT, "use a number >= 1, such as 1.5"),
     number_or_text("Factor", {"type": "number", "minimum": 1}, FACTOR_TEXT, 1.5, 2),
 ]
 Ratio = Annotated[
     float,
     Field(ge=0, le=1),
-    _real(RATIO_TEXT, "write a number from 0 to 1, such as 0.1"),
+    _number(RATIO_TEXT, "use a number from 0 to 1, such as 0.1"),
     number_or_text("Ratio", {"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
 ]
 Share = Annotated[
     float,
     Field(gt=0, le=1),
-    _real(SHARE_TEXT, "write a number above 0 and up to 1, such as 0.5"),
+    _number(SHARE_TEXT, "use a number > 0 and <= 1, such as 0.5"),
     number_or_text("Share", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
 ]
 Size = Annotated[
@@ -321,9 +323,9 @@ Size = Annotated[
     AfterValidator(_positive),
     number_or_text("Size", _FROM_1, SIZE_TEXT, "512MB", "2GiB"),
 ]
-Count = Annotated[int, Field(ge=0), _whole(0, COUNT_TEXT), number_or_text("Count", _FROM_0, COUNT_TEXT)]
+Count = Annotated[int, Field(ge=0), _integer(0, COUNT_TEXT), number_or_text("Count", _FROM_0, COUNT_TEXT)]
 PositiveCount = Annotated[
-    int, Field(ge=1), _whole(1, POSITIVE_COUNT_TEXT), number_or_text("PositiveCount", _FROM_1, POSITIVE_COUNT_TEXT)
+    int, Field(ge=1), _integer(1, POSITIVE_COUNT_TEXT), number_or_text("PositiveCount", _FROM_1, POSITIVE_COUNT_TEXT)
 ]
 
 
@@ -333,8 +335,8 @@ def _count_or_auto(value: object) -> int | str:
         return "auto" if text.lower() == "auto" else int(Decimal(text))
     number = parse_number(value) if not isinstance(value, str) else None
     if number is not None and number >= 1 and number == int(number):
-        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits of it
-    raise ValueError(f'{said(value)} will not do: write a whole number from 1 on, or "auto"')
+        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits
+    raise ValueError(f'{quoted(value)} is invalid: use an integer >= 1, or "auto"')
 
 
 CountOrAuto = Annotated[

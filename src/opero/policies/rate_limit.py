@@ -1,4 +1,4 @@
-"""How often to call."""
+"""The rate limit policy: how often to call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, named_schema, parse_number, said
+from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, named_schema, parse_number, quoted
 from opero.policies.types import (
     IMPORT_TEXT,
     PARAMETER_TEXT,
@@ -37,7 +37,7 @@ def _cost(value: Any) -> Any:
         return value.strip()
     amount = parse_number(value)
     if amount is None or amount <= 0:
-        raise ValueError(f"{said(value)} is no cost: give a number above 0, the name of an argument, or a function")
+        raise ValueError(f"{quoted(value)} is not a cost: use a number > 0, the name of a parameter, or a function")
     return amount
 
 
@@ -59,21 +59,21 @@ Cost = Annotated[
 
 
 class RateLimitPolicy(BasePolicy):
-    """Call no more often than the service allows; wait for a permit where there is none.
+    """Limit the rate of calls; wait for a permit if none is available.
 
-    Permits are spaced evenly: `rate: 10` with the default burst lets a call through every 0.1 s, so five calls take at
-    least 0.4 s. One budget serves all who share it: threads, event loops, sync and async callers alike.
+    Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
+    least 0.4 s. All callers share one budget: threads, event loops, sync and async callers.
 
     A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
 
     Attributes:
-        rate: permits a second; a number, or text such as "50/s", "1000/min", "100/30s". Required.
-        burst: how many permits may be saved up and used at once. Default 1.
-        max_wait: the longest wait for a permit; a call that would wait longer raises `RateLimitExceededError` at
-            once. Default None: as long as it takes.
-        cost: permits that a call takes: a number, the name of the argument that holds it, or a function of the
-            call's arguments (in YAML "module:function"). A call that costs more than `burst` waits for a full
-            budget and leaves it in debt. Default 1.
+        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s". Required.
+        burst: how many unused permits may accumulate. Default 1.
+        max_wait: the longest wait for a permit; a call that would wait longer raises `RateLimitExceededError`
+            immediately. Default None: no limit.
+        cost: permits that a call takes: a number, the name of the parameter that holds it, or a function of the
+            call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
+            is full and overdraws it. Default 1.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
     """
 
@@ -86,7 +86,7 @@ class RateLimitPolicy(BasePolicy):
     cost: Cost = 1.0
     scope: Scope = "profile"
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,

@@ -1,4 +1,4 @@
-"""When and how to try again."""
+"""The retry policy: when and how to try again."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["RetryPolicy"]
 
 
 class RetryPolicy(BasePolicy):
-    """Retry a failed attempt, after an exponential delay with jitter.
+    """Retry failed attempts with exponential backoff and jitter.
 
     The delay before retry n is `min_delay * backoff_factor ** (n - 1)`, at most `max_delay`. With `jitter` it is drawn
-    evenly from a window half as wide as that delay: above it where `max_delay` leaves room, else below.
+    uniformly from an interval half as long as that delay: above it if `max_delay` leaves room, else below it.
 
     A short form: `retry: 5` means `retry: {retries: 5}`.
 
     Attributes:
-        retries: attempts after the first; 0 and up. 3 means up to 4 attempts. Default 3.
-        backoff_factor: what each delay is multiplied by to give the next; 1 and up. Default 1.5.
-        min_delay: the first delay, and the least; seconds or text such as "250ms". Default 0.1.
-        max_delay: the greatest delay, also for what a server asks by Retry-After. Default 30.
-        jitter: spread the delays, so that callers who failed together do not return together. Default true.
+        retries: attempts after the first, >= 0. 3 means up to 4 attempts. Default 3.
+        backoff_factor: the factor between consecutive delays, >= 1. Default 1.5.
+        min_delay: the first and shortest delay; seconds or text such as "250ms". Default 0.1.
+        max_delay: the longest delay; it also limits Retry-After. Default 30.
+        jitter: randomize the delays, so that callers that failed together do not retry together. Default true.
         retry_on: exception classes to retry; in YAML their names (`ConnectionError`, `requests.HTTPError`; with a
-            trailing "?" a name whose package may be absent). Any other exception passes through untouched. Default
-            `Exception`. opero's own rejections (an open circuit, an exceeded limit, a full bulkhead) are retried only
-            where they are named here. `KeyboardInterrupt`, `SystemExit` and cancellation are never retried.
-        retry_on_status: HTTP statuses to retry: `[429, "5xx"]`. Where given, it alone decides for an exception that
-            carries a status (of requests, httpx, aiohttp, urllib, botocore and their like); `retry_on` for all others.
-        retry_if_result: a function of the result; where it answers true, the attempt counts as failed.
-        retry_after: wait as long as a Retry-After header asks, within `max_delay`. Default true.
-        reraise: when all attempts failed, raise the last exception itself instead of `AllFailedError`. Default false.
+            trailing "?" a name whose package may be missing). Any other exception propagates unchanged. Default
+            `Exception`. opero's own rejections (open circuit, rate limit exceeded, bulkhead full) are retried only
+            if they are listed here. `KeyboardInterrupt`, `SystemExit` and cancellation are never retried.
+        retry_on_status: HTTP statuses to retry: `[429, "5xx"]`. If set, it alone decides for exceptions that have a
+            status (those of requests, httpx, aiohttp, urllib, botocore and others); `retry_on` decides for all others.
+        retry_if_result: a function of the result; if it returns true, the attempt counts as failed.
+        retry_after: wait as long as a Retry-After header says, up to `max_delay`. Default true.
+        reraise: when all attempts have failed, raise the last exception instead of `AllFailedError`. Default false.
     """
 
     short: ClassVar[str | None] = "retries"
@@ -57,7 +57,7 @@ class RetryPolicy(BasePolicy):
     retry_after: Flag = True
     reraise: Flag = False
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -80,6 +80,6 @@ class RetryPolicy(BasePolicy):
         if self.min_delay > self.max_delay:
             raise ValueError(
                 f"min_delay ({format_duration(self.min_delay)}) is greater than max_delay "
-                f"({format_duration(self.max_delay)}); lower the one or raise the other"
+                f"({format_duration(self.max_delay)}); lower min_delay or raise max_delay"
             )
         return self

@@ -1,4 +1,4 @@
-"""How long to wait for an answer."""
+"""The timeout policy: how long an attempt and a whole call may take."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["TimeoutPolicy"]
 
 
 class TimeoutPolicy(BasePolicy):
-    """End an attempt, or the whole call with its waits and retries, after some time, with `CallTimeoutError`.
+    """Limit the duration of an attempt, or of the whole call with its waits and retries; raise `CallTimeoutError`.
 
-    An async function is cancelled. A sync function is interrupted where it runs in the main thread of a Unix process;
-    elsewhere its caller gets the error on time, while the attempt itself runs on in a thread of its own.
+    An async function is cancelled. A sync function is interrupted in the main thread of a Unix process; elsewhere
+    the caller gets the error on time, while the attempt continues in a thread of its own.
 
     A short form: `timeout: 5s` means `timeout: {total: 5s}`.
 
     Attributes:
-        total: the longest that a call may take with all its attempts and waits; a wait that cannot end before it is
-            not begun. Default None.
-        attempt: the longest that one attempt may take. Default None.
+        total: the maximum duration of a call with all its attempts and waits; a wait that cannot finish in time is
+            not started. Default None.
+        attempt: the maximum duration of one attempt. Default None.
     """
 
     short: ClassVar[str | None] = "total"
@@ -35,7 +35,7 @@ class TimeoutPolicy(BasePolicy):
     total: PositiveDuration | None = None
     attempt: PositiveDuration | None = None
 
-    if TYPE_CHECKING:  # what code may write is wider than what the fields hold
+    if TYPE_CHECKING:  # code may pass more types than the fields hold
 
         def __init__(
             self,
@@ -48,10 +48,10 @@ class TimeoutPolicy(BasePolicy):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         if self.total is None and self.attempt is None:
-            raise ValueError("sets no time; give total or attempt")
+            raise ValueError("no timeout is set; set total or attempt")
         if self.total is not None and self.attempt is not None and self.attempt > self.total:
             raise ValueError(
                 f"attempt ({format_duration(self.attempt)}) is longer than total ({format_duration(self.total)}), "
-                "so it could never end an attempt; lower the one or raise the other"
+                "so it has no effect; lower attempt or raise total"
             )
         return self

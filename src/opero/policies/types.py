@@ -1,4 +1,4 @@
-"""Field types that the policies share: flags, choices and statuses; quantities and names, from rooms of their own."""
+"""Field types that policies share: flags, choices and statuses; quantities and names come from their own modules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from opero.errors import nearest
 from opero.policies.lists import each_of
+from opero.policies.merging import FLAG_TEXT, is_false
 from opero.policies.names import (
     IMPORT_TEXT,
     NAME_SCHEMA,
@@ -36,7 +37,6 @@ from opero.policies.quantities import (
     Ratio,
     Share,
     Size,
-    any_case,
     approximate_duration,
     fits,
     format_duration,
@@ -45,7 +45,7 @@ from opero.policies.quantities import (
     parse_number,
     parse_rate,
     parse_size,
-    said,
+    quoted,
 )
 
 __all__ = [
@@ -79,7 +79,6 @@ __all__ = [
     "format_duration",
     "import_path",
     "importing_from",
-    "is_false",
     "is_installed",
     "one_of",
     "parse_duration",
@@ -90,7 +89,7 @@ __all__ = [
 
 
 class Unset:
-    """The type of `UNSET`: no value was given, where None is a value."""
+    """The type of `UNSET`, which means no value where None is a value."""
 
     def __repr__(self) -> str:
         return "UNSET"
@@ -109,7 +108,7 @@ UNSET = Unset()
 
 
 def one_of(choices: Any) -> BeforeValidator:
-    """What refuses anything that is none of a `Literal`'s choices, naming the nearest."""
+    """Return a validator that accepts only the choices of a `Literal` and suggests the nearest one."""
     known = get_args(choices)
     listed = ", ".join(map(repr, known))
 
@@ -117,33 +116,23 @@ def one_of(choices: Any) -> BeforeValidator:
         if isinstance(value, str):
             if value not in known:
                 hint = nearest(value, known).partition("; known")[0]
-                raise ValueError(f"{value!r} is none of {listed}{hint}")
+                raise ValueError(f"{value!r} is not one of {listed}{hint}")
         elif isinstance(value, bool):
-            raise ValueError(f"{value!r} is none of {listed}; YAML reads yes and on as true, no and off as false")
+            raise ValueError(f"{value!r} is not one of {listed}; YAML reads yes and on as true, no and off as false")
         else:
-            raise ValueError(f"{said(value)} is none of {listed}")
+            raise ValueError(f"{quoted(value)} is not one of {listed}")
         return value
 
     return BeforeValidator(check)
 
 
-TRUE = ("true", "yes", "on", "y", "t", "1")
-FALSE = ("false", "no", "off", "n", "f", "0")
-FLAG_TEXT = rf"^{SPACE}{any_case(TRUE + FALSE)}{SPACE}$"
-
-
-def is_false(value: object) -> bool:
-    """Whether a flag's value, however written, is false."""
-    return value is False or (isinstance(value, str) and value.strip().lower() in FALSE and fits(FLAG_TEXT, value))
-
-
 def _flag(value: object) -> bool:
-    """Text too, since variables hold nothing else, and YAML 1.2 reads yes and on as text."""
+    """Also accept text, since variables are text and YAML 1.2 reads yes and on as text."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and fits(FLAG_TEXT, value):
         return not is_false(value)
-    raise ValueError(f"{said(value)} is neither true nor false; write one of these")
+    raise ValueError(f"{quoted(value)} is not a boolean: use true or false")
 
 
 def _flag_or_auto(value: object) -> bool | str:
@@ -152,8 +141,8 @@ def _flag_or_auto(value: object) -> bool | str:
     if value == "auto":
         return "auto"
     if callable(value):
-        raise ValueError(f"{value!r:.60} is a callback, which belongs to a call: f.map(items, progress=callback)")
-    raise ValueError(f"{said(value)} is neither true, false nor 'auto'; write one of these")
+        raise ValueError(f"{value!r:.60} is a callback: pass it to the call, f.map(items, progress=callback)")
+    raise ValueError(f"{quoted(value)} is invalid: use true, false or 'auto'")
 
 
 _FLAGS: list[dict[str, Any]] = [{"type": "boolean"}, {"type": "string", "pattern": FLAG_TEXT}]
@@ -184,7 +173,7 @@ def _most_failures(value: object) -> int | float:
         number = parse_number(value)
         if number is not None and 0 <= number < 1:
             return number
-    raise ValueError(f'{said(value)} is no number of failures: write a count (10) or a share (0.05, "5%")')
+    raise ValueError(f'{quoted(value)} is invalid: use a count (10) or a share (0.05, "5%")')
 
 
 MostFailures = Annotated[
@@ -214,7 +203,7 @@ def _status_code(value: object) -> int | str:
     number = None if isinstance(value, str) else parse_number(value)
     if number is not None and 100 <= number <= 599 and number == int(number):
         return int(number)
-    raise ValueError(f'{said(value)} is no HTTP status; write 100 to 599, or a class such as "5xx"')
+    raise ValueError(f'{quoted(value)} is not an HTTP status: use 100 to 599, or a class such as "5xx"')
 
 
 def _status_codes(value: object) -> tuple[int | str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
     from opero.config.configuration import Configuration
-    from opero.config.sources import Layer, Leaf
+    from opero.config.sources import ConfigLayer, Leaf
     from opero.policies.policy import Policy
 
 __all__ = ["check", "check_entries", "news"]
@@ -114,11 +114,11 @@ def _leaf_of(kind: str, fields: Sequence[str], text: str, leaves: Mapping[str, L
     return leaves[f"{kind}.{(*mentioned, *set_ones[-1:], *fields[-1:])[0]}"]
 
 
-def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
-    """Check that each entry that a layer has for functions holds for one of these.
+def check_entries(layer: ConfigLayer, bindings: Sequence[Binding]) -> None:
+    """Check that each entry of a layer's `functions:` matches a bound function.
 
     Raises:
-        ConfigError: all that do not.
+        ConfigError: the entries that do not.
     """
     report = Report()
     _report_unmatched(FunctionEntries([layer]), [declaration_of(each).name for each in bindings], report)
@@ -126,8 +126,7 @@ def check_entries(layer: Layer, bindings: Sequence[Binding]) -> None:
 
 
 def news(before: Configuration, after: Configuration, bindings: Sequence[Binding]) -> list[str]:
-    """What is not wrong, but should be looked at, and was not so before: warnings, and new entries that hold for no
-    function yet; their modules may be imported later."""
+    """Return new warnings, and new entries that match no function yet: their modules may be imported later."""
     known = before.functions.sections
     added = FunctionEntries(after.layers)
     added.sections = {name: sections for name, sections in added.sections.items() if name not in known}
@@ -139,4 +138,4 @@ def news(before: Configuration, after: Configuration, bindings: Sequence[Binding
 def _report_unmatched(entries: FunctionEntries, names: Sequence[str], report: Report) -> None:
     for entry in entries.unmatched(names):
         hint = nearest(entry, names) or "; no function is bound"
-        report.add(entries.sections[entry][0].source, f"functions.{entry} holds for no bound function{hint}")
+        report.add(entries.sections[entry][0].source, f"functions.{entry} matches no bound function{hint}")

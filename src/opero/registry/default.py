@@ -1,4 +1,4 @@
-"""The default registry, loaded when something first needs it, and the functions that will ask it when first called."""
+"""The default registry, loaded at first need, and the functions that will ask it when they are first called."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["bind_declared", "get_default_registry", "set_default_registry"]
 
 _default: Registry | None = None
-_default_lock = RenewedLock()  # loading may import modules that ask for it
+_default_lock = RenewedLock()  # reentrant: loading may import modules that ask for it
 _unclaimed = Roster()
 """Functions that will ask the default registry when they are first called."""
 
 
 def get_default_registry() -> Registry:
-    """The registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
+    """Return the registry that `@opero(policy="name")` uses: loaded at first need, or set by `set_default_registry`."""
     global _default  # noqa: PLW0603  # the one default registry
     with _default_lock:
         if _default is None:
@@ -34,14 +34,14 @@ def get_default_registry() -> Registry:
 
             _default = Registry.load()
             _default._become_default(_unclaimed)
-            _ask_again(_unclaimed.bindings())  # who was called before there was a configuration
+            _ask_again(_unclaimed.bindings())  # functions called before there was a configuration
         return _default
 
 
 def set_default_registry(registry: Registry | None) -> None:
-    """Use this registry for every function that names none; None: load one anew at the next need.
+    """Use this registry for every function that names none; None: load a new one at the next need.
 
-    Functions that were called before ask it at their next call. Calls under way finish on what they began with.
+    Functions that were called before ask it at their next call. Calls under way finish on the policy they began with.
     """
     global _default  # the one default registry
     with _default_lock:
@@ -61,7 +61,7 @@ def _ask_again(bindings: list[Binding]) -> None:
 
 
 def _resolve_by_default(binding: Binding) -> None:
-    """Ask the default registry; a function without a profile does where there is a configuration at all."""
+    """Ask the default registry. A function without a profile asks it only if there is a configuration at all."""
     if binding.declaration is not None and binding.declaration.profile is None and _default is None:
         from opero.config.location import is_configured
 
@@ -86,14 +86,19 @@ def bind_declared(
     place: tuple[str, int],
     whole: frozenset[str],
 ) -> Any:
-    """Bind a function to what a registry will say when it is first called: modules may load before configuration.
+    """Bind a function whose policy is resolved at its first call, so that modules may load before configuration.
 
     Args:
         func: the function.
-        policy: what its decorator says, where that is no profile; it is checked now.
-        profile, below, fields, registry, place, whole: see `Declaration`.
-        clock: where time and chance come from.
-        mapped: as `bind`.
+        policy: the policy that its decorator states, if it names no profile; it is checked now.
+        profile: the name of its profile, or None.
+        below: the fields of the policy that holds where there is no profile.
+        fields: the decorator's own options, as nested fields.
+        registry: the registry that it names; None for the default one.
+        clock: the source of time and randomness.
+        mapped: whether the bound function takes many items.
+        place: the file and line of the decorator.
+        whole: the kinds of policy among `fields` that are given whole.
     """
     by = "@opmap" if mapped else "@opero"
 

@@ -1,4 +1,4 @@
-"""What `Registry.override` says, as a layer over all others."""
+"""The layer of `Registry.override`, above all others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero.config.code_layer import source_at
 from opero.config.document import read_document
 from opero.config.report import Report
-from opero.config.sources import Layer, Marked, Source
+from opero.config.sources import ConfigLayer, Marked, Source
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy
 
@@ -20,21 +20,21 @@ __all__ = ["layer_of"]
 
 def layer_of(
     profiles: Mapping[str, Any], functions: Mapping[str, Any], configuration: Configuration, place: tuple[str, int]
-) -> Layer:
-    """What a test says of profiles and functions, read as strictly as a file.
+) -> ConfigLayer:
+    """Make a layer of overrides, validated as strictly as a file.
 
     Raises:
         PolicyNotFoundError: there is no such profile.
-        ConfigError: something in it is wrong.
+        ConfigError: the overrides are invalid.
     """
     for name in profiles:
         if name not in configuration.policies:
             raise PolicyNotFoundError(f"there is no profile {name!r}{nearest(name, configuration.policies)}", name=name)
-    for key, said in (("policies", profiles), ("functions", functions)):
-        for name in (name for name, value in said.items() if value is None):
+    for key, sections in (("policies", profiles), ("functions", functions)):
+        for name in (name for name, value in sections.items() if value is None):
             raise ConfigError(
-                f"override: {key}.{name} is None, which says nothing: write {{}} to change nothing, or remove its "
-                "policies one by one, as in {'retry': None}"
+                f"override: {key}.{name} is None: use {{}} to change nothing, or None for single policies, as in "
+                "{'retry': None}"
             )
     source = source_at(place, "override")
     report = Report()

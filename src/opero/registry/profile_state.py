@@ -15,37 +15,37 @@ if TYPE_CHECKING:
 __all__ = ["SharedExecutors"]
 
 Key = tuple[str, str, int]
-"""A profile, a kind of policy, and the identity of a clock: what runs on another clock shares nothing."""
+"""A profile, a kind of policy, and the identity of a clock: functions with different clocks share nothing."""
 
 
 class SharedExecutors:
-    """One executor for each profile and kind under one configuration, whoever asks first.
+    """One executor for each profile and kind under one configuration.
 
-    A function has its profile's executor where it has the profile's own policy of that kind and that policy's scope is
-    the profile; else it gets one of its own.
+    A function shares its profile's executor if it has the profile's own policy of that kind and the scope of that
+    policy is the profile; otherwise it has one of its own.
 
-    Another configuration has an object of its own, the `successor`. Executors of unchanged policies are in both; others
-    take over from those before them when it comes into force (`give_way`), and not before: it may never do so.
+    Another configuration has an object of its own, the `successor`. Executors of unchanged policies belong to both. The
+    state of others migrates when the successor is put in force (`migrate`), and not before, as that may never happen.
 
     Args:
         policies: the profiles of the configuration.
 
     Attributes:
-        is_over: a successor is coming into force: who asks now is to ask again there.
+        is_replaced: whether a successor is being put in force; a function that asks now must ask the successor.
     """
 
     def __init__(self, policies: Mapping[str, Policy]) -> None:
         self._policies = policies
         self._held: dict[Key, Any] = {}
-        self._earlier: dict[Key, Any] = {}
-        """What the first executor of a key is to take over from."""
-        self._heirs: list[tuple[Any, Any]] | None = None
-        """Executors of one that is not in force yet, and whom they are to take over from."""
+        self._predecessors: dict[Key, Any] = {}
+        """The predecessor of an executor that has not been made yet."""
+        self._pending: list[tuple[Any, Any]] | None = None
+        """Executors made before this is in force, each with its predecessor; None once it is."""
         self._lock = RenewedLock()
-        self.is_over = False
+        self.is_replaced = False
 
     def of(self, profile: str | None) -> ExecutorProvider:
-        """What `build` asks for the executors of a function of that profile; None: it shares nothing."""
+        """Return the provider of executors for the functions of a profile; None: a provider that shares nothing."""
 
         def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
             own = None if profile is None else self._policies.get(profile)
@@ -57,44 +57,44 @@ class SharedExecutors:
                 held = self._held.get(key)
                 if held is not None:
                     return held
-                if self.is_over:
+                if self.is_replaced:
                     return executor
                 self._held[key] = executor
-                earlier = self._earlier.pop(key, None)
-                if earlier is not None and self._heirs is not None:
-                    self._heirs.append((executor, earlier))
-                elif earlier is not None:
-                    executor.take_over(earlier)
+                predecessor = self._predecessors.pop(key, None)
+                if predecessor is not None and self._pending is not None:
+                    self._pending.append((executor, predecessor))
+                elif predecessor is not None:
+                    executor.migrate_from(predecessor)
                 return executor
 
         return provide
 
     def successor(self, policies: Mapping[str, Policy]) -> SharedExecutors:
-        """What another configuration's functions share, if it comes into force."""
+        """Return the executors of another configuration, which may be put in force later."""
         draft = SharedExecutors(policies)
-        draft._heirs = []
+        draft._pending = []
         with self._lock:
             held = dict(self._held)
-            earlier = dict(self._earlier)
-        for key, executor in (*earlier.items(), *held.items()):
+            predecessors = dict(self._predecessors)
+        for key, executor in (*predecessors.items(), *held.items()):
             draft._inherit(key, executor)
         return draft
 
     def _inherit(self, key: Key, executor: Any) -> None:
-        """Keep an executor of another configuration, or its state for who follows it. What has gone is forgotten."""
+        """Keep an executor of the previous configuration if its policy is unchanged, else keep it as a predecessor."""
         profile, kind, _ = key
         policy = self._policies[profile].active(kind) if profile in self._policies else None
         if policy is not None and policy == executor.policy:
             self._held.setdefault(key, executor)
         elif policy is not None and policy.scope == "profile" and key not in self._held:
-            self._earlier.setdefault(key, executor)
+            self._predecessors.setdefault(key, executor)
 
-    def give_way(self, draft: SharedExecutors) -> None:
-        """Hand over to a successor, which whoever calls this puts in force at once."""
-        for executor, earlier in draft._heirs or ():
-            executor.take_over(earlier)
+    def migrate(self, draft: SharedExecutors) -> None:
+        """Move the state to a successor, which the caller puts in force at once."""
+        for executor, predecessor in draft._pending or ():
+            executor.migrate_from(predecessor)
         with self._lock:
-            self.is_over = True
-            for key, executor in self._held.items():  # also what somebody has asked for meanwhile
+            self.is_replaced = True
+            for key, executor in self._held.items():  # including executors made meanwhile
                 draft._inherit(key, executor)
-        draft._heirs = None
+        draft._pending = None

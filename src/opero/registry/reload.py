@@ -1,4 +1,4 @@
-"""From one configuration to another, at once: everything is made and validated before anything changes."""
+"""Replace one configuration by another at once: everything is built and validated before anything changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.config.configuration import Configuration, Effective
     from opero.policies.policy import Policy
     from opero.registry.profile_state import SharedExecutors
@@ -28,11 +28,11 @@ __all__ = ["Changes", "InForce", "change", "in_force"]
 
 @dataclass(frozen=True)
 class Changes:
-    """What a change of the configuration has changed; it is false where that is nothing.
+    """What a new configuration has changed; false if nothing has changed.
 
     Attributes:
-        profiles: the profiles whose policies differ, that are new, or that are gone.
-        functions: the bound functions whose policies differ.
+        profiles: profiles whose policies differ, that are new, or that were removed.
+        functions: bound functions whose policies differ.
     """
 
     profiles: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What holds now: a configuration, and what its functions share. Both change in one assignment."""
+    """The configuration in force, and the executors that its functions share. Both change in one assignment."""
 
     configuration: Configuration
     shared: SharedExecutors
 
 
 def in_force(effective: Effective, configuration: Configuration) -> Policy:
-    """A function's policy, or what is left of it when opero is switched off."""
+    """Return a function's policy, or what is left of it while opero is switched off."""
     on = configuration.enabled and (effective.profile is not None or is_on())
     return effective.policy if on else plain(effective.policy)
 
@@ -67,20 +67,21 @@ def change(
     """Put a configuration in force for all bindings, or for none.
 
     Args:
-        bindings: those that there are now; more may come while this works.
+        bindings: returns the bindings; more may be added while this runs.
         before: what is in force.
-        after: the configuration that is to be.
-        commit: puts it in force: it is what will be asked from now on.
-        anyhow: whatever does not fit: such a function is resolved anew at its next call, which then tells.
+        after: the configuration to put in force.
+        commit: publishes it, so that functions resolved from now on use it.
+        anyhow: put it in force even if a policy does not fit its function; such a function is resolved again at its
+            next call, which raises the error.
 
     Raises:
-        ConfigError: a policy does not fit its function, or a function's profile is gone; nothing has changed.
+        ConfigError: a policy does not fit its function, or a function's profile was removed; nothing has changed.
     """
     report = after.report()
     draft = InForce(after, before.shared.successor(after.policies))
     prepared: dict[int, Pipeline] = {}
     unfit: set[int] = set()
-    known = list(bindings())  # which also keeps them, as they go by their identity
+    known = list(bindings())  # keeps them alive, as they are identified by their address
     for binding in known:
         own = after.report() if anyhow else report
         pipeline = _prepare(binding, before.configuration, draft, own)
@@ -88,7 +89,7 @@ def change(
             prepared[id(binding)] = pipeline
         elif anyhow and own.lines and not binding.is_late:
             unfit.add(id(binding))
-            logger.warning("%s: does not fit: %s", declaration_of(binding).name, "; ".join(own.lines))
+            logger.warning("%s: the new policy does not fit: %s", declaration_of(binding).name, "; ".join(own.lines))
     report.raise_if_any()
 
     def swap() -> None:
@@ -102,12 +103,12 @@ def change(
 
     with undivided:
         try:
-            before.shared.give_way(draft.shared)
+            before.shared.migrate(draft.shared)
         finally:
             commit(draft)
     try:
         swap()
-    except KeyboardInterrupt:  # half of two configurations would be worse than a moment's delay
+    except KeyboardInterrupt:  # a short delay is better than functions on two configurations
         swap()
         raise
     functions = [declaration_of(binding).name for binding in known if id(binding) in prepared]
@@ -117,10 +118,10 @@ def change(
 
 
 def _prepare(binding: Binding, before: Configuration, after: InForce, report: Report) -> Pipeline | None:
-    """The layers that a binding will have; None where they do not change, or it has not needed any yet."""
+    """Build the pipeline that a binding will have; None if it does not change, or none has been needed yet."""
     declaration, configuration = declaration_of(binding), after.configuration
     if binding.is_late and not _fits(binding, before):
-        return None  # what is wrong was wrong before; its first call will tell
+        return None  # it did not fit before either; its first call will raise the error
     effective = configuration.effective(declaration, report)
     if effective is None:
         return None
@@ -139,7 +140,7 @@ def _prepare(binding: Binding, before: Configuration, after: InForce, report: Re
 
 
 def _fits(binding: Binding, configuration: Configuration) -> bool:
-    """Whether a function that was not called yet can be, as far as that is known."""
+    """Return whether a policy fits a function that has not been called yet, as far as that is known."""
     effective = configuration.effective(declaration_of(binding), Report())
     if effective is None:
         return False
@@ -151,11 +152,11 @@ def _fits(binding: Binding, configuration: Configuration) -> bool:
 
 
 def _catch_up(binding: Binding, before: Configuration, after: InForce) -> None:
-    """A function that was first called while the change was being made may have begun on the old configuration."""
+    """Update a function that was first called during the change, and may have been resolved by the old one."""
     report = after.configuration.report()
     pipeline = _prepare(binding, before, after, report)
     if pipeline is not None:
         binding.enforce(pipeline)
     elif report.lines and not binding.is_late:
         binding.forget()
-        logger.warning("%s: does not fit: %s", declaration_of(binding).name, "; ".join(report.lines))
+        logger.warning("%s: the new policy does not fit: %s", declaration_of(binding).name, "; ".join(report.lines))

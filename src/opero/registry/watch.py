@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from opero.errors import ConfigError
 from opero.observe.events import emit, emit_quietly
 from opero.observe.logs import logger
-from opero.registry.sighup import hear_sighup, no_longer_hear_sighup
+from opero.registry.sighup import hear_sighup, stop_hearing_sighup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -78,7 +78,7 @@ class Watch:
         self._stopping.set()
         self._requests.put(None)
         if self._sighup:
-            no_longer_hear_sighup(self._on_sighup)
+            stop_hearing_sighup(self._on_sighup)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()

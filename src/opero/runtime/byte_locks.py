@@ -8,18 +8,13 @@ import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, ClassVar
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  # Windows
-    fcntl = None  # type: ignore[assignment]
+from opero.runtime.file_locks import try_lock_byte, unlock_byte
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["IS_AVAILABLE", "Locks", "Mutex"]
-
-IS_AVAILABLE = fcntl is not None
-"""Whether this platform has byte locks."""
+__all__ = ["Locks", "Mutex"]
 
 
 class Locks:
@@ -41,6 +36,7 @@ class Locks:
         self.holders: dict[int, Mutex] = {}
         self.lock = threading.Lock()
         self._file: int | None = None
+        renew_in_child(self)
 
     def acquire(self, mutex: Mutex) -> bool:
         """Try to lock a mutex's byte without waiting, and return whether it is locked now."""
@@ -49,9 +45,7 @@ class Locks:
                 return False
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, mutex.offset)
-            except (BlockingIOError, PermissionError):
+            if not try_lock_byte(self._file, mutex.offset):
                 return False
             self.holders[mutex.offset] = mutex
             return True
@@ -61,10 +55,10 @@ class Locks:
         with self.lock:
             if self.holders.get(mutex.offset) is mutex and self._file is not None:
                 del self.holders[mutex.offset]
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, mutex.offset)
+                unlock_byte(self._file, mutex.offset)
 
     def after_fork(self) -> None:
-        """Forget the parent's locks, which a child process does not inherit. Closing the descriptor keeps them."""
+        """Forget the parent's locks in a forked process. Closing the inherited descriptor does not release them."""
         inherited = self._file
         self.__init__(self.path)  # type: ignore[misc]
         if inherited is not None:

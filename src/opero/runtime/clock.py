@@ -1,4 +1,4 @@
-"""Where time and chance come from: one place, so that tests can drive the very same engine on a virtual clock."""
+"""The source of time and randomness, which tests replace with a virtual clock."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ R = TypeVar("R")
 
 
 class Clock:
-    """The system's time, and a random source.
+    """The system clock, with a random generator.
 
     Attributes:
-        monotonic: seconds that never go back, for measuring and waiting.
-        time: seconds since 1970, for what outlives a process or comes from elsewhere (an HTTP date).
-        sleep: block the calling thread for some seconds.
-        random: the random source that jitter is drawn from.
+        monotonic: returns monotonic seconds, for measuring and waiting.
+        time: returns seconds since the epoch, for times that outlive the process or come from elsewhere (HTTP dates).
+        sleep: blocks the calling thread for some seconds.
+        random: the random generator for jitter.
     """
 
     __slots__ = ("monotonic", "random", "sleep", "time")
@@ -34,23 +34,27 @@ class Clock:
         self.random = random.Random()
 
     async def async_sleep(self, seconds: float) -> None:
-        """Suspend the running task for some seconds."""
+        """Suspend the current task for some seconds."""
         from asyncio import sleep
 
         await sleep(seconds)
 
     def wait(self, event: threading.Event, seconds: float | None) -> bool:
-        """Block the calling thread until `event` is set, or for so many seconds; whether it is set."""
+        """Block the calling thread until an event is set, for at most `seconds`, and return whether it is set."""
         return event.wait(seconds)
 
     def run_within(self, seconds: float, function: Callable[..., R], *args: Any) -> R:
-        """The result of `function(*args)`; raises `Expired` if it takes longer than that (see `interruption`)."""
+        """Return the result of `function(*args)`; see `opero.runtime.interruption`.
+
+        Raises:
+            Expired: the function takes longer than `seconds`.
+        """
         from opero.runtime.interruption import run_within
 
         return run_within(seconds, function, *args)
 
     def __reduce__(self) -> Any:
-        # A clock is this process's own; the other side of a pickle has its own.
+        # Unpickled in another process, it becomes that process's clock.
         return (_system, ()) if type(self) is Clock else (type(self), ())
 
 

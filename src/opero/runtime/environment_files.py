@@ -1,4 +1,4 @@
-"""Where variables come from besides the process itself: a `.env` file, and a directory of secrets."""
+"""Finds the `.env` file and the directory of secrets, which contain more environment variables."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ENV_FILE, SECRETS_DIR = "OPERO_ENV_FILE", "OPERO_SECRETS_DIR"
 DEFAULT_ENV_FILE = ".env"
 DEFAULT_SECRETS_DIR = "/run/secrets"
 HERE = Path()
-"""The working directory, whichever that is by then."""
+"""The working directory at the time of use."""
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:
-    """An opero variable's value, in whatever case its name is written."""
+    """Return the value of one of opero's variables, whose names are case-insensitive; None if it is not set."""
     if name in environ:
         return environ[name]
     return next((value for key, value in environ.items() if key.upper() == name), None)
@@ -39,16 +39,16 @@ def variable(environ: Mapping[str, str], name: str) -> str | None:
 def env_file(
     environ: Mapping[str, str], argument: str | Path | None = None, *, implied: bool = True, base: Path = HERE
 ) -> Path | None:
-    """The `.env` file to read: the argument, else `OPERO_ENV_FILE`, else `./.env` where there is one.
+    """Return the `.env` file to read: the argument, else `OPERO_ENV_FILE`, else `./.env` if it exists.
 
     Args:
-        environ: the process's variables.
-        argument: as given in code.
-        implied: whether `./.env` is read though nobody has named it.
-        base: what relative paths are relative to.
+        environ: the environment variables of the process.
+        argument: the path given in code, or None.
+        implied: whether `./.env` is used by default.
+        base: the directory of relative paths.
 
     Raises:
-        ConfigError: one that was named does not exist.
+        ConfigError: the given file does not exist.
     """
     return _named(environ, ENV_FILE, "env_file", argument, DEFAULT_ENV_FILE if implied else None, base, is_file=True)
 
@@ -56,9 +56,16 @@ def env_file(
 def secrets_dir(
     environ: Mapping[str, str], argument: str | Path | None = None, *, implied: bool = True, base: Path = HERE
 ) -> Path | None:
-    """The directory whose files are variables: the argument, else `OPERO_SECRETS_DIR`, else `/run/secrets`.
+    """Return the directory of secrets: the argument, else `OPERO_SECRETS_DIR`, else `/run/secrets` if it exists.
 
-    Args, Raises: as `env_file`.
+    Args:
+        environ: the environment variables of the process.
+        argument: the path given in code, or None.
+        implied: whether `/run/secrets` is used by default.
+        base: the directory of relative paths.
+
+    Raises:
+        ConfigError: the given directory does not exist.
     """
     return _named(
         environ, SECRETS_DIR, "secrets_dir", argument, DEFAULT_SECRETS_DIR if implied else None, base, is_file=False
@@ -75,22 +82,22 @@ def _named(
     *,
     is_file: bool,
 ) -> Path | None:
-    by, said = (parameter, str(argument)) if argument is not None else (name, variable(environ, name))
-    if said is None:
+    source, value = (parameter, str(argument)) if argument is not None else (name, variable(environ, name))
+    if value is None:
         path = base / default if default is not None else None
         return path if path is not None and (path.is_file() if is_file else path.is_dir()) else None
-    what = "file" if is_file else "directory"
-    if not said.strip():
-        raise error_at(by, f"is empty; unset it, or name a {what}")
-    named = Path(said.strip()).expanduser()
-    path = base / named
+    kind = "file" if is_file else "directory"
+    if not value.strip():
+        raise error_at(source, f"empty value: set the path of a {kind}, or unset it")
+    given = Path(value.strip()).expanduser()
+    path = base / given
     if not (path.is_file() if is_file else path.is_dir()):
-        raise error_at(by, f"{named} is no {what}" if path.exists() else f"the {what} {named} does not exist")
+        raise error_at(source, f"{given} is not a {kind}" if path.exists() else f"{kind} {given} does not exist")
     return path
 
 
 def working_directory() -> Path:
-    """The working directory of now; `HERE` where it has been removed."""
+    """Return the working directory, or `HERE` if it has been removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:

@@ -1,23 +1,18 @@
-"""A file that only grows, and that whoever has opened it has alone until it is closed."""
+"""A file that only grows, and that no other run can use until it is closed."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
-import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from opero.errors import ConfigError
 from opero.observe.logs import logger
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  # Windows
-    fcntl = None
+from opero.runtime.file_locks import try_lock, unlock
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,21 +23,21 @@ __all__ = ["LockedFile"]
 READ_AHEAD = 1 << 16
 
 _in_use: WeakValueDictionary[tuple[int, int], LockedFile] = WeakValueDictionary()
-"""The open ones, for file systems whose locks are between processes alone; and for forks."""
+"""The open ones: on some file systems locks do not hold within a process."""
 
 
 class LockedFile:
-    """Opens a file, or creates it empty, and locks it.
+    """Opens a file, or creates an empty one, and locks it.
+
+    A forked child has its parent's file closed: it writes nothing there, and does not keep it locked when the parent
+    has died.
 
     Args:
         path: the file. Its directory is not created.
-        what: what messages call it, before its path.
-
-    Attributes:
-        is_closed: by `close`, or because this is a child process of the one that has opened it.
+        what: what messages call the file, in front of its path.
 
     Raises:
-        ConfigError: it is in use, or cannot be opened; the message says what to do.
+        ConfigError: the file is in use or cannot be opened; the message says what to do.
 
     Its methods raise an OSError that names the file.
     """
@@ -57,9 +52,11 @@ class LockedFile:
             self._file.close()
             raise
         _in_use[self._identity()] = self
+        renew_in_child(self)
 
     @property
     def is_closed(self) -> bool:
+        """Whether it has been closed, by `close` or as this is a forked child."""
         return self._file.closed
 
     def refused(self, why: str) -> ConfigError:
@@ -70,7 +67,7 @@ class LockedFile:
 
     @contextmanager
     def reader(self) -> Iterator[Any]:
-        """What reads it, from its beginning; for now, as it knows nothing of what is written meanwhile."""
+        """A reader from the beginning of the file, which does not see what is written meanwhile."""
         self._file.seek(0)
         reader = io.BufferedReader(self._file, READ_AHEAD)
         try:
@@ -79,7 +76,7 @@ class LockedFile:
             reader.detach()
 
     def append(self, data: bytes) -> None:
-        """Write at the end: all of it, unless it raises."""
+        """Write all of it at the end."""
         with self._named():
             left = memoryview(data)
             while left:
@@ -91,36 +88,36 @@ class LockedFile:
             os.ftruncate(self._file.fileno(), size)
 
     def sync(self) -> None:
-        """Return when everything is on the disk."""
+        """Wait until everything is on the disk."""
         with self._named():
             os.fsync(self._file.fileno())
 
     def sync_directory(self) -> None:
-        """Make sure that a power cut does not take a new file's name."""
+        """Wait until the name of a new file is on the disk."""
         try:
             directory = os.open(os.path.dirname(os.path.realpath(self.path)), os.O_RDONLY)
         except OSError:  # Windows, or a directory that may not be read
             return
         try:
             os.fsync(directory)
-        except OSError as error:  # some file systems have no such thing
+        except OSError as error:  # some file systems cannot
             logger.debug("the directory of the %s %s cannot be synced: %s", self.what, self.path, error)
         finally:
             os.close(directory)
 
     def close(self) -> None:
-        """Let others use it. Closing again does nothing."""
+        """Let other runs use the file. Closing again does nothing."""
         if self._file.closed:
             return
         _in_use.pop(self._identity(), None)
-        if fcntl is not None:  # else a child process that has inherited it would keep it locked
-            with suppress(OSError):
-                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+        with suppress(OSError):  # closing alone would leave it locked while a forked child has it open
+            unlock(self._file.fileno())
         self._file.close()
 
-    def abandon(self) -> None:
-        """Close it, and leave it locked: what a child process does with its parent's."""
-        self._file.close()
+    def after_fork(self) -> None:
+        if not self._file.closed:
+            _in_use.pop(self._identity(), None)
+            self._file.close()  # which leaves it locked by the parent
 
     def _opened(self) -> io.FileIO:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -140,19 +137,14 @@ class LockedFile:
         if self._identity() in _in_use:
             raise self.refused(used)
         try:
-            if fcntl is not None:
-                fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            elif sys.platform == "win32":  # pragma: no cover
-                import msvcrt
-
-                self._file.seek(1 << 40)  # a byte that nobody needs to read
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-        except (BlockingIOError, PermissionError) as error:
-            raise self.refused(used) from error
+            is_free = try_lock(self._file.fileno())
         except OSError as error:
             logger.warning(
-                "the %s %s cannot be locked here, so nothing keeps another run from it: %s", self.what, self.path, error
+                "the %s %s cannot be locked here, so another run could use it as well: %s", self.what, self.path, error
             )
+            return
+        if not is_free:
+            raise self.refused(used)
 
     def _identity(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())
@@ -165,14 +157,3 @@ class LockedFile:
         except OSError as error:
             message = f"{error.strerror}, so nothing more is recorded in the {self.what}"
             raise OSError(error.errno, message, str(self.path)) from error
-
-
-def _after_fork() -> None:
-    """A child process writes nothing of its parent's, and does not keep the file locked when the parent has died."""
-    for file in list(_in_use.values()):
-        file.abandon()
-    _in_use.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""What can be told of a callable by looking at it."""
+"""Inspects callables: their kind, signature and name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FunctionKind = Literal["sync", "async", "generator", "async_generator"]
 
 
 def kind_of(function: Callable[..., Any]) -> FunctionKind:
-    """Whether a callable is sync or async, and whether it is a generator function."""
+    """Return whether a callable is sync, async, a generator function or an async generator function."""
     plain = inspect.isroutine(function) or inspect.isclass(function) or isinstance(function, functools.partial)
     candidates = (function,) if plain else (function, type(function).__call__)
     for each in candidates:
@@ -29,7 +29,7 @@ def kind_of(function: Callable[..., Any]) -> FunctionKind:
 
 
 def is_method(function: Callable[..., Any]) -> bool:
-    """Whether a function was defined in the body of a class and takes the instance, or the class, first."""
+    """Return whether a function is defined in a class and its first parameter is `self` or `cls`."""
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not outer or outer.endswith("<locals>") or not inspect.isfunction(function):
         return False
@@ -37,7 +37,7 @@ def is_method(function: Callable[..., Any]) -> bool:
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """A callable's signature; None of one that tells none, as `int`, `max` and other builtins do not."""
+    """Return the signature of a callable, or None for builtins such as `int` and `max` that have none."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -45,21 +45,21 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def short_name(function: Callable[..., Any]) -> str:
-    """`qualname`; of an object that is called, `Class.__call__`; of a `partial`, the name of what it calls."""
+    """Return a callable's qualified name: `Class.__call__` for objects; for a `partial`, the name of its function."""
     return names_of(function)[1]
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """`module.qualname`, as `short_name`."""
+    """Return a callable's module and qualified name as `module.qualname`."""
     return ".".join(names_of(function))
 
 
 def names_of(function: Any) -> tuple[str, str]:
-    """A callable's module and qualified name. They never come of its `repr`, which may show a secret that it holds."""
+    """Return a callable's module and qualified name. Its `repr`, which may show a secret, is not used."""
     while isinstance(function, functools.partial) and "__qualname__" not in vars(function):
         function = function.func
     name = getattr(function, "__qualname__", None)
     if isinstance(name, str) and name:
-        # A slot's wrapper has no module.
+        # Slot wrappers have no `__module__`.
         return getattr(function, "__module__", None) or type(function).__module__, name
     return type(function).__module__, f"{type(function).__qualname__}.__call__"

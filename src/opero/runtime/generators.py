@@ -1,4 +1,4 @@
-"""Generators: an attempt is their start, up to the first item; from then on the items pass through."""
+"""Generators under a policy: an attempt runs to the first item; later items pass through unchanged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Started", "from_items", "from_items_async", "relaying", "relaying_as
 
 
 class Started:
-    """A generator that has come to its first item, or to its end without one.
+    """A generator that has run to its first item, or to its end if it has no items.
 
     Attributes:
-        generator: the generator itself.
-        first: its first item; or what it returned, where it has ended.
+        generator: the generator.
+        first: the first item; if it has ended, its return value.
         ended: whether it has ended.
     """
 
@@ -28,17 +28,17 @@ class Started:
         self._at_end: list[Callable[[], None]] = []
 
     def on_end(self, action: Callable[[], None]) -> None:
-        """Do this when the generator ends, however it does."""
+        """Call an action when the generator ends, for whatever reason."""
         self._at_end.append(action)
 
     def end(self) -> None:
-        """Do what was left for the end."""
+        """Call the actions registered with `on_end`."""
         while self._at_end:
             self._at_end.pop()()
 
 
 def start(function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Started]:
-    """A function that starts the generator that `function` makes."""
+    """Return a function that creates the generator and runs it to its first item."""
 
     def started(*args: Any, **kwargs: Any) -> Started:
         generator = function(*args, **kwargs)
@@ -51,7 +51,7 @@ def start(function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., St
 
 
 def start_async(function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[..., Awaitable[Started]]:
-    """An async function that starts the async generator that `function` makes."""
+    """Return an async function that creates the async generator and runs it to its first item."""
 
     async def started(*args: Any, **kwargs: Any) -> Started:
         generator = function(*args, **kwargs)
@@ -64,7 +64,7 @@ def start_async(function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[.
 
 
 def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any, Any]]:
-    """A generator function that begins so and relays all items, and what is sent or thrown in."""
+    """Return a generator function that starts a generator and relays its items, and what is sent or thrown in."""
 
     def relayed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         started = begin(*args, **kwargs)
@@ -79,7 +79,7 @@ def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any,
                 except GeneratorExit:
                     generator.close()
                     raise
-                except BaseException as error:  # noqa: BLE001  # whatever was thrown in
+                except BaseException as error:  # noqa: BLE001  # anything can be thrown in
                     proceed, message = generator.throw, error
                 else:
                     proceed, message = generator.send, sent
@@ -94,7 +94,7 @@ def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any,
 
 
 def relaying_async(begin: Callable[..., Awaitable[Started]]) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """The same, for async generators."""
+    """Return an async generator function that starts an async generator and relays its items, like `relaying`."""
 
     async def relayed(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         started = await begin(*args, **kwargs)
@@ -107,7 +107,7 @@ def relaying_async(begin: Callable[..., Awaitable[Started]]) -> Callable[..., As
                 except GeneratorExit:
                     await generator.aclose()
                     raise
-                except BaseException as error:  # noqa: BLE001  # whatever was thrown in
+                except BaseException as error:  # noqa: BLE001  # anything can be thrown in
                     proceed = generator.athrow(error)
                 else:
                     proceed = generator.asend(sent)
@@ -122,12 +122,12 @@ def relaying_async(begin: Callable[..., Awaitable[Started]]) -> Callable[..., As
 
 
 def from_items(items: Iterable[Any]) -> Generator[Any, Any, None]:
-    """A fallback result as a generator."""
+    """Return a generator of the items of a fallback result."""
     yield from items
 
 
 async def from_items_async(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncGenerator[Any, None]:
-    """A fallback result as an async generator."""
+    """Return an async generator of the items of a fallback result."""
     if hasattr(items, "__aiter__"):
         async for item in items:
             yield item

@@ -1,8 +1,8 @@
-"""Hosts: how a coroutine that serves both sync and async callers sleeps, waits and calls on.
+"""Hosts: how coroutines that serve both sync and async callers sleep, wait and call functions.
 
-Logic that waits is written once, as a coroutine that awaits nothing but its host. An async caller awaits the
-coroutine. A sync caller drives it with one `send`, on a host whose methods block and never suspend, so a sync call
-needs no event loop.
+Logic that waits is written once, as a coroutine that awaits only methods of its host. An async caller awaits the
+coroutine. A sync caller runs it with a single `send`, on a host whose methods block instead of suspending, so a sync
+call needs no event loop.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["AsyncHost", "BlockingHost", "Host", "Outcome", "Waiter", "helpers", 
 
 T = TypeVar("T")
 
-MOST_HELPERS = 16
-MOST_IN_BACKGROUND = 32
+MAX_HELPERS = 16
+MAX_IN_BACKGROUND = 32
 
-_in_background: set[Task[Any]] = set()
-_room_in_background = threading.BoundedSemaphore(MOST_IN_BACKGROUND)
+_background_tasks: set[Task[Any]] = set()
+_background_slots = threading.BoundedSemaphore(MAX_IN_BACKGROUND)
 
 
 class Outcome:
-    """What an attempt came to. An exception is carried as a value, as a coroutine cannot raise StopIteration."""
+    """The result or exception of an attempt. The exception is a value, as a coroutine cannot raise StopIteration."""
 
     __slots__ = ("error", "value")
 
@@ -41,7 +41,7 @@ class Outcome:
         self.error = error
 
     def get(self) -> Any:
-        """Return the value, or raise the exception, leaving no reference cycle behind."""
+        """Return the value or raise the exception, without creating a reference cycle."""
         error = self.error
         if error is None:
             return self.value
@@ -52,42 +52,48 @@ class Outcome:
 
 
 class Waiter(Protocol):
-    """A place in a queue: `wake` may be called from any thread."""
+    """A caller that waits to be woken by another thread or task."""
 
     def wake(self) -> bool:
-        """Wake who waits; False if nobody can be woken any more."""
+        """Wake the caller, from any thread; return False if its event loop is closed."""
 
     async def wait(self, seconds: float | None) -> bool:
-        """Wait to be woken; False if that did not happen in time."""
+        """Wait to be woken, at most for `seconds`, and return whether that happened."""
 
 
-class Shared(Protocol):
-    """What runs for several callers: `cancel` ends it, where it runs in a task of its own."""
+class Cancellable(Protocol):
+    """Something that runs for several callers, and can be cancelled if it runs in a task."""
 
     cancel: Callable[[], object] | None
 
 
 class Host(Protocol):
-    """What a coroutine that serves both kinds of callers may await."""
+    """The operations that a coroutine for both kinds of callers may await."""
 
     async def sleep(self, seconds: float) -> None: ...
     async def attempt(self, function: Callable[..., Any], *args: Any) -> Outcome: ...
     def waiter(self) -> Waiter: ...
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
-        """The result of a function that may block, such as for a disk or a network: never in an event loop's thread."""
+        """Return the result of a function that may block on a disk or network; never runs in an event loop's thread."""
         ...
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
-        """Run what others may wait for, too. A cancelled caller leaves it to them, if `is_wanted` says so."""
+    async def shielded(self, coroutine: Coroutine[Any, Any, T], owner: Cancellable, is_wanted: Callable[[], bool]) -> T:
+        """Run a coroutine whose result others may wait for as well.
+
+        Args:
+            coroutine: the coroutine to run.
+            owner: its `cancel` is set to a function that cancels the coroutine.
+            is_wanted: called if the caller is cancelled; if it returns True, the coroutine continues.
+        """
         ...
 
     def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
-        """Run what nobody waits for; False if too much of that is running already."""
+        """Run a coroutine without waiting for it; return False if too many are running already."""
 
 
 class BlockingHost:
-    """Serves sync callers: everything blocks the thread, nothing suspends."""
+    """Serves sync callers: its methods block the thread and never suspend."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -98,7 +104,7 @@ class BlockingHost:
     async def attempt(self, function: Callable[..., Any], *args: Any) -> Outcome:
         try:
             return Outcome(function(*args))
-        except Exception as error:  # noqa: BLE001  # carried as a value
+        except Exception as error:  # noqa: BLE001  # returned as a value
             return Outcome(error=error)
 
     def waiter(self) -> Waiter:
@@ -107,7 +113,7 @@ class BlockingHost:
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
+    async def shielded(self, coroutine: Coroutine[Any, Any, T], owner: Cancellable, is_wanted: Callable[[], bool]) -> T:
         return await coroutine
 
     def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
@@ -115,7 +121,7 @@ class BlockingHost:
 
 
 class AsyncHost:
-    """Serves async callers: everything suspends the task, nothing blocks the thread."""
+    """Serves async callers: its methods suspend the task and never block the thread."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -126,7 +132,7 @@ class AsyncHost:
     async def attempt(self, function: Callable[..., Any], *args: Any) -> Outcome:
         try:
             return Outcome(await function(*args))
-        except Exception as error:  # noqa: BLE001  # carried as a value
+        except Exception as error:  # noqa: BLE001  # returned as a value
             return Outcome(error=error)
 
     def waiter(self) -> Waiter:
@@ -137,31 +143,31 @@ class AsyncHost:
 
         return await get_running_loop().run_in_executor(helpers(), function, *args)
 
-    async def apart(self, coroutine: Coroutine[Any, Any, T], shared: Shared, is_wanted: Callable[[], bool]) -> T:
+    async def shielded(self, coroutine: Coroutine[Any, Any, T], owner: Cancellable, is_wanted: Callable[[], bool]) -> T:
         from asyncio import CancelledError, get_running_loop, shield, wait
 
         loop = get_running_loop()
         task = loop.create_task(coroutine)
-        shared.cancel = partial(_cancel, loop, task)
+        owner.cancel = partial(_cancel, loop, task)
         try:
             return await shield(task)
         except CancelledError:
             if not is_wanted() and not task.done():
                 task.cancel()
-                await wait([task])  # what it has to tidy up comes before its caller goes on
+                await wait([task])  # let it clean up before the caller continues
             raise
 
     def background(self, coroutine: Coroutine[Any, Any, object]) -> bool:
         from asyncio import get_running_loop
 
         task = get_running_loop().create_task(coroutine)
-        _in_background.add(task)  # the loop itself would let go of it
-        task.add_done_callback(_in_background.discard)
+        _background_tasks.add(task)  # the event loop keeps only a weak reference
+        task.add_done_callback(_background_tasks.discard)
         return True
 
 
 def _cancel(loop: AbstractEventLoop, task: Task[Any]) -> None:
-    with suppress(RuntimeError):  # its loop has been closed, and the task with it
+    with suppress(RuntimeError):  # the event loop is closed
         loop.call_soon_threadsafe(task.cancel)
 
 
@@ -188,7 +194,7 @@ class _AsyncWaiter:
     def wake(self) -> bool:
         try:
             self.loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # its loop has been closed
+        except RuntimeError:  # the event loop is closed
             return False
         return True
 
@@ -207,11 +213,11 @@ class _AsyncWaiter:
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine whose host blocks: it comes to its end at once, without an event loop."""
+    """Run a coroutine on a `BlockingHost` to its end, without an event loop, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        # No name for it here: an exception in it leads back to this frame by its traceback.
+        # Not assigned to a variable: an exception in the value refers to this frame by its traceback.
         return stop.value  # type: ignore[no-any-return]
     coroutine.close()
     raise RuntimeError("a blocking host was suspended")  # pragma: no cover  # a bug in opero
@@ -219,15 +225,15 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @cache
 def helpers() -> ThreadPoolExecutor:
-    """The threads in which async callers' stores are asked."""
+    """Return the threads that run blocking functions for async callers."""
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(MOST_HELPERS, "opero-store")
+    return ThreadPoolExecutor(MAX_HELPERS, "opero-store")
 
 
 def run_in_background(coroutine: Coroutine[Any, Any, object]) -> bool:
-    """Run a coroutine whose host blocks in a thread of its own; False where `MOST_IN_BACKGROUND` are running."""
-    if not _room_in_background.acquire(blocking=False):
+    """Run a coroutine on a `BlockingHost` in a new thread; return False if `MAX_IN_BACKGROUND` are running."""
+    if not _background_slots.acquire(blocking=False):
         coroutine.close()
         return False
 
@@ -235,7 +241,7 @@ def run_in_background(coroutine: Coroutine[Any, Any, object]) -> bool:
         try:
             run_blocking(coroutine)
         finally:
-            _room_in_background.release()
+            _background_slots.release()
 
     threading.Thread(target=copy_context().run, args=(work,), name="opero-refresh", daemon=True).start()
     return True

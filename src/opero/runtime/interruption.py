@@ -1,8 +1,8 @@
-"""Ending a sync function that takes too long.
+"""Timeouts for sync functions.
 
-In the main thread of a Unix process an alarm signal interrupts the function where it stands (Python code and sleeps;
-not a long call into C). Elsewhere the function runs in a helper thread: its caller stops waiting on time, while the
-function itself runs on there, counted, and capped at `MOST_ABANDONED`.
+In the main thread of a Unix process an alarm signal interrupts the function (Python code and sleeps, but not a long
+call into C). Elsewhere the function runs in a helper thread: its caller stops waiting at the timeout, while the
+function continues there. The number of such abandoned functions is limited to `MAX_ABANDONED`.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["Expired", "Interruption", "abandoned", "run_aside", "run_within", "uninterrupted"]
+__all__ = ["Expired", "Interruption", "abandoned", "run_in_helper", "run_within", "uninterrupted"]
 
 R = TypeVar("R")
 
-MOST_ABANDONED = 256
-MOST_IDLE = 16
+MAX_ABANDONED = 256
+MAX_IDLE = 16
 HAS_ALARM = hasattr(signal, "setitimer")
-A_MOMENT = 0.001
+RETRY_DELAY = 0.001
 
 uninterrupted: set[int] = set()
-"""Threads that hold what they must give back first: an interruption waits for a moment."""
+"""Identifiers of threads that hold a lock: an interruption is retried after `RETRY_DELAY` seconds."""
 
 
 class Interruption(BaseException):
-    """Thrown into a function whose time is up. No `Exception`, so that its `except Exception` does not swallow it."""
+    """Raised inside a function at its timeout. As a `BaseException`, it is not caught by `except Exception`."""
 
 
-class Expired(Exception):  # noqa: N818  # a signal between run_within and its caller, never shown to users
-    """The function's time was up before it returned."""
+class Expired(Exception):  # noqa: N818  # signals the timeout to the caller of run_within, never shown to users
+    """The function did not return before its timeout."""
 
 
 def run_within(seconds: float, function: Callable[..., R], *args: Any) -> R:
-    """The result of `function(*args)`, if it takes at most that many seconds.
+    """Return the result of `function(*args)`.
 
     Raises:
-        Expired: it took longer.
-        RejectedError: too many functions that ran out of time are still running in their threads.
+        Expired: the function takes longer than `seconds`.
+        RejectedError: too many functions that timed out are still running in helper threads.
     """
     if HAS_ALARM and threading.current_thread() is threading.main_thread():
         return _run_under_alarm(seconds, function, args)
-    return run_aside(seconds, function, *args)
+    return run_in_helper(seconds, function, *args)
 
 
 def abandoned() -> int:
-    """How many functions whose callers stopped waiting are running still."""
+    """Return the number of functions that timed out and are still running."""
     return _helpers.abandoned
 
 
@@ -70,17 +70,17 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
         nonlocal fired, outer_due
         now = time.monotonic()
         if outer_due is not None and now >= outer_due:
-            # Somebody's own timer, or an outer timeout, was due first: serve it, then go on with ours.
+            # The user's own timer or an outer timeout is due first: call its handler, then continue.
             outer_due = now + outer_interval if outer_interval else None
             arm(now)
             if callable(outer_handler):
                 outer_handler(signum, frame)
         elif running and now >= started + seconds:
             if threading.get_ident() in uninterrupted:
-                signal.setitimer(signal.ITIMER_REAL, A_MOMENT)
+                signal.setitimer(signal.ITIMER_REAL, RETRY_DELAY)
                 return
             fired = True
-            raise interruption  # noqa: F821  # the handler is gone before it is deleted
+            raise interruption  # noqa: F821  # deleted only after this handler is removed
         else:
             arm(now)
 
@@ -100,7 +100,7 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
             result = function(*args)
         finally:
             running = False
-        if fired:  # the function swallowed the interruption and came back late
+        if fired:  # the function caught the interruption and returned late
             raise Expired
         return result
     except Interruption as caught:
@@ -117,7 +117,7 @@ def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any
 
 
 class _Helpers:
-    """Threads that run functions for callers who may stop waiting."""
+    """Threads that run functions whose callers may stop waiting."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -126,10 +126,10 @@ class _Helpers:
 
     def submit(self, task: _Task) -> None:
         with self.lock:
-            if self.abandoned >= MOST_ABANDONED:
+            if self.abandoned >= MAX_ABANDONED:
                 raise RejectedError(
-                    f"{self.abandoned} calls that timed out are still running in their threads; "
-                    "give the function a timeout of its own, or make it async"
+                    f"{self.abandoned} calls that timed out are still running in their threads: give the function a "
+                    "timeout of its own, or make it async"
                 )
             inbox = self.idle.pop() if self.idle else None
         if inbox is None:
@@ -142,13 +142,13 @@ class _Helpers:
             task.run()
             with self.lock:
                 self.abandoned -= task.abandoned
-                if len(self.idle) >= MOST_IDLE:
+                if len(self.idle) >= MAX_IDLE:
                     return
                 self.idle.append(inbox)
             del task
 
     def abandon(self, task: _Task) -> bool:
-        """Stop waiting for a task; False if it has just finished after all."""
+        """Stop waiting for a task; return False if it has just finished."""
         with self.lock:
             if task.finished.is_set():
                 return False
@@ -172,7 +172,7 @@ class _Task:
     def run(self) -> None:
         try:
             self.result = self.context.run(self.function, *self.args)
-        except BaseException as error:  # noqa: BLE001  # carried to the caller
+        except BaseException as error:  # noqa: BLE001  # raised in the caller's thread
             self.error = error
         with _helpers.lock:
             self.finished.set()
@@ -181,8 +181,13 @@ class _Task:
 _helpers = _Helpers()
 
 
-def run_aside(seconds: float, function: Callable[..., R], *args: Any) -> R:
-    """As `run_within`, always in a helper thread: nothing is interrupted, only no longer waited for."""
+def run_in_helper(seconds: float, function: Callable[..., R], *args: Any) -> R:
+    """Return the result of `function(*args)`, run in a helper thread where it is never interrupted.
+
+    Raises:
+        Expired: the function takes longer than `seconds`; it continues in its thread.
+        RejectedError: too many functions that timed out are still running in helper threads.
+    """
     task = _Task(function, args)
     _helpers.submit(task)
     if not task.finished.wait(seconds) and _helpers.abandon(task):

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processors and memory, by what its cgroups allow, too."""
+"""Processors and memory that this process may use, including the limits of its cgroups."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ __all__ = [
 ]
 
 UNLIMITED = 1 << 62
-"""cgroups of version 1 write a number beyond this where there is no limit."""
+"""Bytes; version 1 of cgroups writes a larger number if there is no limit."""
 LEAST_WORKER = 64 << 20
-"""Bytes that a worker process takes at least: the interpreter with what a worker imports."""
+"""Bytes that a worker process needs at least, for the interpreter and its imports."""
 
 
 def cpu_limit(root: Path = Path("/")) -> int:
-    """Processors that this process may use, at least 1: by its affinity, and by the quotas of its cgroups, rounded up.
+    """Return the number of processors that this process may use: by its affinity, and by cgroup quotas, rounded up.
 
     Args:
-        root: where /proc and /sys are.
+        root: the directory that contains /proc and /sys.
     """
     from joblib import cpu_count
 
-    # joblib looks at the quota where cgroups are mounted, and not at those of groups below, where services are.
+    # joblib reads only the quota at the mount of cgroups, not those of nested groups, in which services run.
     quotas = [quota for folder in _cgroups(root, "cpu") if (quota := _quota_of(folder)) is not None]
     return max(1, min([int(cpu_count()), *quotas]))
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that this process and its children may use: the least that a cgroup above it or the machine allows."""
+    """Return the bytes that this process and its children may use, as limited by its cgroups and the machine."""
     limits = [limit for folder in _cgroups(root, "memory") if (limit := _limit_of(folder)) is not None]
     total = _field(root / "proc/meminfo", "MemTotal:")
     return min([*limits, *([total * 1024] if total is not None else [])], default=None)
 
 
 def memory_left(root: Path = Path("/")) -> int | None:
-    """Bytes that are still free, of what the machine and each cgroup above this process allow; None: not known."""
+    """Return the bytes that are still available within the limits of cgroups and machine; None if unknown."""
     left = [limit - _used_of(folder) for folder in _cgroups(root, "memory") if (limit := _limit_of(folder)) is not None]
     available = _field(root / "proc/meminfo", "MemAvailable:")
     return min([*left, *([available * 1024] if available is not None else [])], default=None)
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has begun, and that these have, as far as the machine tells."""
+    """Return the ids of all child processes of a process, recursively; empty where there is no /proc."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -70,7 +70,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident(pid: int, root: Path = Path("/")) -> int:
-    """Bytes of memory that a process holds; 0 where there is none of that number."""
+    """Return the resident memory of a process in bytes; 0 if it does not exist."""
     try:
         pages = int((root / f"proc/{pid}/statm").read_bytes().split()[1])
     except (OSError, ValueError, IndexError):
@@ -79,7 +79,7 @@ def resident(pid: int, root: Path = Path("/")) -> int:
 
 
 def _resident_elsewhere(pid: int) -> int:
-    """The same, where there is no /proc."""
+    """Return the resident memory of a process where there is no /proc."""
     try:
         import psutil
     except ImportError:
@@ -91,23 +91,23 @@ def _resident_elsewhere(pid: int) -> int:
 
 
 def peak(pid: int, root: Path = Path("/")) -> int:
-    """The most that a process has held since that was last forgotten; what it holds where the system does not say."""
-    most = _field(root / f"proc/{pid}/status", "VmHWM:")
-    return resident(pid, root) if most is None else most * 1024
+    """Return the peak resident memory of a process since `forget_peak`, or the current one where there is no peak."""
+    kilobytes = _field(root / f"proc/{pid}/status", "VmHWM:")
+    return resident(pid, root) if kilobytes is None else kilobytes * 1024
 
 
 def forget_peak(pid: int, root: Path = Path("/")) -> None:
-    """From now on `peak` tells of what the process will hold, where the system can forget."""
+    """Reset the peak resident memory of a process, if the system allows it."""
     with suppress(OSError):
         (root / f"proc/{pid}/clear_refs").write_text("5", encoding="utf-8")
 
 
 def started(pid: int, root: Path = Path("/")) -> float:
-    """What tells a process from others that have had its number; -1 where there is none."""
+    """Return the start time of a process, which distinguishes processes with the same id; -1 if it does not exist."""
     try:
         text = (root / f"proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         fields = text.rpartition(")")[2].split()
-        return -1.0 if fields[0] in "ZX" else float(fields[19])  # one that is dead and not waited for yet is none
+        return -1.0 if fields[0] in "ZX" else float(fields[19])  # a zombie does not count
     except (OSError, ValueError, IndexError):
         if (root / "proc/self").exists():
             return -1.0
@@ -115,13 +115,13 @@ def started(pid: int, root: Path = Path("/")) -> float:
         os.kill(pid, 0)
     except ProcessLookupError:
         return -1.0
-    except OSError:  # it is another user's
+    except OSError:  # the process of another user
         pass
     return 0.0
 
 
 def queued() -> float:
-    """Seconds that this thread has waited for its turn on a processor so far; 0 where the system does not say."""
+    """Return the seconds that this thread has waited for a processor so far; 0 if unknown."""
     try:
         with open("/proc/thread-self/schedstat", "rb") as file:
             return int(file.read().split()[1]) / 1e9
@@ -130,7 +130,7 @@ def queued() -> float:
 
 
 def workers_that_fit(wanted: int, root: Path = Path("/")) -> int:
-    """How many of so many worker processes there is memory for, if each takes what this one does."""
+    """Return how many worker processes fit in memory, at most `wanted`, if each uses as much as this process."""
     limit, left = memory_limit(root), memory_left(root)
     if limit is None or left is None:
         return wanted
@@ -142,7 +142,7 @@ def workers_that_fit(wanted: int, root: Path = Path("/")) -> int:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroup and of those above it."""
+    """Yield the directories of this process's cgroup and its parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -157,7 +157,7 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
             mounts = [mounted / controllers, mounted / controller]
         else:
             continue
-        # In a container the path is often that of the host, and its own cgroup is at the mount itself.
+        # In a container the path is often that of the host, while the container's cgroup is mounted at the root.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in mounts:
             for depth in range(len(parts), -1, -1):
@@ -167,16 +167,16 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _quota_of(folder: Path) -> int | None:
-    """Processors that a cgroup allows."""
+    """Return the number of processors that a cgroup allows, or None."""
     try:
         quota, period = map(int, (folder / "cpu.max").read_text(encoding="utf-8").split())
-    except (OSError, ValueError):  # "max" where there is none
+    except (OSError, ValueError):  # "max" if there is no quota
         quota, period = (_number(folder / f"cpu.cfs_{name}_us") or 0 for name in ("quota", "period"))
     return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
 
 
 def _limit_of(folder: Path) -> int | None:
-    """Bytes that a cgroup allows."""
+    """Return the bytes that a cgroup allows, or None."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         limit = _number(folder / name)
         if limit is not None and 0 < limit < UNLIMITED:
@@ -185,22 +185,22 @@ def _limit_of(folder: Path) -> int | None:
 
 
 def _used_of(folder: Path) -> int:
-    """Bytes that are in use in a cgroup, without files that the system only keeps until it needs the memory."""
+    """Return the bytes that a cgroup uses, without the page cache that can be reclaimed."""
     used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
-    names = ("total_inactive_file", "inactive_file")  # in version 1 the second is without the groups below
-    kept = next((each for name in names if (each := _field(folder / "memory.stat", name)) is not None), 0)
-    return max(0, used - kept)
+    names = ("total_inactive_file", "inactive_file")  # in version 1 the second one excludes nested groups
+    reclaimable = next((each for name in names if (each := _field(folder / "memory.stat", name)) is not None), 0)
+    return max(0, used - reclaimable)
 
 
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # "max" where there is no limit
+    except (OSError, ValueError):  # "max" if there is no limit
         return None
 
 
 def _field(path: Path, name: str) -> int | None:
-    """The number behind a name, in a file that has such a pair in each line."""
+    """Return the number that follows a name in a file with one "name number" pair per line, or None."""
     try:
         lines = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
         return next(int(line[1]) for line in lines if line[:1] == [name])

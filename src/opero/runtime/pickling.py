@@ -1,4 +1,4 @@
-"""Pickles that are kept, and read by other programs later."""
+"""Pickles for storage, which other programs can read later."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ PROTOCOL = 5
 
 
 def dumps(value: Any) -> bytes:
-    """A value's pickle, the same whatever other packages have been imported."""
+    """Pickle a value, in the same way whatever packages have been imported."""
     return _Pickler.dumps(value) if "tblib.pickling_support" in sys.modules else pickle.dumps(value, PROTOCOL)
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles exceptions as they are everywhere: dask has them pickled as tblib does, which reads back only with it."""
+    """Pickles exceptions in the standard way.
+
+    dask registers the reducers of tblib for exceptions, and such pickles can be read only where tblib is installed.
+    """
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, BaseException):

@@ -1,10 +1,11 @@
-"""A folder for what this process shares with its workers."""
+"""A temporary directory for files that this process shares with its worker processes."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
+
+from opero.runtime.forking import at_fork
 
 __all__ = ["private_folder"]
 
@@ -12,20 +13,19 @@ _folder: tempfile.TemporaryDirectory[str] | None = None
 
 
 def private_folder() -> Path:
-    """A folder that only this user can read, and that goes when this process ends."""
-    global _folder  # noqa: PLW0603  # one a process
+    """Return a directory that only this user can access, and that is deleted when this process exits."""
+    global _folder  # noqa: PLW0603  # one per process
     if _folder is None:
         _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
     return Path(_folder.name)
 
 
 def _forget() -> None:
-    """In a forked child: the folder is its parent's."""
-    global _folder  # noqa: PLW0603  # as above
+    """Forget the parent's directory in a forked process."""
+    global _folder  # noqa: PLW0603
     if _folder is not None:
-        _folder._finalizer.detach()  # type: ignore[attr-defined]  # it must outlive the child
+        _folder._finalizer.detach()  # type: ignore[attr-defined]  # the child must not delete it
         _folder = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+at_fork(in_child=_forget)

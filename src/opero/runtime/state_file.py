@@ -1,4 +1,4 @@
-"""A few bytes that several processes share."""
+"""A file of some bytes that several processes share, and a lock for it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,34 @@ import struct
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from opero.errors import ConfigError
+from opero.runtime.file_locks import lock, unlock
+from opero.runtime.forking import renew_in_child
 from opero.runtime.interruption import uninterrupted
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["HAS_LOCKS", "StateFile"]
-
-HAS_LOCKS = fcntl is not None
+__all__ = ["StateFile"]
 
 
 class StateFile:
-    """A few bytes that several processes share, and a lock for them, which the kernel frees when its holder dies.
+    """A state that several processes share, and a lock for it, which the kernel frees when its holder dies.
 
     Args:
-        path: the file. It exists already.
+        path: an existing file.
 
     Raises:
-        ConfigError: there is no such file here.
+        ConfigError: the file does not exist on this machine.
     """
 
-    # There are two slots for the state, and a number that says how large they are, and which one counts. A process that
-    # is killed while it writes has touched the other one only: what counts is always whole.
+    # The file has two areas for the state, and a number that says how large they are and which one is valid. A process
+    # that is killed while it writes has touched the other one only, so the valid one is always complete.
 
     HEADER = 24
-    _all: ClassVar[weakref.WeakSet[StateFile]] = weakref.WeakSet()
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -54,51 +48,49 @@ class StateFile:
                 "limit, circuit breaker and bulkhead are shared between the processes of one machine only; leave them "
                 "out, or use mode='thread'"
             ) from error
-        self._look()
-        self._all.add(self)
+        self._map_file()
+        renew_in_child(self)
 
     @classmethod
     def create(cls, path: Path, size: int) -> StateFile:
-        """A new file for states of up to so many bytes. It goes when nobody here uses it any more."""
-        slot = _padded(size)
-        path.write_bytes(struct.pack("q", 2 * slot) + bytes(cls.HEADER - 8 + 2 * slot))
+        """Create a file for states of up to `size` bytes. It is deleted once this process does not use it any more."""
+        area = _padded(size)
+        path.write_bytes(struct.pack("q", 2 * area) + bytes(cls.HEADER - 8 + 2 * area))
         path.chmod(0o600)
         file = cls(str(path))
         weakref.finalize(file, _unlink, file.path, os.getpid()).atexit = False
         return file
 
     def _open(self) -> None:
-        # A lock belongs to what was opened: threads share it, and so would a forked child, so each has a lock besides.
+        # A file lock belongs to an open file, so threads would share it: they have a lock of their own besides.
         self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         self._closing = weakref.finalize(self, os.close, self._file)
         self._closing.atexit = False
         self._lock = threading.Lock()
         self.holder = 0
 
-    def _look(self) -> None:
+    def _map_file(self) -> None:
         self._map = mmap.mmap(self._file, 0)
         view = memoryview(self._map)
-        self._current = view[0:8].cast("q")  # twice the size of a slot, and 1 if the second one counts
-        self._due = view[8:16].cast("d")
+        self._current = view[0:8].cast("q")  # twice the size of an area, plus 1 if the second one is valid
+        self._number = view[8:16].cast("d")
         self._versions = view[20:24].cast("I")
 
-    @classmethod
-    def reopen_all(cls) -> None:
-        """In a forked child: have locks of its own. What they guard it still shares with its parent."""
-        for file in list(cls._all):
-            close = file._closing
-            with suppress(OSError):  # its parent has ended already
-                file._open()
-                close()
+    def after_fork(self) -> None:
+        """Open the file again, as a forked child shares its parent's lock. The state stays shared."""
+        close = self._closing
+        with suppress(OSError):  # the parent has ended already
+            self._open()
+            close()
 
     def __enter__(self) -> Self:
-        # Opero's timeouts throw nothing into this thread until it has left again: the lock would stay taken.
+        # opero's timeouts do not interrupt this thread until it has released the lock, which would stay locked.
         me = threading.get_ident()
         uninterrupted.add(me)
         try:
             self._lock.acquire()
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+                lock(self._file)
             except BaseException:
                 self._lock.release()
                 raise
@@ -110,24 +102,24 @@ class StateFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         me, self.holder = self.holder, 0
-        fcntl.flock(self._file, fcntl.LOCK_UN)
+        unlock(self._file)
         self._lock.release()
         uninterrupted.discard(me)
 
-    # May be read without the lock: each is written at one stroke
+    # May be read without the lock, as each is written at once
 
     @property
     def number(self) -> float:
-        """A number of its own beside the state."""
-        return self._due[0]
+        """A number beside the state."""
+        return self._number[0]
 
     @number.setter
     def number(self, value: float) -> None:
-        self._due[0] = value
+        self._number[0] = value
 
     @property
     def flag(self) -> bool:
-        """A flag of its own beside the state."""
+        """A flag beside the state."""
         return bool(self._map[16])
 
     @flag.setter
@@ -136,7 +128,7 @@ class StateFile:
 
     @property
     def version(self) -> int:
-        """How often it has been said that what the state holds is another."""
+        """A count beside the state, by which a writer announces changes."""
         return self._versions[0]
 
     @version.setter
@@ -146,57 +138,58 @@ class StateFile:
     # Under the lock
 
     def read(self) -> Any:
-        slot, second = divmod(self._current[0], 2)
-        start = self.HEADER + second * slot
-        if start + slot > len(self._map):  # another process has made it larger
-            self._look()
+        """The state; None where none has been written yet."""
+        area, second = divmod(self._current[0], 2)
+        start = self.HEADER + second * area
+        if start + area > len(self._map):  # another process has enlarged it
+            self._map_file()
         (length,) = struct.unpack_from("q", self._map, start)
         return pickle.loads(self._map[start + 8 : start + 8 + length]) if length else None
 
     def write(self, state: Any) -> None:
-        """Put a state in the place of the one that counts.
+        """Replace the state.
 
         Raises:
-            ValueError: it is larger than the file was made for.
+            ValueError: the new one is larger than the file's areas.
         """
         data = pickle.dumps(state, pickle.HIGHEST_PROTOCOL)
-        slot, second = divmod(self._current[0], 2)
-        if len(data) + 8 > slot:
+        area, second = divmod(self._current[0], 2)
+        if len(data) + 8 > area:
             raise ValueError(f"a state of {len(data)} bytes does not fit into {self.path}")
-        self._put(data, slot, 1 - second)
+        self._put(data, area, 1 - second)
 
     def grow(self, size: int) -> int:
-        """Make room for states of up to so many bytes, where the disk has it; for how many there is room."""
-        slot = self._current[0] // 2
-        if _padded(size) <= slot:
-            return slot - 8
+        """Make room for states of up to `size` bytes, if the disk has it; how many bytes a state may have now."""
+        area = self._current[0] // 2
+        if _padded(size) <= area:
+            return area - 8
         data = pickle.dumps(self.read(), pickle.HIGHEST_PROTOCOL)
-        larger = max(_padded(size), 2 * slot)  # so that its second slot begins behind both of the old ones
+        larger = max(_padded(size), 2 * area)  # so that its second area begins after both of the old ones
         end = os.fstat(self._file).st_size
         try:
             while end < self.HEADER + 2 * larger:
                 end += os.pwrite(self._file, bytes(min(1 << 20, self.HEADER + 2 * larger - end)), end)
         except OSError:
-            return slot - 8
-        self._look()
+            return area - 8
+        self._map_file()
         self._put(data, larger, 1)
         return larger - 8
 
-    def _put(self, data: bytes, slot: int, second: int) -> None:
-        start = self.HEADER + second * slot
-        if start + slot > len(self._map):  # as above
-            self._look()
+    def _put(self, data: bytes, area: int, second: int) -> None:
+        start = self.HEADER + second * area
+        if start + area > len(self._map):  # as above
+            self._map_file()
         struct.pack_into("q", self._map, start, len(data))
         self._map[start + 8 : start + 8 + len(data)] = data
-        self._current[0] = 2 * slot + second
+        self._current[0] = 2 * area + second
 
 
 def _padded(size: int) -> int:
-    """Bytes for a state of that size and its length, so that a slot behind it begins at a whole number."""
+    """Bytes for a state of that size and its length, aligned to 8."""
     return (size + 8 + 7) // 8 * 8
 
 
 def _unlink(path: str, creator: int) -> None:
-    if os.getpid() == creator:  # and not in its forked child
+    if os.getpid() == creator:  # not in a forked child
         with suppress(OSError):
             os.unlink(path)

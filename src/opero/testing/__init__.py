@@ -1,4 +1,4 @@
-"""For tests: a virtual clock, on which waits take no time at all."""
+"""Test helpers: a virtual clock, on which waits take no real time."""
 
 from __future__ import annotations
 
@@ -20,19 +20,23 @@ R = TypeVar("R")
 
 
 class VirtualClock(Clock):
-    """A clock that stands still until somebody sleeps, and then jumps.
+    """A clock whose time passes only when something sleeps or `advance` is called.
 
         clock = VirtualClock()
         fetch = Policy(retry=5).apply(flaky, clock=clock)
-        fetch()                          # the delays between attempts pass in no time
-        clock.slept                      # → [0.1, 0.15, ...], the delays asked for
+        fetch()                          # the delays between attempts take no real time
+        clock.slept                      # → [0.1, 0.15, ...], the delays
         clock.run(async_fetch())         # an event loop on the same virtual time
 
-    Sync timeouts hold, too, for functions that wait by this clock's `sleep`. Sleeping threads advance the clock to
-    their own wake-up time, each at once.
+    Sync timeouts apply to functions that wait with this clock's `sleep`. If several threads sleep, each of them
+    advances the clock to its own wake-up time immediately.
 
     Args:
-        seed: seed of the random source. Default 0.
+        seed: the seed of the random generator. Default: 0.
+
+    Attributes:
+        now: the current time, in seconds.
+        slept: the delays of all sleeps so far, in seconds.
     """
 
     __slots__ = ("_limits", "_lock", "now", "slept")
@@ -51,11 +55,11 @@ class VirtualClock(Clock):
         self.random = random.Random(seed)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let some seconds pass."""
         self._reach(self.now + seconds)
 
     def run(self, main: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine in an event loop that lives on this clock: its timers and sleeps take no real time."""
+        """Run a coroutine in an event loop on this clock, whose timers and sleeps take no real time."""
         with asyncio.Runner(loop_factory=lambda: _VirtualLoop(self)) as runner:
             return runner.run(main)
 
@@ -64,7 +68,7 @@ class VirtualClock(Clock):
         await asyncio.sleep(seconds)
 
     def wait(self, event: threading.Event, seconds: float | None) -> bool:
-        """In virtual time nothing sets an event meanwhile, unless a real thread is about to."""
+        """Wait for an event: briefly in real time for threads to set it, then by advancing the clock."""
         if not event.wait(None if seconds is None else 0.05):
             self.advance(seconds or 0.0)
         return event.is_set()
@@ -102,24 +106,24 @@ class VirtualClock(Clock):
             self.now = max(self.now, moment)
 
 
-MOST_TURNS = 1000
+MAX_ITERATIONS = 1000
 TICK = 1e-9
-"""Seconds that pass when the loop has made so many turns in one moment: else code that tries again until the clock has
-moved on would never end."""
+"""Seconds that pass after `MAX_ITERATIONS` of the event loop without progress, so that code that polls the clock
+ends."""
 
 
 class _VirtualSelector(selectors.DefaultSelector):
-    """Where the loop would wait for its next timer, the clock jumps there instead."""
+    """Advances the clock to the next timer instead of waiting for it."""
 
     clock: VirtualClock
-    turns = 0
+    iterations = 0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(None if timeout is None else 0)
         before = self.clock.now
         if not ready and timeout is not None:
-            self.clock.advance(timeout if self.turns < MOST_TURNS else max(timeout, TICK))
-        self.turns = 0 if self.clock.now > before else self.turns + 1
+            self.clock.advance(timeout if self.iterations < MAX_ITERATIONS else max(timeout, TICK))
+        self.iterations = 0 if self.clock.now > before else self.iterations + 1
         return ready
 
 
@@ -133,6 +137,6 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual_clock.now
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncio's own
-        """Wait for its threads however long they take: virtual time would be up before they have begun to end."""
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncio's signature
+        """Wait for the threads without a timeout, which in virtual time would end at once."""
         await super().shutdown_default_executor()

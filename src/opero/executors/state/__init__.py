@@ -1,1 +1,44 @@
-"""What executors hold: state in this process, or in a locked file that processes of a machine share."""
+"""The state of rate limits, circuit breakers and bulkheads, apart from the executors that use it.
+
+`home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit` and `slots` each
+have the decisions of one kind of state, as functions of values, policy and moment, and the home of that kind in this
+process; `shared_budget`, `shared_circuit` and `shared_slots` have its home in a locked file. `sharing` moves states to
+files for worker processes.
+
+When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
+of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
+old policy, and what they report counts for both. State has the same owner as before, a profile or a function; with
+another owner it starts anew.
+
+    circuit_breaker        any change keeps the state and since when it holds, failures in a row, and probes
+      consecutive_failures,  what was counted is judged by the new number at the next result
+      failure_rate, slow_rate, min_calls
+      window               calls → calls: keeps the latest that fit; time → time: keeps what is within; else starts anew
+      slow_call            from now on: calls that were counted stay slow or not
+      open_for             an open circuit stays open for the new time, from when it opened
+      half_open_calls      probes that have begun or passed count
+      ignore               from now on
+    rate_limit             any change keeps the moment of the next permit, and permits that are reserved
+      rate                 from that moment on; as many permits stay saved up
+      burst                permits saved up stay, as many as the new burst holds; more are saved at the rate
+      cost, max_wait       from now on
+    bulkhead               any change lets running calls keep their slots, and waiting calls their turn
+      max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
+      max_wait             from now on: waiting calls keep the wait they began with
+    cache                  keeps results, and computations under way, where the place is the same
+      backend, namespace,  another place, which starts empty in memory
+      key, url, cache_dir, arguments
+      serializer, secret   in memory another place; in stores, entries that the new one cannot read are missing
+      ttl, stale_ttl,      from now on: each result keeps the times it was stored with
+      early_refresh, ttl_jitter, error_ttl
+      cache_if             from now on
+      cache_errors         from now on; off: exceptions that were cached are not raised any more
+      tags                 from now on; in stores, results stored with other tags are missing
+      max_size             the least recently used go at once, down to the new size
+      store_timeout,       from now on
+      lock_timeout, allow_unsigned_pickle
+    scope                  another owner: starts anew
+    enabled                off, or the policy removed: the state is gone
+
+A policy that is equal to the old one keeps its executor.
+"""

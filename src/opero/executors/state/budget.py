@@ -1,167 +1,228 @@
-"""The moments at which permits fall due."""
+"""The budget of a rate limit: the moment at which the next permit falls due, as one number.
+
+This is the generic cell rate algorithm (GCRA), a token bucket without a counter. A permit is reserved first and waited
+for afterwards: callers are served in the order in which they reserve, and one that wakes late delays no other.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+from opero.executors.state.home import Home, Moved
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from typing import Any, Self
 
-    from opero.runtime.state_file import StateFile
+    from opero.policies.rate_limit import RateLimitPolicy
 
-__all__ = ["FOREVER", "Ledger", "LockedLedger", "new_ledger"]
+__all__ = [
+    "FOREVER",
+    "Budget",
+    "LocalBudget",
+    "LockedBudget",
+    "Receipt",
+    "Terms",
+    "book",
+    "migrated",
+    "new_budget",
+    "refund",
+]
 
 FOREVER = float("inf")
 HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class Ledger:
-    """The moments at which permits fall due, as one number (the generic cell rate algorithm).
+Receipt = tuple[float, float]
+"""What a reservation has changed: `due` before and after it."""
 
-    A permit is reserved first and waited for afterwards, outside the lock: callers are served in the order in which
-    they reserve, and one that wakes late delays nobody behind it.
 
-    Args:
-        rate: permits a second.
-        burst: how many may be saved up.
-        monotonic: tells the time.
-        cost: what `take` takes.
+class Terms(NamedTuple):
+    """What a policy says about its budget.
+
+    Attributes:
+        interval: seconds from one permit to the next.
+        burst: permits that may be saved up.
+        unit: permits that the cheapest call takes; 0 where that depends on its arguments.
     """
 
-    # Between the reading of `_due` and its writing lies no call and no backward jump, so under CPython's global lock no
-    # other thread runs in between, nor a signal's handler. A lock of its own would cost more than all the rest, and an
-    # interruption just after taking it would leave it taken. `LockedLedger` is for where there is no global lock.
-    __slots__ = (
-        "_booker",
-        "_due",
-        "_file",
-        "_interval",
-        "_line",
-        "_monotonic",
-        "_saved",
-        "_seen",
-        "_step",
-        "burst",
-        "rate",
-    )
+    interval: float
+    burst: float
+    unit: float
 
-    # Only a ledger that processes share has these.
-    _booker: Ledger
-    _file: StateFile
-    _seen: int
+    @classmethod
+    def of(cls, policy: RateLimitPolicy) -> Self:
+        unit = policy.cost if isinstance(policy.cost, float | int) else 0.0
+        return cls(1.0 / policy.rate, policy.burst, unit)
 
-    def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
-        self._monotonic = monotonic
-        self._interval = 1.0 / rate
-        self.rate = rate
-        self.burst = burst
-        self._due = 0.0
-        # For `take`: how long before it falls due a permit can be used out of the burst, and what taking it moves.
-        self._saved = (burst - min(cost, burst)) * self._interval
-        self._step = cost * self._interval
-        self._line: _Line | None = None
+
+# Decisions
+
+
+def book(due: float, now: float, cost: float, patience: float, terms: Terms) -> tuple[float, float]:
+    """Reserve permits, if they fall due within `patience` seconds.
+
+    Args:
+        due: the moment at which the next permit would fall due if none could be saved up.
+        now: the clock's reading.
+        cost: how many permits.
+        patience: the longest wait; a longer one reserves nothing.
+        terms: those of the policy in force.
+
+    Returns:
+        Seconds until the permits fall due, and `due` from now on.
+    """
+    interval, burst, _ = terms
+    if due < now:
+        due = now
+    wait = due - now if cost >= burst else due - (burst - cost) * interval - now
+    if wait < 0.0:
+        wait = 0.0
+    return wait, due + cost * interval if wait <= patience else due
+
+
+def refund(due: float, receipt: Receipt) -> float:
+    """Give back a reservation: `due` from now on. It is kept if others have reserved after it."""
+    before, after = receipt
+    return before if due == after else due
+
+
+def migrated(due: float, now: float, before: Terms, after: Terms) -> float:
+    """Express `due` in the terms of a new policy.
+
+    The moment at which the next permit falls due stays, so no new call overtakes one that has reserved. Permits that
+    are saved up stay, as many as the new burst holds.
+    """
+    unit = min(before.unit, after.unit, before.burst, after.burst)
+    saved = before.burst - (due - now) / before.interval if due > now else before.burst
+    if saved >= unit:
+        return now + (after.burst - saved) * after.interval  # before `now` where the new burst holds fewer: it is full
+    return due + (after.burst - unit) * after.interval - (before.burst - unit) * before.interval
+
+
+class Budget(Home):
+    """Keeps the budget of a rate limit. Its values are `due` and the `Terms` by which that is meant."""
 
     def take(self) -> bool:
-        """Take the permits for a call of the usual cost if they are due: what a call does that need not wait."""
-        now = self._monotonic()
+        """Take the permits for a call of the usual cost, if it is known at once that they are due; else ask `book`."""
+        return False
+
+    @abstractmethod
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        """As the function `book`: seconds until permits fall due, and the receipt that `refund` takes."""
+
+    @abstractmethod
+    def refund(self, receipt: Receipt) -> None:
+        """As the function `refund`."""
+
+
+class LocalBudget(Budget):
+    """Keeps the budget in this process.
+
+    Args:
+        policy: what it is for; `take` takes its cost.
+        monotonic: tells the time.
+    """
+
+    # Where `_due` is read, compared and written, no function is called and no loop jumps back in between. So under
+    # CPython's global lock no other thread and no signal handler runs there, and no lock is needed. A lock would cost
+    # more than the rest of a permit, and an interruption just after acquiring it would leave it locked.
+
+    def __init__(self, policy: RateLimitPolicy, monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self.lock: AbstractContextManager[Any] = nullcontext()
+        self.monotonic = monotonic
+        self._due = 0.0  # FOREVER where the state has moved
+        self.apply(policy)
+
+    def apply(self, policy: RateLimitPolicy) -> None:
+        self.terms = terms = Terms.of(policy)
+        cost = terms.unit or 1.0
+        # For `take`: how long before it falls due a permit can be used out of the burst, and what taking it adds.
+        self._saved = (terms.burst - min(cost, terms.burst)) * terms.interval
+        self._step = cost * terms.interval
+
+    def take(self) -> bool:
+        now = self.monotonic()
         due = self._due
         if due - self._saved > now:
             return False
         self._due = (due if due > now else now) + self._step  # noqa: FURB136  # max() is a call
         return True
 
-    def reserve(self, now: float, cost: float = 1.0, patience: float = FOREVER) -> float:
-        """Seconds until permits for `cost` fall due. They are reserved if that is no longer than `patience`."""
-        return self.book(now, cost, patience)[0]
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        while True:
+            due = self._due
+            if due == FOREVER:
+                raise Moved
+            wait, booked = book(due, now, cost, patience, self.terms)
+            if self._due == due:  # else another thread has booked meanwhile
+                self._due = booked
+                return wait, (due, booked)
 
-    def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
-        """As `reserve`, and the receipt that `refund` takes."""
-        saved = (self.burst - min(cost, self.burst)) * self._interval
-        due = self._due
-        if due == FOREVER:  # it has moved, to a file or to the ledger of a new policy
-            return self.head.book(now, cost, patience)
-        if due < now:  # max() is a call
-            due = now
-        wait = due - saved - now
-        if wait < 0.0:
-            wait = 0.0
-        if wait <= patience:
-            due += cost * self._interval
-            self._due = due
-        return wait, due
+    def refund(self, receipt: Receipt) -> None:
+        before, after = receipt
+        if self._due == after:  # as the function `refund`, which would be a call
+            self._due = before
 
-    def refund(self, receipt: float, cost: float) -> None:
-        """Give back a reservation that will not be used, unless others have reserved behind it."""
-        if self._due == receipt:
-            self._due = receipt - cost * self._interval
+    def values(self) -> tuple[float, Terms]:
+        return self._due, self.terms
 
-    @property
-    def head(self) -> Ledger:
-        """The ledger that counts for this one, since a new policy has replaced that of this one; else itself."""
-        return self if self._line is None else self._line.head
+    def receive(self, values: tuple[float, Terms]) -> None:
+        self._due = self._merged(*values, self._due)
 
-    def hand_over(self, new: Ledger, unit: float) -> None:
-        """Let a ledger with other terms go on with this one's debts; this one's callers go there from now on.
+    def _merged(self, due: float, terms: Terms, own: float) -> float:
+        due = migrated(due, self.monotonic(), terms, self.terms)
+        return due if own == FOREVER else max(due, own)
 
-        The moment at which the next permit falls due stays, and so nobody passes those to whom permits are promised.
-        Permits that are saved up stay as many, if the burst holds them.
-
-        Args:
-            new: the ledger.
-            unit: how many permits are what falls due next: the least that a call takes.
-        """
-        line, now, unit = self._line or _Line(), self._monotonic(), min(unit, self.burst, new.burst)
-        interval, burst, before, held = new._interval, new.burst, self._interval, self.burst
-        due = self._due  # from here on nothing is called
-        saved = held - (due - now) / before if due > now else held
-        if saved >= unit:
-            due = now + (burst - saved) * interval  # before `now` where the burst holds fewer: then it is full
-        else:
-            due += (burst - unit) * interval - (held - unit) * before
-        if due > new._due or new._due == FOREVER:  # it may have been asked already
-            new._due = due
-        line.head = new
-        self._line = new._line = line
-        self._due = FOREVER
+    def _pass(self, target: Home, receive: Callable[[tuple[float, Terms]], None]) -> None:
+        if not isinstance(target, LocalBudget):  # its lock is held, so callers sent there wait until it has received
+            self.refer_to(target)
+            due, self._due = self._due, FOREVER
+            receive((due, self.terms))
+            return
+        location = self.location
+        while True:
+            due, theirs = self._due, target._due
+            merged = target._merged(due, self.terms, theirs)
+            if self._due == due and target._due == theirs:  # else another thread has booked meanwhile
+                self._due = FOREVER
+                target._due = merged
+                location.home = target
+                target.location = location
+                return
 
 
-class _Line:
-    """The ledgers of policies that have replaced one another. They hold only the last of them, which counts for all."""
+class LockedBudget(LocalBudget):
+    """The same for an interpreter without a global lock."""
 
-    __slots__ = ("head",)
+    def __init__(self, policy: RateLimitPolicy, monotonic: Callable[[], float]) -> None:
+        super().__init__(policy, monotonic)
+        self.lock = threading.Lock()
+        renew_in_child(self)
 
-    head: Ledger
-
-
-class LockedLedger(Ledger):
-    """The same, for an interpreter without a global lock."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self, rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> None:
-        super().__init__(rate, burst, monotonic, cost)
-        self._lock = threading.Lock()
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()  # a thread of the parent may hold it
 
     def take(self) -> bool:
-        with self._lock:
+        with self.lock:
             return super().take()
 
-    def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
-        with self._lock:
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        with self.lock:
             return super().book(now, cost, patience)
 
-    def refund(self, receipt: float, cost: float) -> None:
-        with self._lock:
-            super().refund(receipt, cost)
-
-    def hand_over(self, new: Ledger, unit: float) -> None:
-        assert isinstance(new, LockedLedger)
-        with self._lock, new._lock:
-            super().hand_over(new, unit)
+    def refund(self, receipt: Receipt) -> None:
+        with self.lock:
+            super().refund(receipt)
 
 
-def new_ledger(rate: float, burst: float, monotonic: Callable[[], float], cost: float = 1.0) -> Ledger:
-    """A ledger that is exact under this interpreter's threads."""
-    return (Ledger if HAS_GLOBAL_LOCK else LockedLedger)(rate, burst, monotonic, cost)
+def new_budget(policy: RateLimitPolicy, monotonic: Callable[[], float]) -> LocalBudget:
+    """A budget in this process that is exact under this interpreter's threads."""
+    return (LocalBudget if HAS_GLOBAL_LOCK else LockedBudget)(policy, monotonic)

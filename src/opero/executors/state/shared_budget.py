@@ -1,106 +1,70 @@
-"""A rate limit's budget that processes share."""
+"""The budget of a rate limit in a file that the processes of a machine share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.executors.state.budget import FOREVER, Ledger, LockedLedger, _Line, new_ledger
+from opero.executors.state.budget import Budget, Terms, book, migrated, refund
+from opero.executors.state.shared_home import FileHome
 
 if TYPE_CHECKING:
-    from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.state.budget import LocalBudget, Receipt
+    from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.state_file import StateFile
 
-__all__ = ["share_rate_limit"]
+__all__ = ["SharedBudget"]
 
 
-class _InFile:
-    """Keeps the moment at which the next permit falls due in a file. Its own `_due` says never: `take` looks here.
+class SharedBudget(FileHome, Budget):
+    """Keeps the budget in a file: its number is `due`, and its state the terms of the newest policy.
 
-    The file also holds the terms of the newest policy, by which permits are given to all, and their version.
+    Args:
+        file: the file. A new one has no terms yet: a budget moves there.
+        own: the executor's budget in this process, on whose clock it is.
     """
 
-    __slots__ = ()
+    def __init__(self, file: StateFile, own: LocalBudget) -> None:
+        super().__init__(file)
+        self.monotonic = own.monotonic
+        self._terms: Terms | None = None
+        self._seen = -1
 
-    _file: StateFile
-    _booker: Ledger
-    """Does the sums, under the file's lock: nobody else asks it."""
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        with self.lock as file:
+            self.check()
+            due = file.number
+            wait, file.number = book(due, now, cost, patience, self._newest_terms())
+            return wait, (due, file.number)
 
-    def book(self, now: float, cost: float, patience: float) -> tuple[float, float]:
-        with self._file:
-            _load(self)
-            booked = self._booker.book(now, cost, patience)
-            self._file.number = self._booker._due
-        return booked
+    def refund(self, receipt: Receipt) -> None:
+        with self.lock as file:
+            self.check()
+            file.number = refund(file.number, receipt)
 
-    def refund(self, receipt: float, cost: float) -> None:
-        with self._file:
-            _load(self)
-            self._booker.refund(receipt, cost)
-            self._file.number = self._booker._due
+    def apply(self, policy: RateLimitPolicy) -> None:
+        terms = Terms.of(policy)
+        with self.lock as file:
+            file.number = migrated(file.number, self.monotonic(), self._newest_terms(), terms)
+            self._write(terms)
 
-    def hand_over(self, new: Ledger, unit: float) -> None:
-        with self._file as file:
-            _load(self)
-            self._booker.hand_over(booker := Ledger(new.rate, new.burst, new._monotonic), unit)
-            _link(self, new)
-            due = _join(new, file)
-            file.number = max(booker._due, due) if due != FOREVER else booker._due
-            _write_terms(file, new)
+    def values(self) -> tuple[float, Terms]:
+        return self.file.number, self._newest_terms()
 
-
-class SharedLedger(_InFile, Ledger):
-    __slots__ = ()
-
-
-class SharedLockedLedger(_InFile, LockedLedger):
-    __slots__ = ()
-
-
-def share_rate_limit(limiter: RateLimitExecutor, file: StateFile, *, first: bool) -> None:
-    ledger = limiter.ledger.head
-    with file:  # whoever books meanwhile waits for it
-        due = _join(ledger, file)
-        if first:
+    def receive(self, values: tuple[float, Terms]) -> None:
+        file, (due, terms) = self.file, values
+        if not file.version:
             file.number = due
-            _write_terms(file, ledger)
+            self._write(terms)
+        elif due:  # else no permit has ever been taken there
+            file.number = max(file.number, migrated(due, self.monotonic(), terms, self._newest_terms()))
 
+    def _newest_terms(self) -> Terms:
+        """The terms in the file, which are read again when they have changed."""
+        if self._terms is None or self._seen != self.file.version:
+            self._seen = self.file.version
+            self._terms = Terms(*self.file.read())
+        return self._terms
 
-def _load(ledger: Any) -> None:
-    """Take over what the file says, and the terms in it, where they have changed."""
-    file = ledger._file
-    if ledger._seen != file.version:
-        ledger._seen = file.version
-        rate, burst = file.read()
-        ledger._booker = Ledger(rate, burst, ledger._monotonic)
-    ledger._booker._due = file.number
-
-
-def _link(ledger: Any, new: Ledger) -> None:
-    line = ledger._line or _Line()
-    line.head = new
-    ledger._line = new._line = line
-
-
-def joined(ledger: Ledger, other: Ledger, unit: float) -> Ledger:
-    """What goes on with a ledger's debts in the file that another one has already."""
-    file = other._file
-    heir = new_ledger(other.rate, other.burst, other._monotonic)
-    ledger.hand_over(heir, unit)
-    with file:
-        file.number = max(file.number, _join(heir, file))
-    return heir
-
-
-def _join(ledger: Ledger, file: StateFile) -> float:
-    """Have a ledger look at a file; what it had for itself."""
-    ledger._booker = Ledger(ledger.rate, ledger.burst, ledger._monotonic)
-    ledger._file = file
-    ledger._seen = -1
-    ledger.__class__ = SharedLockedLedger if isinstance(ledger, LockedLedger) else SharedLedger
-    due, ledger._due = ledger._due, FOREVER
-    return due
-
-
-def _write_terms(file: StateFile, ledger: Ledger) -> None:
-    file.write((ledger.rate, ledger.burst))
-    file.version += 1
+    def _write(self, terms: Terms) -> None:
+        self.file.write(tuple(terms))
+        self.file.version += 1

@@ -1,107 +1,69 @@
-"""A circuit breaker that processes share."""
+"""The circuit of a circuit breaker in a file that the processes of a machine share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from opero.executors.state.circuit import Circuit
+from opero.executors.state.circuit import NOT_PASSING, Circuit, CircuitHome, apply_policy, change_to
+from opero.executors.state.shared_home import FileHome
 
 if TYPE_CHECKING:
-    from opero.executors.circuit_breaker import CircuitBreakerExecutor
-    from opero.policies.circuit_breaker import CircuitBreakerPolicy
-    from opero.runtime.state_file import StateFile
+    from collections.abc import Callable
 
-__all__ = ["ROOM", "share_circuit_breaker"]
+    from opero.policies.circuit_breaker import CircuitBreakerPolicy
+
+__all__ = ["ROOM", "SharedCircuit"]
+
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
 
 ROOM = 8192
 """Bytes for everything but a window of calls, which takes one each."""
 
 
-class _Loading:
-    """A circuit's lock that brings its state from the file, and back.
+class SharedCircuit(FileHome, CircuitHome):
+    """Keeps the circuit in a file.
 
-    Beside the state the file holds the number of the period while the circuit is closed, else -1, and a flag that says
-    whether a success has something to change: so calls that find nothing to do need no lock.
+    Beside it the file has a number and a flag, which are `passing` and `needs_results`: so a call that has nothing to
+    change reads them without the file's lock.
     """
-
-    FIELDS = (
-        "state",
-        "period",
-        "since",
-        "consecutive",
-        "probes_begun",
-        "probes_passed",
-        "last_error",
-        "by_rate",
-        "length",
-        "window",
-    )
-
-    def __init__(self, circuit: Circuit, file: StateFile) -> None:
-        self.file = file
-        self._fields = circuit.__dict__
-
-    def __enter__(self) -> None:
-        self.file.__enter__()
-        try:
-            self._fields.update(self.file.read())
-        except BaseException:
-            self.file.__exit__(None, None, None)
-            raise
-
-    def __exit__(self, *exception: Any) -> None:
-        try:
-            self.write()
-        finally:
-            self.file.__exit__(*exception)
-
-    def write(self) -> None:
-        fields = self._fields
-        self.file.write({name: fields[name] for name in self.FIELDS})
-        self.file.number = fields["period"] if fields["state"] == "closed" else -1
-        self.file.flag = bool(fields["consecutive"] or fields["by_rate"])
-
-
-class SharedCircuit(Circuit):
-    """Looks at the file whenever it is asked: to who holds no lock it is closed, or something that he must look up."""
-
-    lock: _Loading
-
-    @property
-    def file(self) -> StateFile:
-        return self.lock.file
 
     @property
     def passing(self) -> int:
-        return int(self.lock.file.number)
-
-    @passing.setter
-    def passing(self, passing: int) -> None:
-        pass
+        return int(self.file.number) if self.location.home is self else NOT_PASSING
 
     @property
-    def alert(self) -> bool:
-        return self.lock.file.number < 0 or self.lock.file.flag
+    def needs_results(self) -> bool:
+        return self.file.flag or self.location.home is not self
 
-    @alert.setter
-    def alert(self, alert: bool) -> None:
-        pass
+    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
+        with self.file:
+            self.check()
+            circuit = self.values()
+            before = circuit.state
+            result = decide(circuit, *args)
+            self._write(circuit)
+            return result, None if circuit.state == before else change_to(circuit)
 
-    def suit(self, policy: CircuitBreakerPolicy) -> None:
-        super().suit(policy)
-        if isinstance(self.length, int):
-            room = self.file.grow(ROOM + self.length) - ROOM
-            if room < self.length:  # the disk is full: count over as many calls as there is room for
-                self.length = room
-                self.window = self.window.resized(room)
+    def apply(self, policy: CircuitBreakerPolicy) -> None:
+        with self.file:
+            circuit = self.values()
+            apply_policy(circuit, policy)
+            self.receive(circuit)
 
+    def values(self) -> Circuit:
+        circuit: Circuit = self.file.read()
+        return circuit
 
-def share_circuit_breaker(breaker: CircuitBreakerExecutor, file: StateFile, *, first: bool) -> None:
-    circuit = breaker.circuit
-    with circuit.lock:
-        loading = _Loading(circuit, file)
-        if first:
-            with file:
-                loading.write()
-        circuit.lock = loading
-        circuit.__class__ = SharedCircuit
+    def receive(self, values: Circuit) -> None:
+        if isinstance(values.length, int):
+            room = self.file.grow(ROOM + values.length) - ROOM
+            if room < values.length:  # the disk is full: count over as many calls as there is room for
+                values.length = room
+                values.window = values.window.resized(room)
+        self._write(values)
+
+    def _write(self, circuit: Circuit) -> None:
+        self.file.write(circuit)
+        self.file.number = circuit.passing
+        self.file.flag = circuit.needs_results

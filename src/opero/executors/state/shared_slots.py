@@ -1,221 +1,241 @@
-"""A bulkhead whose places processes share."""
+"""The slots of a bulkhead in a file that the processes of a machine share."""
 
 from __future__ import annotations
 
 import os
 import threading
-import weakref
-from typing import TYPE_CHECKING, ClassVar
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
-from opero.executors.state.budget import FOREVER
-from opero.executors.state.slots import MOVED, Places, Turn
+from opero.executors.state.shared_home import FileHome
+from opero.executors.state.slots import FOREVER, QueuedCall, Slots, SlotValues
+from opero.runtime.forking import renew_in_child
 from opero.runtime.machine import started
 
 if TYPE_CHECKING:
-    from opero.executors.bulkhead import BulkheadExecutor
-    from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host, Waiter
+    from collections.abc import Collection, Mapping
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from opero.policies.bulkhead import BulkheadPolicy
+    from opero.runtime.hosts import Waiter
     from opero.runtime.state_file import StateFile
 
-__all__ = ["SharedPlaces", "share_bulkhead"]
+__all__ = ["Owner", "SharedSlots", "Table", "add_slots", "queue_as", "try_take", "without"]
 
-LOOK, LONGEST_LOOK = 0.001, 0.01
-"""Seconds between looks at a bulkhead that others may leave."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.01
+"""Seconds after which the first waiting call of a process looks again, as other processes cannot wake it."""
 MANY_OWNERS = 64
-"""From so many processes with places on, those that are gone are looked for at each change."""
+"""With more processes than that, those that have ended are looked for at every change."""
 
 Owner = tuple[int, float]
-"""A process: its number, and when it began, as numbers are used again."""
+"""A process: its number and when it began, as numbers are used again."""
 
 
-class _Looking(Turn):
-    """A caller who queues for places that processes share. The first of a process looks whether it is his turn."""
+class Table(NamedTuple):
+    """What the file holds. Tables are never changed, only replaced.
 
-    __slots__ = ()
-
-
-class SharedPlaces(Places):
-    """Places that processes share: a place belongs to a process, and one that dies gives its places back.
-
-    The file holds how many there are, how many of them each process has, and since when its first caller has queued.
-    That one looks again every few milliseconds, and takes a place when none has queued for longer; the others of its
-    process wait for him.
+    Attributes:
+        taken: process → the slots that it has.
+        waiting: process → since when the first of its calls that wait has done so.
     """
 
-    file: StateFile
-    _all: ClassVar[weakref.WeakSet[SharedPlaces]] = weakref.WeakSet()
+    taken: Mapping[Owner, int]
+    waiting: Mapping[Owner, float]
 
-    @classmethod
-    def renew_all(cls) -> None:
-        """In a forked child: who queued were threads of its parent."""
-        for places in list(cls._all):
-            places.lock = threading.Lock()
-            places.queue.clear()
+
+# Decisions
+
+
+def add_slots(table: Table, owner: Owner, slots: int) -> Table:
+    """The table after a process has taken slots; a negative number gives some back."""
+    taken = dict(table.taken)
+    count = taken.pop(owner, 0) + slots
+    if count > 0:
+        taken[owner] = count
+    return Table(taken, table.waiting)
+
+
+def queue_as(table: Table, owner: Owner, since: float | None) -> Table:
+    """The table with the moment since which a process's first call has waited; None: no call waits there."""
+    waiting = dict(table.waiting)
+    waiting.pop(owner, None)
+    if since is not None:
+        waiting[owner] = since
+    return Table(table.taken, waiting)
+
+
+def try_take(table: Table, limit: int, owner: Owner, arrived: float, following: float | None) -> Table | None:
+    """Take a slot for a process, if one is free and no other process's call has waited for longer.
+
+    Args:
+        table: as it is.
+        limit: how many slots there are.
+        owner: the process.
+        arrived: since when its call has waited; FOREVER for a new one, which is behind all others.
+        following: since when the next call of the process has waited.
+
+    Returns:
+        The table afterwards, or None where the call gets no slot.
+    """
+    if sum(table.taken.values()) >= limit:
+        return None
+    if arrived == FOREVER:
+        return add_slots(table, owner, 1) if not table.waiting else None
+    if any(since < arrived for each, since in table.waiting.items() if each != owner):
+        return None
+    return add_slots(queue_as(table, owner, following), owner, 1)
+
+
+def without(table: Table, gone: Collection[Owner]) -> Table:
+    """The table without the slots and waiting calls of processes that have ended."""
+    if not gone:
+        return table
+    return Table(
+        {owner: count for owner, count in table.taken.items() if owner not in gone},
+        {owner: since for owner, since in table.waiting.items() if owner not in gone},
+    )
+
+
+class SharedSlots(FileHome, Slots):
+    """Keeps the slots in a file: its number is the limit, and its state a `Table`.
+
+    A slot belongs to a process, and one that dies gives its slots back. The first waiting call of each process looks
+    again every few milliseconds whether it may take a slot; the others of that process wait for it.
+    """
+
+    lock: AbstractContextManager[Any]  # type: ignore[assignment]  # of this process; the file is locked within
+
+    def __init__(self, file: StateFile) -> None:
+        super().__init__(file)
+        self.lock = threading.Lock()
+        self.queue: deque[QueuedCall] = deque()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.queue.clear()  # its calls wait in threads of the parent
 
     @property
-    def most(self) -> int:
+    def limit(self) -> int:
         return int(self.file.number)
 
-    @most.setter
-    def most(self, most: int) -> None:
-        self.file.number = most
-
-    @property
     def running(self) -> int:
-        with self.file:
-            return sum(_living(self.file.read())[0].values())
+        with self.lock, self.file:
+            self.check()
+            return sum(_living(self._table()).taken.values())
 
     def take(self) -> bool:
         with self.lock:
-            return not self.queue and self._try(FOREVER)
+            return self.location.home is self and not self.queue and self._try(FOREVER)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         with self.lock:
-            while self.queue and type(self.queue[0]) is Turn:  # he queued before the places were shared
-                if self._is_crowded():
-                    break
-                turn = self.queue.popleft()
-                turn.served = turn.waiter.wake()
-                if turn.served:
-                    self._wake_first()
-                    return
-            self._give_back()
-
-    def _serve(self) -> None:
-        """Hand free places to those who queued before the places were shared, and wake who looks for them himself."""
-        me = _me()
-        with self.file:
-            places, queue = self.file.read()
-            while self.queue and type(self.queue[0]) is Turn and sum(places.values()) < self.most:
-                turn = self.queue.popleft()
-                turn.served = turn.waiter.wake()
-                if turn.served:
-                    places = {**places, me: places.get(me, 0) + 1}
-            self.file.write((places, queue))
-        self._wake_first()
-
-    def _step_out(self, turn: Turn) -> bool:
-        stepped_out = super()._step_out(turn)
-        with self.lock:
-            self._wake_first()
-        return stepped_out
-
-    def take_in(self, other: Places, most: int) -> None:
-        me = _me()
-        with self.lock, other.lock:
-            taken = other._give_up(self)
-            self._line_up_first(other)
-            with self.file:
-                places, queue = self.file.read()
-                self.file.write(({**places, me: places.get(me, 0) + taken} if taken else places, queue))
-                self.most = most
-            self._serve()
-
-    def resize(self, most: int) -> None:
-        with self.lock:
-            with self.file:
-                self.most = most
-            self._serve()
-
-    # Under the lock
-
-    def _is_crowded(self) -> bool:
-        """Whether there are fewer places now than are taken, and others here who will leave and serve the queue."""
-        with self.file:
-            places = self.file.read()[0]
-        return bool(sum(places.values()) > self.most and places.get(_me(), 0) > 1)
-
-    def _give_back(self) -> None:
-        me = _me()
-        with self.file:
-            places, queue = self.file.read()
-            left = places.pop(me, 0) - 1
-            self.file.write(({**places, me: left} if left > 0 else places, queue))
-        self._wake_first()
-
-    def _try(self, arrived: float) -> bool:
-        """Take a place, if there is one that nobody has queued for since before that moment; else queue from then."""
-        me, most = _me(), self.most
-        with self.file:
-            state = places, queue = self.file.read()
-            if queue or sum(places.values()) >= most or len(places) > MANY_OWNERS:
-                places, queue = _living(state)
-            free = sum(places.values()) < most and all(since >= arrived for each, since in queue.items() if each != me)
-            if arrived == FOREVER:  # a newcomer, behind all who queue
-                free = free and not queue
-            if free:
-                queue = {each: since for each, since in queue.items() if each != me}
-                if len(self.queue) > 1:
-                    queue[me] = self.queue[1].arrived
-                places = {**places, me: places.get(me, 0) + 1}
-            elif arrived != FOREVER:
-                queue = {**queue, me: arrived}
-            if (places, queue) != state:
-                self.file.write((places, queue))
-            return free
-
-    def _look(self, turn: _Looking, waiter: Waiter) -> bool:
-        """Take a place, if it is this caller's turn; else `waiter` will be woken when that may be."""
-        with self.lock:
-            turn.waiter = waiter
-            if self.queue[0] is not turn or not self._try(turn.arrived):
+            if self.location.home is not self:
                 return False
-            self.queue.popleft()
-            self._wake_first()
+            with self.file:
+                self._write(add_slots(self._table(), _me(), -1))
+            if self.queue:
+                self._wake_first()
             return True
 
-    def _wake_first(self) -> None:
-        while self.queue and type(self.queue[0]) is _Looking and not self.queue[0].waiter.wake():
-            self.queue.popleft()  # his event loop has been closed
-
-    def _leave_queue(self, turn: Turn) -> None:
+    def enter(self, call: QueuedCall) -> bool:
         with self.lock:
-            if turn not in self.queue:
-                return
-            was_first = self.queue[0] is turn
-            self.queue.remove(turn)
-            if was_first:
-                me = _me()
-                with self.file:
-                    places, queue = self.file.read()
-                    queue.pop(me, None)
-                    if self.queue:
-                        queue[me] = self.queue[0].arrived
-                    self.file.write((places, queue))
-                self._wake_first()
+            self.check()
+            self.queue.append(call)
+            return self._take_turn(call)
 
-    # What waits
-
-    async def wait(self, host: Host, clock: Clock, patience: float) -> bool | None:
-        began = clock.monotonic()
-        pause = LOOK
-        turn = _Looking(host.waiter(), began)
+    def look(self, call: QueuedCall, waiter: Waiter) -> bool:
         with self.lock:
-            self.queue.append(turn)
-        try:
-            while not self._look(turn, waiter := host.waiter()):
-                rest = patience - (clock.monotonic() - began)
-                if rest <= 0:
-                    return False
-                if self.queue[0] is turn:
-                    rest = min(pause, rest)
-                    pause = min(LONGEST_LOOK, pause * 1.5)
-                await waiter.wait(None if rest == FOREVER else rest)
-        finally:
-            self._leave_queue(turn)
+            self.check()
+            if not call.granted:  # else that was before the slots were shared
+                call.waiter = waiter
+                call.granted = self._take_turn(call)
+            return call.granted
+
+    def withdraw(self, call: QueuedCall) -> bool:
+        with self.lock:
+            self.check()
+            if call in self.queue:
+                was_first = self.queue[0] is call
+                self.queue.remove(call)
+                if was_first:
+                    with self.file:
+                        self._write(queue_as(self._table(), _me(), self.queue[0].arrived if self.queue else None))
+                    self._wake_first()
+            return not call.granted
+
+    def pause(self, call: QueuedCall) -> float:
+        if self.queue and self.queue[0] is not call:
+            return FOREVER
+        call.pause = min(LONGEST_PAUSE, call.pause * 1.5) if call.pause else FIRST_PAUSE
+        return call.pause
+
+    def apply(self, policy: BulkheadPolicy) -> None:
+        with self.lock:
+            self.file.number = policy.max_concurrent
+            self._wake_first()
+
+    def values(self) -> SlotValues:
+        with self.file:
+            return SlotValues(self.limit, self._table().taken.get(_me(), 0), tuple(self.queue))
+
+    def receive(self, values: SlotValues) -> None:
+        limit, taken, queue = values
+        self.queue.extendleft(reversed(queue))
+        with self.file as file:
+            file.number = file.number or limit
+            table = add_slots(self._table(), _me(), taken)
+            self._write(queue_as(table, _me(), self.queue[0].arrived if self.queue else None))
+        self._wake_first()
+
+    def vacate(self) -> None:
+        self.queue.clear()
+        with self.file:
+            table = queue_as(self._table(), _me(), None)
+            self._write(add_slots(table, _me(), -table.taken.get(_me(), 0)))
+
+    # With the lock held
+
+    def _take_turn(self, call: QueuedCall) -> bool:
+        """Take a slot for a call in the queue if it is the first, and one is free for it."""
+        if not self.queue or self.queue[0] is not call or not self._try(call.arrived):
+            return False
+        self.queue.popleft()
+        self._wake_first()
         return True
 
+    def _try(self, arrived: float) -> bool:
+        me, limit = _me(), self.limit
+        following = self.queue[1].arrived if len(self.queue) > 1 else None
+        with self.file:
+            before = table = self._table()
+            if table.waiting or len(table.taken) > MANY_OWNERS or sum(table.taken.values()) >= limit:
+                table = _living(table)
+            after = try_take(table, limit, me, arrived, following)
+            if after is not None:
+                self._write(after)
+                return True
+            if arrived != FOREVER:
+                table = queue_as(table, me, arrived)
+            if table != before:
+                self._write(table)
+            return False
 
-def _living(state: tuple[dict[Owner, int], dict[Owner, float]]) -> tuple[dict[Owner, int], dict[Owner, float]]:
-    """The places and the queue, without those of processes that are gone."""
-    places, queue = state
-    gone = {owner for owner in (*places, *queue) if started(owner[0]) != owner[1]}
-    if not gone:
-        return state
-    return (
-        {owner: count for owner, count in places.items() if owner not in gone},
-        {owner: since for owner, since in queue.items() if owner not in gone},
-    )
+    def _wake_first(self) -> None:
+        while self.queue and not self.queue[0].waiter.wake():
+            self.queue.popleft()  # its event loop has been closed
+
+    def _table(self) -> Table:
+        return Table._make(self.file.read() or ({}, {}))
+
+    def _write(self, table: Table) -> None:
+        self.file.write(tuple(table))
+
+
+def _living(table: Table) -> Table:
+    """The table without processes that have ended."""
+    return without(table, {owner for owner in (*table.taken, *table.waiting) if started(owner[0]) != owner[1]})
 
 
 _own: dict[int, Owner] = {}
@@ -226,19 +246,3 @@ def _me() -> Owner:
     if pid not in _own:
         _own[pid] = pid, started(pid)
     return _own[pid]
-
-
-def share_bulkhead(bulkhead: BulkheadExecutor, file: StateFile, *, first: bool) -> None:
-    places = bulkhead.places.now()
-    with places.lock:
-        held = int(places.most - places._free)
-        with file:
-            if first:
-                file.number = places.most
-                file.write(({}, {}))
-            taken, queue = file.read()
-            file.write(({**taken, _me(): taken.get(_me(), 0) + held} if held else taken, queue))
-        places.__dict__["file"] = file
-        places._free = MOVED
-        places.__class__ = SharedPlaces
-        SharedPlaces._all.add(places)  # type: ignore[arg-type]  # it is one now

@@ -1,42 +1,30 @@
-"""Which limits share their state with a map's worker processes, and where."""
+"""Moving the state of limits to files that a map's worker processes share, and opening it there."""
 
 from __future__ import annotations
 
 import itertools
-import os
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
-from opero.executors.rate_limit import Meter
-from opero.executors.state.shared_budget import share_rate_limit
-from opero.executors.state.shared_circuit import ROOM, share_circuit_breaker
-from opero.executors.state.shared_slots import SharedPlaces, share_bulkhead
+from opero.executors.state.home import migrating
+from opero.executors.state.shared_budget import SharedBudget
+from opero.executors.state.shared_circuit import ROOM, SharedCircuit
+from opero.executors.state.shared_home import FileHome
+from opero.executors.state.shared_slots import SharedSlots
 from opero.runtime.clock import SYSTEM
-from opero.runtime.migration import moving
-from opero.runtime.state_file import HAS_LOCKS, StateFile
+from opero.runtime.file_locks import HAS_LOCKS
+from opero.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from opero.executors.state.home import Holder
+
 __all__ = ["SharedLimits", "share_limits"]
 
 KINDS = ("rate_limit", "circuit_breaker", "bulkhead")
-_SHARE: dict[str, Callable[..., None]] = {
-    "rate_limit": share_rate_limit,
-    "circuit_breaker": share_circuit_breaker,
-    "bulkhead": share_bulkhead,
-}
 _numbers = itertools.count()
-
-
-def _begin_child() -> None:
-    StateFile.reopen_all()
-    SharedPlaces.renew_all()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
 
 
 class SharedLimits:
@@ -44,7 +32,7 @@ class SharedLimits:
 
     Attributes:
         paths: kind of policy → file.
-        names: kind of policy → the name that its messages have: the profile's, where it is one's.
+        names: kind of policy → the name that its messages have: that of the profile, where its functions share it.
     """
 
     def __init__(self, paths: Mapping[str, str], names: Mapping[str, str]) -> None:
@@ -55,12 +43,12 @@ class SharedLimits:
         """A worker's executor, which shares its state with the parent's.
 
         Raises:
-            ConfigError: the state is not to be found on this machine.
+            ConfigError: the file does not exist on this machine.
         """
         if kind not in self.paths:
             return make()
         executor = make(self.names[kind])
-        _SHARE[kind](executor, StateFile(self.paths[kind]), first=False)
+        executor.join(_home(kind, executor, StateFile(self.paths[kind])))
         return executor
 
 
@@ -70,20 +58,20 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
     Args:
         executors: kind of policy → its executor.
         name: the function's, for messages.
-        folder: where to put the files.
+        folder: where to create the files.
 
     Returns:
         None where there are no limits.
 
     Raises:
-        ConfigError: one is on a clock of its own, or this platform has no locks that processes share.
+        ConfigError: one is on a clock of its own, or this platform has no locks between processes.
     """
     paths, names = {}, {}
     for kind in KINDS:
         executor = executors.get(kind)
         if executor is None:
             continue
-        if isinstance(executor, Meter):
+        if kind == "rate_limit":
             executor = executor.limiter
         if executor.clock is not SYSTEM:
             raise ConfigError(
@@ -91,24 +79,25 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
             )
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
-        with moving:
-            file = _file_of(kind, executor)
-            if file is None:
+        with migrating:
+            if not executor.home.successor.is_shared:
                 file = StateFile.create(folder / f"{kind}-{next(_numbers)}", _size(kind, executor))
-                _SHARE[kind](executor, file, first=True)
-        paths[kind], names[kind] = file.path, executor.name
+                executor.move_to(_home(kind, executor, file))
+        home = executor.home.successor
+        if isinstance(home, FileHome):  # else it is one that a worker's executor uses by its policy
+            paths[kind], names[kind] = home.file.path, executor.name
     return SharedLimits(paths, names) if paths else None
 
 
-def _file_of(kind: str, executor: Any) -> StateFile | None:
-    """Where an executor keeps its state, if it shares it already."""
+def _home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
+    """The home of a limit's state in a file."""
     if kind == "rate_limit":
-        return getattr(executor.ledger.head, "_file", None)
-    return getattr(executor.circuit if kind == "circuit_breaker" else executor.places.now(), "file", None)
+        return SharedBudget(file, executor.own)
+    return SharedCircuit(file) if kind == "circuit_breaker" else SharedSlots(file)
 
 
-def _size(kind: str, executor: Any) -> int:
-    """Bytes that its state may take: a circuit breaker's window of calls takes one each."""
-    if kind == "circuit_breaker" and isinstance(executor.circuit.length, int):
-        return ROOM + int(executor.circuit.length)
+def _size(kind: str, executor: Holder[Any]) -> int:
+    """Bytes for a limit's state: a circuit breaker's window of calls takes one each."""
+    if kind == "circuit_breaker":
+        return ROOM + (executor.policy.window if isinstance(executor.policy.window, int) else 0)
     return 1 << 16 if kind == "bulkhead" else 8192

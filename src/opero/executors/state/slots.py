@@ -1,141 +1,199 @@
-"""The places of a bulkhead, and the queue for them."""
+"""The slots of a bulkhead, and the calls that wait for one."""
 
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from opero.executors.state.home import Home
+from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
-    from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host, Waiter
+    from opero.policies.bulkhead import BulkheadPolicy
+    from opero.runtime.hosts import Waiter
 
-__all__ = ["MOVED", "Places", "Turn"]
+__all__ = ["FOREVER", "LocalSlots", "QueuedCall", "SlotValues", "Slots", "grants", "has_room"]
 
-MOVED = float("-inf")
-"""So many places are free where they are elsewhere by now: whoever asks finds none, and looks further."""
+FOREVER = float("inf")
+NOWHERE = float("-inf")
+"""Free slots of a home that the state has left: no call takes one there."""
 
 
-class Turn:
-    """One caller in the queue, and whether a place has been handed to him."""
+# Decisions
 
-    __slots__ = ("arrived", "served", "waiter")
+
+def has_room(free: float, waiting: int) -> bool:
+    """Whether a new call gets a slot at once: one is free, and no other call waits for it."""
+    return free > 0 and not waiting
+
+
+def grants(free: float, waiting: int) -> int:
+    """How many of the calls that wait, the first ones, get a slot now. Fewer than no slots may be free: after the limit
+    was lowered."""
+    return int(max(0, min(waiting, free)))
+
+
+class QueuedCall:
+    """A call that waits for a slot.
+
+    Attributes:
+        waiter: wakes it.
+        arrived: the clock's reading when it began to wait.
+        granted: it has a slot now.
+        pause: seconds after which it last looked again by itself.
+    """
+
+    __slots__ = ("arrived", "granted", "pause", "waiter")
 
     def __init__(self, waiter: Waiter, arrived: float) -> None:
         self.waiter = waiter
         self.arrived = arrived
-        self.served = False
+        self.granted = False
+        self.pause = 0.0
 
 
-class Places:
-    """So many places, which executors of old and new policies hand out together.
-
-    A place that becomes free is handed to whoever has queued longest, so nobody overtakes.
+class SlotValues(NamedTuple):
+    """What moves from home to home.
 
     Attributes:
-        most: how many there are, by the newest policy.
-        queue: who waits for one.
+        limit: how many slots there are.
+        taken: how many of them this process has.
+        queue: its calls that wait.
     """
 
-    def __init__(self, most: int) -> None:
-        self.lock = threading.Lock()
-        self.most = most
-        self.queue: deque[Turn] = deque()
-        self.heir: Places | None = None
-        self._free: float = most  # less than none where there were more
+    limit: int
+    taken: int
+    queue: tuple[QueuedCall, ...]
 
-    @property
+
+class Slots(Home):
+    """Keeps the slots of a bulkhead. Its values are `SlotValues`.
+
+    A slot that becomes free goes to the call that has waited longest.
+
+    Attributes:
+        limit: how many there are, by the newest policy.
+        queue: the calls of this process that wait, in their order.
+    """
+
+    queue: deque[QueuedCall]
+
+    if TYPE_CHECKING:  # a class attribute would make the access to an instance's own slower
+
+        @property
+        def limit(self) -> int: ...
+
+    @abstractmethod
     def running(self) -> int:
-        """Calls that hold a place."""
+        """How many slots are taken."""
+
+    @abstractmethod
+    def take(self) -> bool:
+        """Take a slot if one is free and no call waits for it. False also where the state has moved."""
+
+    @abstractmethod
+    def leave(self) -> bool:
+        """Give a slot back; False where the state has moved, so that it has to be given back there."""
+
+    @abstractmethod
+    def enter(self, call: QueuedCall) -> bool:
+        """Take a slot if one is free, else wait in the queue; whether the call has one."""
+
+    @abstractmethod
+    def look(self, call: QueuedCall, waiter: Waiter) -> bool:
+        """Whether a call has a slot by now. If not, it can be woken by that waiter, unless it has left the queue."""
+
+    @abstractmethod
+    def withdraw(self, call: QueuedCall) -> bool:
+        """Leave the queue; False if the call has got a slot meanwhile."""
+
+    def pause(self, call: QueuedCall) -> float:
+        """Seconds after which a waiting call has to look again although nothing has woken it."""
+        return FOREVER
+
+
+class LocalSlots(Slots):
+    """Keeps the slots in this process. A slot is handed to a waiting call by the one that gives it back."""
+
+    limit: int
+
+    def __init__(self, policy: BulkheadPolicy) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.limit = policy.max_concurrent
+        self.queue = deque()
+        self._free: float = self.limit  # below 0 after the limit was lowered; NOWHERE where the state has moved
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()  # a thread of the parent may hold it
+
+    def running(self) -> int:
         with self.lock:
-            if self._free != MOVED:
-                return int(self.most - self._free)
-        return self.now().running
+            self.check()
+            return int(self.limit - self._free)
 
     def take(self) -> bool:
-        """Take a free place, if there is one that nobody queues for."""
         with self.lock:
-            if self._free > 0 and not self.queue:
+            if self._free > 0 and not self.queue:  # as `has_room`
                 self._free -= 1
                 return True
-            if self._free != MOVED:
-                return False
-        return self.now().take()
+            return False
 
-    def leave(self) -> None:
-        """Give a place back, or hand it on to who has queued longest."""
+    def leave(self) -> bool:
         with self.lock:
             self._free = free = self._free + 1
             if free > 0 and not self.queue:
-                return
-            self._serve()
-        if free == MOVED:
-            self.now().leave()
+                return True
+            self._grant()
+            return free != NOWHERE
 
-    def _serve(self) -> None:
-        """Hand free places to those who have queued longest."""
-        while self._free > 0 and self.queue:
-            turn = self.queue.popleft()
-            turn.served = turn.waiter.wake()
-            self._free -= turn.served
-
-    def now(self) -> Places:
-        """Where the places are by now: elsewhere, or in a file, as this class changes then."""
-        return self if self.heir is None else self.heir.now()
-
-    def _give_up(self, heir: Places) -> int:
-        """Let another set take these places in; how many are taken. With the lock held."""
-        taken, self._free, self.heir = int(self.most - self._free), MOVED, heir
-        return taken
-
-    def take_in(self, other: Places, most: int) -> None:
-        """Have from now on so many places, and those among them that are taken, or queued for, at another set."""
-        with self.lock, other.lock:
-            taken = other._give_up(self)
-            self._line_up_first(other)
-            self._free += most - self.most - taken
-            self.most = most
-            self._serve()
-
-    def _line_up_first(self, other: Places) -> None:
-        """Have those who wait there served first: they do so for places that are taken there."""
-        self.queue.extendleft(reversed(other.queue))
-        other.queue.clear()
-
-    def resize(self, most: int) -> None:
-        """Have from now on so many places."""
+    def enter(self, call: QueuedCall) -> bool:
         with self.lock:
-            self._free += most - self.most
-            self.most = most
-            self._serve()
-
-    # What waits
-
-    async def wait(self, host: Host, clock: Clock, patience: float) -> bool | None:
-        """Stand in the queue until a place is handed over; whether it came in time, or None: there was one at once."""
-        turn = Turn(host.waiter(), clock.monotonic())
-        with self.lock:
-            is_here = self._free != MOVED
-            if is_here and self._free > 0 and not self.queue:
+            self.check()
+            if has_room(self._free, len(self.queue)):
                 self._free -= 1
-                return None
-            if is_here:
-                self.queue.append(turn)
-        if not is_here:
-            return await self.now().wait(host, clock, patience)
-        try:
-            woken = await turn.waiter.wait(None if patience == float("inf") else patience)
-        except BaseException:
-            if not self._step_out(turn):
-                self.leave()  # the place came too late: hand it on
-            raise
-        return woken or not self._step_out(turn)
+                return True
+            self.queue.append(call)
+            return False
 
-    def _step_out(self, turn: Turn) -> bool:
-        """Leave the queue; False if a place has been handed over meanwhile."""
+    def look(self, call: QueuedCall, waiter: Waiter) -> bool:
         with self.lock:
-            if self.heir is None:
-                if turn in self.queue:
-                    self.queue.remove(turn)
-                return not turn.served
-        return self.now()._step_out(turn)
+            self.check()
+            call.waiter = waiter
+            return call.granted
+
+    def withdraw(self, call: QueuedCall) -> bool:
+        with self.lock:
+            self.check()
+            if call in self.queue:
+                self.queue.remove(call)
+            return not call.granted
+
+    def apply(self, policy: BulkheadPolicy) -> None:
+        with self.lock:
+            self._free += policy.max_concurrent - self.limit
+            self.limit = policy.max_concurrent
+            self._grant()
+
+    def _grant(self) -> None:
+        while grants(self._free, len(self.queue)):
+            call = self.queue.popleft()
+            call.granted = call.waiter.wake()  # False where its event loop has been closed
+            self._free -= call.granted
+
+    def values(self) -> SlotValues:
+        return SlotValues(self.limit, int(self.limit - self._free), tuple(self.queue))
+
+    def receive(self, values: SlotValues) -> None:
+        if self._free == NOWHERE:
+            self._free = self.limit
+        self._free -= values.taken
+        self.queue.extendleft(reversed(values.queue))  # they come first: they wait for slots that are taken there
+        self._grant()
+
+    def vacate(self) -> None:
+        self._free = NOWHERE
+        self.queue.clear()

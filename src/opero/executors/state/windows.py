@@ -1,4 +1,4 @@
-"""What a circuit breaker judges: the results of the last calls, or of the last seconds."""
+"""Windows of a circuit breaker: the results of the last calls, or of the last seconds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Counts:
     failures: int = 0
     slow: int = 0
 
-    def add(self, failed: bool, slow: bool, times: int = 1) -> None:  # two facts of one call
-        self.calls += times
-        self.failures += times * failed
-        self.slow += times * slow
+    def add(self, failed: bool, slow: bool) -> None:  # two facts of one call
+        self.calls += 1
+        self.failures += failed
+        self.slow += slow
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Part(Counts):
 class CountWindow:
     """The last `size` calls."""
 
-    # One byte a call, in a ring: processes that share a window copy it whole at each call.
+    # One byte a call, in a ring: processes that share a window copy all of it at each call.
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -43,15 +43,19 @@ class CountWindow:
 
     def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
-        result = failed + 2 * slow
-        if len(self._results) < self._size:
-            self._results.append(result)
+        result, results, counts = failed + 2 * slow, self._results, self._sum
+        if len(results) < self._size:
+            results.append(result)
+            counts.calls += 1
         else:
-            oldest = self._results[self._oldest]
-            self._sum.add(bool(oldest & 1), bool(oldest & 2), times=-1)
-            self._results[self._oldest] = result
-            self._oldest = (self._oldest + 1) % self._size
-        self._sum.add(failed, slow)
+            at = self._oldest
+            oldest = results[at]
+            results[at] = result
+            self._oldest = (at + 1) % self._size
+            counts.failures -= oldest & 1
+            counts.slow -= oldest >> 1
+        counts.failures += failed
+        counts.slow += slow
 
     def counts(self, now: float) -> Counts:
         """What the window holds."""
@@ -125,5 +129,5 @@ class TimeWindow:
 
 
 def new_window(length: int | float) -> CountWindow | TimeWindow:
-    """An empty window of so many calls, or so many seconds."""
+    """An empty window of `length` calls, or seconds where it is a float."""
     return CountWindow(length) if isinstance(length, int) else TimeWindow(length)

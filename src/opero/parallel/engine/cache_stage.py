@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opero.executors.cache import CacheExecutor
     from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Block
-    from opero.parallel.workers.chunk_runner import FixedArguments
+    from opero.parallel.engine.settings import FixedArguments
 
 __all__ = ["CacheStage"]
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, MissingExtraError, nearest
 from opero.parallel.engine.batching import BatchRule
-from opero.parallel.engine.settings import MapSettings, Options
-from opero.parallel.workers.chunk_runner import FixedArguments
+from opero.parallel.engine.settings import FixedArguments, MapSettings, Options
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.types import is_installed
 from opero.runtime.functions import signature_of
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.run import Run
     from opero.policies.policy import Policy
@@ -50,6 +49,7 @@ class Mapper:
         self.position = 1 if binding.is_method else 0
         self.signature = signature_of(binding.function)
         self.cost: ItemCost | None = None
+        self._rules: dict[bool | None, BatchRule] = {}
 
     # What users call
 
@@ -115,11 +115,12 @@ class Mapper:
 
         pipeline, position = self.binding.resolved(), self.position
         policy, others = self.parallel(pipeline), dict(kwargs)
-        rule = BatchRule(self.binding.function, position, policy.batch)
+        rule = self._rule(policy.batch)
         items = self._items(args, others, "items" if rule.parameter is None else rule.parameter.name)
         fixed = FixedArguments(args[:position], args[position + 1 :], others)
         self._check_arguments(fixed)
         settings = MapSettings(
+            name=self.binding.name,
             binding=self.binding,
             pipeline=pipeline,
             policy=policy,
@@ -156,6 +157,11 @@ class Mapper:
         if not isinstance(items, Iterable | AsyncIterable):
             raise TypeError(f"{name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
         return items
+
+    def _rule(self, forced: bool | None) -> BatchRule:
+        if forced not in self._rules:
+            self._rules[forced] = BatchRule(self.binding.function, self.position, forced)
+        return self._rules[forced]
 
     def check(self) -> None:
         """Check what can be checked before the first map.

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opero.observe.logs import logger
-from opero.parallel.engine.chunk_size import MOST
+from opero.parallel.engine.blocks import MOST
 from opero.runtime.machine import LEAST_WORKER, forget_peak, peak, resident
 
 if TYPE_CHECKING:

@@ -10,13 +10,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
-    from opero.parallel.workers.chunk_runner import FixedArguments
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
 
-__all__ = ["MapSettings", "Options"]
+__all__ = ["FixedArguments", "MapSettings", "Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedArguments:
+    """The arguments that all calls share: those before and after the item, and the keywords."""
+
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] | None = None
+
+    def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the call for an item or a batch."""
+        return (*self.before, item, *self.after), self.kwargs or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,7 @@ class MapSettings:
     """What one map goes by.
 
     Attributes:
+        name: the function's name, for messages.
         binding: the mapped function under its policy.
         pipeline: the layers in force when the map began.
         policy: how to map.
@@ -52,6 +65,7 @@ class MapSettings:
         remember_cost: keeps a measurement for the next map.
     """
 
+    name: str
     binding: Binding
     pipeline: Pipeline
     policy: ParallelPolicy
@@ -63,11 +77,6 @@ class MapSettings:
     shares_state: bool
     cost: ItemCost | None
     remember_cost: Callable[[ItemCost], Any]
-
-    @property
-    def name(self) -> str:
-        """The function's name, for messages."""
-        return self.binding.name
 
     @property
     def concurrency(self) -> int:

@@ -6,8 +6,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from opero.parallel.engine.blocks import Block, Chunk, Report
-from opero.parallel.engine.chunk_size import ChunkSize
+from opero.parallel.engine.blocks import Block, Chunk, ChunkSize, Report
 from opero.parallel.engine.delivery import Delivery
 
 if TYPE_CHECKING:
@@ -273,7 +272,8 @@ class Window:
 
     @property
     def _next_size(self) -> int:
-        return self.chunk_size.next(self.workers, self.source.left)
+        workers = self.workers
+        return self.chunk_size.next(workers.slots, workers.at_once, self.source.left, workers.size)
 
     # Receiving
 

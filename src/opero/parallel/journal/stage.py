@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from opero.parallel.engine.blocks import Block
-    from opero.parallel.workers.chunk_runner import FixedArguments
+    from opero.parallel.engine.settings import FixedArguments
 
 __all__ = ["JournalStage", "journal_name"]
 

@@ -7,7 +7,6 @@ import importlib
 import io
 import itertools
 import logging
-import os
 import pickle
 import sys
 import traceback
@@ -16,6 +15,8 @@ from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import cloudpickle
+
+from opero.runtime.forking import at_fork
 
 __all__ = ["CallContext", "Pickler", "drain_records", "handle_records"]
 
@@ -281,5 +282,4 @@ def _forked() -> None:
     CallContext.is_forked = True
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+at_fork(in_child=_forked)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from opero.parallel.transport.pickling import loads
 from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, Job, RunningChunk, load_job
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
+from opero.runtime.forking import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
@@ -70,9 +71,8 @@ def main(connection: Connection, control: str) -> None:
         control: the file of the memory page shared with it.
     """
     _leave_interrupts_to_the_parent()
-    if hasattr(os, "register_at_fork"):
-        # A copy in a child of this process would hide from the parent that this process has died.
-        os.register_at_fork(after_in_child=connection.close)
+    # A copy in a child of this process would hide from the parent that this process has died.
+    at_fork(in_child=connection.close)
     _Worker(connection, open_control(control)).run()
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opero.executors.state.sharing import SharedLimits
+    from opero.parallel.engine.settings import FixedArguments
     from opero.parallel.transport.context import CallContext
-    from opero.parallel.workers.chunk_runner import FixedArguments
     from opero.policies.policy import Policy
 
 __all__ = ["Setup", "find", "pickled_setup", "reference"]

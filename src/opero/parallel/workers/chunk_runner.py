@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 
     from opero.binding.binding import Binding
-    from opero.binding.pipeline import Pipeline
+    from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
+    from opero.parallel.engine.settings import FixedArguments
 
-__all__ = ["BEGUN", "POSITION", "STOP", "ChunkRunner", "FixedArguments"]
+__all__ = ["BEGUN", "POSITION", "STOP", "ChunkRunner"]
 
 STOP, POSITION, BEGUN = range(3)
 """Places in a control: start nothing more; the position of the item that runs; when its attempt began, in ns."""
@@ -26,19 +27,6 @@ LONGEST_CHUNK = 0.1
 """Seconds after which a chunk comes back unfinished: its items take longer than expected."""
 LOOP_SECONDS = 0.01
 """Seconds for which tasks that never wait may block an event loop."""
-
-
-@dataclass(frozen=True, slots=True)
-class FixedArguments:
-    """The arguments that all calls share: those before and after the item, and the keywords."""
-
-    before: tuple[Any, ...] = ()
-    after: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] | None = None
-
-    def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call for an item or a batch."""
-        return (*self.before, item, *self.after), self.kwargs or {}
 
 
 @dataclass(frozen=True, slots=True)

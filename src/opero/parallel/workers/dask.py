@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.pool import Death, Pool
+from opero.runtime.forking import at_fork
 from opero.runtime.machine import cpu_limit
 
 try:
@@ -237,5 +238,4 @@ def _starting_as_loky() -> Iterator[None]:
             dask.config.set({START: _before})
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_clients.clear)
+at_fork(in_child=_clients.clear)

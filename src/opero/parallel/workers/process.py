@@ -33,7 +33,7 @@ from opero.parallel.transport.process import (
 from opero.parallel.transport.worker import MOST_SETUPS
 from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.threads import in_thread
-from opero.runtime.forking import RenewedLock, undivided
+from opero.runtime.forking import RenewedLock, at_fork, undivided
 from opero.runtime.machine import descendants
 from opero.runtime.private_folder import private_folder
 
@@ -336,5 +336,4 @@ def _forget() -> None:
 
 
 atexit.register(_end_with_the_program)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+at_fork(in_child=_forget)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.pool import Death, Pool
+from opero.runtime.forking import RenewedLock
 
 try:
     import ray
@@ -30,7 +30,7 @@ PATIENCE = 10
 """Seconds in which a cluster must answer."""
 ADDRESS = re.compile(r"(ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
-_lock = threading.Lock()
+_lock = RenewedLock()
 _address: str | None = None
 """The address to which a map has connected."""
 

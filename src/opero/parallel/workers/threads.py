@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from opero.parallel.engine.blocks import Report
 from opero.parallel.workers.base import AHEAD, Workers
 from opero.parallel.workers.chunk_runner import STOP
+from opero.runtime.forking import at_fork
 from opero.runtime.machine import queued
 
 if TYPE_CHECKING:
@@ -29,12 +29,7 @@ _idle: list[queue.SimpleQueue[Callable[[], None]]] = []
 """The queues of threads that wait for the next map."""
 
 
-def _forget_threads() -> None:
-    _idle.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+at_fork(in_child=_idle.clear)
 
 
 def in_thread(function: Callable[[], None]) -> None:

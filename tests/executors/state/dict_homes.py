@@ -1,0 +1,240 @@
+"""A third kind of home: a server in this process that keeps states in a dictionary, as a database would.
+
+It shows what a new kind of home takes: one class for each kind of state, and nothing in the executors.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import deque
+from typing import Any, TypeVar, TypeVarTuple
+
+from opero.executors.state.budget import Budget, LocalBudget, Receipt, Terms, book, migrated, refund
+from opero.executors.state.circuit import Circuit, CircuitHome, apply_policy, change_to
+from opero.executors.state.home import Home
+from opero.executors.state.slots import QueuedCall, Slots, SlotValues
+
+__all__ = ["DictBudget", "DictCircuit", "DictSlots", "Server", "home_on"]
+
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+
+class Server:
+    """Holds states by name, as bytes.
+
+    Attributes:
+        threads: those that have asked it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.threads: set[int] = set()
+        self._data: dict[str, bytes] = {}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.threads.add(threading.get_ident())
+        with self.lock:
+            return self.last_known(name, default)
+
+    def last_known(self, name: str, default: Any = None) -> Any:
+        """What a client of a real server would remember, so that it need not ask."""
+        return pickle.loads(self._data[name]) if name in self._data else default
+
+    def set(self, name: str, value: Any) -> None:
+        self._data[name] = pickle.dumps(value)
+
+
+class DictHome(Home):
+    is_shared = True
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.blocks = True
+        self.server = server
+        self.lock = server.lock
+
+
+class DictBudget(DictHome, Budget):
+    def __init__(self, server: Server, own: LocalBudget) -> None:
+        super().__init__(server)
+        self.monotonic = own.monotonic
+
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        with self.lock:
+            self.check()
+            due, terms = self.values()
+            wait, booked = book(due, now, cost, patience, terms)
+            self.server.set("budget", (booked, terms))
+            return wait, (due, booked)
+
+    def refund(self, receipt: Receipt) -> None:
+        with self.lock:
+            self.check()
+            due, terms = self.values()
+            self.server.set("budget", (refund(due, receipt), terms))
+
+    def apply(self, policy: Any) -> None:
+        with self.lock:
+            due, before = self.values()
+            after = Terms.of(policy)
+            self.server.set("budget", (migrated(due, self.monotonic(), before, after), after))
+
+    def values(self) -> tuple[float, Terms]:
+        found: tuple[float, Terms] = self.server.get("budget")
+        return found
+
+    def receive(self, values: tuple[float, Terms]) -> None:
+        held, (due, terms) = self.server.get("budget"), values
+        if held is None:
+            self.server.set("budget", values)
+        elif due:
+            self.server.set("budget", (max(held[0], migrated(due, self.monotonic(), terms, held[1])), held[1]))
+
+
+class DictCircuit(DictHome, CircuitHome):
+    @property
+    def passing(self) -> int:
+        circuit: Circuit = self.server.last_known("circuit")
+        return circuit.passing if self.successor is self else -1
+
+    @property
+    def needs_results(self) -> bool:
+        circuit: Circuit = self.server.last_known("circuit")
+        return self.successor is not self or circuit.needs_results
+
+    def change(self, decide: Any, *args: *Args) -> tuple[Any, str | None]:
+        with self.lock:
+            self.check()
+            circuit = self.values()
+            before = circuit.state
+            result = decide(circuit, *args)
+            self.receive(circuit)
+            return result, None if circuit.state == before else change_to(circuit)
+
+    def apply(self, policy: Any) -> None:
+        with self.lock:
+            circuit = self.values()
+            apply_policy(circuit, policy)
+            self.receive(circuit)
+
+    def values(self) -> Circuit:
+        found: Circuit = self.server.get("circuit")
+        return found
+
+    def receive(self, values: Circuit) -> None:
+        self.server.set("circuit", values)
+
+
+class DictSlots(DictHome, Slots):
+    """Slots that every client polls for, in the order of tickets."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.queue: deque[QueuedCall] = deque()
+        self._tickets: dict[QueuedCall, int] = {}
+        self._taken = 0
+
+    @property
+    def limit(self) -> int:
+        found: int = self.server.last_known("limit", 0)
+        return found
+
+    def running(self) -> int:
+        with self.lock:
+            self.check()
+            found: int = self.server.get("taken", 0)
+            return found
+
+    def take(self) -> bool:
+        with self.lock:
+            return self.successor is self and not self.server.get("tickets", []) and self._try()
+
+    def leave(self) -> bool:
+        with self.lock:
+            if self.successor is not self:
+                return False
+            self._add(-1)
+            return True
+
+    def enter(self, call: QueuedCall) -> bool:
+        with self.lock:
+            self.check()
+            self._line_up([call], first=False)
+            return self._take_turn(call)
+
+    def look(self, call: QueuedCall, waiter: Any) -> bool:
+        with self.lock:
+            self.check()
+            if not call.granted:
+                call.waiter = waiter
+                call.granted = self._take_turn(call)
+            return call.granted
+
+    def withdraw(self, call: QueuedCall) -> bool:
+        with self.lock:
+            self.check()
+            if call in self._tickets:
+                self._drop(call)
+            return not call.granted
+
+    def pause(self, call: QueuedCall) -> float:
+        return 0.001
+
+    def apply(self, policy: Any) -> None:
+        with self.lock:
+            self.server.set("limit", policy.max_concurrent)
+
+    def values(self) -> SlotValues:
+        return SlotValues(self.limit, self._taken, tuple(self.queue))
+
+    def receive(self, values: SlotValues) -> None:
+        self.server.set("limit", self.limit or values.limit)
+        self._add(values.taken)
+        self._line_up(list(values.queue), first=True)
+        for call in values.queue:
+            call.waiter.wake()
+
+    def vacate(self) -> None:
+        self._add(-self._taken)
+        for call in list(self.queue):
+            self._drop(call)
+
+    def _try(self) -> bool:
+        if self.server.get("taken", 0) >= self.limit:
+            return False
+        self._add(1)
+        return True
+
+    def _take_turn(self, call: QueuedCall) -> bool:
+        if call not in self._tickets or self.server.get("tickets")[0] != self._tickets[call] or not self._try():
+            return False
+        self._drop(call)
+        return True
+
+    def _add(self, count: int) -> None:
+        self._taken += count
+        self.server.set("taken", self.server.get("taken", 0) + count)
+
+    def _line_up(self, calls: list[QueuedCall], *, first: bool) -> None:
+        number = self.server.get("last", 0)
+        new = list(range(number + 1, number + 1 + len(calls)))
+        self.server.set("last", number + len(calls))
+        held = self.server.get("tickets", [])
+        self.server.set("tickets", new + held if first else held + new)
+        self._tickets.update(zip(calls, new, strict=True))
+        self.queue = deque([*calls, *self.queue] if first else [*self.queue, *calls])
+
+    def _drop(self, call: QueuedCall) -> None:
+        self.queue.remove(call)
+        ticket = self._tickets.pop(call)
+        self.server.set("tickets", [each for each in self.server.get("tickets") if each != ticket])
+
+
+def home_on(server: Server, executor: Any) -> Any:
+    """The home of an executor's state on a server."""
+    kind = executor.policy.kind
+    if kind == "rate_limit":
+        return DictBudget(server, executor.own)
+    return DictCircuit(server) if kind == "circuit_breaker" else DictSlots(server)
