@@ -9,8 +9,9 @@ Test your own executor, or the cluster that you deploy to, in a few lines of a p
         survives_deaths = False
 
 Each method of `WorkerTests` maps functions of this module with `ParallelPolicy(**options)`. Class attributes say what
-the workers are (an executor of threads also sets `shares_memory = True`); a test that does not apply to them is skipped. Fixtures of the subclass may start and stop what the
-workers need. The workers must be able to import this module, and must see this machine's temporary folder.
+the workers are (an executor of threads also sets `shares_memory = True`); a test that does not apply to them is
+skipped. Fixtures of the subclass may start and stop what the workers need. The workers must be able to import this
+module, and must see this machine's temporary folder.
 """
 
 from __future__ import annotations
