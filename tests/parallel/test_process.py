@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -170,3 +171,41 @@ SHARED: list[int] = []
 def test_a_result_that_later_items_change_does_not_fail() -> None:
     results = mapped(change, workers=1).map(range(40))
     assert [each[number] for number, each in enumerate(results)] == list(range(40))
+
+
+def hold(path: str) -> None:
+    try:
+        time.sleep(600)
+    finally:
+        Path(path, "released").touch()
+
+
+async def hold_async(path: str) -> None:
+    try:
+        await asyncio.sleep(600)
+    finally:
+        Path(path, "released").touch()
+
+
+@pytest.mark.parametrize(("mode", "function"), [("process", hold), ("async_process", hold_async)])
+def test_finally_blocks_of_a_running_item_run_when_its_map_ends(mode: str, function: Any, tmp_path: Path) -> None:
+    bound: Any = Policy(parallel={"mode": mode, "workers": 1, "deadline": 1.5, "progress": False}).apply(function)
+
+    def run() -> None:
+        result = bound.map([str(tmp_path)])
+        if asyncio.iscoroutine(result):
+            asyncio.run(result)
+
+    with pytest.raises(MapError):
+        run()
+    assert (tmp_path / "released").exists()
+
+
+def test_a_worker_process_whose_item_was_interrupted_is_used_again(tmp_path: Path) -> None:
+    options = {"mode": "process", "workers": 1, "progress": False}
+    bound: Any = Policy(parallel={**options, "deadline": 1.5}).apply(hold)
+    with pytest.raises(MapError):
+        bound.map([str(tmp_path)])
+    (before,) = workers()
+    assert Policy(parallel=options).apply(os.path.basename).map(["a/b", "a/c"]) == ["b", "c"]  # type: ignore[arg-type]
+    assert [each.pid for each in workers()] == [before.pid]

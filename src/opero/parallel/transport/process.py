@@ -6,6 +6,7 @@ the parent has ended, and sends results while a slow item keeps the main thread 
 
 from __future__ import annotations
 
+import _thread
 import mmap
 import os
 import queue
@@ -21,6 +22,7 @@ from opero.parallel.transport.pickling import loads
 from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, Job, RunningChunk, load_job
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
 from opero.runtime.forking import at_fork
+from opero.runtime.interruption import RETRY_DELAY, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
@@ -70,17 +72,14 @@ def main(connection: Connection, control: str) -> None:
         connection: to the parent.
         control: the file of the memory page shared with it.
     """
-    _leave_interrupts_to_the_parent()
     # A copy in a child of this process would hide from the parent that this process has died.
     at_fork(in_child=connection.close)
-    _Worker(connection, open_control(control)).run()
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C in a terminal reaches the workers, too; the parent decides what becomes of them."""
-    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which programs started by an item would inherit
+    worker = _Worker(connection, open_control(control))
+    # Ctrl-C in a terminal reaches workers as well, but the parent decides what it means for them.
+    signal.signal(signal.SIGINT, worker.on_sigint)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    worker.run()
 
 
 class _Worker:
@@ -93,8 +92,17 @@ class _Worker:
         self._sending = threading.Lock()
         self._left: dict[int, int] = {}  # by the chunks' numbers, their items whose results were not sent
         self._current: tuple[int, RunningChunk] | None = None
+        self._has_given_up = False
 
     # In the main thread
+
+    def on_sigint(self, *_: object) -> None:
+        """Interrupt the item that runs, if its map has ended; else nothing."""
+        if self._has_given_up and self._current is not None:
+            if threading.get_ident() in uninterrupted:
+                threading.Timer(RETRY_DELAY, _send_sigint).start()  # it holds a lock that would stay locked
+            else:
+                self._current[1].interrupt()
 
     def run(self) -> None:
         """Run chunks as they come."""
@@ -143,6 +151,7 @@ class _Worker:
     def _handle(self, kind: int, *parts: Any) -> None:
         if kind == RUN:
             number, key, count, payload, keep_going = parts
+            self._has_given_up = False
             self._left[number] = count
             self._chunks.put((number, key, payload, keep_going))
         elif kind == SETUP:
@@ -152,6 +161,8 @@ class _Worker:
                 del self._setups[next(iter(self._setups))]
         elif kind == GIVE_UP:
             self._send_finished(GIVEN_UP)
+            self._has_given_up = True
+            _send_sigint()
         else:
             self._chunks.put(None)
 
@@ -175,3 +186,11 @@ class _Worker:
             self._connection.send_bytes(HEADER.pack(number, kind) + message)
         except OSError:
             os._exit(1)  # the parent has ended
+
+
+def _send_sigint() -> None:
+    """Run the handler of SIGINT in the main thread, also if that waits in a system call."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # pragma: no cover  # Windows
+        _thread.interrupt_main()

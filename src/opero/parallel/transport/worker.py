@@ -67,6 +67,7 @@ class Job:
         is_timed = setup.policy.active("timeout") is not None
         if is_timed and kind_of(function) == "sync":
             function = self._timed(function)
+        self._is_interruptible = False
         self.binding = Binding(function, setup.policy, provider=setup.limits)
         self._counts: dict[str, Any] = {}
         rule = BatchRule(function, setup.position, setup.batch)
@@ -112,7 +113,14 @@ class Job:
         if self.call_context is not None:
             self.call_context.enter()
         if self.runner is None:
-            context.run(self.work.run, items, self.control, report, keep_going=keep_going)
+            try:
+                try:
+                    self._is_interruptible = True
+                    context.run(self.work.run, items, self.control, report, keep_going=keep_going)
+                finally:
+                    self._is_interruptible = False
+            except Interrupted:
+                pass
             return
         run = self.work.run_async(items, self.control, report, self.concurrency, keep_going=keep_going)
         try:
@@ -122,6 +130,15 @@ class Job:
         except BaseException:
             self._renew_runner()
             raise
+
+    def interrupt(self) -> None:
+        """End what runs, in the main thread: in a signal handler for a sync function, else from any thread."""
+        loop = self.loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it has been closed
+                loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        elif self._is_interruptible:
+            raise Interrupted
 
     def run_readable(self, items: list[Any], broken: dict[int, Exception], *, keep_going: bool) -> Report:
         """Run the items that could be unpickled; the others have failed."""
@@ -207,6 +224,10 @@ def load_job(setup: bytes) -> Job:
         raise NotReady("its function could not be set up") from error
 
 
+class Interrupted(BaseException):
+    """Thrown into the item that runs when its map has ended, so that its `finally` blocks run."""
+
+
 class RunningChunk:
     """Runs one chunk. Another thread may take what is finished while the rest still runs.
 
@@ -244,6 +265,12 @@ class RunningChunk:
         finally:
             self._control[POSITION] = NOWHERE
         return None
+
+    def interrupt(self) -> None:
+        """End the item that runs (see `Job.interrupt`)."""
+        job = getattr(self, "_job", None)
+        if job is not None:
+            job.interrupt()
 
     @property
     def has_more(self) -> bool:
