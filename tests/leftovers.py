@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 import signal
@@ -49,8 +50,8 @@ def no_change_is_left() -> Iterator[None]:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Restore variables, paths and signal handlers at the end, for libraries that set some of their own."""
-    variables, path = dict(os.environ), list(sys.path)
+    """Restore variables, paths, signal handlers and `print` at the end, for libraries that set some of their own."""
+    variables, path, printing = dict(os.environ), list(sys.path), builtins.print
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -58,6 +59,7 @@ def restored() -> Iterator[None]:
         os.environ.clear()
         os.environ.update(variables)
         sys.path[:] = path
+        builtins.print = printing
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -70,7 +72,7 @@ def shared_state() -> dict[str, Any]:
         state[f"handler of {number.name}"] = signal.getsignal(number)
     for each in (logging.getLogger(), logging.getLogger("opero")):
         state[f"logger {each.name}"] = each.level, each.propagate, [*each.handlers], [*each.filters]
-    return state | {"working directory": os.getcwd(), "sys.path": [*sys.path]}
+    return state | {"working directory": os.getcwd(), "sys.path": [*sys.path], "print": builtins.print}
 
 
 def workers() -> list[psutil.Process]:

@@ -125,7 +125,7 @@ def test_logs_and_counts() -> None:
         "opero_attempts_total{function='send'} 3",
         "opero_retries_total{function='send'} 2",
         "opero_recoveries_total{function='send'} 1",
-        "alert: cache_not_stored, CannotHoldError",
+        "alert: cache_not_stored, SerializationError",
         "labels: {'urgent'}",
     ]
 
