@@ -163,20 +163,22 @@ def read_variable(_: int) -> str:
 
 
 def wait_for(item: int, folder: str, slow: tuple[int, ...]) -> int:
-    """Wait, with a slow item, until the file "go" exists."""
+    """Wait, with a slow item, until the file "go" exists or the folder is gone: no item outlives its test."""
     note(item, folder)
-    until = time.monotonic() + LONG
-    while item in slow and not (Path(folder) / "go").exists() and time.monotonic() < until:
+    while item in slow and _must_wait(folder):
         time.sleep(0.005)
     return item
 
 
 async def wait_for_async(item: int, folder: str, slow: tuple[int, ...]) -> int:
     note(item, folder)
-    go, until = Path(folder) / "go", time.monotonic() + LONG
-    while item in slow and not go.exists() and time.monotonic() < until:  # noqa: ASYNC110  # all workers see files
+    while item in slow and _must_wait(folder):  # noqa: ASYNC110  # all workers see files
         await asyncio.sleep(0.005)
     return item
+
+
+def _must_wait(folder: str) -> bool:
+    return Path(folder).exists() and not (Path(folder) / "go").exists()
 
 
 def nap(seconds: float) -> float:
@@ -474,7 +476,7 @@ class WorkerTests:
     def test_a_deadline_ends_the_map_and_keeps_the_results(self) -> None:
         self.need(self.stops_at_once, "end a map while an item runs")
         self.map(self.bind(nap), [0.0] * 8)  # so that the workers have started
-        error = self.error(self.bind(nap, deadline=2.0), [0.0, 0.0, LONG / 4, LONG / 4, LONG / 4, LONG / 4])
+        error = self.error(self.bind(nap, deadline=2.0), [0.0, 0.0, 4.0, 4.0, 4.0, 4.0])
         assert isinstance(error.reason, CallTimeoutError)
         assert {index: value for index, value in error.results.items() if index < 2} == {0: 0.0, 1: 0.0}
 
