@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def private_folder() -> Path:
     global _folder  # noqa: PLW0603  # one per process
     if _folder is None:
         _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
+        atexit.register(_delete)  # here, so that it runs before the directory's own exit hook
     return Path(_folder.name)
 
 
@@ -26,6 +28,12 @@ def _forget() -> None:
     if _folder is not None:
         _folder._finalizer.detach()  # type: ignore[attr-defined]  # the child must not delete it
         _folder = None
+
+
+def _delete() -> None:
+    """Delete the directory at exit: left to itself, it would warn of its implicit cleanup."""
+    if _folder is not None:
+        _folder.cleanup()
 
 
 at_fork(in_child=_forget)

@@ -31,8 +31,8 @@ LARGE = 1 << 16
 """Bytes of a setup above which a worker does not keep it for later maps of the same function."""
 LONG_CHUNK = 0.05
 """Seconds: a chunk that takes longer has none waiting behind it."""
-LAST_ITEM = 0.05
-"""Seconds that a worker has to finish its item when a map is closed; then it is killed."""
+LAST_ITEM = 0.3
+"""Seconds that a worker has to end its item when a map is closed, `finally` blocks included; then it is killed."""
 GRACE, GRACE_SHARE = 0.5, 0.5
 """Seconds, and fraction of the timeout, that an attempt gets beyond its timeout before its worker is killed."""
 LOOK = 0.1
