@@ -43,7 +43,7 @@ class Binding:
         stats: counts to continue. Default: new ones.
 
     Attributes:
-        target: the function, and what can be told of it.
+        target: the function and its properties.
         declaration: as above; None if no registry knows of the function.
         pipeline: the layers of its calls.
         callable: the bound function.

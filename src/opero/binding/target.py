@@ -1,4 +1,4 @@
-"""What a policy is bound to: a function, and what can be told of it."""
+"""The target of a policy: a function and its properties."""
 
 from __future__ import annotations
 

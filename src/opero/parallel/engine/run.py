@@ -39,7 +39,7 @@ class Run:
     """One run of a map. Use it once, by one of `run`, `run_async`, `stream` and `stream_async`.
 
     Args:
-        settings: what the map goes by.
+        settings: the settings of the map.
         items: any iterable, or an async one for an async function.
         consume: see `Mapper.new_run`.
     """

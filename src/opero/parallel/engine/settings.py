@@ -1,4 +1,4 @@
-"""What one map goes by: the function under its policies, and the options of the call. Fixed when the map begins."""
+"""The settings of one map: the function under its policies, and the options of the call; fixed when the map starts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class MapSettings:
-    """What one map goes by.
+    """The settings of one map.
 
     Attributes:
         name: the function's name, for messages.
