@@ -235,8 +235,10 @@ def test_a_generator_of_many_items_is_mapped_with_few_dispatches() -> None:
 
 
 def test_pools_are_kept_between_maps() -> None:
-    first = set(functions.pid.map(range(20)))
-    assert set(functions.pid.map(range(20))) & first
+    functions.pid.map(range(20))
+    before = {each.pid for each in worker_processes()}
+    functions.pid.map(range(20))
+    assert {each.pid for each in worker_processes()} == before
 
 
 def test_two_threads_may_map_at_the_same_time() -> None:
