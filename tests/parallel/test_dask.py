@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import itertools
 import json
 import os
@@ -427,3 +428,10 @@ def test_ctrl_c_ends_the_map_and_the_script_and_leaves_no_process_behind() -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()
     wait_until(lambda: not any(psutil.pid_exists(int(each)) for each in done.stdout.split()))
+
+
+def test_joblib_has_the_private_module_that_registers_the_start_method_of_dask_workers() -> None:
+    import multiprocessing
+
+    importlib.import_module("joblib.externals.loky")
+    assert multiprocessing.get_context("loky").get_start_method() == "loky"
