@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo test lint types bench clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
-	$(DEMO)/bin/python examples/demo.py
+	$(DEMO)/bin/python examples/demo.py $(if $(LIVE),--live)
 
 test: $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
@@ -50,6 +50,7 @@ lint: $(LINT)/ready
 
 types: $(LINT)/ready
 	$(LINT)/bin/mypy --strict src examples tests/typing
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(LINT)/bin/pyright --pythonpath $(LINT)/bin/python
 
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks

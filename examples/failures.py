@@ -25,7 +25,7 @@ def warehouse(path: str, _: Mapping[str, str]) -> tuple[int, Any]:
     retries=2,
     min_delay="10ms",
     retry_on="requests.HTTPError",
-    circuit_breaker={"consecutive_failures": 6, "open_for": "300ms"},
+    circuit_breaker={"consecutive_failures": 3, "open_for": "300ms"},
 )
 def stock(url: str, article: str) -> int:
     response = requests.get(f"{url}/stock/{article}", timeout=1)
@@ -44,9 +44,14 @@ def main() -> None:
             print(f"{len(error.errors)} attempts failed: {', '.join(kinds)}; the last: {str(error.__cause__)[:16]}")
 
         try:
-            stock(service.url, "tea")  # the sixth failure in a row opens the circuit
+            stock(service.url, "coffee")
         except* requests.HTTPError as group:
             print(f"except* sees {len(group.exceptions)} errors; the circuit is {breaker.state}")
+
+        try:
+            stock(service.url, "cocoa")  # the third call in a row that fails opens the circuit
+        except CircuitOpenError as error:
+            print(f"the circuit is {breaker.state} after {type(error.__cause__).__name__}; no more retries")
 
         before = len(service.paths)
         try:

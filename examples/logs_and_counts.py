@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from opero import Event, configure_logging, on, opero
+from opero import configure_logging, on, opero
+from opero.events import CacheFailed
 
 failures = iter([ConnectionError("reset by peer"), ConnectionError("reset by peer")])
 
@@ -44,13 +45,13 @@ def main() -> None:
     print(send("hello"))
     export("send", send.stats.as_dict())
 
-    def alert(event: Event) -> None:
-        print(f"alert: {event.name}, {type(event.error).__name__}")
+    def alert(event: CacheFailed) -> None:
+        print(f"alert: {event.what}, {type(event.error).__name__}")
 
-    off = on("cache_not_stored", alert)
+    off = on(CacheFailed, alert)
     with tempfile.TemporaryDirectory() as folder:
 
-        @opero(retries=0, cache_backend="disk", cache_dir=Path(folder), cache_serializer="json")
+        @opero(retries=0, cache_backend="disk", cache_ttl="1h", cache_dir=Path(folder), cache_serializer="json")
         def labels() -> set[str]:
             return {"urgent"}  # JSON has no sets: the caller gets the result, and the cache does not
 

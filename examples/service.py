@@ -6,7 +6,8 @@ reproducibly, because its random numbers are seeded:
 - every response takes 3 to 30 ms;
 - a key other than `GOOD_KEY` is refused: 401;
 - one path in eight fails the first time: two thirds of them with 503, the others with 429, Retry-After: 1;
-- a request beyond the rate limit is refused: 429, Retry-After: 1. All requests count, including refused ones.
+- a request beyond the rate limit is refused: 429, Retry-After: 1. All requests count, including refused ones;
+- after `/down/<seconds>`, every request within that time is answered with 503. That request itself does not count.
 
 It ends when its standard input is closed, so it cannot outlive its parent, and then reports what it received.
 
@@ -84,10 +85,14 @@ class _Server(ThreadingHTTPServer):
         self.statuses: Counter[int] = Counter()
         self.asked: Counter[str] = Counter()
         self.busy_until: dict[str, float] = {}
+        self.down_until = 0.0
 
     def decide(self, path: str, authorization: str | None) -> int:
         """Count a request, and decide the status of the response."""
         with self.lock:
+            if path.startswith("/down/"):
+                self.down_until = monotonic() + float(path.removeprefix("/down/"))
+                return 404
             self.arrivals.append(monotonic())
             status = self._status(path, authorization, self.arrivals[-1])
             self.statuses[status] += 1
@@ -99,6 +104,8 @@ class _Server(ThreadingHTTPServer):
             return 429
         if authorization != f"Bearer {GOOD_KEY}":
             return 401
+        if now < self.down_until:
+            return 503
         self.too_soon += now < self.busy_until.pop(path, now)
         self.asked[path] += 1
         chance = Random(f"{SEED} mood {path}").random() if self.asked[path] == 1 else 1.0
@@ -130,12 +137,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     protocol_version = "HTTP/1.1"  # with persistent connections
     disable_nagle_algorithm = True
     wbufsize = -1  # each response is sent in one piece
 
     def do_GET(self) -> None:
+        assert isinstance(self.server, _Server)
         status = self.server.decide(self.path, self.headers["Authorization"])
         sleep(Random(f"{SEED} pace {self.path}").uniform(0.003, 0.030))
         body = json.dumps(self.server.content(self.path) if status == 200 else {"error": status}).encode()
@@ -147,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Log nothing: the report has the counts."""
 
 
@@ -166,7 +173,7 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         try:
-            written, _ = self.process.communicate(timeout=10)  # closes its standard input
+            written = self.process.communicate(timeout=10)[0]  # closes its standard input
             self.report = Report(**json.loads(written))
         finally:
             self.process.kill()  # no effect if it has ended

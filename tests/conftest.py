@@ -15,7 +15,8 @@ import pytest
 from hypothesis import settings
 
 from leftovers import no_change_is_left, no_process_is_left
-from opero import Policy
+from opero import Policy, on
+from opero.runtime.log import limiter
 from opero.testing import VirtualClock
 from redis_server import redis_server, redis_url
 
@@ -26,12 +27,13 @@ settings.load_profile("opero")
 
 FIRST = (
     "test_architecture.py",
-    "parallel/test_dask.py",
-    "parallel/test_ray.py",
+    "parallel/workers/test_dask.py",
+    "parallel/workers/test_ray.py",
     "parallel/",
     "examples/",
     "spec/",
     "executors/",
+    "runtime/test_forking.py",
     "cli/",
 )
 """Beginnings of paths that run first: the import rule, and then slow modules, so that no worker is left with one."""
@@ -78,6 +80,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+@pytest.fixture(autouse=True)
+def no_line_is_left_out() -> None:
+    """Begin each test with no log line of the last minute: its own must not be left out for those of another test."""
+    limiter.forget()
+
+
 class Caller:
     """Binds a policy to a plain function, as it is or made async, and calls it on a virtual clock."""
 
@@ -109,6 +117,15 @@ class Caller:
 def bind(request: pytest.FixtureRequest) -> Caller:
     """`bind(policy, function)` gives what a caller of either kind calls; `bind.clock`, `bind.bound`, `bind.slept`."""
     return Caller(request.param)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[Any]]:
+    """All events, as they come."""
+    events: list[Any] = []
+    off = on("*", events.append)
+    yield events
+    off()
 
 
 class Script:

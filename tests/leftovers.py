@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import logging
 import os
 import signal
@@ -16,6 +17,8 @@ import psutil
 import pytest
 
 import opero.observe.logs  # noqa: F401  # adds its handler now, and not within some test
+from opero.events import EVENTS
+from opero.observe.hooks import OF_HOOKS
 from opero.parallel.workers import process as pool
 from opero.registry.default import set_default_registry
 
@@ -43,6 +46,8 @@ def no_change_is_left() -> Iterator[None]:
     before = shared_state()
     yield
     set_default_registry(None)
+    if any(OF_HOOKS in event.handlers for event in EVENTS.values()):
+        gc.collect()  # a bound function and its hooks refer to each other
     after = shared_state()
     changed = [name for name in before | after if before.get(name) != after.get(name)]
     assert not changed, f"changed by this module: {changed}"
@@ -72,6 +77,9 @@ def shared_state() -> dict[str, Any]:
         state[f"handler of {number.name}"] = signal.getsignal(number)
     for each in (logging.getLogger(), logging.getLogger("opero")):
         state[f"logger {each.name}"] = each.level, each.propagate, [*each.handlers], [*each.filters]
+    for name, event in EVENTS.items():
+        # Hooks of functions that have not been freed yet leave when they are.
+        state[f"handlers of {name}"] = tuple(each for each in event.handlers if each is not OF_HOOKS)
     return state | {"working directory": os.getcwd(), "sys.path": [*sys.path], "print": builtins.print}
 
 

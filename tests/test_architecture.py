@@ -22,9 +22,10 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
     "problems",
-    "errors values",
-    "observe",
+    "errors values failures",
+    "events",
     "runtime",
+    "observe",
     "policies",
     "config",
     "cache",
@@ -32,10 +33,14 @@ FLOORS = (
     "binding",
     "parallel",
     "bound",
+    "alerts",
     "registry",
+    "health",
+    "integrations",
     "decorators",
     "__init__",
     "testing",
+    "pytest_plugin",
     "cli",
     "__main__",
 )
@@ -45,9 +50,10 @@ LOADED_BY_NAME = {
     "__init__.py",
     "cli/app.py",
     "policies/door.py",
+    "registry/default.py",
 }
-"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, and the one way
-up from policies."""
+"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, the one way up
+from policies, and what variables switch on."""
 
 TYPES_MAY_CIRCLE = "policies"
 
@@ -186,6 +192,39 @@ def has_global_state(file: Path) -> bool:
     )
 
 
+def unrenewed_locks(module: ast.Module) -> list[str]:
+    """The locks that forked children would inherit as they are, as "line: name"."""
+    renewed = {
+        ast.literal_eval(node.args[1])
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("renew_in_child") and len(node.args) > 1
+    }
+    after_fork = [
+        range(node.lineno, (node.end_lineno or 0) + 1)
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef) and node.name in ("after_fork", "_forget_threads")
+    ]
+    made_after_fork = {
+        ast.unparse(target)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Assign) and any(node.lineno in lines for lines in after_fork)
+        for target in node.targets
+    }
+    found = []
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Call):
+            continue
+        _, _, kind = ast.unparse(node.value.func).partition("threading.")
+        if kind not in ("Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"):
+            continue
+        [target] = node.targets if isinstance(node, ast.Assign) else [node.target]
+        name = ast.unparse(target)
+        is_renewed = kind == "RLock" and name.removeprefix("self.") in renewed
+        if not is_renewed and name not in made_after_fork:
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
 def test_packages_import_only_what_is_below_them() -> None:
     known = {top(name) for name in modules_of(SOURCE)}
     assert known == set(" ".join(FLOORS).split()), "each module and package of the top level has its floor"
@@ -208,11 +247,51 @@ def test_the_document_lists_every_module() -> None:
 
 
 def test_the_document_lists_all_global_state() -> None:
-    section = DOCUMENT.read_text(encoding="utf-8").partition("\n## Global state\n")[2].partition("\n## ")[0]
+    section = DOCUMENT.read_text(encoding="utf-8").partition("\n## Forks and global state\n")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `([\w/.]+\.py)`", section, re.MULTILINE))
     files = {file.relative_to(SOURCE).as_posix(): file for file in SOURCE.rglob("*.py")}
     found = {name for name, file in files.items() if has_global_state(file) and not name.startswith("testing/")}
     assert found <= listed <= files.keys()
+
+
+NOT_RENEWED = {
+    "cache/computation_lock.py": "the lock of one computation, which nobody but its own threads uses",
+    "observe/stats.py": "is below runtime/forking.py, which renews it",
+    "parallel/transport/process.py": "the program of a worker: a child that it forks never comes back to it",
+    "testing/workers.py": "a test suite",
+}
+
+
+def test_forked_children_inherit_no_lock_as_it_is() -> None:
+    files = {file.relative_to(SOURCE).as_posix(): file for file in SOURCE.rglob("*.py")}
+    found = [
+        f"src/opero/{name}:{lock}: use a RenewedLock, or an RLock and renew_in_child"
+        for name, file in files.items()
+        for lock in unrenewed_locks(parsed(file))
+        if name not in NOT_RENEWED
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("lock = threading.Lock()", ["1: lock"]),
+        ("lock = RenewedLock()", []),
+        ("class A:\n    def f(self):\n        self.lock = threading.RLock()", ["3: self.lock"]),
+        ("class A:\n    def f(self):\n        self.lock = threading.RLock()\n        renew_in_child(self, 'lock')", []),
+        (
+            "class A:\n    def f(self):\n        self.a = threading.RLock()\n        renew_in_child(self, 'b')",
+            ["3: self.a"],
+        ),
+        (
+            "class A:\n    def f(self):\n        self.a = threading.Lock()\n        renew_in_child(self, 'a')",
+            ["3: self.a"],
+        ),
+    ],
+)
+def test_a_lock_that_is_not_renewed_is_found(text: str, found: list[str]) -> None:
+    assert unrenewed_locks(ast.parse(text)) == found
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # type checkers know the name; importing typing would tak
 if TYPE_CHECKING:
     from typing import Any
 
+    from opero.alerts.manager import AlertManager as AlertManager
     from opero.cache import clear_cache as clear_cache
     from opero.decorators import opero as opero
     from opero.decorators import opmap as opmap
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from opero.errors import CallTimeoutError as CallTimeoutError
     from opero.errors import CircuitOpenError as CircuitOpenError
     from opero.errors import ConfigError as ConfigError
+    from opero.errors import FailedResponseError as FailedResponseError
     from opero.errors import Failure as Failure
     from opero.errors import MapError as MapError
     from opero.errors import MemoryLimitError as MemoryLimitError
@@ -30,20 +32,33 @@ if TYPE_CHECKING:
     from opero.errors import ResultRejectedError as ResultRejectedError
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
-    from opero.observe.events import Event as Event
-    from opero.observe.events import on as on
+    from opero.events import Event as Event
+    from opero.health.error_tracker import ErrorTracker as ErrorTracker
+    from opero.health.monitor import HealthMonitor as HealthMonitor
+    from opero.health.status import HealthStatus as HealthStatus
+    from opero.integrations.web.server import LiveServer as LiveServer
+    from opero.integrations.web.server import serve as serve
     from opero.observe.logs import configure_logging as configure_logging
+    from opero.observe.receipts import CallReceipt as CallReceipt
+    from opero.observe.receipts import Receipt as Receipt
     from opero.observe.stats import Stats as Stats
+    from opero.observe.subscriptions import on as on
+    from opero.observe.tracing import attach_receipts as attach_receipts
+    from opero.observe.tracing import trace as trace
     from opero.parallel.tuning import tune as tune
     from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
+    from opero.policies.alert import Alert as Alert
     from opero.policies.bound_types import AsyncBound as AsyncBound
     from opero.policies.bound_types import AsyncMapped as AsyncMapped
     from opero.policies.bound_types import Bound as Bound
     from opero.policies.bound_types import Mapped as Mapped
     from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
     from opero.policies.cache import CachePolicy as CachePolicy
+    from opero.policies.canary import CanaryPolicy as CanaryPolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
+    from opero.policies.failures import FailurePolicy as FailurePolicy
     from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+    from opero.policies.hooks import HooksPolicy as HooksPolicy
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
@@ -72,6 +87,7 @@ _MODULES = {
         "CallTimeoutError",
         "CircuitOpenError",
         "ConfigError",
+        "FailedResponseError",
         "Failure",
         "MapError",
         "MemoryLimitError",
@@ -85,14 +101,24 @@ _MODULES = {
         "UnknownOptionError",
         "WorkerDiedError",
     ),
-    "observe.events": ("Event", "on"),
+    "alerts.manager": ("AlertManager",),
+    "events": ("Event",),
+    "health.error_tracker": ("ErrorTracker",),
+    "health.monitor": ("HealthMonitor",),
+    "health.status": ("HealthStatus",),
+    "integrations.web.server": ("LiveServer", "serve"),
+    "observe.subscriptions": ("on",),
     "observe.logs": ("configure_logging",),
+    "policies.alert": ("Alert",),
     "policies": (
         "AdaptiveTTL",
         "BulkheadPolicy",
         "CachePolicy",
+        "CanaryPolicy",
         "CircuitBreakerPolicy",
+        "FailurePolicy",
         "FallbackPolicy",
+        "HooksPolicy",
         "ParallelPolicy",
         "Policy",
         "RateLimitPolicy",
@@ -103,6 +129,8 @@ _MODULES = {
     "registry.registry": ("Registry",),
     "registry.reload": ("Changes",),
     "policies.bound_types": ("AsyncBound", "AsyncMapped", "Bound", "Mapped"),
+    "observe.receipts": ("CallReceipt", "Receipt"),
+    "observe.tracing": ("attach_receipts", "trace"),
     "observe.stats": ("Stats",),
     "registry.watch": ("Watch",),
     "values": ("CacheInfo", "Progress", "Tuning"),

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from opero.binding.fit import check_arguments
+from opero.binding.fit import check_arguments, check_own
 from opero.config.declaration import where
 from opero.errors import ConfigError
+from opero.failures.kinds import Kind
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from opero.policies.bound_types import AsyncMapped, Bound, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
+    from opero.policies.decorated_types import (
+        AnyFunction,
+        ClassMethod,
+        ClsFunction,
+        Decorated,
+        MappedClassMethod,
+        MappedMethod,
+        Method,
+        SelfFunction,
+    )
     from opero.policies.options import Options
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock
 
-__all__ = ["opero", "opmap"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 
-DEFAULT_RETRIES = 3
+BARE: dict[str, Any] = {"retry": {"retries": 3}}
+"""What `@opero` means without a policy."""
+BARE_MAP: dict[str, Any] = {"retry": {"retries": 3, "retry_on": (Kind.TRANSIENT, Kind.THROTTLED)}}
+"""What `@opmap` means without any option of retry: an item that fails for a reason of its own is not retried."""
+
+
+@functools.cache
+def _bare_policy(*, mapped: bool) -> Policy:
+    return Policy.model_validate(BARE_MAP if mapped else BARE)
 
 
 class _Decorator:
@@ -32,8 +50,16 @@ class _Decorator:
     def __init__(self, decorate: Callable[[Any], Any]) -> None:
         self.decorate = decorate
 
-    def __call__(self, func: Callable[P, R], /) -> Bound[P, R]:
-        return self.decorate(func)  # type: ignore[no-any-return]
+    @overload
+    def __call__(self, func: AnyFunction[R], /) -> Decorated[..., R]: ...
+    @overload
+    def __call__(self, func: SelfFunction[S, P, R], /) -> Method[Callable[P, R]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: ClsFunction[S, P, R], /) -> ClassMethod[Callable[P, R]]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Decorated[P, R]: ...
+    def __call__(self, func: Any, /) -> Any:
+        return self.decorate(func)
 
 
 class _MapDecorator:
@@ -42,6 +68,12 @@ class _MapDecorator:
     def __init__(self, decorate: Callable[[Any], Any]) -> None:
         self.decorate = decorate
 
+    @overload
+    def __call__(self, func: AnyFunction[R], /) -> Mapped[Any, ..., R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: SelfFunction[S, P, R], /) -> MappedMethod[Callable[P, R]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: ClsFunction[S, P, R], /) -> MappedClassMethod[Callable[P, R]]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
     @overload
@@ -61,7 +93,13 @@ class _MapDecorator:
 
 
 @overload
-def opero(func: Callable[P, R], /) -> Bound[P, R]: ...
+def opero(func: AnyFunction[R], /) -> Decorated[..., R]: ...
+@overload
+def opero(func: SelfFunction[S, P, R], /) -> Method[Callable[P, R]]: ...  # type: ignore[overload-overlap]
+@overload
+def opero(func: ClsFunction[S, P, R], /) -> ClassMethod[Callable[P, R]]: ...
+@overload
+def opero(func: Callable[P, R], /) -> Decorated[P, R]: ...
 @overload
 def opero(
     *,
@@ -104,6 +142,12 @@ def opero(
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))
 
 
+@overload
+def opmap(func: AnyFunction[R], /) -> Mapped[Any, ..., R]: ...  # type: ignore[overload-overlap]
+@overload
+def opmap(func: SelfFunction[S, P, R], /) -> MappedMethod[Callable[P, R]]: ...  # type: ignore[overload-overlap]
+@overload
+def opmap(func: ClsFunction[S, P, R], /) -> MappedClassMethod[Callable[P, R]]: ...  # type: ignore[overload-overlap]
 @overload
 def opmap(func: Callable[Concatenate[T, P], OnlyAny], /) -> Mapped[T, P, Any]: ...
 @overload
@@ -152,6 +196,9 @@ def opmap(
 def _decorated(func: Any, decorator: str) -> Any:
     if isinstance(func, str | Policy):
         raise ConfigError(f"{decorator}({func!r}) is not applied to a function; use @{decorator}(policy={func!r})")
+    if isinstance(func, type) and issubclass(func, BaseException):
+        name = func.__name__
+        raise ConfigError(f"{decorator}({name}) is not applied to a function; use @{decorator}(retry_on=[{name}])")
     return func
 
 
@@ -162,7 +209,7 @@ def _decorating(
     fields = options_to_fields(options)
     place = where(2)
     profile: str | None = None
-    below: dict[str, Any] = {}
+    below: Mapping[str, Any] = {}
     effective: Policy | None = None
     if isinstance(policy, str):
         profile = policy
@@ -170,13 +217,21 @@ def _decorating(
     elif policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy= must be a profile's name or a Policy, not of type {type(policy).__name__}")
     else:
-        below = {"retry": {"retries": DEFAULT_RETRIES}} if policy is None else policy.fields()
-        effective = Policy.model_validate(merge(below, fields))
+        bare = BARE_MAP if mapped and "retry" not in fields else BARE
+        below = bare if policy is None else policy.fields()
+        is_bare = policy is None and not fields
+        effective = _bare_policy(mapped=mapped) if is_bare else Policy.model_validate(merge(below, fields))
 
     def decorate(func: Any) -> Any:
         from opero.registry.default import bind_declared
 
+        if isinstance(func, type) and not mapped:
+            raise ConfigError(
+                f"@opero cannot decorate the class {func.__name__}, which would be no class any more: decorate its "
+                "methods, or bind the calls that make its instances with Policy.apply"
+            )
         check_arguments(fields, func)
+        check_own(effective, func, fields)
         return bind_declared(
             func,
             effective,

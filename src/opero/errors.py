@@ -4,6 +4,7 @@
     ├── AllFailedError          all retries and fallbacks failed         (also an ExceptionGroup)
     ├── CallTimeoutError        a timeout ended the attempt or call      (also a TimeoutError)
     ├── ResultRejectedError     `retry_if_result` rejected a result
+    │   └── FailedResponseError     the function returned a response whose status is a failure
     ├── RejectedError           the function was not called
     │   ├── CircuitOpenError        the circuit breaker is open
     │   ├── RateLimitExceededError  no permit within `max_wait`
@@ -21,12 +22,23 @@ All of them can be pickled without losing attributes, so they can cross process 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
-from opero.problems import Problem, describe, nearest, one_line, text_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from opero.problems import (
+    Problem,
+    closest,
+    describe,
+    described,
+    message_of,
+    nearest,
+    one_line,
+    readable,
+    shortened,
+    text_of,
+    visible,
+    without_passwords,
+)
 
 __all__ = [
     "AllFailedError",
@@ -34,6 +46,7 @@ __all__ = [
     "CallTimeoutError",
     "CircuitOpenError",
     "ConfigError",
+    "FailedResponseError",
     "Failure",
     "MapError",
     "MemoryLimitError",
@@ -46,12 +59,29 @@ __all__ = [
     "ResultRejectedError",
     "UnknownOptionError",
     "WorkerDiedError",
+    "closest",
     "describe",
+    "described",
     "error_at",
+    "message_of",
     "nearest",
     "one_line",
+    "readable",
+    "shortened",
     "text_of",
+    "visible",
+    "without_passwords",
 ]
+
+LONGEST_MESSAGE = 200_000
+"""The most characters of a message, which has at most 100 problems of a configuration."""
+
+
+def _prepared(message: Any) -> Any:
+    """Return a message in which nothing that came from outside steers a terminal."""
+    if not isinstance(message, str):
+        return message
+    return shortened(visible(message[: LONGEST_MESSAGE + 1], keep="\n"), LONGEST_MESSAGE)
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
@@ -71,7 +101,18 @@ def _leaves(error: BaseException) -> set[int]:
 
 
 class OperoError(Exception):
-    """The base class of all exceptions of opero."""
+    """The base class of all exceptions of opero. Their messages show control characters as escapes.
+
+    Attributes:
+        receipt: what happened to the call that it comes out of (`opero.CallReceipt`), if that was made within
+            `opero.trace()`, or if `OPERO_RECEIPTS` or `opero.attach_receipts` asks for it; else None. Other exceptions
+            have the attribute only then.
+    """
+
+    receipt: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(_prepared(args[0]), *args[1:]) if args else ())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))
@@ -84,19 +125,46 @@ class AllFailedError(OperoError, ExceptionGroup[Exception]):
 
     Attributes:
         errors: the exceptions of the attempts, in the order tried. The last one is also the `__cause__`.
+        retry_in: seconds until another call may succeed, if the last attempts asked to wait, as with Retry-After; with
+            several fallback values the least. None if unknown.
+        kinds: the kinds of these failures (see `opero.failures`), in the same order; empty if unknown.
     """
 
-    def __new__(cls, message: str, errors: Sequence[Exception]) -> Self:
-        error = super().__new__(cls, message, errors)
+    retry_in: float | None
+    kinds: tuple[str, ...]
+
+    def __new__(
+        cls,
+        message: str,
+        errors: Sequence[Exception],
+        *,
+        retry_in: float | None = None,
+        kinds: Sequence[str] = (),
+    ) -> Self:
+        error = super().__new__(cls, _prepared(message), errors)
         error.__cause__ = errors[-1]
+        error.retry_in = retry_in
+        error.kinds = tuple(kinds)
         return error
+
+    def __init__(self, message: str, errors: Sequence[Exception], **_: Any) -> None:
+        # ExceptionGroup takes only two arguments.
+        super().__init__(self.message, errors)
 
     @property
     def errors(self) -> tuple[Exception, ...]:
         return self.exceptions
 
+    def __str__(self) -> str:
+        return self.message  # which has the number of errors already
+
     def derive(self, errors: Sequence[Exception], /) -> AllFailedError:  # type: ignore[override]
-        return AllFailedError(self.message, errors)
+        known = dict(zip(map(id, self.exceptions), self.kinds, strict=False))
+        kinds = [known[id(each)] for each in errors if id(each) in known]
+        # A part of a nested group is of an unknown kind.
+        return AllFailedError(
+            self.message, errors, retry_in=self.retry_in, kinds=kinds if len(kinds) == len(errors) else ()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), (self.message, list(self.exceptions)), dict(self.__dict__))
@@ -106,10 +174,12 @@ class CallTimeoutError(OperoError, TimeoutError):
     """A timeout ended an attempt or the whole call.
 
     Attributes:
-        scope: `"attempt"` or `"total"`, the field of the `TimeoutPolicy` that applied.
+        scope: `"attempt"`, `"total"` or `"idle"`, the field of the `TimeoutPolicy` that applied.
         seconds: the timeout, in seconds.
         waiting_for: what the call was waiting for when the timeout ended it, such as a permit; None if nothing.
         errors: the exceptions of earlier attempts, in the order tried; the last is the `__cause__`.
+        retry_in: seconds until another call may succeed, if the last attempt asked to wait longer than the call had
+            left; else None.
     """
 
     def __init__(
@@ -120,8 +190,10 @@ class CallTimeoutError(OperoError, TimeoutError):
         seconds: float = 0.0,
         waiting_for: str | None = None,
         errors: Sequence[Exception] = (),
+        retry_in: float | None = None,
     ) -> None:
         super().__init__(message)
+        self.retry_in = retry_in
         self.scope = scope
         self.seconds = seconds
         self.waiting_for = waiting_for
@@ -142,6 +214,26 @@ class ResultRejectedError(OperoError):
         self.result = result
 
 
+class FailedResponseError(ResultRejectedError):
+    """The function returned a response whose status is a failure, such as 503.
+
+    It represents that attempt in `.errors`, and reaches the functions of a policy that receive exceptions. A call whose
+    last attempt it is returns the response.
+
+    Attributes:
+        result, response: the response.
+        status: its HTTP status.
+    """
+
+    def __init__(self, message: str, *, result: object = None, status: int = 0) -> None:
+        super().__init__(message, result=result)
+        self.status = status
+
+    @property
+    def response(self) -> object:
+        return self.result
+
+
 class RejectedError(OperoError):
     """A policy rejected the call before the function was called.
 
@@ -159,7 +251,8 @@ class CircuitOpenError(RejectedError):
 
 
 class RateLimitExceededError(RejectedError):
-    """The wait for the next permit would exceed the rate limit's `max_wait`."""
+    """The wait for the next permit would exceed the rate limit's `max_wait`; or all values of a fallback argument are
+    throttled for longer than `max_delay`."""
 
 
 class BulkheadFullError(RejectedError):
@@ -185,8 +278,8 @@ class MapError(OperoError, ExceptionGroup[Exception]):
 
     Attributes:
         results: index → result, for the items that succeeded, except those that a stream has yielded already.
-        failures: a `Failure` (index, item, exception) for each item that failed. The first exception is also the
-            `__cause__`.
+        failures: a `Failure` (index, item, exception) for each item that failed. The group has each of these exceptions
+            once, also if it failed a whole batch.
         reason: the exception that stopped the map if it was not a failed item, such as a `CallTimeoutError` for the
             deadline; it is also in the group. Otherwise None.
     """
@@ -205,14 +298,15 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         *,
         retry: Callable[[], Any] | None = None,
     ) -> Self:
+        exceptions = {id(each.exception): each.exception for each in failures}  # one for all items of a failed batch
+        if reason is not None:
+            exceptions[id(reason)] = reason
         # A group cannot be empty, but an interrupted map may have no failed item.
-        exceptions = [*(each.exception for each in failures), *([reason] if reason is not None else ())]
-        error = super().__new__(cls, message, exceptions or [OperoError(message)])
+        error = super().__new__(cls, _prepared(message), [*exceptions.values()] or [OperoError("no item failed")])
         error.results = results
         error.failures = tuple(failures)
         error.reason = reason
         error._retry = retry
-        error.__cause__ = failures[0].exception if failures else reason
         return error
 
     def __init__(
@@ -224,7 +318,10 @@ class MapError(OperoError, ExceptionGroup[Exception]):
         **_: Any,
     ) -> None:
         # ExceptionGroup takes only two arguments.
-        super().__init__(message, self.exceptions)
+        super().__init__(self.message, self.exceptions)
+
+    def __str__(self) -> str:
+        return self.message
 
     def retry_failed(self) -> Any:
         """Run the items that failed or were not started again.
@@ -241,7 +338,11 @@ class MapError(OperoError, ExceptionGroup[Exception]):
             raise OperoError(
                 "retry_failed is not available, as the error was pickled or split: map the items of its failures again"
             )
-        return self._retry()
+        try:
+            return self._retry()
+        except MapError as error:
+            error.__traceback__ = None  # so far it has frames of opero's only
+            raise
 
     def derive(self, errors: Sequence[Exception], /) -> MapError:  # type: ignore[override]
         kept = []
@@ -289,7 +390,7 @@ class ConfigError(OperoError, ValueError):
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
-        self.problems = tuple(problems) or (Problem("", message),)
+        self.problems = tuple(problems) or (Problem("", str(self.args[0])),)
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> ConfigError:

@@ -1,14 +1,27 @@
-"""Parts of error messages: problems with their place, hints for unknown names, and the texts of exceptions."""
+"""Parts of messages: problems with their place, hints for unknown names, and foreign text made fit to be shown.
+
+Foreign text is whatever opero did not write: of exceptions, files, variables, arguments, results. `readable` prepares
+it for a line of a message, a log or a terminal; what `describe` returns is prepared. `visible` is its last step, and
+alone for text of several lines. tests/test_foreign_text.py finds the places that show foreign text as it is.
+"""
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["Problem", "describe", "nearest", "one_line", "text_of"]
+HIDDEN = "**********"
+"""Replaces values that must not be shown, as in pydantic's `SecretStr`."""
+MASK = "***"
+LONGEST_TEXT = 1000
+"""The most characters of a foreign text in a line."""
+LONGEST_NAME = 100
+"""Names are compared by their first characters; longer ones are not misspelt."""
+MOST_COMPARED = 2000
+"""The most known names that an unknown one is compared with."""
 
 
 def _width(text: str) -> int:
@@ -45,29 +58,40 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         """Format the problem as compilers do: place and text, then the source line with carets below it."""
-        message = f"{self.place}: {self.text}" if self.place else self.text
+        message = visible(f"{self.place}: {self.text}" if self.place else self.text, keep="\n")
         if not self.snippet:
             return message
-        number = str(self.line).rjust(4)
-        before, marked = self.snippet[: self.caret - 1], self.snippet[self.caret - 1 : self.caret - 1 + self.width]
+        number, start, end = str(self.line).rjust(4), self.caret - 1, self.caret - 1 + self.width
+        before, marked, after = (
+            visible(each) for each in (self.snippet[:start], self.snippet[start:end], self.snippet[end:])
+        )
         carets = " " * _width(before) + "^" * max(1, _width(marked))
-        return f"{message}\n{number} | {self.snippet}\n{' ' * len(number)} | {carets}"
+        return f"{message}\n{number} | {before}{marked}{after}\n{' ' * len(number)} | {carets}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an error about an unknown name: `"; did you mean 'retries'?"`, or a list of the known names."""
-    names = sorted({str(candidate) for candidate in known})
+    names = sorted({str(candidate) for candidate in islice(known, MOST_COMPARED)})
     folded = {candidate.lower(): candidate for candidate in names}
-    swapped = [candidate for candidate in folded if sorted(candidate) == sorted(name.lower())]
-    close = swapped or difflib.get_close_matches(name.lower(), folded, n=1)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
+    close = closest(name.lower(), folded)
+    if close is not None:
+        return f"; did you mean {folded[close]!r}?"
     if not names:
         return ""
     if not name.startswith("_"):  # private names are not suggested for a public one
         names = [candidate for candidate in names if not candidate.startswith("_")] or names
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    shown = ", ".join(shortened(each, LONGEST_NAME) for each in names[:12]) + (", …" if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def closest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the candidate that an unknown name most likely stands for, or None; of many, the first are compared."""
+    if len(name) > LONGEST_NAME:
+        return None
+    few = [each for each in islice(candidates, MOST_COMPARED) if len(each) <= LONGEST_NAME]
+    letters = sorted(name)
+    swapped = (each for each in few if len(each) == len(letters) and sorted(each) == letters)
+    return next(swapped, None) or next(iter(difflib.get_close_matches(name, few, n=1, cutoff=cutoff)), None)
 
 
 def text_of(error: BaseException) -> str:
@@ -83,7 +107,90 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def describe(error: BaseException) -> str:
-    """Return the type and text of an exception on one line."""
-    text = one_line(text_of(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def without_password(text: str) -> str:
+    """Mask the user and password of URLs in a text."""
+    return without_passwords(text, HIDDEN)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text, cut if it is longer than that."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text in which characters that are not printed show as escapes (ESC as \\x1b), so that none of them
+    steers a terminal, forges a line, or turns the direction of the text.
+
+    Args:
+        text: the text.
+        keep: characters that stay as they are, such as line breaks.
+    """
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() or each in keep else _escaped(each) for each in text])
+
+
+def _escaped(character: str) -> str:
+    if character.isspace() and character > "\x7f" and character not in "\x85\u2028\u2029":
+        return " "  # a space of typography
+    return character.encode("unicode_escape").decode("ascii")
+
+
+_URL = re.compile(r"://(?:[^\s'\"]|['\"](?![\s,:;)}\]]|$))*")
+_NAME = r"(?<![\w-])[\w-]{0,40}(?:secret|passw|token|credential|api[_-]?key|signature)[\w-]{0,40}"
+_SECRET = re.compile(
+    rf"(?i)({_NAME}(?:=[\"']?|[\"']\s{{0,9}}[:=]\s{{0,9}}[\"']?)"
+    r"|authorization[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?:bearer |basic |token )?)[^\s&\"',;)}]+"
+)
+
+
+def without_passwords(text: str, mask: str = MASK) -> str:
+    """Return a text in which the users and passwords of URLs are masked: `redis://***@host`."""
+    if "://" not in text or "@" not in text:
+        return text
+    parts, done = [], 0
+    for start, end in passwords_in(text):
+        parts += [text[done:start], mask]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def passwords_in(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the user and password of each URL in a text start and end."""
+    for url in _URL.finditer(text):
+        end = text.rfind("@", *url.span())  # a password may contain @, / and quotes
+        if end > url.start() + 3:
+            yield url.start() + 3, end
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without passwords of URLs, and without what follows the names of secrets: `api_key=***`."""
+    text = without_passwords(text)
+    return _SECRET.sub(rf"\1{MASK}", text) if "=" in text or ":" in text else text
+
+
+def readable(text: str, most: int = LONGEST_TEXT) -> str:
+    """Prepare foreign text for a line of a message, a log or a terminal: one line, without what looks like a secret,
+    with control characters visible, and no longer than `most` characters. Takes time linear in the length of its text.
+    """
+    line = without_secrets(text[: 10 * most])
+    return line if line.isprintable() and len(line) <= most else shortened(visible(one_line(line)[: most + 1]), most)
+
+
+def described(value: object, most: int = LONGEST_TEXT) -> str:
+    """Return the repr of a foreign value as `readable` prepares it, or a placeholder if its `__repr__` fails."""
+    try:
+        return readable(repr(value), most)
+    except Exception:  # noqa: BLE001  # a user's `__repr__` may raise anything
+        return f"<unprintable {type(value).__name__}>"
+
+
+def message_of(error: BaseException, most: int = LONGEST_TEXT) -> str:
+    """Return the text of an exception, as `readable` prepares it."""
+    return readable(text_of(error), most)
+
+
+def describe(error: BaseException, most: int = LONGEST_TEXT) -> str:
+    """Return the type and text of an exception, as `readable` prepares it."""
+    text, name = readable(text_of(error), most), visible(type(error).__name__)
+    return shortened(f"{name}: {text}" if text else name, most)

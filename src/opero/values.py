@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["CacheInfo", "ItemCost", "Measurement", "Progress", "Tuning"]
-
 
 class CacheInfo(NamedTuple):
     """What a function's cache holds and has done.
 
     Attributes:
-        hits: calls answered from the cache; stale results count.
-        misses: calls that the cache could not answer.
+        hits: calls answered from the cache since it was cleared; stale results count.
+        misses: calls that the cache could not answer since then.
         size: results held now; None if the store cannot tell or is unavailable.
-        evictions: results that the memory backend dropped because it was full.
+        evictions: results that the memory backend has dropped since then because it was full.
         max_size: the most results that the memory backend keeps; None if there is no limit.
     """
 

@@ -17,7 +17,7 @@ import joblib
 import psutil
 from tests.benchmarks.harness import Row
 
-from opero import Policy
+from opero import Policy, opmap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ STREAMED = 1_000_000
 CORES = 2
 THREADS = 8
 TASKS = 100
+ROWS, BAD = 20_000, 20
 SLEEP, SLEEPERS, SLEEPS = 0.01, 50, 5000
 SPIN, SPINS = 0.001, 2000
 
@@ -141,6 +142,28 @@ def computing(rounds: int) -> Row:
         )  # fmt: skip
 
 
+def parse(row: str) -> int:
+    """Parse a row; it is some 10 µs of work, as with a small JSON document."""
+    return sum(map(int, row.split(",")))
+
+
+def bad_rows(rounds: int) -> Row:
+    """What failed items cost under the defaults of `opmap`: one attempt each."""
+    good = [",".join(map(str, range(number, number + 100))) for number in range(ROWS)]
+    bad = good.copy()
+    for at in range(0, ROWS, ROWS // BAD):
+        bad[at] = "1,2,x"
+    ours = opmap(mode="process", workers=CORES, on_error="return", progress=False)(parse)
+
+    def read(rows: list[str], failed: int) -> None:
+        assert sum(isinstance(each, ValueError) for each in ours.map(rows)) == failed
+
+    return paired(
+        f"{ROWS:,} rows of which {BAD} are bad, {CORES} processes", lambda: read(bad, BAD), "the same rows, all good",
+        lambda: read(good, 0), rounds, 1.2,
+    )  # fmt: skip
+
+
 def sleeping(rounds: int) -> Row:
     ours = mapped(nap, "thread", SLEEPERS)
     ours.map(range(SLEEPERS))
@@ -219,7 +242,7 @@ def run(rounds: int) -> list[Row]:
     few = max(3, rounds // 20)
     assert list(itertools.islice(mapped(trivial, "thread", 2).stream(itertools.count()), 2)) == [1, 2]
     return [
-        in_threads(few), *in_processes(few), *in_tasks(few), computing(few), sleeping(3), *streaming(),
+        in_threads(few), *in_processes(few), *in_tasks(few), computing(few), bad_rows(few), sleeping(3), *streaming(),
         *starting(max(20, rounds // 4)),
     ]  # fmt: skip
 

@@ -7,11 +7,13 @@ import gc
 import itertools
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 SECONDS_A_TURN = 0.002
 
@@ -35,6 +37,7 @@ class Row:
         ours, theirs: medians in nanoseconds; `peer` says whose time `theirs` is.
         ratio: the median of the rounds' own ratios, ours to theirs.
         target: the greatest ratio that will do; None: shown for information.
+        unit: what `ours` and `theirs` count, if not nanoseconds.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Row:
     ratio: float
     target: float | None = None
     note: str = ""
+    unit: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -60,6 +64,7 @@ def compare(
     target: float | None = None,
     call: str = "call()",
     less: Any = None,
+    during: Callable[[], AbstractContextManager[object]] = nullcontext,
     note: Callable[[float, float], str] = lambda ours, theirs: "",
 ) -> Row:
     """Time two callables against each other, in one process, in turns of some milliseconds.
@@ -69,6 +74,7 @@ def compare(
         rounds: turns for each.
         call: the expression that is timed; where it begins with "await", it is awaited within one task a turn.
         less: a callable whose time is taken from ours, round by round.
+        during: makes what is entered for each turn of ours.
         note: makes the row's note of the two medians.
     """
     turns: list[list[float]] = []
@@ -80,7 +86,10 @@ def compare(
         try:
             for turn in range(rounds):
                 order = range(len(timers)) if turn % 2 else reversed(range(len(timers)))
-                times = {each: timers[each](counts[each]) for each in order}
+                times = {}
+                for each in order:
+                    with nullcontext() if each else during():
+                        times[each] = timers[each](counts[each])
                 turns.append([times[each] for each in sorted(times)])
         finally:
             gc.enable()
@@ -109,7 +118,10 @@ def show(rows: list[Row]) -> None:
     print(f"{'':50}{'opero':>10}  {'peer':26}{'peer':>10}{'ratio':>8}  {'target':12}")
     for row in rows:
         verdict = "" if row.target is None else f"≤ {row.target:<5g}{'OVER' if row.is_over else 'ok'}"
-        times = f"{row.name:50}{_time(row.ours):>10}  {row.peer:26}{_time(row.theirs):>10}{row.ratio:>8.3f}"
+        ours, theirs = (
+            _time(each) if row.unit is None else f"{each:.0f} {row.unit}" for each in (row.ours, row.theirs)
+        )
+        times = f"{row.name:50}{ours:>10}  {row.peer:26}{theirs:>10}{row.ratio:>8.3f}"
         print(f"{times}  {verdict:12} {row.note}".rstrip())
 
 

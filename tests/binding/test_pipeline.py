@@ -69,11 +69,16 @@ def test_layers_run_in_the_documented_order() -> None:
     with pytest.raises(AllFailedError) as caught:
         bound(retry=1, fallback={"arg": "key"})(["a", "b"])
     assert [str(error) for error in caught.value.errors] == ["a", "b", "a", "b"]
-    # fallback values → circuit breaker: it counts every value's attempt
-    breaking = bound(fallback={"arg": "key"}, circuit_breaker=2)
-    with pytest.raises(AllFailedError):
+
+    # fallback values → circuit breaker: it is asked before the attempt with each value
+    def open_and_fail(key: str) -> None:
+        breaking.binding.circuit_breaker.force_open()
+        raise ConnectionError(key)
+
+    breaking: Any = Policy(fallback={"arg": "key"}, circuit_breaker=9).apply(open_and_fail, clock=clock)
+    with pytest.raises(CircuitOpenError):
         breaking(["a", "b"])
-    assert breaking.binding.circuit_breaker.state == "open"
+    assert breaking.stats.executed == 1
     # circuit breaker → rate limit: an open circuit takes no permit
     started = clock.monotonic()
     limited = bound(circuit_breaker=1, rate_limit=1)
@@ -99,5 +104,5 @@ def test_layers_run_in_the_documented_order() -> None:
     ],
 )
 def test_without_a_layer_the_function_is_called_directly(policy: Any, direct: bool) -> None:
-    chain = Policy.model_validate(policy).apply(one).binding.pipeline
+    chain = Policy.model_validate(policy).apply(one).binding.resolved()
     assert (chain.function is one) is direct

@@ -106,7 +106,7 @@ class Client:
 
 
 def test_an_instance_without_a_value_is_refused_before_the_function_is_called(tmp_path: Any) -> None:
-    bound: Any = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(Client.get)
+    bound: Any = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path}).apply(Client.get)
     with pytest.raises(ConfigError, match="an instance without a value .*`__opero_key__`"):
         bound.__func__(Client(), "x")
     assert bound.stats.attempts == 0
@@ -131,7 +131,7 @@ def test_local_functions_with_the_same_name_are_distinguished_by_code_and_closur
 
 
 def test_different_lambdas_do_not_share_entries(tmp_path: Any) -> None:
-    policy = Policy(cache={"backend": "disk", "cache_dir": tmp_path})
+    policy = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path})
     double, triple = (policy.apply(function) for function in (lambda x: x * 2, lambda x: x * 3))
     assert [double(2), triple(2), double(2), triple(2)] == [4, 6, 4, 6]
     assert double.stats.cache_hits == triple.stats.cache_hits == 1
@@ -150,7 +150,7 @@ class Counter:
 
 def test_different_partials_bound_methods_and_callable_objects_do_not_share_entries(tmp_path: Any) -> None:
     def bind(function: Any) -> Any:
-        return Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
+        return Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path}).apply(function)
 
     pairs: list[tuple[Any, Any]] = [
         (functools.partial(pow, 2), functools.partial(pow, 3)),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opero import Policy
 from opero.cache.keys import KeyMaker, freeze
 
 VALUES = st.recursive(
@@ -186,3 +187,41 @@ def test_two_calls_share_a_key_exactly_if_the_function_receives_the_same_argumen
                 key(args, kwargs)
             return
     assert (key(*one) == key(*other)) is same(*bound)
+
+
+# Hashes that are computed in Python
+
+
+class Counted:
+    """Counts how often its hash is asked."""
+
+    asked = 0
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        Counted.asked += 1
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counted) and self.value == other.value
+
+
+@pytest.mark.parametrize("wrapped", [lambda x: x, lambda x: (x, 1), lambda x: [x], lambda x: {"k": x}])
+@pytest.mark.parametrize("policy", [{}, {"tags": "all"}, {"ttl": 60}, {"ttl": "adaptive"}, {"errors": True, "ttl": 9}])
+def test_the_hash_of_an_argument_is_asked_once_for_each_key_that_is_made(wrapped: Any, policy: dict[str, Any]) -> None:
+    bound = Policy(cache=policy).apply(lambda x: 1)
+    for _ in ("miss", "hit"):
+        Counted.asked = 0
+        assert bound(wrapped(Counted(7))) == 1
+        assert Counted.asked <= 2  # one key for the lookup without a layer, one for the layer
+    assert bound.stats.attempts == 1
+    bound(wrapped(Counted(8)))
+    assert bound.stats.attempts == 2
+
+
+def test_keyword_arguments_in_another_order_are_the_same_key() -> None:
+    bound: Any = Policy(cache=True).apply(lambda *args, **kwargs: list(kwargs))
+    assert bound(1, a=1, b=2) == bound(1, b=2, a=1) == ["a", "b"]
+    assert bound.stats.attempts == 1

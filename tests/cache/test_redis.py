@@ -147,7 +147,7 @@ sys.meta_path.insert(0, Blocked())
 import opero.cache.redis
 from opero import Policy, MissingExtraError
 try:
-    Policy(cache={"backend": "redis"}).apply(len)
+    Policy(cache={"backend": "redis", "ttl": None}).apply(len)
 except MissingExtraError as error:
     print(error)
 """

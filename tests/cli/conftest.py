@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import opero
+from opero.binding.roster import Roster
 from opero.cli.app import run
 from opero.parallel.workers import process as pool
 from opero.registry import default
 from opero.registry.default import set_default_registry
-from opero.registry.roster import Roster
 
 POLICIES = {
     "base": """\

@@ -83,7 +83,7 @@ def test_an_unexpected_error_suggests_debug(command: Command, monkeypatch: Any) 
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("opero.cli.loading.load_configuration", broken)
+    monkeypatch.setattr("opero.config.settings.load", broken)
     ran = command("show")
     assert ran.code == 2
     assert ran.err == ("error: ZeroDivisionError: by zero\nthis is an unexpected error; --debug shows its traceback\n")
@@ -219,7 +219,7 @@ def test_closed_streams_are_treated_as_dev_null(command: Command, closed: str) -
 @pytest.mark.parametrize(
     ("words", "position", "expected"),
     [
-        ("opero ex", 1, ["explain"]),
+        ("opero ex", 1, ["explain", "export"]),
         ("opero show --env ", 3, ["development", "production"]),
         ("opero show re", 2, ["reports"]),
         ("opero explain ", 2, ["api", "reports"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 import pytest
@@ -46,7 +47,7 @@ MODULE = """\
         return len(CALLS)
 
     def broken():
-        raise KeyError("nothing there")
+        raise ValueError("nothing there")
 
     @opero(policy="api", retries=1)
     def bound():
@@ -141,12 +142,31 @@ def test_a_multi_line_error_is_printed_on_one_line_and_unchanged_in_json(command
     assert command("call", "lines:fail", "--json").json["error"]["message"] == "first\n  second\n"
 
 
+def test_the_json_of_a_failed_map_has_the_exception_of_its_first_failed_item(command: Command) -> None:
+    command.write(
+        "maps.py",
+        """\
+        from opero import opmap
+
+        @opmap(mode="thread", workers=1)
+        def double(number: int) -> int:
+            return 2 // number
+
+        def both():
+            return double([1, 0])
+        """,
+    )
+    ran = command("call", "maps:both", "--json")
+    assert ran.json["error"]["type"] == "MapError"
+    assert ran.json["error"]["cause"]["type"] == "ZeroDivisionError"
+
+
 def test_the_json_of_a_failure(command: Command) -> None:
     ran = command("call", "app:bound", "--json")
     assert ran.code == 1
     assert ran.json.keys() == {"function", "error", "stats"}
     assert ran.json["error"]["type"] == "AllFailedError"
-    assert ran.json["error"]["cause"] == {"type": "KeyError", "message": "'nothing there'"}
+    assert ran.json["error"]["cause"] == {"type": "ValueError", "message": "nothing there"}
 
 
 def test_passwords_in_urls_of_errors_are_masked(command: Command) -> None:
@@ -180,6 +200,38 @@ def test_lists_are_split_at_commas_as_in_variables(command: Command) -> None:
     )
     assert (ran.code, ran.json["stats"]["retries"]) == (0, 2)
     assert command("call", "app:echo", "--set", "retry_on_status=429,5xx", "--set", "cache_tags=a,b").code == 0
+
+
+def test_why_prints_what_happened_to_the_call(command: Command) -> None:
+    ran = command("call", "app:flaky", "--policy", "api", "--why")
+    head, *lines = ran.err.splitlines()
+    assert ": 1 call in " in head
+    told = [re.sub(r"[\d.]+ (ms|s)\b", "…", line[11:]) for line in lines]
+    assert told == [
+        "app:flaky [api]",
+        "  cache: miss",
+        "  attempt 1 failed after …: transient: ConnectionError: no line",
+        "  round 2 in … (backoff)",
+        "  attempt 2 failed after …: transient: ConnectionError: no line",
+        "  round 3 in … (backoff)",
+        "  succeeded after …",
+    ]
+    ran = command("call", "app:broken", "--set", "retries=0", "--json", "--why")
+    [call] = ran.json["receipt"]["steps"]
+    [attempt] = call["steps"]
+    assert (call["function"], call["outcome"]) == ("app:broken", "failed")
+    assert (attempt["kind"], attempt["reason"], attempt["error"]) == (
+        "unknown",
+        "ValueError",
+        {"type": "ValueError", "message": "nothing there"},
+    )
+
+
+def test_why_says_what_the_profile_states(command: Command) -> None:
+    failures = '{"transient": ["ValueError"]}'
+    ran = command("call", "app:broken", "--set", "retries=0", "--set", f"failures={failures}", "--why")
+    assert "attempt 1 failed after " in ran.err
+    assert ": transient (ValueError, stated in failures): ValueError: nothing there\n" in ran.err
 
 
 def test_stats_are_printed_on_stderr(command: Command) -> None:

@@ -251,13 +251,19 @@ UNAVAILABLE = [
         "'dogpile.cache.pylibmc' cannot",
     ),
     ("cache: {backend: dogpile.cache.dbm}", 1, "needs the name of its file: set arguments: {filename: …}"),
-    ("cache: {backend: redis, url: 'redis://:s3cret@host:port'}", 1, "invalid redis URL: use redis:"),
-    ("cache: {backend: disk, cache_dir: /proc/nowhere}", 1, "disk at /proc/nowhere cannot be used: No such file"),
+    ("cache: {backend: redis, ttl: 1h, url: 'redis://:s3cret@host:port'}", 1, "invalid redis URL: use redis:"),
+    (
+        "cache: {backend: disk, ttl: 1, cache_dir: /proc/nowhere}",
+        1,
+        "disk at /proc/nowhere cannot be used: No such file",
+    ),
+    ("cache: {backend: dogpile.cache.redis}", 1, "outlives the process, so without a ttl its results would be served"),
+    ("cache: {backend: dogpile.cache.redis, ttl: null}", 0, "no problems"),
     ("cache: {serializer: signed_pickle}", 1, "requires a signing key: set cache.secret"),
     ("parallel: dask\n        rate_limit: 5", 1, "rate_limit cannot be shared with the machines of a cluster"),
     ("parallel: ray\n        bulkhead: 5", 1, "bulkhead cannot be shared with the machines of a cluster"),
-    ("cache: {backend: disk, cache_dir: made/later}", 0, "no problems"),
-    ("cache: {backend: redis, url: 'redis://127.0.0.1:1'}", 0, "no problems"),
+    ("cache: {backend: disk, ttl: 1h, cache_dir: made/later}", 0, "no problems"),
+    ("cache: {backend: redis, ttl: 1h, url: 'redis://127.0.0.1:1'}", 0, "no problems"),
     ("cache: {backend: memry, enabled: false}", 0, "no problems"),
     ("parallel: dask", 0, "no problems"),
 ]
@@ -286,7 +292,7 @@ def test_a_missing_extra_is_a_problem_where_the_file_asks_for_it(
     for module in ("redis", "distributed", "ray"):
         monkeypatch.setitem(sys.modules, module, None)
     command.policies(
-        development="policies:\n  a: {cache: {backend: redis}}\n  b: {parallel: dask}\n  c: {parallel: ray}\n"
+        development="policies:\n  a: {cache: {backend: redis, ttl: 1h}}\n  b: {parallel: dask}\n  c: {parallel: ray}\n"
     )
     problems = command("check", "--json").json["problems"]
     assert [(each["line"], each["column"]) for each in problems] == [(2, 24), (3, 17), (4, 17)]
@@ -321,3 +327,16 @@ def test_what_does_not_fit_a_function_is_a_problem_of_the_function(command: Comm
         (9, "opero:fits.get: tag 'user:{uid}' refers to 'uid', which is not a parameter of the function"),
         (12, "fits:scale: unknown cache backend 'memry'"),
     ]
+
+
+def test_a_variable_that_a_decorator_shadows_is_a_warning(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.policies(development="policies: {api: {retry: 3}}")
+    command.write("shadow.py", "from opero import opero\n@opero(policy='api', retries=2)\ndef f(): ...\n")
+    monkeypatch.setenv("OPERO_API_RETRIES", "8")
+    ran = command("check", "--import", "shadow", "--json")
+    assert ran.code == 0
+    (warning,) = ran.json["warnings"]
+    assert warning.startswith(
+        "OPERO_API_RETRIES has no effect on shadow:f, as code takes precedence over a profile and"
+    )
+    assert command("check", "--json").json["warnings"] == []

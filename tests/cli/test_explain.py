@@ -56,7 +56,7 @@ def test_each_option_has_its_value_its_source_and_what_it_overrides(
 
 def test_all_includes_defaults(command: Command) -> None:
     assert "retry.jitter" not in command("explain", "api").out
-    assert ["retry.jitter", "true", "default"] in rows(command("explain", "api", "--all").out)
+    assert ["retry.jitter", "full", "default"] in rows(command("explain", "api", "--all").out)
 
 
 def test_a_profile_without_options(command: Command) -> None:

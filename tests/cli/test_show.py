@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_single_profile_can_be_shown(command: Command) -> None:
 SECRETS = """\
     policies:
       api:
-        cache: {backend: redis, url: "redis://me:hunter2@host", secret: correct-horse, serializer: signed_pickle}
+        cache: {ttl: 1, backend: redis, url: "redis://me:hunter2@h", secret: correct-horse, serializer: signed_pickle}
         parallel: {address: "tls://me:hunter2@cluster"}
 """
 
@@ -173,6 +174,7 @@ def test_the_json_of_show(command: Command) -> None:
             "api": {"retry": {"min_delay": 0, "retries": 5}, "cache": {"ttl": "30m"}, "rate_limit": {"rate": "50/s"}}
         },
         "functions": {},
+        "alerts": {},
     }
 
 
@@ -254,3 +256,27 @@ def test_entries_of_functions_are_compared(command: Command) -> None:
 
 def _value(leaf: Any) -> Any:
     return None if leaf is None else "removed" if leaf["removed"] else leaf["value"]
+
+
+def test_alerts_are_shown_with_their_secrets_in_comments(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALERT_URL", "https://hooks.example/hunter2")
+    alerts = """\
+alerts:
+  failing: {when: {share: 20%}, repeat: 2h, notify: [log, 'secret:ALERT_URL']}
+  two: {when: {state: circuit_open}}
+"""
+    path = Path("policies/base.yaml")
+    path.write_text(path.read_text("utf-8") + alerts, "utf-8")
+    shown = command("show")
+    assert "hunter2" not in shown.out
+    assert shown.out.endswith(
+        "alerts:\n  failing:\n    when: {share: 20%}\n    repeat: 2h\n    # notify: [log, '***']\n"
+        "  two:\n    when: {state: circuit_open}\n"
+    )
+    assert command("show", "--json").json["alerts"]["failing"] == {
+        "when": {"share": "20%"},
+        "repeat": "2h",
+        "notify": ["log", "***"],
+    }
+    path.write_text(shown.out, "utf-8")
+    assert command("check").code == 0

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from opero import AdaptiveTTL
-from opero.cli.values import jsonable, plain_of, text_of_value
+from opero.cli.values import jsonable
+from opero.config.plain_values import plain_of, text_of_value
 
 
 class Colour(Enum):

@@ -33,7 +33,8 @@ FLAT = {
     "OPERO_API_RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
     "OPERO_API_BACKOFF": ("2.5", Policy(retry=RetryPolicy(backoff_factor=2.5))),
     "OPERO_API_BACKOFF_FACTOR": ("2.5", Policy(retry=RetryPolicy(backoff_factor=2.5))),
-    "OPERO_API_JITTER": ("false", Policy(retry=RetryPolicy(jitter=False))),
+    "OPERO_API_JITTER": ("false", Policy(retry=RetryPolicy(jitter="none"))),
+    "OPERO_POLICIES__API__RETRY__JITTER": ("equal", Policy(retry=RetryPolicy(jitter="equal"))),
     "OPERO_API_RETRY": ("8", Policy(retry=RetryPolicy(retries=8))),
     "OPERO_API_RETRY_ON": (
         "ConnectionError, TimeoutError",
@@ -42,11 +43,11 @@ FLAT = {
     "OPERO_API_RETRY_ON_STATUS": ('[429, "5xx"]', Policy(retry=RetryPolicy(retry_on_status=(429, "5xx")))),
     "OPERO_API_CACHE": ("30m", Policy(cache=CachePolicy(ttl=1800))),
     "OPERO_API_CACHE_TTL": ("1800", Policy(cache=CachePolicy(ttl=1800))),
-    "OPERO_API_CACHE_BACKEND": ("disk", Policy(cache=CachePolicy(backend="disk"))),
-    "OPERO_API_CACHE_ERRORS": ("true", Policy(cache=CachePolicy(cache_errors=True))),
+    "OPERO_API_CACHE_BACKEND": ("dogpile.cache.memory", Policy(cache=CachePolicy(backend="dogpile.cache.memory"))),
+    "OPERO_API_CACHE_ERRORS": ("true", Policy(cache=CachePolicy(errors=True))),
     "OPERO_POLICIES__API__CACHE": (
-        '{"backend": "redis", "arguments": {"db": 3}}',
-        Policy(cache=CachePolicy(backend="redis", arguments={"db": 3})),
+        '{"backend": "redis", "ttl": null, "arguments": {"db": 3}}',
+        Policy(cache=CachePolicy(backend="redis", ttl=None, arguments={"db": 3})),
     ),
     "OPERO_API_RATE_LIMIT": ("50/s", Policy(rate_limit=RateLimitPolicy(rate=50))),
     "OPERO_API_TIMEOUT": ("300.0", Policy(timeout=TimeoutPolicy(total=300))),
@@ -64,6 +65,7 @@ FLAT = {
     "OPERO_POLICIES__API__RETRY__RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
     "OPERO_POLICIES__API__RATE_LIMIT": ("8", Policy(rate_limit=RateLimitPolicy(rate=8))),
     "OPERO_POLICIES__API__FALLBACK__DEFAULT": ("[1]", Policy(fallback=FallbackPolicy(default=[1]))),
+    "OPERO_DEFAULTS__RETRY__JITTER": ("none", Policy(retry=RetryPolicy(jitter="none"))),
     "OPERO_DEFAULTS__RETRY__RETRIES": ("8", Policy(retry=RetryPolicy(retries=8))),
 }
 
@@ -142,7 +144,7 @@ def test_a_profile_of_any_spelling_has_variables(policies: Policies, name: str) 
         loaded = policies.load(**{variable: "8"})
         assert loaded.policies[name].retry == RetryPolicy(retries=8)
         assert loaded.policies["api"].retry == RetryPolicy(retries=8)
-        assert str(loaded.source("api", "retry.retries").source) == variable
+        assert str(loaded.leaves("api")["retry.retries"].source) == variable
 
 
 def test_the_longest_option_is_meant_where_only_it_fits_a_profile(policies: Policies) -> None:
@@ -283,7 +285,7 @@ BAD_VALUES = {
     ),
     "no exception": (
         {"OPERO_API_RETRY_ON": "ValueError,Nope"},
-        "OPERO_API_RETRY_ON: policies.api.retry.retry_on: 'Nope' is no",
+        "OPERO_API_RETRY_ON: policies.api.retry.retry_on: 'Nope' is neither",
     ),
     "no list": ({"OPERO_API_RETRY_ON": "[ValueError"}, "OPERO_API_RETRY_ON: is not valid JSON: Expecting value"),
     "no mapping": ({"OPERO_API_CACHE": "{ttl: 5}"}, "OPERO_API_CACHE: is not valid JSON: Expecting property name"),

@@ -119,7 +119,7 @@ def test_an_entry_selects_another_profile_and_shares_its_state(policies: Policie
     )
     moved, there = registry.bind(named("app:moved"), "api"), registry.bind(named("app:there"), "db")
     assert moved.policy == registry["db"]
-    assert moved.binding.pipeline.executors["bulkhead"] is there.binding.pipeline.executors["bulkhead"]
+    assert moved.binding.resolved().executors["bulkhead"] is there.binding.resolved().executors["bulkhead"]
     assert registry.bind(named("app:freed"), "api").policy == Policy()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from opero.policies.hooks import HOOKS
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -33,15 +34,26 @@ NAMING = {
     "retry.retry_on": "retry: {retry_on: [ValueError, %s.Error]}",
     "retry.retry_on, perhaps absent": 'retry: {retry_on: "%s.Error?"}',
     "retry.retry_if_result": "retry: {retry_if_result: '%s:function'}",
+    "circuit_breaker.trip_on": "circuit_breaker: {trip_on: '%s:function'}",
     "circuit_breaker.ignore": "circuit_breaker: {ignore: %s.Error}",
     "fallback.function": "fallback: {function: %s.function}",
+    "fallback.on": "fallback: {default: 1, on: '%s:function'}",
     "cache.key": "cache: {key: '%s:function'}",
     "cache.cache_if": "cache: {cache_if: '%s:function'}",
+    "cache.errors": "cache: {errors: [permanent, '%s:function']}",
     "cache.ttl": "cache: {ttl: '%s:function'}",
     "cache": "cache: '%s:function'",
     "rate_limit.cost": "rate_limit: {rate: 5, cost: '%s:function'}",
+    "failures.transient": "failures: {transient: [404, %s.Error]}",
+    "failures.throttled": "failures: {throttled: %s.Error}",
+    "failures.denied": 'failures: {denied: "%s:Error"}',
+    "failures.permanent": "failures: {permanent: %s.Error}",
+    "failures.control": "failures: {control: [%s.Error]}",
+    "failures.unknown": "failures: {unknown: %s.Error}",
+    "failures.classify": "failures: {classify: '%s:function'}",
     "parallel.executor": "parallel: {executor: '%s:function'}",
     "parallel.initializer": "parallel: {initializer: %s.function}",
+    **{f"hooks.{hook}": f"hooks: {{{hook}: '%s:function'}}" for hook in HOOKS},
 }
 
 

@@ -26,7 +26,12 @@ EACH = settings(
 FIELDS = {
     "retry": {"retries": st.integers(0, 9), "jitter": st.booleans(), "backoff_factor": st.sampled_from([1, 2.5])},
     "cache": {"ttl": st.sampled_from([5, "30m", 0.5]), "max_size": st.integers(1, 99)},
-    "circuit_breaker": {"open_for": st.sampled_from(["5s", 60]), "half_open_calls": st.integers(1, 5)},
+    "circuit_breaker": {
+        "consecutive_failures": st.integers(2, 9),
+        "failure_rate": st.sampled_from([0.25, "50%"]),
+        "open_for": st.sampled_from(["5s", 60]),
+        "half_open_calls": st.integers(1, 5),
+    },
 }
 BLOCKS = st.fixed_dictionaries(
     {}, optional={kind: st.none() | st.fixed_dictionaries({}, optional=fields) for kind, fields in FIELDS.items()}
@@ -177,10 +182,10 @@ def test_every_field_of_the_effective_policy_has_one_source_and_its_value(tmp_pa
             if held is None:
                 assert leaves.get(kind) is None or leaves[kind].removed
                 continue
+            made = Policy.model_validate({kind: {field: leaves[f"{kind}.{field}"].value for field in fields}})
             for field in fields:
                 leaf = leaves[f"{kind}.{field}"]
                 assert not leaf.removed
-                made = Policy.model_validate({kind: {field: leaf.value}})
                 assert getattr(getattr(made, kind), field) == getattr(held, field)
                 sources = [each.source for each in leaf.chain() if str(each.source) != "default"]
                 assert len(sources) == len(set(sources))
@@ -237,3 +242,13 @@ def test_an_option_that_alone_brings_its_policy_shadows_no_default(options: Any,
         first, *below = registry.explain(bound)["retry.retries"].chain()
         assert first.value == 9
         assert [(each.value, str(each.source)) for each in below] == ([(3, "default")] if shadowed else [])
+
+
+@pytest.mark.parametrize(
+    ("breaker", "rate"), [({}, 0.5), (5, None), ({"consecutive_failures": 5, "failure_rate": 0.2}, 0.2)]
+)
+def test_the_default_of_a_rate_is_none_beside_a_number_of_failures(tmp_path: Path, breaker: Any, rate: Any) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"policies": {"api": {"circuit_breaker": breaker}}}))
+    registry = Registry.load(tmp_path, environ={})
+    leaf = registry.explain("api")["circuit_breaker.failure_rate"]
+    assert (leaf.value, registry["api"].circuit_breaker.failure_rate) == (rate, rate)  # type: ignore[union-attr]

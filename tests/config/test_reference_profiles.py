@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
-import requests
 
+from opero import AllFailedError, CircuitOpenError
 from opero.config.configuration import Configuration
 from opero.config.settings import load
-from opero.policies import CachePolicy, ParallelPolicy, Policy, RateLimitPolicy, RetryPolicy, TimeoutPolicy
+from opero.failures import Kind
+from opero.policies import (
+    CachePolicy,
+    CircuitBreakerPolicy,
+    ParallelPolicy,
+    Policy,
+    RateLimitPolicy,
+    RetryPolicy,
+    TimeoutPolicy,
+)
+from opero.testing import VirtualClock
+
+
+class ThrottledError(Exception):
+    status_code = 429
+
+
+class Highest(random.Random):
+    """Chance falls as high as it can."""
+
+    def random(self) -> float:
+        return 1.0 - 2**-53
+
 
 DIRECTORY = Path(__file__).parents[2] / "policies"
 ENVIRONMENTS = ("development", "staging", "production")
@@ -41,9 +67,11 @@ def test_default_has_the_values_of_configuration_management(
 def test_production_has_the_values_of_configuration_for_production() -> None:
     found = profiles("production").policies
     assert found["api"] == Policy(
-        retry=RetryPolicy(retries=5, backoff_factor=2.0, retry_on=(ConnectionError, TimeoutError, requests.HTTPError)),
+        retry=RetryPolicy(retries=5, backoff_factor=2.0, retry_on=(Kind.TRANSIENT, Kind.THROTTLED)),
         cache=CachePolicy(ttl=1800),
-        rate_limit=RateLimitPolicy(rate=50),
+        rate_limit=RateLimitPolicy(rate=50, max_wait=30),
+        timeout=TimeoutPolicy(total=120),
+        circuit_breaker=CircuitBreakerPolicy(failure_rate=0.5, window=60.0, open_for=30),
     )
     assert found["batch"] == Policy(
         retry=RetryPolicy(retries=3),
@@ -51,8 +79,10 @@ def test_production_has_the_values_of_configuration_for_production() -> None:
         parallel=ParallelPolicy(mode="process", workers="auto", ordered=True, progress=False),
     )
     assert found["db"] == Policy(
-        retry=RetryPolicy(retries=3, backoff_factor=1.5, retry_on=(ConnectionError, TimeoutError)),
-        rate_limit=RateLimitPolicy(rate=100),
+        retry=RetryPolicy(retries=3, backoff_factor=1.5, retry_on=(Kind.TRANSIENT,)),
+        rate_limit=RateLimitPolicy(rate=100, max_wait=10),
+        timeout=TimeoutPolicy(total=30, enforce="none"),
+        circuit_breaker=CircuitBreakerPolicy(failure_rate=0.5, window=60.0, open_for=15),
     )
     assert found["db"].cache is None
 
@@ -66,6 +96,64 @@ def test_each_environment_has_the_same_profiles_with_smaller_limits_below_produc
     for name in ("default", "api", "batch", "db"):
         retries = [found[each][name].retry.retries for each in ENVIRONMENTS]  # type: ignore[union-attr]
         assert retries == sorted(retries)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("name", ["api", "db"])
+def test_calls_of_services_end_wait_and_stop(environment: str, name: str) -> None:
+    policy = profiles(environment).policies[name]
+    assert policy.circuit_breaker is not None
+    assert policy.rate_limit is not None
+    assert policy.rate_limit.max_wait is not None
+    assert policy.timeout is not None
+    assert policy.timeout.total is not None
+    assert policy.rate_limit.max_wait < policy.timeout.total
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    ("name", "error"), [("api", ConnectionError), ("api", ThrottledError), ("db", ConnectionError)]
+)
+def test_the_timeout_leaves_room_for_all_retries(environment: str, name: str, error: type[Exception]) -> None:
+    """Each attempt takes 1 s, delays fall as high as they can, and the first waits for a permit as long as it may."""
+    policy, clock = profiles(environment).policies[name], VirtualClock()
+    assert policy.retry is not None
+    assert policy.rate_limit is not None
+    assert policy.rate_limit.max_wait is not None
+    waited = policy.rate_limit.max_wait
+    clock.random = Highest()
+    attempts = 0
+
+    def fail() -> None:
+        nonlocal attempts
+        attempts += 1
+        clock.sleep(1 if attempts > 1 else 1 + waited)
+        raise error
+
+    with pytest.raises(AllFailedError):
+        policy.apply(fail, clock=clock)()
+    assert attempts == policy.retry.retries + 1
+
+
+def test_calls_of_a_service_that_is_down_are_rejected_for_a_while() -> None:
+    clock, answers = VirtualClock(), []
+
+    def call() -> None:
+        answers.append(clock.monotonic())
+        raise ConnectionError
+
+    bound = profiles("production").policies["api"].apply(call, clock=clock)
+    for _ in range(10):
+        with pytest.raises((AllFailedError, CircuitOpenError)):
+            bound()
+    made = len(answers)
+    with pytest.raises(CircuitOpenError):
+        bound()
+    assert len(answers) == made
+    clock.advance(40)
+    with pytest.raises((AllFailedError, CircuitOpenError)):
+        bound()
+    assert len(answers) > made
 
 
 @pytest.mark.parametrize(
@@ -91,4 +179,18 @@ def test_every_variable_of_the_best_practices_works(
 ) -> None:
     loaded = profiles("production", **{name: value})
     assert getattr(getattr(loaded.policies[profile], policy), field) == expected
-    assert str(loaded.source(profile, f"{policy}.{field}").source) == name
+    assert str(loaded.leaves(profile)[f"{policy}.{field}"].source) == name
+
+
+def test_a_connection_that_belongs_to_a_thread_may_be_used_there() -> None:
+    policy = profiles("production").policies["db"]
+    found: list[object] = []
+
+    def ask() -> None:
+        with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+            found.append(policy.apply(lambda: connection.execute("select 1").fetchone())())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [(1,)]

@@ -67,12 +67,12 @@ GOLDEN = {
              |   ^^^
         """,
     ),
-    "on": (
-        "policies:\n  on: {retry: 5}\n",
+    "off": (
+        "policies:\n  off: {retry: 5}\n",
         """
-        policies/base.yaml:2:3: a key must be text, but YAML 1.1 reads on as true; quote it: "on"
-           2 |   on: {retry: ***}
-             |   ^^
+        policies/base.yaml:2:3: a key must be text, but YAML 1.1 reads off as false; quote it: "off"
+           2 |   off: {retry: ***}
+             |   ^^^
         """,
     ),
     "10:30": (
@@ -84,11 +84,11 @@ GOLDEN = {
         """,
     ),
     "1e3 where there is no such number": (
-        "policies:\n  api: {retry: {jitter: 1e3}}\n",
+        "policies:\n  api: {retry: {reraise: 1e3}}\n",
         """
-        policies/base.yaml:2:25: policies.api.retry.jitter: '1e3' is not a boolean: use true or false
-           2 |   api: {retry: {jitter: 1e3}}
-             |                         ^^^
+        policies/base.yaml:2:26: policies.api.retry.reraise: '1e3' is not a boolean: use true or false
+           2 |   api: {retry: {reraise: 1e3}}
+             |                          ^^^
         """,
     ),
     "extends what is not there": (
@@ -205,8 +205,8 @@ min_delay or raise max_delay (see also policies/base.yaml:4:18)
     "right at its anchor, and wrong by its alias": (
         "policies:\n  a: {retry: &r {min_delay: 1}}\n  b:\n    timeout: *r\n",
         """
-        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, total (used \
-through an alias at line 4)
+        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, enforce, \
+idle, shadow, total (used through an alias at line 4)
            2 |   a: {retry: &r {min_delay: 1}}
              |                  ^^^^^^^^^
         """,

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from opero.config import yaml_source
@@ -212,6 +212,8 @@ REFUSED = (
 
 @settings(EACH, max_examples=400)
 @given(text=yaml_texts())
+@example(text="top: [{on: {on: on}}]")
+@example(text="on: 1\n'on': 2")
 def test_parsed_data_equals_that_of_pyyaml_unless_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(text, "utf-8")
@@ -227,7 +229,16 @@ def test_parsed_data_equals_that_of_pyyaml_unless_rejected(tmp_path: Path, text:
         assert all(any(each in line for each in REFUSED) for line in told), (told, text)
     else:
         assert found is not None
-        assert repr(found.plain()) == repr(expected), text
+        assert repr(found.plain()) == repr(with_on_as_text(expected)), text
+
+
+def with_on_as_text(data: Any) -> Any:
+    """The data with the one intended difference: the key `on` is text. Any other key that is true is refused."""
+    if isinstance(data, list):
+        return [with_on_as_text(each) for each in data]
+    if not isinstance(data, dict):
+        return data
+    return {"on" if key is True else key: with_on_as_text(value) for key, value in data.items()}
 
 
 @settings(EACH, max_examples=100)

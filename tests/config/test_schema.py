@@ -164,6 +164,15 @@ functions: {"a:b ": {}}; functions: {"a:b\\n": {}}
 import_from: ; import_from: []; import_from: app; import_from: [app, a.b]
 import_from: ["a:b"]; import_from: [3]; import_from: 3; import_from: {}; import_from: [a.]; import_from: [""]
 import_from: [1a]; import_from: ["a\\n"]
+alerts: ; alerts: []; alerts: {}; alerts: {a: }; alerts: {"": {}}; alerts: {a: 3}; alerts: {a: {when: {evnt: x}}}
+alerts: {a: {when: {share: 20%}}}; alerts: {a: {when: {share: 0}}}; alerts: {a: {when: {share: 20%, over: 1x}}}
+alerts: {a: {when: {event: retry_scheduled, count: 3, until: 1}, notify: log}}; alerts: {a: {when: {event: retry}}}
+alerts: {a: {when: {state: circuit_open, lasts: 2m}, notify: [log, "https://a.b/c"]}}
+alerts: {a: {when: {state: open}}}; alerts: {a: {when: {share: 1}, each: x}}
+alerts: {a: {when: {any: [{event: timed_out}, {all: [{share: 0.5}, {state: circuit_open}]}]}}}; alerts: {a: {when: []}}
+alerts: {a: {when: {share: 20%}, notify: {url: "http://a", timeout: 3s, retries: 0}}}
+alerts: {a: {when: {share: 20%}, notify: 3}}; alerts: {a: {when: {share: 20%}, notify: {uri: "http://a"}}}
+alerts: {a: {when: {share: 20%}, notify: []}}; alerts: {a: {when: {share: 20%}, repeat: 0}}; alerts: {a: {when: 3}}
 """
 
 
@@ -176,11 +185,14 @@ def test_of_the_places_around_policies_both_say_the_same(policies: Policies, tex
 BEYOND_EXAMPLES: dict[str, dict[str, Any]] = {
     "what is missing": {"policies": {"a": {"rate_limit": {"burst": 5}}}},
     "contradictions": {"policies": {"a": {"retry": {"min_delay": 5, "max_delay": 1}}}},
+    "secrets": {"policies": {"a": {"fallback": {"arg": "key", "values": ["secret:MISSING"]}}}},
+    "alerts": {"alerts": {"a": {"when": {"share": "20%", "count": 3}}}},
     "profiles": {"policies": {"a": {"extends": "b"}}},
     "imports": {"policies": {"a": {"retry": {"retry_on": ["ConectionError"]}}}},
     "tags": {"policies": {"a": {"cache": {"tags": ["user:{"]}}}},
     "json in text": {"policies": {"a": {"cache": {"ttl": "{hot: 1h}"}}}},
-    "numbers that JSON has not": {"policies": {"a": {"cache": {"ttl": float("inf")}}}},
+    "numbers that JSON has not": {"policies": {"a": {"retry": {"backoff_factor": float("inf")}}}},
+    "long times": {"policies": {"a": {"cache": {"ttl": "1e9d"}}}},
     "whole shares": {"policies": {"a": {"parallel": {"max_failures": 1.0}}}},
 }
 

@@ -251,7 +251,7 @@ def test_nothing_that_was_loaded_shows_its_secrets(policies: Policies, logged: p
         defaults: {cache: {secret: hunter2-d}}
         policies:
           a:
-            cache: {url: "redis://u:hunter2@h", backend: redis}
+            cache: {url: "redis://u:hunter2@h", backend: redis, ttl: 1h}
             fallback: {default: [none, "https://hunter2@h"]}
           b: {cache: {backend: dogpile.cache.null, arguments: {password: hunter2, urls: ["redis://u:hunter2@h"]}}}
           c: {fallback: {default: "redis://u:hunter2@h"}, parallel: {mode: dask, address: "tcp://u:hunter2@h"}}

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from config.conftest import Policies
 
 READ: dict[str, tuple[str, str, str, Any]] = {
-    "yes for a flag": ("retry: {jitter: yes}", "retry", "jitter", True),
-    "off for a flag": ("retry: {jitter: off}", "retry", "jitter", False),
-    "quoted no for a flag": ("retry: {jitter: 'no'}", "retry", "jitter", False),
-    "n for a flag": ("retry: {jitter: n}", "retry", "jitter", False),
+    "yes for a flag": ("retry: {reraise: yes}", "retry", "reraise", True),
+    "off for a flag": ("retry: {retry_after: off}", "retry", "retry_after", False),
+    "quoted no for a flag": ("retry: {retry_after: 'no'}", "retry", "retry_after", False),
+    "n for a flag": ("retry: {retry_after: n}", "retry", "retry_after", False),
+    "a jitter": ("retry: {jitter: equal}", "retry", "jitter", "equal"),
+    "a flag for a jitter": ("retry: {jitter: yes}", "retry", "jitter", "full"),
+    "none for a jitter": ("retry: {jitter: none}", "retry", "jitter", "none"),
+    "off for a jitter": ("retry: {jitter: off}", "retry", "jitter", "none"),
     "a power of ten, which YAML 1.1 reads as text": ("cache: {max_size: 1e3}", "cache", "max_size", 1000),
     "a power of ten for a duration": ("cache: {ttl: 1e3}", "cache", "ttl", 1000.0),
     "a negative power of ten": ("cache: {ttl: 1, ttl_jitter: 1e-1}", "cache", "ttl_jitter", 0.1),
@@ -44,7 +48,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "no for a count": ("retry: {retries: no}", "retry.retries: False is not a number (YAML reads yes and on"),
     "yes for a share": ("circuit_breaker: {failure_rate: yes}", "failure_rate: True is not a number"),
-    "a number for a flag": ("retry: {jitter: 0}", "retry.jitter: 0 is not a boolean: use true or false"),
+    "a number for a flag": ("retry: {reraise: 0}", "retry.reraise: 0 is not a boolean: use true or false"),
     "a number for a switch": ("retry: {enabled: 0}", "retry.enabled: 0 is not a boolean: use true or false"),
     "a time to the base 60": ("cache: {ttl: 10:30}", "as a base-60 number; quote it, or use units"),
     "a time in quotes": ("cache: {ttl: '10:30'}", "cache.ttl: '10:30' is not a duration: use seconds"),
@@ -103,7 +107,7 @@ def test_text_of_variables_spells_values_of_every_type(policies: Policies) -> No
     ).policies["api"]
     assert found == Policy(
         retry=RetryPolicy(retries=5, jitter=False, backoff_factor=1.5),
-        cache=CachePolicy(ttl=None, max_size=1000, cache_errors=True),
+        cache=CachePolicy(ttl=None, max_size=1000, errors=True),
         rate_limit=RateLimitPolicy(rate=0.5),
     )
 
@@ -140,7 +144,7 @@ def test_a_profile_overrides_its_parent_in_any_file(policies: Policies) -> None:
         """
     )
     (problem,) = policies.problems()
-    assert problem.startswith("policies/base.yaml:2:37: policies.child: 3 retries wait at least ")
+    assert problem.startswith("policies/base.yaml:2:37: policies.child: 3 retries wait 1.5s on average")
     assert problem.endswith(
         "(see also policies/base.yaml:4:31 and policies/base.yaml:3:29 and policies/base.yaml:3:43)"
     )
@@ -172,6 +176,28 @@ def test_a_cache_is_validated_after_merging(policies: Policies) -> None:
     assert problem.startswith(
         "policies/base.yaml:1:37: policies.api.cache: stale_ttl has no effect without a ttl; set ttl"
     )
+
+
+def test_a_store_that_outlives_the_process_needs_a_ttl(policies: Policies) -> None:
+    policies.write(
+        base="""
+        defaults: {cache: {backend: disk}}
+        policies:
+          api: {cache: 1h}
+          idle: {cache: false}
+          for_ever: {cache: {ttl: null}}
+          users: {cache: true}
+          none: {cache: null}
+        """
+    )
+    (problem,) = policies.problems()
+    assert problem.startswith("policies/base.yaml:1:29: policies.users.cache: the store of backend 'disk' outlives the")
+    loaded = policies.load(OPERO_USERS_CACHE_TTL="none").policies
+    assert loaded["users"].cache == loaded["for_ever"].cache == CachePolicy(backend="disk", ttl=None)
+    assert loaded["idle"].active("cache") is None
+    policies.write(base="policies: {users: {cache: true}}")
+    (problem,) = policies.problems(OPERO_USERS_CACHE_BACKEND="redis")
+    assert problem.startswith("OPERO_USERS_CACHE_BACKEND: policies.users.cache: the store of backend 'redis' outlives")
 
 
 def test_values_from_a_decorator_may_contradict_files(policies: Policies) -> None:
@@ -219,7 +245,7 @@ def test_every_invalid_element_of_a_list_is_reported_at_its_place(policies: Poli
 def test_every_invalid_element_of_a_list_in_a_variable_is_reported(policies: Policies) -> None:
     policies.write(base="policies: {a: }")
     said = policies.error(OPERO_A_RETRY_ON="Conectionerror, OSError, nomod.X")
-    assert "'Conectionerror' is not a builtin exception" in said
+    assert "'Conectionerror' is neither a builtin exception nor a kind of failure" in said
     assert "'nomod.X' cannot be imported" in said
 
 
@@ -273,7 +299,7 @@ def test_contradictions_of_valid_values_are_reported_beside_invalid_ones(
         "circuit_breaker: {slow_rate: 0.5, slow_cal: 1}",
         "circuit_breaker: {slow_rate: 0.5, slow_call: x}",
         "cache: {stale_ttl: 5, tttl: 3}",
-        "cache: {error_ttl: 5, ttl: 3, cache_errors: x}",
+        "cache: {error_ttl: 5, ttl: 3, errors: x}",
         "retry: {retires: 0, min_delay: 20s}, timeout: 5s",
         "retry: {retries: x, min_delay: 20s}, timeout: 5s",
     ],

@@ -41,7 +41,7 @@ def told(text: str | bytes = "", *, secrets: dict[str, str] | None = None, **env
 
 
 def chain(configuration: Configuration, profile: str = "a", path: str = "retry.retries") -> list[tuple[object, str]]:
-    return [(leaf.value, str(leaf.source)) for leaf in configuration.source(profile, path).chain()]
+    return [(leaf.value, str(leaf.source)) for leaf in configuration.leaves(profile)[path].chain()]
 
 
 # Which of them holds
@@ -247,7 +247,7 @@ def test_secrets_may_be_links_as_kubernetes_makes_them() -> None:
     secret = found.policies["a"].cache.secret  # type: ignore[union-attr]
     assert secret is not None
     assert secret.get_secret_value() == "hunter2"
-    assert str(found.source("a", "cache.secret").source) == "secrets/OPERO_A_CACHE_SECRET"
+    assert str(found.leaves("a")["cache.secret"].source) == "secrets/OPERO_A_CACHE_SECRET"
 
 
 def test_a_secret_that_is_wrong_is_reported_with_its_file() -> None:
@@ -417,6 +417,14 @@ def test_a_world_writable_pyproject_that_names_the_directory_causes_a_warning() 
     project.write_text("[tool.opero]\nconfig = 'policies'")
     assert warned_of(load(environ={})) == ["pyproject.toml"]
     assert warned_of(load(environ={"OPERO_CONFIG": "policies"})) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_files_of_other_users_cause_one_warning_for_each_user(policies: Policies) -> None:
+    os.chown("policies/base.yaml", 12345, -1)
+    os.chown("policies", 12345, -1)
+    (said,) = policies.load().warnings
+    assert "belongs to another user of this machine (uid 12345), who can choose what this program imports and" in said
 
 
 def test_a_world_writable_directory_behind_a_link_causes_a_warning(policies: Policies, tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ BAD_FILES = {
         "policies:\n  api:\n    retry: 5\n  db:\n  api:\n",
         ":5:3: duplicate key 'api' (first at line 2); keep one of them",
     ),
-    "on as a key": (
-        "policies:\n  on: {retry: 5}\n",
-        ':2:3: a key must be text, but YAML 1.1 reads on as true; quote it: "on"',
+    "yes as a key": (
+        "policies:\n  yes: {retry: 5}\n",
+        ':2:3: a key must be text, but YAML 1.1 reads yes as true; quote it: "yes"',
     ),
     "no as a key": ("policies: {no: }\n", ":1:12: a key must be text, but YAML 1.1 reads no as false"),
     "null as a key": ("policies: {~: }\n", ":1:12: a key must be text, but YAML 1.1 reads ~ as null"),
@@ -124,6 +124,14 @@ def test_a_file_that_is_not_utf8_is_reported_with_the_position(policies: Policie
     assert policies.error() == "policies/base.yaml:2:6: is not UTF-8; save it as UTF-8"
 
 
+def test_a_carriage_return_ends_a_line_in_the_place_of_an_error(policies: Policies) -> None:
+    policies.write(base=" ")
+    (policies.directory / "base.yaml").write_bytes(b"a:\r  \x01")
+    assert policies.error() == (
+        "policies/base.yaml:2:3: contains a character that YAML does not allow (0x01); remove it"
+    )
+
+
 def test_a_file_that_is_a_directory_is_reported(policies: Policies) -> None:
     (policies.directory / "base.yaml").mkdir(parents=True)
     assert policies.error() == "policies/base.yaml:1:1: cannot be read: Is a directory"
@@ -138,6 +146,21 @@ def test_a_flow_too_deep_for_the_c_parser_is_rejected_before_it_crashes(tmp_path
     assert re.fullmatch(r"deep\.yaml:1:\d+: is nested deeper than 50 levels", line)
 
 
+def test_on_is_text_as_a_key_since_a_field_is_named_so(policies: Policies) -> None:
+    policies.write(base="policies: {api: {fallback: {default: 1, on: [denied]}}}")
+    assert [kind.value for kind in policies.load().policies["api"].fallback.on] == ["denied"]  # type: ignore[union-attr]
+
+
+def test_only_aliases_are_limited_in_number_and_not_the_values_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_text(f"values: [{'1, ' * yaml_source.MAX_ALIASED}1]")
+    report = Report()
+    marked = yaml_source.read_yaml(path, "large.yaml", report)
+    assert report.lines == []
+    assert marked is not None
+    assert len(marked.value["values"].value) == yaml_source.MAX_ALIASED + 1
+
+
 def test_aliases_that_multiply_beyond_measure_are_rejected(policies: Policies) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [
@@ -145,7 +168,7 @@ def test_aliases_that_multiply_beyond_measure_are_rejected(policies: Policies) -
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     ]
     policies.write(base="\n".join(lines))
-    assert any("expands to more than 100000 values through aliases" in line for line in policies.problems())
+    assert any("aliases add more than 100000 values" in line for line in policies.problems())
 
 
 def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
@@ -169,7 +192,7 @@ def test_anchors_aliases_and_merge_keys_work(policies: Policies) -> None:
     retry = loaded.policies["merged"].retry
     assert retry is not None
     assert (retry.retries, retry.min_delay, retry.max_delay) == (7, 1.0, 9.0)
-    assert str(loaded.source("merged", "retry.min_delay").source) == "policies/base.yaml:3:43"
+    assert str(loaded.leaves("merged")["retry.min_delay"].source) == "policies/base.yaml:3:43"
 
 
 def test_a_key_beside_a_merge_key_has_precedence_in_any_order(policies: Policies) -> None:
@@ -189,7 +212,7 @@ def test_a_file_reports_each_of_its_mistakes(policies: Policies) -> None:
         base="""
         polices: {}
         policies:
-          on: {}
+          off: {}
           api:
             retry: {retires: 5}
             retry: 3

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -44,16 +45,33 @@ def test_every_record_arrives_within_the_limit_and_the_table_says_so(environment
     done = run(environment)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     table = {name: value.split() for name, value in rows(done.stdout).items()}
-    assert table["calls"] == [str(RECORDS + 2 + 7), str(RECORDS)]
-    assert table["retries"] == ["5", "0"]
-    assert table["recoveries"] == [str(RECORDS + 2), "0"]  # the first key is refused to every call
-    assert table["fallbacks"] == [str(RECORDS + 2 + 5), "0"]
-    assert table["cache hits"] == ["7", "0"]
-    assert table["attempts"] == [str(2 * (RECORDS + 2 + 5)), str(RECORDS)]
-    assert table["the service saw"][0] == table["attempts"][0]
+    assert table["calls"] == [str(RECORDS + 3 + 7), str(RECORDS)]  # the first page is asked for twice
+    # The first key is refused to the first call, which goes on to the second. After that it is asked last: where the
+    # second has failed, which is left to chance.
+    retries, fallbacks = int(table["retries"][0]), int(table["fallbacks"][0])
+    assert retries >= 5
+    assert 1 <= fallbacks <= 1 + retries
+    assert 5 <= int(table["recoveries"][0]) <= 6
+    assert table["cache hits"] == ["8", "0"]
+    assert table["attempts"] == [str(RECORDS + 2 + retries + fallbacks), str(RECORDS)]
     assert re.search(r"limit [\d.]+: 0 too many", done.stdout)
     assert environment in table["time"]
     assert done.stdout.endswith("every record is here, and no rule broken\n")
+
+
+def test_it_shows_what_happens_while_it_happens() -> None:
+    shown = run("development").stdout
+    steps = (
+        *(r"reloaded: api\.rate_limit\.rate: 25/s → 50/s", r"fetch: 30 items done"),
+        *(r"the service is down", r"circuit open: HTTPError: 503", r"circuit half open", r"circuit closed"),
+        *(r"calls failed, \d+ were rejected", r"attempt 1 failed after .*: denied \(HTTP 401\)", r"succeeded after"),
+        *(r"without opero, with a valid key: \d+ of 30 records lost",),
+    )
+    place = 0
+    for step in steps:
+        found = re.compile(step).search(shown, place)
+        assert found, f"{step} is not in {shown[place:]}"
+        place = found.end()
 
 
 def test_it_fails_when_the_service_allows_less_than_the_profile_takes() -> None:
@@ -76,6 +94,29 @@ def test_it_fails_when_a_record_is_not_what_it_should_be() -> None:
     assert "FAILED: the records are not those of the service" in done.stdout
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as a terminal sends them")
+def test_it_leaves_a_live_page_if_asked() -> None:
+    demo = subprocess.Popen(
+        [*DEMO, "--records", "5", "--live"],
+        cwd=ROOT,
+        env=environ("production"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with demo:
+        assert demo.stdout is not None
+        address = demo.stdout.readline().removeprefix("live page: ").strip()
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert b"<title>opero</title>" in page.read()
+        while "Ctrl-C ends the demo" not in (line := demo.stdout.readline()):
+            assert line, "the demo has ended"
+        demo.send_signal(signal.SIGINT)
+        shown, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0
+    assert shown.endswith("every record is here, and no rule broken\n")
+
+
 def test_without_its_policies_it_fails() -> None:
     done = run("development", OPERO_ENABLED="false")
     assert done.returncode == 1
@@ -85,7 +126,7 @@ def test_without_its_policies_it_fails() -> None:
 def test_an_operator_tunes_it_without_touching_code() -> None:
     done = run("development", OPERO_API_RATE_LIMIT="100", OPERO_API_RETRIES="4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "limit 100: 0 too many" in done.stdout
+    assert "limit 200: 0 too many" in done.stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")

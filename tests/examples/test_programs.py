@@ -73,31 +73,37 @@ def test_bounded_memory() -> None:
 
 def test_hot_keys() -> None:
     assert run("hot_keys") == [
-        "of 20 requests each, 7 for tea and 20 for salt reached the function",
+        "of 20 requests each, 6 for tea and 20 for salt reached the function",
         "the bank is closed, and the rate of two hours ago still serves: 7.5",
-        "tea costs 9.0",
-        "after its shelf was cleared: None; CacheInfo(hits=13, misses=28, size=0, evictions=0, max_size=1000)",
+        "tea costs 8.0",
+        "after its shelf was cleared: None; CacheInfo(hits=14, misses=27, size=0, evictions=0, max_size=1000)",
     ]
 
 
 def test_failures() -> None:
-    failed, group, rejected, recovered, counts = run("failures")
+    failed, group, opened, rejected, recovered, counts = run("failures")
     assert failed == "3 attempts failed: HTTPError, HTTPError, HTTPError; the last: 503 Server Error"
-    assert group == "except* sees 3 errors; the circuit is open"
+    assert group == "except* sees 3 errors; the circuit is closed"
+    assert opened == "the circuit is open after HTTPError; no more retries"
     assert re.fullmatch(r"rejected at once, 0 requests; again in 0\.[0-3] s", rejected)
     assert recovered == "after a rest: 12 in stock, and the circuit is closed"
-    assert counts == "errors {'HTTPError': 6}, rejections 1, failures 3"
+    assert counts == "errors {'HTTPError': 7}, rejections 2, failures 4"
 
 
 def test_health() -> None:
     report = json.loads("\n".join(run("health")))
-    assert report["status"] == "degraded"
-    found = {name: {key: each[key] for key in each if key != "seconds"} for name, each in report["checks"].items()}
+    assert (report["status"], report["ready"]) == ("unhealthy", False)
+    found = {each["name"]: (each["status"], each.get("last_error", "")) for each in report["checks"]}
+    status, error = found.pop("mail")
+    assert (status, error.partition(":")[0]) == ("unhealthy", "ConnectionRefusedError")
     assert found == {
-        "search": {"ok": True},
-        "mail": {"ok": False, "reason": "ConnectionRefusedError"},
-        "archive": {"ok": False, "reason": "CallTimeoutError"},
-        "payments": {"ok": False, "circuit": "open", "ConnectionError": 2},
+        "search": ("healthy", ""),
+        "archive": ("unhealthy", "health check 'archive' has not ended within its limit of 300ms"),
+        "configuration": ("healthy", ""),
+        "payments.circuit_breaker": (
+            "unhealthy",
+            "the circuit is open after ConnectionError: the payment gateway does not answer",
+        ),
     }
 
 
@@ -107,7 +113,7 @@ def test_operations() -> None:
         "timeout.total    20s   from production.yaml",
         "retry.retries    2     from base.yaml",
         "invoice for Ada",
-        "reloaded: Changes(profiles=('billing',), functions=('__main__:main.<locals>.invoice',))",
+        "reloaded: Changes(profiles=('billing',), functions=('__main__:main.<locals>.invoice',), alerts=())",
         "now TimeoutPolicy(total=45.0); circuit still forced_open",
         "rejected: did you mean 'timeout'?",
         "now TimeoutPolicy(total=45.0), as before",
@@ -125,7 +131,7 @@ def test_logs_and_counts() -> None:
         "opero_attempts_total{function='send'} 3",
         "opero_retries_total{function='send'} 2",
         "opero_recoveries_total{function='send'} 1",
-        "alert: cache_not_stored, SerializationError",
+        "alert: not_stored, SerializationError",
         "labels: {'urgent'}",
     ]
 

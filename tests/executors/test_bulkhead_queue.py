@@ -39,7 +39,7 @@ class Hold:
         registry = Registry({"api": Policy(bulkhead={"max_concurrent": 1, "max_wait": max_wait})})
         self.sync = registry.bind(self.run, "api")
         self.asynchronous = registry.bind(self.run_async, "api")
-        self.bulkhead: BulkheadExecutor = self.sync.binding.pipeline.executors["bulkhead"]  # type: ignore[attr-defined]
+        self.bulkhead: BulkheadExecutor = self.sync.binding.resolved().executors["bulkhead"]  # type: ignore[attr-defined]
 
     def run(self, name: Any) -> None:
         self.order.append(name)
@@ -144,7 +144,7 @@ class Moment:
         self.clock = VirtualClock()
         self.bulkhead = BulkheadExecutor(BulkheadPolicy(max_concurrent=1, max_wait=2), self.clock, "test")
         assert self.bulkhead.take()
-        self.call = Call.of(Stats())()
+        self.call = Call.of(Stats())
 
     async def queue(self) -> None:
         await self.bulkhead.queue(AsyncHost(self.clock), self.call)

@@ -166,25 +166,6 @@ def test_tasks_compute_a_key_once_and_share_the_result() -> None:
     assert (bound.stats.cache_hits, bound.stats.cache_misses) == (49, 1)
 
 
-def test_if_the_computation_fails_all_waiting_callers_try_concurrently() -> None:
-    clock = VirtualClock()
-
-    async def function() -> None:
-        await asyncio.sleep(1)
-        raise ConnectionError
-
-    bound = Policy(cache=True).apply(function, clock=clock)
-
-    async def main() -> None:
-        started = clock.monotonic()
-        results = await asyncio.gather(*(bound() for _ in range(20)), return_exceptions=True)
-        assert [type(each) for each in results] == [ConnectionError] * 20
-        assert clock.monotonic() - started == pytest.approx(2)  # concurrently, not one after the other
-
-    clock.run(main())
-    assert bound.stats.attempts == 20
-
-
 def test_cancelling_the_first_caller_does_not_cancel_the_computation_for_others() -> None:
     clock, counting = VirtualClock(), Counting()
 

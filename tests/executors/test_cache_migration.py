@@ -73,7 +73,7 @@ class Counting:
         {"early_refresh": 1},
         {"ttl_jitter": 0.5},
         {"cache_if": bool},
-        {"cache_errors": True, "error_ttl": 1},
+        {"errors": True, "error_ttl": 1},
         {"tags": "a"},
         {"max_size": 50},
         {"backend": "opero.memory"},
@@ -137,14 +137,14 @@ def test_a_smaller_max_size_evicts_at_once_and_a_larger_one_makes_room(bind: Any
 
 
 def test_cached_exceptions_are_not_raised_after_cache_errors_is_switched_off(bind: Any) -> None:
-    counting = Counting(bind, cache_errors=True)
+    counting = Counting(bind, errors=True)
     counting.error = ConnectionError("down")
     for _ in range(2):
         with pytest.raises(ConnectionError):
             counting.call(1)
     assert counting.ran == [1]
     counting.error = None
-    counting.reload(cache_errors=True, ttl=60)
+    counting.reload(errors=True, ttl=60)
     with pytest.raises(ConnectionError):
         counting.call(1)
     counting.reload(ttl=60)
@@ -160,7 +160,7 @@ def test_a_map_does_not_raise_cached_exceptions_after_cache_errors_is_switched_o
         return x
 
     parallel = {"mode": "thread", "progress": False, "on_error": "return"}
-    bound: Any = Policy(cache={"cache_errors": True}, parallel=parallel).apply(function)
+    bound: Any = Policy(cache={"errors": True}, parallel=parallel).apply(function)
     assert isinstance(bound.map([1])[0], ConnectionError)
     fails = False
     assert isinstance(bound.map([1])[0], ConnectionError)
@@ -228,7 +228,7 @@ def test_a_prepared_but_unused_pipeline_changes_nothing(bind: Any) -> None:
 def test_a_caller_under_the_new_policy_waits_for_a_computation_of_the_old_one(store: str, tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     runs: list[int] = []
-    place = {"backend": "disk", "cache_dir": tmp_path} if store == "disk" else {}
+    place = {"backend": "disk", "ttl": None, "cache_dir": tmp_path} if store == "disk" else {}
 
     def function() -> int:
         runs.append(1)
@@ -316,7 +316,7 @@ def test_a_caller_under_the_new_policy_does_not_get_an_error_that_the_old_one_ca
             raise ConnectionError
         return len(runs)
 
-    bound: Any = Policy(cache={"cache_errors": True}).apply(function, clock=clock)
+    bound: Any = Policy(cache={"errors": True}).apply(function, clock=clock)
 
     async def main() -> None:
         first = asyncio.create_task(bound())
@@ -343,9 +343,9 @@ def test_results_on_disk_are_kept_and_no_connection_is_left_open(bind: Any, tmp_
         assert counting.runs(1) == []
     gc.collect()
     assert len([each for each in Database.open.values() if each.path.parent == tmp_path]) == 1
-    counting.reload(backend="disk", cache_dir=tmp_path / "other")
+    counting.reload(backend="disk", ttl=None, cache_dir=tmp_path / "other")
     assert counting.runs(1) == [1]
-    counting.reload(backend="disk", cache_dir=tmp_path, namespace="other")
+    counting.reload(backend="disk", ttl=None, cache_dir=tmp_path, namespace="other")
     assert counting.runs(1) == [1]
 
 

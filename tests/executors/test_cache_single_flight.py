@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -194,48 +193,6 @@ def test_deleting_one_key_does_not_affect_the_computation_of_another() -> None:
         assert bound.cache_get(1) == 1
 
     clock.run(main())
-
-
-@pytest.mark.alone
-def test_if_the_computation_fails_all_waiting_threads_try_concurrently() -> None:
-    gate, lock = threading.Event(), threading.Lock()
-    runs = 0
-
-    def function() -> str:
-        nonlocal runs
-        with lock:
-            runs += 1
-            number = runs
-        if number == 1:
-            gate.wait(60)
-            raise ConnectionError
-        return "done"
-
-    bound = Policy(cache=True).apply(function)
-    results: list[str] = []
-
-    def caller() -> None:
-        try:
-            results.append(bound())
-        except ConnectionError:
-            results.append("failed")
-
-    threads = [threading.Thread(target=caller) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    assert bound.binding.cache is not None
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        running = list(bound.binding.cache.single_flight.running.values())
-        if running and len(running[0].waiters) == 7:
-            break
-        time.sleep(0.001)
-    started = time.monotonic()
-    gate.set()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(results) == ["done"] * 7 + ["failed"]
-    assert time.monotonic() - started < 2
 
 
 def test_many_threads_compute_each_key_once_and_every_call_is_a_hit_or_a_miss() -> None:

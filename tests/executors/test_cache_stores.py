@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pickle
 import subprocess
@@ -19,9 +20,10 @@ from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero import Event, Policy, on
 from opero.cache import open_store
+from opero.events import CacheFailed
 from redis_server import RedisServer
 
-WATCHED = ("cache_unavailable", "cache_available", "cache_not_stored", "cache_unreadable")
+WATCHED = ("cache_failed", "cache_restored")
 
 
 @pytest.fixture
@@ -36,8 +38,8 @@ def events() -> Iterator[list[Event]]:
 @pytest.fixture(params=["disk", "redis"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     if request.param == "redis":
-        return {"backend": "redis", "url": request.getfixturevalue("redis_url")}
-    return {"backend": "disk", "cache_dir": str(tmp_path)}
+        return {"backend": "redis", "ttl": None, "url": request.getfixturevalue("redis_url")}
+    return {"backend": "disk", "ttl": None, "cache_dir": str(tmp_path)}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def _reset_breakers() -> None:
 
 
 def names(events: list[Event]) -> list[str]:
-    return [event.name for event in events]
+    return [event.what if isinstance(event, CacheFailed) else event.name for event in events]
 
 
 # Outages, slow stores, full disks, garbage
@@ -86,12 +88,12 @@ def test_a_server_outage_fails_no_call_and_logs_two_lines(
         bound.cache_delete(1)
         bound.cache_clear()
         assert bound.cache_info().size is None
-        assert names(events) == ["cache_unavailable"]
+        assert names(events) == ["unavailable"]
     finally:
         redis_server.start()
     time.sleep(1.05)  # until the first probe
     assert (call(2), call(2), runs[-1], runs.count(2)) == (2, 2, 2, 1)
-    assert names(events) == ["cache_unavailable", "cache_available"]
+    assert names(events) == ["unavailable", "cache_restored"]
     lines = [record for record in caplog.records if "redis at 127.0.0.1" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING", "INFO"]
     bound.binding.cache.store.backend.close()
@@ -100,7 +102,9 @@ def test_a_server_outage_fails_no_call_and_logs_two_lines(
 
 @pytest.mark.alone
 def test_a_server_that_does_not_reply_costs_one_timeout(redis_server: RedisServer, events: list[Event]) -> None:
-    bound = Policy(cache={"backend": "redis", "url": redis_server.url, "store_timeout": 0.1}).apply(lambda x: x)
+    bound = Policy(cache={"backend": "redis", "ttl": 9, "url": redis_server.url, "store_timeout": 0.1}).apply(
+        lambda x: x
+    )
     bound(1)
     redis_server.freeze()
     try:
@@ -109,7 +113,7 @@ def test_a_server_that_does_not_reply_costs_one_timeout(redis_server: RedisServe
         assert 0.09 < time.monotonic() - started < 0.4
     finally:
         redis_server.thaw()
-    assert names(events) == ["cache_unavailable"]
+    assert names(events) == ["unavailable"]
     assert isinstance(events[0].error, Exception)
 
 
@@ -141,12 +145,12 @@ register_backend("tests.slow", __name__, "SlowBackend")  # type: ignore[no-untyp
 @pytest.mark.alone
 @pytest.mark.parametrize("delay", [0, 0.5])
 def test_a_backend_without_a_timeout_of_its_own_is_given_one(events: list[Event], delay: float) -> None:
-    cache = {"backend": "tests.slow", "arguments": {"delay": delay}, "store_timeout": 0.1}
+    cache = {"backend": "tests.slow", "ttl": 60, "arguments": {"delay": delay}, "store_timeout": 0.1}
     bound = Policy(cache=cache).apply(lambda x: x)
     started = time.monotonic()
     assert [bound(1) for _ in range(5)] == [1] * 5
     assert time.monotonic() - started < 0.4
-    assert names(events) == (["cache_unavailable"] if delay else [])
+    assert names(events) == (["unavailable"] if delay else [])
     assert bound.stats.attempts == (5 if delay else 1)
     if delay:
         assert "no answer within 100ms" in events[0].message or "0.1s" in events[0].message
@@ -156,16 +160,16 @@ def test_garbage_in_a_store_is_a_miss_reported_once_and_overwritten(redis_url: s
     def function(x: int) -> list[int]:
         return [x]
 
-    bound = Policy(cache={"backend": "redis", "url": redis_url}).apply(function)
+    bound = Policy(cache={"backend": "redis", "ttl": None, "url": redis_url}).apply(function)
     bound(1)
     client = bound.binding.cache.store.backend.client  # type: ignore[union-attr]
-    for garbage in (b"garbage", b"op1j", b"", os.urandom(500), b"op1j" + bytes(26) + b"{not json"):
+    for garbage in (b"garbage", b"op2j", b"", os.urandom(500), b"op2j" + bytes(34) + b"{not json"):
         for key in client.keys("opero:*"):
             client.set(key, garbage)
         assert bound(1) == [1]
         assert bound(1) == [1]
     assert bound.stats.attempts == 6
-    assert names(events) == ["cache_unreadable"]
+    assert names(events) == ["unreadable"]
 
 
 class Bomb:
@@ -183,26 +187,26 @@ def test_pickles_that_others_put_into_a_network_store_are_not_loaded(redis_url: 
     def function() -> int:
         return 1
 
-    bound = Policy(cache={"backend": "redis", "url": redis_url, "secret": "key"}).apply(function)
+    bound = Policy(cache={"backend": "redis", "ttl": None, "url": redis_url, "secret": "key"}).apply(function)
     bound()
     client = bound.binding.cache.store.backend.client  # type: ignore[union-attr]
     (key,) = client.keys("opero:*")
     whole = client.get(key)
     for planted in (
         pickle.dumps(Bomb()),
-        whole[:29] + pickle.dumps(Bomb()),
-        b"op1p" + whole[4:29] + pickle.dumps(Bomb()),
+        whole[:38] + pickle.dumps(Bomb()),
+        b"op2p" + whole[4:38] + pickle.dumps(Bomb()),
     ):
         client.set(key, planted)
         assert bound() == 1
     assert Bomb.exploded == 0
-    assert names(events) == ["cache_unreadable"]
+    assert names(events) == ["unreadable"]
 
 
 def test_a_result_that_cannot_be_serialized_is_still_returned(where: dict[str, Any], events: list[Event]) -> None:
     bound = Policy(cache={**where, "serializer": "json"}).apply(lambda: {1, 2})
     assert [bound() for _ in range(3)] == [{1, 2}] * 3
-    assert names(events) == ["cache_not_stored"]
+    assert names(events) == ["not_stored"]
     assert "JSON cannot represent the result of type set" in events[0].message
 
 
@@ -211,17 +215,16 @@ def test_a_full_disk_fails_no_call(tmp_path: Path) -> None:
 import resource, sys
 from opero import Policy, on
 seen = []
-for name in ("cache_unavailable", "cache_not_stored"):
-    on(name, seen.append)
-bound = Policy(cache={"backend": "disk", "cache_dir": sys.argv[1]}).apply(lambda x: str(x) * 100_000)
+on("cache_failed", seen.append)
+bound = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": sys.argv[1]}).apply(lambda x: str(x) * 100_000)
 bound(1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
 assert [len(bound(x)) for x in range(1, 10)] == [100_000] * 9
 assert bound.cache_get(1) is None or len(bound.cache_get(1)) == 100_000
-print([event.name for event in seen])
+print([event.what for event in seen])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("['cache_unavailable']\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("['unavailable']\n", 0), done.stderr
 
 
 # The event loop
@@ -260,7 +263,7 @@ def test_a_frozen_server_does_not_block_the_event_loop(redis_server: RedisServer
     async def function(x: int) -> int:
         return x
 
-    cache = {"backend": "redis", "url": redis_server.url, "store_timeout": 0.4}
+    cache = {"backend": "redis", "ttl": None, "url": redis_server.url, "store_timeout": 0.4}
     bound = Policy(cache=cache).apply(function)
 
     async def work() -> None:
@@ -283,7 +286,7 @@ def test_a_locked_file_does_not_block_the_event_loop(tmp_path: Path) -> None:
     async def function(x: int) -> int:
         return x
 
-    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path, "store_timeout": 0.4}).apply(function)
+    bound = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path, "store_timeout": 0.4}).apply(function)
     other = sqlite3.connect(tmp_path / "opero.sqlite3", isolation_level=None)
 
     async def once() -> None:
@@ -390,23 +393,35 @@ def test_processes_compute_a_key_once(where: dict[str, Any], tmp_path: Path) -> 
     assert len(answers) == len(counted(counter)) == 1
 
 
-@pytest.mark.alone
-def test_if_the_computation_of_another_process_fails_all_waiting_processes_try_concurrently(
+def test_if_the_computation_of_another_process_fails_the_next_one_tries_and_no_two_at_once(
     where: dict[str, Any], tmp_path: Path
 ) -> None:
     counter = tmp_path / "counter"
     processes = [start(where, counter, "time.sleep(0.4); raise ValueError") for _ in range(3)]
     go(*processes)
     assert [process.communicate()[0] for process in processes] == ["ValueError\n"] * 3
+    began = sorted(float(line.split()[1]) for line in counted(counter))
+    assert len(began) == 3
+    assert all(later - earlier >= 0.4 for earlier, later in itertools.pairwise(began))
+
+
+@pytest.mark.alone
+def test_if_another_process_does_not_cache_its_result_all_that_wait_compute_at_once(
+    where: dict[str, Any], tmp_path: Path
+) -> None:
+    counter = tmp_path / "counter"
+    cache = {**where, "cache_if": "operator:not_"}
+    processes = [start(cache, counter, "time.sleep(1)") for _ in range(3)]
+    go(*processes)
+    assert all(process.communicate()[0].startswith("['k', ") for process in processes)
     first, *others = sorted(float(line.split()[1]) for line in counted(counter))
-    assert len(others) == 2
-    assert others[-1] - first < 0.4 + 0.35  # both after the first had failed, concurrently
+    assert others[-1] - others[0] < 1 <= others[0] - first
 
 
 @pytest.mark.alone
 def test_a_process_killed_during_a_computation_does_not_delay_others(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
-    cache = {"backend": "disk", "cache_dir": str(tmp_path)}
+    cache = {"backend": "disk", "ttl": None, "cache_dir": str(tmp_path)}
     killed, other = start(cache, counter, "time.sleep(600)"), start(cache, counter, "pass")
     go(killed)
     wait_for(counter)
@@ -422,7 +437,7 @@ def test_a_process_killed_during_a_computation_does_not_delay_others(tmp_path: P
 
 def test_a_caller_waits_for_another_process_no_longer_than_lock_timeout(redis_url: str, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
-    cache = {"backend": "redis", "url": redis_url, "lock_timeout": 0.3}
+    cache = {"backend": "redis", "ttl": None, "url": redis_url, "lock_timeout": 0.3}
     slow, other = start(cache, counter, "time.sleep(600)"), start(cache, counter, "pass")
     go(slow)
     wait_for(counter)
@@ -489,7 +504,7 @@ def test_a_caller_cancelled_while_it_acquires_the_lock_does_not_delay_others(tmp
     async def function(key: int) -> int:
         return key
 
-    bound = Policy(cache={"backend": "disk", "cache_dir": tmp_path}).apply(function)
+    bound = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path}).apply(function)
     acquiring, acquire = threading.Event(), Locks.acquire
 
     def acquire_slowly(self: Locks, mutex: Any) -> bool:

@@ -7,11 +7,14 @@ import contextvars
 import gc
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opero import Policy
+from opero.cache.computation_lock import ComputationLock
+from opero.runtime.hosts import MAX_HELPERS, helpers
 from opero.testing import VirtualClock
 
 
@@ -215,3 +218,76 @@ def test_refreshes_beyond_the_limit_are_left_to_the_next_caller(monkeypatch: Any
     while bound.binding.cache.single_flight.running and time.monotonic() < until:
         time.sleep(0.001)
     assert [bound(key) for key in range(2)] != first[:2]
+
+
+def locks_of(bound: Any) -> Any:
+    return bound.binding.cache.store.backend.database.locks.holders
+
+
+def run_until(is_true: Any) -> None:
+    end = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_computation_that_is_cancelled_just_before_it_is_locked_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    acquire = ComputationLock.acquire
+
+    def acquire_late(self: ComputationLock) -> bool:
+        begun.set()
+        assert go_on.wait(60)
+        try:
+            return acquire(self)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ComputationLock, "acquire", acquire_late)
+
+    async def function() -> int:
+        return 1
+
+    bound: Any = Policy.model_validate({"cache": {"backend": "disk", "ttl": 90, "cache_dir": tmp_path}}).apply(function)
+
+    async def main() -> None:
+        task = asyncio.create_task(bound())
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    go_on.set()
+    assert ended.wait(60)
+    assert locks_of(bound) == {}
+
+
+def test_a_computation_that_is_cancelled_while_it_is_unlocked_leaves_no_lock(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    async def function() -> int:
+        for _ in range(MAX_HELPERS):
+            helpers().submit(go_on.wait, 60)  # whatever the cache asks for next has to wait
+        return 1
+
+    bound: Any = Policy.model_validate({"cache": {"backend": "disk", "ttl": 90, "cache_dir": tmp_path}}).apply(function)
+
+    async def main() -> None:
+        task = asyncio.create_task(bound())
+        while not locks_of(bound):
+            await asyncio.sleep(0.001)
+        for _ in range(3):  # its write, and then what it does at its end
+            await asyncio.sleep(0.01)
+            for each in asyncio.all_tasks() - {asyncio.current_task()}:
+                each.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+    run_until(lambda: not locks_of(bound))

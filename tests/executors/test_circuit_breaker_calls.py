@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from executors.steady import steady
 from opero import CircuitOpenError, Policy
 from opero.testing import VirtualClock
 
 
 def test_a_late_answer_from_before_it_opened_neither_closes_nor_opens_it() -> None:
-    clock = VirtualClock()
+    clock = steady(VirtualClock())
 
     async def function(seconds: float, error: Exception | None) -> None:
         await asyncio.sleep(seconds)
@@ -43,7 +44,7 @@ def test_a_late_answer_from_before_it_opened_neither_closes_nor_opens_it() -> No
 
 
 def test_a_probe_that_never_returns_is_written_off_after_open_for() -> None:
-    clock = VirtualClock()
+    clock = steady(VirtualClock())
 
     async def function(seconds: float, error: Exception | None = None) -> str:
         await asyncio.sleep(seconds)
@@ -90,7 +91,7 @@ def test_an_operator_forces_it_open_and_closed_and_resets_it(bind: Any, script: 
 
 @pytest.mark.parametrize("probes", [1, 4])
 def test_threads_get_exactly_as_many_probes_through_to_the_function(probes: int) -> None:
-    clock, gate, reached = VirtualClock(), threading.Event(), []
+    clock, gate, reached = steady(VirtualClock()), threading.Event(), []
 
     def function(fails: bool = False) -> None:
         if fails:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from executors.steady import steady
 from opero import CircuitBreakerPolicy, CircuitOpenError, Policy
 from opero.executors.circuit_breaker import CircuitBreakerExecutor
 from opero.testing import VirtualClock
@@ -25,9 +26,11 @@ class ProbesOnly(RuleBasedStateMachine):
 
     @initialize(probes=st.integers(1, 4), open_for=st.integers(2, 6))
     def begin(self, probes: int, open_for: int) -> None:
-        self.clock = VirtualClock()
+        self.clock = steady(VirtualClock())
         self.probes, self.open_for = probes, open_for
-        self.breaker = breaker(self.clock, consecutive_failures=1, half_open_calls=probes, open_for=open_for)
+        self.breaker = breaker(
+            self.clock, consecutive_failures=1, half_open_calls=probes, open_for=open_for, open_for_max=open_for
+        )
         self.late = [self.breaker.admit(self.clock.now) for _ in range(3)]  # begun before it opened
         self.running: list[tuple[int, float]] = []
         self.open_again()
@@ -158,7 +161,7 @@ def test_seven_failures_of_a_hundred_are_seven_percent() -> None:
 
 
 def test_a_log_handler_may_ask_the_breaker_for_its_state() -> None:
-    clock = VirtualClock()
+    clock = steady(VirtualClock())
     tested = breaker(clock, consecutive_failures=1, open_for=5)
     seen: list[tuple[str, str]] = []
 
@@ -175,14 +178,18 @@ def test_a_log_handler_may_ask_the_breaker_for_its_state() -> None:
         tested.reset()
 
     handler = Asking()
-    logging.getLogger("opero").addHandler(handler)
+    logger = logging.getLogger("opero")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
     try:
         thread = threading.Thread(target=walk_through_all_states, daemon=True)
         thread.start()
         thread.join(60)
         assert not thread.is_alive(), "the handler waits for the lock that its caller holds"
     finally:
-        logging.getLogger("opero").removeHandler(handler)
+        logger.removeHandler(handler)
+        logger.setLevel(level)
     assert seen == [
         ("test: circuit open after ConnectionError: down", "open"),
         ("test: circuit half open", "half_open"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Optional, Union
+import sys
+from collections import UserList, deque
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Optional, Union
 
 import pytest
+from pydantic import SecretStr
 
 from opero import AllFailedError, ConfigError, Policy
 from opero.executors.fallback import Alternatives
@@ -14,10 +17,14 @@ KEYS = ["a", "b", "c"]
 NO_WAIT = {"jitter": False, "min_delay": 1, "backoff_factor": 1}
 
 
+class RefusedError(Exception):
+    """Of no kind that is known."""
+
+
 class Refusing:
     """Records the keys it is called with, and rejects some of them."""
 
-    def __init__(self, *refused: str, error: type[Exception] = PermissionError) -> None:
+    def __init__(self, *refused: str, error: type[Exception] = RefusedError) -> None:
         self.refused = refused
         self.error = error
         self.asked: list[Any] = []
@@ -56,7 +63,7 @@ def test_the_next_round_omits_values_whose_error_is_not_retried(bind: Any) -> No
 
     def function(key: str) -> Any:
         asked.append(key)
-        raise (PermissionError if key == "a" else ConnectionError)(key)
+        raise (RefusedError if key == "a" else ConnectionError)(key)
 
     policy = Policy(retry={"retries": 2, "retry_on": ConnectionError, **NO_WAIT}, fallback={"arg": "key"})
     with pytest.raises(AllFailedError) as caught:
@@ -76,7 +83,30 @@ def test_without_retry_each_value_is_tried_once(bind: Any) -> None:
     assert service.asked == ["a", "b"]
 
 
-@pytest.mark.parametrize("annotation", [str, int | str, Optional[str], Union[int, str], "str", "str | None", bytes])
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        str,
+        int | str,
+        Optional[str],
+        Union[int, str],
+        "str",
+        "str | None",
+        bytes,
+        str | list[str],
+        str | tuple[str, ...],
+        str | Sequence[str] | None,
+        Union[str, list[str]],
+        Annotated[str | list[str], "keys"],
+        "str | list[Unknown]",
+        "typing.Union[Unknown, t.List[Unknown], None]",
+        "Optional[str | Sequence[Unknown]]",
+        "Annotated[Unknown | list[Unknown], 'keys']",
+        SecretStr,
+        SecretStr | list[SecretStr],
+        dict[str, str],
+    ],
+)
 def test_a_parameter_annotated_as_a_single_value_gets_one_value_per_attempt(annotation: Any) -> None:
     def function(url: str, key: Any) -> None: ...
 
@@ -92,9 +122,13 @@ def test_a_parameter_annotated_as_a_single_value_gets_one_value_per_attempt(anno
         "list[str]",
         Sequence[str],
         Optional[list[str]],
-        str | list[str],
+        list[str] | tuple[str, ...] | None,
         tuple[str, ...],
         "Sequence[str]",
+        "Optional[typing.List[Unknown]]",
+        "list[Unknown] | None",
+        "Annotated[list[Unknown], 'keys']",
+        Annotated[list[str], "keys"],
         Any,
         None,
     ],
@@ -106,6 +140,14 @@ def test_a_list_or_unannotated_parameter_gets_the_list_with_the_value_first(anno
         function.__annotations__["key"] = annotation
     variants = [args[1] for args, _ in Alternatives("key", function).variants(("u", KEYS), {})]
     assert variants == [["a", "b", "c"], ["b", "a", "c"], ["c", "a", "b"]]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a syntax of Python 3.12")
+@pytest.mark.parametrize(("meaning", "is_list"), [("list[str]", True), ("str | list[str]", False)])
+def test_an_alias_stands_for_what_it_means(meaning: str, is_list: bool) -> None:
+    names: dict[str, Any] = {}
+    exec(f"type Keys = {meaning}\ndef function(key: Keys) -> None: ...", names)
+    assert Alternatives("key", names["function"]).takes_list is is_list
 
 
 def test_tuples_stay_tuples_and_the_callers_list_is_not_modified() -> None:
@@ -128,17 +170,81 @@ def test_values_come_from_the_call_or_the_default_of_the_parameter(bind: Any) ->
     assert call("u", key=["a", "z"]) == ["z", "a"]
 
 
-@pytest.mark.parametrize(("given", "received"), [("only", ["only"]), ([], []), (None, [None])])
+@pytest.mark.parametrize(("given", "received"), [("only", ["only"]), ([], []), (None, None)])
 def test_a_single_value_or_an_empty_list_has_no_alternatives(bind: Any, given: Any, received: Any) -> None:
     asked = []
 
     def function(key: list[str]) -> Any:
         asked.append(key)
-        raise PermissionError
+        raise RefusedError
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(RefusedError):
         bind(Policy(fallback={"arg": "key"}), function)(given)
     assert asked == [received]
+
+
+@pytest.mark.parametrize(
+    "given", [deque(["a", "b"]), {"a": 1, "b": 2}.keys(), {1: "a", 2: "b"}.values(), UserList(["a", "b"]), ("a", "b")]
+)
+@pytest.mark.parametrize("annotation", [str, Sequence[str], Any, "Unresolvable"])
+def test_any_ordered_collection_has_alternatives(bind: Any, given: Any, annotation: Any) -> None:
+    service = Refusing("a")
+
+    def function(key: Any) -> Any:
+        return service.answer(key)
+
+    function.__annotations__["key"] = annotation
+    answer = bind(Policy(retry=0, fallback={"arg": "key"}), function)(given)
+    as_list = ("b", "a") if isinstance(given, tuple) else ["b", "a"]
+    assert answer == ("b" if annotation in (str, "Unresolvable") else as_list)
+
+
+@pytest.mark.parametrize("given", [{"a", "b"}, frozenset("ab"), {"a": 1}.items(), iter(["a"]), (each for each in "ab")])
+@pytest.mark.parametrize("remember", [False, True])
+def test_sets_and_iterators_are_refused_before_the_first_attempt(bind: Any, given: Any, remember: bool) -> None:
+    service = Refusing()
+
+    def function(key: str) -> Any:
+        return service.answer(key)
+
+    call = bind(Policy(retry=3, fallback={"arg": "key", "remember": remember, "default": 1}), function)
+    with pytest.raises(TypeError, match="the argument 'key' is a .*: use a list"):
+        call(given)
+    assert service.asked == []
+
+
+def test_a_default_that_is_a_set_is_refused_when_the_function_is_bound(bind: Any) -> None:
+    def function(key: str = {"a", "b"}) -> Any:  # type: ignore[assignment]
+        return key
+
+    with pytest.raises(ConfigError, match="the default of 'key', which fallback.arg names, is a set"):
+        bind(Policy(fallback={"arg": "key"}), function)()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given"),
+    [
+        (set[str], {"a"}),
+        (frozenset, frozenset("a")),
+        (Optional[deque[str]], deque("a")),
+        (Annotated[set[str], "x"], {"a"}),
+        (Iterator[str], iter("a")),
+        (dict[str, str], {"a": "b"}),
+        (bytes, b"ab"),
+        (str, {"a": "b"}),
+        (list[str] | None, None),
+        (str, None),
+    ],
+)
+def test_what_the_annotation_names_and_none_are_passed_untouched(bind: Any, annotation: Any, given: Any) -> None:
+    service = Refusing()
+
+    def function(key: Any) -> Any:
+        return service.answer(key)
+
+    function.__annotations__["key"] = annotation
+    assert bind(Policy(retry=1, fallback={"arg": "key"}), function)(given) is given
+    assert bind(Policy(retry=1, fallback={"arg": "key", "remember": False}), function)(given) is given
 
 
 def test_an_unannotated_single_value_is_passed_unchanged(bind: Any) -> None:
@@ -148,7 +254,7 @@ def test_an_unannotated_single_value_is_passed_unchanged(bind: Any) -> None:
 def test_the_argument_can_be_passed_through_kwargs(bind: Any) -> None:
     def function(**options: Any) -> Any:
         if options["key"][0] == "a":
-            raise PermissionError
+            raise RefusedError
         return options["key"]
 
     assert bind(Policy(fallback={"arg": "key"}), function)(key=["a", "b"]) == ["b", "a"]

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from opero import Policy, Registry, opero
+from opero import Policy, RateLimitExceededError, Registry, opero
+from opero.observe.counts import MOST_NAMES
 from opero.observe.stats import Stats
 
 
@@ -60,7 +61,7 @@ def test_every_call_is_counted_with_threads(policy: Any) -> None:
     "policy", [{}, {"retry": {"retries": 1, "min_delay": 0}}, {"fallback": {"default": 0}}, {"bulkhead": 20}]
 )
 def test_every_failure_is_counted_with_threads(policy: Any) -> None:
-    kinds = itertools.cycle([ConnectionError, OSError, KeyError])
+    kinds = itertools.cycle([ConnectionError, OSError, ValueError])
 
     def function() -> None:
         raise next(kinds)
@@ -69,14 +70,14 @@ def test_every_failure_is_counted_with_threads(policy: Any) -> None:
 
     def fail() -> None:
         for _ in range(600):
-            with contextlib.suppress(OSError, KeyError, ExceptionGroup):
+            with contextlib.suppress(OSError, ValueError, ExceptionGroup):
                 bound()
 
     in_threads(fail)
     stats, attempts = bound.stats, 9600 if "retry" in policy else 4800
     assert (stats.calls, stats.attempts) == (4800, attempts)
     assert stats.failures == (0 if "fallback" in policy else 4800)
-    assert (sum(stats.errors.values()), set(stats.errors)) == (attempts, {"ConnectionError", "OSError", "KeyError"})
+    assert (sum(stats.errors.values()), set(stats.errors)) == (attempts, {"ConnectionError", "OSError", "ValueError"})
     assert stats.retries == attempts - 4800
 
 
@@ -107,7 +108,9 @@ def test_the_call_that_resolves_a_profile_is_counted_once(policy: Any) -> None:
 
 def test_every_call_is_counted_during_policy_changes() -> None:
     bound = Policy().apply(lambda: None)
-    policies = itertools.cycle([Policy(circuit_breaker=5), Policy(retry=1), Policy(bulkhead=50), Policy()])
+    # Several threads that swap policies at once may find a bulkhead full for a moment.
+    bulkhead = Policy(bulkhead={"max_concurrent": 50, "max_wait": None})
+    policies = itertools.cycle([Policy(circuit_breaker=5), Policy(retry=1), bulkhead, Policy()])
 
     def call_and_swap() -> None:
         for number in range(400):
@@ -121,7 +124,7 @@ def test_every_call_is_counted_during_policy_changes() -> None:
 
 def test_every_error_is_counted_with_threads() -> None:
     def broken() -> None:
-        raise KeyError
+        raise ValueError
 
     bound = Policy(fallback={"default": None}).apply(broken)
     interval = sys.getswitchinterval()
@@ -134,7 +137,7 @@ def test_every_error_is_counted_with_threads() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert bound.stats.errors == {"KeyError": 8000}
+    assert bound.stats.errors == {"ValueError": 8000}
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -143,8 +146,8 @@ def test_counts_of_another_process_are_added_once(bare: bool) -> None:
     stats.count_bare(bare)
     stats.calls += 2
     stats.executed += 0 if bare else 2
-    stats.add({**Stats().as_dict(), "calls": 3, "attempts": 5, "retries": 2, "errors": {"KeyError": 2}})
-    assert (stats.calls, stats.attempts, stats.retries, stats.errors) == (5, 7, 2, {"KeyError": 2})
+    stats.add({**Stats().as_dict(), "calls": 3, "attempts": 5, "retries": 2, "errors": {"ValueError": 2}})
+    assert (stats.calls, stats.attempts, stats.retries, stats.errors) == (5, 7, 2, {"ValueError": 2})
     counts = stats.drain()
     assert (counts["calls"], counts["attempts"]) == (5, 7)
     assert (stats.calls, stats.attempts, stats.errors) == (0, 0, {})
@@ -154,3 +157,61 @@ def test_the_repr_shows_only_nonzero_counts() -> None:
     bound = Policy().apply(lambda: 1)
     bound()
     assert repr(bound.stats) == "Stats(attempts=1, calls=1)"
+
+
+class AnswerError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status_code = status
+
+
+def test_failed_attempts_are_counted_by_kind_and_status(bind: Any) -> None:
+    failures = iter([AnswerError(503), AnswerError(503), AnswerError(429), KeyError("k"), ConnectionError()])
+
+    def fail() -> None:
+        raise next(failures)
+
+    call = bind(Policy(retry=0), fail)
+    for _ in range(5):
+        with contextlib.suppress(AnswerError, KeyError, ConnectionError):
+            call()
+    stats = bind.bound.stats
+    assert stats.kinds == {"transient": 3, "throttled": 1, "permanent": 1}
+    assert stats.statuses == {"503": 2, "429": 1}
+    assert stats.errors == {"AnswerError": 3, "KeyError": 1, "ConnectionError": 1}
+
+
+def test_retries_that_could_not_help_are_counted_as_saved(bind: Any) -> None:
+    failures = iter([ConnectionError(), KeyError("k")])
+
+    def fail() -> None:
+        raise next(failures)
+
+    call = bind(Policy(retry={"retries": 4, "min_delay": 0}), fail)
+    with contextlib.suppress(KeyError, ExceptionGroup):
+        call()
+    stats = bind.bound.stats
+    assert (stats.retries, stats.retries_saved) == (1, 3)
+
+
+def test_rejections_and_waits_are_counted_by_what_caused_them(bind: Any) -> None:
+    call = bind(Policy(rate_limit={"rate": "20/s", "burst": 1, "max_wait": 1}), lambda: 1)
+    call()
+    call()
+    stats = bind.bound.stats
+    assert stats.waits == 1
+    assert stats.waited_for == {"rate_limit": stats.waited}
+    call = bind(Policy(rate_limit={"rate": "1/h", "burst": 1, "max_wait": 0}), lambda: 1)
+    call()
+    with contextlib.suppress(RateLimitExceededError):
+        call()
+    assert bind.bound.stats.rejected_by == {"rate_limit": 1}
+
+
+def test_the_names_of_errors_are_bounded() -> None:
+    stats = Stats()
+    for number in range(MOST_NAMES + 50):
+        stats.count_error(type(f"Error{number}", (Exception,), {})())
+    assert len(stats.errors) == MOST_NAMES + 1
+    assert stats.errors["other"] == 50
+    assert stats.kinds == {"unknown": MOST_NAMES + 50}

@@ -9,7 +9,7 @@ from typing import Any
 from opero import opero, opmap
 
 LOCK = threading.Lock()
-"""It does not pickle: functions that use it must travel by name."""
+"""Cannot be pickled: functions that use it must be found by their names."""
 SEEN: list[Any] = []
 
 
@@ -74,7 +74,7 @@ class Service:
 
 
 class Awkward(Exception):  # noqa: N818
-    """Its constructor takes other arguments than it keeps, so it cannot be built anew from them."""
+    """Its constructor takes other arguments than it keeps, so it cannot be rebuilt from them."""
 
     def __init__(self, code: int, where: str) -> None:
         super().__init__(f"code {code} at {where}")
@@ -82,7 +82,7 @@ class Awkward(Exception):  # noqa: N818
 
 
 class Locked(Exception):  # noqa: N818
-    """It holds what does not pickle."""
+    """Holds something that cannot be pickled."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -90,12 +90,12 @@ class Locked(Exception):  # noqa: N818
 
 
 @opmap(mode="process", workers=2)
-def troublesome(what: str) -> Any:
+def misbehave(what: str) -> Any:
     match what:
         case "awkward":
-            raise Awkward(7, "home")
+            raise Awkward(7, "start")
         case "locked":
-            raise Locked("cannot travel")
+            raise Locked("holds a lock")
         case "os error":
             raise FileNotFoundError(2, "No such file", "x.txt")
         case "group":

@@ -44,7 +44,7 @@ def check(moments: list[float], began: float, rate: float, burst: int = 1) -> No
 # Rate limit
 
 
-def test_a_rate_is_that_of_all_workers_and_of_the_parents_own_calls() -> None:
+def test_a_rate_holds_for_all_workers_and_the_parent_together() -> None:
     bound = processes(rate_limit=100.0).apply(moment)
     own: list[float] = []
     stop = threading.Event()
@@ -64,19 +64,19 @@ def test_a_rate_is_that_of_all_workers_and_of_the_parents_own_calls() -> None:
     check([*moments, *own], began, 100.0)
 
 
-def test_a_rate_is_that_of_all_event_loops_in_workers() -> None:
+def test_a_rate_holds_for_the_event_loops_of_all_workers_together() -> None:
     bound = processes(rate_limit=200.0, parallel={"mode": "async_process", "concurrency": 20}).apply(moment_async)
     began = time.monotonic()
     check(asyncio.run(bound.map(range(60))), began, 200.0)
 
 
-def test_a_burst_is_one_for_all() -> None:
+def test_workers_share_one_burst() -> None:
     bound = processes(rate_limit={"rate": 50.0, "burst": 10}).apply(moment)
     began = time.monotonic()
     check(bound.map(range(25)), began, 50.0, burst=10)
 
 
-def test_a_permit_too_far_away_is_refused_in_the_worker_and_says_so_here() -> None:
+def test_a_rejection_by_the_rate_limit_in_a_worker_arrives_as_itself() -> None:
     bound = processes(
         rate_limit={"rate": 0.01, "burst": 5, "max_wait": 0}, parallel={"on_error": "return", "ordered": False}
     ).apply(moment)
@@ -87,7 +87,7 @@ def test_a_permit_too_far_away_is_refused_in_the_worker_and_says_so_here() -> No
     assert len(refused) == 16
     assert "the next permit of 0.01/s" in str(refused[0])
     assert refused[0].retry_in > 1
-    with pytest.raises(RateLimitExceededError):  # what the map has spent is spent here, too
+    with pytest.raises(RateLimitExceededError):  # the permits that the map has taken are missing here, too
         bound()
     assert bound.stats.rejections == 17
 
@@ -137,14 +137,14 @@ def test_two_functions_of_one_profile_share_its_budget_in_two_maps_at_once() -> 
     check(moments, began, 100.0)
 
 
-def test_functions_with_a_scope_of_their_own_share_nothing() -> None:
+def test_functions_with_a_scope_of_their_own_share_no_budget() -> None:
     limit = {"rate": 0.01, "burst": 3, "max_wait": 0, "scope": "function"}
     registry = Registry({"api": processes(rate_limit=limit)})
     for function in (moment, other):
         assert len(registry.bind(function, "api").map(range(3))) == 3
 
 
-def test_a_budget_outlives_a_pickled_policy_and_a_second_map() -> None:
+def test_two_maps_of_a_function_share_its_budget() -> None:
     bound = processes(rate_limit={"rate": 0.01, "burst": 4, "max_wait": 0}).apply(moment)
     assert len(bound.map(range(2))) == 2
     assert len(bound.map(range(2))) == 2
@@ -181,7 +181,7 @@ def identity(value: Any) -> Any:
     return value
 
 
-def test_an_operator_who_opens_the_circuit_here_is_heard_in_workers() -> None:
+def test_a_circuit_that_is_forced_open_here_is_open_in_workers() -> None:
     bound = processes(circuit_breaker=5, parallel={"on_error": "return"}).apply(identity)
     assert bound.map([1, 2]) == [1, 2]
     bound.binding.circuit_breaker.force_open()
@@ -196,7 +196,7 @@ def fail_if(bad: bool) -> bool:  # the item itself
     return bad
 
 
-def test_a_rate_of_failures_is_judged_over_all_workers() -> None:
+def test_a_failure_rate_counts_the_calls_of_all_workers() -> None:
     policy = {"failure_rate": 0.5, "window": 40, "min_calls": 20}
     bound = processes(circuit_breaker=policy, parallel={"on_error": "return"}).apply(fail_if)
     bound.map([False] * 12)
@@ -223,7 +223,7 @@ def test_a_success_in_a_worker_closes_the_circuit_here() -> None:
 
 
 def occupy(folder: str) -> int:
-    """How many are running, this one with them."""
+    """How many calls are running, including this one."""
     mine = Path(folder) / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
     mine.touch()
     try:
@@ -233,7 +233,7 @@ def occupy(folder: str) -> int:
         mine.unlink()
 
 
-def test_never_more_run_than_there_are_places_over_all_workers_and_the_parent(tmp_path: Path) -> None:
+def test_max_concurrent_holds_for_all_workers_and_the_parent_together(tmp_path: Path) -> None:
     bound = processes(bulkhead={"max_concurrent": 1, "max_wait": None}, parallel={"workers": 3}).apply(occupy)
     counts: list[int] = []
     thread = threading.Thread(target=lambda: counts.extend(bound(str(tmp_path)) for _ in range(20)))
@@ -254,7 +254,7 @@ async def occupy_async(folder: str) -> int:
         mine.unlink()
 
 
-def test_never_more_tasks_run_than_there_are_places_over_all_event_loops(tmp_path: Path) -> None:
+def test_max_concurrent_holds_for_the_event_loops_of_all_workers_together(tmp_path: Path) -> None:
     bound = processes(
         bulkhead={"max_concurrent": 3, "max_wait": None}, parallel={"mode": "async_process", "concurrency": 30}
     ).apply(occupy_async)
@@ -263,7 +263,7 @@ def test_never_more_tasks_run_than_there_are_places_over_all_event_loops(tmp_pat
     assert max(counts) <= 3
 
 
-def test_a_full_bulkhead_turns_items_away_in_workers() -> None:
+def test_a_full_bulkhead_rejects_items_in_workers() -> None:
     registry = Registry({"api": processes(bulkhead=1)})
     held, mapped = registry.bind(hold_while, "api"), registry.bind(identity, "api")
     inside, go = threading.Event(), threading.Event()
@@ -290,13 +290,13 @@ def die_once(path: str) -> str:
     return path
 
 
-def test_a_worker_that_dies_with_a_place_gives_it_back(tmp_path: Path) -> None:
+def test_the_slot_of_a_worker_that_dies_is_released(tmp_path: Path) -> None:
     bound = processes(bulkhead={"max_concurrent": 1, "max_wait": 30}).apply(die_once)
     path = str(tmp_path / "died")
     assert bound.map([path] * 5) == [path] * 5
 
 
-def test_a_map_in_threads_after_one_in_processes_keeps_to_the_same_limits() -> None:
+def test_a_map_in_threads_after_one_in_processes_uses_the_same_limits() -> None:
     registry = Registry(
         {"api": processes(rate_limit={"rate": 0.01, "burst": 4, "max_wait": 0}, parallel={"on_error": "skip"})}
     )

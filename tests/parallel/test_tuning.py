@@ -1,4 +1,4 @@
-"""`tune` tells what waits from what computes, and maps in auto mode use what is known of their function."""
+"""`tune` measures whether a function waits or computes, and maps in auto mode use what it has found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BRIEFLY = 0.4
-"""Seconds that are given to tune."""
+"""Seconds for a call of `tune`."""
 BLOCK = bytes(1 << 18)
 
 
@@ -82,11 +82,11 @@ def modes(tuning: Tuning) -> set[str]:
     return {each.mode for each in tuning.measurements}
 
 
-# What a function's time goes into
+# Waiting and computing
 
 
 @pytest.mark.alone
-def test_what_sleeps_is_for_threads() -> None:
+def test_a_function_that_sleeps_is_tuned_to_threads() -> None:
     tuning = tune(waits, range(20), seconds=BRIEFLY)
     assert (tuning.bound_by, tuning.mode) == ("io", "thread")
     assert tuning.workers >= 8
@@ -97,7 +97,7 @@ def test_what_sleeps_is_for_threads() -> None:
 
 
 @pytest.mark.alone
-def test_what_waits_for_the_network_is_for_threads() -> None:
+def test_a_function_that_waits_for_the_network_is_tuned_to_threads() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
         address = server.getsockname()
 
@@ -106,7 +106,7 @@ def test_what_waits_for_the_network_is_for_threads() -> None:
                 connection, _ = server.accept()
                 threading.Timer(0.005, connection.close).start()
 
-        def ask(_: int) -> None:
+        def fetch(_: int) -> None:
             with socket.create_connection(address, timeout=30) as connection:
                 connection.recv(1)
 
@@ -117,7 +117,7 @@ def test_what_waits_for_the_network_is_for_threads() -> None:
                 return
 
         threading.Thread(target=serve_until_closed, daemon=True).start()
-        tuning = tune(ask, range(10), seconds=BRIEFLY)
+        tuning = tune(fetch, range(10), seconds=BRIEFLY)
         server.shutdown(socket.SHUT_RDWR)
     assert tuning.bound_by == "io"
     assert tuning.mode == "thread"
@@ -126,7 +126,7 @@ def test_what_waits_for_the_network_is_for_threads() -> None:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("function", [computes, hashes])
-def test_what_computes_is_known_by_its_processor_time(function: Callable[[int], Any]) -> None:
+def test_a_function_that_computes_is_recognized_by_its_processor_time(function: Callable[[int], Any]) -> None:
     tuning = tune(function, range(20), seconds=BRIEFLY)
     assert tuning.bound_by == "cpu"
     assert tuning.mode in ("process", "sequential", "thread")
@@ -136,12 +136,12 @@ def test_what_computes_is_known_by_its_processor_time(function: Callable[[int], 
 
 
 @pytest.mark.alone
-def test_what_computes_is_known_while_others_use_the_processors() -> None:
+def test_computing_and_waiting_are_recognized_on_a_busy_machine() -> None:
     ended = threading.Event()
 
     def disturb() -> None:
         while not ended.is_set():
-            hashlib.sha256(BLOCK * 4).digest()  # without the lock that Python's threads share
+            hashlib.sha256(BLOCK * 4).digest()  # which releases the global lock
 
     others = [threading.Thread(target=disturb) for _ in range(3)]
     for each in others:
@@ -156,7 +156,7 @@ def test_what_computes_is_known_while_others_use_the_processors() -> None:
 
 
 @pytest.mark.alone
-def test_what_does_both_gets_no_more_threads_than_the_processors_can_serve() -> None:
+def test_a_function_that_waits_and_computes_gets_few_threads_per_processor() -> None:
     tuning = tune(does_both, range(20), seconds=BRIEFLY)
     assert tuning.bound_by == "both"
     assert tuning.workers <= 4 * (os.cpu_count() or 1)
@@ -171,7 +171,7 @@ def test_an_async_function_that_waits_gets_many_tasks() -> None:
 
 
 @pytest.mark.alone
-def test_an_async_function_that_computes_gets_no_more_tasks_than_that_helps() -> None:
+def test_an_async_function_that_computes_gets_at_most_one_worker_per_processor() -> None:
     tuning = tune(computes_async, range(20), seconds=BRIEFLY)
     assert tuning.bound_by == "cpu"
     assert tuning.mode in ("async", "async_process")
@@ -179,7 +179,7 @@ def test_an_async_function_that_computes_gets_no_more_tasks_than_that_helps() ->
     assert len(asyncio.run(opmap(**tuning.options)(computes_async)([1, 2]))) == 2
 
 
-def test_all_calls_of_an_async_function_are_in_one_event_loop() -> None:
+def test_all_calls_of_an_async_function_run_in_one_event_loop() -> None:
     loops = set()
 
     async def note(_: int) -> None:
@@ -194,7 +194,7 @@ def test_all_calls_of_an_async_function_are_in_one_event_loop() -> None:
 
 
 @pytest.mark.alone
-def test_a_batch_is_as_large_as_pays() -> None:
+def test_the_batch_size_is_large_if_calls_take_equally_long_for_any_size() -> None:
     sizes: list[int] = []
 
     def load(ids: list[int]) -> list[int]:
@@ -213,7 +213,7 @@ def test_a_batch_is_as_large_as_pays() -> None:
 
 
 @pytest.mark.alone
-def test_a_batch_is_one_where_larger_ones_take_longer_than_their_items() -> None:
+def test_the_batch_size_is_one_if_larger_batches_take_longer_per_item() -> None:
     def load(ids: list[int]) -> list[int]:
         time.sleep(0.002 * len(ids) ** 1.5)
         return ids
@@ -221,7 +221,7 @@ def test_a_batch_is_one_where_larger_ones_take_longer_than_their_items() -> None
     assert tune(load, range(100), seconds=BRIEFLY).batch_size == 1
 
 
-def test_the_policy_says_that_calls_get_batches() -> None:
+def test_batch_true_of_the_policy_is_respected() -> None:
     def load(ids):  # type: ignore[no-untyped-def]
         return [each + 1 for each in ids]
 
@@ -231,7 +231,7 @@ def test_the_policy_says_that_calls_get_batches() -> None:
 
 
 @pytest.mark.alone
-def test_an_async_function_gets_batches_too() -> None:
+def test_the_batch_size_of_an_async_function_is_tuned() -> None:
     async def load(ids: list[int]) -> list[int]:
         await asyncio.sleep(0.002)
         return ids
@@ -245,7 +245,7 @@ def test_an_async_function_gets_batches_too() -> None:
 
 
 @pytest.mark.alone
-def test_of_a_bound_function_only_the_function_itself_is_run() -> None:
+def test_a_bound_function_is_tuned_without_its_policies() -> None:
     calls = []
 
     @opmap(cache=True, rate_limit=1.0, circuit_breaker=2, retries=3, bulkhead=1)
@@ -263,7 +263,7 @@ def test_of_a_bound_function_only_the_function_itself_is_run() -> None:
 
 
 @pytest.mark.alone
-def test_methods_are_tuned_in_processes_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_methods_are_tuned_in_processes(caplog: pytest.LogCaptureFixture) -> None:
     service = Service(3)
     with caplog.at_level(logging.INFO, logger="opero"):
         tuned = [tune(function, range(10), seconds=1.0) for function in (service.add, service.plain)]
@@ -277,7 +277,7 @@ def test_methods_are_tuned_in_processes_too(caplog: pytest.LogCaptureFixture) ->
         tune(opmap(Service.plain), [1])
 
 
-def test_further_arguments_go_to_every_call() -> None:
+def test_further_arguments_are_passed_to_every_call() -> None:
     seen = set()
 
     def scale(number: int, by: int, *, plus: int = 0) -> int:
@@ -289,7 +289,7 @@ def test_further_arguments_go_to_every_call() -> None:
     assert seen == {(10, 5)}
 
 
-def test_what_does_not_pickle_is_not_tuned_in_processes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_cannot_be_pickled_is_not_tuned_in_processes(caplog: pytest.LogCaptureFixture) -> None:
     lock = threading.Lock()
 
     def compute(_: int) -> None:
@@ -319,7 +319,7 @@ def test_the_initializer_of_the_policy_runs_in_the_workers() -> None:
         del os.environ["PREPARED_FOR_TUNING"]
 
 
-# What is refused
+# Refused samples and functions
 
 
 @pytest.mark.parametrize("sample", [[], (), iter(())])
@@ -329,12 +329,12 @@ def test_an_empty_sample_is_refused(sample: Any) -> None:
 
 
 @pytest.mark.parametrize("sample", ["text", b"bytes", 3, None])
-def test_what_is_no_sample_is_refused(sample: Any) -> None:
+def test_an_invalid_sample_is_refused(sample: Any) -> None:
     with pytest.raises(TypeError, match="tune: the sample of computes is .*; pass a list of some of its items"):
         tune(computes, sample)
 
 
-def test_what_is_no_function_is_refused() -> None:
+def test_an_invalid_function_or_duration_is_refused() -> None:
     with pytest.raises(TypeError, match="tune: got a value of type int, not a function"):
         tune(3, [1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seconds=0 leaves no time"):
@@ -368,7 +368,7 @@ def test_an_item_that_fails_is_reported(is_async: bool) -> None:
     assert isinstance(failure.exception, ZeroDivisionError)
 
 
-def test_an_item_that_fails_only_next_to_others_is_reported() -> None:
+def test_an_item_that_fails_only_in_a_thread_is_reported() -> None:
     main = threading.get_ident()
 
     def fail(number: int) -> None:
@@ -381,7 +381,7 @@ def test_an_item_that_fails_only_next_to_others_is_reported() -> None:
     assert caught.value.failures[0].item == 7
 
 
-def test_an_async_function_is_refused_where_an_event_loop_runs() -> None:
+def test_an_async_function_is_refused_in_a_running_event_loop() -> None:
     async def main() -> Tuning:
         with pytest.raises(RuntimeError, match=r"asyncio.to_thread\(opero.tune"):
             tune(waits_async, [1])
@@ -390,11 +390,11 @@ def test_an_async_function_is_refused_where_an_event_loop_runs() -> None:
     assert asyncio.run(main()).mode == "async"
 
 
-# How long it takes
+# Duration
 
 
 @pytest.mark.alone
-def test_it_takes_few_rounds_where_an_item_takes_long() -> None:
+def test_slow_items_are_measured_in_few_rounds() -> None:
     began: list[float] = []
 
     def wait(_: int) -> None:
@@ -409,7 +409,7 @@ def test_it_takes_few_rounds_where_an_item_takes_long() -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_an_item_that_takes_longer_than_there_is_time_is_run_once(is_async: bool) -> None:
+def test_an_item_that_takes_longer_than_the_given_seconds_is_run_once(is_async: bool) -> None:
     calls: list[int] = []
 
     def wait(item: int) -> None:
@@ -429,7 +429,7 @@ def test_an_item_that_takes_longer_than_there_is_time_is_run_once(is_async: bool
 
 
 @pytest.mark.alone
-def test_what_computes_longer_than_there_is_time_is_expected_to_suit_processes() -> None:
+def test_a_computation_that_takes_longer_than_the_given_seconds_is_tuned_to_processes() -> None:
     calls: list[int] = []
 
     def compute(item: int) -> None:
@@ -443,7 +443,7 @@ def test_what_computes_longer_than_there_is_time_is_expected_to_suit_processes()
     assert tuning.mode == ("process" if tunings.cpu_limit() > 1 else "sequential")
 
 
-def test_what_it_found_can_be_read() -> None:
+def test_a_tuning_as_text_has_its_options_and_measurements() -> None:
     tuning = tune(waits, range(5), seconds=BRIEFLY)
     first, *others = str(tuning).splitlines()
     assert first.startswith("waits waits (")
@@ -453,11 +453,11 @@ def test_what_it_found_can_be_read() -> None:
     assert others[0].startswith("  sequential       1 at a time: ")
 
 
-# What auto mode makes of it
+# Auto mode
 
 
 def tuned(mode: str, workers: int = 3, *, seconds: float = 1.0, batch_size: int | None = None) -> Tuning:
-    """As `tune` might have found it."""
+    """A tuning as `tune` may return it."""
     return Tuning("f", "io", mode, workers, batch_size, 2.0, seconds, ())
 
 
@@ -467,7 +467,7 @@ def idents(_: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "thread"}])
-def test_auto_workers_are_as_many_as_were_found_best(options: dict[str, Any]) -> None:
+def test_workers_auto_uses_the_tuned_number(options: dict[str, Any]) -> None:
     barrier = threading.Barrier(7)
 
     def meet(_: int) -> int:
@@ -475,35 +475,35 @@ def test_auto_workers_are_as_many_as_were_found_best(options: dict[str, Any]) ->
 
     bound = opmap(**options)(meet)
     bound.binding.tuning = tuned("thread", 7)
-    assert sorted(bound(range(7))) == list(range(7))  # without a sample in the caller's thread, which would wait alone
+    assert sorted(bound(range(7))) == list(range(7))  # no sample runs in the caller's thread: it would wait alone
 
 
-def test_the_number_that_was_found_best_for_another_mode_is_not_used() -> None:
+def test_workers_auto_ignores_the_number_tuned_for_another_mode() -> None:
     bound = opmap(mode="thread")(idents)
     bound.binding.tuning = tuned("process", 1)
     assert len({ident for _, ident in bound(range(60))}) > 1
 
 
-def test_a_number_that_the_policy_names_is_kept() -> None:
+def test_workers_of_the_policy_override_the_tuned_number() -> None:
     bound = opmap(workers=1)(idents)
     bound.binding.tuning = tuned("thread", 9)
     assert len({ident for _, ident in bound(range(20))}) == 1
 
 
-def test_processes_that_were_found_best_are_used_where_there_is_enough_to_do() -> None:
+def test_tuned_processes_are_used_only_for_long_maps() -> None:
     bound = opmap(idents)
     bound.binding.tuning = tuned("process", 2, seconds=0.1)
     assert os.getpid() not in {pid for pid, _ in bound(range(20))}
     assert os.getpid() in {pid for pid, _ in bound(range(3))}
 
 
-def test_a_function_that_is_as_fast_alone_gets_one_thread() -> None:
+def test_a_function_tuned_to_sequential_runs_in_one_thread() -> None:
     bound = opmap(idents)
     bound.binding.tuning = tuned("sequential", 1)
     assert len({ident for _, ident in bound(range(20))}) == 1
 
 
-def test_the_size_of_a_batch_that_was_found_best_is_used() -> None:
+def test_the_tuned_batch_size_is_used() -> None:
     sizes: list[int] = []
 
     def load(ids: list[int]) -> list[int]:
@@ -516,13 +516,13 @@ def test_the_size_of_a_batch_that_was_found_best_is_used() -> None:
     assert sizes == [20] * 5
     sizes.clear()
     bound(range(10))
-    assert sizes == [5, 5]  # none of the workers is left without
+    assert sizes == [5, 5]  # each worker receives a batch
     sizes.clear()
     assert list(bound.stream(iter(range(40)))) == list(range(40))
     assert sizes == [20, 20]
 
 
-def test_a_tuned_function_that_has_to_be_sent_and_cannot_be_is_run_here(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_tuned_to_processes_that_cannot_be_sent_runs_here(caplog: pytest.LogCaptureFixture) -> None:
     barrier = threading.Barrier(2)
 
     def meet(_: int) -> int:
@@ -533,7 +533,7 @@ def test_a_tuned_function_that_has_to_be_sent_and_cannot_be_is_run_here(caplog: 
         return os.getpid() if barrier is not None else item
 
     bound: Any = opmap(meet)
-    bound.binding.tuning = tuned("process", 1)  # of the processes' number, which is not the threads'
+    bound.binding.tuning = tuned("process", 1)  # one process; threads have their own number
     with caplog.at_level(logging.INFO, logger="opero"):
         assert set(bound(range(4))) == {os.getpid()}
     assert "meet would be mapped in processes, but: " in caplog.text
@@ -542,14 +542,14 @@ def test_a_tuned_function_that_has_to_be_sent_and_cannot_be_is_run_here(caplog: 
     assert set(asyncio.run(bound(range(4)))) == {os.getpid()}
 
 
-def test_maps_of_a_tuned_function_need_no_sample() -> None:
+def test_maps_of_a_tuned_function_run_no_sample() -> None:
     bound = opmap(idents)
     tuning = tune(bound, range(10), seconds=BRIEFLY)
     assert bound.binding.tuning is tuning
     assert (os.getpid(), threading.get_ident()) not in bound(range(50))
 
 
-def test_maps_remember_what_the_sample_of_the_first_has_cost() -> None:
+def test_later_maps_reuse_the_measurement_of_the_first_sample() -> None:
     here: list[bool] = []
     main = threading.get_ident()
 
@@ -578,7 +578,7 @@ def test_a_short_map_starts_no_process() -> None:
     assert {each.pid for each in workers()} == before
 
 
-def test_what_computes_and_cannot_be_sent_is_mapped_in_threads(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_computation_that_cannot_be_sent_is_mapped_in_threads(caplog: pytest.LogCaptureFixture) -> None:
     lock = threading.Lock()
 
     @opmap
@@ -596,7 +596,7 @@ def test_what_computes_and_cannot_be_sent_is_mapped_in_threads(caplog: pytest.Lo
     assert "'lock'" in caplog.text
 
 
-def test_items_that_a_cache_did_not_have_do_not_stay_in_the_callers_thread() -> None:
+def test_items_missing_in_the_cache_are_run_by_workers() -> None:
     calls: list[int] = []
 
     def wait(item: int) -> int:

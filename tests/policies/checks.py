@@ -13,7 +13,7 @@ Good = list[tuple[str, Any, Any]]
 Bad = list[tuple[str, Any, str]]
 
 
-def accepts(policy: type[BasePolicy], field: str, written: Any, held: Any, **others: Any) -> None:
+def accepts(policy: type[BasePolicy], field: str, written: Any, held: Any, /, **others: Any) -> None:
     """The field holds the value, whether it is passed by keyword, in a mapping or to `replace`."""
     made = policy(**{**others, field: written})
     assert getattr(made, field) == held
@@ -22,7 +22,7 @@ def accepts(policy: type[BasePolicy], field: str, written: Any, held: Any, **oth
     assert made.replace(**{field: written}) == made
 
 
-def refuses(policy: type[BasePolicy], field: str, wrong: Any, told: str, **others: Any) -> None:
+def refuses(policy: type[BasePolicy], field: str, wrong: Any, told: str, /, **others: Any) -> None:
     """The error names the field and the problem, however the value is passed."""
     for make in (
         lambda: policy(**{**others, field: wrong}),

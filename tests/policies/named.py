@@ -24,6 +24,10 @@ def cost(*args: Any, **kwargs: Any) -> float:
     return 2.0
 
 
+def hears(event: Any) -> None:
+    """A hook."""
+
+
 NOT_CALLABLE = 3
 PASSWORD = "hunter2"
 SETTINGS = {"password": "hunter2"}

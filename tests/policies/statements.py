@@ -13,18 +13,32 @@ numbers = st.integers(1, 20)
 FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "retry": {"retries": numbers, "min_delay": st.sampled_from([0.05, "50ms"]), "jitter": st.booleans()},
     "fallback": {"arg": st.just("item"), "default": st.none() | numbers},
-    "cache": {"ttl": st.sampled_from([60, "5m", None]), "max_size": numbers, "cache_errors": st.booleans()},
+    "cache": {"ttl": st.sampled_from([60, "5m", None]), "max_size": numbers, "errors": st.booleans()},
     "rate_limit": {
         "rate": st.sampled_from([3, "50/s"]),
         "burst": numbers,
         "max_wait": st.sampled_from([0, "2s"]),
     },
-    "timeout": {"total": st.sampled_from([60, "30s"]), "attempt": st.sampled_from([1, "2s", None])},
-    "circuit_breaker": {"consecutive_failures": numbers, "open_for": st.sampled_from([5, "1m"])},
+    "timeout": {
+        "total": st.sampled_from([60, "30s"]),
+        "attempt": st.sampled_from([1, "2s", None]),
+        "enforce": st.sampled_from(["interrupt", "wait"]),
+    },
+    "circuit_breaker": {
+        "consecutive_failures": numbers,
+        "failure_rate": st.sampled_from([0.25, "50%"]),
+        "open_for": st.sampled_from([5, "1m"]),
+    },
     "bulkhead": {"max_concurrent": numbers, "max_wait": st.sampled_from([0, "2s", None])},
+    "hooks": {
+        "on_retry": st.sampled_from([None, "policies.named:hears", ["policies.named:hears", "builtins:print"]]),
+        "on_success": st.sampled_from(["policies.named:hears", []]),
+    },
+    "canary": {"share": st.sampled_from([0, 0.25, "5%"]), "policy": st.sampled_from(["next", "b"])},
+    "failures": {"permanent": st.sampled_from([410, [404, "KeyError"]]), "responses": st.booleans()},
     "parallel": {"mode": st.sampled_from(["thread", "process"]), "workers": numbers, "ordered": st.booleans()},
 }
-"""Kind → some fields, with values that never contradict each other."""
+"""Kind → some fields, with values that never contradict each other, and fit any function."""
 COMPLETE: dict[str, dict[str, Any]] = {
     "retry": {"retries": 2, "jitter": False},
     "fallback": {"default": 1},
@@ -33,7 +47,10 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "timeout": {"total": "30s", "attempt": 2},
     "circuit_breaker": {"consecutive_failures": 7},
     "bulkhead": {"max_concurrent": 7},
+    "failures": {"permanent": [410]},
+    "hooks": {"on_retry": "policies.named:hears"},
     "parallel": {"mode": "thread", "workers": 2},
+    "canary": {"share": "5%", "policy": "next"},
 }
 """Kind → fields that make a policy on their own."""
 

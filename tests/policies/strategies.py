@@ -11,15 +11,18 @@ from opero import (
     AdaptiveTTL,
     BulkheadPolicy,
     CachePolicy,
+    CanaryPolicy,
     CircuitBreakerPolicy,
+    FailurePolicy,
     FallbackPolicy,
+    HooksPolicy,
     ParallelPolicy,
     Policy,
     RateLimitPolicy,
     RetryPolicy,
     TimeoutPolicy,
 )
-from opero.policies.types import parse_duration
+from opero.policies.quantities import parse_duration
 from policies import named
 
 counts = st.integers(0, 1000)
@@ -56,16 +59,17 @@ scopes = st.sampled_from(["profile", "function"])
 
 
 def _without_contradictions(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a cache, without those that cannot go with the others."""
+    """Fields of a cache, without those that cannot go with the others, and with those that these need."""
     ttl = CachePolicy(ttl=fields.get("ttl")).ttl
     least = ttl.cold if isinstance(ttl, AdaptiveTTL) else ttl
     early = fields.get("early_refresh")
-    idle = set() if fields.get("cache_errors") else {"error_ttl"}
+    idle = set() if fields.get("errors") else {"error_ttl"}
     if ttl is None:
         idle |= {"stale_ttl", "early_refresh", "ttl_jitter"}
     elif early is not None and isinstance(least, float) and parse_duration(early) >= least:
         idle.add("early_refresh")
-    return {name: value for name, value in fields.items() if name not in idle}
+    needed = {"ttl": None} if fields.get("backend") == "disk" else {}
+    return needed | {name: value for name, value in fields.items() if name not in idle}
 
 
 retry = given(
@@ -73,7 +77,7 @@ retry = given(
     backoff_factor=st.floats(1, 100),
     min_delay=durations(most=10),
     max_delay=durations(least=10),
-    jitter=st.booleans(),
+    jitter=st.booleans() | st.sampled_from(["full", "equal", "none"]),
     retry_on=exceptions,
     retry_on_status=st.none() | st.lists(st.integers(100, 599) | st.sampled_from(["4xx", "5xx"]), max_size=3),
     retry_if_result=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
@@ -92,8 +96,9 @@ cache = given(
     early_refresh=st.none() | durations(least=0.001),
     ttl_jitter=st.floats(0, 1),
     cache_if=st.sampled_from([None, named.is_none]),
-    cache_errors=st.booleans(),
+    errors=st.booleans() | exceptions,
     error_ttl=st.none() | durations(least=0.001),
+    share_errors=st.booleans(),
     tags=st.lists(st.sampled_from(["users", "user:{user_id}", "{a.b[0]}"]), max_size=2),
     cache_dir=st.sampled_from([None, "/tmp/somewhere"]),
     store_timeout=durations(least=0.001),
@@ -112,6 +117,8 @@ timeout = st.one_of(
     given({"total": durations(least=0.001)}),
     given({"attempt": durations(least=0.001)}),
     given({"total": durations(least=10), "attempt": durations(least=0.001, most=10)}),
+    given({"idle": durations(least=0.001)}, attempt=durations(least=0.001), enforce=st.sampled_from(["wait"])),
+    given({"total": durations(least=0.001)}, enforce=st.sampled_from(["interrupt", "wait", "none"])),
 ).map(lambda fields: TimeoutPolicy(**fields))
 circuit_breaker = st.one_of(
     given(consecutive_failures=positive_counts, open_for=durations(least=0.001), half_open_calls=positive_counts),
@@ -125,15 +132,40 @@ circuit_breaker = st.one_of(
         scope=scopes,
     ),
     given({"slow_call": durations(least=0.001), "slow_rate": shares}),
+    given(
+        {"half_open_calls": st.integers(4, 50), "half_open_rate": st.floats(0.25, 0.75) | st.sampled_from(["50%"])},
+        open_for=durations(least=0.001, most=10),
+        open_for_max=st.none() | durations(least=60),
+    ),
 ).map(lambda fields: CircuitBreakerPolicy(**fields))
 bulkhead = given({"max_concurrent": positive_counts}, max_wait=st.none() | durations(), scope=scopes).map(
     lambda fields: BulkheadPolicy(**fields)
 )
+of_values = {"remember": st.booleans() | durations()}
+orders = st.sampled_from(["in_order", "round_robin", "least_loaded"])
 fallback = st.one_of(
-    given({"arg": st.text(min_size=1)}),
+    given({"arg": st.text(min_size=1)}, **of_values, order=orders),
+    given(
+        {
+            "arg": st.text(min_size=1),
+            "order": st.just("weighted"),
+            "weights": st.lists(st.floats(0.1, 100) | positive_counts, min_size=1, max_size=3),
+        },
+        **of_values,
+    ),
     given({"default": json_values}, arg=st.none() | st.text(min_size=1)),
     given({"function": st.sampled_from([named.cost, "policies.named:cost"])}),
 ).map(lambda fields: FallbackPolicy(**fields))
+failures = given(
+    transient=st.lists(st.sampled_from([404, "409", "policies.named:QuotaError"]), max_size=2),
+    permanent=st.lists(st.sampled_from([410, "5xx", KeyError]), max_size=2),
+    denied=st.just(PermissionError),
+    control=st.just("ValueError"),
+    classify=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
+    responses=st.booleans(),
+).map(lambda fields: FailurePolicy(**fields))
+heard = st.sampled_from([None, named.hears, "policies.named:hears", [named.hears, "builtins:print"]])
+hooks = given(on_retry=heard, on_success=heard, on_open=heard).map(lambda fields: HooksPolicy(**fields))
 parallel = given(
     mode=st.sampled_from(["auto", "thread", "process", "async", "async_process", "dask", "ray"]),
     workers=st.just("auto") | positive_counts,
@@ -153,6 +185,11 @@ parallel = given(
     max_memory=st.none() | st.integers(1, 10**12) | st.sampled_from(["512MB", "2GiB"]),
 ).map(lambda fields: ParallelPolicy(**fields))
 
+canary = given(
+    {"share": st.floats(0, 1) | st.sampled_from(["5%", "0%", 0, "0.25"]), "policy": st.sampled_from(["next", "b"])},
+    by=st.none() | st.just("user"),
+).map(lambda fields: CanaryPolicy(**fields))
+
 kinds = {
     "retry": retry,
     "cache": cache,
@@ -161,7 +198,10 @@ kinds = {
     "circuit_breaker": circuit_breaker,
     "bulkhead": bulkhead,
     "fallback": fallback,
+    "failures": failures,
+    "hooks": hooks,
     "parallel": parallel,
+    "canary": canary,
 }
 any_policy = st.one_of(*kinds.values())
 whole_policies = st.fixed_dictionaries({}, optional={kind: st.none() | each for kind, each in kinds.items()}).map(

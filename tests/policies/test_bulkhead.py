@@ -8,6 +8,7 @@ from opero import BulkheadPolicy, Policy
 from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
+    ("shadow", "yes", True),
     ("max_concurrent", 1, 1),
     ("max_concurrent", "20", 20),
     ("max_wait", None, None),
@@ -15,6 +16,7 @@ GOOD: Good = [
     ("scope", "function", "function"),
 ]
 BAD: Bad = [
+    ("shadow", "perhaps", "'perhaps' is not a boolean"),
     ("max_concurrent", 0, "greater than or equal to 1"),
     ("max_concurrent", False, "False is not a number"),
     ("max_concurrent", None, "None is not an integer"),

@@ -8,6 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from opero import AdaptiveTTL, CachePolicy, Policy
+from opero.failures import Kind
+from opero.policies.names import ALL_FAILURES
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
@@ -17,7 +19,7 @@ GOOD: Good = [
     ("ttl", 5, 5.0),
     ("ttl", named.an_hour, named.an_hour),
     ("ttl", "policies.named:an_hour", named.an_hour),
-    ("backend", "disk", "disk"),
+    ("backend", "dogpile.cache.memory", "dogpile.cache.memory"),
     ("backend", "dogpile.cache.null", "dogpile.cache.null"),
     ("key", named.cost, named.cost),
     ("key", "policies.named:cost", named.cost),
@@ -40,7 +42,12 @@ GOOD: Good = [
     ("cache_dir", Path("/tmp"), "/tmp"),
     ("store_timeout", "50ms", 0.05),
     ("lock_timeout", "5m", 300.0),
-    ("cache_errors", True, True),
+    ("errors", True, ALL_FAILURES),
+    ("errors", "yes", ALL_FAILURES),
+    ("errors", False, ()),
+    ("share_errors", "no", False),
+    ("errors", "permanent", (Kind.PERMANENT,)),
+    ("errors", [KeyError, "denied"], (KeyError, Kind.DENIED)),
     ("serializer", "json", "json"),
     ("serializer", "signed_pickle", "signed_pickle"),
     ("secret", "s", SecretStr("s")),
@@ -51,8 +58,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "stale_ttl": {"ttl": 60},
     "early_refresh": {"ttl": 60},
     "ttl_jitter": {"ttl": 60},
-    "error_ttl": {"cache_errors": True},
-    "arguments": {"backend": "redis"},
+    "error_ttl": {"errors": True},
+    "arguments": {"backend": "redis", "ttl": None},
 }
 """What a field needs beside it."""
 BAD: Bad = [
@@ -84,9 +91,10 @@ BAD: Bad = [
     ("cache_dir", "", "'' is not the path of a directory"),
     ("store_timeout", 0, "0 is invalid: use a value > 0"),
     ("lock_timeout", "soon", "'soon' is not a duration"),
-    ("cache_errors", "x", "is not a boolean: use true or false"),
+    ("errors", "x", "'x' is neither a builtin exception nor a kind of failure"),
     ("serializer", "yaml", "'yaml' is not one of 'json', 'pickle', 'signed_pickle'"),
     ("secret", 3, "a secret must be text, not int"),
+    ("share_errors", "x", "is not a boolean: use true or false"),
     ("allow_unsigned_pickle", "x", "is not a boolean: use true or false"),
     ("arguments", [1], "arguments must be a mapping, not list"),
     ("secret", "", "the value is empty; set it, or remove it"),
@@ -125,8 +133,8 @@ def test_it_may_be_written_short(short: Any, full: CachePolicy | None) -> None:
 
 
 def test_arguments_that_cannot_be_hashed_leave_the_policy_hashable_and_equal() -> None:
-    one = CachePolicy(backend="redis", arguments={"hosts": ["a", {"b": {1, 2}}]})
-    other = CachePolicy(backend="redis", arguments={"hosts": ["a", {"b": {2, 1}}]})
+    one = CachePolicy(backend="redis", ttl=None, arguments={"hosts": ["a", {"b": {1, 2}}]})
+    other = CachePolicy(backend="redis", ttl=None, arguments={"hosts": ["a", {"b": {2, 1}}]})
     assert pickle.loads(pickle.dumps(one)) == one
     assert one == other
     assert hash(one) == hash(other)
@@ -135,7 +143,11 @@ def test_arguments_that_cannot_be_hashed_leave_the_policy_hashable_and_equal() -
 
 def test_a_secret_is_kept_but_written_nowhere() -> None:
     policy = CachePolicy(
-        secret="s3cret", url="redis://:s3cret@h", backend="redis", arguments={"password": "s3cret", "more": ["s3cret"]}
+        secret="s3cret",
+        url="redis://:s3cret@h",
+        backend="redis",
+        ttl=60,
+        arguments={"password": "s3cret", "more": ["s3cret"]},
     )
     assert "s3cret" not in policy.model_dump_json() + repr(policy) + str(policy) + repr(Policy(cache=policy))
     assert "arguments={'password': '**********', 'more': '**********'}" in repr(policy)
@@ -156,14 +168,24 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         {"ttl": {"cold": 5}, "early_refresh": 6},
         r"early_refresh \(6s\) is not less than the lowest ttl \(5s\), so every hit would refresh",
     ),
-    ({"error_ttl": 5}, "error_ttl has no effect without cache_errors: true; set it, or remove error_ttl"),
+    ({"error_ttl": 5}, "error_ttl has no effect without errors: set errors: true, or remove error_ttl"),
     (
-        {"backend": "redis", "serializer": "pickle"},
+        {"backend": "redis", "ttl": None, "serializer": "pickle"},
         "serializer 'pickle' lets anyone who can write to the network store of backend 'redis' run code",
     ),
     ({"backend": "dogpile.cache.pymemcache"}, "the client of backend 'dogpile.cache.pymemcache' unpickles whatever"),
     ({"arguments": {"path": "x"}}, "backend 'memory' takes no arguments; remove them, and use max_size"),
-    ({"backend": "opero.disk", "arguments": {"path": "x"}}, "takes no arguments; remove them, and use cache_dir"),
+    (
+        {"backend": "opero.disk", "ttl": None, "arguments": {"path": "x"}},
+        "takes no arguments; remove .* use cache_dir",
+    ),
+    *(
+        (
+            {"backend": store},
+            f"the store of backend '{store}' outlives the process, .* served forever; set ttl .such",
+        )
+        for store in ("disk", "opero.disk", "redis", "opero.redis")
+    ),
 ]
 
 
@@ -181,12 +203,16 @@ def test_contradictions_are_rejected_without_showing_secrets(fields: dict[str, A
         {"ttl": 5, "early_refresh": 4.9},
         {"ttl": named.an_hour, "early_refresh": 9000, "stale_ttl": 5, "ttl_jitter": 1},
         {"ttl_jitter": 0, "stale_ttl": None},
-        {"cache_errors": True, "error_ttl": 5},
-        {"backend": "redis", "serializer": "pickle", "allow_unsigned_pickle": True},
+        {"errors": True, "error_ttl": 5},
+        {"backend": "redis", "ttl": None, "serializer": "pickle", "allow_unsigned_pickle": True},
         {"backend": "dogpile.cache.pymemcache", "allow_unsigned_pickle": True},
-        {"backend": "disk", "serializer": "pickle"},
-        {"backend": "opero.disk", "serializer": "pickle"},
+        {"backend": "disk", "ttl": None, "serializer": "pickle"},
+        {"backend": "opero.disk", "ttl": None, "serializer": "pickle"},
         {"backend": "dogpile.cache.dbm", "arguments": {"filename": "x"}},
+        {"backend": "disk", "ttl": named.an_hour},
+        {"backend": "redis", "ttl": "adaptive"},
+        {"backend": "dogpile.cache.memory_pickle"},
+        {"backend": "disk", "enabled": False},
         {"backend": "memory", "arguments": {}},
     ],
 )
@@ -199,3 +225,17 @@ def test_an_argument_of_the_wrong_shape_is_not_shown() -> None:
         with pytest.raises(ValueError, match="validation error") as caught:
             CachePolicy(**wrong)  # type: ignore[arg-type]
         assert "s3cret" not in caught.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+
+
+def test_what_a_repr_shows_of_an_explicit_lack_of_ttl_can_be_written() -> None:
+    policy = CachePolicy(backend="disk", ttl=None)
+    assert repr(policy) == "CachePolicy(ttl=None, backend='disk')"
+    assert policy.replace(max_size=5) == CachePolicy(backend="disk", ttl=None, max_size=5)
+    assert pickle.loads(pickle.dumps(policy)).replace(max_size=5).backend == "disk"
+    assert CachePolicy.model_validate_json(policy.model_dump_json()) == policy
+
+
+def test_the_ttl_may_come_from_another_statement() -> None:
+    assert Policy(cache="1h").replace(cache_backend="disk").cache == CachePolicy(ttl=3600, backend="disk")
+    with pytest.raises(ValueError, match="outlives the process"):
+        Policy(cache=True).replace(cache_backend="disk")

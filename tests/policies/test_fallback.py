@@ -5,14 +5,25 @@ import pickle
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from opero import FallbackPolicy, Policy
+from opero.failures import Kind
 from opero.policies.types import UNSET
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
     ("arg", "api_key", "api_key"),
+    ("values", ["a", SecretStr("b")], (SecretStr("a"), SecretStr("b"))),
+    ("remember", True, 300.0),
+    ("remember", "false", 0.0),
+    ("remember", False, 0.0),
+    ("remember", "10m", 600.0),
+    ("remember", 0, 0.0),
+    ("order", "round_robin", "round_robin"),
+    ("order", "least_loaded", "least_loaded"),
+    ("weights", [3, "1.5"], (3.0, 1.5)),
     ("default", None, None),
     ("default", {"a": [1]}, {"a": [1]}),
     ("default", "text", "text"),
@@ -21,10 +32,27 @@ GOOD: Good = [
 ]
 BAD: Bad = [
     ("arg", 3, "valid string"),
+    ("values", "a", "values must be a list"),
+    ("values", ["a", 3], "value 2 must be text, not int"),
+    ("values", ["a", "a"], "value 2 is the same as an earlier one"),
+    ("values", ["secret:not/a/name"], "must be followed by a name"),
+    ("remember", -1, "-1 is invalid: use a duration >= 0, or false"),
+    ("remember", "long", "'long' is not a duration"),
+    ("order", "round-robin", "did you mean 'round_robin'"),
+    ("weights", 3, "3 is not a list of weights"),
+    ("weights", [3, 0], "0 is not a weight: use a number > 0"),
+    ("weights", ["x"], "'x' is not a weight"),
     ("default", UNSET, "no fallback is set; set arg, default or function"),
     ("function", 3, "3 is not callable"),
     ("function", "policies.named:cots", "did you mean 'cost'"),
 ]
+NEEDED: dict[str, dict[str, Any]] = {
+    "values": {"arg": "key"},
+    "remember": {"arg": "key"},
+    "order": {"arg": "key"},
+    "weights": {"arg": "key", "order": "weighted", "weights": [1]},
+}
+"""What a field needs beside it."""
 
 
 class Array:
@@ -48,7 +76,7 @@ class Array:
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(FallbackPolicy, field, written, held)
+    accepts(FallbackPolicy, field, written, held, **NEEDED.get(field, {}))
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
@@ -57,7 +85,13 @@ def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, to
 
 
 def test_every_field_is_tested_with_good_and_bad_values() -> None:
-    covers(FallbackPolicy, GOOD, BAD)
+    covers(FallbackPolicy, [*GOOD, ("on",)], [*BAD, ("on",)])
+
+
+def test_the_failures_that_it_covers_are_named_or_given() -> None:
+    written, held = ["denied", "KeyError", "policies.named:cost"], (Kind.DENIED, KeyError, named.cost)
+    accepts(FallbackPolicy, "on", written, held, arg="key")
+    refuses(FallbackPolicy, "on", "transiant", "did you mean 'transient'", arg="key")
 
 
 def test_none_is_an_answer_and_unset_is_none() -> None:
@@ -72,6 +106,26 @@ def test_none_is_an_answer_and_unset_is_none() -> None:
 def test_only_one_result_can_be_given() -> None:
     with pytest.raises(ValueError, match="default and function are mutually exclusive"):
         FallbackPolicy(default=1, function=named.cost)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"default": 1, "remember": "10m"}, "remember is about an argument; set arg as well"),
+        ({"default": 1, "order": "round_robin"}, "order is about an argument"),
+        ({"function": named.cost, "weights": [1]}, "weights is about an argument"),
+        ({"arg": "key", "weights": [1, 2]}, "weights have no effect with order in_order; use order weighted"),
+        ({"default": 1, "values": ["a"]}, "values is about an argument; set arg as well"),
+        (
+            {"arg": "key", "values": ["a", "b"], "order": "weighted", "weights": [1]},
+            "there are 2 values and 1 weights; use one weight for each value",
+        ),
+        ({"arg": "key", "order": "weighted"}, "order weighted needs weights; add one for each value"),
+    ],
+)
+def test_what_cannot_work_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        FallbackPolicy(**fields)
 
 
 def test_it_has_no_short_form() -> None:

@@ -148,7 +148,7 @@ def test_enabled_takes_only_truth_values(kind: str) -> None:
 
 
 def test_a_secret_shows_nowhere() -> None:
-    policy = Policy(cache=CachePolicy(secret="s3cret", backend="redis"))
+    policy = Policy(cache=CachePolicy(secret="s3cret", backend="redis", ttl="1h"))
     assert policy.cache is not None
     assert policy.cache.secret is not None
     assert policy.cache.secret.get_secret_value() == "s3cret"

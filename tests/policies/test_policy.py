@@ -15,8 +15,11 @@ import opero
 from opero import (
     BulkheadPolicy,
     CachePolicy,
+    CanaryPolicy,
     CircuitBreakerPolicy,
+    FailurePolicy,
     FallbackPolicy,
+    HooksPolicy,
     ParallelPolicy,
     Policy,
     RateLimitPolicy,
@@ -25,6 +28,8 @@ from opero import (
     UnknownOptionError,
 )
 from opero.config.schema import json_schema
+from opero.failures import Kind
+from opero.policies.hooks import HOOKS
 from opero.policies.options import Options
 from opero.policies.policy import FLAT_OPTIONS, KINDS, merge, options_to_fields
 from opero.policies.types import UNSET
@@ -33,16 +38,20 @@ from policies.statements import COMPLETE
 from policies.test_cache import COMPANIONS
 
 DESIGN = {
-    RetryPolicy: "retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
+    RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
     "retry_after reraise",
-    FallbackPolicy: "arg default function",
-    CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if cache_errors "
-    "error_ttl tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout arguments",
-    RateLimitPolicy: "rate burst max_wait cost scope",
-    TimeoutPolicy: "total attempt",
-    CircuitBreakerPolicy: "consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
-    "half_open_calls ignore scope",
-    BulkheadPolicy: "max_concurrent max_wait scope",
+    FallbackPolicy: "arg values remember order weights default function on",
+    CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if errors "
+    "error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout "
+    "arguments",
+    RateLimitPolicy: "shadow rate burst max_wait cost scope",
+    TimeoutPolicy: "shadow total attempt idle enforce",
+    CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
+    "open_for_max half_open_calls half_open_rate trip_on ignore scope",
+    BulkheadPolicy: "shadow max_concurrent max_wait scope",
+    FailurePolicy: "transient throttled denied permanent control unknown classify responses",
+    HooksPolicy: " ".join(HOOKS),
+    CanaryPolicy: "share policy by",
     ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory max_failures "
     "worker_retries concurrency window executor initializer address",
 }
@@ -53,7 +62,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("backoff_factor", 3.0, "retry", "backoff_factor"),
     ("min_delay", 0.2, "retry", "min_delay"),
     ("max_delay", 60.0, "retry", "max_delay"),
-    ("jitter", False, "retry", "jitter"),
+    ("jitter", "equal", "retry", "jitter"),
     ("retry_on", (OSError,), "retry", "retry_on"),
     ("retry_on_status", (429,), "retry", "retry_on_status"),
     ("retry_if_result", named.is_none, "retry", "retry_if_result"),
@@ -62,7 +71,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("arg_fallback", "key", "fallback", "arg"),
     ("attempt_timeout", 1.0, "timeout", "attempt"),
     ("cache_ttl", 60.0, "cache", "ttl"),
-    ("cache_backend", "disk", "cache", "backend"),
+    ("cache_backend", "dogpile.cache.null", "cache", "backend"),
     ("cache_key", named.cost, "cache", "key"),
     ("cache_namespace", "app", "cache", "namespace"),
     ("cache_max_size", 5, "cache", "max_size"),
@@ -70,8 +79,9 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("cache_early_refresh", 9.0, "cache", "early_refresh"),
     ("cache_ttl_jitter", 0.5, "cache", "ttl_jitter"),
     ("cache_if", named.is_none, "cache", "cache_if"),
-    ("cache_errors", True, "cache", "cache_errors"),
+    ("cache_errors", (Kind.PERMANENT,), "cache", "errors"),
     ("cache_error_ttl", 9.0, "cache", "error_ttl"),
+    ("cache_share_errors", False, "cache", "share_errors"),
     ("cache_tags", ("users",), "cache", "tags"),
     ("cache_url", "redis://h", "cache", "url"),
     ("cache_dir", "/tmp", "cache", "cache_dir"),
@@ -97,6 +107,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("executor", named.an_hour, "parallel", "executor"),
     ("initializer", named.an_hour, "parallel", "initializer"),
     ("address", "host:1", "parallel", "address"),
+    *((hook, (named.hears,), "hooks", hook) for hook in HOOKS),
 ]
 
 
@@ -134,8 +145,7 @@ def written_constructor(model: type[Any]) -> tuple[dict[str, str], dict[str, ast
 
 
 def value_of(default: ast.expr) -> Any:
-    names = {"Exception": (Exception,), "UNSET": UNSET}  # `retry_on=Exception` is short for a tuple
-    return names[default.id] if isinstance(default, ast.Name) else ast.literal_eval(default)
+    return eval(ast.unparse(default), {"UNSET": UNSET, "Kind": Kind})
 
 
 @pytest.mark.parametrize("model", [Policy, *KINDS.values()], ids=lambda model: model.__name__)
@@ -225,11 +235,11 @@ def test_replace_changes_one_option_and_keeps_the_rest() -> None:
 
 def test_merging_changes_only_the_named_fields() -> None:
     lower = Policy(retry=RetryPolicy(retries=5, jitter=False)).fields()
-    assert merge(lower, {"retry": {"retries": 2}}) == {"retry": {"retries": 2, "jitter": False}}
-    assert merge(lower, {"retry": 2}) == {"retry": {"retries": 2, "jitter": False}}
+    assert merge(lower, {"retry": {"retries": 2}}) == {"retry": {"retries": 2, "jitter": "none"}}
+    assert merge(lower, {"retry": 2}) == {"retry": {"retries": 2, "jitter": "none"}}
     assert merge(lower, {"retry": None}) == {"retry": None}
     assert merge({"rate_limit": "5/s"}, {"rate_limit": {"burst": 2}}) == {"rate_limit": {"rate": "5/s", "burst": 2}}
-    assert merge(lower, {"retry": False}) == {"retry": {"retries": 5, "jitter": False, "enabled": False}}
+    assert merge(lower, {"retry": False}) == {"retry": {"retries": 5, "jitter": "none", "enabled": False}}
 
 
 def test_a_policy_object_replaces_and_its_flat_options_lie_over_it() -> None:

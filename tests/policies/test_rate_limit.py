@@ -9,6 +9,7 @@ from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
+    ("shadow", "yes", True),
     ("rate", 10, 10.0),
     ("rate", "50/s", 50.0),
     ("rate", "600/min", 10.0),
@@ -23,6 +24,7 @@ GOOD: Good = [
     ("scope", "function", "function"),
 ]
 BAD: Bad = [
+    ("shadow", "perhaps", "'perhaps' is not a boolean"),
     ("rate", 0, "0 is invalid: use a value > 0"),
     ("rate", -1, "use a value > 0"),
     ("rate", "50/fortnight", "'50/fortnight' is not a rate"),

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from opero import Policy, RetryPolicy
+from opero.failures import Kind
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
+    ("shadow", "yes", True),
     ("retries", 0, 0),
     ("retries", "7", 7),
     ("backoff_factor", 1, 1.0),
@@ -18,9 +20,15 @@ GOOD: Good = [
     ("min_delay", "250ms", 0.25),
     ("max_delay", "1m", 60.0),
     ("max_delay", datetime.timedelta(minutes=2), 120.0),
-    ("jitter", False, False),
+    ("jitter", False, "none"),
+    ("jitter", True, "full"),
+    ("jitter", "equal", "equal"),
+    ("jitter", "none", "none"),
+    ("jitter", " Off ", "none"),
+    ("jitter", "1", "full"),
     ("retry_on", OSError, (OSError,)),
     ("retry_on", ["KeyError", OSError], (KeyError, OSError)),
+    ("retry_on", ["transient", Kind.DENIED], (Kind.TRANSIENT, Kind.DENIED)),
     ("retry_on_status", [429, "5xx"], (429, "5xx")),
     ("retry_on_status", 503, (503,)),
     ("retry_if_result", named.is_none, named.is_none),
@@ -29,7 +37,8 @@ GOOD: Good = [
     ("reraise", True, True),
 ]
 BAD: Bad = [
-    ("retries", -1, "greater than or equal to 0.*input_value=-1"),
+    ("shadow", "perhaps", "'perhaps' is not a boolean"),
+    ("retries", -1, "greater than or equal to 0"),
     ("retries", True, "True is not a number"),
     ("retries", 1.5, "1.5 is not an integer: use an integer >= 0"),
     ("retries", "many", "'many' is invalid: use an integer >= 0"),
@@ -40,7 +49,10 @@ BAD: Bad = [
     ("min_delay", "31s", "min_delay .31s. is greater than max_delay .30s.; lower min_delay or raise max_delay"),
     ("max_delay", "50ms", "min_delay .100ms. is greater than max_delay .50ms."),
     ("max_delay", "soon", "'soon' is not a duration"),
-    ("jitter", "perhaps", "is not a boolean: use true or false"),
+    ("jitter", "perhaps", "'perhaps' is invalid: use 'full', 'equal', 'none', true .full. or false .none."),
+    ("jitter", "eqal", "did you mean 'equal'"),
+    ("jitter", 0.5, "0.5 is invalid"),
+    ("jitter", None, "None is invalid"),
     ("retry_on", "ConectionError", "did you mean 'ConnectionError'"),
     ("retry_on", KeyboardInterrupt, "KeyboardInterrupt is never retried"),
     ("retry_on_status", 999, "999 is not an HTTP status"),
@@ -68,12 +80,13 @@ def test_the_defaults_are_those_of_the_design() -> None:
     policy = RetryPolicy()
     assert policy.model_dump() == {
         "enabled": True,
+        "shadow": False,
         "retries": 3,
         "backoff_factor": 1.5,
         "min_delay": 0.1,
         "max_delay": 30.0,
-        "jitter": True,
-        "retry_on": (Exception,),
+        "jitter": "full",
+        "retry_on": (Kind.TRANSIENT, Kind.THROTTLED, Kind.UNKNOWN),
         "retry_on_status": None,
         "retry_if_result": None,
         "retry_after": True,
@@ -97,7 +110,7 @@ def test_its_repr_shows_only_what_differs_from_the_defaults() -> None:
     assert repr(RetryPolicy(retry_on_status=[429, "5xx"])) == "RetryPolicy(retry_on_status=(429, '5xx'))"
     assert repr(RetryPolicy(retry_if_result=named.is_none)) == "RetryPolicy(retry_if_result=policies.named.is_none)"
     assert "<lambda>" in repr(RetryPolicy(retry_if_result=lambda result: result))
-    assert str(RetryPolicy(jitter=False)) == "RetryPolicy(jitter=False)"
+    assert str(RetryPolicy(jitter=False)) == "RetryPolicy(jitter='none')"
 
 
 def test_replace_judges_the_policy_as_a_whole() -> None:

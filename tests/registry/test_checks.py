@@ -59,7 +59,7 @@ def refusal(action: Any, *args: Any) -> ConfigError | None:
 
 @given(policy=strategies.whole_policies, case=CASES, arg=st.sampled_from(["user_id", "other"]))
 @example(policy=Policy(cache={"backend": "memry"}), case=(get, opero), arg="user_id")
-@example(policy=Policy(cache={"backend": "disk", "cache_dir": "/tmp"}), case=(get, opero), arg="user_id")
+@example(policy=Policy(cache={"backend": "disk", "ttl": None, "cache_dir": "/tmp"}), case=(get, opero), arg="user_id")
 @example(policy=Policy(fallback={"arg": "other", "enabled": False}), case=(get, opero), arg="other")
 @example(policy=Policy(parallel="thread"), case=(get_async, opmap), arg="user_id")
 @example(policy=Policy(parallel="dask"), case=(get, opmap), arg="user_id")

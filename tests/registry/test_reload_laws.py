@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from executors.steady import steady
 from opero import CircuitOpenError, ConfigError, Registry
 from opero.testing import VirtualClock
 
@@ -27,11 +28,12 @@ class Reloads(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.clock = VirtualClock()
+        self.clock = steady(VirtualClock())
         self.version = 0
         self.open_for = 60
         self.failures = 0
         self.opened: float | None = None
+        self.reopened = 0
         self.attempts = 0
         self.reload_at: int | None = None
         self.write()
@@ -105,6 +107,9 @@ class Reloads(RuleBasedStateMachine):
 
     # Calls
 
+    def stays_open_for(self) -> int:
+        return min(self.open_for * 2**self.reopened, 10 * self.open_for)
+
     @rule(seconds=st.sampled_from([1, 9, 30, 100]))
     def time_passes(self, seconds: int) -> None:
         self.clock.advance(seconds)
@@ -112,7 +117,7 @@ class Reloads(RuleBasedStateMachine):
     @rule(fails=st.booleans())
     def call_through_the_breaker(self, fails: bool) -> None:
         now = self.clock.monotonic()
-        rejects = self.opened is not None and now < self.opened + self.open_for
+        rejects = self.opened is not None and now < self.opened + self.stays_open_for()
         try:
             assert self.guarded(fails) == "fine"
         except CircuitOpenError:
@@ -122,9 +127,10 @@ class Reloads(RuleBasedStateMachine):
             assert fails
         assert not rejects
         if not fails:
-            self.failures, self.opened = 0, None
+            self.failures, self.opened, self.reopened = 0, None, 0
             return
         self.failures += 1
+        self.reopened += self.opened is not None
         if self.opened is not None or self.failures >= THRESHOLD:  # a probe that fails opens it again
             self.failures, self.opened = 0, now
 
@@ -144,7 +150,7 @@ class Reloads(RuleBasedStateMachine):
     @invariant()
     def an_open_circuit_stays_open_for_its_time(self) -> None:
         assert self.opened is not None
-        still = self.clock.monotonic() < self.opened + self.open_for
+        still = self.clock.monotonic() < self.opened + self.stays_open_for()
         state = self.guarded.binding.circuit_breaker.state
         assert state == ("open" if still else "half_open")
 

@@ -19,21 +19,22 @@ from typing import Any
 import pytest
 
 from opero import ConfigError, Policy, Registry, on
+from opero.events import ConfigurationRejected, ConfigurationReloaded
 
 WITHIN = 30.0
 
 
 @pytest.fixture
 def told() -> Any:
-    """What events say: their names and messages, as they come."""
+    """The events of configurations, as they come: their names, and what has changed or is wrong."""
     queue: Queue[tuple[str, str]] = Queue()
-    off = [
-        on(name, lambda event: queue.put((event.name, event.message)))
-        for name in ("configuration_reloaded", "configuration_rejected")
+    offs = [
+        on(ConfigurationReloaded, lambda event: queue.put((event.name, "\n".join(event.changes)))),
+        on(ConfigurationRejected, lambda event: queue.put((event.name, str(event.error)))),
     ]
     yield queue
-    for each in off:
-        each()
+    for off in offs:
+        off()
 
 
 def load(directory: Path, text: str) -> Registry:
@@ -57,17 +58,19 @@ def replace(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("write", [Path.write_text, replace])
-def test_a_changed_file_is_reloaded_and_an_invalid_one_reported_once(tmp_path: Path, told: Any, write: Any) -> None:
+def test_a_changed_file_is_reloaded_and_an_invalid_one_reported_once(
+    tmp_path: Path, told: Any, write: Any, caplog: Any
+) -> None:
     registry = load(tmp_path / "policies", "policies: {api: {retry: 1}}")
     file = tmp_path / "policies" / "base.yaml"
     with registry.watch():
         write(file, "policies: {api: {retry: 2}}")
-        assert told.get(timeout=WITHIN) == ("configuration_reloaded", "reloaded: api")
+        assert told.get(timeout=WITHIN) == ("configuration_reloaded", "api.retry.retries: 1 → 2")
         assert registry["api"] == Policy(retry=2)
         write(file, "policies: {api: {retry: minus one}}")
         name, message = told.get(timeout=WITHIN)
         assert name == "configuration_rejected"
-        assert "not reloaded (a file has changed); the previous configuration stays in force" in message
+        assert "not reloaded (a file has changed); the previous configuration stays in force" in caplog.text
         assert "minus one" in message
         assert registry["api"] == Policy(retry=2)
         write(file, "policies: {api: {retry: minus one}}")
@@ -161,8 +164,7 @@ def test_env_files_and_secrets_are_watched(tmp_path: Path, told: Any) -> None:
 def test_env_files_and_secrets_that_do_not_exist_yet_are_watched(
     policies: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opero.runtime.environment_files.DEFAULT_SECRETS_DIR", "secrets")
-    monkeypatch.setattr("opero.config.variables.DEFAULT_SECRETS_DIR", "secrets")
+    monkeypatch.setattr("opero.runtime.environment_files.secrets_dir.default", "secrets")
     registry = Registry.load()
     with registry.watch():
         Path(".env").write_text("OPERO_API_RETRIES=3\n")
@@ -187,7 +189,7 @@ def test_sighup_reloads_and_stop_restores_the_previous_handler(tmp_path: Path, t
         with registry.watch(files=False, sighup=True):
             (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 2}}")
             os.kill(os.getpid(), signal.SIGHUP)
-            assert told.get(timeout=WITHIN) == ("configuration_reloaded", "reloaded: api")
+            assert told.get(timeout=WITHIN) == ("configuration_reloaded", "api.retry.retries: 1 → 2")
         assert heard == [signal.SIGHUP]
         assert signal.getsignal(signal.SIGHUP) is handler
     finally:
@@ -282,6 +284,7 @@ def elsewhere(f):
 @pytest.mark.parametrize("first", [0, 1])
 def test_stopping_one_of_two_watches_leaves_sighup_to_the_other(policies: Path, first: int) -> None:
     ran = ran_alone(f"""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         watches = [watch(), watch()]
         watches.pop({first}).stop()
         hup()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from opero import AllFailedError, CircuitOpenError, Policy
+from opero import AllFailedError, CircuitOpenError, Policy, opero
 from opero.testing import VirtualClock
 
 
@@ -92,6 +93,43 @@ def test_an_error_after_the_first_item_is_raised_unchanged() -> None:
     assert next(iterator) == 1
     with pytest.raises(ConnectionError):
         next(iterator)
+
+
+def test_a_stream_that_breaks_counts_as_a_failed_call() -> None:
+    @opero(clock=VirtualClock())
+    def breaks() -> Iterator[int]:
+        yield 1
+        raise ConnectionError
+
+    @opero(clock=VirtualClock())
+    async def breaks_async() -> AsyncIterator[int]:
+        yield 1
+        raise ConnectionError
+
+    async def read() -> None:
+        async for _ in breaks_async():
+            pass
+
+    with pytest.raises(ConnectionError):
+        list(breaks())
+    with pytest.raises(ConnectionError):
+        asyncio.run(read())
+    for bound in (breaks, breaks_async):
+        assert bound.stats.failures == bound.stats.calls == bound.stats.attempts == 1  # type: ignore[attr-defined]
+        assert bound.stats.errors == {"ConnectionError": 1}  # type: ignore[attr-defined]
+
+
+def test_an_exception_that_the_reader_throws_in_is_no_failure_of_the_stream() -> None:
+    @opero(clock=VirtualClock())
+    def numbers() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    stream: Any = numbers()
+    next(stream)
+    with pytest.raises(KeyError):
+        stream.throw(KeyError("from outside"))
+    assert numbers.stats.failures == 0
 
 
 def test_send_throw_and_return_pass_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import signal
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from opero import CallTimeoutError, Policy, RejectedError
-from opero.runtime import interruption
-from opero.runtime.interruption import Expired, Interruption, abandoned, run_within
+from opero.runtime import helper_threads, interruption
+from opero.runtime.helper_threads import abandoned
+from opero.runtime.interruption import Expired, Interruption
+from opero.runtime.time_limits import run_within
 
 pytestmark = pytest.mark.alone
 
@@ -85,6 +88,245 @@ def test_a_function_that_catches_the_interruption_has_still_timed_out() -> None:
 
     with pytest.raises(Expired):
         run_within(SOON, stubborn)
+
+
+class Swallowing:
+    """Functions that swallow an interruption in different ways, and would go on for long."""
+
+    def bare_except(self) -> None:
+        for _ in range(3):
+            try:
+                time.sleep(LONG)
+            except:  # noqa: E722
+                time.sleep(0)
+
+    def finally_that_returns(self) -> None:
+        for _ in range(3):
+            self._with_finally()
+
+    def _with_finally(self) -> None:
+        try:
+            time.sleep(LONG)
+        finally:
+            return  # noqa: B012
+
+    def callback_from_c(self) -> None:
+        class Slow:
+            def __del__(self) -> None:
+                busy()
+
+        Slow()  # what its finalizer raises is printed and lost
+        busy()
+
+    def callback_of_an_event_loop(self) -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)
+        loop.call_soon(busy)
+        loop.call_soon(busy)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "swallow", ["bare_except", "finally_that_returns", "callback_from_c", "callback_of_an_event_loop"]
+)
+def test_a_function_that_swallows_the_interruption_is_interrupted_again(swallow: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(Expired):
+        run_within(SOON, getattr(Swallowing(), swallow))
+    assert time.monotonic() - started < LONG / 2
+
+
+def test_the_handling_of_an_interruption_gets_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def orderly() -> None:
+        try:
+            time.sleep(LONG)
+        finally:
+            try:
+                raise KeyError
+            except KeyError:
+                time.sleep(3 * interruption.AGAIN)
+            done.append("cleaned up")
+
+    with pytest.raises(Expired):
+        run_within(SOON, orderly)
+    assert done == ["cleaned up"]
+    monkeypatch.setattr(interruption, "CLEANUP", SOON)
+    with pytest.raises(Expired):
+        run_within(SOON, orderly)
+    assert done == ["cleaned up"]
+
+
+def test_an_exception_that_the_interrupted_function_raises_instead_is_the_cause() -> None:
+    def converts() -> None:
+        try:
+            time.sleep(LONG)
+        except BaseException as error:
+            raise KeyError("converted") from error
+
+    with pytest.raises(Expired) as caught:
+        run_within(SOON, converts)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(CallTimeoutError) as told:
+        Policy(timeout=SOON).apply(converts)()
+    assert isinstance(told.value.__cause__, KeyError)
+
+
+def test_an_interruption_in_an_exception_group_is_found() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(LONG))
+            group.create_task(spin())
+
+    async def spin() -> None:
+        busy()
+
+    with pytest.raises(Expired):
+        run_within(SOON, lambda: asyncio.run(main()))
+
+
+def test_what_ends_the_program_is_not_converted() -> None:
+    def exits() -> None:
+        try:
+            time.sleep(LONG)
+        finally:
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        run_within(SOON, exits)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_nothing_is_raised_once_the_function_has_returned() -> None:
+    """Timeouts that expire about when the function ends: either way, nothing comes later."""
+    before = signal.getsignal(signal.SIGALRM)
+    outcomes = set()
+    for number in range(300):
+        seconds = 2e-4 + number * 1e-6
+
+        def function(until: float) -> str:
+            while time.monotonic() < until:
+                pass
+            return "returned"
+
+        try:
+            outcomes.add(run_within(seconds, function, time.monotonic() + 3.5e-4))
+        except Expired:
+            outcomes.add("expired")
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+        for _ in range(20):
+            pass
+    assert outcomes == {"returned", "expired"}
+
+
+def test_an_outer_timeout_leaves_no_slot_of_an_inner_function_taken() -> None:
+    """The outer function is interrupted anywhere, also between taking a slot and giving it back."""
+    policy = Policy(bulkhead=1, circuit_breaker=1000, rate_limit=1e6, timeout={"attempt": LONG})
+    inner = policy.apply(lambda: None)
+    bulkhead: Any = inner.binding.resolved().executors["bulkhead"]
+    inner()
+
+    def outer() -> None:
+        while True:
+            inner()
+
+    for number in range(100):
+        with pytest.raises(Expired):
+            run_within(1e-3 + number * 1e-6, outer)
+        assert bulkhead.running == 0
+
+
+def test_a_handler_that_the_function_installs_to_stay_stays() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+
+    def handler(*_: object) -> None: ...
+
+    try:
+        run_within(LONG, signal.signal, signal.SIGALRM, handler)
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_timeout_inside_an_alarm_of_the_functions_own() -> None:
+    """The function of a timeout sets an alarm of its own, under which another timeout runs."""
+    rung: list[float] = []
+
+    def function() -> None:
+        mine = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+        signal.setitimer(signal.ITIMER_REAL, 3 * SOON)
+        try:
+            with pytest.raises(Expired):
+                run_within(SOON, time.sleep, LONG)
+            time.sleep(4 * SOON)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, mine)
+
+    run_within(LONG, function)
+    assert len(rung) == 1
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_repeating_timer_of_the_program_goes_on() -> None:
+    rung: list[int] = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        with pytest.raises(Expired):
+            run_within(0.15, time.sleep, LONG)
+        during = len(rung)
+        assert during >= 3
+        until = time.monotonic() + LONG
+        while len(rung) <= during and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(rung) > during
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_handler_that_sets_its_timer_anew_does_not_stop_the_timeout() -> None:
+    rung: list[int] = []
+
+    def handler(*_: object) -> None:
+        rung.append(1)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(Expired):
+            run_within(0.15, time.sleep, LONG)
+        assert len(rung) >= 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_inside_a_running_event_loop_the_function_itself_is_interrupted() -> None:
+    ended = []
+
+    async def other() -> None:
+        await asyncio.sleep(2 * SOON)
+        ended.append("other")
+
+    async def main() -> None:
+        task = asyncio.create_task(other())
+        await asyncio.sleep(0)
+        with pytest.raises(Expired):
+            run_within(SOON, time.sleep, LONG)
+        await task
+
+    asyncio.run(main())
+    assert ended == ["other"]
 
 
 def test_an_outer_timer_and_handler_are_restored_and_fire_on_time() -> None:
@@ -179,8 +421,25 @@ def test_context_variables_reach_the_helper_thread() -> None:
     assert in_thread(caller) == "here"
 
 
+def test_context_variables_that_the_function_sets_come_back() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+    def fails() -> None:
+        variable.set("failed")
+        raise KeyError
+
+    def caller() -> list[str]:
+        run_within(LONG, variable.set, "set")
+        seen = [variable.get()]
+        with pytest.raises(KeyError):
+            run_within(LONG, fails)
+        return [*seen, variable.get()]
+
+    assert in_thread(caller) == ["set", "failed"]
+
+
 def test_the_number_of_abandoned_functions_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "MAX_ABANDONED", 0)
+    monkeypatch.setattr(helper_threads, "MAX_ABANDONED", 0)
     with pytest.raises(RejectedError, match="still running in their threads"):
         in_thread(lambda: run_within(LONG, int))
 

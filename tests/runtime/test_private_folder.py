@@ -53,3 +53,30 @@ def test_a_forked_child_has_one_of_its_own_and_leaves_that_of_its_parent() -> No
         """
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_threads_that_create_it_at_the_same_time_share_one() -> None:
+    done = run(
+        """
+        import tempfile, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from opero.runtime.private_folder import private_folder
+
+        class SlowDirectory(tempfile.TemporaryDirectory):
+            def __init__(self, *args, **kwargs):
+                threading.Event().wait(0.1)  # so that all threads have begun
+                super().__init__(*args, **kwargs)
+
+        tempfile.TemporaryDirectory = SlowDirectory
+        both = threading.Barrier(2)
+
+        def get(_):
+            both.wait()
+            return private_folder()
+
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(get, range(2))
+        assert first == second and first.exists(), (first, second)
+        """
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -27,7 +27,7 @@ import pytest
 import requests
 import structlog
 
-from opero import AllFailedError, opero, opmap
+from opero import AllFailedError, ErrorTracker, HealthMonitor, opero, opmap
 
 SPECIFICATION = Path(__file__).parents[3] / "shared" / "spec" / "best-practices.md"
 if not SPECIFICATION.exists():
@@ -120,7 +120,11 @@ def test_layered_architecture_serves_from_the_backup_key_and_degrades_gracefully
     assert [user["path"] for user in many] == ["/users/a", "/users/b", "/users/c", "/users/flaky"]
     assert board["status"] == "success"
     flaky = [held for _, path, held in Service.requests_seen if path == "/users/flaky"]
-    assert ["primary" in held for held in flaky] == [True, False, True, False]  # two rounds, each key once; then cached
+    assert ["primary" in held for held in flaky] == [
+        True,
+        False,
+        False,
+    ]  # the key that is denied is asked once; then cached
 
 
 @pytest.mark.parametrize(("environment", "retries"), [("production", 5), ("staging", 3), ("development", 1)])
@@ -185,6 +189,20 @@ def test_error_handling_sees_every_attempt_of_a_failed_call(service: str, caplog
     assert record["context"]["error_types"] == ["ConnectionError"] * 4
 
 
+def test_the_ready_error_tracker_takes_the_place_of_the_one_made_by_hand(service: str) -> None:
+    block = block_with("class ErrorTracker")
+    head, _, usage = block.partition("# Global error tracker")
+    imports = head.partition("class ErrorTracker")[0]
+    names = run(imports + usage, service, ErrorTracker=ErrorTracker)
+    assert names["robust_api_call"]("users", data={"a": 1}) == {"path": "/users", "name": "Ada"}
+    names["requests"] = None
+    for _ in range(11):
+        with pytest.raises(AttributeError):
+            names["robust_api_call"]("orders")
+    with pytest.raises(Exception, match="Circuit breaker active for robust_api_call"):
+        names["robust_api_call"]("orders")
+
+
 def test_health_monitor_reports_all_three_checks(service: str) -> None:
     names = run(block_with("class HealthMonitor"), service)
     report = asyncio.run(names["health_endpoint"]())
@@ -194,6 +212,18 @@ def test_health_monitor_reports_all_three_checks(service: str) -> None:
         "database": "healthy",
         "cache": "healthy",
     }
+
+
+def test_the_ready_health_monitor_takes_the_place_of_the_one_made_by_hand(service: str) -> None:
+    _, _, usage = block_with("class HealthMonitor").partition("# Global health monitor")
+    names = run(usage, service, HealthMonitor=HealthMonitor)
+    report = asyncio.run(names["health_endpoint"]())
+    assert report["status"] == "healthy"
+    assert [(name, each["status"], each["error_rate"]) for name, each in report["checks"].items()] == [
+        ("api", "healthy", 0.0),
+        ("database", "healthy", 0.0),
+        ("cache", "healthy", 0.0),
+    ]
 
 
 def production_block() -> dict[str, Any]:

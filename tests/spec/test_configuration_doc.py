@@ -58,3 +58,11 @@ def test_its_rules_name_every_field_that_the_codes_table_names() -> None:
     fields = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", table)) - {"circuit_breaker"}
     assert fields
     assert fields <= set(re.findall(r"`([a-z_]+)`", DOCUMENT)) | {"rate_limit"}
+
+
+def test_its_alerts_load(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [each for each in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL) if each.startswith("alerts:")]
+    files.write_text(block.replace("app.alerts:page", "os:getpid"), encoding="utf-8")
+    alerts = Registry.load(environ={"ALERT_URL": "https://hooks.example/x"}).configuration.alerts
+    assert list(alerts) == ["api-failing", "circuit-open", "outage"]
+    assert alerts["api-failing"].when.until == 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import yaml
 
 import opero
-from opero.observe.events import EVENTS
-from opero.observe.stats import Stats
+from opero.events import EVENTS, Event
+from opero.observe.counts import COUNTS, TABLES
+from opero.policies.hooks import HOOKS
 from opero.policies.policy import KINDS
-from opero.policies.types import format_duration
+from opero.policies.quantities import format_duration
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
 TITLES = {
+    "failures": "Kinds of failures",
     "retry": "Retry",
     "fallback": "Fallback",
     "timeout": "Timeout",
@@ -24,6 +27,8 @@ TITLES = {
     "rate_limit": "Rate limit",
     "bulkhead": "Bulkhead",
     "cache": "Cache",
+    "hooks": "Hooks",
+    "canary": "Canary",
     "parallel": "Parallel map",
 }
 
@@ -59,7 +64,13 @@ def test_the_tables_have_the_defaults() -> None:
                 assert written in ("", str(field.default).lower()), name
                 checked += written != ""
             elif isinstance(field.default, float | int):
-                assert written in (f"{field.default:g}", str(field.default), format_duration(field.default)), name
+                texts = (
+                    f"{field.default:g}",
+                    str(field.default),
+                    format_duration(field.default),
+                    f"{field.default:.0%}",
+                )
+                assert written in texts, name
                 checked += 1
             elif isinstance(field.default, str):
                 assert written == field.default, name
@@ -70,23 +81,37 @@ def test_the_tables_have_the_defaults() -> None:
 def test_it_names_every_error_count_and_event() -> None:
     errors = [each for each in dir(opero) if each.endswith("Error") and each != "RejectedError"]
     assert len(errors) >= 12
-    counts = [name for name in Stats.__slots__ if name not in ("executed", "_bare_since")]
-    for name in (*errors, *counts, "attempts", *EVENTS):
+    for name in (*errors, *COUNTS, *TABLES, "attempts", *EVENTS):
         assert f"`{name}`" in DOCUMENT, name
 
 
+def test_the_table_of_events_has_each_with_its_fields_in_their_order() -> None:
+    table = re.findall(r"^\| `([A-Z]\w+)`, `(\w+)` \| .*? \|(.*) \|$", section("Events"), re.MULTILINE)
+    found = {name: (kind, re.findall(r"`(\w+)`(?=[:,]|$)", listed.strip())) for kind, name, listed in table}
+    common = [each.name for each in fields(Event)]
+    assert found == {
+        name: (event.__name__, [each.name for each in fields(event) if each.name not in common])
+        for name, event in EVENTS.items()
+    }
+
+
 def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    (tmp_path / "base.yaml").write_text(text, encoding="utf-8")
-    policy: Any = opero.Registry.load(tmp_path, environ={})["api"]
-    assert (policy.cache.backend, policy.cache.tags) == ("redis", ("user:{user_id}",))
+    texts = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert len(texts) == 6
+    assert yaml.safe_load(texts[0])["policies"]["orders"].keys() == {"failures"}  # it names functions of an application
+    policies: list[Any] = []
+    (tmp_path / "base.yaml").write_text(texts.pop(), encoding="utf-8")
+    assert opero.Registry.load(tmp_path, environ={})["api"].canary.share == 0.05
+    (tmp_path / "base.yaml").write_text(texts.pop(), encoding="utf-8")
+    assert opero.Registry.load(tmp_path, environ={})["api"].rate_limit.shadow
+    hooks = yaml.safe_load(texts.pop())["policies"]["api"]["hooks"]  # they are in an application
+    assert hooks.keys() <= HOOKS.keys()
+    for text in texts[1:]:
+        (tmp_path / "base.yaml").write_text(text, encoding="utf-8")
+        policies.append(opero.Registry.load(tmp_path, environ={"API_KEY_1": "one", "API_KEY_2": "two"})["api"])
+    assert len(policies[0].fallback.values) == 2
+    assert (policies[1].cache.backend, policies[1].cache.tags) == ("redis", ("user:{user_id}",))
     assert yaml.safe_load(text)["policies"]["api"]["cache"]["stale_ttl"] == "6h"
-
-
-def test_its_anchors_exist() -> None:
-    titles = re.findall(r"^#+ (.*)$", DOCUMENT, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", DOCUMENT)) <= anchors
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL))

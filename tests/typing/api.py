@@ -20,6 +20,7 @@ from opero import (
     Clock,
     Failure,
     FallbackPolicy,
+    HooksPolicy,
     MapError,
     Mapped,
     ParallelPolicy,
@@ -37,6 +38,7 @@ from opero import (
     opmap,
     tune,
 )
+from opero.events import CacheFailed
 
 T = TypeVar("T")
 
@@ -103,7 +105,8 @@ assert_type(fetch.cache_info(), CacheInfo)
 assert_type(fetch.cache_info().size, int | None)
 fetch.cache_clear(tags=["urls"])
 assert_type(clear_cache("opero", tags="urls"), int)
-assert_type(on("cache_unavailable", lambda event: print(event.subject, event.error)), Callable[[], None])
+assert_type(on(CacheFailed, lambda event: print(event.cache, event.error)), Callable[[], None])
+assert_type(on("retry_scheduled", lambda event: print(event.delay), policy="api"), Callable[[], None])
 fetch.cache_clear()
 
 
@@ -412,6 +415,7 @@ def plain_lines(path: str) -> Iterator[str]:
 
 
 policy = Policy(retry=RetryPolicy(retries=5), timeout=TimeoutPolicy(total="10s"))
+RetryPolicy(jitter="equal"), RetryPolicy(jitter=False), Policy.from_options(jitter="none")
 assert_type(policy.apply(plain)("/", timeout=2), bytes)
 assert_type(policy.apply(plain).stats, Stats)
 assert_type(policy.apply(plain_lines)("/"), Iterator[str])
@@ -445,6 +449,8 @@ TimeoutPolicy(total=5, attempt="1s")
 CircuitBreakerPolicy(failure_rate=0.5, window="30s", slow_call="2s", ignore=[KeyError])
 BulkheadPolicy(max_concurrent=3, max_wait="1s", scope="function")
 FallbackPolicy(arg="api_key")
+FallbackPolicy(arg="api_key", values=["secret:KEY"], remember="5m", order="weighted", weights=[1.5])
+FallbackPolicy(arg="api_key", remember=False, order="round_robin")
 FallbackPolicy(function="app.module:backup")
 ParallelPolicy(mode="thread", workers=4, deadline="1h", max_memory="2GB")
 assert_type(RetryPolicy().min_delay, float)
@@ -475,3 +481,19 @@ with registry.override(api={"retry": {"retries": 0}}) as overridden, registry.wa
 async def bound_async() -> None:
     assert_type(await registry.bind(of_one_async, "api")("a"), int)
     assert_type(await registry.bind(of_one_async, "api", mapped=True)(["a"]), list[int])
+
+
+# Hooks: a handler knows its event
+
+
+@opero(retry=3, on_retry=lambda event: print(event.delay * 2), on_open=["app:page", lambda event: print(event.breaker)])
+def hooked(key: str) -> int:
+    return len(key)
+
+
+async def told(event: CacheFailed) -> None: ...
+
+
+HooksPolicy(on_cache_failed=told, on_success=lambda event: event.seconds, on_reject="app:count", on_wait=None)
+Policy(hooks={"on_retry": print})
+Policy.from_options(on_failure=lambda event: event.kind, hooks=False)

@@ -1,6 +1,7 @@
-"""User mistakes that type checkers must refuse: mypy's `warn_unused_ignores` makes every accepted one an error.
+"""User mistakes that type checkers must refuse.
 
-It is checked, and never run.
+It is checked, and never run. mypy's `warn_unused_ignores` and pyright's `reportUnnecessaryTypeIgnoreComment` make every
+one that is accepted an error.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from opero import (
+    Bound,
     BulkheadPolicy,
     CircuitBreakerPolicy,
     FallbackPolicy,
+    HooksPolicy,
     ParallelPolicy,
     Policy,
     RateLimitPolicy,
@@ -145,17 +148,44 @@ Policy(retry="often", cach=True)  # type: ignore[arg-type, call-arg]
 Policy.from_options(retris=3)  # type: ignore[call-arg]
 Policy().replace(retris=3)  # type: ignore[call-arg]
 RetryPolicy(retries=None)  # type: ignore[arg-type]
+RetryPolicy(jitter="some")  # type: ignore[arg-type]
 RetryPolicy(retry_on=3)  # type: ignore[arg-type]
 RetryPolicy(3)  # type: ignore[call-arg, arg-type]
 RateLimitPolicy()  # type: ignore[call-arg]
 BulkheadPolicy(max_concurent=3)  # type: ignore[call-arg]
 CircuitBreakerPolicy(scope="global")  # type: ignore[arg-type]
 FallbackPolicy(arg=["a"])  # type: ignore[arg-type]
+FallbackPolicy(arg="a", order="round-robin")  # type: ignore[arg-type]
+FallbackPolicy(arg="a", values=[3])  # type: ignore[list-item]
 ParallelPolicy(mode="threads")  # type: ignore[arg-type]
-RetryPolicy().retries = 5  # type: ignore[misc]
-Policy().retry = RetryPolicy()  # type: ignore[misc]
+
+HooksPolicy(on_retry=lambda event: event.seconds)  # type: ignore[attr-defined]
+opero(on_retries=print)  # type: ignore[call-overload]
 
 # What cannot be bound
 opero(3)  # type: ignore[call-overload]
 Policy().apply(3)  # type: ignore[arg-type]
 RetryPolicy().apply("fetch")  # type: ignore[arg-type]
+
+# Overrides with other signatures
+
+
+class OtherResult(Service):
+    def get(self, key: int) -> bytes:  # type: ignore[override]
+        return b""
+
+
+class NotAsync(Service):
+    @opero
+    async def get(self, key: int) -> str:  # type: ignore[override]
+        return ""
+
+
+class OtherParameter(Service):
+    @opero
+    def get(self, key: str) -> str:  # type: ignore[override]
+        return key
+
+
+# A plain function has no `.map`
+plain_for_bound: Bound[[str], bytes] = str.encode  # type: ignore[assignment]

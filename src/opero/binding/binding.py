@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opero.binding.invocation import unresolved
+from opero.binding.canary import build_with, main_of, migrate, put_in_force, rebuild_with
+from opero.binding.disabled import is_suspended, plain
+from opero.binding.first_call import first, unresolved
+from opero.binding.fit import check
 from opero.binding.late_policy import LatePolicy
-from opero.binding.pipeline import build, migrate_state
 from opero.binding.target import Target
-from opero.policies.policy import Policy
+from opero.config.declaration import name_in_config
+from opero.errors import ConfigError
+from opero.observe import logs as logs  # which reads OPERO_LOG_LEVEL: opero is used
+from opero.observe.stats import Stats
+from opero.runtime.forking import RenewedLock
+from opero.runtime.functions import refuse_awaitable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from opero.binding.invocation import Pipeline
+    from opero.binding.canary import Trial
+    from opero.binding.invocation import Entry, Pipeline
     from opero.binding.pipeline import ExecutorProvider
     from opero.config.declaration import Declaration
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
-    from opero.observe.stats import Stats
+    from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
     from opero.runtime.functions import FunctionKind
     from opero.values import Tuning
 
-__all__ = ["Binding"]
+CHECKED_BY_BUILDING = ("cache", "fallback", "rate_limit")
+"""Kinds of policy that may not fit a function in a way that only building its pipeline shows."""
+
+_changing = RenewedLock()
+"""Held while a binding changes its pipeline, which is quick and rare, so that one lock serves all."""
 
 
 class Binding:
@@ -46,9 +57,13 @@ class Binding:
         target: the function and its properties.
         declaration: as above; None if no registry knows of the function.
         pipeline: the layers of its calls.
+        direct_pipeline: see `opero.binding.invocation.PipelineHolder`.
+        entry: the function by which callers enter the pipeline; None if the function is only mapped.
         callable: the bound function.
+        is_checked: whether a call has shown that the function, if it is a sync one, returns no awaitable.
         own_policy: the policy that code states, if it names no profile; else None.
         tuning: the result of `tune`, if it was called.
+        canaries: profile → the counts of the calls that ran on it as a canary; None if there were none.
 
     Raises:
         ConfigError: the policy does not fit the function.
@@ -57,12 +72,16 @@ class Binding:
     __slots__ = (
         "__weakref__",
         "_ask",
-        "_lock",
+        "_behind",
         "_prepared",
         "_provider",
         "_resolve",
         "callable",
+        "canaries",
         "declaration",
+        "direct_pipeline",
+        "entry",
+        "is_checked",
         "own_policy",
         "pipeline",
         "target",
@@ -80,22 +99,36 @@ class Binding:
         provider: ExecutorProvider | None = None,
         stats: Stats | None = None,
     ) -> None:
-        self.target = Target.of(function, clock, stats)
+        name = name_in_config(function) if declaration is None else declaration.name
+        profile = "" if declaration is None else declaration.profile or ""
+        self.target = Target.of(function, clock, stats or Stats(name, profile))
+        profile = self.stats.policy
         self.declaration = declaration
         self.callable: Any = None
         self.tuning: Tuning | None = None
+        self.canaries: dict[str, Stats] | None = None
         self.own_policy = policy
+        self.entry: Entry | None = None
         self.pipeline: Pipeline
+        self.direct_pipeline: Pipeline
+        self.is_checked = self.target.kind != "sync"
+        self._behind: Pipeline | None = None  # what calls run on once the result of one has been checked
         self._provider = provider
-        self._lock = threading.RLock()
         self._ask = resolve
         self._resolve: Callable[[Binding], None] | None = resolve
-        # Built now even if the registry will be asked later, so that a policy that does not fit is reported at once.
-        self._prepared = build(self.target, policy, provider) if policy is not None else None
+        self._prepared: Pipeline | None = None
+        if policy is not None:
+            if resolve is None and policy.active("canary") is not None:
+                raise ConfigError(f"{self.target.name}: a canary names a profile; bind the function by its registry")
+            # A policy that does not fit is reported at once, even if the registry will be asked later.
+            if resolve is None or any(policy.active(kind) is not None for kind in CHECKED_BY_BUILDING):
+                self._prepared = self._build(policy, provider, None, profile)
+            else:
+                check(self.target, policy)
         if resolve is None and self._prepared is not None:
             self._enforce(self._prepared)
         else:
-            self.pipeline = unresolved(self.target, Policy(), self.resolved, None)
+            self._publish(unresolved(self, None))
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -118,6 +151,11 @@ class Binding:
         return self.target.stats
 
     @property
+    def all_stats(self) -> tuple[Stats, ...]:
+        """The counts of its calls, and those of the calls that ran on other profiles as canaries."""
+        return (self.stats,) if self.canaries is None else (self.stats, *self.canaries.copy().values())
+
+    @property
     def clock(self) -> Clock:
         """The source of time and randomness."""
         return self.target.clock
@@ -138,9 +176,9 @@ class Binding:
         return self._resolve is not None
 
     @property
-    def known_pipeline(self) -> Pipeline | None:
-        """The pipeline as far as it is known without asking a registry; None if it is not."""
-        return self._prepared if self.is_late else self.pipeline
+    def known_policy(self) -> Policy | None:
+        """The policy as far as it is known without asking a registry; None if it is not."""
+        return self.own_policy if self.is_late else self.pipeline.policy
 
     # The policy
 
@@ -160,7 +198,7 @@ class Binding:
         resolve = self._resolve
         if resolve is not None:
             resolve(self)
-        return self.pipeline
+        return main_of(self._behind or self.pipeline)
 
     def swap(self, policy: Policy) -> None:
         """Put another policy in force. Calls under way finish on the old one; counts continue.
@@ -169,36 +207,95 @@ class Binding:
             ConfigError: the policy does not fit the function; the old one stays in force.
         """
         self.enforce(self.prepare(policy))
+        if self._ask is None:
+            self.own_policy = policy
 
-    def prepare(self, policy: Policy, provider: ExecutorProvider | None = None) -> Pipeline:
+    def prepare(
+        self,
+        policy: Policy,
+        provider: ExecutorProvider | None = None,
+        profile: str | None = None,
+        trial: Trial | None = None,
+    ) -> Pipeline:
         """Build the pipeline of another policy, for `enforce`. Nothing changes yet.
 
         Args:
             policy: what should happen.
             provider: returns the executors that several functions share. Default: the binding's own.
+            profile: the name of the profile that the policy is from; "" if there is none. Default: that of before.
+            trial: the canary; None if there is none.
 
         Raises:
             ConfigError: the policy does not fit the function.
         """
         prepared = self._prepared
-        if provider is None and prepared is not None and prepared.policy == policy:
+        profile = self.stats.policy if profile is None else profile
+        is_prepared = prepared is not None and prepared.policy == policy and prepared.profile == profile
+        if prepared is not None and is_prepared and provider is None and trial is None:
             return prepared
-        return build(self.target, policy, provider or self._provider, self.pipeline)
+        return self._build(policy, provider or self._provider, self.pipeline, profile, trial)
+
+    def _build(
+        self,
+        policy: Policy,
+        provider: ExecutorProvider | None,
+        before: Pipeline | None,
+        profile: str,
+        trial: Trial | None = None,
+    ) -> Pipeline:
+        if is_suspended():
+            policy, trial = plain(policy), None
+        return build_with(self.target, policy, provider, before, profile, trial, self._canary_stats)
+
+    def _canary_stats(self, profile: str) -> Stats:
+        with _changing:
+            self.canaries = {} if self.canaries is None else self.canaries
+            return self.canaries.setdefault(profile, Stats(self.stats.function, profile))
 
     def settle(self, prepared: Pipeline) -> None:
         """Put in force what the first call resolved, unless another thread did so before."""
-        with self._lock:
+        with _changing:
             if self._resolve is not None:
                 self._enforce(prepared)
 
     def forget(self) -> None:
         """Ask the registry again at the next call; state continues from there."""
-        with self._lock:
-            self._resolve = self._ask
-            self.pipeline = unresolved(self.target, Policy(), self.resolved, self.pipeline)
-            self.stats.count_bare(False)
-            if self.callable is not None:
-                self.callable.policy = self.late_policy()
+        with _changing:
+            self._ask_again(self.pipeline)
+
+    def _ask_again(self, before: Pipeline | None) -> None:
+        self._resolve, self._behind = self._ask, None
+        self._publish(unresolved(self, before))
+        self.stats.count_bare(False)
+        if self.callable is not None:
+            self.callable.policy = self.late_policy()
+
+    def renew(self, clock: Clock | None = None) -> None:
+        """Begin anew, as if the function had just been bound: with new state, and if need be on another clock.
+
+        Raises:
+            ConfigError: what the function shares with others cannot be opened any more; nothing has changed.
+        """
+        with _changing:
+            before, self.target = self.target, replace(self.target, clock=clock or self.target.clock)
+            if self._ask is not None:
+                self._prepared = None
+                self._ask_again(None)
+            elif self.own_policy is not None:
+                try:
+                    renewed = self._build(self.own_policy, self._provider, None, self.stats.policy)
+                except BaseException:
+                    self.target = before
+                    raise
+                self._behind = None
+                self._enforce(renewed, migrates=False)
+
+    def replace_function(self, function: Callable[..., Any]) -> None:
+        """Call another function of the same kind and parameters from now on, under the same policy and state."""
+        with _changing:
+            self.target, self._prepared = replace(self.target, function=function), None
+            if self._resolve is None:
+                self._enforce(rebuild_with(self.target, self._behind or self.pipeline))
 
     def late_policy(self) -> LatePolicy:
         """Return a stand-in for the policy, resolved when something of it is used."""
@@ -206,16 +303,56 @@ class Binding:
 
     def enforce(self, prepared: Pipeline) -> None:
         """Put in force what `prepare` returned. State migrates as `opero.executors.state` says; this cannot fail."""
-        with self._lock:
+        with _changing:
             self._enforce(prepared)
 
-    def _enforce(self, pipeline: Pipeline) -> None:
-        held: Pipeline | None = getattr(self, "pipeline", None)
-        self.pipeline = pipeline if held is None else migrate_state(held, pipeline)
+    def _enforce(self, pipeline: Pipeline, *, migrates: bool = True) -> None:
+        held: Pipeline | None = getattr(self, "pipeline", None) if migrates else None
+        if held is not None:
+            pipeline = migrate(self.target, held, pipeline)
+        self._behind = None if self.is_checked else pipeline
+        self._publish(pipeline if self.is_checked else first(self, pipeline))
         self._resolve = self._prepared = None
-        self.stats.count_bare(pipeline.function is not None)
+        self.stats.policy = pipeline.profile
+        put_in_force(held, pipeline)
         if self.callable is not None:
             self.callable.policy = pipeline.policy
+
+    def begin_check(self) -> Pipeline:
+        """Have calls run directly while the first one is under way, as it may be recursive; return its pipeline."""
+        with _changing:
+            if self._behind is not None:
+                self._publish(self._behind)
+            return self.pipeline
+
+    def check_again(self) -> None:
+        """Have the next call checked: this one has shown nothing."""
+        with _changing:
+            if self._behind is not None:
+                self._publish(first(self, self._behind))
+
+    def accept(self, result: Any) -> None:
+        """Check the result of a first call; if it is one of a sync function, later calls need no check.
+
+        Raises:
+            ConfigError: the function returned an awaitable.
+        """
+        if self.is_checked:
+            return
+        refuse_awaitable(result, self.name)
+        with _changing:
+            self.is_checked = True
+            if self._behind is not None:
+                self._publish(self._behind)
+                self._behind = None
+
+    def _publish(self, pipeline: Pipeline) -> None:
+        """Have calls that begin from now on run on a pipeline."""
+        if not pipeline.is_exact:
+            self.direct_pipeline = pipeline
+        if self.entry is not None:
+            self.entry.use(is_exact=pipeline.is_exact)
+        self.pipeline = pipeline
 
     # State
 
@@ -231,7 +368,8 @@ class Binding:
 
     def __reduce__(self) -> Any:
         # Locks, queues and breakers do not travel: a copy in another process starts with its own.
-        return _restore, (self.function, self.policy, self.stats)
+        policy = self.policy.model_copy(update={"canary": None})  # it may be of no registry there
+        return _restore, (self.function, policy, self.stats)
 
     def __repr__(self) -> str:
         return f"<binding of {self.name} {'to an unresolved profile' if self.is_late else self.pipeline.policy}>"

@@ -1,16 +1,25 @@
-"""OPERO_ENABLED, which switches all policies of the process off."""
+"""OPERO_ENABLED, which switches all policies of the process off, and the same switch for tests."""
 
 from __future__ import annotations
 
-import os
-
-from opero.errors import ConfigError
 from opero.policies.policy import Policy
-
-__all__ = ["is_on", "plain"]
+from opero.runtime.environment_files import flag
 
 NAME = "OPERO_ENABLED"
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+_suspended = False
+
+
+def is_suspended() -> bool:
+    """Return whether a test has switched off all policies, until it switches them on again."""
+    return _suspended
+
+
+def suspend(*, suspended: bool) -> bool:
+    """Switch off or on the policies of all pipelines that are built from now on; return what was before."""
+    global _suspended  # one per process
+    before, _suspended = _suspended, suspended
+    return before
 
 
 def is_on() -> bool:
@@ -19,10 +28,7 @@ def is_on() -> bool:
     Raises:
         ConfigError: its value is neither true nor false.
     """
-    text = os.environ.get(NAME, os.environ.get(NAME.lower(), "true"))
-    if text.strip().lower() not in TRUE + FALSE:
-        raise ConfigError(f"{NAME}: {text!r} is invalid: use true or false")
-    return text.strip().lower() in TRUE
+    return flag(NAME, default=True)
 
 
 def plain(policy: Policy) -> Policy:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
-from opero.runtime.functions import full_name, kind_of
+from opero.runtime.functions import argument_of, full_name, kind_of, short_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opero.binding.target import Target
     from opero.policies.cache import CachePolicy
     from opero.policies.policy import Policy
 
-__all__ = ["check", "check_arguments", "check_fit"]
+
+AWAITED = {
+    "retry": ("retry_on", "retry_if_result"),
+    "circuit_breaker": ("trip_on", "ignore"),
+    "fallback": ("on",),
+    "cache": ("cache_if", "key", "ttl"),
+    "rate_limit": ("cost",),
+}
+"""Fields that may be or contain a function of the user's, which is awaited if it and the bound function are async."""
+NEVER_AWAITED = {"cache": ("errors",), "failures": ("classify",)}
+"""The same for functions that are called where nothing can wait."""
+
+TO_CHOOSE = "to choose a canary by"
 
 
 def check(target: Target, policy: Policy) -> None:
@@ -42,6 +55,41 @@ def check(target: Target, policy: Policy) -> None:
                 f"{target.name} is a sync function and cannot await its async fallback {full_name(fallback.function)}; "
                 "use a sync fallback"
             )
+    if fallback is not None and not fallback.function and fallback.has_result:
+        _check_default(fallback.default, target)
+    for fields, is_awaited in ((AWAITED, target.is_async), (NEVER_AWAITED, False)):
+        for kind, names in fields.items():
+            own = policy.active(kind)
+            for field in () if own is None else names:
+                _check_functions(getattr(own, field), f"{kind}.{field}", target, is_awaited=is_awaited)
+
+
+def _check_functions(value: Any, field: str, target: Target, *, is_awaited: bool) -> None:
+    """Check that the functions in the value of a field can be called, or awaited, where they are asked."""
+    for function in value if isinstance(value, tuple) else (value,):
+        if not callable(function) or isinstance(function, type) or kind_of(function) == "sync":
+            continue
+        is_async = kind_of(function) == "async"
+        if is_async and is_awaited:
+            continue
+        what = "async" if is_async else "a generator function"
+        why = "calling it does not give the value"
+        if is_async and not target.is_async:
+            why = "a sync function cannot await it"
+        raise ConfigError(
+            f"{target.name}: {field} is {full_name(function)}, which is {what}: {why}; use a sync function"
+        )
+
+
+def _check_default(default: Any, target: Target) -> None:
+    """Check that each call can have a copy of a fallback's default."""
+    try:
+        copy.deepcopy(default)
+    except Exception as error:
+        raise ConfigError(
+            f"{target.name}: each call gets a copy of fallback.default, and a {type(default).__name__} cannot be "
+            f"copied ({type(error).__name__}); use fallback.function, which makes a value for each call"
+        ) from error
 
 
 def check_fit(target: Target, policy: Policy) -> None:
@@ -76,13 +124,41 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
         ConfigError: the function lacks one of them.
     """
     function = getattr(function, "__func__", function)
-    name = (fields.get("fallback") or {}).get("arg")
+    fallback = fields.get("fallback") or {}
+    name = fallback.get("arg")
     cost = (fields.get("rate_limit") or {}).get("cost")
     if name is not None:
         from opero.executors.fallback import Alternatives
 
-        Alternatives(name, function)
+        Alternatives(name, function, values=fallback.get("values") or ())
+    by = (fields.get("canary") or {}).get("by")
+    if by is not None:
+        argument_of(function, by, TO_CHOOSE)
     if isinstance(cost, str) and ":" not in cost:
         from opero.executors.rate_limit import cost_function
 
         cost_function(cost, function)
+
+
+def check_own(policy: Policy | None, function: Any, fields: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Check what only fits a function's own policy: in a profile, it is for those of its functions that have a use.
+
+    Args:
+        policy: the function's own policy; None if it has a profile.
+        function: the function.
+        fields: its own options, as nested fields.
+
+    Raises:
+        ConfigError: something has no effect on the function.
+    """
+    timeout = fields.get("timeout") or {}
+    idle = timeout.get("idle") if timeout.get("enabled", True) else None
+    if policy is not None:
+        active = policy.active("timeout")
+        idle = None if active is None else active.idle
+    function = getattr(function, "__func__", function)
+    if idle is not None and not kind_of(function).endswith("generator"):
+        raise ConfigError(
+            f"{short_name(function)} is not a generator function: it has no items for timeout.idle to wait for; use "
+            "timeout.attempt or timeout.total"
+        )

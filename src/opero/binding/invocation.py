@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opero.executors.call import MISS
+from opero.binding.observed import observed, observed_async
+from opero.errors import FailedResponseError, RejectedError
+from opero.executors.call import MISS, Call
+from opero.failures.kinds import ORDINARY
+from opero.runtime.generated import ANY, Parameters, code
+from opero.runtime.tracebacks import trim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from opero.binding.target import Target
     from opero.executors.cache import CacheExecutor
-    from opero.executors.call import Call, Layer
+    from opero.executors.call import Layer
+    from opero.executors.classifier import Classifier
+    from opero.executors.responses import ResponseCheck
+    from opero.observe.hooks import Hooks
+    from opero.observe.receipts import CallReceipt
+    from opero.observe.stats import Stats
     from opero.policies.policy import Policy
-
-__all__ = ["Pipeline", "PipelineHolder", "calling", "failing", "innermost", "unresolved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +35,66 @@ class Pipeline:
         function: the function to call if no layer but an outermost retry surrounds it; else None.
         layer: the outermost layer, without an outermost retry.
         hit: returns a call's result if a memory cache has it, else `MISS`; None if there is no such cache.
-        call: makes the `Call` that layers pass on.
-        fail: handles an exception that came out of `function` or `layer`: retries, if retry is outermost.
+        fail: handles an exception that came out of `function` or `layer`: retries, if retry is outermost. It receives
+            the call that made the first attempt, if `layer` did.
         whole: all layers inside the cache, for a map, which reads and fills the cache itself.
+        stats: the counts of the function's calls.
         policy: the policy that it was built from.
+        profile: the name of the profile that it is from; "" if there is none.
         executors: kind of policy → its executor.
         own: the kinds whose state belongs to this function alone, among those that functions can share.
+        check: raises an exception for a result that is a failed response; None if responses are not looked at.
+        classifier: says of which kind failures are; None if no layer asks.
+        hooks: what is called with the function's events; None if there is nothing.
+        canary: the pipelines between which each call chooses, if there are two; what is above is of the first then.
+        is_exact: whether something else than the function receives the arguments as well, such as a cache's own key
+            function: they have to be passed on by position or name just as the caller did.
+        is_resolved: whether calls run on it; false if they only find another one to run on.
     """
 
     function: Callable[..., Any] | None
     layer: Layer
     hit: Callable[..., Any] | None
-    call: type[Call]
     fail: Callable[..., Any]
     whole: Layer
+    stats: Stats
     policy: Policy
     executors: Mapping[str, Any]
     own: frozenset[str]
+    profile: str = ""
+    check: ResponseCheck | None = None
+    classifier: Classifier | None = None
+    hooks: Hooks | None = None
+    canary: Canary | None = None
+    is_exact: bool = False
+    is_resolved: bool = True
 
-    def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def start(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Start a call: return its result, or for an async function an awaitable."""
-        return self.layer(self.call(), args, kwargs) if self.function is None else self.function(*args, **kwargs)
+        if self.function is not None:
+            return self.function(*args, **kwargs)
+        return self.layer(call, args, kwargs)
+
+    def checked(self, result: Any) -> Any:
+        """Return the result of `start`.
+
+        Raises:
+            FailedResponseError: it is a failed response, and no layer has looked at it.
+        """
+        if self.function is not None and self.check is not None and type(result) not in ORDINARY:
+            self.check(result)
+        return result
+
+    def stream_failed(self, error: Exception, receipt: CallReceipt | None = None) -> None:
+        """Count the failure of a generator that had begun to yield items, which looked like a success."""
+        if receipt is not None:
+            receipt._enter()
+        try:
+            self.stats.count_error(error, self.classifier)
+            self.stats.count_failure(error, classifier=self.classifier)
+        finally:
+            if receipt is not None:
+                receipt._leave()
 
     @property
     def cache(self) -> CacheExecutor | None:
@@ -54,151 +102,242 @@ class Pipeline:
         return self.executors.get("cache")
 
 
+class Canary(Protocol):
+    """See `opero.binding.canary`."""
+
+    @property
+    def trial(self) -> Any: ...
+    @property
+    def main(self) -> Pipeline: ...
+    @property
+    def other(self) -> Pipeline: ...
+
+
 class PipelineHolder(Protocol):
-    """Holds the pipeline that is in force; each call reads it once."""
+    """Holds the pipeline that is in force; each call reads it once.
+
+    Attributes:
+        pipeline: the pipeline in force.
+        direct_pipeline: the last one in force that was not exact, on which calls that began before finish.
+    """
 
     @property
     def pipeline(self) -> Pipeline: ...
+    @property
+    def direct_pipeline(self) -> Pipeline: ...
 
 
-def calling(target: Target, holder: PipelineHolder) -> Callable[..., Any]:
-    """Return a function of the target's own kind that calls it through the holder's pipeline.
+CALL = """
+{async_}def generated({parameters}):
+    _calls = stats.calls + 1
+    stats.calls = _calls
+    _pipeline = holder.{pipeline}
+    if _calls >= stats.sample_at and _pipeline.is_resolved:
+        return {await_}observed{suffix}(_pipeline, {args}, {kwargs})
+    try:
+        _function = _pipeline.function
+        if _function is not None:
+            _result = {await_}_function({call})
+            if type(_result) is stats.ordinary:
+                return _result
+            _type = type(_result)
+            if _type in ORDINARY:
+                stats.ordinary = _type
+                return _result
+            _check = _pipeline.check
+            if _check is not None and not (_type is dict and "ResponseMetadata" not in _result):
+                _check(_result)
+            return _result
+        _hit = _pipeline.hit
+        if _hit is not None:
+            _found = _hit({call})
+            if _found is not MISS:
+                return _found
+        _call = Call()
+        _call.stats = stats
+        return {await_}_pipeline.layer(_call, {args}, {kwargs})
+    except Exception as _error:
+        _call = None if _function is not None or _hit is not None else _call
+        return {await_}_pipeline.fail(_error, {args}, {kwargs}, _call)
+"""
+"""What a bound function does. A success costs little more than a call of the bare function."""
+OUTER = ("holder", "stats")
+"""The names in it that differ from function to function."""
+NAMESPACE = {
+    "__name__": __name__,
+    "MISS": MISS,
+    "ORDINARY": ORDINARY,
+    "Call": Call,
+    "observed": observed,
+    "observed_async": observed_async,
+}
+"""The other names in it."""
 
-    A success costs little more than a call of the bare function.
+
+class Entry:
+    """The function by which callers enter a pipeline.
+
+    It has the parameters of the user's function, so that no argument is packed or unpacked. But then it passes by
+    position what can be passed so, and defaults like other values; where something else than the function receives the
+    arguments as well (`Pipeline.is_exact`), they have to be passed on as they came. So it has two codes, of which one
+    is in force.
+
+    Args:
+        target: the user's function.
+        holder: holds the pipeline.
+        is_exact: whether arguments have to be passed on as they come.
+
+    Attributes:
+        function: what callers call; of the same kind as the user's function.
     """
-    stats = target.stats
 
-    def bound(*args: Any, **kwargs: Any) -> Any:
-        stats.calls += 1
-        pipeline = holder.pipeline
-        try:
-            function = pipeline.function
-            if function is not None:
-                return function(*args, **kwargs)
-            hit = pipeline.hit
-            if hit is not None:
-                found = hit(*args, **kwargs) if kwargs else hit(*args)  # unpacking empty keywords takes time
-                if found is not MISS:
-                    return found
-            return pipeline.layer(pipeline.call(), args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return pipeline.fail(error, args, kwargs)
+    __slots__ = ("_direct", "_target", "function")
 
-    async def bound_async(*args: Any, **kwargs: Any) -> Any:
-        stats.calls += 1
-        pipeline = holder.pipeline
-        try:
-            function = pipeline.function
-            if function is not None:
-                return await function(*args, **kwargs)
-            hit = pipeline.hit
-            if hit is not None:
-                found = hit(*args, **kwargs) if kwargs else hit(*args)
-                if found is not MISS:
-                    return found
-            return await pipeline.layer(pipeline.call(), args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return await pipeline.fail(error, args, kwargs)
+    def __init__(self, target: Target, holder: PipelineHolder, *, is_exact: bool) -> None:
+        values = {"stats": target.stats, "holder": holder}
+        exact = _exact(is_async=target.is_async)
+        self._target = target
+        self._direct: CodeType | None = None
+        self.function: Any = FunctionType(
+            exact, NAMESPACE, exact.co_name, None, tuple([CellType(values[name]) for name in exact.co_freevars])
+        )
+        if target.kind in ("generator", "async_generator"):
+            from opero.runtime.generators import relaying, relaying_async
 
-    if target.kind in ("generator", "async_generator"):
-        from opero.runtime.generators import relaying, relaying_async
+            def on_failure(error: Exception, receipt: Any) -> None:
+                holder.pipeline.stream_failed(error, receipt)  # the pipeline of then
 
-        return relaying(bound) if target.kind == "generator" else relaying_async(bound_async)
-    return bound_async if target.kind == "async" else bound
+            relay: Any = relaying if target.kind == "generator" else relaying_async
+            self.function = relay(self.function, on_failure)
+        elif not is_exact:
+            self.use(is_exact=False)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the function has the parameters of the user's function now."""
+        return self._direct is not None and self.function.__code__ is self._direct
+
+    def use(self, *, is_exact: bool) -> None:
+        """Pass on the arguments of later calls as they come, or not."""
+        target, function = self._target, self.function
+        if type(target.function) is not FunctionType or target.kind not in ("sync", "async"):
+            return
+        if is_exact:
+            if self._direct is not None:
+                function.__code__ = _exact(is_async=target.is_async)
+            return
+        if self._direct is None:
+            parameters = Parameters.of(target.function)
+            # The other code, which has no parameters but `*args` and `**kwargs`, ignores defaults.
+            function.__defaults__, function.__kwdefaults__ = parameters.defaults, parameters.keyword_defaults
+            self._direct = code(
+                CALL, parameters, OUTER, pipeline="direct_pipeline", **_keywords(is_async=target.is_async)
+            )
+        function.__code__ = self._direct
 
 
-def innermost(target: Target, function: Callable[..., Any]) -> Layer:
-    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is."""
+def _keywords(*, is_async: bool) -> dict[str, str]:
+    if is_async:
+        return {"async_": "async ", "await_": "await ", "suffix": "_async"}
+    return {"async_": "", "await_": "", "suffix": ""}
+
+
+@functools.cache
+def _exact(*, is_async: bool) -> CodeType:
+    return code(CALL, ANY, OUTER, pipeline="pipeline", **_keywords(is_async=is_async))
+
+
+def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any], None] | None) -> Layer:
+    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is, unless what
+    it returns is to be checked."""
     stats = target.stats
 
     def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         stats.executed += 1
         return function(*args, **kwargs)
 
-    return invoke
+    if check is None:
+        return invoke
+
+    def invoke_checked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        stats.executed += 1
+        result = function(*args, **kwargs)
+        if type(result) not in ORDINARY:
+            check(result)
+        return result
+
+    async def invoke_checked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        stats.executed += 1
+        result = await function(*args, **kwargs)
+        if type(result) not in ORDINARY:
+            check(result)
+        return result
+
+    return invoke_checked_async if target.is_async else invoke_checked
 
 
-def failing(target: Target, recover: Callable[..., Any] | None, attempt: Layer, *, counts: bool) -> Callable[..., Any]:
+def failing(
+    target: Target, recover: Callable[..., Any] | None, attempt: Layer, classifier: Any = None, *, counts: bool
+) -> Callable[..., Any]:
     """Return the handler of exceptions that come out of the layers.
 
     Args:
         target: the function.
         recover: makes further attempts, if retry is outermost; else None.
         attempt: the layers of one attempt.
-        counts: whether the error of a failed attempt is counted here, as no layer counts it.
+        counts: whether the error of a failed attempt is counted here, as no layer counts it. One of an attempt that a
+            layer has rejected is not.
+        classifier: says of which kind failures are. Default: their shape does.
     """
-    stats, new_call = target.stats, target.call
+    stats = target.stats
 
     # An exception's traceback refers to the frames it came through. None of them may keep a reference to the exception.
+    # A bare `raise` does not add this frame to the traceback again.
 
-    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if target.is_async:
+
+        async def fail_async(
+            error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Call | None
+        ) -> Any:
+            try:
+                if recover is not None:
+                    if call is None:
+                        call = Call()
+                        call.stats = stats
+                    return await recover(attempt, call, args, kwargs, error)
+                if counts and not isinstance(error, RejectedError):
+                    stats.count_error(error, classifier, call)
+                raise error
+            except FailedResponseError as failed:
+                stats.count_failure(failed, call, classifier)
+                return failed.result
+            except BaseException as raised:
+                stats.count_failure(raised, call, classifier)
+                trim(raised)
+                raise
+            finally:
+                del error
+
+        return fail_async
+
+    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Call | None) -> Any:
         try:
             if recover is not None:
-                return recover(attempt, new_call(), args, kwargs, error)
-            if counts:
-                stats.count_error(error)
+                if call is None:
+                    call = Call()
+                    call.stats = stats
+                return recover(attempt, call, args, kwargs, error)
+            if counts and not isinstance(error, RejectedError):
+                stats.count_error(error, classifier, call)
             raise error
-        except BaseException:
-            stats.failures += 1
+        except FailedResponseError as failed:
+            stats.count_failure(failed, call, classifier)
+            return failed.result
+        except BaseException as raised:
+            stats.count_failure(raised, call, classifier)
+            trim(raised)
             raise
         finally:
             del error
 
-    async def fail_async(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        try:
-            if recover is not None:
-                return await recover(attempt, new_call(), args, kwargs, error)
-            if counts:
-                stats.count_error(error)
-            raise error
-        except BaseException:
-            stats.failures += 1
-            raise
-        finally:
-            del error
-
-    return fail_async if target.is_async else fail
-
-
-def unresolved(target: Target, policy: Policy, resolve: Callable[[], Pipeline], before: Pipeline | None) -> Pipeline:
-    """Build a pipeline whose first call resolves the real one, and runs on that from beginning to end.
-
-    Args:
-        target: the function.
-        policy: a policy without any layer.
-        resolve: returns the real pipeline.
-        before: the pipeline whose state is to continue, or None.
-    """
-
-    def resolve_and_call(*args: Any, **kwargs: Any) -> Any:
-        pipeline = resolve()
-        target.stats.executed += pipeline.function is not None  # this call began before calls counted as attempts
-        try:
-            return pipeline.start(args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return pipeline.fail(error, args, kwargs)
-
-    async def resolve_and_call_async(*args: Any, **kwargs: Any) -> Any:
-        pipeline = resolve()
-        target.stats.executed += pipeline.function is not None  # as above
-        try:
-            return await pipeline.start(args, kwargs)
-        except Exception as error:  # noqa: BLE001  # decided in fail
-            return await pipeline.fail(error, args, kwargs)
-
-    def fail(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        raise error
-
-    function = resolve_and_call_async if target.is_async else resolve_and_call
-    layer = innermost(target, function)
-    return Pipeline(
-        function=function,
-        layer=layer,
-        hit=None,
-        call=target.call,
-        fail=fail,
-        whole=layer,
-        policy=policy,
-        executors={} if before is None else before.executors,
-        own=frozenset() if before is None else before.own,
-    )
+    return fail

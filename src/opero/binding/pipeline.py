@@ -14,21 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from opero.binding.fit import check
 from opero.binding.invocation import Pipeline, failing, innermost
+from opero.binding.observed import attempt_wrappers
+from opero.runtime.functions import is_async_function
 
 if TYPE_CHECKING:
     from opero.binding.target import Target
+    from opero.executors.cache import CacheExecutor
     from opero.executors.call import Layer
+    from opero.executors.responses import ResponseCheck
+    from opero.observe.hooks import Hooks
+    from opero.policies.fallback import FallbackPolicy
     from opero.policies.policy import Policy
+    from opero.policies.retry import RetryPolicy
+    from opero.runtime.clock import Clock
 
-__all__ = ["ExecutorProvider", "build", "migrate_state"]
-
-ExecutorProvider = Callable[[str, Any, Callable[..., Any]], Any]
-"""Returns the executor for a kind and a policy: one that functions share, or what the given factory makes. Called with
+ExecutorProvider = Callable[[Any, "Clock", Callable[..., Any]], Any]
+"""Returns the executor for a policy and a clock: one that functions share, or what the given factory makes. Called with
 a name, the factory makes an executor to be shared under that name; called without, one for this function alone."""
 
 
 def build(
-    target: Target, policy: Policy, provider: ExecutorProvider | None = None, before: Pipeline | None = None
+    target: Target,
+    policy: Policy,
+    provider: ExecutorProvider | None = None,
+    before: Pipeline | None = None,
+    profile: str = "",
+    shared_cache: CacheExecutor | None = None,
 ) -> Pipeline:
     """Build the pipeline of a function under a policy.
 
@@ -37,15 +48,19 @@ def build(
         policy: what should happen around it.
         provider: returns the executors that functions share. Default: the function has its own.
         before: the pipeline that this one may replace. Executors whose policies are equal are kept.
+        profile: the name of the profile that the policy is from; "" if there is none.
+        shared_cache: the function's cache, if another pipeline has it as well. Default: a new one, or that of `before`.
 
     Raises:
         ConfigError: the policy does not fit the function.
     """
     check(target, policy)
     own: set[str] = set()
-    executors = _executors(target, policy, provider, before, own)
+    classifier = _classifier(policy)
+    executors = _executors(target, policy, classifier, provider, before, own, profile, shared_cache)
     function = _starting(target)
-    core = innermost(target, function)
+    check_response = _response_check(target, policy)
+    core = innermost(target, function, check_response)
 
     def around(layer: Layer, *kinds: str) -> Layer:
         """Wrap the layer in those of these kinds that exist; the last is the outermost."""
@@ -55,27 +70,59 @@ def build(
                 layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
         return layer
 
-    attempt = around(core, "timeout", "bulkhead", "rate_limit", "circuit_breaker")
-    retried = around(attempt, "retry")
+    attempt = around(core, "timeout", "bulkhead", "rate_limit")
+    if target.is_async and (conditions := _async_conditions(policy)):
+        from opero.executors.awaited import asking
+
+        attempt = asking(attempt, conditions, target.clock, classifier)
+    if "circuit_breaker" in executors:
+        breaker, by_round = executors["circuit_breaker"], "retry" in executors and executors["retry"].prepares
+        wrap = breaker.wrap_async if target.is_async else breaker.wrap
+        attempt = wrap(attempt, classifier, by_round=by_round)
+    if attempt is core and "retry" in executors and not target.is_async:
+        retried = executors["retry"].wrap(core, function, check_response)
+    else:
+        retried = around(attempt, "retry")
+    retried = around(retried, "shadow_retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
     whole = around(timed, "fallback")
+    cache = policy.active("cache")
+    if target.is_async and cache is not None and any(map(is_async_function, (cache.cache_if, cache.ttl))):
+        from opero.executors.awaited import keeping
+
+        whole = keeping(whole, cache, executors["cache"].retention.keeps_error, target.name)
     cached = around(whole, "cache")
     # If retry is outermost and its first attempt needs no preparation, the bound function itself makes that attempt.
-    fused = cached is retried and retried is not attempt and not executors["retry"].prepares
+    may_fuse = "retry" in executors and "shadow_retry" not in executors and not executors["retry"].prepares
+    fused = cached is retried and may_fuse
     layer = attempt if fused else cached
     recover = (executors["retry"].recover_async if target.is_async else executors["retry"].recover) if fused else None
     return Pipeline(
         function=function if layer is core else None,
         layer=layer,
         hit=executors["cache"].hit if "cache" in executors else None,
-        call=target.call,
-        fail=failing(target, recover, attempt, counts="retry" not in executors and "fallback" not in executors),
+        fail=failing(target, recover, attempt, classifier, counts=executors.keys().isdisjoint(("retry", "fallback"))),
         whole=whole,
+        stats=target.stats,
         policy=policy,
+        profile=profile,
         executors=executors,
         own=frozenset(own),
+        check=check_response,
+        classifier=classifier,
+        hooks=_hooks(target, policy, profile),
+        is_exact=_passes_arguments(policy),
     )
+
+
+def rebuild(target: Target, before: Pipeline) -> Pipeline:
+    """Build the pipeline of a target whose function is another one now, with the policy and executors of before."""
+
+    def keep(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
+        return make() if policy.kind in before.own else _limit(before, policy.kind)
+
+    return build(target, before.policy, keep, before, before.profile)
 
 
 def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
@@ -83,23 +130,89 @@ def migrate_state(old: Pipeline, new: Pipeline) -> Pipeline:
 
     The state that functions share is migrated by its owner, the registry.
     """
-    for kind in new.own & old.own:
-        successor, predecessor = _limit(new, kind), _limit(old, kind)
-        if successor is not predecessor:
-            successor.migrate_from(predecessor)
+    migrate_limits(old, new)
     if new.cache is not None and old.cache is not None and new.cache is not old.cache:
         new.cache.migrate_from(old.cache)
         new = replace(new, hit=new.cache.hit)
     return new
 
 
+def migrate_limits(old: Pipeline, new: Pipeline) -> None:
+    """Move the state of a pipeline's own limits and fallback values to the one that replaces it."""
+    for kind in new.own & old.own:
+        successor, predecessor = _limit(new, kind), _limit(old, kind)
+        if successor is not predecessor:
+            successor.migrate_from(predecessor)
+
+
+LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache")
+"""Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
+
+
+def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
+    hooks = policy.active("hooks")
+    handlers = None if hooks is None else hooks.handlers()
+    if not handlers:
+        return None
+    from opero.observe.hooks import Hooks
+
+    return Hooks(handlers, target.stats.function, profile)
+
+
+def _classifier(policy: Policy) -> Any:
+    """Return what says of which kind failures are; None if no layer needs to know."""
+    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+        return None
+    from opero.executors.classifier import Classifier
+
+    return Classifier.of(policy.active("failures"))
+
+
+def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
+    """Return what finds failed responses among results; None if no layer is interested, or the function has none."""
+    failures = policy.active("failures")
+    if "generator" in target.kind or (failures is not None and not failures.responses):
+        return None
+    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+        return None
+    from opero.executors.responses import ResponseCheck
+
+    return ResponseCheck(target.name, () if failures is None else failures.stated())
+
+
+CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))
+
+
+def _async_conditions(policy: Policy) -> list[Callable[[Exception], Any]]:
+    """Return the async functions that decide about failures."""
+    conditions = [each for kind, field in CONDITIONS for each in getattr(policy.active(kind), field, ())]
+    return list(dict.fromkeys(each for each in conditions if not isinstance(each, type) and is_async_function(each)))
+
+
+def _passes_arguments(policy: Policy) -> bool:
+    """Return whether a policy has a function of the user's that receives the arguments of calls."""
+    cache, fallback, rate_limit = policy.active("cache"), policy.active("fallback"), policy.active("rate_limit")
+    return (
+        (cache is not None and cache.key is not None)
+        or (fallback is not None and fallback.function is not None)
+        or (rate_limit is not None and callable(rate_limit.cost))
+    )
+
+
 def _limit(pipeline: Pipeline, kind: str) -> Any:
-    executor = pipeline.executors[kind]
+    executor = pipeline.executors["values" if kind == "fallback" else kind]
     return executor.limiter if kind == "rate_limit" else executor
 
 
 def _executors(
-    target: Target, policy: Policy, provider: ExecutorProvider | None, before: Pipeline | None, own: set[str]
+    target: Target,
+    policy: Policy,
+    classifier: Any,
+    provider: ExecutorProvider | None,
+    before: Pipeline | None,
+    own: set[str],
+    profile: str,
+    shared_cache: CacheExecutor | None,
 ) -> dict[str, Any]:
     """Make an executor for each policy that is set; an executor's module is loaded only then.
 
@@ -111,17 +224,26 @@ def _executors(
     def shareable(policy: Any, executor: Callable[[Any, Any, str], Any]) -> Any:
         def make(shared_name: str | None = None) -> Any:
             if shared_name is not None:
-                return executor(policy, clock, shared_name)
+                made = executor(policy, clock, shared_name)
+                made.origin = {"policy": shared_name}
+                return made
             own.add(policy.kind)
             kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
-            return kept if kept is not None and kept.policy == policy else executor(policy, clock, name)
+            made = kept if kept is not None and kept.policy == policy else executor(policy, clock, name)
+            made.origin = {"function": target.stats.function, "policy": profile}
+            return made
 
-        return make() if provider is None else provider(policy.kind, policy, make)
+        return make() if provider is None else provider(policy, clock, make)
 
-    if timeout := policy.active("timeout"):
+    timeout = policy.active("timeout")
+    if timeout and timeout.shadow:
+        from opero.executors.shadow import ShadowTimeout
+
+        executors["timeout"] = ShadowTimeout(timeout, clock, name, is_stream=target.is_stream, is_async=target.is_async)
+    elif timeout:
         from opero.executors.timeout import TimeoutExecutor
 
-        executors["timeout"] = TimeoutExecutor(timeout, clock, name)
+        executors["timeout"] = TimeoutExecutor(timeout, clock, name, is_stream=target.is_stream)
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
@@ -135,40 +257,84 @@ def _executors(
 
         executors["circuit_breaker"] = shareable(circuit_breaker, CircuitBreakerExecutor)
     fallback = policy.active("fallback")
-    retry = policy.active("retry")
-    if retry or (fallback and fallback.arg):
-        from opero.executors.fallback import Alternatives
-        from opero.executors.retry import RetryExecutor
-        from opero.policies.retry import RetryPolicy
+    retry, watched = policy.in_force("retry"), policy.active("retry")
+    one_shot = None
+    if retry or fallback:
+        from opero.executors.one_shot import OneShotArguments
 
-        alternatives = Alternatives(fallback.arg, target.function) if fallback and fallback.arg else None
-        executors["retry"] = RetryExecutor(retry or RetryPolicy(retries=0), clock, name, alternatives)
+        one_shot = OneShotArguments(target.function, is_method=target.is_method)
+    if retry or (fallback and fallback.arg):
+        executors.update(_retrying(target, retry, fallback, classifier, shareable, one_shot))
+    if watched and watched.shadow:
+        from opero.executors.retry import RetryExecutor
+        from opero.executors.shadow import ShadowRetry
+
+        executors["shadow_retry"] = ShadowRetry(RetryExecutor(watched, clock, name, classifier))
     if fallback and fallback.has_result:
         from opero.executors.fallback import FallbackExecutor
 
         executors["fallback"] = FallbackExecutor(
-            fallback, name, _conversion(target), counts_errors="retry" not in executors
+            fallback,
+            name,
+            classifier,
+            _conversion(target),
+            counts_errors="retry" not in executors,
+            one_shot=one_shot,
         )
     if cache := policy.active("cache"):
         from opero.executors.cache import CacheExecutor
 
         kept = before.cache if before is not None else None
-        if kept is not None and kept.policy == cache:  # its contents outlive a change of the other policies
+        # Its contents outlive a change of the other policies.
+        if shared_cache is not None:
+            executors["cache"] = shared_cache
+        elif kept is not None and kept.policy == cache and kept.classifier is classifier:
             executors["cache"] = kept
         else:
             executors["cache"] = CacheExecutor(
-                cache, clock, target.function, target.stats, is_method=target.is_method, before=kept
+                cache, clock, target.function, target.stats, classifier, is_method=target.is_method, before=kept
             )
     return executors
+
+
+def _retrying(
+    target: Target,
+    retry: RetryPolicy | None,
+    fallback: FallbackPolicy | None,
+    classifier: Any,
+    shareable: Callable[[Any, Any], Any],
+    one_shot: Any,
+) -> dict[str, Any]:
+    """Make the executor that runs the attempts, and the memory of the values among which they choose, if any."""
+    from opero.executors.retry import RetryExecutor
+    from opero.policies.retry import RetryPolicy
+
+    clock, name, retry = target.clock, target.name, retry or RetryPolicy(retries=0)
+    if fallback is None or not fallback.arg:
+        return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot)}
+    from opero.executors.fallback import Alternatives
+
+    alternatives = Alternatives(fallback.arg, target.function, fallback.on, classifier, fallback.values)
+    if not fallback.has_memory:
+        return {"retry": RetryExecutor(retry, clock, name, classifier, alternatives, one_shot)}
+    from opero.executors.value_memory import ValueMemory
+    from opero.executors.values import ValuesRetryExecutor
+
+    memory = shareable(fallback, ValueMemory)
+    executor = ValuesRetryExecutor(retry, clock, name, classifier, alternatives, memory, one_shot)
+    return {"retry": executor, "values": memory}
 
 
 def _starting(target: Target) -> Callable[..., Any]:
     """Return the function; for a generator function, the function that starts it."""
     from opero.runtime.generators import start, start_async
 
-    if target.kind == "generator":
-        return start(target.function)
-    return start_async(target.function) if target.kind == "async_generator" else target.function
+    starting: Callable[..., Any] = target.function
+    if target.is_stream:
+        starting = start_async(starting) if target.is_async else start(starting)
+    for each in attempt_wrappers:
+        starting = each(target, starting)
+    return starting
 
 
 def _conversion(target: Target) -> Callable[[Any], Any] | None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.executors.call import Call
 from opero.observe.stats import Stats
-from opero.runtime.clock import SYSTEM
+from opero.runtime.clock import default_clock
 from opero.runtime.functions import is_method, kind_of, short_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.runtime.clock import Clock
     from opero.runtime.functions import FunctionKind
-
-__all__ = ["Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,6 @@ class Target:
         name: its qualified name, for messages.
         clock: the source of time and randomness.
         stats: the counts of its calls; they outlive every change of the policy.
-        call: the class of its calls, which count in `stats`.
     """
 
     function: Callable[..., Any]
@@ -39,7 +34,6 @@ class Target:
     name: str
     clock: Clock
     stats: Stats
-    call: type[Call]
 
     @classmethod
     def of(cls, function: Callable[..., Any], clock: Clock | None = None, stats: Stats | None = None) -> Target:
@@ -47,7 +41,7 @@ class Target:
 
         Args:
             function: any callable.
-            clock: the source of time and randomness. Default: the system's.
+            clock: the source of time and randomness. Default: that of the process.
             stats: counts to continue. Default: new ones.
         """
         stats = stats or Stats()
@@ -56,12 +50,16 @@ class Target:
             kind_of(function),
             is_method(function),
             short_name(function),
-            clock or SYSTEM,
+            clock or default_clock(),
             stats,
-            Call.of(stats),
         )
 
     @property
     def is_async(self) -> bool:
         """Whether its attempts are awaited."""
         return self.kind in ("async", "async_generator")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it yields items one by one."""
+        return self.kind in ("generator", "async_generator")

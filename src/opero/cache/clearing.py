@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection
+from typing import Protocol
 
 from opero.runtime.forking import RenewedLock
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["Clearable", "clear_cache", "forgo", "register"]
 
 
 class Clearable(Protocol):

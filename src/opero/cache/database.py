@@ -8,19 +8,17 @@ import sqlite3
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from opero.observe.logs import logger
 from opero.runtime.byte_locks import Locks, Mutex
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.forking import RenewedLock, at_fork
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-__all__ = ["Database"]
 
 FILE, LOCKS = "opero.sqlite3", "opero.locks"
 TABLE = """
@@ -28,6 +26,9 @@ CREATE TABLE IF NOT EXISTS entries
     (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, value BLOB NOT NULL, expires REAL);
 CREATE INDEX IF NOT EXISTS by_expiry ON entries (expires) WHERE expires IS NOT NULL;
 """
+MOST_LOG = 16 << 20
+"""Bytes of the write-ahead log from which on a writer empties it. SQLite itself does so only without readers."""
+LOG_KEPT = 4 << 20
 SETUP_TIMEOUT = 5.0
 """Seconds for creating a new file, which many processes may try at once, and for operations to end before a fork."""
 
@@ -68,10 +69,10 @@ class Database:
         setup_timeout = max(timeout, SETUP_TIMEOUT)
         try:
             self._idle.append(self._connect(setup_timeout))
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "No write permission", str(directory)) from error
-            if not _is_damage(error):
+            if isinstance(error, OSError) or not _is_damage(error):
                 raise
             self._replace_damaged(error)
             self._idle.append(self._connect(setup_timeout))
@@ -106,6 +107,12 @@ class Database:
             return result.rowcount if isinstance(result, sqlite3.Cursor) else result
 
         return self.run(transaction)
+
+    def bound_log(self) -> None:
+        """Empty the write-ahead log if it is large; otherwise constant readers let it grow without end."""
+        with suppress(OSError, sqlite3.OperationalError):  # another writer is at it, and a later one tries again
+            if os.stat(f"{self.path}-wal").st_size > MOST_LOG:
+                self.run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -146,6 +153,8 @@ class Database:
         return result
 
     def _connect(self, timeout: float) -> sqlite3.Connection:
+        with suppress(FileExistsError):  # SQLite would make it readable by others; its other files get the same mode
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
         until = time.monotonic() + timeout
         while True:
@@ -154,6 +163,7 @@ class Database:
                 if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                     connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(f"PRAGMA journal_size_limit={LOG_KEPT}").fetchone()
                 if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'by_expiry'").fetchone()[0] == 0:
                     connection.executescript(TABLE)
                 connection.execute(f"PRAGMA busy_timeout={round(self.timeout * 1000)}")
@@ -179,7 +189,8 @@ class Database:
             for suffix in ("-wal", "-shm", ""):  # the main file last: a new one must not find the old log
                 with suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{self.path}.damaged{suffix}")
-            logger.warning("cache file %s is damaged (%s); it was renamed to %s.damaged", self.path, error, FILE)
+            text = "cache file %s is damaged (%s); it was renamed to %s.damaged"
+            log("cache_file_damaged", text, self.path, error, FILE, path=self.path, error=error)
         finally:
             if mutex is not None:
                 mutex.release()

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable
 from enum import Enum
 from hashlib import blake2b
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opero.cache.keys import Identity, Token, freeze
-from opero.errors import ConfigError
+from opero.cache.keys import Hashed, Identity, Token, freeze
+from opero.errors import ConfigError, message_of
 from opero.policies.types import dotted_name
 from opero.runtime.functions import full_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
-
-__all__ = ["digest", "name_in_stores"]
 
 
 def digest(key: Hashable) -> str:
@@ -41,6 +37,8 @@ def _encoded(value: Any) -> bytes:
         return _part(b"t", b"".join(map(_encoded, value)))
     if kind is frozenset:
         return _part(b"f", b"".join(sorted(map(_encoded, value))))
+    if kind is Hashed:
+        return _encoded(value.value)
     if isinstance(value, Enum):
         return _part(b"e", _encoded(kind) + value.name.encode())
     if isinstance(value, Token | Identity):
@@ -53,8 +51,9 @@ def _encoded(value: Any) -> bytes:
         return _part(b"n", _name(value).encode())
     if kind.__eq__ is object.__eq__:
         raise ConfigError(
-            f"{value!r:.80} compares by identity, so it cannot be part of a key in a store shared between processes: "
-            f"define `__opero_key__` (a value, or a method that returns it) in {kind.__name__}, or set cache_key"
+            f"a value of type {kind.__name__} compares by identity, so it cannot be part of a key in a store shared "
+            f"between processes: define `__opero_key__` (a value, or a method that returns it) in {kind.__name__}, or "
+            "set cache_key"
         )
     from joblib import hash as content_hash
 
@@ -62,8 +61,8 @@ def _encoded(value: Any) -> bytes:
         return _part(b"o", _encoded(kind) + content_hash(value).encode())
     except Exception as error:
         raise ConfigError(
-            f"{value!r:.80} cannot be part of a key in a store shared between processes ({error}): define "
-            f"`__opero_key__` in {kind.__name__}, or set cache_key"
+            f"a value of type {kind.__name__} cannot be part of a key in a store shared between processes "
+            f"({message_of(error)}): define `__opero_key__` in {kind.__name__}, or set cache_key"
         ) from error
 
 

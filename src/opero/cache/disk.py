@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
@@ -14,16 +15,13 @@ from opero.cache.database import Database
 from opero.runtime.byte_locks import Mutex
 from opero.runtime.file_locks import HAS_LOCKS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-__all__ = ["DiskBackend"]
-
 SET = "INSERT OR REPLACE INTO entries (key, value, expires) VALUES (?, ?, ?)"  # assigns a new id: ids order by age
 GET = "SELECT value FROM entries WHERE key = ? AND (expires IS NULL OR expires > ?)"
 MAX_PARAMETERS = 500
 """Parameters of one statement; SQLite allows at least 999."""
 PURGE_EVERY, PURGE_LIMIT = 64, 2000
+LOOK_EVERY = 1 << 20
+"""Bytes written between looks at the size of the write-ahead log."""
 LAST = "\U0010ffff"
 
 
@@ -41,7 +39,7 @@ class DiskBackend(BytesBackend):
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.database = Database.at(Path(arguments["directory"]), float(arguments.get("timeout", 1.0)))
-        self._writes = 0
+        self._writes = self._bytes = 0
 
     # The interface of dogpile.cache
 
@@ -89,14 +87,14 @@ class DiskBackend(BytesBackend):
         """Store a value that expires after `seconds`; None for never."""
         row = (key, value, None if seconds is None else time.time() + seconds)
         self.database.run(lambda connection: connection.execute(SET, row).rowcount)  # one statement is a transaction
-        self._purge_sometimes()
+        self._purge_sometimes(len(value))
 
     def set_expiring_multi(self, items: Iterable[tuple[str, bytes, float | None]]) -> None:
         """Store many values in one transaction."""
         now = time.time()
         rows = [(key, value, None if seconds is None else now + seconds) for key, value, seconds in items]
         self.database.write(lambda connection: connection.executemany(SET, rows))
-        self._purge_sometimes()
+        self._purge_sometimes(sum(len(value) for _, value, _ in rows))
 
     def purge(self) -> int:
         """Delete all expired values, and return their number."""
@@ -133,8 +131,12 @@ class DiskBackend(BytesBackend):
         """Close the connections that are not in use."""
         self.database.close()
 
-    def _purge_sometimes(self) -> None:
+    def _purge_sometimes(self, size: int) -> None:
         self._writes += 1
+        self._bytes += size
+        if self._bytes >= LOOK_EVERY or self._writes % PURGE_EVERY == 0:
+            self._bytes = 0
+            self.database.bound_log()
         if self._writes % PURGE_EVERY == 0:
             with suppress(sqlite3.OperationalError):  # the write itself has succeeded; a later one purges
                 self._purge(PURGE_LIMIT)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FOREVER", "NEVER", "Entry"]
-
 FOREVER = float("inf")
 NEVER = float("-inf")
 

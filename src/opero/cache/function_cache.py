@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import clear_cache, forgo, register
@@ -14,16 +15,14 @@ from opero.cache.single_flight import SingleFlight
 from opero.cache.stores import MemoryStore
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome
+from opero.values import CacheInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-
     from opero.cache.entry import Entry
     from opero.cache.stores import EntryStore, Snapshot
+    from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-
-__all__ = ["FunctionCache"]
 
 
 class FunctionCache:
@@ -33,6 +32,7 @@ class FunctionCache:
         policy: what to store, where, and for how long.
         clock: the source of time and randomness.
         function: the function.
+        keeps_error: returns whether an exception is stored.
         is_method: whether its first parameter is an instance.
         before: the cache that this one may replace. The function keeps its name in shared stores, which for a local
             function also depends on closure variables that may change.
@@ -44,6 +44,7 @@ class FunctionCache:
         region: the dogpile.cache region.
         store: the store of the entries.
         single_flight: the running computations.
+        stats: those of the function; None without one.
 
     Raises:
         ConfigError: the policy does not fit the function, or its store cannot be opened.
@@ -54,6 +55,7 @@ class FunctionCache:
         policy: CachePolicy,
         clock: Clock,
         function: Callable[..., Any],
+        keeps_error: Callable[[Exception], bool],
         *,
         is_method: bool = False,
         before: FunctionCache | None = None,
@@ -68,12 +70,14 @@ class FunctionCache:
             name = self.stored_as = self.stored_as or name_in_stores(function)
         self.name = f"{policy.namespace}:{name}"
         self.key = KeyMaker(function, policy.key, is_method=is_method)
-        self.retention = Retention(policy, clock, self.key, self.name)
+        self.retention = Retention(policy, clock, self.key, self.name, keeps_error)
         self.region, opened = open_store(policy, clock, name)
         self.store: EntryStore = opened
         self.is_shared = opened.is_shared
         self.retention.now = opened.now
         self.single_flight = SingleFlight()
+        self.stats: Stats | None = None
+        self._cleared = 0, 0, 0
         register(self)
 
     def migrate_from(self, predecessor: FunctionCache) -> bool:
@@ -84,7 +88,7 @@ class FunctionCache:
         """
         if not self._has_store_of(predecessor):
             return False
-        self.single_flight = predecessor.single_flight
+        self.single_flight, self._cleared = predecessor.single_flight, predecessor._cleared
         if self.retention.popularity is not None and predecessor.retention.popularity is not None:
             self.retention.popularity.share_counts(predecessor.retention.popularity)
         store, old = self.store, predecessor.store
@@ -137,6 +141,7 @@ class FunctionCache:
         if tags is None:
             self.single_flight.invalidate_all()
             self.store.clear()
+            self._cleared = self._counts()
         else:
             clear_cache(self.policy.namespace, tags=tags)
 
@@ -154,6 +159,8 @@ class FunctionCache:
             self.store.clear_namespace()
         elif tags is None:
             self.store.clear()
+        if tags is None:
+            self._cleared = self._counts()
 
     @property
     def namespace(self) -> str:
@@ -166,17 +173,23 @@ class FunctionCache:
         breaker = getattr(self.store, "breaker", None)
         return id(self.store if breaker is None else breaker), self.policy.namespace
 
-    def extent(self) -> tuple[int | None, int, int | None]:
-        """Return the number of results, the number of evictions, and the maximum number of results."""
-        if isinstance(self.store, MemoryStore):
-            return self.store.size(), self.store.backend.evictions, self.policy.max_size
-        return self.store.size(), 0, getattr(self.store, "max_size", None)
+    def info(self) -> CacheInfo:
+        """Return what it holds, and what it has done since it was cleared."""
+        hits, misses, evictions = (
+            max(0, now - then) for now, then in zip(self._counts(), self._cleared, strict=True)
+        )  # a test may have reset the statistics
+        most = self.policy.max_size if isinstance(self.store, MemoryStore) else getattr(self.store, "max_size", None)
+        return CacheInfo(hits, misses, self.store.size(), evictions, most)
+
+    def _counts(self) -> tuple[int, int, int]:
+        hits, misses = (0, 0) if self.stats is None else (self.stats.cache_hits, self.stats.cache_misses)
+        return hits, misses, self.store.backend.evictions if isinstance(self.store, MemoryStore) else 0
 
     # Reading and writing
 
     def serves(self, entry: Entry) -> bool:
         """Return whether the policy allows an entry to answer calls; an earlier policy may have stored it."""
-        return not entry.is_error or self.policy.cache_errors
+        return not entry.is_error or self.retention.keeps_error(entry.value)
 
     def is_stale(self, entry: Entry) -> bool:
         """Return whether an entry has outlived its time to live."""

@@ -5,19 +5,15 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Hashable, Mapping, Set
 from inspect import Parameter
-from keyword import iskeyword
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import Any
 
-from opero.runtime.functions import signature_of
+from opero.errors import ConfigError
+from opero.runtime.functions import full_name, is_async_function, signature_of
+from opero.runtime.generated import ANY, Parameters, generate
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
-
-__all__ = ["Identity", "KeyMaker", "Token", "freeze", "is_plain"]
-
-STARS: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 PLAIN = (str, int, float, bool, bytes, complex, type(None))
 
 
@@ -41,13 +37,13 @@ def freeze(value: Any) -> Hashable:
     if own is not None:
         return kind, freeze(value.__opero_key__() if callable(own) else value.__opero_key__)
     try:
-        hash(value)
+        number = hash(value)
     except (TypeError, ValueError):  # ValueError: a writable memoryview
         # Arrays and other unhashable values are identified by a hash of their content.
         from joblib import hash as content_hash
 
         return kind, content_hash(value.tobytes() if kind is memoryview else value)
-    return kind, value
+    return kind, Hashed(value, number) if type(kind.__hash__) is FunctionType else value
 
 
 def is_plain(key: Any) -> bool:
@@ -60,6 +56,25 @@ def is_plain(key: Any) -> bool:
 
 def _hash_of(kind: Any) -> Any:
     return kind.__hash__
+
+
+class Hashed:
+    """A value whose class computes its hash in Python. It is asked once, however often the key is looked up."""
+
+    __slots__ = ("number", "value")
+
+    def __init__(self, value: Any, number: int) -> None:
+        self.value = value
+        self.number = number
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hashed) and self.number == other.number and bool(self.value == other.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 class Token(int):
@@ -88,9 +103,11 @@ def _is_value(kind: Any) -> bool:
     return kind.__eq__ is not object.__eq__ and kind.__hash__ is not None
 
 
-def _needs_binding(name: str) -> bool:
-    """Return whether a parameter's name cannot appear in generated code, such as one from a custom `__signature__`."""
-    return not name.isidentifier() or iskeyword(name) or name.startswith("_opero_")
+KEY = """
+def generated({parameters}):
+    return {key}
+"""
+NAMESPACE = {"__name__": __name__, "freeze": freeze}
 
 
 class KeyMaker:
@@ -103,7 +120,8 @@ class KeyMaker:
             `__opero_key__` (a value, or a method that returns it), or `__eq__` and `__hash__`.
 
     Attributes:
-        of: makes the key of a call: `of(*args, **kwargs)`.
+        of: makes the key of a call: `of(*args, **kwargs)`; where `key` is async, only `awaited` does.
+        is_async: whether `key` is async.
         parameters: the function's parameters by name; empty if its signature cannot be read.
     """
 
@@ -111,6 +129,7 @@ class KeyMaker:
         self.signature = signature_of(function)
         self.parameters: Mapping[str, Parameter] = self.signature.parameters if self.signature is not None else {}
         self.key = key
+        self.is_async = is_async_function(key)
         self.is_method = is_method
         self.name: str = getattr(function, "__qualname__", "function")
         self._tokens: dict[int, tuple[weakref.ref[Any], Token]] = {}
@@ -120,72 +139,61 @@ class KeyMaker:
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         return self.of(*args, **kwargs) if kwargs else self.of(*args)
 
-    def compiled(self, before: str = "", after: str = "return {key}", /, **names: Any) -> Callable[..., Any]:
+    def compiled(
+        self, template: str = KEY, /, *, values: Mapping[str, Any] | None = None, **parts: str
+    ) -> FunctionType:
         """Generate a function with the user's parameters that makes the key.
 
         Such a function takes a twentieth of the time of `inspect.Signature.bind`.
 
         Args:
-            before: source lines before the key is made.
-            after: source lines that use the key; `{key}` is replaced with the expression that makes it.
-            names: the global names that these lines use.
+            template: see `opero.runtime.generated.code`; `{key}` stands for the expression that makes the key.
+            values: the values of the names in it that differ from function to function.
+            parts: further parts of the template.
         """
-        parameters, key = self._written(names)
-        lines = [line for part in (before, after) for line in part.format(key=key).splitlines() if line]
-        body = "\n".join(f"    {line}" for line in lines)
-        # Prefixed, so that no name collides with a parameter of the user's.
-        space = {"_opero_type": type, "_opero_int": int, "_opero_str": str, "_opero_freeze": freeze, **names}
-        exec(f"def _opero_made({parameters}):\n{body}\n", space)
-        made: Callable[..., Any] = space["_opero_made"]
+        parameters, key, used = self._expression()
+        made = generate(template, parameters, {**used, **(values or {})}, NAMESPACE, key=key, **parts)
         made.__qualname__ = made.__name__ = self.name  # for the TypeError of a call with wrong arguments
         return made
 
-    def _written(self, names: dict[str, Any]) -> tuple[str, str]:
-        """Return the source of the parameters and of the key expression, and add the globals they use to `names`."""
-        if self.key is not None or self.signature is None or any(map(_needs_binding, self.parameters)):
-            whole = self._by_signature if self.signature is not None else self._by_position
-            names["_opero_whole"] = self._by_function if self.key is not None else whole
-            return "*_opero_args, **_opero_kwargs", "_opero_whole(_opero_args, _opero_kwargs)"
-        written: list[str] = []
-        parts: list[str] = []
-        before: Any = None
-        for index, parameter in enumerate(self.signature.parameters.values()):
-            name, kind = parameter.name, parameter.kind
-            if before is Parameter.POSITIONAL_ONLY and kind is not before:
-                written.append("/")
-            if kind is Parameter.KEYWORD_ONLY and before not in (Parameter.KEYWORD_ONLY, Parameter.VAR_POSITIONAL):
-                written.append("*")
-            before = kind
-            star = STARS.get(kind, "")
-            default = ""
-            if parameter.default is not Parameter.empty:
-                names[f"_opero_default{index}"] = parameter.default
-                default = f"=_opero_default{index}"
-            written.append(f"{star}{name}{default}")
-            if index == 0 and self.is_method and not star:
-                names["_opero_instance"] = self.instance_key
-                parts.append(f"_opero_instance({name})")
-            elif kind is Parameter.VAR_POSITIONAL:
-                names |= {"_opero_tuple": tuple, "_opero_map": map}
-                parts.append(f"(_opero_tuple(_opero_map(_opero_freeze, {name})) if {name} else ())")
+    def _expression(self) -> tuple[Parameters, str, dict[str, Any]]:
+        """Return the parameters, the expression of the key, and the values that it uses."""
+        if self.key is not None:
+            return ANY, "whole({args}, {kwargs})", {"whole": self._by_function}
+        if self.signature is None:
+            return ANY, "whole({args}, {kwargs})", {"whole": self._by_position}
+        parameters = Parameters.of_signature(self.parameters)
+        used: dict[str, Any] = {}
+        expressions: list[str] = []
+        for index, parameter in enumerate(self.parameters.values()):
+            kind, name = parameter.kind, f"{{{parameters.names.index(parameter.name)}}}"
+            if kind is Parameter.VAR_POSITIONAL:
+                expressions.append(f"(tuple(map(freeze, {name})) if {name} else ())")
             elif kind is Parameter.VAR_KEYWORD:
-                parts.append(f"(_opero_freeze({name}) if {name} else ())")
+                expressions.append(f"(freeze({name}) if {name} else ())")
+            elif index == 0 and self.is_method:
+                used["instance"] = self.instance_key
+                expressions.append(f"instance({name})")
             else:
                 first, second = ("str", "int") if parameter.annotation in (str, "str") else ("int", "str")
-                parts.append(
-                    f"({name} if _opero_type({name}) is _opero_{first} or _opero_type({name}) is _opero_{second} "
-                    f"else _opero_freeze({name}))"
+                expressions.append(
+                    f"({name} if type({name}) is {first} or type({name}) is {second} else freeze({name}))"
                 )
-        if before is Parameter.POSITIONAL_ONLY:
-            written.append("/")
-        return ", ".join(written), parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
+        return parameters, expressions[0] if len(expressions) == 1 else f"({', '.join(expressions)})", used
 
     def _by_function(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         assert self.key is not None
+        if self.is_async:
+            raise ConfigError(
+                f"{self.name}: the keys of its cache come from the async function {full_name(self.key)}, and "
+                "only calls of the function await it; for cache_get, cache_set and cache_delete use a sync key function"
+            )
         return "key", freeze(self.key(*args, **kwargs))
 
-    def _by_signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-        return freeze(tuple(self.arguments(args, kwargs).values()))
+    async def awaited(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+        """Return the key of a call by the policy's async key function."""
+        assert self.key is not None
+        return "key", freeze(await self.key(*args, **kwargs))
 
     def _by_position(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         return freeze(args), freeze(kwargs)

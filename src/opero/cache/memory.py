@@ -8,17 +8,13 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero.cache.entry import FOREVER
-from opero.runtime.forking import at_fork
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-__all__ = ["MemoryBackend", "purge_in_background"]
+from opero.runtime.forking import renew_in_child
 
 SLACK = 64
 PURGE_DELAY = 0.05
@@ -51,12 +47,17 @@ class MemoryBackend(CacheBackend):
         self.expirations = 0
         self.on_expiring: Callable[[float], object] | None = None
         self._lock = threading.RLock()  # comparing keys may run code that uses the cache
+        self._is_purged = True  # `on_expiring` knows of the next expiry
         # A heap of (expiry, number, key). A key may have several items; `_due` holds the number of the current one.
         self._expiries: list[tuple[float, int, Any]] = []
         self._due: dict[Any, int] = {}
         self._number = itertools.count()
         self._tags: dict[str, set[Any]] = {}
         self._tags_of: dict[Any, tuple[str, ...]] = {}
+        renew_in_child(self, "_lock")
+
+    def after_fork(self) -> None:
+        self._is_purged = False  # there is no purge thread in the child
 
     def __len__(self) -> int:
         return len(self.values)
@@ -113,6 +114,9 @@ class MemoryBackend(CacheBackend):
                 if len(self._expiries) > 2 * len(self._due) + SLACK:
                     self._expiries = [each for each in self._expiries if self._due.get(each[2]) == each[1]]
                     heapq.heapify(self._expiries)
+                if not self._is_purged:
+                    sooner = self._is_purged = True
+                    expires = self._expiries[0][0]
             if tags:
                 self._tags_of[key] = tags
                 for tag in tags:
@@ -191,7 +195,12 @@ class _PurgeThread:
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
+        renew_in_child(self, "lock")
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.changed = threading.Condition(self.lock)
         self.due: list[tuple[float, int, weakref.ref[MemoryBackend]]] = []
         self.number = itertools.count()
         self.is_running = False
@@ -235,8 +244,6 @@ class _PurgeThread:
 
 
 _purge_thread = _PurgeThread()
-
-at_fork(in_child=_purge_thread.__init__)  # type: ignore[misc]  # the child process has no purge thread
 
 
 def purge_in_background(backend: MemoryBackend) -> None:

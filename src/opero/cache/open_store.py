@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import sqlite3
-import stat
 import tempfile
 import weakref
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +15,23 @@ from dogpile.cache import make_region
 from dogpile.cache.backends import _backend_loader
 from dogpile.cache.exception import PluginNotFound
 
+from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
-from opero.errors import ConfigError, MissingExtraError, describe, nearest
-from opero.observe.logs import logger
-from opero.policies.cache import IN_PROCESS, ON_THIS_MACHINE
+from opero.errors import ConfigError, MissingExtraError, describe, message_of, nearest
+from opero.policies.cache import IN_PROCESS, LACKS_TTL, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 from opero.runtime.clock import SYSTEM
 from opero.runtime.forking import RenewedLock
+from opero.runtime.log import log
+from opero.runtime.trusted_paths import distrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-
-__all__ = ["check_store", "open_store"]
 
 BUILT_IN = ("memory", "disk", "redis")
 
@@ -65,12 +64,14 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
             purge_in_background(backend)
         return region, MemoryStore(backend, clock, codec)
     assert codec is not None
-    store_name, arguments = _arguments(policy, settings, kind, full_name)
+    store_name, arguments = _arguments(policy, settings, kind)
     region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
+    _check_places(kind, arguments, full_name, codec)
+    _check_ttl(policy, full_name)
     limit = None if kind in BUILT_IN or kind in IN_PROCESS else _with_timeout(policy.store_timeout)
     store = SharedStore(
         region.backend,
-        _breaker(store_name, clock, limit),
+        _breaker(store_name, arguments, clock, limit),
         policy.namespace,
         name,
         codec,
@@ -94,16 +95,23 @@ def check_store(policy: CachePolicy, name: str) -> None:
     """
     kind = policy.backend.removeprefix("opero.")
     settings = CacheSettings.read()
-    _codec(policy, settings, kind, name)
+    codec = _codec(policy, settings, kind, name)
     if kind == "memory":
         return
-    shown, arguments = _arguments(policy, settings, kind, name)
+    shown, arguments = _arguments(policy, settings, kind)
+    _check_places(kind, arguments, name, codec)
     if kind == "disk":
         _check_directory(arguments["directory"], name, shown)
     elif kind != "dogpile.cache.dbm":  # which makes its file at once
         _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, shown)
     elif "filename" not in arguments:
         raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
+    _check_ttl(policy, name)
+
+
+def _check_ttl(policy: CachePolicy, name: str) -> None:
+    if policy.lacks_ttl:
+        raise ConfigError(f"{name}: {LACKS_TTL.format(backend=policy.backend)}")
 
 
 def _check_directory(directory: Path, name: str, shown: str) -> None:
@@ -119,28 +127,42 @@ def _check_directory(directory: Path, name: str, shown: str) -> None:
 
 
 def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
-    is_local = kind in ON_THIS_MACHINE
     secret = policy.secret or settings.secret
-    serializer = policy.serializer
+    serializer: str | None = policy.serializer
     if serializer is None:
         if kind == "memory":
             return None
-        serializer = "pickle" if is_local else "json" if secret is None else "signed_pickle"
-    may_unpickle = is_local or policy.allow_unsigned_pickle
-    if serializer == "signed_pickle" and secret is None:
+        unsigned = "pickle" if kind in ON_THIS_MACHINE else "json"
+        serializer = unsigned if secret is None else "signed_pickle"
+    if serializer != "signed_pickle":
+        return Codec(serializer)
+    if secret is None:
         raise ConfigError(
             f"{name}: cache.serializer 'signed_pickle' requires a signing key: set cache.secret or the environment "
             "variable OPERO_CACHE_SECRET"
         )
-    reads = {serializer, "json"}
-    if may_unpickle:
-        reads.add("pickle")
-    if secret is not None:
-        reads.add("signed_pickle")
-    return Codec(serializer, None if secret is None else secret.get_secret_value().encode(), reads)
+    return Codec(serializer, secret.get_secret_value().encode("utf-8", "surrogatepass"))
 
 
-def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> tuple[str, dict[str, Any]]:
+def _check_places(kind: str, arguments: Mapping[str, Any], name: str, codec: Codec | None) -> None:
+    """Check that no other user can write where a store's files are: else refuse pickles, and warn of the rest."""
+    place, why = Path(arguments.get("directory") or arguments.get("filename") or ""), ""
+    if kind == "disk":
+        # Files that another user has put into our directory before it was closed to him stay his.
+        why = distrusted(place, holds_files=True) or next(filter(None, map(distrusted, place.glob("opero.*"))), "")
+    elif kind == "dogpile.cache.dbm":
+        why = distrusted(place) or distrusted(place.parent, holds_files=True)
+    if why and codec is not None and codec.serializer == "pickle":
+        raise ConfigError(
+            f"{name}: pickles in {place} could run the code of others, as {why}: use a directory of your own, "
+            "serializer 'signed_pickle' with a secret, or 'json'"
+        )
+    if why:
+        text = "%s: others can change what is cached in %s, as %s"
+        log("cache_directory_unsafe", text, name, place, why, path=place)
+
+
+def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str) -> tuple[str, dict[str, Any]]:
     """Return the store's name for messages, and the arguments for dogpile.cache."""
     if kind == "disk":
         directory = policy.cache_dir or settings.dir
@@ -149,13 +171,6 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
 
             directory = user_cache_path("opero", appauthor=False)
         directory = Path(directory).expanduser().absolute()
-        if directory.is_dir() and directory.stat().st_mode & stat.S_IWOTH and policy.serializer in (None, "pickle"):
-            logger.warning(
-                "%s: cache directory %s is world-writable, and loading a pickle from it may run arbitrary code; use a "
-                "private directory, or serializer 'signed_pickle' or 'json'",
-                name,
-                directory,
-            )
         return f"disk at {directory}", {"directory": directory, "timeout": policy.store_timeout}
     if kind == "redis":
         url = policy.url or settings.redis_url
@@ -164,7 +179,7 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str, name: st
         return f"redis at {place}", {
             "url": address,
             "timeout": policy.store_timeout,
-            "lock_timeout": policy.lock_timeout,
+            "lock_timeout": min(policy.lock_timeout, LEASE),
             "options": dict(policy.arguments or {}),
         }
     return f"dogpile backend {kind!r}", dict(policy.arguments or {})
@@ -183,19 +198,22 @@ def _region(name: str, backend: str, arguments: dict[str, Any], store_name: str)
             raise MissingExtraError(
                 f"{name}: cache backend 'redis' requires an extra: pip install 'opero[redis]'"
             ) from error
-        raise MissingExtraError(f"{name}: cache backend {backend!r} cannot be loaded: {error}") from error
+        raise MissingExtraError(f"{name}: cache backend {backend!r} cannot be loaded: {message_of(error)}") from error
     except ConfigError:
         raise
     except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"{name}: cannot open cache store {store_name}: {error}; choose another cache_dir") from error
+        raise ConfigError(
+            f"{name}: cannot open cache store {store_name}: {message_of(error)}; choose another cache_dir"
+        ) from error
     except Exception as error:  # noqa: BLE001  # a third-party backend may raise anything
-        reason = str(error) if backend.startswith("opero.") else describe(error)
+        reason = message_of(error) if backend.startswith("opero.") else describe(error)
         raise ConfigError(f"{name}: cannot open cache store {store_name}: {reason}") from None
 
 
 def _with_timeout(seconds: float) -> Callable[..., Any]:
     """Return a function that runs an operation of a store without timeouts of its own, for at most `seconds`."""
-    from opero.runtime.interruption import Expired, run_in_helper
+    from opero.runtime.helper_threads import run_in_helper
+    from opero.runtime.interruption import Expired
 
     def limit(operation: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -206,16 +224,26 @@ def _with_timeout(seconds: float) -> Callable[..., Any]:
     return limit
 
 
-_breakers: weakref.WeakValueDictionary[tuple[str, int], StoreBreaker] = weakref.WeakValueDictionary()
+_breakers: weakref.WeakValueDictionary[tuple[str, str, int], StoreBreaker] = weakref.WeakValueDictionary()
 _breakers_lock = RenewedLock()
 
 
-def _breaker(store_name: str, clock: Clock, limit: Callable[..., Any] | None) -> StoreBreaker:
-    """Return the breaker that all functions with the same store share."""
+def forget_breakers() -> None:
+    """Have caches that are opened from now on ask their stores again, even if these have failed."""
+    with _breakers_lock:
+        _breakers.clear()
+
+
+def _breaker(
+    store_name: str, arguments: Mapping[str, Any], clock: Clock, limit: Callable[..., Any] | None
+) -> StoreBreaker:
+    """Return the breaker that all functions with the same store, and the same way into it, share."""
     if store_name.startswith("dogpile"):
         return StoreBreaker(store_name, clock, limit)  # it is unknown which functions have the same store
+    # With a wrong password, one function has no store; the others have.
+    way = blake2b(f"{arguments.get('url')}\0{arguments.get('options')!r}".encode("utf-8", "surrogatepass")).hexdigest()
     with _breakers_lock:
-        key = (store_name, id(clock))
+        key = (store_name, way, id(clock))
         breaker = _breakers.get(key)
         if breaker is None or breaker.clock is not clock:
             breaker = _breakers[key] = StoreBreaker(store_name, clock, limit)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+from opero.runtime.forking import renew_in_child
 
-__all__ = ["Popularity"]
+
+class _Counts:
+    """Counts, which several instances of `Popularity` may share."""
+
+    __slots__ = ("__weakref__", "by_key", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.by_key: OrderedDict[Hashable, list[float]] = OrderedDict()
+        renew_in_child(self, "lock")
 
 
 class Popularity:
@@ -25,13 +34,13 @@ class Popularity:
         self.window = window
         self.max_keys = max_keys
         self.now = now
-        self._lock = threading.RLock()
-        self._counts: OrderedDict[Hashable, list[float]] = OrderedDict()
+        self._shared = _Counts()
 
     def count(self, key: Hashable) -> None:
         """Count one request."""
-        counts = self._counts
-        with self._lock:  # comparing keys may run Python code, which lets other threads run
+        shared = self._shared
+        counts = shared.by_key
+        with shared.lock:  # comparing keys may run Python code, which lets other threads run
             held = counts.get(key)
             if held is None:
                 counts[key] = [1.0, self.now()]
@@ -44,7 +53,7 @@ class Popularity:
 
     def of(self, key: Hashable) -> float:
         """Return the decayed number of requests for a key."""
-        held = self._counts.get(key)
+        held = self._shared.by_key.get(key)
         if held is None:
             return 0.0
         self._decay(held)
@@ -52,8 +61,7 @@ class Popularity:
 
     def share_counts(self, other: Popularity) -> None:
         """Use the counts of another instance from now on, together with it."""
-        with other._lock:
-            self._lock, self._counts = other._lock, other._counts
+        self._shared = other._shared
 
     def _decay(self, held: list[Any]) -> None:
         windows = (self.now() - held[1]) // self.window

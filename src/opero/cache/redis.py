@@ -6,16 +6,13 @@ import contextlib
 import itertools
 import re
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
+from opero.errors import message_of
 from opero.runtime.forking import RenewedLock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-__all__ = ["RedisBackend"]
 
 T = TypeVar("T")
 
@@ -132,6 +129,11 @@ class _Mutex:
     def acquire(self, wait: bool = True) -> bool:  # the signature of dogpile.cache
         return bool(self.backend._run(self.lock.acquire, None, wait))
 
+    def renew(self) -> None:
+        """Let the time after which it lapses start anew, if it has not lapsed yet."""
+        with contextlib.suppress(*self.backend.lock_errors):
+            self.backend._run(self.lock.reacquire)
+
     def release(self) -> None:
         with contextlib.suppress(*self.backend.lock_errors):
             self.lock.release()
@@ -163,7 +165,9 @@ def _client(url: str, timeout: float, options: dict[str, Any]) -> Any:
             try:
                 client = redis.Redis.from_url(url, **settings)
             except ValueError as error:
-                reason = f" ({error})" if "@" not in url else ""  # the error quotes the URL, which may have a password
+                reason = (
+                    f" ({message_of(error)})" if "@" not in url else ""
+                )  # the error quotes the URL, which may have a password
                 raise ValueError(
                     f"invalid redis URL{reason}: use redis://[[user]:password@]host[:port][/db], rediss://… or unix://…"
                 ) from None

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.entry import Entry
-from opero.cache.outage import ThrottledEvent
+from opero.cache.outage import ThrottledFailure
 from opero.cache.popularity import Popularity
-from opero.errors import ConfigError, RejectedError, describe, nearest
+from opero.errors import ConfigError, describe, message_of, nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.types import parse_duration
+from opero.runtime.functions import is_async_function
+from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
-
     from opero.cache.keys import KeyMaker
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Outcome
-
-__all__ = ["Retention", "copied"]
-
 
 SINGLE_USE = (Awaitable, Iterator, AsyncIterator)
 """Types of results that can be consumed only once, and so cannot be cached."""
+REUSABLE = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, set, frozenset})
+"""Types that are none of these, so that the usual results need no slow check."""
 
 
 class Retention:
@@ -37,6 +35,7 @@ class Retention:
         clock: the source of randomness, and of the time for counting requests.
         key: makes the function's keys.
         name: the region's name, for messages.
+        keeps_error: returns whether an exception is stored. Default: none is.
 
     Attributes:
         now: returns the current time by the clock of the store.
@@ -47,13 +46,24 @@ class Retention:
         ConfigError: a tag names a parameter that the function does not have.
     """
 
-    def __init__(self, policy: CachePolicy, clock: Clock, key: KeyMaker, name: str) -> None:
+    def __init__(
+        self,
+        policy: CachePolicy,
+        clock: Clock,
+        key: KeyMaker,
+        name: str,
+        keeps_error: Callable[[Exception], bool] | None = None,
+    ) -> None:
         self.policy = policy
+        self.keeps_error = keeps_error or (lambda _: False)
         self.clock = clock
         self.key = key
         self.name = name
+        # Async ones are awaited around the function.
+        self.awaits_ttl = is_async_function(policy.ttl)
+        self.cache_if = None if is_async_function(policy.cache_if) else policy.cache_if
         self.now: Callable[[], float] = clock.monotonic
-        self.not_stored = ThrottledEvent("cache_not_stored", name, clock)
+        self.not_stored = ThrottledFailure("not_stored", name, clock)
         self.popularity: Popularity | None = None
         if isinstance(policy.ttl, AdaptiveTTL):
             self.popularity = Popularity(policy.ttl.window, policy.max_size, clock.monotonic)
@@ -72,32 +82,38 @@ class Retention:
         arguments = self.key.arguments(args, kwargs)
         return tuple(tag.format(**arguments) for tag in self.policy.tags)
 
-    def entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
+    def entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...], ttl: float | None = None) -> Entry | None:
         """Return the entry to store for an outcome, or None to store nothing.
 
         If a function of the policy fails, that is reported and nothing is stored; the call's outcome is not affected.
+
+        Args:
+            key: its key.
+            outcome: the result or exception.
+            tags: its tags.
+            ttl: what an async `ttl` has said.
         """
         try:
-            return self._entry(key, outcome, tags)
+            return self._entry(key, outcome, tags, ttl)
         except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-            self.not_stored.report(f"result not cached: {error}", error)
+            self.not_stored.report(f"result not cached: {message_of(error)}", error)
             return None
 
-    def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...]) -> Entry | None:
+    def _entry(self, key: Hashable, outcome: Outcome, tags: tuple[str, ...], asked: float | None) -> Entry | None:
         policy, error = self.policy, outcome.error
         if error is None:
-            if isinstance(outcome.value, SINGLE_USE):
+            if type(outcome.value) not in REUSABLE and isinstance(outcome.value, SINGLE_USE):
                 raise ValueError(
                     f"a {type(outcome.value).__name__} can be consumed only once; return a list, or apply the policy "
                     "to the async function itself"
                 )
-            if policy.cache_if is not None and not self._call("cache_if", policy.cache_if, outcome.value):
+            if self.cache_if is not None and not self._call("cache_if", self.cache_if, outcome.value):
                 return None
-        elif not policy.cache_errors or isinstance(error, RejectedError):
+        elif not self.keeps_error(error):
             return None
-        ttl = self._ttl(key)
-        if error is not None and policy.error_ttl is not None:
-            ttl = policy.error_ttl
+        ttl = policy.error_ttl if error is not None and policy.error_ttl is not None else asked
+        if ttl is None:
+            ttl = self._ttl(key)
         if ttl is None:
             return Entry(outcome.value if error is None else copied(error), is_error=error is not None, tags=tags)
         if ttl == 0:
@@ -118,10 +134,9 @@ class Retention:
             return ttl.seconds(self.popularity.of(key))
         if not callable(ttl):
             return ttl  # type: ignore[no-any-return]
-        seconds = parse_duration(self._call("cache_ttl", ttl))
-        if seconds < 0:
-            raise ValueError(f"the cache_ttl function returned {seconds:g}: a time to live must be ≥ 0")
-        return seconds
+        if self.awaits_ttl:
+            raise ValueError("its cache_ttl function is async, and only calls of the function await it")
+        return time_to_live(self._call("cache_ttl", ttl))
 
     def _call(self, option: str, function: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -130,9 +145,48 @@ class Retention:
             raise ValueError(f"the {option} function raised {describe(error)}") from error
 
 
+def time_to_live(value: Any) -> float:
+    """Return what a `ttl` function has returned as seconds.
+
+    Raises:
+        ValueError: it is no duration, or negative.
+    """
+    seconds = parse_duration(value)
+    if seconds < 0:
+        raise ValueError(f"the cache_ttl function returned {seconds:g}: a time to live must be ≥ 0")
+    return seconds
+
+
 def tag_fields(tag: str) -> list[str]:
     """Return the names of the parameters that a tag refers to."""
     return [name.partition(".")[0].partition("[")[0] for _, name, _, _ in Formatter().parse(tag) if name is not None]
+
+
+def shared(outcome: Outcome) -> Outcome:
+    """Return an outcome of which another caller gets the original.
+
+    Exceptions are copied, as each raise extends the traceback; lists, dictionaries and sets, as callers modify them.
+    """
+    error = outcome.error
+    if error is None:
+        is_mutable = type(outcome.value) in (list, dict, set)
+        return Outcome(_deep_copy(outcome.value)) if is_mutable else outcome
+    duplicate = copied(error)
+    if duplicate is not error:
+        duplicate.__traceback__, duplicate.__cause__, duplicate.__context__, duplicate.__suppress_context__ = (
+            error.__traceback__,
+            error.__cause__,
+            error.__context__,
+            error.__suppress_context__,
+        )
+    return Outcome(error=duplicate)
+
+
+def _deep_copy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001  # it holds what cannot be copied
+        return value
 
 
 def copied(error: Exception) -> Exception:

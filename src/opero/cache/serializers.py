@@ -6,23 +6,24 @@ import hmac
 import json
 import pickle
 import struct
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import Any
 
-from opero.cache.entry import Entry
+from opero.cache.entry import FOREVER, Entry
 from opero.errors import describe
+from opero.policies.types import approximate_duration
 from opero.runtime import pickling
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["Codec", "SerializationError", "UnreadableError"]
-
-# Format, serializer, is_error, refresh_at, expires, usable. Then follow the number of tokens, the tokens of the tags,
-# the value, and the signature, if any.
-HEADER = struct.Struct(">3s1sBddd")
-MAGIC = b"op1"
+# Format, serializer, is_error, written, refresh_at, expires, usable. Then follow the number of tokens, the tokens of
+# the tags, the value, and the signature, or a checksum where entries are not signed. Both include the key, so that no
+# entry is taken for another's.
+HEADER = struct.Struct(">3s1sBdddd")
+MAGIC = b"op2"
 TOKEN = 8
-SIGNATURE = 32
+SIGNATURE, CHECKSUM = 32, 8
+MOST_SKEW = 60.0
+"""Seconds by which the clocks of two machines may differ. What was written later than that from now shows that a clock
+has been set back, after which an entry may seem not to have expired yet."""
 LETTERS = {"json": b"j", "pickle": b"p", "signed_pickle": b"s"}
 
 
@@ -31,60 +32,75 @@ class SerializationError(Exception):
 
 
 class UnreadableError(Exception):
-    """Stored bytes are not an entry, or were written by a serializer that must not be read."""
+    """Stored bytes are not an entry for this key, or not one that this serializer has written."""
 
 
 class Codec:
-    """Converts entries to bytes and back.
+    """Converts entries to bytes and back. It reads what its serializer writes and nothing else.
 
     Args:
-        serializer: the serializer to write with: "json", "pickle" or "signed_pickle".
-        secret: the key that signs pickles; None for no signed pickles.
-        reads: the names of the serializers whose bytes may be read.
+        serializer: the serializer: "json", "pickle" or "signed_pickle".
+        secret: the key that signs pickles; None if the serializer signs nothing.
     """
 
-    def __init__(self, serializer: str, secret: bytes | None, reads: Collection[str]) -> None:
+    def __init__(self, serializer: str, secret: bytes | None = None) -> None:
         self.serializer = serializer
         self.secret = secret
-        self.reads = frozenset(LETTERS[each] for each in reads)
+        self._letter = LETTERS[serializer]
 
-    def encode(self, key: str, entry: Entry, tokens: tuple[bytes, ...] = ()) -> bytes:
+    def encode(self, key: str, entry: Entry, tokens: tuple[bytes, ...] = (), written: float = 0.0) -> bytes:
         """Return an entry as bytes.
 
         Args:
-            key: the entry's key in the store, which a signature includes.
+            key: the entry's key in the store, which signature and checksum include.
             entry: the entry.
             tokens: the tokens of its tags.
+            written: the time now, by the clock of the entry's times.
 
         Raises:
             SerializationError: the serializer cannot write the value; the message says why.
         """
         value = self._dumped(entry)
-        times = entry.refresh_at, entry.expires, entry.usable
-        head = HEADER.pack(MAGIC, LETTERS[self.serializer], entry.is_error, *times)
+        times = written, entry.refresh_at, entry.expires, entry.usable
+        head = HEADER.pack(MAGIC, self._letter, entry.is_error, *times)
         data = b"".join((head, bytes((len(tokens),)), *tokens, value))
-        return data + self._signature(key, data) if self.serializer == "signed_pickle" else data
+        return data + self._seal(key, data)
 
-    def decode(self, key: str, data: Any) -> tuple[Entry, tuple[bytes, ...]]:
+    def decode(self, key: str, data: Any, now: float = FOREVER) -> tuple[Entry, tuple[bytes, ...]]:
         """Return the entry in some bytes, and the tokens of its tags.
 
+        Args:
+            key: the entry's key in the store.
+            data: the bytes.
+            now: the time now, by the clock of the entry's times.
+
         Raises:
-            UnreadableError: the bytes are not an entry, or are of a serializer that must not be read.
+            UnreadableError: the bytes are not an entry for this key, are not whole, were written by another serializer,
+                or in the future.
         """
         if not isinstance(data, bytes) or len(data) <= HEADER.size or not data.startswith(MAGIC):
-            raise UnreadableError("it was not written by opero")
-        _, letter, is_error, *times = HEADER.unpack_from(data)
-        if letter not in self.reads:
-            raise UnreadableError(_why_refused(letter))
-        if letter == b"s":
-            data, signature = data[:-SIGNATURE], data[-SIGNATURE:]
-            if not hmac.compare_digest(signature, self._signature(key, data)):
-                raise UnreadableError("invalid signature: it was written with another secret, or tampered with")
+            raise UnreadableError("it was not written by this version of opero")
+        _, letter, is_error, written, *times = HEADER.unpack_from(data)
+        if letter != self._letter:
+            raise UnreadableError(self._why_refused(letter))
+        size = CHECKSUM if self.secret is None else SIGNATURE
+        data, seal = data[:-size], data[-size:]
+        if len(data) <= HEADER.size or not hmac.compare_digest(seal, self._seal(key, data)):
+            raise UnreadableError(
+                "invalid checksum: it is damaged, or another key's"
+                if self.secret is None
+                else "invalid signature: it was written with another secret, or tampered with"
+            )
+        if written > now + MOST_SKEW:
+            raise UnreadableError(
+                f"it was written {approximate_duration(written - now)} in the future, by this machine's clock; it may "
+                "have expired since"
+            )
         start = HEADER.size + 1
         end = start + data[HEADER.size] * TOKEN
         tokens = tuple(data[at : at + TOKEN] for at in range(start, end, TOKEN))
         try:
-            value = json.loads(data[end:]) if letter == b"j" else pickle.loads(data[end:])
+            value = json.loads(data[end:]) if letter == LETTERS["json"] else pickle.loads(data[end:])
         except Exception as error:
             raise UnreadableError(describe(error)) from error
         return Entry(value, *times, is_error=bool(is_error)), tokens
@@ -105,18 +121,17 @@ class Codec:
             raise SerializationError(describe(error)) from error
         return written
 
-    def _signature(self, key: str, data: bytes) -> bytes:
-        # It includes the key, so that an entry cannot be moved to another key.
-        assert self.secret is not None
-        return hmac.digest(self.secret, b"%d:%s" % (len(key.encode()), key.encode()) + data, "sha256")
+    def _seal(self, key: str, data: bytes) -> bytes:
+        """Return the signature of an entry, or its checksum."""
+        name = key.encode("utf-8", "surrogatepass")
+        whole = b"%d:%s" % (len(name), name) + data
+        if self.secret is None:
+            return blake2b(whole, digest_size=CHECKSUM).digest()
+        return hmac.digest(self.secret, whole, "sha256")
 
-
-def _why_refused(letter: bytes) -> str:
-    if letter == LETTERS["signed_pickle"]:
-        return "it is a signed pickle, and no secret is set to verify it"
-    if letter == LETTERS["pickle"]:
-        return "it is an unsigned pickle, which could run arbitrary code; sign pickles, or set allow_unsigned_pickle"
-    return "unknown format"
+    def _why_refused(self, letter: bytes) -> str:
+        found = {each: name for name, each in LETTERS.items()}.get(letter)
+        return "unknown format" if found is None else f"it was written by serializer {found!r}, not {self.serializer!r}"
 
 
 def _check_json(value: Any, where: str) -> None:

@@ -10,8 +10,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from opero.runtime.environment_files import env_file, secrets_dir
 
-__all__ = ["CacheSettings"]
-
 
 class CacheSettings(BaseSettings):
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.

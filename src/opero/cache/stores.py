@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dogpile.cache.api import NO_VALUE
@@ -10,17 +12,16 @@ from dogpile.cache.api import NO_VALUE
 from opero.cache.digest import digest
 from opero.cache.entry import FOREVER, NEVER, Entry
 from opero.cache.keys import is_plain
-from opero.cache.outage import StoreBreaker, ThrottledEvent
+from opero.cache.outage import StoreBreaker, ThrottledFailure
 from opero.cache.serializers import TOKEN, Codec, UnreadableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-
     from opero.cache.memory import MemoryBackend
     from opero.runtime.clock import Clock
 
-__all__ = ["EntryStore", "MemoryStore", "SharedStore", "Snapshot"]
-
+UNCACHED = 10.0
+"""Seconds for which processes that find a key locked know that its results are not cached."""
+LONGEST_TAG = 200
 Tags = tuple[str, ...]
 Snapshot = tuple[Any, ...]
 """A key's deletion tokens at the start of its computation. They tell whether the key was deleted in the meantime."""
@@ -161,19 +162,25 @@ class SharedStore:
     ) -> None:
         self.backend = backend
         self.breaker = breaker
-        self.namespace = namespace = namespace.replace("%", "%25").replace(":", "%3A").replace("#", "%23")
+        self.namespace = namespace = _clean(namespace).replace("%", "%25").replace(":", "%3A").replace("#", "%23")
+        name = _clean(name)
         self.prefix = f"{namespace}:{name}:"  # escaped, so that no namespace's keys begin with another namespace
         self.codec = codec
         self.now = clock.time
         self.deletion_ttl = deletion_ttl
         self.max_size = max_size
         self.has_mutex = has_mutex
-        self.unreadable = ThrottledEvent("cache_unreadable", f"{namespace}:{name}", clock)
+        self.unreadable = ThrottledFailure("unreadable", f"{namespace}:{name}", clock)
         self._can_expire = hasattr(backend, "set_expiring")
         self._cleared = f"{namespace}#{name}"
+        breaker.users.add(self)
         # If the backend cannot delete a function's keys, all its entries share a tag, which `clear` changes.
         self._common_tokens = () if hasattr(backend, "clear_prefix") else (self._cleared,)
         self._writes = 0
+
+    def ask(self) -> object:
+        """Read a few bytes; fails if the store does not answer."""
+        return self.backend.get_serialized(f"{self.namespace}#")
 
     # Keys in the backend
 
@@ -184,7 +191,14 @@ class SharedStore:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"
 
     def _tokens_of(self, tags: Tags) -> list[str]:
-        return [*self._common_tokens, *(f"{self.namespace}#tag:{tag}" for tag in tags)]
+        return [*self._common_tokens, *map(self._tag, tags)]
+
+    def _tag(self, tag: str) -> str:
+        # Tags contain arguments, and so anything: lone surrogates and megabytes, which stores refuse.
+        clean = _clean(tag)
+        if clean != tag or len(tag) > LONGEST_TAG:
+            clean = f"{clean[:LONGEST_TAG]}…{blake2b(tag.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+        return f"{self.namespace}#tag:{clean}"
 
     # Reading
 
@@ -221,19 +235,40 @@ class SharedStore:
         return entry, (gone, cleared, *tokens)
 
     def _fetch(self, names: list[str]) -> list[Any]:
-        return list(self.breaker([NO_VALUE] * len(names), self.backend.get_serialized_multi, names))
+        return self.breaker([NO_VALUE] * len(names), self._fetched, names)
+
+    def _fetched(self, names: list[str]) -> list[Any]:
+        found = self.backend.get_serialized_multi(names)
+        if not isinstance(found, Sequence) or len(found) != len(names):
+            # For example the reply to another command, after an interrupted one left its own unread.
+            raise TypeError(f"the reply to a read of {len(names)} keys has another shape: {type(found).__name__}")
+        return list(found)
 
     def _entry(self, name: str, data: Any, tokens: tuple[Any, ...]) -> Entry | None:
         if data is NO_VALUE or data is None:
             return None
         try:
-            entry, written = self.codec.decode(name, data)
+            entry, written = self.codec.decode(name, data, self.now())
         except UnreadableError as error:
             self.unreadable.report(f"cannot read cache entry {name}: {error}", error)
             return None
         if entry.usable <= self.now() or written != tokens:
             return None
         return entry
+
+    # Results that are not cached
+
+    def mark_uncached(self, key: Hashable) -> None:
+        """Tell the processes that wait for a key that its computation succeeded, and that nothing was stored."""
+        if self.has_mutex and self._can_expire:
+            self.breaker(None, self.backend.set_expiring, self._uncached(key), b"1", UNCACHED)
+
+    def is_uncached(self, key: Hashable) -> bool:
+        """Return whether a computation has said so in the last seconds."""
+        return self._fetch([self._uncached(key)]) == [b"1"]
+
+    def _uncached(self, key: Hashable) -> str:
+        return f"{self.namespace}#uncached:{self._key(key).removeprefix(self.namespace)[1:]}"
 
     # Writing
 
@@ -243,7 +278,7 @@ class SharedStore:
             snapshot = self.begin(key, entry.tags)[1]
         assert snapshot is not None
         gone, cleared, *tokens = snapshot
-        data = self.codec.encode(name, entry, tuple(tokens))
+        data = self.codec.encode(name, entry, tuple(tokens), self.now())
         if self._fetch([self._gone(name), self._cleared]) != [gone, cleared]:
             return False
         seconds = None if entry.usable == FOREVER else entry.usable - self.now()
@@ -275,7 +310,7 @@ class SharedStore:
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self.breaker(None, self.backend.set_serialized, f"{self.namespace}#tag:{tag}", os.urandom(TOKEN))
+            self.breaker(None, self.backend.set_serialized, self._tag(tag), os.urandom(TOKEN))
 
     def clear(self) -> None:
         self.breaker(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
@@ -296,5 +331,10 @@ class SharedStore:
     def size(self) -> int | None:
         if self._common_tokens:
             return None
-        found: int | None = self.breaker(None, self.backend.count_prefix, self.prefix)
-        return found
+        found = self.breaker(None, self.backend.count_prefix, self.prefix)
+        return found if isinstance(found, int) else None
+
+
+def _clean(text: str) -> str:
+    """Return text that every store can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()

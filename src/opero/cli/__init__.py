@@ -6,8 +6,6 @@ import os
 import sys
 from typing import NoReturn
 
-__all__ = ["main"]
-
 EXTRA = ("typer", "rich", "shellingham", "click")
 """The packages of the extra; if any other package is missing, that is a different error."""
 

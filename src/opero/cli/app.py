@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import rich  # noqa: F401  # part of the extra: if it is missing, every command reports that
 import typer
@@ -14,16 +15,12 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from opero.cli.exits import BROKEN_PIPE, INTERRUPTED, INVALID, TERMINATED, FailedError
+from opero.cli.loading import hide_warnings
 from opero.cli.signals import Termination
-from opero.cli.terminal import print_error
-from opero.errors import OperoError, describe, nearest, text_of
+from opero.cli.terminal import print_error, say
+from opero.errors import OperoError, describe, nearest, text_of, without_passwords
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["run"]
-
-COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "tune")
+COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "tune", "export", "top")
 
 EXIT_CODES = """\b
 Exit codes:
@@ -48,11 +45,6 @@ def _debug(context: Any, value: bool) -> None:
         context.find_root().obj.debug = True
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback of an error.", expose_value=False, callback=_debug)
-]
-
-
 class _Commands(TyperGroup):
     """The subcommands, each imported when it is used."""
 
@@ -72,19 +64,9 @@ class _Commands(TyperGroup):
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
             app.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
             command = get_command(app)
-            command.params.append(_debug_option())
+            command.params += [each for each in self.params if each.name == "debug"]
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
-
-
-def _debug_option() -> Any:
-    """Return the option `--debug`, which is added to every command."""
-    app = typer.Typer(add_completion=False)
-
-    @app.command()
-    def command(debug: Debug = False) -> None: ...
-
-    return get_command(app).params[0]
 
 
 app = typer.Typer(
@@ -101,7 +83,7 @@ def _version(value: bool) -> None:
     if value:
         from opero import __version__
 
-        print(f"opero {__version__}")
+        say(f"opero {__version__}")
         raise typer.Exit
 
 
@@ -110,7 +92,9 @@ def opero(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_version)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_debug)] = False,
+    debug: Annotated[  # an option of every command, see `get_command` above
+        bool, typer.Option("--debug", help="Show the traceback of an error.", expose_value=False, callback=_debug)
+    ] = False,
 ) -> None:
     """Resilience as configuration: check and explain policies, and run functions under them."""
 
@@ -144,8 +128,7 @@ def _run(arguments: Sequence[str], options: _GlobalOptions) -> int:
     except Exception as error:  # noqa: BLE001  # every error gets a message and an exit code
         return _report(error, options)
     finally:
-        if (loading := sys.modules.get("opero.cli.loading")) is not None:
-            loading.hide_warnings()
+        hide_warnings()
     return code
 
 
@@ -165,26 +148,25 @@ def _invoke(arguments: list[str], options: _GlobalOptions) -> int:
 def _report(error: Exception, options: _GlobalOptions) -> int:
     """Print an error on stderr, and return the exit code."""
     if options.debug:
-        traceback.print_exception(error.__cause__ if isinstance(error, FailedError) and error.__cause__ else error)
+        shown = error.__cause__ if isinstance(error, FailedError) and error.__cause__ else error
+        say("".join(traceback.format_exception(shown)).rstrip("\n"), file=sys.stderr)
     code = getattr(error, "exit_code", INVALID)
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message(), file=sys.stderr)
+            say(error.format_message(), file=sys.stderr)
         else:
             usage = "" if context is None else f"\n{context.get_usage()}\nTry: {context.command_path} --help"
             print_error(f"{error.format_message()}{usage}")
         return int(code)
     print_error(_text(error))
     if not options.debug and not isinstance(error, OperoError | OSError):
-        print("this is an unexpected error; --debug shows its traceback", file=sys.stderr)
+        say("this is an unexpected error; --debug shows its traceback", file=sys.stderr)
     return int(code)
 
 
 def _text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
-    from opero.config.report import without_passwords
-
     # A user's exception may contain a password.
-    return without_passwords(text_of(error) if isinstance(error, OperoError) else describe(error))
+    return without_passwords(text_of(error)) if isinstance(error, OperoError) else describe(error)

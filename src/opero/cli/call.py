@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from opero.cli.exits import OK, FailedError, UsageError, failed_by_exit
+from opero.cli.functions import bind_function, flat_options, parse_pairs, parse_value
+from opero.cli.loading import load_function, use_registry
 from opero.cli.options import Config, Environment, Json, PolicyName  # noqa: TC001  # typer reads the annotations
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["call_command"]
+from opero.cli.terminal import json_text, print_json, say, stdout_reserved
+from opero.errors import ConfigError, message_of, readable
+from opero.runtime.functions import signature_of
 
 
 def call_command(
@@ -33,6 +36,9 @@ def call_command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of @opero, such as --set retries=5."),
     ] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Print on stderr what happened to the call: its attempts, delays and waits.")
+    ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print the function's statistics on stderr.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -42,14 +48,10 @@ def call_command(
     applies; --policy is merged over it, and --set over both. Output of the function itself goes to stderr.
 
     \b
-    opero call app.users:get_user ada --policy api --stats
+    opero call app.users:get_user ada --policy api --why --stats
     opero call app.users:find --kw name=Ada --kw limit=10
     opero call math:pow -- 2 -5
     """
-    from opero.cli.exits import OK, failed_by_exit
-    from opero.cli.functions import bind_function, flat_options, parse_pairs, parse_value
-    from opero.cli.loading import load_function, use_registry
-    from opero.cli.terminal import print_json, stdout_reserved
     from opero.cli.values import jsonable
 
     options = flat_options(sets)
@@ -66,18 +68,20 @@ def call_command(
             if as_json:
                 values.append(jsonable(value))
             else:
-                line = json.dumps(jsonable(value), ensure_ascii=False)
-                print(line.encode("utf-8", "backslashreplace").decode(), file=out, flush=True)
+                line = json_text(json.dumps(jsonable(value), ensure_ascii=False))
+                print(line, file=out, flush=True)  # a result
 
+        told: dict[str, Any] = {}
         try:
-            is_generator = _call(function, args, kwargs, emit)
+            with _telling(told, why=why, as_json=as_json):
+                is_generator = _call(function, args, kwargs, emit)
         except SystemExit as end:
             raise failed_by_exit(target, end) from end
         except Exception as error:  # noqa: BLE001  # the function may raise anything
-            _fail(target, function, error, out if as_json else None, stats=stats)
+            _fail(target, function, error, out if as_json else None, told, stats=stats)
         if as_json:
             result = values if is_generator else values[0]
-            print_json({"function": target, "result": result, "stats": _stats(function)}, out)
+            print_json({"function": target, "result": result, **told, "stats": function.stats.as_dict()}, out)
     if stats:
         _print_stats(function)
     return OK
@@ -105,29 +109,43 @@ def _call(function: Any, args: list[Any], kwargs: dict[str, Any], emit: Callable
 
 
 def _check_arguments(target: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    from opero.cli.exits import UsageError
-    from opero.runtime.functions import signature_of
-
     signature = signature_of(function)
     if signature is None:
         return
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise UsageError(f"{target}{signature} {error}") from error
+        raise UsageError(f"{target}{signature} {message_of(error)}") from error
 
 
-def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, stats: bool) -> NoReturn:
+@contextmanager
+def _telling(told: dict[str, Any], *, why: bool, as_json: bool) -> Iterator[None]:
+    """Tell what happens to the call: on stderr when it has ended, or for JSON in `told`."""
+    if not why:
+        yield
+        return
+    from opero.observe.tracing import trace
+
+    try:
+        with trace() as receipt:
+            yield
+    finally:
+        if as_json:
+            told["receipt"] = receipt.as_dict()
+        else:
+            say(str(receipt), file=sys.stderr)
+
+
+def _fail(
+    target: str, function: Any, error: Exception, out: TextIO | None, told: dict[str, Any], *, stats: bool
+) -> NoReturn:
     """Raise the error of a failed call, after printing it as JSON on `out`, unless that is None.
 
     Raises:
         ConfigError: the function was not called, as its configuration is invalid.
         FailedError: the function failed.
     """
-    from opero.cli.exits import FailedError
     from opero.cli.results import error_data
-    from opero.cli.terminal import print_json
-    from opero.errors import ConfigError, one_line
 
     if isinstance(error, ConfigError):
         raise error
@@ -135,21 +153,17 @@ def _fail(target: str, function: Any, error: Exception, out: TextIO | None, *, s
         _print_stats(function)
     data = error_data(error)
     if out is not None:
-        print_json({"function": target, "error": data, "stats": _stats(function)}, out)
-    lines = [f"{target} failed: {data['type']}: {one_line(data['message'])}"]
+        print_json({"function": target, "error": data, **told, "stats": function.stats.as_dict()}, out)
+    lines = [f"{target} failed: {data['type']}: {readable(data['message'])}"]
     while "cause" in data:
         data = data["cause"]
-        lines.append(f"  caused by {data['type']}: {one_line(data['message'])}")
+        lines.append(f"  caused by {data['type']}: {readable(data['message'])}")
     raise FailedError("\n".join(lines)) from error
-
-
-def _stats(function: Any) -> dict[str, Any]:
-    return dict(function.stats.as_dict())
 
 
 def _print_stats(function: Any) -> None:
     from opero.cli.values import jsonable
 
-    for name, value in _stats(function).items():
+    for name, value in function.stats.as_dict().items():
         if value:
-            print(f"{name}: {jsonable(value)}", file=sys.stderr)
+            say(f"{name}: {jsonable(value)}", file=sys.stderr)

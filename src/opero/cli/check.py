@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opero.cli.exits import FAILED, OK, UsageError
+from opero.cli.import_errors import problems_in
+from opero.cli.loading import environments, import_by_name, use_registry
 from opero.cli.options import Config, Environment, Json, Modules  # noqa: TC001  # typer reads the annotations
+from opero.cli.terminal import print_json, print_warning, say, stdout_reserved, styled
+from opero.errors import ConfigError, PolicyNotFoundError, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from opero.config.configuration import Configuration
     from opero.errors import Problem
-
-__all__ = ["check_command"]
 
 
 def check_command(
@@ -29,16 +32,14 @@ def check_command(
     """Report all problems of the configuration.
 
     Each problem is shown with its place and a fix. With --import the bindings of functions are checked as well: unknown
-    profiles, `functions:` entries that match no function, and policies that do not fit their function.
+    profiles, `functions:` entries that match no function, and policies that do not fit their function. Variables that
+    have no effect on a function, as its decorator sets the same option, are warnings.
 
     \b
     opero check --all-envs
     opero check --env production --import app
     """
-    from opero.cli.exits import FAILED, OK, UsageError
-    from opero.cli.loading import environments, use_registry
-    from opero.cli.terminal import print_json, stdout_reserved
-    from opero.registry.checks import check
+    from opero.registry.checks import check, shadowed
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs cannot be combined")
@@ -62,6 +63,7 @@ def check_command(
             # If the import of a module failed, its functions are missing.
             complete = not found.has_failed
             found.take(name, partial(check, registry.configuration, registry._bindings(), complete=complete))
+            found.warnings |= dict.fromkeys(shadowed(registry.configuration, registry._bindings()))
     if as_json:
         print_json(found.data())
     else:
@@ -101,11 +103,6 @@ class _Findings:
         Raises:
             UsageError: the import fails for another reason.
         """
-        from opero.cli.exits import UsageError
-        from opero.cli.import_errors import problems_in
-        from opero.cli.loading import import_by_name
-        from opero.errors import PolicyNotFoundError
-
         self.imported = True
         try:
             import_by_name(module)
@@ -126,8 +123,6 @@ class _Findings:
 
     def take(self, environment: str, check: Any) -> bool:
         """Run a check, add its problems, and return whether there are none."""
-        from opero.errors import ConfigError
-
         try:
             check()
         except ConfigError as error:
@@ -152,23 +147,21 @@ class _Findings:
         }
 
     def print(self) -> None:
-        from opero.cli.terminal import print_warning, styled
-
         for warning in self.warnings:
             print_warning(warning)
         for problem, affected in self.problems.items():
             message, *snippet = str(problem).split("\n")
             where = "" if len(self.environments) == len(affected) else f"  [{', '.join(affected)}]"
-            print("\n".join([styled(message, "bold", sys.stdout) + where, *snippet]))
+            print("\n".join([styled(message, "bold", sys.stdout) + visible(where), *snippet]))  # of a `Problem`
             print()
         count = len(self.problems)
         checked = f"{_number(len(self.environments), 'environment')} ({', '.join(self.environments)})"
         if count:
-            print(styled(f"{_number(count, 'problem')} in {checked}", "red", sys.stdout))
+            say(f"{_number(count, 'problem')} in {checked}", "red")
         else:
             functions = f", {_number(len(self.functions), 'function')}" if self.imported else ""
             summary = f"{checked}, {_number(len(self.profiles), 'profile')}{functions}: no problems"
-            print(styled(summary, "green", sys.stdout))
+            say(summary, "green")
 
 
 def _number(count: int, noun: str) -> str:
@@ -177,12 +170,9 @@ def _number(count: int, noun: str) -> str:
 
 def _default_environment() -> str:
     """Return the environment that is loaded if none is given, even if the configuration is invalid."""
-    import os
-
     from opero.config.location import DEFAULT_ENVIRONMENT
     from opero.config.report import Report
     from opero.config.variables import collect_variables, flatten
-    from opero.errors import ConfigError
     from opero.runtime.environment_files import variable
 
     try:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opero.cli.loading import check_profile, load_configuration
 from opero.cli.options import Config, Environment, Json, profile_names  # typer reads the annotations
+from opero.cli.terminal import print_json, print_table, say
 
 if TYPE_CHECKING:
     from opero.cli.variables import EnvironmentVariable
     from opero.config.configuration import Configuration
 
-__all__ = ["env_command"]
-
-SECRET = ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL")
+SECRET = ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL", "OPERO_TOKEN")
 
 
 def env_command(
@@ -36,8 +36,6 @@ def env_command(
     opero env --set
     opero env api --env production
     """
-    from opero.cli.loading import check_profile, load_configuration
-    from opero.cli.terminal import print_json, print_table
     from opero.cli.variables import variables
     from opero.config.report import Report
     from opero.config.variables import collect_variables
@@ -61,7 +59,7 @@ def env_command(
         rows = (((_name(each), each.target, *_effect(found, each)), "bold" if each.is_set else "") for each in chosen)
         print_table(["variable", "sets", "current value", "source", "overrides"], rows)
     else:
-        print("no variable is set")
+        say("no variable is set")
     return 0
 
 
@@ -75,7 +73,7 @@ def _name(variable: EnvironmentVariable) -> str:
 
 def _effect(found: Configuration, variable: EnvironmentVariable) -> tuple[str, str, str]:
     """Return the current value, its source, and the value that it overrides."""
-    from opero.cli.values import leaf_text
+    from opero.config.plain_values import leaf_text
 
     if not variable.path:
         source = "" if variable.setting is None else str(variable.setting.source)
@@ -89,7 +87,7 @@ def _effect(found: Configuration, variable: EnvironmentVariable) -> tuple[str, s
 
 
 def _general(found: Configuration, variable: EnvironmentVariable) -> str | None:
-    from opero.config.report import MASK, without_passwords
+    from opero.problems import MASK, without_passwords
 
     if variable.setting is not None:
         return MASK if variable.names[0] in SECRET else without_passwords(variable.setting.text)
@@ -99,7 +97,7 @@ def _general(found: Configuration, variable: EnvironmentVariable) -> str | None:
 
 
 def _data(found: Configuration, variable: EnvironmentVariable) -> dict[str, Any]:
-    from opero.cli.values import leaf_data, source_data
+    from opero.config.plain_values import leaf_data, source_data
 
     leaf = None if variable.leaf is None else leaf_data(variable.path, variable.leaf)
     setting = variable.setting

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from opero.errors import OperoError
 
-__all__ = [
-    "BROKEN_PIPE",
-    "FAILED",
-    "INTERRUPTED",
-    "INVALID",
-    "OK",
-    "TERMINATED",
-    "FailedError",
-    "InterruptedRunError",
-    "UsageError",
-    "failed_by_exit",
-]
-
 OK = 0
 FAILED = 1
 """Problems were found, items failed, the function failed, or environments differ."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opero.cli.exits import UsageError
+from opero.cli.functions import bind_function
+from opero.cli.loading import check_profile, import_by_name, load_configuration, load_function, use_registry
 from opero.cli.options import Config, Environment, Json, Modules, target_names  # typer reads the annotations
+from opero.cli.terminal import print_json, print_table, say, stdout_reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from opero.config.sources import Leaf
     from opero.registry.registry import Registry
-
-__all__ = ["explain_command"]
 
 
 def explain_command(
@@ -39,10 +40,7 @@ def explain_command(
     opero explain api --env production
     opero explain app.users:get_user
     """
-    from opero.cli.exits import UsageError
-    from opero.cli.loading import check_profile, import_by_name, load_configuration, use_registry
-    from opero.cli.terminal import print_json, stdout_reserved
-    from opero.cli.values import leaf_data
+    from opero.config.plain_values import leaf_data
 
     if ":" in target:
         registry = use_registry(config, env)
@@ -56,7 +54,7 @@ def explain_command(
             raise UsageError("--import applies to functions only, not to profiles")
         configuration, is_bound = load_configuration(config, env), True
         check_profile(configuration, target)
-        environment, found = configuration.environment, configuration.sources[target]
+        environment, found = configuration.environment, configuration.leaves(target)
     leaves = _selected(found, everything=all_options)
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
@@ -69,9 +67,6 @@ def explain_command(
 
 def _of_function(registry: Registry, target: str) -> tuple[Mapping[str, Leaf], bool]:
     """Return the options of a function, and whether it is bound to a policy."""
-    from opero.cli.functions import bind_function
-    from opero.cli.loading import load_function
-
     if any(each.name == target for each in registry.bindings()):
         return registry.explain(target), True
     function = load_function(target)
@@ -99,20 +94,16 @@ def _selected(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf
 
 
 def _print(title: str, leaves: Mapping[str, Leaf]) -> None:
-    import sys
-
-    from opero.cli.terminal import print_table, styled
-
-    print(styled(title, "bold", sys.stdout))
-    print()
+    say(title, "bold")
+    say()
     if leaves:
         print_table(["option", "value", "source"], _rows(leaves))
     else:
-        print("no option is set: all have their defaults (--all shows them)")
+        say("no option is set: all have their defaults (--all shows them)")
 
 
 def _rows(leaves: Mapping[str, Leaf]) -> Iterator[tuple[tuple[str, str, str], str]]:
-    from opero.cli.values import leaf_text
+    from opero.config.plain_values import leaf_text
 
     for path, leaf in leaves.items():
         for position, each in enumerate(leaf.chain()):

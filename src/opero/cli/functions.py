@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import UsageError
+from opero.cli.import_errors import validation_messages
+from opero.cli.loading import load_function
 from opero.errors import UnknownOptionError
+from opero.runtime.functions import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from opero.registry.registry import Registry
 
 PLACE = ("command line", 0)
 """The source of options that the command line sets for a function without a decorator."""
-
-__all__ = ["Unpacked", "bind_function", "flat_options", "parse_pairs", "parse_value", "unpacked"]
 
 
 def parse_value(text: str) -> Any:
@@ -99,8 +99,7 @@ def bind_function(
     from pydantic import ValidationError
 
     from opero.binding.disabled import plain
-    from opero.binding.fit import check_arguments
-    from opero.cli.import_errors import validation_messages
+    from opero.binding.fit import check_arguments, check_own
     from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
     from opero.registry.default import bind_declared
 
@@ -114,6 +113,7 @@ def bind_function(
         Policy.check_fields(fields)
         if binding is None:
             check_arguments(fields, function)
+            check_own(None, function, fields)
             function = bind_declared(
                 function,
                 Policy.model_validate(fields) if profile is None else None,
@@ -149,8 +149,6 @@ class Unpacked:
     """
 
     def __init__(self, target: str) -> None:
-        from opero.cli.loading import load_function
-
         self.target = target
         found = load_function(target)
         self.function = found.binding.function if hasattr(found, "binding") else found
@@ -182,8 +180,6 @@ def _fields(item: Any) -> dict[str, Any]:
 
 def unpacked(target: str, function: Any) -> Unpacked:
     """Return a function that takes an item and passes its fields to `function`, with the same policy."""
-    from opero.runtime.functions import kind_of
-
     binding = getattr(function, "binding", None)
     kind = kind_of(function) if binding is None else binding.kind
     caller = (_AsyncUnpacked if kind == "async" else Unpacked)(target)

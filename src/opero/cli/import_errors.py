@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from traceback import walk_tb
+from typing import Any
 
 import opero
 from opero.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["problems_in", "validation_messages"]
 
 
 def problems_in(error: BaseException) -> list[Problem]:
@@ -57,20 +53,12 @@ def _at_code(error: BaseException, text: str) -> Problem:
 def _line_of(error: BaseException) -> tuple[str, int] | None:
     """Return the file and number of the last line in the traceback that belongs to the user and calls opero."""
     found = None
-    frames = list(_frames(error))
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    frames = [each for each in frames if not each[0].startswith("<frozen")]  # importlib
     for (file, line), (called, _) in zip(frames, [*frames[1:], ("", 0)], strict=True):
         if not _is_internal(file) and (_is_internal(called) or not called):
             found = file, line
     return found
-
-
-def _frames(error: BaseException) -> Iterator[tuple[str, int]]:
-    trace = error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen"):  # importlib
-            yield file, trace.tb_lineno
-        trace = trace.tb_next
 
 
 def _is_internal(file: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from opero.cli.exits import UsageError
 from opero.cli.options import Json  # noqa: TC001  # typer reads the annotation
-
-__all__ = ["init_command"]
+from opero.cli.terminal import print_json, say
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA = "schema.json"
@@ -28,8 +28,6 @@ def init_command(
     opero init
     opero init config/policies
     """
-    from opero.cli.exits import UsageError
-    from opero.cli.terminal import print_json
     from opero.config.schema import schema_text
 
     texts = {path.name: path.read_text("utf-8") for path in sorted(TEMPLATES.glob("*.yaml"))} | {SCHEMA: schema_text()}
@@ -47,7 +45,7 @@ def init_command(
         print_json({"directory": str(directory), "written": written})
         return 0
     for path in written:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     where = "" if directory == Path("policies") else f" --config {directory}"
-    print(f"\nnext: opero check --all-envs{where}, then opero explain api --env production{where}")
+    say(f"\nnext: opero check --all-envs{where}, then opero explain api --env production{where}")
     return 0

@@ -5,16 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from opero.cli.exits import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["FORMATS", "Items"]
+from opero.errors import message_of
 
 FORMATS = ("jsonl", "csv", "lines")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -54,7 +50,9 @@ class Items(Iterable[Any]):
         try:
             return sys.stdin.buffer if self.is_stdin else open(self.path, "rb")  # closed by the caller
         except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror or error}; use a file of items, or - for stdin") from error
+            raise UsageError(
+                f"{self.path}: {error.strerror or message_of(error)}; use a file of items, or - for stdin"
+            ) from error
 
     def count(self) -> int | None:
         """Return the number of items, or None if it cannot be determined by counting lines."""
@@ -91,7 +89,9 @@ class Items(Iterable[Any]):
             try:
                 yield json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise self._invalid(number, f"invalid JSON, expected one value per line: {error}") from error
+                raise self._invalid(
+                    number, f"invalid JSON, expected one value per line: {message_of(error)}"
+                ) from error
 
     def _rows(self, file: IO[bytes]) -> Iterator[dict[str, str]]:
         rows = csv.reader(f"{text}\n" for _, text in self._lines(file))
@@ -100,7 +100,7 @@ class Items(Iterable[Any]):
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                raise self._invalid(rows.line_num, f"invalid CSV: {error}") from error
+                raise self._invalid(rows.line_num, f"invalid CSV: {message_of(error)}") from error
             if row is None:
                 return
             if not row:

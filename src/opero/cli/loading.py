@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import UsageError
 from opero.cli.terminal import print_warning
-from opero.errors import describe, nearest
+from opero.errors import ConfigError, PolicyNotFoundError, describe, message_of, nearest
+from opero.observe.logs import logger
+from opero.runtime.functions import is_method
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
     from opero.registry.registry import Registry
-
-__all__ = [
-    "check_profile",
-    "environments",
-    "hide_warnings",
-    "import_by_name",
-    "load_configuration",
-    "load_function",
-    "show_warnings",
-    "use_registry",
-]
 
 
 def environments(config: str | None) -> list[str]:
@@ -38,7 +29,6 @@ def environments(config: str | None) -> list[str]:
     from opero.config.location import BASE, SUFFIXES, locate, named_directory
     from opero.config.report import Report
     from opero.config.variables import collect_variables, flatten
-    from opero.errors import ConfigError
 
     variables = flatten(collect_variables(None, None, None, Report())[0])
     folder = Path(named_directory(config, variables).value).expanduser()
@@ -62,24 +52,18 @@ class _WarningPrinter(logging.Handler):
             print_warning(text)
 
 
-_printers: list[logging.Handler] = []
+_printer = _WarningPrinter()
 
 
 def show_warnings() -> None:
     """Print the warnings that opero logs on stderr, until `hide_warnings` is called."""
-    from opero.observe.logs import logger
-
-    if not _printers:
-        _printers.append(_WarningPrinter())
-        logger.addHandler(_printers[0])
+    logger.addHandler(_printer)
 
 
 def hide_warnings() -> None:
     """Stop printing warnings."""
-    if _printers:
-        from opero.observe.logs import logger
-
-        logger.removeHandler(_printers.pop())
+    logger.removeHandler(_printer)
+    _printer.printed.clear()
 
 
 def load_configuration(config: str | None, environment: str | None) -> Configuration:
@@ -108,8 +92,6 @@ def check_profile(configuration: Configuration, name: str) -> None:
     Raises:
         PolicyNotFoundError: it does not exist; the message lists the profiles that do.
     """
-    from opero.errors import PolicyNotFoundError
-
     if name in configuration.policies:
         return
     if configuration.directory is None:
@@ -158,7 +140,7 @@ def import_by_name(name: str) -> Any:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
             raise UsageError(f"no module {missing!r} in {here} or installed in {sys.prefix}") from error
-        raise UsageError(f"cannot import module {name!r}: {error}") from error
+        raise UsageError(f"cannot import module {name!r}: {message_of(error)}") from error
     except (Exception, SystemExit) as error:
         from opero.cli.import_errors import problems_in
 
@@ -174,8 +156,6 @@ def load_function(target: str) -> Any:
     Raises:
         UsageError: it does not exist, or is a method without an instance.
     """
-    from opero.runtime.functions import is_method
-
     module_name, separator, qualname = target.partition(":")
     if not separator or not module_name or not qualname:
         hint = ""

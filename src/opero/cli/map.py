@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opero.cli.exits import UsageError
+from opero.cli.functions import bind_function, flat_options, unpacked
+from opero.cli.items import Counted, Items, keyed
+from opero.cli.loading import load_function, use_registry
 from opero.cli.options import (  # typer reads the annotations
     Config,
     Environment,
@@ -18,15 +23,11 @@ from opero.cli.options import (  # typer reads the annotations
     Unpack,
     one_of,
 )
+from opero.cli.terminal import stdout_reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from opero.cli.items import Items
     from opero.cli.map_run import RunJournal
     from opero.cli.results import Results
-
-__all__ = ["map_command"]
 
 MODES = ("auto", "thread", "process", "async", "async_process", "dask", "ray")
 REPLIES = ("return", "raise", "skip")
@@ -103,13 +104,8 @@ def map_command(
     opero map app.images:resize photos.csv -o sizes.jsonl --mode process --unpack --key path
     cat ids.txt | opero map app.users:get_user - --workers 20 > users.jsonl
     """
-    from opero.cli.exits import UsageError
-    from opero.cli.functions import bind_function, flat_options, unpacked
-    from opero.cli.items import Counted, Items, keyed
-    from opero.cli.loading import load_function, use_registry
     from opero.cli.map_run import MapRun, RunJournal, make_run
     from opero.cli.results import Results
-    from opero.cli.terminal import stdout_reserved
 
     if journal is not None and no_journal:
         raise UsageError("--journal and --no-journal cannot be combined")
@@ -143,7 +139,6 @@ def _check_files(source: Items, results: Results, journal: RunJournal) -> None:
     Raises:
         UsageError: two of them are the same file.
     """
-    from opero.cli.exits import UsageError
     from opero.cli.results import is_same_file
 
     if not source.is_stdin and results.is_file(source.path):

@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import FAILED, OK, InterruptedRunError, UsageError, failed_by_exit
-from opero.cli.terminal import print_error, print_json
-from opero.config.report import without_passwords
-from opero.errors import ConfigError, MapError, one_line, text_of
+from opero.cli.terminal import print_error, print_json, say
+from opero.errors import ConfigError, MapError, message_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from opero.cli.results import Results
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.mapper import Mapper
     from opero.parallel.engine.run import Run
-
-__all__ = ["MapRun", "RunJournal", "make_run"]
 
 
 def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress: Any, results: Results) -> Run:
@@ -40,17 +37,17 @@ def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress
     return mapper.new_run((*instance, items), {}, Options(journal=journal, progress=progress), write)
 
 
+@dataclass(frozen=True, slots=True)
 class RunJournal:
     """The journal file of a run.
 
-    Args:
+    Attributes:
         path: the path of the file; None for no journal.
         is_temporary: whether the file is deleted when all items have succeeded.
     """
 
-    def __init__(self, path: Path | None, *, is_temporary: bool) -> None:
-        self.path = path
-        self.is_temporary = is_temporary
+    path: Path | None
+    is_temporary: bool
 
     @classmethod
     def of(cls, results: Results, path: Path | None, *, wanted: bool) -> RunJournal:
@@ -102,7 +99,7 @@ class RunJournal:
                 try:
                     name_in(first)
                 except ValueError as error:
-                    raise file.refused(f"{error}: nothing was changed; give another path") from None
+                    raise file.refused(f"{message_of(error)}: nothing was changed; give another path") from None
             file.cut(0)
         finally:
             file.close()
@@ -118,24 +115,25 @@ class RunJournal:
         return "" if self.path is None else "; give the same command again to resume"
 
 
+@dataclass(slots=True)
 class MapRun:
     """Runs a map, and prints its summary.
 
-    Args:
+    Attributes:
         target: the function's name, as given on the command line.
-        run: the run of the map.
+        map: the run of the map.
         results: writes the results.
         journal: the journal of the run.
         as_json: whether the summary is printed as JSON.
+        began: when it began.
     """
 
-    def __init__(self, target: str, run: Run, results: Results, journal: RunJournal, *, as_json: bool) -> None:
-        self.target = target
-        self.map = run
-        self.results = results
-        self.journal = journal
-        self.as_json = as_json
-        self.began = time.monotonic()
+    target: str
+    map: Run
+    results: Results
+    journal: RunJournal
+    as_json: bool
+    began: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
         """Run the map to its end, and return the exit code."""
@@ -189,7 +187,7 @@ class MapRun:
 
     def _why(self, error: Any) -> str:
         if error.reason is not None:
-            return without_passwords(one_line(text_of(error.reason)))
+            return message_of(error.reason)
         limit = self.map.policy.max_failures
         if limit is None:
             return "an item failed"
@@ -209,7 +207,7 @@ class MapRun:
             if finished:
                 retry = "; give the same command again to retry the failed items"
                 hint = retry if results.failed and self.journal.path is not None else ""
-            print(f"{self._counts()}{hint}", file=sys.stderr)
+            say(f"{self._counts()}{hint}", file=sys.stderr)
             return
         data = {
             "function": self.target,

@@ -6,26 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "Config",
-    "Environment",
-    "ItemFile",
-    "ItemFormat",
-    "Json",
-    "Modules",
-    "PolicyName",
-    "Unpack",
-    "environment_names",
-    "one_of",
-    "profile_names",
-    "target_names",
-]
+from opero.cli.loading import environments
 
 
 def environment_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of an environment that has a file."""
-    from opero.cli.loading import environments
-
     try:
         names = environments(ctx.params.get("config"))
     except Exception:  # noqa: BLE001  # completion must not print errors

@@ -6,32 +6,38 @@ import json
 import signal
 import stat
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os.path import realpath, samefile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, Any, TextIO
 
 from opero.cli.exits import UsageError
+from opero.cli.terminal import json_text
 from opero.cli.values import jsonable
-from opero.config.report import without_passwords
-from opero.errors import OperoError, text_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-__all__ = ["Results", "error_data", "is_same_file"]
+from opero.errors import MapError, OperoError, message_of, text_of, without_passwords
 
 RETRY_INTERRUPT = 0.005
 """Seconds after which a Ctrl-C that arrived during a write is raised again."""
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
+
+
+def _encode(value: Any) -> str:
+    return json_text(_encoder.encode(value))
 
 
 def error_data(error: BaseException) -> dict[str, Any]:
-    """Return an exception as plain data, with passwords in URLs masked, and the cause of an `OperoError`."""
+    """Return an exception as plain data, with passwords in URLs masked, and the cause of an `OperoError`.
+
+    Of a `MapError`, that is the exception of the first item that failed.
+    """
     data: dict[str, Any] = {"type": type(error).__name__, "message": without_passwords(text_of(error))}
-    if isinstance(error, OperoError) and error.__cause__ is not None:
-        data["cause"] = error_data(error.__cause__)
+    if isinstance(error, OperoError):
+        failed = error.failures if isinstance(error, MapError) else ()
+        cause = failed[0].exception if failed else error.__cause__
+        if cause is not None:
+            data["cause"] = error_data(cause)
     return data
 
 
@@ -78,7 +84,7 @@ class Results:
         except FileNotFoundError:
             return True
         except OSError as error:
-            raise UsageError(f"{self.path}: {error.strerror or error}") from error
+            raise UsageError(f"{self.path}: {error.strerror or message_of(error)}") from error
 
     @property
     def has_content(self) -> bool:
@@ -99,7 +105,9 @@ class Results:
             try:
                 open(self.path, "ab").close()
             except OSError as error:
-                raise UsageError(f"{self.path}: {error.strerror or error}; use another file for -o") from error
+                raise UsageError(
+                    f"{self.path}: {error.strerror or message_of(error)}; use another file for -o"
+                ) from error
 
     def write(self, outcomes: Iterable[tuple[int, Any, bool]]) -> None:
         """Write the lines of some items at once.

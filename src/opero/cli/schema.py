@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from opero.cli.options import Json  # noqa: TC001  # typer reads the annotation
-
-__all__ = ["schema_command"]
+from opero.cli.terminal import print_json, say
 
 
 def schema_command(
@@ -26,7 +25,6 @@ def schema_command(
     \b
     opero schema -o policies/schema.json
     """
-    from opero.cli.terminal import print_json
     from opero.config.schema import schema_text
 
     if output is None:
@@ -36,5 +34,5 @@ def schema_command(
     if as_json:
         print_json({"written": str(output)})
     else:
-        print(f"wrote {output}")
+        say(f"wrote {output}")
     return 0

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opero.cli.loading import check_profile, load_configuration
 from opero.cli.options import Config, Environment, Json, profile_names  # typer reads the annotations
+from opero.cli.terminal import print_json, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
     from opero.policies.policy import Policy
-
-__all__ = ["policies_of", "show_command", "yaml_of"]
 
 
 def show_command(
@@ -35,8 +35,6 @@ def show_command(
     opero show --env production
     opero show api
     """
-    from opero.cli.loading import check_profile, load_configuration
-    from opero.cli.terminal import print_json
     from opero.config.location import show_path
 
     found = load_configuration(config, env)
@@ -45,6 +43,7 @@ def show_command(
     policies = {name: policies_of(found, name) for name in (sorted(found.policies) if profile is None else [profile])}
     functions = {} if profile else {name: _entry_of(found, name) for name in found.functions.sections}
     imports = None if profile or found.import_from is None else list(found.import_from)
+    alerts = {} if profile else {name: _alert_of(found, name) for name in found.alerts}
     if as_json:
         directory = None if found.directory is None else str(found.directory)
         print_json(
@@ -54,41 +53,71 @@ def show_command(
                 "import_from": imports,
                 "policies": policies,
                 "functions": functions,
+                "alerts": alerts,
             }
         )
     else:
         where = "" if found.directory is None else f" from {show_path(found.directory)}"
-        print(f"# environment {found.environment}{where}, including environment variables")
-        print(yaml_of(policies, functions, imports))
+        say(f"# environment {found.environment}{where}, including environment variables")
+        say(yaml_of(policies, functions, imports))
+        if alerts:
+            say(_yaml_of_alerts(alerts))
     return 0
 
 
-def policies_of(found: Configuration, name: str) -> dict[str, dict[str, Any]]:
-    """Return the options that are set for a profile: kind of policy → field → value, with secrets masked."""
+def policies_of(found: Configuration, name: str) -> dict[str, Any]:
+    """Return the options that are set for a profile: kind of policy → field → value, with secrets masked; and "enabled"
+    if it is set."""
     from opero.policies.policy import KINDS
 
     policy = found.policies[name]
-    fields = _set_fields(found.sources[name], policy)
-    return {kind: fields.get(kind, {}) for kind in KINDS if kind in fields or getattr(policy, kind) is not None}
+    leaves = found.leaves(name)
+    fields = _set_fields(leaves, policy)
+    switch = {"enabled": leaves["enabled"].value} if "enabled" in leaves else {}
+    return switch | {
+        kind: fields.get(kind, {}) for kind in KINDS if kind in fields or getattr(policy, kind) is not None
+    }
 
 
 def _entry_of(found: Configuration, name: str) -> dict[str, Any]:
     """Return the merged entry of `functions:` as kind of policy → field → value; None for a removed policy."""
-    from opero.config.composition import compose, parent_leaf
+    from opero.config.composition import compose, parent_leaf, switch_leaf
 
     sections = found.functions.sections[name]
     composed, parent = compose(sections), parent_leaf(sections)
     leaves = composed.leaves()
     fields = _set_fields(leaves, None)
     entry: dict[str, Any] = {} if parent is None else {"policy": parent.value}
+    if (switch := switch_leaf(sections)) is not None:
+        entry["enabled"] = switch.value
     for kind in composed.statements:
         entry[kind] = None if kind in leaves else fields.get(kind, {})
     return entry
 
 
+def _alert_of(found: Configuration, name: str) -> dict[str, Any]:
+    """Return the fields that are set for an alert, with secrets masked."""
+    from opero.config.alerts import leaves_of
+    from opero.config.plain_values import plain_of
+
+    return {field: plain_of(field, leaf.value) for field, leaf in leaves_of(found.layers, name).items()}
+
+
+def _yaml_of_alerts(alerts: Mapping[str, Mapping[str, Any]]) -> str:
+    from opero.config.plain_values import yaml_scalar
+
+    lines = ["alerts:"]
+    for name, fields in alerts.items():
+        lines.append(f"  {yaml_scalar(name)}:")
+        lines += [
+            f"    {'# ' if _is_masked(value) else ''}{field}: {yaml_scalar(value)}" for field, value in fields.items()
+        ]
+    return "\n".join(lines)
+
+
 def _set_fields(leaves: Mapping[str, Leaf], policy: Policy | None) -> dict[str, dict[str, Any]]:
     """Return the values that are set and not removed, as kind of policy → field → value."""
-    from opero.cli.values import plain_of
+    from opero.config.plain_values import plain_of
     from opero.config.sources import DEFAULT
 
     found: dict[str, dict[str, Any]] = {}
@@ -101,8 +130,6 @@ def _set_fields(leaves: Mapping[str, Leaf], policy: Policy | None) -> dict[str, 
 
 def _typed(policy: Policy | None, path: str, value: Any) -> Any:
     """Convert a variable's text to a number or boolean, if the policy's field has such a value."""
-    import json
-
     kind, _, field = path.partition(".")
     effective = getattr(getattr(policy, kind, None), field, None)
     if isinstance(value, str) and isinstance(effective, bool | int | float):
@@ -119,7 +146,7 @@ def yaml_of(
     import_from: Sequence[str] | None = None,
 ) -> str:
     """Return the text of a policy file; fields with masked values become comments."""
-    from opero.cli.values import yaml_scalar
+    from opero.config.plain_values import yaml_scalar
 
     lines = [] if import_from is None else [f"import_from: {yaml_scalar(list(import_from))}"]
     for title, sections in (("policies", profiles), ("functions", functions or {})):
@@ -134,7 +161,7 @@ def yaml_of(
 
 def _lines_of(kind: str, fields: Any) -> list[str]:
     """Return the lines of one policy, or of the profile that a function uses."""
-    from opero.cli.values import yaml_scalar
+    from opero.config.plain_values import yaml_scalar
 
     if not isinstance(fields, dict):
         return [f"    {kind}: {yaml_scalar(fields)}"]
@@ -149,7 +176,7 @@ def _lines_of(kind: str, fields: Any) -> list[str]:
 
 
 def _is_masked(value: Any) -> bool:
-    from opero.config.report import MASK
+    from opero.problems import MASK
 
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     has_password = isinstance(value, str) and f"://{MASK}@" in value

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-__all__ = ["print_error", "print_json", "print_table", "print_warning", "stdout_reserved", "styled"]
+from opero.errors import visible
 
 STYLES = {"red": "1;31", "yellow": "1;33", "green": "32", "bold": "1", "dim": "2"}
 GAP = 2
@@ -32,6 +30,24 @@ def styled(text: str, style: str, stream: Any) -> str:
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if _has_colours(stream) else text
 
 
+def say(text: str = "", style: str = "", file: Any = None) -> None:
+    """Print text, of one or more lines, to stdout or another stream: everything that a command prints except results.
+
+    Control characters in it are shown as escapes: names of files, profiles and variables, and texts of exceptions may
+    contain any.
+    """
+    file = file or sys.stdout
+    shown = visible(text, keep="\n\t")
+    print(styled(shown, style, file) if style else shown, file=file)
+
+
+def json_text(text: str) -> str:
+    """Return the text of JSON in which everything that is not printed is escaped, as JSON itself does for some."""
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text])
+
+
 def print_error(text: str) -> None:
     """Print an error on stderr."""
     _print_message("error", "red", text)
@@ -44,7 +60,8 @@ def print_warning(text: str) -> None:
 
 def _print_message(label: str, style: str, text: str) -> None:
     sys.stdout.flush()  # keeps the order if both streams go to the same place
-    print(f"{styled(f'{label}:', style, sys.stderr)} {text}", file=sys.stderr)
+    shown = visible(text, keep="\n\t")
+    print(f"{styled(f'{label}:', style, sys.stderr)} {shown}", file=sys.stderr)
 
 
 @contextmanager
@@ -75,8 +92,7 @@ def stdout_reserved() -> Iterator[TextIO]:
 
 def print_json(data: Any, file: TextIO | None = None) -> None:
     """Print plain data as indented JSON. Default: to stdout."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    print(text.encode("utf-8", "backslashreplace").decode(), file=file)
+    print(json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)), file=file)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
@@ -90,7 +106,7 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
+    rows = [([visible(cell) for cell in cells], style) for cells, style in rows]
     is_terminal = sys.stdout.isatty()
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     console = Console(

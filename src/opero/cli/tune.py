@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from opero.cli.exits import OK, FailedError, UsageError, failed_by_exit
+from opero.cli.functions import bind_function, unpacked
+from opero.cli.items import Items
+from opero.cli.loading import load_function, use_registry
 from opero.cli.options import (  # noqa: TC001  # typer reads the annotations
     Config,
     Environment,
@@ -17,8 +21,8 @@ from opero.cli.options import (  # noqa: TC001  # typer reads the annotations
     PolicyName,
     Unpack,
 )
-
-__all__ = ["tune_command"]
+from opero.cli.terminal import print_json, say, stdout_reserved
+from opero.errors import MapError
 
 DAY = 86_400.0
 
@@ -45,12 +49,6 @@ def tune_command(
     \b
     opero tune app.images:resize photos.txt
     """
-    from opero.cli.exits import OK, FailedError, UsageError, failed_by_exit
-    from opero.cli.functions import bind_function, unpacked
-    from opero.cli.items import Items
-    from opero.cli.loading import load_function, use_registry
-    from opero.cli.terminal import print_json, stdout_reserved
-    from opero.errors import MapError
     from opero.parallel.tuning import tune
 
     if not 0 < seconds <= DAY:
@@ -75,7 +73,7 @@ def tune_command(
     if as_json:
         print_json({**asdict(tuning), "function": target, "options": tuning.options})
         return OK
-    print(tuning)
+    say(str(tuning))
     fields = ", ".join(f"{name}: {value}" for name, value in tuning.options.items())
-    print(f'\n# in a profile, or for this function only:\nfunctions:\n  "{target}":\n    parallel: {{{fields}}}')
+    say(f'\n# in a profile, or for this function only:\nfunctions:\n  "{target}":\n    parallel: {{{fields}}}')
     return OK

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opero.config.composition import compose, sections_of
-from opero.config.environment import PREFIX, RESERVED, RawValue, Target
+from opero.config.alerts import leaves_of
+from opero.config.composition import compose, sections_of, switch_leaf
+from opero.config.environment import PREFIX, RESERVED, RawValue, Target, fold
 from opero.config.fields import OPTIONS
+from opero.policies.alert import Alert
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
     from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
-
-__all__ = ["GENERAL", "EnvironmentVariable", "variables"]
 
 GENERAL = {
     "OPERO_ENV": "the environment",
@@ -25,9 +24,17 @@ GENERAL = {
     "OPERO_ENABLED": "whether policies apply at all",
     "OPERO_ENV_FILE": "a file of more variables",
     "OPERO_SECRETS_DIR": "a directory with one file per variable",
+    "OPERO_RECEIPTS": "whether exceptions have the receipts of their calls",
     "OPERO_CACHE_DIR": "the directory of disk caches",
     "OPERO_CACHE_REDIS_URL": "the server of redis caches",
     "OPERO_CACHE_SECRET": "the key that signs cached pickles",
+    "OPERO_LOG_LEVEL": "the level from which on records are logged",
+    "OPERO_LOG_FORMAT": "the format of log lines, text or json",
+    "OPERO_METRICS": "which metrics are exported: prometheus, otel, or both",
+    "OPERO_SERVE": "where to serve the live page, such as 127.0.0.1:9300",
+    "OPERO_WATCH": "whether the default registry reloads when a file changes, and on SIGHUP",
+    "OPERO_TOKEN": "the token that actions on the live page need",
+    "OPERO_HOSTS": "names of this server by which the live page may be asked for",
 }
 """The variables that set no option of a profile, and what they set."""
 assert {*RESERVED, "ENVIRONMENT"} == set(GENERAL), "a reserved variable has no description"
@@ -63,7 +70,7 @@ class EnvironmentVariable:
 
 
 def variables(configuration: Configuration, settings: Mapping[str, RawValue]) -> list[EnvironmentVariable]:
-    """Return the variables that opero reads: general ones, then those of profiles, of `defaults` and of `functions:`.
+    """Return the variables that opero reads: general ones, then of profiles, of `defaults`, of `functions:` and alerts.
 
     Args:
         configuration: the loaded configuration, whose profiles and functions have variables.
@@ -78,20 +85,30 @@ def variables(configuration: Configuration, settings: Mapping[str, RawValue]) ->
             path, leaf = _leaf(leaves, target)
             text = next((present[name] for name in names if name in present), None)
             found.append(EnvironmentVariable(names, str(target), section, path, text, leaf))
+    for alert in configuration.alerts:
+        section, leaves = f"alerts.{alert}", leaves_of(configuration.layers, alert)
+        for field in Alert.model_fields:
+            name = f"{PREFIX}ALERTS__{fold(alert)}__{field}".upper()
+            own = EnvironmentVariable(
+                (name,), f"{section}.{field}", section, field, present.get(name), leaves.get(field)
+            )
+            found.append(own)
     return found
 
 
 def _sections(configuration: Configuration) -> Iterator[tuple[str, Mapping[str, Leaf]]]:
     for profile in sorted(configuration.policies):
-        yield f"policies.{profile}", configuration.sources[profile]
-    yield "defaults", compose(sections_of(None, configuration.layers)).leaves()
-    for name, sections in configuration.functions.sections.items():
-        yield f"functions.{name}", compose(sections).leaves()
+        yield f"policies.{profile}", configuration.leaves(profile)
+    others = {f"functions.{name}": sections for name, sections in configuration.functions.sections.items()}
+    for name, sections in {"defaults": sections_of(None, configuration.layers), **others}.items():
+        switch = switch_leaf(sections)
+        yield name, compose(sections).leaves() | ({} if switch is None else {"enabled": switch})
 
 
 def _targets(section: str) -> Iterator[Target]:
     if section != "defaults":
         yield Target(section, None)
+    yield Target(section, "enabled")
     for kind, model in KINDS.items():
         yield Target(section, kind)
         yield from (Target(section, kind, field) for field in model.model_fields)
@@ -116,6 +133,8 @@ def _leaf(leaves: Mapping[str, Leaf], target: Target) -> tuple[str, Leaf | None]
     """Return the option that a variable sets, and its leaf; for a whole policy, those of its short form."""
     if target.kind is None:
         return target.parent_key, leaves.get(target.parent_key)
+    if target.kind == "enabled":
+        return target.kind, leaves.get(target.kind)
     if target.field is not None:
         path = f"{target.kind}.{target.field}"
         return path, leaves.get(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,7 @@ from opero.policies.merging import fields_of
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
     from opero.config.declaration import Declaration
-
-__all__ = ["own_section", "place_of", "section_below", "section_of", "source_at"]
 
 
 def section_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,15 @@ from opero.config.sources import DEFAULT, ConfigLayer, Leaf, Marked, Section, So
 from opero.errors import nearest
 from opero.policies.merging import merge_statements
 from opero.policies.policy import KINDS
+from opero.policies.quantities import quoted
 from opero.policies.types import Unset
+from opero.runtime.named_secrets import PREFIX as REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from opero.config.report import Report
 
-__all__ = ["Profile", "compose", "inherit", "parent_leaf", "profile_names", "sections_of"]
-
+MOST_ANCESTORS = 100
+"""The most profiles that a profile may extend, one after the other."""
 SECRETS = {kind: [field for field in model.model_fields if is_secret(kind, field)] for kind, model in KINDS.items()}
 
 
@@ -51,24 +52,43 @@ def inherit(layers: Sequence[ConfigLayer], report: Report) -> dict[str, list[str
         elif parent.value not in names:
             del extends[name]
             unclear.add(name)
-            hint = nearest(parent.value, set(names) - {name})
-            report.add(parent.source, f"policies.{name} extends {parent.value!r}, which does not exist{hint}")
-    return {name: _lineage(name, extends, unclear, report) for name in names}
+            hint = "" if report.is_full else nearest(parent.value, (each for each in names if each != name))
+            report.add(parent.source, f"policies.{name} extends {quoted(parent.value)}, which does not exist{hint}")
+    lineages: dict[str, list[str] | None] = {}
+    for name in names:
+        _trace(name, extends, unclear, lineages, report)
+    return {name: lineages[name] for name in names}
 
 
-def _lineage(name: str, extends: Mapping[str, Marked], unclear: set[str], report: Report) -> list[str] | None:
-    lineage = [name]
-    while lineage[-1] in extends:
-        parent = extends[lineage[-1]].value
-        if parent in lineage:
-            cycle = lineage[lineage.index(parent) :]
-            start = cycle.index(min(cycle))
-            circle = " → ".join([*cycle[start:], *cycle[:start], cycle[start]])
-            text = f"circular `extends`: {circle}; remove one of them"
-            report.add(extends[cycle[start]].source, text)
-            return None
-        lineage.append(parent)
-    return None if unclear.intersection(lineage) else lineage[::-1]
+def _trace(
+    name: str,
+    extends: Mapping[str, Marked],
+    unclear: set[str],
+    lineages: dict[str, list[str] | None],
+    report: Report,
+) -> None:
+    """Add the lineages of a profile and of those that it extends. Each profile is visited once."""
+    path: dict[str, int] = {}
+    at: str | None = name
+    while at is not None and at not in lineages and at not in path:
+        path[at] = len(path)
+        at = extends[at].value if at in extends else None
+    above: list[str] | None = []
+    if at is not None and at in path:
+        above = None
+        cycle = list(path)[path[at] :]
+        start = cycle.index(min(cycle))
+        circle = " → ".join([*cycle[start:], *cycle[:start], cycle[start]])
+        report.add(extends[cycle[start]].source, f"circular `extends`: {circle}; remove one of them")
+    elif at is not None:
+        above = lineages[at]
+    for each in reversed(path):
+        if above is not None and len(above) >= MOST_ANCESTORS:
+            text = f"policies.{each} extends more than {MOST_ANCESTORS} profiles, one after the other; use fewer"
+            report.add(extends[each].source, text)
+            above = None
+        above = None if above is None or each in unclear else [*above, each]
+        lineages[each] = above
 
 
 def parent_leaf(sections: Iterable[Section]) -> Leaf | None:
@@ -77,6 +97,16 @@ def parent_leaf(sections: Iterable[Section]) -> Leaf | None:
     for section in sections:
         if section.parent is not None:
             top = Leaf(section.parent.value, section.parent.source, section.name, shadowed=top)
+    return top
+
+
+def switch_leaf(sections: Iterable[Section]) -> Leaf | None:
+    """Return whether all policies take effect, over what lower sections say; None if no section says anything."""
+    top: Leaf | None = None
+    for section in sections:
+        if section.enabled is not None:
+            below = Leaf(True, DEFAULT) if top is None else top
+            top = Leaf(section.enabled.value, section.enabled.source, section.name, shadowed=below)
     return top
 
 
@@ -138,8 +168,8 @@ class Profile:
                 continue
             fields = {field: entry.plain() for field, entry in content.items()}
             for field in SECRETS[kind]:
-                if isinstance(fields.get(field), str):
-                    fields[field] = SecretStr(fields[field])
+                if field in fields:
+                    fields[field] = _hidden(fields[field])
             values[kind] = fields if type(content) is dict else type(content)(fields)
         return values
 
@@ -167,10 +197,10 @@ class Profile:
                 # The field moves to the end, so that the last field is the one that was set last.
                 below = fields.pop(field, None) or removal
                 value = entry.plain()
-                if field in SECRETS[kind] and isinstance(value, str):
-                    value = SecretStr(value)
+                if field in SECRETS[kind]:
+                    value = _hidden(value)
                 if _is_there_without(field, statements, index):
-                    below = _over_default(kind, field, below)
+                    below = self._over_default(kind, field, below)
                 fields[field] = Leaf(value, entry.source, statement.section, shadowed=below)
         return fields, removal
 
@@ -185,10 +215,40 @@ class Profile:
                 leaves[kind] = removal
             for field in KINDS[kind].model_fields:
                 below = chains.get(field) or removal
-                leaf = _over_default(kind, field, below) if present else chains.get(field)
+                leaf = self._over_default(kind, field, below) if present else chains.get(field)
                 if leaf is not None:
                     leaves[f"{kind}.{field}"] = leaf
         return leaves
+
+    def _over_default(self, kind: str, field: str, leaf: Leaf | None) -> Leaf | None:
+        """Return the leaf, or the default over it if there is none or it was removed."""
+        if leaf is not None and not leaf.removed:
+            return leaf
+        default = self._default(kind, field)
+        return leaf if default is None else replace(default, shadowed=leaf)
+
+    def _default(self, kind: str, field: str) -> Leaf | None:
+        """Return the default of the model beside what is set; None if the field has none."""
+        info = KINDS[kind].model_fields[field]
+        if info.is_required() or isinstance(info.default, Unset):
+            return None
+        return Leaf(None if self._has_alternative(kind, field) else info.default, DEFAULT)
+
+    def _has_alternative(self, kind: str, field: str) -> bool:
+        """Return whether a field is set that takes the place of this one."""
+        alternative, statements = KINDS[kind].alternatives.get(field), self.statements[kind]
+        if alternative is None:
+            return False
+        own = reversed(statements[_since(statements, len(statements) - 1) :])
+        set_by = next((statement for statement in own if alternative in statement.fields), None)
+        return set_by is not None and set_by.fields[alternative].plain() is not None
+
+
+def _hidden(value: Any) -> Any:
+    """Return a secret, or a list of secrets, as `SecretStr`. References that code makes are resolved by the policy."""
+    if isinstance(value, list):
+        return [_hidden(each) for each in value]
+    return SecretStr(value) if isinstance(value, str) and not value.startswith(REFERENCE) else value
 
 
 def _since(statements: Sequence[Statement], index: int) -> int:
@@ -206,19 +266,3 @@ def _is_there_without(field: str, statements: Sequence[Statement], index: int) -
     end = next((each for each in range(index + 1, len(statements)) if statements[each].discards), len(statements))
     of_it = statements[_since(statements, index) : end]
     return any(not statement.is_bare or statement.fields.keys() != {field} for statement in of_it)
-
-
-def _over_default(kind: str, field: str, leaf: Leaf | None) -> Leaf | None:
-    """Return the leaf, or the default over it if there is none or it was removed."""
-    if leaf is not None and not leaf.removed:
-        return leaf
-    default = _default(kind, field)
-    return leaf if default is None else replace(default, shadowed=leaf)
-
-
-def _default(kind: str, field: str) -> Leaf | None:
-    """Return the default of the model; None if the field has none."""
-    info = KINDS[kind].model_fields[field]
-    if info.is_required() or isinstance(info.default, Unset):
-        return None
-    return Leaf(info.default, DEFAULT)

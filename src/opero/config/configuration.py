@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
+from opero.config.alerts import alerts_of
 from opero.config.code_layer import own_section, place_of, section_below, section_of
-from opero.config.composition import compose, inherit, parent_leaf, sections_of
+from opero.config.composition import compose, inherit, parent_leaf, sections_of, switch_leaf
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
-from opero.config.sources import CODE, ConfigLayer, Leaf, Section
+from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section
 from opero.config.validation import check_fields, validate
-from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.types import importing_from
+from opero.errors import nearest
+from opero.policies.canary import canary_problem
+from opero.policies.names import importing_from
+from opero.policies.quantities import quoted
+from opero.runtime.functions import full_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from opero.config.declaration import Declaration
+    from opero.policies.alert import Alert
     from opero.policies.policy import Policy
-
-__all__ = ["Configuration", "Effective", "validated"]
 
 
 @dataclass(frozen=True)
@@ -35,18 +41,26 @@ class Effective:
         profile: the profile that it starts from; None for none.
         entries: the entries of `functions:` that match it, the least specific first.
         sections: returns the sections that it was composed of, lowest precedence first.
+        enabled: whether it takes effect, by the key `enabled` of its profile or entries.
     """
 
     policy: Policy
     profile: str | None
     entries: tuple[str, ...]
     sections: Callable[[], list[Section]] = field(repr=False)
+    enabled: bool = True
 
     def leaves(self) -> dict[str, Leaf]:
         """Return path ("retry.retries") → effective leaf; "policy" → the profile that it starts from."""
         sections = self.sections()
         start = parent_leaf(each for each in sections if not each.name.startswith("policies."))
-        return ({} if start is None else {"policy": start}) | compose(sections).leaves()
+        return _beside({"policy": start}, sections) | compose(sections).leaves()
+
+
+def _beside(start: Mapping[str, Leaf | None], sections: Sequence[Section]) -> dict[str, Leaf]:
+    """Return the leaves that belong to no policy: the profile to start from, and the switch of all policies."""
+    found = {**start, "enabled": switch_leaf(sections)}
+    return {name: leaf for name, leaf in found.items() if leaf is not None}
 
 
 @dataclass(frozen=True)
@@ -59,19 +73,23 @@ class Configuration:
         enabled: `OPERO_ENABLED`: whether policies apply at all. Default true.
         policies: profile name → its effective policy.
         files: the files that were read, lowest precedence first.
+        alerts: name → the alert, for what the default registry watches.
         watched: the files and directories where a change may affect the configuration.
         warnings: what is not an error but should be checked.
         layers: the contents of each file and each set of variables, lowest precedence first.
+        loaded: when it was loaded, in seconds since the epoch.
     """
 
     environment: str = "development"
     directory: Path | None = None
     enabled: bool = True
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    alerts: Mapping[str, Alert] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     watched: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
     layers: tuple[ConfigLayer, ...] = field(default=(), repr=False)
+    loaded: float = field(default_factory=time.time, repr=False, compare=False)
     _lineages: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     _loaded: Report | None = field(default=None, repr=False, compare=False)
     """The report of its loading, which has the text of the files."""
@@ -94,14 +112,23 @@ class Configuration:
         return validated(replace(self, layers=(*self.layers, layer)), report)
 
     @cached_property
-    def sources(self) -> Mapping[str, Mapping[str, Leaf]]:
-        """Profile name → path ("retry.retries") → effective leaf, computed on access."""
-        return _Lazily(self.policies, self._leaves)
-
-    @cached_property
     def functions(self) -> FunctionEntries:
         """The entries of `functions:`."""
         return FunctionEntries(self.layers)
+
+    @cached_property
+    def version(self) -> str:
+        """Eight hexadecimal digits that differ where values differ, and are the same in every process with these."""
+        hashed = sha256(f"{self.environment} {self.enabled}".encode())
+        for layer in self.layers:
+            sections = [*layer.profiles.values(), *layer.functions.values()]
+            for section in sections if layer.defaults is None else [layer.defaults, *sections]:
+                parent = None if section.parent is None else section.parent.plain()
+                said: dict[str, Any] = {kind: each.content for kind, each in section.statements.items()}
+                if section.enabled is not None:
+                    said["enabled"] = section.enabled
+                hashed.update(f"{section.name} {parent} {_written(said)}".encode("utf-8", "surrogatepass"))
+        return hashed.hexdigest()[:8]
 
     @property
     def import_from(self) -> tuple[str, ...] | None:
@@ -109,29 +136,29 @@ class Configuration:
         lists = [layer.import_from for layer in self.layers if layer.import_from is not None]
         return tuple(lists[-1].plain()) if lists else None
 
-    def source(self, profile: str, path: str) -> Leaf:
-        """Return the value of one field as it was written, its source, and the chain of what it shadows.
-
-        Args:
-            profile: its name.
-            path: policy and field, such as "retry.retries"; "extends"; or a policy alone, if a `null`
-                removed it.
-
-        Raises:
-            PolicyNotFoundError: there is no such profile.
-            ConfigError: the profile has no such policy, or the policy no such field.
-        """
-        if profile not in self.policies:
-            raise PolicyNotFoundError(f"there is no profile {profile!r}{nearest(profile, self.policies)}", name=profile)
-        leaves = self.sources[profile]
-        if path not in leaves:
-            raise ConfigError(f"the profile {profile!r} has no {path!r}{nearest(path, leaves)}")
-        return leaves[path]
-
-    def _leaves(self, profile: str) -> Mapping[str, Leaf]:
+    def leaves(self, profile: str) -> Mapping[str, Leaf]:
+        """Return path ("retry.retries") → effective leaf of a profile; "extends" → the profile that it extends."""
         extends = parent_leaf(layer.profiles[profile] for layer in self.layers if profile in layer.profiles)
-        leaves = compose(sections_of(self._lineages[profile], self.layers)).leaves()
-        return leaves | ({} if extends is None else {"extends": extends})
+        sections = sections_of(self._lineages[profile], self.layers)
+        return compose(sections).leaves() | _beside({"extends": extends}, sections)
+
+    def is_enabled(self, profile: str) -> bool:
+        """Return whether the policies of a profile take effect, by its key `enabled`."""
+        return self._is_on(sections_of(self._lineages[profile], self.layers)) if self._has_switches else True
+
+    def _is_on(self, sections: Iterable[Section]) -> bool:
+        leaf = switch_leaf(sections)
+        return leaf is None or leaf.value is not False
+
+    @cached_property
+    def _has_switches(self) -> bool:
+        """Whether any section has the key `enabled`, which few do."""
+        return any(
+            section.enabled is not None
+            for layer in self.layers
+            for section in (layer.defaults, *layer.profiles.values(), *layer.functions.values())
+            if section is not None
+        )
 
     def start_of(self, function: str, profile: str | None) -> tuple[str | None, tuple[str, ...]]:
         """Return the profile that a function starts from, and the entries of `functions:` that match it.
@@ -146,9 +173,16 @@ class Configuration:
                 profile = section.parent.value if section.parent is not None else profile
         return profile, entries
 
-    def effective(self, declaration: Declaration, report: Report) -> Effective | None:
-        """Compose the effective policy of a function; None if it is invalid: the problems are added to `report`."""
+    def effective(self, declaration: Declaration, report: Report, instead: str | None = None) -> Effective | None:
+        """Compose the effective policy of a function; None if it is invalid: the problems are added to `report`.
+
+        Args:
+            declaration: what code states about the function.
+            report: receives the problems.
+            instead: the profile to start from, for a canary. Default: that which code and entries name.
+        """
         profile, entries = self.start_of(declaration.name, declaration.profile)
+        profile = profile if instead is None else instead
         over = [section for entry in entries for section in self.functions.sections[entry]]
         if profile is not None and profile not in self.policies:
             hint = nearest(profile, self.policies)
@@ -163,11 +197,41 @@ class Configuration:
             )
             return [*lowest, own_section(declaration), *over]
 
+        enabled = self._is_on(sections()) if self._has_switches else True
         if profile is not None and not over and not declaration.fields:
-            return Effective(self.policies[profile], profile, entries, sections)
-        # Names in files and variables have been checked against `import_from`; names in code are not restricted.
-        policy = validate(f"functions.{declaration.name}", compose(sections()), report)
-        return None if policy is None else Effective(policy, profile, entries, sections)
+            policy: Policy | None = self.policies[profile]
+        else:
+            # Names in files and variables have been checked against `import_from`; names in code are not restricted.
+            policy = validate(f"functions.{declaration.name}", compose(sections()), report)
+        if policy is not None and instead is not None:  # the function's own canary is for the profile itself
+            policy = policy.model_copy(update={"canary": self.policies[instead].canary})
+        if policy is None or not _has_possible_canary(profile or "", policy, self.policies, sections, report):
+            return None
+        return Effective(policy, profile, entries, sections, enabled)
+
+
+def _written(value: Any) -> str:
+    """Return a value as text that is the same in every process."""
+    if isinstance(value, Marked):
+        return _written(value.value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_written(value[name])}" for name in sorted(value, key=str)) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    if value is None or isinstance(value, str | int | float | BaseModel):
+        return repr(value)
+    return full_name(value) if callable(value) else type(value).__name__
+
+
+def _has_possible_canary(
+    name: str, policy: Policy, policies: Mapping[str, Policy], sections: Callable[[], list[Section]], report: Report
+) -> bool:
+    """Return whether the canary of a policy can be, if it has one; if not, add the problem to the report."""
+    text = None if policy.canary is None else canary_problem(name, policy, policies)
+    if text is not None:
+        leaf = compose(sections()).given("canary")["policy"]
+        report.add(leaf.source, f"{leaf.section or name}.canary: {text}" if leaf.section or name else f"canary: {text}")
+    return text is None
 
 
 def validated(configuration: Configuration, report: Report, *, complete: bool = True) -> Configuration:
@@ -190,36 +254,18 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
                 check_fields(profile, report)
             elif (policy := validate(f"policies.{name}", profile, report)) is not None:
                 policies[name] = policy
-                lineages[name] = lineage
+                lineages[name] = tuple(lineage)
+        names = {name for layer in layers for name in layer.profiles}
+        for name, policy in policies.items() if complete else ():
+            canary = policy.active("canary")
+            if canary is None or canary.policy in policies or canary.policy not in names:
+                _has_possible_canary(name, policy, policies, partial(sections_of, lineages[name], layers), report)
         for section in (section for layer in layers for section in layer.functions.values()):
             check_fields(compose([section]), report)
             parent = section.parent
-            if complete and parent is not None and parent.value is not None and parent.value not in lineages:
-                names = {name for layer in layers for name in layer.profiles}
-                if parent.value not in names:
-                    hint = nearest(parent.value, names)
-                    text = f"{section.name} uses the profile {parent.value!r}, which does not exist{hint}"
-                    report.add(parent.source, text)
-    return replace(configuration, policies=policies, _lineages=lineages)
-
-
-class _Lazily(Mapping[str, Mapping[str, Leaf]]):
-    """A mapping that computes its values on first access."""
-
-    def __init__(self, keys: Mapping[str, Any], make: Callable[[str], Mapping[str, Leaf]]) -> None:
-        self._keys = keys
-        self._make = make
-        self._made: dict[str, Mapping[str, Leaf]] = {}
-
-    def __getitem__(self, key: str) -> Mapping[str, Leaf]:
-        if key not in self._made:
-            if key not in self._keys:
-                raise KeyError(key)
-            self._made[key] = self._make(key)
-        return self._made[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+            if complete and parent is not None and parent.value is not None and parent.value not in names:
+                hint = "" if report.is_full else nearest(parent.value, names)
+                text = f"{section.name} uses the profile {quoted(parent.value)}, which does not exist{hint}"
+                report.add(parent.source, text)
+        alerts = alerts_of(layers, report, complete=complete)
+    return replace(configuration, policies=policies, alerts=alerts, _lineages=lineages)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opero.runtime.functions import names_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-__all__ = ["Declaration", "name_in_config", "where"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

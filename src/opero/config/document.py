@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from opero.config.alerts import read_alerts
 from opero.config.fields import is_hidden, suggest_key
-from opero.config.report import HARMLESS, MASK
+from opero.config.mapping import mapping_of, shown
+from opero.config.report import HARMLESS
 from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Statement
-from opero.errors import nearest
+from opero.errors import message_of, nearest
 from opero.policies.base import BasePolicy
 from opero.policies.merging import fields_of
 from opero.policies.names import DOTTED, NAME
 from opero.policies.policy import KINDS
+from opero.policies.quantities import quoted
+from opero.problems import MASK
 
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-__all__ = ["is_glob", "read_document", "read_parent", "read_statement", "shown"]
-
-KEYS = ("policies", "defaults", "functions", "import_from")
+KEYS = ("policies", "defaults", "functions", "import_from", "alerts")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
 FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The full name of a function: module:qualname."""
 MODULE = re.compile(DOTTED)
-
-
-def shown(value: Any) -> str:
-    """Return a value as messages show it, in YAML notation."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+LONGEST_FUNCTION = 1000
+"""The most characters of a name or glob of `functions:`."""
 
 
 def is_glob(name: str) -> bool:
@@ -50,57 +41,56 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
 
     Args:
         document: a mapping with `policies:` (name → profile), `defaults:` (for all profiles), `functions:` (name or
-            glob → policies of these functions) and `import_from:` (modules).
+            glob → policies of these functions), `import_from:` (modules) and `alerts:` (name → alert).
         name: the name of the file in messages.
         report: receives the problems.
     """
-    entries = _mapping(document, "the file", report, advice="start it with `policies:`")
+    entries = mapping_of(document, "the file", report, advice="start it with `policies:`")
     defaults: Section | None = None
     profiles: dict[str, Section] = {}
     functions: dict[str, Section] = {}
     import_from: Marked | None = None
+    alerts: dict[str, Marked] = {}
     for key, entry in entries.items():
         if key not in KEYS:
-            report.add(entry.place, f"unknown key {key!r}{nearest(key, KEYS)} (profiles belong under `policies:`)")
+            report.add(
+                entry.place, f"unknown key {quoted(key)}{nearest(key, KEYS)} (profiles belong under `policies:`)"
+            )
             report.hide_texts(entry)
         elif key == "import_from":
             import_from = _read_modules(entry, report)
         elif entry.value is None:
             continue
+        elif key == "alerts":
+            alerts = read_alerts(entry, report)
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         elif key == "policies":
             advice = "write the name of each profile, with its policies below it"
-            for each, body in _mapping(entry, "`policies:`", report, advice).items():
+            for each, body in mapping_of(entry, "`policies:`", report, advice).items():
                 if each:
                     profiles[each] = _read_section(body, f"policies.{each}", report, "extends")
                 else:
                     report.add(body.place, "the name of a profile is empty")
         else:
             advice = 'write the name of each function, "module:function", with its policies below it'
-            for each, body in _mapping(entry, "`functions:`", report, advice).items():
+            for each, body in mapping_of(entry, "`functions:`", report, advice).items():
                 if _check_function(each, body, report):
                     functions[each] = _read_section(body, f"functions.{each}", report, "policy")
-    return ConfigLayer(name, defaults, profiles, functions, import_from)
-
-
-def _mapping(marked: Marked, what: str, report: Report, advice: str) -> dict[str, Marked]:
-    if isinstance(marked.value, dict):
-        return marked.value
-    if marked.value is not BROKEN:
-        # Text may be a misplaced secret.
-        it = "text" if isinstance(marked.value, str) else shown(marked.value)
-        report.add(marked.source, f"{what} must be a mapping, not {it}; {advice}")
-        report.hide(marked)
-    return {}
+    return ConfigLayer(name, defaults, profiles, functions, import_from, alerts)
 
 
 def _check_function(name: str, body: Marked, report: Report) -> bool:
+    if len(name) > LONGEST_FUNCTION:
+        report.add(body.place, f"the name of a function has more than {LONGEST_FUNCTION:,} characters; use a glob")
+        return False
     if is_glob(name) or FUNCTION.fullmatch(name):
         return True
     module, _, function = name.rpartition(".")
     advice = f'; did you mean "{module}:{function}"?' if module and ":" not in name else ""
-    report.add(body.place, f'{name!r} is not a function name: use "module:function", or a glob such as "app.*"{advice}')
+    report.add(
+        body.place, f'{quoted(name)} is not a function name: use "module:function", or a glob such as "app.*"{advice}'
+    )
     return False
 
 
@@ -112,9 +102,11 @@ def _read_modules(marked: Marked, report: Report) -> Marked | None:
         report.add(marked.place, "import_from is empty; list modules, use [] to allow none, or remove it")
         return None
     each = marked.value if isinstance(marked.value, list) else [marked]
-    good = [one for one in each if isinstance(one.value, str) and MODULE.fullmatch(one.value)]
+    good = []
     for one in each:
-        if one not in good and one.value is not BROKEN:
+        if isinstance(one.value, str) and MODULE.fullmatch(one.value):
+            good.append(one)
+        elif one.value is not BROKEN:
             report.add(
                 one.source,
                 f"import_from: {shown(one.value)} is not a module name; use a list, such as [app, requests]",
@@ -126,9 +118,10 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
     """Parse a profile, `defaults`, or an entry of `functions:`; null is an empty section."""
     if marked.value is None:
         return Section(section, marked)
-    entries = _mapping(marked, section, report, advice="write policies below it, such as `retry: {retries: 3}`")
+    entries = mapping_of(marked, section, report, advice="write policies below it, such as `retry: {retries: 3}`")
     statements: dict[str, Statement] = {}
     parent: Marked | None = None
+    enabled: Marked | None = None
     flawed = not isinstance(marked.value, dict)
     for key, entry in entries.items():
         if key in KINDS:
@@ -136,6 +129,8 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
         elif key == parent_key:
             parent = read_parent(entry, f"{section}.{key}", report)
             flawed = flawed or parent is None
+        elif key == "enabled":
+            enabled = _read_switch(entry, f"{section}.enabled", report)
         elif key == "extends" and section == "defaults":
             report.add(entry.place, "`defaults:` cannot extend a profile; remove this")
         else:
@@ -148,16 +143,26 @@ def _read_section(marked: Marked, section: str, report: Report, parent_key: str 
                 Statement(marked, section, {}).into(entry),
             )
             report.hide_texts(entry)
-    return Section(section, marked, statements, parent, flawed=flawed)
+    return Section(section, marked, statements, parent, flawed=flawed, enabled=enabled)
+
+
+def _read_switch(marked: Marked, what: str, report: Report) -> Marked | None:
+    """Parse the switch of all policies of a section."""
+    if isinstance(marked.value, bool):
+        return marked
+    if marked.value is not BROKEN:
+        report.add(marked.source, f"{what} must be true or false, not {shown(marked.value)}")
+        report.hide(marked)
+    return None
 
 
 def _unknown(key: str, entry: Marked, report: Report) -> str:
     """Describe an unknown key; "secret:hunter2", without a space, is a key that contains a secret."""
     name, separator, rest = re.fullmatch(r"([^:=]*)([:=]*)(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
     if not separator or HARMLESS.fullmatch(rest.strip()):
-        return f"unknown key {key!r}"
+        return f"unknown key {quoted(key)}"
     report.hide_key(entry)
-    return f"unknown key {name + separator + MASK!r}"
+    return f"unknown key {quoted(name + separator + MASK)}"
 
 
 def read_parent(marked: Marked, what: str, report: Report) -> Marked | None:
@@ -187,9 +192,9 @@ def read_statement(kind: str, marked: Marked, section: str, report: Report) -> S
         report.hide(marked)
         return Statement(marked, section, {}, flawed=True)
     try:
-        fields = fields_of(KINDS[kind], value)
+        fields = value if type(value) is dict else fields_of(KINDS[kind], value)
     except ValueError as error:
-        report.add(marked.source, f"{section}.{kind}: {error}")
+        report.add(marked.source, f"{section}.{kind}: {message_of(error)}")
         report.hide(marked)
         return Statement(marked, section, {}, flawed=True)
     if fields is None:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.config.document import read_parent, read_statement
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
 from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Source, Statement, mark
-from opero.errors import nearest
-from opero.policies.json_text import DuplicateKeyError, parse_json
+from opero.errors import closest, message_of, nearest
+from opero.policies.json_text import parse_json
 from opero.policies.merging import overlay
 from opero.policies.policy import KINDS
+from opero.policies.quantities import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from opero.config.report import Report
 
-__all__ = ["RESERVED", "RawValue", "process_variables", "read_enabled", "read_variables"]
-
-PREFIX = "OPERO_"
+PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
 RESERVED = (
     "OPERO_ENV",
     "OPERO_CONFIG",
     "OPERO_ENABLED",
     "OPERO_ENV_FILE",
+    "OPERO_RECEIPTS",
     "OPERO_SECRETS_DIR",
     "OPERO_CACHE_DIR",
     "OPERO_CACHE_REDIS_URL",
     "OPERO_CACHE_SECRET",
+    *("OPERO_LOG_LEVEL", "OPERO_LOG_FORMAT"),
+    "OPERO_METRICS",
+    "OPERO_SERVE",
+    "OPERO_WATCH",
+    "OPERO_TOKEN",
+    "OPERO_HOSTS",
 )
 """Variables that are not options of a profile; so are all that start with `OPERO_TEST_`, unless the name of a profile
 starts with "test"."""
@@ -57,7 +63,7 @@ def process_variables(environ: Mapping[str, str]) -> dict[str, RawValue]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a variable may set: a policy (no field), one field, or the profile to start from (no kind)."""
+    """What a variable may set: a policy (no field), one field, the profile to start from (no kind), or "enabled"."""
 
     section: str
     kind: str | None
@@ -71,19 +77,14 @@ class Target:
     def nested(self) -> str:
         """The unambiguous name of the variable."""
         group, _, name = self.section.partition(".")
-        path = [
-            group,
-            *([_fold(name)] if name else []),
-            self.kind or self.parent_key,
-            *([self.field] if self.field else []),
-        ]
-        return PREFIX + "__".join(path).upper()
+        path = [group, fold(name), self.kind or self.parent_key, self.field or ""]
+        return PREFIX + "__".join(filter(None, path)).upper()
 
     def __str__(self) -> str:
         return f"{self.section}.{self.kind or self.parent_key}{f'.{self.field}' if self.field else ''}"
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
     """Normalize the name of a profile or variable for comparison: `Geo-API.v2` → `geo_api_v2`."""
     return re.sub(r"\W", "_", name.upper().casefold())  # "ß" is "SS" in upper case
 
@@ -92,11 +93,15 @@ def read_enabled(raw: Mapping[str, RawValue], report: Report) -> bool | None:
     """Return `OPERO_ENABLED`, or None if it is not set."""
     for name, (text, source) in raw.items():
         if name.upper() == "OPERO_ENABLED":
-            value = {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
+            value = _switch(text)
             if value is None:
-                report.add(source, f"{text!r} is invalid: use true or false")
+                report.add(source, f"{quoted(text)} is invalid: use true or false")
             return value
     return None
+
+
+def _switch(text: str) -> bool | None:
+    return {**TRUTH, "1": True, "0": False}.get(text.strip().lower())
 
 
 def read_variables(
@@ -112,7 +117,8 @@ def read_variables(
 
     - flat, `OPERO_<PROFILE>_<OPTION>`: the flat options of `@opero` and `@opmap` (`OPERO_API_RETRIES`,
       `OPERO_API_CACHE_TTL`), `BACKOFF` for `BACKOFF_FACTOR`, and each policy by its name, with its
-      short form, true, false, null, or a JSON mapping (`OPERO_API_RATE_LIMIT=50/s`, `OPERO_API_CACHE=false`);
+      short form, true, false, null, or a JSON mapping (`OPERO_API_RATE_LIMIT=50/s`, `OPERO_API_CACHE=false`), and
+      `OPERO_API_ENABLED=false`, which switches all of them off;
     - nested, `OPERO_POLICIES__API__RETRY__RETRIES`, `OPERO_DEFAULTS__RETRY__RETRIES` and, for an entry of `functions:`,
       `OPERO_FUNCTIONS__APP_USERS_GET_USER__CACHE__TTL`, for every field.
 
@@ -121,17 +127,18 @@ def read_variables(
     letter or digit becomes "_".
 
     Args:
-        raw: the variables.
+        raw: the variables; those of alerts are left out (see `alert_variables`).
         profiles, functions: the names that the files define; a variable cannot define new ones.
         report: receives unknown, ambiguous, and conflicting variables.
         name: the name of these variables in messages.
         complete: whether all names are known. If not, unknown variables are not reported.
     """
     names, entries = list(profiles), list(functions)
+    index = _Index(names, entries)
     sections: dict[str, _SectionBuilder] = {}
     spelled: dict[str, Source] = {}
-    tests_are_others = not any(f"{PREFIX}{_fold(each)}_".upper().startswith(RESERVED_PREFIX) for each in names)
-    relevant = [each for each in raw if each.upper().startswith(PREFIX)]
+    tests_are_others = not any(f"{PREFIX}{fold(each)}_".upper().startswith(RESERVED_PREFIX) for each in names)
+    relevant = [each for each in raw if each.upper().startswith(PREFIX) and not each.upper().startswith(ALERTS)]
     for variable in sorted(relevant, key=lambda each: (raw[each].source.line or 0, each)):
         text, source = raw[variable]
         upper = variable.upper()
@@ -139,7 +146,7 @@ def read_variables(
             report.add(source, f"is also set as {spelled[upper]}, and names are case-insensitive; unset one of them")
             continue
         spelled[upper] = source
-        targets = find_targets(_fold(upper.removeprefix(PREFIX)), names, entries)
+        targets = index.targets(fold(upper.removeprefix(PREFIX)))
         if len(targets) > 1:
             _report_ambiguous(source, targets, report)
         elif targets:
@@ -147,13 +154,13 @@ def read_variables(
             try:
                 value = mark(_parse(target, text), source)
             except ValueError as error:
-                report.add(source, str(error))
+                report.add(source, message_of(error))
                 value = None
             sections.setdefault(target.section, _SectionBuilder(target.section, source, report)).add(
                 target, source, value
             )
         elif complete and upper not in RESERVED and not (upper.startswith(RESERVED_PREFIX) and tests_are_others):
-            report.add(source, _explain_unknown(upper, names, entries))
+            report.add(source, "is unknown" if report.is_full else _explain_unknown(upper, names, entries))
     read = {each: collected.section() for each, collected in sections.items()}
     return ConfigLayer(name, read.get("defaults"), _named("policies.", read), _named("functions.", read))
 
@@ -162,36 +169,53 @@ def _named(prefix: str, sections: Mapping[str, Section]) -> dict[str, Section]:
     return {name.removeprefix(prefix): each for name, each in sections.items() if name.startswith(prefix)}
 
 
-def find_targets(name: str, profiles: Iterable[str], functions: Iterable[str]) -> list[Target]:
-    """Return everything that a variable's normalized name, without its prefix, can mean."""
-    found: list[Target] = []
-    if name.startswith("defaults__"):
-        found += _nested("defaults", name.removeprefix("defaults__"))
-    for profile in profiles:
-        folded = _fold(profile)
-        if name.startswith(f"policies__{folded}__"):
-            found += _nested(f"policies.{profile}", name.removeprefix(f"policies__{folded}__"))
-        if name.startswith(f"{folded}_") and (option := name.removeprefix(f"{folded}_")) in OPTIONS:
-            found.append(Target(f"policies.{profile}", *OPTIONS[option]))
-    for function in functions:
-        prefix = f"functions__{_fold(function)}__"
-        if name.startswith(prefix):
-            found += _nested(f"functions.{function}", name.removeprefix(prefix))
-    return found
+PATHS: dict[str, tuple[str | None, str | None]] = {
+    "enabled": ("enabled", None),
+    **{kind: (kind, None) for kind in KINDS},
+    **{f"{kind}__{field}": (kind, field) for kind, model in KINDS.items() for field in model.model_fields},
+}
+"""What follows the name of a section in a nested variable → the policy and field."""
 
 
-def _nested(section: str, path: str) -> list[Target]:
-    kind, separator, field = path.partition("__")
-    if section != "defaults" and not separator and kind == Target(section, None).parent_key:
-        return [Target(section, None)]
-    if kind not in KINDS or (separator and field not in KINDS[kind].model_fields):
-        return []
-    return [Target(section, kind, field or None)]
+class _Index:
+    """Finds what variables mean in time that does not depend on the number of profiles and functions."""
+
+    def __init__(self, profiles: Iterable[str], functions: Iterable[str]) -> None:
+        self._groups = {
+            "policies": (self._folded(profiles), {**PATHS, "extends": (None, None)}),
+            "functions": (self._folded(functions), {**PATHS, "policy": (None, None)}),
+        }
+
+    @staticmethod
+    def _folded(names: Iterable[str]) -> dict[str, list[str]]:
+        folded: dict[str, list[str]] = {}
+        for name in names:
+            folded.setdefault(fold(name), []).append(name)
+        return folded
+
+    def targets(self, name: str) -> list[Target]:
+        """Return everything that a variable's normalized name, without its prefix, can mean."""
+        found: list[Target] = []
+        root, _, rest = name.partition("__")
+        if root == "defaults" and rest in PATHS:
+            found.append(Target(root, *PATHS[rest]))
+        if root in self._groups:
+            folded, paths = self._groups[root]
+            for path, meant in paths.items():
+                if rest.endswith(f"__{path}"):
+                    names = folded.get(rest[: -len(path) - 2], ())
+                    found += [Target(f"{root}.{each}", *meant) for each in names]
+        folded, _ = self._groups["policies"]
+        for option, option_of in OPTIONS.items():
+            if name.endswith(f"_{option}"):
+                names = folded.get(name[: -len(option) - 1], ())
+                found += [Target(f"policies.{each}", *option_of) for each in names]
+        return found
 
 
 def _parse(target: Target, text: str) -> Any:
     """Parse the text of a variable; numbers and durations are left to the policy model."""
-    if text and target.kind is not None and target.field is not None and is_secret(target.kind, target.field):
+    if text and target.field is not None and _is_secret_text(target):
         return text  # whitespace may be significant
     text = text.strip()
     word = text.lower()
@@ -200,6 +224,11 @@ def _parse(target: Target, text: str) -> Any:
         raise ValueError(f"is empty; unset it{', or use null to remove the policy' if whole else ''}")
     if target.kind is None:
         return None if word in NOTHING else text
+    if target.kind == "enabled":
+        enabled = _switch(text)
+        if enabled is None:
+            raise ValueError(f"{text!r} is invalid: use true or false")
+        return enabled
     if target.field is None:
         if word in NOTHING or word in TRUTH:
             return TRUTH.get(word)
@@ -207,24 +236,25 @@ def _parse(target: Target, text: str) -> Any:
     if word in NOTHING and admits_none(target.kind, target.field):
         return None
     if is_list(target.kind, target.field):
-        return _json(text) if text.startswith("[") else [each.strip() for each in text.split(",")]
+        if text.startswith("["):
+            return _json(text)
+        return [each.strip() for each in text.split(",")] if "," in text else text.strip()
     if is_json(target.kind, target.field):
-        try:
+        with suppress(JSONDecodeError):
             return parse_json(text)
-        except DuplicateKeyError:
-            raise
-        except ValueError:
-            return text
     return text
+
+
+def _is_secret_text(target: Target) -> bool:
+    kind, field = target.kind, target.field
+    return kind is not None and field is not None and is_secret(kind, field) and not is_list(kind, field)
 
 
 def _json(text: str) -> Any:
     try:
         return parse_json(text)
-    except DuplicateKeyError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"is not valid JSON: {error}") from error
+    except JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON: {message_of(error)}") from error
 
 
 class _SectionBuilder:
@@ -236,11 +266,17 @@ class _SectionBuilder:
         self._report = report
         self._statements: dict[str, Statement] = {}
         self._parent: Marked | None = None
+        self._enabled: Marked | None = None
 
     def add(self, target: Target, source: Source, value: Marked | None) -> None:
         """Add the value of one variable; None if it could not be parsed."""
         if target.kind is None:
             self._parent = read_parent(value, str(target), self._report) if value is not None else None
+            return
+        if target.kind == "enabled":
+            if self._enabled is not None:
+                self._report.add(source, f"sets {target}, and so does {self._enabled.source}; unset one of them")
+            self._enabled = value
             return
         if value is None:
             statement = Statement(Marked(BROKEN, source), self._name, {}, flawed=True)
@@ -266,7 +302,7 @@ class _SectionBuilder:
         )
 
     def section(self) -> Section:
-        return Section(self._name, self._place, self._statements, self._parent)
+        return Section(self._name, self._place, self._statements, self._parent, enabled=self._enabled)
 
 
 def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> None:
@@ -282,10 +318,10 @@ def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> 
 
 def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> str:
     """Explain an unknown variable and suggest the nearest; its value may be secret and is not shown."""
-    rest = _fold(name.removeprefix(PREFIX))
-    folded = {_fold(profile): profile for profile in profiles}
+    rest = fold(name.removeprefix(PREFIX))
+    folded = {fold(profile): profile for profile in profiles}
     if rest.startswith("functions__"):
-        return _explain_nested(rest, {_fold(function): function for function in functions})
+        return _explain_nested(rest, {fold(function): function for function in functions})
     if rest.startswith(("policies__", "defaults__")):
         return _explain_nested(rest, folded)
     reasons: list[str] = []
@@ -303,10 +339,10 @@ def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> st
     if known:
         reasons.append(f"there is no profile {rest.removesuffix(f'_{max(known, key=len)}')!r}")
     candidates = [*RESERVED, *(f"{PREFIX}{each}_{option}".upper() for each in folded for option in OPTIONS)]
-    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+    close = closest(name, candidates, cutoff=0.75)
     why = ", and ".join(reasons) or "names no profile"
-    if close:
-        return f"{why}; did you mean {close[0]}?"
+    if close is not None:
+        return f"{why}; did you mean {close}?"
     there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines a profile"
     return f"{why}; {there_are}"
 

@@ -11,23 +11,11 @@ from pydantic import SecretStr
 
 from opero.errors import nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.alert import Alert, Condition
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-__all__ = [
-    "ALIASES",
-    "OPTIONS",
-    "admits_none",
-    "hidden_keys",
-    "is_hidden",
-    "is_json",
-    "is_list",
-    "is_secret",
-    "known_words",
-    "suggest_key",
-]
 
 ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]}
 """Aliases of flat options, in environment variables only."""
@@ -36,8 +24,10 @@ OPTIONS: dict[str, tuple[str, str | None]] = {
     **FLAT_OPTIONS,
     **ALIASES,
     **{kind: (kind, None) for kind in KINDS},
+    "enabled": ("enabled", None),
 }
-"""What may follow the name of a profile in a flat variable → the policy and field; no field: the policy itself."""
+"""What may follow the name of a profile in a flat variable → the policy and field; no field: the policy itself, or the
+switch of all policies."""
 
 
 def _types(annotation: Any) -> Iterator[Any]:
@@ -74,8 +64,11 @@ def hidden_keys() -> frozenset[str]:
 def known_words() -> frozenset[str]:
     """Return all words with a meaning in the format, in lower case."""
     fields = {field for model in KINDS.values() for field in model.model_fields} | AdaptiveTTL.model_fields.keys()
-    groups = ("policies", "defaults", "functions", "import_from", "extends", "policy")
-    return frozenset({*KINDS, *OPTIONS, *fields, *groups, "true", "false", "null", "yes", "no", "on", "off"})
+    groups = ("policies", "defaults", "functions", "import_from", "alerts", "extends", "policy")
+    of_alerts = {*Alert.model_fields, *Condition.model_fields}
+    return frozenset(
+        {*KINDS, *OPTIONS, *fields, *groups, *of_alerts, "true", "false", "null", "yes", "no", "on", "off"}
+    )
 
 
 def is_list(kind: str, field: str) -> bool:
@@ -99,6 +92,8 @@ def suggest_key(key: str, kind: str | None = None, value: object = None, parent:
         return "; did you mean '<<'?"
     option = (FLAT_OPTIONS | ALIASES).get(key)
     if kind is not None:
+        if key == "shadow" and KINDS[kind].no_shadow:
+            return f": {KINDS[kind].no_shadow}"
         if option is not None and option[0] == kind:
             return f"; did you mean {option[1]!r}?"
         return nearest(key, KINDS[kind].model_fields)
@@ -109,7 +104,7 @@ def suggest_key(key: str, kind: str | None = None, value: object = None, parent:
     )
     if homes:
         return "; use " + " or ".join(f"`{home}: {{{field}: {_example(home, field, value)}}}`" for home, field in homes)
-    return nearest(key, [*KINDS, *([parent] if parent else [])])
+    return nearest(key, [*KINDS, "enabled", *([parent] if parent else [])])
 
 
 def _example(kind: str, field: str, value: object) -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
 from opero.config.document import is_glob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from opero.config.sources import ConfigLayer, Section
-
-__all__ = ["FunctionEntries"]
 
 
 def specificity(pattern: str) -> tuple[bool, int, int]:
     """Return the sort key of a pattern: globs before full names; globs by the number of literal characters, then by
     fewer wildcards."""
-    wildcards = re.findall(r"\[[^]]*\]|[*?]", pattern)
+    head, bracket, tail = pattern.rpartition("]")  # a bracket that is never closed is a literal
+    wildcards = [*re.findall(r"\[[^]]*\]|[*?]", head + bracket), *re.findall(r"[*?]", tail)]
     return not is_glob(pattern), len(pattern) - sum(map(len, wildcards)), -len(wildcards)
 
 
@@ -37,18 +35,16 @@ class FunctionEntries:
             for name in sorted(names, key=specificity)
         }
         """Name or glob → its sections, lowest layer first; the least specific name comes first."""
-        self._globs = {name: re.compile(translate(name)) for name in names if is_glob(name)}
+        self._globs = {name: re.compile(translate(name)) for name in self.sections if is_glob(name)}
 
     def __bool__(self) -> bool:
         return bool(self.sections)
 
     def matching(self, function: str) -> list[str]:
         """Return the entries that match a function, "module:qualname", the least specific first."""
-        return [
-            name
-            for name in self.sections
-            if (name == function if name not in self._globs else self._globs[name].match(function) is not None)
-        ]
+        found = [name for name, glob in self._globs.items() if glob.match(function) is not None]
+        is_named = function in self.sections and function not in self._globs
+        return [*found, function] if is_named else found  # names are more specific than globs
 
     def unmatched(self, functions: Iterable[str]) -> list[str]:
         """Return the entries that match none of these functions."""

@@ -5,27 +5,24 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from opero.config.report import Report
 from opero.config.sources import Source
-from opero.errors import error_at, nearest
+from opero.errors import error_at, nearest, readable, text_of
 from opero.runtime.environment_files import env_file, variable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Location", "is_configured", "locate", "named_directory", "show_path"]
 
 DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
 BASE = "base"
 SUFFIXES = (".yaml", ".yml")
+INDICATORS = ("OPERO_CONFIG", "OPERO_METRICS", "OPERO_SERVE", "OPERO_WATCH")
+"""The variables by which functions without a profile ask the default registry as well."""
 EMPTY: Mapping[str, str] = MappingProxyType({})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -58,11 +55,11 @@ class _Named:
 
 def is_configured() -> bool:
     """Return whether there may be a configuration, without reading it. Unreadable files are ignored."""
-    if variable(os.environ, "OPERO_CONFIG") is not None or Path(DEFAULT_DIRECTORY).is_dir():
+    if any(variable(os.environ, name) is not None for name in INDICATORS) or Path(DEFAULT_DIRECTORY).is_dir():
         return True
     path = env_file(os.environ)
     with suppress(OSError):
-        if path is not None and "OPERO_CONFIG" in path.read_text("utf-8", "replace").upper():
+        if path is not None and any(name in path.read_text("utf-8", "replace").upper() for name in INDICATORS):
             return True
     with suppress(OSError):  # also if the working directory has been removed
         project = Path.cwd() / "pyproject.toml"
@@ -163,11 +160,12 @@ def _from_pyproject(path: Path) -> _Named | None:
         return None
     try:
         text = path.read_text("utf-8")
-        tool = tomllib.loads(text).get("tool", {}).get("opero", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+        tables = tomllib.loads(text).get("tool", {})
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError as well
+        found = re.search(r"\(at line (\d+), column (\d+)\)", text_of(error))
         place = f":{found[1]}:{found[2]}" if found else ""
-        raise error_at(f"{path.name}{place}", f"is not valid TOML: {error}") from error
+        raise error_at(f"{path.name}{place}", f"is not valid TOML: {readable(text_of(error))}") from error
+    tool = tables.get("opero", {}) if isinstance(tables, dict) else {}
     if not isinstance(tool, dict):
         raise error_at(path.name, '[tool.opero] must be a table, with an entry such as `config = "policies"`')
     report = Report()

@@ -1,23 +1,20 @@
-"""Warnings about world-writable configuration, which lets others choose what the program imports and calls."""
+"""Warnings about configuration that others can write: they choose what the program imports and calls."""
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from opero.config.location import show_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-__all__ = ["writable_warnings"]
 
 
 def writable_warnings(read: Iterable[Path]) -> list[str]:
     """Return a warning for each world-writable file or directory among these, and for each world-writable directory
-    above them, links included, where they could be replaced."""
+    above them, links included, where they could be replaced; and one for each other user to whom any of them belongs.
+    """
     paths = list(read)
     found: dict[tuple[int, int], str] = {}
     for path in [*paths, *(above for one in paths for above in _way_to(one))]:
@@ -25,6 +22,12 @@ def writable_warnings(read: Iterable[Path]) -> list[str]:
             status = path.stat()
         except OSError:  # a dangling link, or no permission
             continue
+        if sys.platform != "win32" and status.st_uid not in (os.geteuid(), 0):
+            found.setdefault(
+                (-1, status.st_uid),
+                f"{show_path(path)}: belongs to another user of this machine (uid {status.st_uid}), who can choose "
+                "what this program imports and calls",
+            )
         # In a sticky directory, such as /tmp, others can add files but not replace these.
         is_sticky = status.st_mode & stat.S_ISVTX and path not in paths
         if status.st_mode & stat.S_IWOTH and not is_sticky:

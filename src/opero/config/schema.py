@@ -11,34 +11,37 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from opero.config.document import FUNCTION, MODULE
 from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.alert import Alert, Condition, Webhook
+from opero.policies.names import dotted_name
 from opero.policies.policy import KINDS
-from opero.policies.types import dotted_name
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import core_schema
 
-__all__ = ["BEYOND_THE_SCHEMA", "json_schema", "schema_text"]
-
 BEYOND_THE_SCHEMA = {
     "what is missing": "required fields may be in another file, so the schema requires nothing",
     "contradictions": "values that are valid alone but contradict each other, such as min_delay above max_delay",
-    "profiles": "`extends` and `policy` name a profile, which may be in another file",
+    "secrets": "in fallback.values, secret:NAME must name a secret that exists",
+    "alerts": "what makes a condition is one of event, share, state, any and all, and other fields go with one of them",
+    "profiles": "`extends`, `policy` and canaries name a profile, which may be in another file",
     "imports": "names of functions and exceptions must be importable, allowed by import_from, and of the right type",
     "tags": 'braces in a tag must contain the name of a parameter: "user:{user_id}"',
     "json in text": 'a ttl may be JSON in text, as in variables: "{hot: 1h}" is not JSON',
     "numbers that JSON has not": ".inf, .nan, and numbers that are too large for a float",
+    "long times": 'text of more than 100 years, such as "1e9d", or less than a permit within them, such as "1/1e9d"',
     "whole shares": "max_failures: 1.0 could mean one failure or all; JSON does not distinguish it from 1",
 }
 """Everything that the loader rejects and the schema accepts."""
 
 
-MODELS: dict[str, type[BaseModel]] = {**{each.__name__: each for each in KINDS.values()}, "AdaptiveTTL": AdaptiveTTL}
+OTHERS: tuple[type[BaseModel], ...] = (AdaptiveTTL, Alert, Condition, Webhook)
+MODELS: dict[str, type[BaseModel]] = {each.__name__: each for group in (KINDS.values(), OTHERS) for each in group}
 SHARED = ("title", "type", "pattern", "anyOf", "examples")
 """The keywords that fields of one type share."""
 ORDER = (
     *("$schema", "title", "description", "$ref", "type", "const", "enum", "format", "writeOnly", "pattern"),
-    *("minLength", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "anyOf", "items"),
+    *("minLength", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "anyOf", "items", "uniqueItems"),
     *("additionalProperties", "propertyNames", "properties", "default", "examples", "$defs"),
 )
 """The order of the keywords of a schema."""
@@ -70,17 +73,21 @@ def json_schema() -> dict[str, Any]:
     kinds = {kind: {"$ref": f"#/$defs/{kind}"} for kind in KINDS}
     definitions |= {kind: _in_all_forms(model, definitions[model.__name__]) for kind, model in KINDS.items()}
     name_or_null = {"type": ["string", "null"]}
+    enabled = {"type": "boolean", "description": "False switches all of these policies off, whatever sets them."}
     definitions["profile"] = _mapping(
         "A profile: the policies of the functions that are bound to its name. Null is an empty profile.",
         extends={**name_or_null, "description": "The profile to start from; null for none."},
+        enabled=enabled,
         **kinds,
     )
     definitions["function"] = _mapping(
         "Policies of one function, or of all that a glob matches; they override its profile and decorator options.",
         policy={**name_or_null, "description": "The profile to start from instead; null for none."},
+        enabled=enabled,
         **kinds,
     )
     module = {"type": "string", "pattern": _whole(MODULE)}
+    definitions["alert"] = {"anyOf": [{"$ref": "#/$defs/Alert"}, {"type": "null"}]}
     whole = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Policies of opero",
@@ -94,7 +101,7 @@ def json_schema() -> dict[str, Any]:
                 "propertyNames": {"minLength": 1},
                 "additionalProperties": {"$ref": "#/$defs/profile"},
             },
-            "defaults": _mapping("Policies that every profile starts from.", **kinds),
+            "defaults": _mapping("Policies that every profile starts from.", enabled=enabled, **kinds),
             "functions": {
                 "description": 'Policies of single functions, by "module:qualname" or a glob such as "app.*".',
                 "type": ["object", "null"],
@@ -105,6 +112,12 @@ def json_schema() -> dict[str, Any]:
                 "description": "The modules, with their submodules, that names may be imported from. Default: any.",
                 "anyOf": [{"type": "array", "items": module}, module],
                 "examples": [["app", "requests"]],
+            },
+            "alerts": {
+                "description": "Alerts by name, which the default registry runs. Null removes one.",
+                "type": ["object", "null"],
+                "propertyNames": {"minLength": 1},
+                "additionalProperties": {"$ref": "#/$defs/alert"},
             },
         },
         "$defs": dict(sorted(definitions.items())),
@@ -142,6 +155,8 @@ def _hoisted(schema: Any, definitions: dict[str, Any]) -> Any:
         return schema
     schema = {key: _hoisted(value, definitions) for key, value in schema.items()}
     name = schema.get("title")
+    if schema == {"title": name, "type": "object"} and name in MODELS:
+        return {"$ref": f"#/$defs/{name}"}
     if not isinstance(name, str) or name in MODELS:
         return schema
     definitions[name] = {key: value for key, value in schema.items() if key in SHARED}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import InstanceOf  # pydantic reads the annotation
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from opero.config.alert_variables import read_alert_variables
 from opero.config.composition import profile_names
 from opero.config.configuration import Configuration, validated
 from opero.config.document import read_document
@@ -15,79 +17,35 @@ from opero.config.environment import read_enabled, read_variables
 from opero.config.location import locate, show_path
 from opero.config.permissions import writable_warnings
 from opero.config.report import Report
+from opero.config.secret_values import resolve_references
 from opero.config.sources import ConfigLayer
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
 from opero.config.yaml_source import read_yaml
 from opero.runtime.environment_files import HERE
+from opero.runtime.named_secrets import SecretFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from pydantic.fields import FieldInfo
 
     from opero.config.environment import RawValue
 
-__all__ = ["FileSource", "Request", "Settings", "VariablesSource", "load"]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Request:
-    """What to read, lowest precedence first, and where to report problems.
-
-    Attributes:
-        files: the YAML files.
-        variables: source ("environment variables", the name of the `.env` file, ...) → its variables.
-        report: receives the problems.
-    """
-
-    files: tuple[Path, ...]
-    variables: Mapping[str, Mapping[str, RawValue]]
-    report: Report
-
 
 class LayerSource(PydanticBaseSettingsSource):
     """A source that returns one unmerged layer, so that each value keeps its source and what it shadows."""
 
-    layer: ConfigLayer | None = None
+    def __init__(self, settings_cls: type[BaseSettings], layer: ConfigLayer, enabled: bool | None = None) -> None:
+        super().__init__(settings_cls)
+        self.layer = layer
+        self.enabled = enabled
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         return None, field_name, False  # values are not looked up by field: see __call__
 
     def __call__(self) -> dict[str, Any]:
-        return {"layers": {self.layer.name: self.layer}} if self.layer is not None else {}
-
-
-class FileSource(LayerSource):
-    """One YAML file."""
-
-    def __init__(self, settings_cls: type[BaseSettings], path: Path, report: Report) -> None:
-        super().__init__(settings_cls)
-        name = show_path(path)
-        document = read_yaml(path, name, report)
-        self.layer = read_document(document, name, report) if document is not None else None
-
-
-class VariablesSource(LayerSource):
-    """Variables that start with OPERO_, matched with the names that the files define."""
-
-    def __init__(
-        self,
-        settings_cls: type[BaseSettings],
-        name: str,
-        raw: Mapping[str, RawValue],
-        files: list[ConfigLayer],
-        report: Report,
-        *,
-        complete: bool,
-    ) -> None:
-        super().__init__(settings_cls)
-        functions = dict.fromkeys(each for layer in files for each in layer.functions)
-        self.layer = read_variables(raw, profile_names(files), functions, report, name=name, complete=complete)
-        self.enabled = read_enabled(raw, report)
-
-    def __call__(self) -> dict[str, Any]:
-        return super().__call__() | ({} if self.enabled is None else {"enabled": self.enabled})
+        layers = {"layers": {self.layer.name: self.layer}}
+        return layers if self.enabled is None else {**layers, "enabled": self.enabled}
 
 
 class Settings(BaseSettings):
@@ -108,8 +66,18 @@ class Settings(BaseSettings):
     @classmethod
     def read(cls, files: tuple[Path, ...], variables: Mapping[str, Mapping[str, RawValue]], report: Report) -> Self:
         """Read files and variables, lowest precedence first; problems are added to `report`."""
+        layers = [layer for path in files if (layer := _read_file(path, report)) is not None]
+        functions = dict.fromkeys(each for layer in layers for each in layer.functions)
+        complete = len(layers) == len(files)
+        read: list[tuple[ConfigLayer, bool | None]] = [(layer, None) for layer in layers]
+        for name, raw in variables.items():
+            # Variables are matched with the names that the files define.
+            layer = read_variables(raw, profile_names(layers), functions, report, name=name, complete=complete)
+            alerts = [each for file in layers for each in file.alerts]
+            layer = replace(layer, alerts=read_alert_variables(raw, alerts, report if complete else Report()))
+            read.append((layer, read_enabled(raw, report)))
         # pydantic-settings passes only init arguments to settings_customise_sources.
-        init: dict[str, Any] = {"request": Request(files, variables, report)}
+        init: dict[str, Any] = {"read": read}
         return cls(**init)
 
     @classmethod
@@ -121,17 +89,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, highest precedence first: environment, `.env`, secrets, then the files in reverse."""
+        """Return a source for each layer, highest precedence first: environment, `.env`, secrets, then the files."""
         assert isinstance(init_settings, InitSettingsSource)
-        request: Request = init_settings.init_kwargs["request"]
-        files = [FileSource(settings_cls, path, request.report) for path in request.files]
-        layers = [source.layer for source in files if source.layer is not None]
-        complete = len(layers) == len(files)
-        variables = [
-            VariablesSource(settings_cls, name, raw, layers, request.report, complete=complete)
-            for name, raw in request.variables.items()
-        ]
-        return (*reversed(variables), *reversed(files))
+        return tuple(LayerSource(settings_cls, *each) for each in reversed(init_settings.init_kwargs["read"]))
+
+
+def _read_file(path: Path, report: Report) -> ConfigLayer | None:
+    name = show_path(path)
+    document = read_yaml(path, name, report)
+    return None if document is None else read_document(document, name, report)
 
 
 def load(
@@ -171,6 +137,7 @@ def load(
     location = locate(directory, environment, flatten(variables), report, places_of(variables))
     settings = Settings.read(location.files, variables, report)
     layers = tuple(settings.layers.values())
+    resolve_references(layers, SecretFinder(environ, env_file, secrets_dir, base), report)
     read = [each for each in (location.chosen_in, location.directory, *location.files, *held_in) if each is not None]
     configuration = Configuration(
         environment=location.environment,

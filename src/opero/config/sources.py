@@ -5,32 +5,13 @@ Parsing stores each position as one number; a `Source` is made of it on demand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opero.policies.base import masked
 from opero.policies.merging import Replacing
 from opero.policies.quantities import without_password
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = [
-    "BROKEN",
-    "CODE",
-    "DEFAULT",
-    "ConfigLayer",
-    "Leaf",
-    "Marked",
-    "Section",
-    "Source",
-    "Statement",
-    "mark",
-    "position",
-    "source_of",
-    "span",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +190,7 @@ class Leaf:
             leaf = leaf.shadowed
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Statement:
     """What one section of one layer says about one policy.
 
@@ -216,28 +198,20 @@ class Statement:
         whole: the value as it was parsed; its place is that of the key.
         section: the section that contains it: "defaults", "policies.<name>", "functions.<name>".
         content: the fields with marked values, or None to remove the policy (see `opero.policies.merging`).
-        fields: the same, but empty if it removes the policy.
         flawed: part of it could not be parsed, so missing fields are not reported.
         is_bare: without these fields the policy would not exist: a short form, variables, or flat options.
     """
 
-    __slots__ = ("content", "fields", "flawed", "is_bare", "section", "whole")
+    whole: Marked
+    section: str
+    content: dict[str, Marked] | None
+    flawed: bool = False
+    is_bare: bool = False
 
-    def __init__(
-        self,
-        whole: Marked,
-        section: str,
-        content: dict[str, Marked] | None,
-        *,
-        flawed: bool = False,
-        is_bare: bool = False,
-    ) -> None:
-        self.whole = whole
-        self.section = section
-        self.content = content
-        self.fields: Mapping[str, Marked] = content if content is not None else {}
-        self.flawed = flawed
-        self.is_bare = is_bare
+    @property
+    def fields(self) -> Mapping[str, Marked]:
+        """The content; empty if it removes the policy."""
+        return {} if self.content is None else self.content
 
     @property
     def removed(self) -> bool:
@@ -262,33 +236,26 @@ class Statement:
         return self.whole.source if self.removed else self.whole.place
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Section:
     """The part of one layer about one profile, about all profiles (`defaults`), or about functions.
 
     Attributes:
         name: "defaults", "policies.<name>" or "functions.<name>"; "" for a decorator's own options.
+        place: the place of the section.
         statements: kind of policy → the statement about it.
         parent: the name of the profile to start from (`extends` of a profile, `policy` of a function); its value is
             None for none.
         flawed: part of it could not be parsed, so missing parts are not reported.
+        enabled: whether all policies take effect; None if it does not say.
     """
 
-    __slots__ = ("flawed", "name", "parent", "place", "statements")
-
-    def __init__(
-        self,
-        name: str,
-        place: Marked,
-        statements: Mapping[str, Statement] | None = None,
-        parent: Marked | None = None,
-        *,
-        flawed: bool = False,
-    ) -> None:
-        self.name = name
-        self.place = place
-        self.statements: Mapping[str, Statement] = statements if statements is not None else {}
-        self.parent = parent
-        self.flawed = flawed
+    name: str
+    place: Marked
+    statements: Mapping[str, Statement] = field(default_factory=dict)
+    parent: Marked | None = None
+    flawed: bool = False
+    enabled: Marked | None = None
 
     @property
     def source(self) -> Source:
@@ -305,6 +272,7 @@ class ConfigLayer:
         profiles: name → its section.
         functions: name or glob → its section.
         import_from: the modules that names may be imported from; None if not set.
+        alerts: name of an alert → a mapping of its fields; null removes the alert.
     """
 
     name: str
@@ -312,6 +280,7 @@ class ConfigLayer:
     profiles: Mapping[str, Section] = field(default_factory=dict)
     functions: Mapping[str, Section] = field(default_factory=dict)
     import_from: Marked | None = None
+    alerts: Mapping[str, Marked] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # pydantic-settings logs the results of sources; values may be secret, so only names are shown.

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import yaml
 
+from opero.errors import message_of
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["MAX_DEPTH", "UnreadableError", "explain", "text_of"]
 
 MAX_DEPTH = 50
 """The maximum nesting depth of a file. The format needs six levels."""
@@ -40,18 +40,18 @@ def text_of(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UnreadableError(f"cannot be read: {error.strerror or error}") from error
+        raise UnreadableError(f"cannot be read: {error.strerror or message_of(error)}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8-sig", "replace")
-        raise UnreadableError("is not UTF-8; save it as UTF-8", *_position(before, len(before))) from error
+        raise UnreadableError("is not UTF-8; save it as UTF-8", *_end_of(before)) from error
 
 
-def _position(text: str, index: int) -> tuple[int, int]:
-    """Return the line and column of a character, from 0."""
-    line_start = text.rfind("\n", 0, index) + 1
-    return text.count("\n", 0, index), index - line_start
+def _end_of(text: str) -> tuple[int, int]:
+    """Return the line and column of what follows a text, from 0, in lines as reports show them."""
+    lines = f"{text}.".splitlines()
+    return len(lines) - 1, len(lines[-1]) - 1
 
 
 def explain(error: yaml.YAMLError, text: str) -> NoReturn:
@@ -62,10 +62,8 @@ def explain(error: yaml.YAMLError, text: str) -> NoReturn:
     """
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: text.index(chr(error.character))] if isinstance(error.character, int) else ""
-        place = _position(before, len(before))
-        raise UnreadableError(
-            f"contains a character that YAML does not allow ({error.character:#04x}); remove it", *place
-        ) from error
+        problem = f"contains a character that YAML does not allow ({error.character:#04x}); remove it"
+        raise UnreadableError(problem, *_end_of(before)) from error
     problem = getattr(error, "problem", None) or str(error)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = (mark.line, mark.column) if mark is not None else (0, 0)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from opero.config.document import shown
 from opero.config.fields import is_hidden, is_list
-from opero.errors import nearest
+from opero.config.mapping import shown
+from opero.errors import describe, nearest
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
 from opero.policies.quantities import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
     from opero.config.composition import Profile
     from opero.config.report import Report
     from opero.config.sources import Leaf, Marked, Source
     from opero.policies.contradictions import Contradiction
-
-__all__ = ["check_fields", "validate"]
 
 
 def validate(name: str, profile: Profile, report: Report) -> Policy | None:
@@ -103,7 +100,7 @@ def _report_imports(profile: Profile, report: Report) -> None:
             except ValidationError:
                 continue  # other fields are missing
             except (Exception, SystemExit) as error:  # noqa: BLE001
-                text = f"{leaf.section}.{kind}.{field}: importing the module that it names failed: {error!r}"
+                text = f"{leaf.section}.{kind}.{field}: importing the module that it names failed: {describe(error)}"
                 report.add(leaf.source, text)
 
 

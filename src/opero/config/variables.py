@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from opero.config.environment import PREFIX, RawValue, process_variables
 from opero.config.location import show_path
 from opero.config.sources import Source
-from opero.errors import error_at
-from opero.runtime.environment_files import (
-    DEFAULT_ENV_FILE,
-    DEFAULT_SECRETS_DIR,
-    ENV_FILE,
-    HERE,
-    SECRETS_DIR,
-    env_file,
-    secrets_dir,
-)
+from opero.errors import error_at, message_of
+from opero.runtime.dotenv_file import MOST_ADDED, lines_of
+from opero.runtime.environment_files import HERE, env_file, secrets_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from opero.config.report import Report
-
-__all__ = ["collect_variables", "flatten", "places_of", "secret_files"]
 
 WITHOUT_PREFIX = ("ENVIRONMENT",)
 """Variables without the prefix OPERO_ that a `.env` file or a secret may also set."""
@@ -63,12 +53,12 @@ def collect_variables(
     if folder is not None:
         found[f"secrets in {show_path(folder.absolute())}"] = _read_secrets(folder, report)
     if folder is not None or implied:
-        held_in.append(folder or base / DEFAULT_SECRETS_DIR)
+        held_in.append(folder or base / secrets_dir.default)
     path = env_file(process, dotenv, implied=implied, base=base)
     if path is not None:
         found[show_path(path.absolute())] = _read_dotenv(path, process, report)
     if path is not None or implied:
-        held_in.append(path or base / DEFAULT_ENV_FILE)
+        held_in.append(path or base / env_file.default)
     found["environment variables"] = {
         **process_variables(process),
         **{name: RawValue(process[name], Source(name)) for name in WITHOUT_PREFIX if name in process},
@@ -98,8 +88,6 @@ def _is_relevant(name: str) -> bool:
 
 
 def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict[str, RawValue]:
-    from dotenv.parser import parse_stream
-
     shown = show_path(path.absolute())
     try:
         data = path.read_bytes()
@@ -108,33 +96,28 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
         report.add(Source(shown, data.count(b"\n", 0, error.start) + 1, 1), "is not UTF-8; save it as UTF-8")
         return {}
     except OSError as error:
-        report.add(Source(shown), f"cannot be read: {error.strerror or error}")
+        report.add(Source(shown), f"cannot be read: {error.strerror or message_of(error)}")
         return {}
     lines = re.split(r"\r\n|\n|\r", text)  # as the parser splits them
     report.texts[shown] = "\n".join(map(_without_value, lines))
     found: dict[str, RawValue] = {}
-    values: dict[str, str] = {}
-    for binding in parse_stream(StringIO(text)):
-        written = binding.original.string.lstrip("\r\n")
-        before = binding.original.string[: len(binding.original.string) - len(written)]
-        number = binding.original.line + len(before.splitlines())
-        # To the parser, the text before "=", or a whole line without it, is a name.
-        if binding.error or not re.fullmatch(r"\w*", binding.key or ""):
-            if PREFIX in written.upper():
-                report.add(
-                    Source(shown, number, 1), "cannot be parsed; use NAME=value, quoted if the value contains spaces"
-                )
-            continue
-        name = binding.key
-        if name is None:
-            continue
-        value, unknown = _substituted(binding.value, {**process, **values})
-        values[name] = value or ""
-        if not _is_relevant(name):
+    try:
+        variables = list(lines_of(text, process))
+    except ValueError as error:
+        report.add(Source(shown), message_of(error))
+        return {}
+    for number, name, value, written, unknown, is_too_long in variables:
+        if not name and PREFIX in written.upper():
+            report.add(
+                Source(shown, number, 1), "cannot be parsed; use NAME=value, quoted if the value contains spaces"
+            )
+        if not name or not _is_relevant(name):
             continue
         line = lines[number - 1] if number <= len(lines) else ""
         source = Source(shown, number, line.find(name) + 1 or 1, by=name, width=len(name))
-        if value is None:
+        if is_too_long:
+            report.add(source, f"the references of this file add up to more than {MOST_ADDED:,} characters; use fewer")
+        elif value is None:
             report.add(source, "has no value; use NAME=value, or remove it")
         elif unknown:
             report.add(source, "refers to a variable that is not set; use ${NAME:-} if it may be missing")
@@ -145,19 +128,8 @@ def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict
     return found
 
 
-def _substituted(text: str | None, variables: Mapping[str, str]) -> tuple[str | None, bool]:
-    """Substitute `${NAME}` and `${NAME:-default}` in a value, and return whether a variable is not set."""
-    from dotenv.variables import Variable, parse_variables
-
-    if text is None:
-        return None, False
-    parts = list(parse_variables(text))
-    unknown = any(isinstance(part, Variable) and part.default is None and part.name not in variables for part in parts)
-    return "".join(part.resolve(variables) for part in parts), unknown
-
-
 def _check_effective(name: str, source: Source, report: Report) -> bool:
-    if name.upper() not in (ENV_FILE, SECRETS_DIR):
+    if name.upper() not in (env_file.variable, secrets_dir.variable):
         return True
     report.add(source, "has no effect here, since it locates variables; set it in the environment of the process")
     return False
@@ -194,5 +166,5 @@ def _read_secrets(folder: Path, report: Report) -> dict[str, RawValue]:
         except UnicodeDecodeError:
             report.add(source, "is not UTF-8; save it as UTF-8")
         except OSError as error:
-            report.add(source, f"cannot be read: {error.strerror or error}")
+            report.add(source, f"cannot be read: {error.strerror or message_of(error)}")
     return found

@@ -6,6 +6,8 @@ It is built in one pass over the parser's events; composing nodes first, as PyYA
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
@@ -13,23 +15,24 @@ from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
 from opero.config.fields import hidden_keys
-from opero.config.report import MASK, SECRET_WORD
+from opero.config.mapping import shown
+from opero.config.report import SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
 from opero.config.unreadable import MAX_DEPTH, UnreadableError, explain, text_of
+from opero.errors import readable
+from opero.policies.quantities import LONGEST_QUOTED, MOST_BITS, quoted
+from opero.problems import MASK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from opero.config.report import Report
 
-__all__ = ["read_yaml"]
-
 # The C parser is 8 times faster, and parsing is most of loading.
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-MAX_VALUES = 100_000
-"""The maximum number of values of a file with its aliases expanded. Typical files have some hundreds."""
+MAX_ALIASED = 100_000
+"""The maximum number of values that aliases add to a file; typical files have some dozens."""
 
 STR, MAP, SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
 OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "binary", "timestamp")}
@@ -56,38 +59,31 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
         return None
 
 
+@dataclass(slots=True, eq=False)
 class _Frame:
-    """A mapping or list that has started and not ended."""
+    """A mapping or list that has started and not ended.
 
-    __slots__ = (
-        "anchor",
-        "event",
-        "flaw",
-        "in_key",
-        "inherited",
-        "items",
-        "key",
-        "key_at",
-        "values_before",
-        "wants_key",
-    )
+    Attributes:
+        event: the event of its start.
+        items: its contents so far.
+        values_before: the number of values before it.
+        in_key: it is in the place of a key.
+        wants_key: a key comes next, not a value.
+        key: the key whose value comes next; None if that value is to be dropped.
+        key_at: the position of that key.
+        inherited: the mapping from `<<`.
+        flaw: its contents are invalid.
+    """
 
-    def __init__(self, event: Any, items: dict[str, Marked] | list[Marked], values_before: int) -> None:
-        self.event = event
-        self.items = items
-        self.values_before = values_before
-        """The number of values before it."""
-        self.anchor = event.anchor
-        self.wants_key = type(items) is dict
-        self.in_key = False
-        """It is in the place of a key."""
-        self.key: str | None = None
-        """The key whose value comes next; None if that value is to be dropped."""
-        self.key_at: int | None = None
-        self.inherited: dict[str, Marked] | None = None
-        """The mapping from `<<`."""
-        self.flaw = False
-        """Its contents are invalid."""
+    event: Any
+    items: dict[str, Marked] | list[Marked]
+    values_before: int
+    in_key: bool
+    wants_key: bool
+    key: str | None = None
+    key_at: int | None = None
+    inherited: dict[str, Marked] | None = None
+    flaw: bool = False
 
 
 MERGING = "<<"
@@ -107,6 +103,7 @@ class _Reader:
         self._anchors: dict[str, tuple[Marked, int] | None] = {}
         """Anchor → its data and number of values; None while it is open."""
         self._values = 0
+        self._aliased = 0
         self._frames: list[_Frame] = []
 
     def read(self, text: str) -> Marked:
@@ -181,18 +178,12 @@ class _Reader:
 
     # Collections
 
-    def _count(self, event: Any, values: int = 1) -> None:
-        # Aliases are expanded when the data is used, so their total size is limited.
-        self._values += values
-        if self._values > MAX_VALUES:
-            self._fatal(event, f"expands to more than {MAX_VALUES} values through aliases; use fewer of them")
-
     def _begin(self, event: Any, items: dict[str, Marked] | list[Marked]) -> _Frame:
-        self._count(event)
+        self._values += 1
         if len(self._frames) >= MAX_DEPTH:
             self._fatal(event, f"is nested deeper than {MAX_DEPTH} levels")
-        frame = _Frame(event, items, self._values - 1)
-        frame.in_key = bool(self._frames) and self._frames[-1].wants_key
+        in_key = bool(self._frames) and self._frames[-1].wants_key
+        frame = _Frame(event, items, self._values - 1, in_key, type(items) is dict)
         if event.anchor:
             self._check_anchor(event)
             self._anchors[event.anchor] = None
@@ -209,8 +200,8 @@ class _Reader:
         if frame.inherited is not None:
             value = {**frame.inherited, **value}
         marked = Marked(BROKEN if frame.flaw else value, position(frame.event), key, self._name)
-        if frame.anchor:
-            self._anchors[frame.anchor] = marked, self._values - frame.values_before
+        if frame.event.anchor:
+            self._anchors[frame.event.anchor] = marked, self._values - frame.values_before
         return marked
 
     def _check_anchor(self, event: Any) -> None:
@@ -231,7 +222,10 @@ class _Reader:
             self._report.add(self._source(event), "contains itself through an alias; write the value out")
             return Marked(BROKEN, position(event), None, self._name)
         marked, size = found
-        self._count(event, size)
+        self._values += size
+        self._aliased += size
+        if self._aliased > MAX_ALIASED:  # aliases are expanded when the data is used
+            self._fatal(event, f"aliases add more than {MAX_ALIASED} values to the file; use fewer of them")
         return marked
 
     def _take_unkeyed(self, frame: _Frame, marked: Marked) -> None:
@@ -239,12 +233,14 @@ class _Reader:
         if frame.key is None:
             self._report.hide(marked)
             return
-        for each in marked.value if isinstance(marked.value, list) else [marked]:  # the first has precedence
+        inherited: dict[str, Marked] = {}
+        for each in reversed(marked.value) if isinstance(marked.value, list) else [marked]:  # the first has precedence
             if isinstance(each.value, dict):
-                frame.inherited = {**each.value, **(frame.inherited or {})}
+                inherited.update(each.value)
             elif each.value is not BROKEN:
                 self._report.add(each.source, "`<<` must be a mapping or a list of mappings")
                 self._report.hide(each)
+        frame.inherited = {**inherited, **(frame.inherited or {})}
 
     # Keys
 
@@ -261,7 +257,7 @@ class _Reader:
             first = frame.items.get(value)  # type: ignore[union-attr]
             if first is not None or value is MERGING:
                 other = "" if first is None else f" (first at line {first.place.line})"
-                self._report.add(self._source(event), f"duplicate key {value!r}{other}; keep one of them")
+                self._report.add(self._source(event), f"duplicate key {quoted(value)}{other}; keep one of them")
             else:
                 frame.key = value
         elif value is BROKEN:
@@ -276,6 +272,8 @@ class _Reader:
         if event.implicit[0]:
             if event.value == MERGING:
                 return MERGING
+            if event.value == "on":  # a field's name, which YAML 1.1 reads as true; no key is true
+                return event.value
             value = self._plain.get(event.value, BROKEN)
             if value is not BROKEN:
                 return value
@@ -312,7 +310,9 @@ class _Reader:
             try:
                 value = self._construct(yaml.ScalarNode(tag, text, event.start_mark, event.end_mark))
             except Exception:  # noqa: BLE001  # PyYAML's constructors raise KeyError, AttributeError, and others
-                return self._broken(event, f"{self._quoted(repr(text))} is not a valid {_tag(tag)}")
+                return self._broken(event, f"{self._quoted(quoted(text))} is not a valid {_tag(tag)}")
+        if type(value) is int and value.bit_length() > MOST_BITS:
+            return self._broken(event, "is a number of more than 3,900 digits; quote it, or use a smaller one")
         if is_plain:
             self._plain[text] = value
         return value
@@ -325,7 +325,7 @@ class _Reader:
 
     def _quoted(self, text: str) -> str:
         """Return a part of the file as messages may show it."""
-        return MASK if self._is_secret() else text
+        return MASK if self._is_secret() else readable(text, LONGEST_QUOTED)
 
     def _broken(self, event: Any, text: str) -> Any:
         self._report.add(self._source(event), text)
@@ -343,8 +343,6 @@ def _tag(tag: str) -> str:
 
 
 def _read_as(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool | dict | list):
+        return shown(value)
     return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

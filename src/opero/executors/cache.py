@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.computation_lock import ComputationLock
 from opero.cache.function_cache import FunctionCache
-from opero.cache.outage import ThrottledEvent
+from opero.cache.outage import ThrottledFailure
+from opero.cache.retention import shared
 from opero.cache.single_flight import Computation, current_computations
 from opero.cache.stores import MemoryStore
-from opero.errors import describe
-from opero.executors.call import MISS
-from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.errors import FailedResponseError, RejectedError, describe
+from opero.events import CacheHit, CacheRefreshed, watched
+from opero.executors.call import MISS, Call
+from opero.executors.conditions import Matcher
+from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
-
     from opero.cache.entry import Entry
     from opero.cache.stores import Snapshot
-    from opero.executors.call import Call, Layer
+    from opero.executors.call import Layer
+    from opero.executors.classifier import Classifier
     from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host, Outcome
-
-__all__ = ["CacheExecutor"]
+    from opero.runtime.hosts import Host
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
@@ -38,16 +38,22 @@ FIRST_POLL, LONGEST_POLL = 0.005, 0.1
 """Seconds between reads of a shared store while another process computes the key."""
 
 HIT = """
-_opero_key = {{key}}
-{count}
-_opero_entry = _opero_get(_opero_key)
-if _opero_entry is None or _opero_entry.until <= _opero_now(): return _opero_miss
-try: _opero_use(_opero_key)
-except _opero_gone: return _opero_miss
-_opero_stats.cache_hits += 1
-return _opero_entry.value
+def generated({parameters}):
+    _key = {key}
+    {count}
+    _entry = get(_key)
+    if _entry is None or _entry.until <= now():
+        return miss
+    try:
+        use(_key)
+    except KeyError:
+        return miss
+    stats.cache_hits += 1
+    if watched.hits:
+        stats.emit(CacheHit)
+    return _entry.value
 """
-"""The body of the generated `hit`: a lookup without a layer or a lock."""
+"""The template of `hit`: a lookup without a layer or a lock."""
 
 
 class PendingCall:
@@ -69,12 +75,14 @@ class PendingCall:
 class CacheExecutor(FunctionCache):
     """The cache layer of one function.
 
-    When several callers need a missing key, one computes it and the others wait. If the computation fails, each of them
-    tries once for itself, immediately. If its caller is cancelled, it continues for those that still wait.
+    When several callers need a missing key, one computes it and the others wait. If that fails, they share the failure,
+    or compute one at a time (`share_errors`); a result that is not to be cached is computed by each of them. If the
+    caller of a computation is cancelled, it continues for those that still wait.
 
     Args:
         policy, clock, function, is_method, before: as for `FunctionCache`.
         stats: counts the hits that need no layer.
+        classifier: says of which kind failures are.
 
     Attributes:
         hit: returns the result of a call with these arguments if a fresh one is in memory, else `MISS`; None if results
@@ -90,14 +98,24 @@ class CacheExecutor(FunctionCache):
         clock: Clock,
         function: Callable[..., Any],
         stats: Stats,
+        classifier: Classifier,
         *,
         is_method: bool = False,
         before: CacheExecutor | None = None,
     ) -> None:
-        super().__init__(policy, clock, function, is_method=is_method, before=before)
-        self._stats = stats
+        self.classifier = classifier
+        is_meant = Matcher.of(policy.errors, classifier)
+
+        def keeps_error(error: Exception) -> bool:
+            return not isinstance(error, RejectedError | FailedResponseError) and is_meant(error)
+
+        super().__init__(policy, clock, function, keeps_error, is_method=is_method, before=before)
+        self.stats = stats
         self._refresh_pauses: dict[Hashable, float] = {}
-        self._refresh_failed = ThrottledEvent("cache_refresh_failed", self.name, clock)
+        self._refresh_failed = ThrottledFailure("refresh", self.name, clock)
+        for each in (self._refresh_failed, self.retention.not_stored, getattr(self.store, "unreadable", None)):
+            if each is not None:
+                each.stats = stats
         self.hit = self._compiled_hit()
 
     def migrate_from(self, predecessor: FunctionCache) -> bool:
@@ -113,17 +131,18 @@ class CacheExecutor(FunctionCache):
         # A layer would call a user's own key function a second time.
         if not isinstance(store, MemoryStore) or store.codec is not None or self.policy.key is not None:
             return None
-        memory, values, popularity = store.backend, store.backend.values, self.retention.popularity
-        return self.key.compiled(
-            HIT.format(count="" if popularity is None else "_opero_count(_opero_key)"),
-            _opero_get=values.get,
-            _opero_use=values.move_to_end,
-            _opero_now=memory.now,
-            _opero_miss=MISS,
-            _opero_gone=KeyError,
-            _opero_stats=self._stats,
-            _opero_count=popularity and popularity.count,
-        )
+        memory, popularity = store.backend, self.retention.popularity
+        values = {
+            "get": memory.values.get,
+            "use": memory.values.move_to_end,
+            "now": memory.now,
+            "miss": MISS,
+            "stats": self.stats,
+            "watched": watched,
+            "CacheHit": CacheHit,
+            "count_request": popularity and popularity.count,
+        }
+        return self.key.compiled(HIT, values=values, count="" if popularity is None else "count_request(_key)")
 
     # The coroutines, which serve both sync and async callers
 
@@ -131,7 +150,7 @@ class CacheExecutor(FunctionCache):
         """Return the outcome of a call whose entry is missing, stale, due for a refresh, or an exception."""
         if entry is None or not self.serves(entry):
             return await self._compute(host, pending)
-        pending.call.stats.cache_hits += 1
+        pending.call.stats.count_hit(is_stale=self.is_stale(entry))
         if self._needs_refresh(entry, pending.key):
             self._start_refresh(host, pending)
         return self.outcome(entry)
@@ -150,18 +169,22 @@ class CacheExecutor(FunctionCache):
             finally:
                 self.single_flight.leave(computation, waited=True)
             result = computation.result  # not from the cache, which may have evicted it already
-            if result is not None and (result.error is None or self.policy.cache_errors):
-                stats.cache_hits += 1
-                return result
+            if result is not None and (result.error is None or self.retention.keeps_error(result.error)):
+                stats.count_hit()
+                return shared(result) if result.error is not None else result
+            if computation.failure is not None:
+                if self.policy.share_errors:
+                    return shared(computation.failure)
+                continue  # the first of those that waited tries, and the others wait for it
             if computation.failed:
-                stats.cache_misses += 1
+                stats.count_miss()
                 return await self._execute(host, pending, Computation(pending.tags), None)
 
     async def _lead(self, host: Host, pending: PendingCall, computation: Computation) -> Outcome:
         """Compute a key for all callers that wait for it, unless it has been stored in the meantime."""
         key, stats = pending.key, pending.call.stats
         token = current_computations.set((*current_computations.get(), computation))
-        lock = self._computation_lock(key)
+        lock = self._computation_lock(key, computation)
         try:
             if self.is_shared:
                 entry, snapshot = await host.offload(self.store.begin, key, pending.tags)
@@ -171,29 +194,37 @@ class CacheExecutor(FunctionCache):
                 entry, snapshot = self.store.begin(key, pending.tags)
             if entry is not None and not self.is_stale(entry) and self.serves(entry):
                 computation.result = self.outcome(entry)
-                stats.cache_hits += 1
+                stats.count_hit()
                 return computation.result
-            stats.cache_misses += 1
+            stats.count_miss()
             return await self._execute(host, pending, computation, snapshot)
         finally:
             self.single_flight.finish(key, computation)
             with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
                 current_computations.reset(token)
             if lock is not None and lock.was_requested:
-                await host.offload(lock.release)
+                await host.ensure(lock.release)
 
-    def _computation_lock(self, key: Hashable) -> ComputationLock | None:
+    def _computation_lock(self, key: Hashable, computation: Computation) -> ComputationLock | None:
         mutex = self.store.mutex(key) if self.is_shared else None
+        if mutex is not None:
+            computation.watch()  # for other processes
         return None if mutex is None else ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
+
+    @staticmethod
+    async def _acquire(host: Host, lock: ComputationLock) -> bool:
+        lock.was_requested = True  # now: a cancelled caller may release it before the other thread begins to acquire it
+        return await host.offload(lock.acquire)
 
     async def _exclude(
         self, host: Host, pending: PendingCall, lock: ComputationLock, entry: Entry | None
     ) -> Entry | None:
         """Acquire the lock against other processes, or return the entry that another process has written meanwhile.
 
-        If the other process fails or takes too long, every process that waits for it computes for itself.
+        If the other process fails, one of those that wait computes next. If it takes too long, or its result is not
+        cached, each of them computes for itself.
         """
-        if await host.offload(lock.acquire):
+        if await self._acquire(host, lock):
             return entry
         wait, until = FIRST_POLL, self.clock.monotonic() + self.policy.lock_timeout
         while self.clock.monotonic() < until:
@@ -202,10 +233,11 @@ class CacheExecutor(FunctionCache):
             entry = await host.offload(self.store.read, pending.key, pending.tags)
             if entry is not None and not self.is_stale(entry):
                 return entry
-            if await host.offload(lock.acquire):
-                # The other computation ended after the read above. If it wrote nothing, all that wait compute at once.
+            if await self._acquire(host, lock):
+                # The other computation ended after the read above. If it wrote nothing, it failed or is not cached.
                 entry = await host.offload(self.store.read, pending.key, pending.tags)
-                await host.offload(lock.release)
+                if entry is None and await host.offload(self.store.is_uncached, pending.key):  # type: ignore[attr-defined]
+                    await host.ensure(lock.release)
                 return entry
         return None
 
@@ -215,26 +247,50 @@ class CacheExecutor(FunctionCache):
         """Call the function, and store its outcome if the policy says so."""
         key, invalidations = pending.key, self.single_flight.invalidations
         outcome = await host.attempt(pending.layer, pending.call, pending.args, pending.kwargs)
-        computation.failed = True  # waiting callers compute for themselves unless `result` is set below
+        computation.failed = True  # waiting callers compute for themselves unless there is an outcome for them below
         try:
-            if pending.call.fell_back or (outcome.error is not None and not self.policy.cache_errors):
+            if pending.call.is_fallback or (
+                outcome.error is not None and not self.retention.keeps_error(outcome.error)
+            ):
+                computation.failure = outcome
+                return outcome
+            if not self.is_shared:
+                if not pending.call.fell_back:
+                    self._settle(key, computation, outcome, invalidations, pending.call.ttl)
                 return outcome
             if self.single_flight.is_invalidated(key, computation, invalidations):
                 computation.result = outcome  # for the callers that asked before the deletion
                 return outcome
-            entry = self.retention.entry(key, outcome, pending.tags)
-            if entry is None:
-                return outcome
-            if await host.offload(self.write, key, entry, snapshot) if self.is_shared else self.write(key, entry):
+            fell_back, ttl = pending.call.fell_back, pending.call.ttl
+            entry = None if fell_back else self.retention.entry(key, outcome, pending.tags, ttl)
+            if entry is None or not await host.offload(self.write, key, entry, snapshot):
+                await host.offload(self.store.mark_uncached, key)  # type: ignore[attr-defined]
+            else:
                 computation.result = outcome
                 if self.single_flight.is_invalidated(key, computation, invalidations):  # during the write
-                    if self.is_shared:
-                        await host.offload(self.store.delete, key)
-                    else:
-                        self.store.delete(key)
+                    await host.offload(self.store.delete, key)
             return outcome
         finally:
             del outcome  # an exception's traceback refers to this frame: break the reference cycle
+
+    def _settle(
+        self,
+        key: Hashable,
+        computation: Computation,
+        outcome: Outcome,
+        invalidations: int,
+        ttl: float | None = None,
+    ) -> None:
+        """Store the outcome of a computation in memory, and give it to the callers that wait for it."""
+        is_invalidated = self.single_flight.is_invalidated
+        if is_invalidated(key, computation, invalidations):
+            computation.result = outcome  # for the callers that asked before the deletion
+            return
+        entry = self.retention.entry(key, outcome, computation.tags, ttl)
+        if entry is not None and self.write(key, entry):
+            computation.result = outcome
+            if is_invalidated(key, computation, invalidations):  # during the write
+                self.store.delete(key)
 
     # Refresh in the background
 
@@ -243,18 +299,18 @@ class CacheExecutor(FunctionCache):
             return False
         if self._refresh_pauses and self._refresh_pauses.get(key, 0.0) > self.clock.monotonic():
             return False
-        return key not in self.single_flight.running
+        return not self.single_flight.is_running(key)
 
     def _start_refresh(self, host: Host, pending: PendingCall) -> None:
         key, tags = pending.key, pending.tags
-        computation = self.single_flight.start(key, tags)
-        own = PendingCall(pending.layer, type(pending.call)(), pending.args, pending.kwargs, key, tags)
-        if computation is not None and not host.background(self._refresh(host, own, computation)):
+        computation = self.single_flight.start(key, tags, host.loop())
+        own = PendingCall(pending.layer, Call.of(pending.call.stats), pending.args, pending.kwargs, key, tags)
+        if computation is not None and not host.background(self._refresh(host, own, computation), computation):
             self.single_flight.finish(key, computation)
 
     async def _refresh(self, host: Host, pending: PendingCall, computation: Computation) -> None:
         current_computations.set((*current_computations.get(), computation))  # in a context of its own
-        key, lock = pending.key, self._computation_lock(pending.key)
+        key, lock = pending.key, self._computation_lock(pending.key, computation)
         outcome: Outcome | None = None
         try:
             snapshot = None
@@ -262,22 +318,23 @@ class CacheExecutor(FunctionCache):
                 entry, snapshot = await host.offload(self.store.begin, key, pending.tags)
                 if entry is not None and entry.refresh_at > self.store.now():
                     return  # another process has refreshed it
-                if lock is not None and not await host.offload(lock.acquire):
+                if lock is not None and not await self._acquire(host, lock):
                     return  # another process is refreshing it
             outcome = await self._execute(host, pending, computation, snapshot)
             if outcome.error is not None or pending.call.fell_back:
                 self._pause_refreshes(key)
-                reason = describe(outcome.error) if outcome.error else "a fallback answered"
+                reason = describe(outcome.error) if outcome.error else "its result is not to be cached"
                 self._refresh_failed.report(
                     f"background refresh failed, the old result is still served: {reason}", outcome.error
                 )
             else:
                 self._refresh_pauses.pop(key, None)
+                pending.call.stats.emit(CacheRefreshed)
         finally:
             outcome = None
             self.single_flight.finish(key, computation)
             if lock is not None and lock.was_requested:
-                await host.offload(lock.release)
+                await host.ensure(lock.release)
 
     def _pause_refreshes(self, key: Hashable) -> None:
         if len(self._refresh_pauses) > self.policy.max_size:
@@ -288,29 +345,58 @@ class CacheExecutor(FunctionCache):
 
     def wrap(self, layer: Layer) -> Layer:
         host, read, count = BlockingHost(self.clock), self.store.read, self._counter()
+        computes_here = not self.is_shared and not self.policy.errors
 
         def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
             key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
             if count is not None:
                 count(key)
+            finished = self.single_flight.finished
             entry = read(key, tags)
             if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
-                call.stats.cache_hits += 1
+                call.stats.count_hit()
                 return entry.value
-            return run_blocking(self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
+            computation = self.single_flight.start(key, tags) if entry is None and computes_here else None
+            if computation is None:
+                return run_blocking(self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
+            # What `_lead` does, for the usual case: it takes a quarter of the time, and recursion fewer frames.
+            token = current_computations.set((*current_computations.get(), computation))
+            try:
+                if self.single_flight.finished != finished and (entry := read(key, tags)) is not None:
+                    call.stats.count_hit()  # stored in the meantime
+                    computation.result = Outcome(entry.value)
+                    return entry.value
+                call.stats.count_miss()
+                invalidations = self.single_flight.invalidations
+                value = layer(call, args, kwargs)
+                computation.failed = True  # waiting callers compute for themselves unless it has a result below
+                if call.is_fallback:
+                    computation.failure = Outcome(value)
+                elif not call.fell_back:
+                    self._settle(key, computation, Outcome(value), invalidations)
+                return value
+            except Exception as error:
+                computation.failure = Outcome(error=error)
+                raise
+            finally:
+                self.single_flight.finish(key, computation)
+                current_computations.reset(token)
+                del computation  # the traceback refers to this frame: break the reference cycle
 
         return cached
 
     def wrap_async(self, layer: Layer) -> Layer:
         host, read, count, is_shared = AsyncHost(self.clock), self.store.read, self._counter(), self.is_shared
+        awaits_key = self.key.is_async
 
         async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
+            key = await self.key.awaited(args, kwargs) if awaits_key else self.key(args, kwargs)
+            tags = self.retention.tags(args, kwargs)
             if count is not None:
                 count(key)
             entry = await host.offload(read, key, tags) if is_shared else read(key, tags)
             if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
-                call.stats.cache_hits += 1
+                call.stats.count_hit()
                 return entry.value
             return (await self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
 

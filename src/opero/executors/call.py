@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from opero.executors.state.circuit import Counted
+    from opero.observe.receipts import CallReceipt
     from opero.observe.stats import Stats
+    from opero.runtime.hosts import Host
 
-__all__ = ["MISS", "Call", "Layer"]
-
+Answers = Mapping[Callable[..., Any], bool]
 MISS: Any = object()
 """Returned by a memory cache that has no fresh entry for a key."""
 
@@ -18,30 +19,76 @@ MISS: Any = object()
 class Call:
     """The state of one call, which its layers share.
 
-    Each binding has its own subclass with its `stats`, so that creating a call sets no attributes.
-
     Attributes:
         stats: the statistics of the called function.
         deadline: the time at which the total timeout ends the call, by the clock's `monotonic`; None for no timeout.
+        began: when the call began, by `time.perf_counter`, if it is timed.
+        started: the same until the call has been reported to have failed; else 0.
+        weight: the number of calls that it stands for in the statistics; 0 if it is not timed.
+        tried: when the current attempt began, by the same, if it is known; else 0.
+        receipt: what is recorded of it; None if nothing is.
+        observed: who sees it begin and end, each with what its `begin` has returned.
         waited: seconds that the current attempt has waited for a permit or a slot.
         turned_away: whether a layer has rejected the current attempt, so that its error is not the function's.
-        fell_back: whether the result is a fallback result, which is not cached.
+        counted: how the circuit breaker has counted the call so far.
+        unsettled: what the circuit breaker has seen of the current round, which it counts when the round ends.
+        fell_back: whether the result is a fallback result, or another that is not to be cached.
+        is_fallback: whether a fallback answered instead of a failure.
+        answers: what the user's async functions have said about the failure of the current attempt; None if there are
+            none.
+        ttl: the seconds for which an async function of the user's has said to cache the outcome; None without one.
     """
 
     stats: Stats
     deadline: float | None = None
+    began: float = 0.0
+    started: float = 0.0
+    weight: int = 0
+    tried: float = 0.0
+    receipt: CallReceipt | None = None
+    observed: tuple[tuple[Any, Any], ...] = ()
     waited: float = 0.0
     turned_away: bool = False
     fell_back: bool = False
+    is_fallback: bool = False
+    answers: Answers | None = None
+    ttl: float | None = None
+    counted: Counted | None = None
+    unsettled: UnsettledRound | None = None
 
-    @staticmethod
-    def of(stats: Stats) -> type[Call]:
-        """Return a class of calls that count in `stats`."""
-        return type("Call", (Call,), {"stats": stats})
+    # There is no `__init__`, so that creating a call runs no Python code; `stats` is set afterwards.
+
+    @classmethod
+    def of(cls, stats: Stats) -> Call:
+        """Return a call that counts in `stats`."""
+        call = cls()
+        call.stats = stats
+        return call
 
     def time_left(self, now: float) -> float:
         """Return the seconds until the deadline; infinity if there is none."""
         return float("inf") if self.deadline is None else self.deadline - now
+
+
+class UnsettledRound(Protocol):
+    """A round of attempts that the circuit breaker counts when it ends.
+
+    Only the layer that runs the round knows when that is, and whether it accepts a result. A round counts once: as a
+    success if any of its attempts succeeds, as a failure if all of them fail.
+
+    Attributes:
+        period: the period of the circuit in which the latest attempt was let through.
+        ignored: whether an attempt was rejected or failed with an ignored error, so that a failed round says nothing.
+    """
+
+    period: int
+    ignored: bool
+
+    async def settle(self, host: Host, call: Call, error: Exception | None) -> None:
+        """Count the round: as a failure if there is an error, else as a success."""
+
+    def abandon(self, call: Call) -> None:
+        """Count nothing: the round has ended without a result, for example by cancellation."""
 
 
 class Layer(Protocol):

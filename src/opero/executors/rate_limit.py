@@ -3,42 +3,52 @@
 from __future__ import annotations
 
 import inspect
-from asyncio import Lock, get_running_loop, timeout
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiolimiter import AsyncLimiter
 
-from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, nearest
-from opero.executors.state.budget import FOREVER, Budget, LocalBudget, new_budget
+from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, describe, described, nearest
+from opero.events import Waited
+from opero.executors.state.budget import Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
-from opero.observe.logs import logger
+from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
-from opero.runtime.functions import short_name
+from opero.runtime import forking
+from opero.runtime.async_library import await_within, in_trio, is_closed, new_lock, running_loop
+from opero.runtime.functions import is_async_function, short_name
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.interruption import Expired
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Mapping
-
     from opero.executors.call import Call, Layer
     from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
 
-__all__ = ["Meter", "RateLimitExecutor", "cost_function"]
+MOST = 1e18
+"""The most permits that a call may cost by its arguments."""
 
 
 def cost_function(
     cost: Any, function: Callable[..., Any]
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], float] | None:
-    """A function that computes a call's cost from its arguments; None where every call costs the same.
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any] | None:
+    """A function that computes a call's cost from its arguments; None where every call costs the same. If `cost` is
+    async, so is that function.
 
     Raises:
         ConfigError: `cost` names a parameter that the function lacks.
     """
     if isinstance(cost, float | int):
         return None
+    if is_async_function(cost):
+
+        async def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+            return _checked(await cost(*args, **kwargs), function)
+
+        return awaited
     if callable(cost):
         return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
     signature = inspect.signature(function)
@@ -55,10 +65,34 @@ def cost_function(
 
 
 def _checked(cost: Any, function: Callable[..., Any]) -> float:
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < FOREVER:
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= MOST:
         where = short_name(function)
-        raise ValueError(f"the rate-limit cost of a call of {where} is {cost!r}; it must be a number, 0 or more")
+        told = described(cost, 30) if isinstance(cost, int | float) else f"of type {type(cost).__name__}"
+        raise ValueError(f"the rate-limit cost of a call of {where} is {told}; it must be a number from 0 to 1e18")
     return float(cost)
+
+
+def _harmless(cost_of: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that computes a call's cost in shadow: 0 where that raises an exception, which is logged."""
+
+    def report(error: Exception) -> float:
+        text = "%s: the cost of a call, in shadow, raised %s"
+        log("condition_failed", text, name, describe(error), function=name, error=error)
+        return 0.0
+
+    def cost(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        try:
+            return float(cost_of(args, kwargs))
+        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+            return report(error)
+
+    async def cost_async(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        try:
+            return float(await cost_of(args, kwargs))
+        except Exception as error:  # noqa: BLE001  # as above
+            return report(error)
+
+    return cost_async if is_async_function(cost_of) else cost
 
 
 class RateLimitExecutor(Holder[Budget]):
@@ -76,10 +110,31 @@ class RateLimitExecutor(Holder[Budget]):
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
-        self.patience = FOREVER if policy.max_wait is None else policy.max_wait
+        self.patience = LONGEST if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
-        self._queues: dict[AbstractEventLoop, _Queue] = {}
+        self._queues: dict[Any, _Queue] = {}
         self.queued = 0
+        self._waiting: dict[object, Receipt] = {}
+        forking.renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget the calls that wait: they are the parent's, and so are the permits that they have reserved."""
+        self._queues.clear()
+        self.queued = 0
+        self.home.successor.forgo(self._waiting.values())
+        self._waiting.clear()
+
+    def next_permit(self) -> float:
+        """Seconds until a call would get its permit, if its cost is the usual one. Nothing is reserved."""
+        now, cost = self.clock.monotonic(), self.cost or 1.0
+        return self.ask(lambda home: home.book(now, cost, -1.0)[0])
+
+    def load(self) -> tuple[float, float, int]:
+        """Return the share of the burst that is used up, the seconds until the next permit, and how many calls of this
+        process wait."""
+        now, (interval, burst, _) = self.clock.monotonic(), Terms.of(self.policy)
+        backlog = self.ask(lambda home: home.book(now, burst, -1.0)[0])
+        return min(1.0, backlog / (burst * interval)), self.next_permit(), self.queued + len(self._waiting)
 
     # Decisions
 
@@ -92,22 +147,25 @@ class RateLimitExecutor(Holder[Budget]):
         call.turned_away = True
         away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
-            call.stats.timeouts += 1
             left = approximate_duration(max(0.0, call.time_left(now)))
-            return CallTimeoutError(
-                f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
-                scope="total",
-                waiting_for="rate_limit",
+            return call.stats.count_timeout(
+                CallTimeoutError(
+                    f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
+                    scope="total",
+                    waiting_for="rate_limit",
+                )
             )
-        call.stats.rejections += 1
-        return RateLimitExceededError(
+        error = RateLimitExceededError(
             f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
             f"{format_duration(self.patience)}",
             retry_in=wait,
         )
+        return call.stats.count_rejection("rate_limit", error)
 
     def reserve(self, call: Call, cost: float, patience: float) -> tuple[float, Receipt]:
         """Reserve permits: seconds until they fall due, and the receipt by which they can be given back.
+
+        In shadow no call waits for them: the seconds are 0, and no error is raised.
 
         Raises:
             RateLimitExceededError, CallTimeoutError: they do not fall due within `patience`; nothing is reserved.
@@ -119,9 +177,27 @@ class RateLimitExecutor(Holder[Budget]):
                 break
             except Moved:
                 self.follow()
+        if self.policy.shadow:
+            if wait > 0:
+                self._tell(call, wait, patience)
+            return 0.0, receipt
         if wait > patience:
             raise self.refusal(call, wait, now)
         return wait, receipt
+
+    def _tell(self, call: Call, wait: float, patience: float) -> None:
+        """Count what would have happened to a call in shadow."""
+        away = approximate_duration(wait)
+        message = f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away"
+        call.stats.count_shadow("rate_limit", "reject" if wait > patience else "delay", wait, message=message)
+
+    def migrate_from(self, old: Holder[Budget]) -> None:
+        super().migrate_from(old)
+        if old.policy.shadow and not self.policy.shadow:
+            # Nobody has waited for what was reserved in shadow: calls do not begin with a debt.
+            wait, (_, due) = self.ask(lambda home: home.book(self.clock.monotonic(), self.cost or 1.0, -1.0))
+            if wait > 0:
+                self.refund((due - wait, due))
 
     def refund(self, receipt: Receipt) -> None:
         """Give reserved permits back."""
@@ -133,55 +209,64 @@ class RateLimitExecutor(Holder[Budget]):
 
     # What waits
 
-    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt) -> None:
-        """Wait until reserved permits fall due."""
-        call.stats.waits += 1
-        call.stats.waited += wait
+    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt, queued: float = 0.0) -> None:
+        """Wait until reserved permits fall due, after `queued` seconds in a queue."""
+        call.stats.count_wait("rate_limit", wait)
         call.waited += wait
-        logger.debug("%s: waits %.3g s for a permit", self.name, wait)
+        text = "%s: waits %.3g s for a permit"
+        log("waiting", text, self.name, wait, about=call.stats, what="rate_limit", seconds=wait)
+        self._waiting[call] = receipt
+        generation = forking.generation
         try:
             await host.sleep(wait)
         except BaseException:
-            self.run_later(self.refund, receipt)
+            if generation == forking.generation:
+                self.run_later(self.refund, receipt)
             raise
+        finally:
+            self._waiting.pop(call, None)
+        call.stats.emit(Waited, what="rate_limit", seconds=queued + wait)
 
     async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
         """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
+        if self.policy.shadow:
+            await self.run(host, lambda: self.reserve(call, cost, patience), lambda reserved: self.refund(reserved[1]))
+            return
         wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
         expected = wait + self.queued * cost / self.policy.rate
         if expected > patience:
             raise self.refusal(call, expected, started)
-        queue = self._queue()
+        queue, generation = self._queue(), forking.generation
         self.queued += 1
         try:
-            async with timeout(None if patience == FOREVER else patience):
-                await queue.enter()
-        except TimeoutError:
+            await (queue.enter() if patience == LONGEST else await_within(patience, queue.enter()))
+        except Expired:
             raise self.refusal(call, expected, self.clock.monotonic()) from None
         finally:
-            self.queued -= 1
+            if generation == forking.generation:
+                self.queued -= 1
             passed = self.clock.monotonic() - started
             call.waited += passed
-            call.stats.waited += passed
+            call.stats.count_wait("rate_limit", passed, waits=0)
         try:
             left = patience - passed
             wait, receipt = await self.run(
                 host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
             )
             if wait > 0:
-                await self.wait(host, call, wait, receipt)
+                await self.wait(host, call, wait, receipt, passed)
         finally:
             queue.leave()
 
     def _queue(self) -> _Queue:
-        loop = get_running_loop()
+        loop = running_loop()
         queue = self._queues.get(loop)
         if queue is None:
-            for old in [each for each in list(self._queues) if each.is_closed()]:
+            for old in [each for each in list(self._queues) if is_closed(each)]:
                 self._queues.pop(old, None)
-            queue = self._queues[loop] = _Queue(self.policy, varying=self.cost is None)
+            queue = self._queues[loop] = _Queue(self.policy, varying=self.cost is None or in_trio())
         return queue
 
 
@@ -195,6 +280,8 @@ class Meter:
     def __init__(self, limiter: RateLimitExecutor, function: Callable[..., Any]) -> None:
         self.limiter = limiter
         self.cost_of = cost_function(limiter.policy.cost, function)
+        if self.cost_of is not None and limiter.policy.shadow:
+            self.cost_of = _harmless(self.cost_of, limiter.name)
 
     def wrap(self, layer: Layer) -> Layer:
         limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic
@@ -213,9 +300,11 @@ class Meter:
     def wrap_async(self, layer: Layer) -> Layer:
         limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
         take, usual = limiter.own.take, limiter.cost or 1.0
+        awaits_cost = is_async_function(limiter.policy.cost)
 
         async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            await limiter.wait_in_queue(host, call, usual if cost_of is None else cost_of(args, kwargs))
+            cost: Any = usual if cost_of is None else cost_of(args, kwargs)
+            await limiter.wait_in_queue(host, call, await cost if awaits_cost else cost)
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -232,14 +321,15 @@ class _Queue:
     The first one passes aiolimiter, which lets tasks through at the limit's own rate, with one more at once than the
     burst, and as many more as fall due within `AHEAD`: timers of an event loop are late by a millisecond and more, and
     a task that reserves late finds its permit lapsed. The lock in front of aiolimiter keeps the order, as aiolimiter
-    alone would let a new task overtake. Where costs differ the first task keeps its turn until its permits are due.
+    alone would let a new task overtake. Where costs differ, and under trio, for which aiolimiter is not made, the first
+    task keeps its turn until its permits are due.
     """
 
     AHEAD = 0.02
     """Seconds that a task may reserve before its permit is due."""
 
     def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
-        self.turn = Lock()
+        self.turn = new_lock()
         self.limiter: AsyncLimiter | None = None
         if not varying:
             rate = policy.rate / policy.cost

@@ -2,46 +2,72 @@
 
 from __future__ import annotations
 
-from asyncio import timeout
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError
 from opero.policies.types import format_duration
+from opero.runtime.async_library import await_within
 from opero.runtime.interruption import Expired
+from opero.runtime.time_limits import Here, run_and_judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opero.executors.call import Call, Layer
+    from opero.observe.stats import Stats
     from opero.policies.timeout import TimeoutPolicy
     from opero.runtime.clock import Clock
-
-__all__ = ["TimeoutExecutor"]
+    from opero.runtime.generators import Started
+    from opero.runtime.time_limits import Place
 
 
 class TimeoutExecutor:
-    """Limits one function's attempts to the attempt timeout and the rest of the total timeout."""
+    """Limits one function's attempts to the attempt timeout and the rest of the total timeout.
 
-    def __init__(self, policy: TimeoutPolicy, clock: Clock, name: str) -> None:
+    Args:
+        policy: the timeout policy.
+        clock: the source of time.
+        name: the function's name, for messages.
+        is_stream: whether the function is a generator: an attempt ends with its first item, and each later item has a
+            limit of its own.
+
+    Attributes:
+        limits: the timeouts of an attempt, besides the total one, each with the name of its field.
+    """
+
+    def __init__(self, policy: TimeoutPolicy, clock: Clock, name: str, *, is_stream: bool = False) -> None:
         self.policy = policy
         self.clock = clock
         self.name = name
+        self.is_stream = is_stream
+        self.idle = policy.idle if is_stream else None
+        fields = ("attempt", "idle") if is_stream else ("attempt",)
+        self.limits = sorted((seconds, field) for field in fields if (seconds := getattr(policy, field)) is not None)
+        self.shortest = self.limits[0][0] if self.limits else float("inf")
 
     def time_for(self, call: Call) -> float:
         """Return the seconds that an attempt may take if it starts now."""
         left = call.time_left(self.clock.monotonic())
-        return left if self.policy.attempt is None else min(left, self.policy.attempt)
+        return left if left < self.shortest else self.shortest  # noqa: FURB136  # min() is a call
 
     def expired(self, call: Call, allowed: float) -> CallTimeoutError:
         """Return the error for an attempt that took longer than `allowed` seconds, and count it."""
-        call.stats.timeouts += 1
-        if self.policy.total is not None and (self.policy.attempt is None or allowed < self.policy.attempt):
-            scope, seconds = "total", self.policy.total
-            message = f"{self.name} took longer than its total timeout of {format_duration(seconds)}"
-        else:
-            scope, seconds = "attempt", self.policy.attempt or 0.0
-            message = f"an attempt of {self.name} took longer than its timeout of {format_duration(seconds)}"
-        return CallTimeoutError(message, scope=scope, seconds=seconds)
+        total = self.policy.total
+        if total is not None and allowed < self.shortest:
+            message = f"{self.name} took longer than its total timeout of {format_duration(total)}"
+            return call.stats.count_timeout(CallTimeoutError(message, scope="total", seconds=total))
+        seconds, field = self.limits[0]
+        if field == "idle":
+            return self.idle_expired(call.stats, "first")
+        message = f"an attempt of {self.name} took longer than its timeout of {format_duration(seconds)}"
+        return call.stats.count_timeout(CallTimeoutError(message, scope=field, seconds=seconds))
+
+    def idle_expired(self, stats: Stats, which: str = "next") -> CallTimeoutError:
+        """Return the error for a stream whose next item took too long, and count it."""
+        seconds = self.policy.idle or 0.0
+        message = f"{self.name} took longer than its idle timeout of {format_duration(seconds)} for the {which} item"
+        return stats.count_timeout(CallTimeoutError(message, scope="idle", seconds=seconds))
 
     # The whole call
 
@@ -57,28 +83,147 @@ class TimeoutExecutor:
     # One attempt
 
     def wrap(self, layer: Layer) -> Layer:
+        if not self.limits and self.policy.total is None:
+            return layer  # of a profile whose idle timeout is for other functions
+        if self.policy.enforce == "none":
+            return self._wrap_unlimited(layer)
+        if self.is_stream:
+            return self._wrap_stream(layer)
+        within = self._within()
+
         def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             allowed = self.time_for(call)
             if allowed <= 0:
                 raise self.expired(call, allowed)
             try:
-                return self.clock.run_within(allowed, layer, call, args, kwargs)
-            except Expired:
-                raise self.expired(call, allowed) from None
+                return within(allowed, layer, call, args, kwargs)
+            except Expired as expired:
+                raise self.expired(call, allowed) from expired.__cause__
+
+        return bounded
+
+    def _within(self) -> Callable[..., Any]:
+        if self.policy.enforce == "wait":
+            return partial(run_and_judge, self.clock.monotonic)
+        return self.clock.run_within
+
+    def _wrap_unlimited(self, layer: Layer) -> Layer:
+        """Return the layer that begins no attempt after the deadline."""
+
+        def begun(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            allowed = self.time_for(call)
+            if allowed <= 0:
+                raise self.expired(call, allowed)
+            return layer(call, args, kwargs)
+
+        return begun
+
+    def _wrap_stream(self, layer: Layer) -> Layer:
+        waits, monotonic = self.policy.enforce == "wait", self.clock.monotonic
+
+        def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            allowed = self.time_for(call)
+            if allowed <= 0:
+                raise self.expired(call, allowed)
+            place = Here(self._within(), monotonic) if waits else self.clock.place()
+            try:
+                started: Started = place.run(allowed, layer, call, args, kwargs)
+            except Expired as expired:
+                place.release()
+                raise self.expired(call, allowed) from expired.__cause__
+            except BaseException:
+                place.release()
+                raise
+            if self.idle is not None or type(place) is not Here:
+                started.steps = _Steps(self, call.stats, started, place)
+            return started
 
         return bounded
 
     def wrap_async(self, layer: Layer) -> Layer:
+        if not self.limits and self.policy.total is None:
+            return layer
+        if self.policy.enforce == "none":
+            return self._wrap_unlimited_async(layer)
+        within, idle = self._within_async(), self.idle
+
         async def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             allowed = self.time_for(call)
             if allowed <= 0:
                 raise self.expired(call, allowed)
             try:
-                async with timeout(allowed) as limit:
-                    return await layer(call, args, kwargs)
-            except TimeoutError:
-                if not limit.expired():
-                    raise  # raised by the function itself
-                raise self.expired(call, allowed) from None
+                result = await within(allowed, layer(call, args, kwargs))
+            except Expired as expired:
+                raise self.expired(call, allowed) from expired.__cause__
+            if idle is not None:
+                result.steps = _AsyncSteps(self, call.stats, result, within)
+            return result
 
         return bounded
+
+    def _within_async(self) -> Callable[[float, Awaitable[Any]], Awaitable[Any]]:
+        return partial(await_and_judge, self.clock.monotonic) if self.policy.enforce == "wait" else await_within
+
+    def _wrap_unlimited_async(self, layer: Layer) -> Layer:
+        async def begun(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            allowed = self.time_for(call)
+            if allowed <= 0:
+                raise self.expired(call, allowed)
+            return await layer(call, args, kwargs)
+
+        return begun
+
+
+async def await_and_judge(monotonic: Callable[[], float], seconds: float, awaitable: Awaitable[Any]) -> Any:
+    """Return the result of an awaitable, which is not cancelled.
+
+    Raises:
+        Expired: it took longer than `seconds`, and raised no exception.
+    """
+    started = monotonic()
+    result = await awaitable
+    if monotonic() - started > seconds:
+        raise Expired
+    return result
+
+
+class _Steps:
+    """Runs a generator from item to item, each within the idle timeout, and all in one thread."""
+
+    def __init__(self, executor: TimeoutExecutor, stats: Stats, started: Started, place: Place) -> None:
+        self.executor = executor
+        self.stats = stats
+        self.close = partial(place.run, None, started.generator.close)
+        self.place = place
+        place.begin(started.generator.close)
+        started.on_end(lambda _: place.release())
+
+    def run(self, step: Callable[[Any], Any], message: Any) -> Any:
+        """Return the next item."""
+        try:
+            return self.place.run(self.executor.idle, step, message)
+        except Expired as expired:
+            with suppress(Exception):
+                self.place.expire()
+            raise self.executor.idle_expired(self.stats) from expired.__cause__
+
+
+class _AsyncSteps:
+    """Runs an async generator from item to item, each within the idle timeout."""
+
+    def __init__(
+        self, executor: TimeoutExecutor, stats: Stats, started: Started, within: Callable[..., Awaitable[Any]]
+    ) -> None:
+        self.executor = executor
+        self.stats = stats
+        self.within = within
+        self.close = started.generator.aclose
+
+    async def run(self, step: Awaitable[Any]) -> Any:
+        """Return the next item."""
+        try:
+            return await self.within(self.executor.idle or 0.0, step)
+        except Expired as expired:
+            with suppress(Exception):
+                await self.close()
+            raise self.executor.idle_expired(self.stats) from expired.__cause__

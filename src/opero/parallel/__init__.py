@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 
 is_worker = False
-"""Whether this process is a map's worker: maps within it make no processes of their own."""
+"""Whether this process is a map's worker: maps within it start no processes of their own."""
 
 is_in_worker: ContextVar[bool] = ContextVar("is_in_worker", default=False)
-"""Whether this is a call that a worker makes, in whatever process: maps within it use its own thread."""
+"""Whether this is a call that a worker makes, in any process: maps within it use its own thread."""

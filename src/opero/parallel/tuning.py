@@ -6,23 +6,22 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, Failure, MapError
-from opero.observe.logs import logger
+from opero.errors import ConfigError, Failure, MapError, describe
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.workers.choose import PROCESSES
+from opero.policies.parallel import ParallelPolicy
+from opero.policies.policy import Policy
+from opero.runtime.functions import kind_of, short_name
 from opero.runtime.hosts import run_blocking
+from opero.runtime.log import log
 from opero.runtime.machine import cpu_limit, queued
 from opero.values import Measurement, Tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from opero.binding.binding import Binding
-
-__all__ = ["tune"]
 
 CPU_BOUND, IO_BOUND = 0.8, 0.2
 """Fractions of its time spent computing from which, and up to which, a function counts as one or the other."""
@@ -71,7 +70,7 @@ def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: f
     tuning = tuner.tune(items)
     if tuner.binding is not None:
         tuner.binding.tuning = tuning
-    logger.info("%s", tuning)
+    log("map_tuned", "%s", tuning)
     return tuning
 
 
@@ -81,9 +80,6 @@ def _nothing(_: int) -> None:
 
 class _Tuner:
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
-        from opero.policies.parallel import ParallelPolicy
-        from opero.runtime.functions import kind_of, short_name
-
         if not callable(func):
             kind = type(func).__name__
             raise TypeError(
@@ -231,7 +227,7 @@ class _Tuner:
             pickled((self.before, self.args, self.kwargs), f"the arguments of {self.name}")
             pickled(self.items[0], f"the first item of {self.name}")
         except ConfigError as error:
-            logger.info("%s is not tuned in processes: %s", self.name, error)
+            log("map_not_tuned", "%s is not tuned in processes: %s", self.name, error, error=error)
             return False
         return True
 
@@ -256,9 +252,6 @@ class _Tuner:
             self._bound(_nothing, "process", count, plain=True).map(range(2 * count))
 
     def _bound(self, function: Any, mode: str, count: int, *, plain: bool = False) -> Any:
-        from opero.policies.parallel import ParallelPolicy
-        from opero.policies.policy import Policy
-
         ways: dict[str, Any] = {"mode": mode, "workers": count, "progress": False}
         if not plain:
             ways["batch"] = self.in_batches
@@ -300,7 +293,7 @@ class _Tuner:
             except Exception as error:
                 failure = Failure(index, argument, error)
                 raise MapError(
-                    f"tune: {self.name} failed with item {index} of the sample: {type(error).__name__}: {error}",
+                    f"tune: {self.name} failed with item {index} of the sample: {describe(error)}",
                     {},
                     [failure],
                 ) from error

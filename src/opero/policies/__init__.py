@@ -1,25 +1,15 @@
 """Policies: immutable models of what should happen, independent of threads, clocks and state."""
 
-from opero.policies.adaptive_ttl import AdaptiveTTL
-from opero.policies.bulkhead import BulkheadPolicy
-from opero.policies.cache import CachePolicy
-from opero.policies.circuit_breaker import CircuitBreakerPolicy
-from opero.policies.fallback import FallbackPolicy
-from opero.policies.parallel import ParallelPolicy
-from opero.policies.policy import Policy
-from opero.policies.rate_limit import RateLimitPolicy
-from opero.policies.retry import RetryPolicy
-from opero.policies.timeout import TimeoutPolicy
-
-__all__ = [
-    "AdaptiveTTL",
-    "BulkheadPolicy",
-    "CachePolicy",
-    "CircuitBreakerPolicy",
-    "FallbackPolicy",
-    "ParallelPolicy",
-    "Policy",
-    "RateLimitPolicy",
-    "RetryPolicy",
-    "TimeoutPolicy",
-]
+from opero.policies.adaptive_ttl import AdaptiveTTL as AdaptiveTTL
+from opero.policies.bulkhead import BulkheadPolicy as BulkheadPolicy
+from opero.policies.cache import CachePolicy as CachePolicy
+from opero.policies.canary import CanaryPolicy as CanaryPolicy
+from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
+from opero.policies.failures import FailurePolicy as FailurePolicy
+from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+from opero.policies.hooks import HooksPolicy as HooksPolicy
+from opero.policies.parallel import ParallelPolicy as ParallelPolicy
+from opero.policies.policy import Policy as Policy
+from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
+from opero.policies.retry import RetryPolicy as RetryPolicy
+from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Self
 from pydantic import model_validator
 
 from opero.policies.base import StrictModel
-from opero.policies.types import PositiveCount, PositiveDuration, format_duration
+from opero.policies.quantities import PositiveCount, PositiveDuration, format_duration
 
 if TYPE_CHECKING:
-    from opero.policies.types import DurationLike
-
-__all__ = ["AdaptiveTTL"]
+    from opero.policies.quantities import DurationLike
 
 
 class AdaptiveTTL(StrictModel):

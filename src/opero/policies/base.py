@@ -19,17 +19,16 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
 from opero.policies.door import apply
+from opero.policies.names import dotted_name
 from opero.policies.quantities import HIDDEN, without_password
-from opero.policies.types import Flag, Unset, dotted_name
+from opero.policies.types import Flag, Unset
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import Bound
+    from opero.policies.decorated_types import Decorated
     from opero.runtime.clock import Clock
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-__all__ = ["BasePolicy", "StrictModel", "masked"]
 
 
 def _hashable(value: Any) -> Any:
@@ -65,7 +64,7 @@ class _Name(str):
 def _shown(value: Any) -> Any:
     """Return a value as a repr shows it: functions and classes by name, URLs without passwords."""
     if isinstance(value, str):
-        return without_password(value)
+        return without_password(str(value))  # a kind of failure as text
     if type(value) is list:
         return [_shown(each) for each in value]
     if type(value) is dict:
@@ -90,7 +89,14 @@ class StrictModel(BaseModel):
     hidden: ClassVar[frozenset[str]] = frozenset()
     """Mapping fields whose values may be secret and are never shown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=False,
+        defer_build=True,
+        hide_input_in_errors=True,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -107,8 +113,12 @@ class StrictModel(BaseModel):
     @classmethod
     def _unknown(cls, name: Any) -> PydanticCustomError:
         context = {"field": repr(name), "model": cls.__name__, "key": name}
-        hint = nearest(str(name), cls.model_fields)
+        hint = cls._why_no_shadow() if name == "shadow" else nearest(str(name), cls.model_fields)
         return PydanticCustomError("unknown_field", "unknown field {field} of {model}{hint}", {**context, "hint": hint})
+
+    @classmethod
+    def _why_no_shadow(cls) -> str:
+        return ""
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -130,7 +140,11 @@ class StrictModel(BaseModel):
         # pydantic also compares which fields were set; policies compare by value alone.
         if type(self) is not type(other):
             return NotImplemented
-        return _equal(self.__dict__, other.__dict__)
+        mine, theirs = self.__dict__, other.__dict__
+        try:
+            return bool(mine == theirs)
+        except Exception:  # noqa: BLE001  # as in `_equal`, which is then right for each value, but not for all at once
+            return mine.keys() == theirs.keys() and all(_equal(value, theirs[name]) for name, value in mine.items())
 
     def __str__(self) -> str:
         return repr(self)
@@ -161,7 +175,17 @@ class BasePolicy(StrictModel):
     kind: ClassVar[str] = ""
     """The field of `Policy`, and so the YAML key, that holds this kind of policy."""
 
+    no_shadow: ClassVar[str] = ""
+    """Why such a policy cannot be in shadow; "" if it can."""
+
+    alternatives: ClassVar[Mapping[str, str]] = {}
+    """Field → the field that takes its place: if that one is set, the default of this one is None."""
+
     enabled: Flag = True
+
+    @classmethod
+    def _why_no_shadow(cls) -> str:
+        return f": {cls.no_shadow}" if cls.no_shadow else ""
 
     @classmethod
     def expand(cls, value: Any) -> dict[str, Any]:
@@ -193,7 +217,7 @@ class BasePolicy(StrictModel):
         """
         return type(self).model_validate(self._given() | changes)
 
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Decorated[P, R]:
         """Bind this policy alone to `func` and return a callable with the same signature.
 
         Args:
@@ -204,3 +228,14 @@ class BasePolicy(StrictModel):
             ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
         return apply({self.kind: self}, func, clock)  # type: ignore[no-any-return]
+
+
+class ShadowPolicy(BasePolicy):
+    """A policy that can be in shadow.
+
+    Attributes:
+        shadow: only watch: count and tell what the policy would have done, and let each call pass as if there were no
+            such policy. Default false.
+    """
+
+    shadow: Flag = False

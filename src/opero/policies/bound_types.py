@@ -1,18 +1,17 @@
 """The types of bound functions, for type checkers and readers. At run time a bound function is a plain function.
 
-`Bound` and `Mapped` are nominal classes, not protocols: their `__get__` tells instance methods, class methods and
-static methods apart by the type of the function's first parameter. They are abstract and cannot be instantiated.
+`Bound` and `Mapped` are nominal classes, not protocols, so that no plain function passes for one. They are abstract and
+cannot be instantiated. What the decorators return is in `decorated_types`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, final, overload
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection
     from typing import Literal
 
     from opero.observe.stats import Stats
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
     StrPath = str | os.PathLike[str]
     ShowProgress = bool | Literal["auto"] | Callable[[Progress], object] | None
 
-__all__ = ["AsyncBound", "AsyncMapped", "Bound", "Mapped"]
-
 P = ParamSpec("P")
 Q = ParamSpec("Q")
+F_co = TypeVar("F_co", covariant=True)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
@@ -212,6 +210,13 @@ class StreamAttribute(Protocol):
     def __get__(self, instance: ItemFunction[T, R], owner: Owner[T, P]) -> Stream[T, P, R]: ...
 
 
+class Signature(Protocol[F_co]):
+    """The signature of what is called, or called for each item, which overloads of `__get__` take apart."""
+
+    @property
+    def _signature(self) -> F_co: ...
+
+
 class Bound(BoundAttributes, Generic[P, R_co]):
     """A function under a policy, with its own signature: what `@opero` and `Policy.apply` return."""
 
@@ -221,21 +226,13 @@ class Bound(BoundAttributes, Generic[P, R_co]):
     stream: ClassVar[StreamAttribute]
     """As `map`, but yield each result as it is ready, and read the items as they are needed."""
 
+    @property
+    @abstractmethod
+    def _signature(self) -> Callable[P, R_co]:
+        """For type checkers only."""
+
     @abstractmethod
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-
-    @overload
-    def __get__(  # type: ignore[misc]  # the first parameter of a class method
-        self: Callable[Concatenate[type[S], Q], U], instance: S | None, owner: type[S]
-    ) -> Bound[Q, U]: ...
-    @overload
-    def __get__(self, instance: None, owner: Any = None) -> Bound[P, R_co]: ...
-    @overload
-    def __get__(self: Callable[Concatenate[S, Q], U], instance: S, owner: Any = None) -> Bound[Q, U]: ...
-    @overload
-    def __get__(self, instance: object, owner: Any = None) -> Bound[P, R_co]: ...
-    @abstractmethod
-    def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
     @overload
     def cache_get(self: AsyncBound[Q, U], *args: Q.args, **kwargs: Q.kwargs) -> U | None: ...
@@ -266,6 +263,11 @@ class Mapped(BoundAttributes, Map[T_contra, P, R_co], Generic[T_contra, P, R_co]
 
     @property
     @abstractmethod
+    def _signature(self) -> Callable[Concatenate[T_contra, P], R_co]:
+        """For type checkers only."""
+
+    @property
+    @abstractmethod
     def map(self) -> Map[T_contra, P, R_co]:
         """Do the same as a call of the function itself."""
 
@@ -276,21 +278,25 @@ class Mapped(BoundAttributes, Map[T_contra, P, R_co], Generic[T_contra, P, R_co]
 
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[type[S]], list[T], Q], list[list[U]]], instance: S | None, owner: type[S]
+        self: Signature[Callable[Concatenate[OnlyAny, ...], Any]], instance: object, owner: Any = None
+    ) -> Mapped[T_contra, P, R_co]: ...
+    @overload
+    def __get__(
+        self: Signature[Callable[Concatenate[type[S], list[T], Q], list[U]]], instance: S | None, owner: type[S]
     ) -> Mapped[T, Q, U]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[type[S]], T, Q], list[U]], instance: S | None, owner: type[S]
+        self: Signature[Callable[Concatenate[type[S], T, Q], U]], instance: S | None, owner: type[S]
     ) -> Mapped[T, Q, U]: ...
     @overload
     def __get__(self, instance: None, owner: Any = None) -> Mapped[T_contra, P, R_co]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[S], list[T], Q], list[list[U]]], instance: S, owner: Any = None
+        self: Signature[Callable[Concatenate[S, list[T], Q], list[U]]], instance: S, owner: Any = None
     ) -> Mapped[T, Q, U]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[S], T, Q], list[U]], instance: S, owner: Any = None
+        self: Signature[Callable[Concatenate[S, T, Q], U]], instance: S, owner: Any = None
     ) -> Mapped[T, Q, U]: ...
     @overload
     def __get__(self, instance: object, owner: Any = None) -> Mapped[T_contra, P, R_co]: ...
@@ -300,6 +306,10 @@ class Mapped(BoundAttributes, Map[T_contra, P, R_co], Generic[T_contra, P, R_co]
 
 class AsyncMapped(BoundAttributes, AsyncMap[T_contra, P, R_co], Generic[T_contra, P, R_co]):
     """As `Mapped`, for an async function."""
+
+    @property
+    @abstractmethod
+    def _signature(self) -> Callable[Concatenate[T_contra, P], R_co]: ...
 
     @property
     @abstractmethod
@@ -313,27 +323,25 @@ class AsyncMapped(BoundAttributes, AsyncMap[T_contra, P, R_co], Generic[T_contra
 
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[type[S]], list[T], Q], Coroutine[Any, Any, list[list[U]]]],
-        instance: S | None,
-        owner: type[S],
+        self: Signature[Callable[Concatenate[OnlyAny, ...], Any]], instance: object, owner: Any = None
+    ) -> AsyncMapped[T_contra, P, R_co]: ...
+    @overload
+    def __get__(
+        self: Signature[Callable[Concatenate[type[S], list[T], Q], list[U]]], instance: S | None, owner: type[S]
     ) -> AsyncMapped[T, Q, U]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[type[S]], T, Q], Coroutine[Any, Any, list[U]]],
-        instance: S | None,
-        owner: type[S],
+        self: Signature[Callable[Concatenate[type[S], T, Q], U]], instance: S | None, owner: type[S]
     ) -> AsyncMapped[T, Q, U]: ...
     @overload
     def __get__(self, instance: None, owner: Any = None) -> AsyncMapped[T_contra, P, R_co]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[S], list[T], Q], Coroutine[Any, Any, list[list[U]]]],
-        instance: S,
-        owner: Any = None,
+        self: Signature[Callable[Concatenate[S, list[T], Q], list[U]]], instance: S, owner: Any = None
     ) -> AsyncMapped[T, Q, U]: ...
     @overload
     def __get__(
-        self: Callable[Concatenate[Iterable[S], T, Q], Coroutine[Any, Any, list[U]]], instance: S, owner: Any = None
+        self: Signature[Callable[Concatenate[S, T, Q], U]], instance: S, owner: Any = None
     ) -> AsyncMapped[T, Q, U]: ...
     @overload
     def __get__(self, instance: object, owner: Any = None) -> AsyncMapped[T_contra, P, R_co]: ...

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from opero.policies.base import BasePolicy
-from opero.policies.types import Duration, PositiveCount, Scope
+from opero.policies.base import ShadowPolicy
+from opero.policies.quantities import Duration, PositiveCount
+from opero.policies.types import Scope
 
 if TYPE_CHECKING:
-    from opero.policies.types import DurationLike
-
-__all__ = ["BulkheadPolicy"]
+    from opero.policies.quantities import DurationLike
 
 
-class BulkheadPolicy(BasePolicy):
+class BulkheadPolicy(ShadowPolicy):
     """Limit the number of concurrent calls; others wait in FIFO order or are rejected.
 
     All callers share the same slots: threads, event loops, sync and async callers.
@@ -40,6 +39,7 @@ class BulkheadPolicy(BasePolicy):
             self,
             *,
             enabled: bool = True,
+            shadow: bool = False,
             max_concurrent: int,
             max_wait: DurationLike | None = 0.0,
             scope: Literal["profile", "function"] = "profile",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from json import JSONDecodeError
 from os import PathLike, fspath
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -19,33 +20,37 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from opero.errors import message_of
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
-from opero.policies.json_text import DuplicateKeyError, parse_json
+from opero.policies.json_text import parse_json
 from opero.policies.lists import each_of
-from opero.policies.names import check_callable
-from opero.policies.quantities import HIDDEN, SPACE, fits, named_schema, quoted
-from opero.policies.types import (
+from opero.policies.names import (
     IMPORT_TEXT,
     NAME_SCHEMA,
-    Flag,
+    ConditionsOrFlag,
     Function,
+    check_callable,
+    import_path,
+    resolve,
+)
+from opero.policies.quantities import (
+    HIDDEN,
+    SPACE,
     PositiveCount,
     PositiveDuration,
     Ratio,
+    fits,
     format_duration,
-    import_path,
-    one_of,
+    named_schema,
     parse_duration,
-    resolve,
+    quoted,
 )
+from opero.policies.types import Flag, one_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from opero.policies.types import DurationLike
-
-__all__ = ["IN_PROCESS", "ON_THIS_MACHINE", "CachePolicy"]
+    from opero.policies.names import ConditionsLike
+    from opero.policies.quantities import DurationLike
 
 IN_PROCESS = ("dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.null")
 ON_THIS_MACHINE = ("disk", "memory", *IN_PROCESS, "dogpile.cache.dbm")
@@ -54,6 +59,11 @@ PICKLING_CLIENTS = tuple(
 )
 """Their client libraries unpickle whatever the server marks as a pickle, before it can be verified."""
 
+
+LACKS_TTL = (
+    "the store of backend {backend!r} outlives the process, so without a ttl its results would be served forever; set "
+    "ttl (such as 1h), or ttl: null to keep them until they are deleted"
+)
 
 JSON_TEXT = rf"^{SPACE}\{{"
 
@@ -64,10 +74,8 @@ def _time_to_live(value: Any) -> Any:
     if fits(JSON_TEXT, value):  # an environment variable
         try:
             value = parse_json(value)
-        except DuplicateKeyError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"{value!r} is not valid JSON: {error}") from None
+        except JSONDecodeError as error:
+            raise ValueError(f"{quoted(value)} is not valid JSON: {message_of(error)}") from None
     if isinstance(value, Mapping):
         return AdaptiveTTL.model_validate(value)
     if value == "adaptive":
@@ -108,9 +116,11 @@ def _tag(tag: Any) -> str:
     try:
         fields = [name for _, name, _, _ in Formatter().parse(tag) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{tag!r} is not a tag: {error}; use {{{{ for a literal brace") from None
+        raise ValueError(f"{quoted(tag)} is not a tag: {message_of(error)}; use {{{{ for a literal brace") from None
     if not tag or any(not name.partition(".")[0].partition("[")[0].isidentifier() for name in fields):
-        raise ValueError(f"{tag!r} is not a tag: braces must contain the name of a parameter, such as {{user_id}}")
+        raise ValueError(
+            f"{quoted(tag)} is not a tag: braces must contain the name of a parameter, such as {{user_id}}"
+        )
     return str(tag)
 
 
@@ -185,7 +195,8 @@ class CachePolicy(BasePolicy):
     Attributes:
         ttl: how long a result is served; seconds, text such as "30m", an `AdaptiveTTL` (in YAML its fields, or
             "adaptive"), or a function without arguments that is called whenever a result is stored and returns seconds
-            or text; 0 means not to store it (in YAML "module:function"). Default None: until it is evicted.
+            or text; 0 means not to store it (in YAML "module:function"). Default None: until it is evicted. Stores that
+            outlive the process have no default; there None has to be written.
         backend: "memory", "disk", "redis" (requires that extra), or the name of any registered dogpile.cache
             backend, with its `arguments`. Default "memory".
         key: a function of the call's arguments that returns the key. Default: the arguments, normalized by the
@@ -200,17 +211,22 @@ class CachePolicy(BasePolicy):
         ttl_jitter: the largest share of `ttl` to subtract at random, so that results stored together do not expire
             together; 0 to 1. Default 0.
         cache_if: a function of the result, which is kept if it returns a true value. Default None: keep all.
-        cache_errors: also cache exceptions, and raise them again. Default false. Rejections, such as by an open
-            circuit, and the results of a fallback are never cached.
+        errors: which exceptions to cache, too, and to raise again: kinds of failure, exception classes, and functions
+            that receive the exception, as for `retry_on`; true for all. Default false: none. Rejections, such as by an
+            open circuit, failed responses, and the results of a fallback are never cached.
         error_ttl: how long an exception is kept; seconds or text. Default None: as long as a result.
+        share_errors: whether concurrent calls share the failure of the one that computes their key, or the fallback
+            result in its place. If not, they try one at a time, until one succeeds. Default true.
         tags: names of groups of results, for `clear_cache(tags=...)`; "user:{user_id}" is formatted with the call's
             arguments. Default: none.
-        serializer: how stores serialize values: "json" (lossless, or an error), "pickle" or "signed_pickle". Default:
-            "pickle" on disk; in network stores "signed_pickle" if there is a secret, else "json". `memory` keeps the
-            objects themselves, or copies made by a serializer if one is set.
-        secret: the key that signs pickles. Default: environment variable `OPERO_CACHE_SECRET`.
-        allow_unsigned_pickle: read unsigned pickles from a network store, which allows anyone who can write there to
-            run code in this process. Default false.
+        serializer: how stores serialize values: "json" (lossless, or an error), "pickle" or "signed_pickle". What
+            another one has written is not read. Default: "signed_pickle" if there is a secret, else "pickle" on disk
+            and "json" in network stores. `memory` keeps the objects themselves, or copies made by a serializer if one
+            is set.
+        secret: the key that signs pickles, and the journals of maps. Default: environment variable
+            `OPERO_CACHE_SECRET`.
+        allow_unsigned_pickle: allow serializer "pickle" in a network store, and clients that unpickle by themselves:
+            anyone who can write there can then run code in this process. Default false.
         url: the URL of `redis`: "redis://[[user]:password@]host[:port][/db]". Default: environment variable
             `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
         cache_dir: the directory of the file of `disk`. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in
@@ -224,6 +240,10 @@ class CachePolicy(BasePolicy):
     hidden: ClassVar[frozenset[str]] = frozenset({"arguments"})
     short: ClassVar[str | None] = "ttl"
     kind: ClassVar[str] = "cache"
+    no_shadow: ClassVar[str] = (
+        "a cache rejects, delays and repeats nothing; "
+        "`cache_hits` and `cache_misses` of the statistics say what it does"
+    )
 
     ttl: TimeToLive = None
     backend: str = "memory"
@@ -234,8 +254,9 @@ class CachePolicy(BasePolicy):
     early_refresh: PositiveDuration | None = None
     ttl_jitter: Ratio = 0.0
     cache_if: Function | None = None
-    cache_errors: Flag = False
+    errors: ConditionsOrFlag = ()
     error_ttl: PositiveDuration | None = None
+    share_errors: Flag = True
     tags: Tags = ()
     serializer: Annotated[Serializer, one_of(Serializer)] | None = None
     secret: Secret | None = None
@@ -250,6 +271,16 @@ class CachePolicy(BasePolicy):
     def is_in_memory(self) -> bool:
         """Whether results are kept in this process, by opero's own backend."""
         return self.backend in ("memory", "opero.memory")
+
+    @property
+    def outlives_process(self) -> bool:
+        """Whether results may be read by other processes, and by later ones."""
+        return not self.is_in_memory and self.backend not in IN_PROCESS
+
+    @property
+    def lacks_ttl(self) -> bool:
+        """Whether a ttl has to be set, as a wrong result would be served until someone deletes it."""
+        return self.outlives_process and "ttl" not in self.model_fields_set
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -266,8 +297,9 @@ class CachePolicy(BasePolicy):
             early_refresh: DurationLike | None = None,
             ttl_jitter: float = 0.0,
             cache_if: Callable[[Any], Any] | str | None = None,
-            cache_errors: bool = False,
+            errors: ConditionsLike | bool | None = (),
             error_ttl: DurationLike | None = None,
+            share_errors: bool = True,
             tags: str | Collection[str] = (),
             serializer: Serializer | None = None,
             secret: SecretStr | str | None = None,
@@ -291,8 +323,8 @@ class CachePolicy(BasePolicy):
                 f"{'lowest ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
                 "refresh; lower early_refresh or raise ttl"
             )
-        if self.error_ttl is not None and not self.cache_errors:
-            raise self._wrong("error_ttl has no effect without cache_errors: true; set it, or remove error_ttl")
+        if self.error_ttl is not None and not self.errors:
+            raise self._wrong("error_ttl has no effect without errors: set errors: true, or remove error_ttl")
         return self
 
     @model_validator(mode="after")
@@ -316,6 +348,18 @@ class CachePolicy(BasePolicy):
                 "there can run code in this process; set allow_unsigned_pickle if you trust them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_ttl_is_set(self) -> Self:
+        # Other names may be misspelt: they are checked when the store is opened.
+        if self.enabled and self.backend.removeprefix("opero.") in ("disk", "redis") and self.lacks_ttl:
+            raise self._wrong(LACKS_TTL.format(backend=self.backend))
+        return self
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        shown = super().__repr_args__()
+        is_written = self.ttl is None and "ttl" in self.model_fields_set and self.outlives_process
+        return [("ttl", None), *shown] if is_written else shown
 
     def _wrong(self, text: str) -> ValidationError:
         """Make an error of the whole policy; pydantic's own would show the input, which may contain secrets."""

@@ -5,15 +5,12 @@ So policies can be made, compared and written down without any of the machinery 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.runtime.clock import Clock
-
-__all__ = ["apply"]
 
 
 def apply(fields: Any, func: Callable[..., Any], clock: Clock | None) -> Any:

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-__all__ = ["DuplicateKeyError", "parse_json"]
+from opero.policies.quantities import quoted
 
-
-class DuplicateKeyError(ValueError):
-    """A mapping has the same key twice."""
+DEEPEST = 50
+"""The most levels of nesting, as in files."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+MOST_DIGITS = 3_900
+"""The most digits of an integer, as in files."""
 
 
 def parse_json(text: str) -> Any:
     """Parse JSON strictly.
 
     Raises:
-        ValueError: it is not JSON.
-        DuplicateKeyError: a mapping has the same key twice; `json.loads` would use the last one.
+        json.JSONDecodeError: it is not JSON.
+        ValueError: it is nested too deeply, has too large a number, or a mapping has the same key twice; `json.loads`
+            would use the last one.
     """
-    return json.loads(text, object_pairs_hook=_unique_keys)
+    depth = 0
+    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            raise ValueError(f"is nested deeper than {DEEPEST} levels")
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_integer)
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has more than {MOST_DIGITS:,} digits; write it as text")
+    return int(text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise DuplicateKeyError(f"duplicate key {key!r} in a mapping; keep one of them")
+            raise ValueError(f"duplicate key {quoted(key)} in a mapping; keep one of them")
         found[key] = value
     return found

@@ -21,17 +21,13 @@ sources.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.policies.quantities import SPACE, any_case, fits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from opero.policies.base import BasePolicy
-
-__all__ = ["ObjectFields", "Replacing", "fields_of", "is_absent", "is_false", "merge_statements", "overlay"]
 
 TRUE = ("true", "yes", "on", "y", "t", "1")
 FALSE = ("false", "no", "off", "n", "f", "0")

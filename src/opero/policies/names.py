@@ -15,30 +15,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from opero.errors import nearest
+from opero.errors import message_of, nearest
+from opero.failures.kinds import Kind
 from opero.policies.lists import each_of
-from opero.policies.quantities import SPACE, named_schema
+from opero.policies.merging import FLAG_TEXT, is_false
+from opero.policies.quantities import SPACE, fits, named_schema
 
-__all__ = [
-    "DOTTED",
-    "IMPORT_TEXT",
-    "NAME",
-    "NAME_SCHEMA",
-    "PARAMETER_TEXT",
-    "ExceptionTypes",
-    "ExceptionsLike",
-    "ExecutorLike",
-    "Function",
-    "check_callable",
-    "dotted_name",
-    "import_path",
-    "importing_from",
-    "is_installed",
-    "resolve",
-]
-
-ExceptionsLike = type[Exception] | str | Collection[type[Exception] | str]
-"""The types that code may pass for exception types; the field holds a tuple of classes."""
+Condition = Kind | type[Exception] | Callable[..., Any]
+"""A kind of failure, an exception class, or a function that receives the exception and returns whether it is meant."""
+ConditionsLike = Condition | str | Collection[Condition | str]
+"""The types that code may pass for conditions; the field holds a tuple."""
+KINDS_OF_FAILURE = tuple(kind.value for kind in Kind)
 
 _import_from: ContextVar[Sequence[str] | None] = ContextVar("import_from", default=None)
 
@@ -92,7 +79,7 @@ def resolve(name: str) -> Any:
             found = importlib.import_module(module)
         except (Exception, SystemExit) as error:  # importing a module may exit
             if colon or end == 1 or getattr(error, "name", None) != module:
-                reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+                reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {message_of(error)}"
                 raise ValueError(f"{name!r} cannot be imported: {reason}") from error
         else:
             return _attribute(found, ".".join([*parts[end:], path]), name)
@@ -151,25 +138,53 @@ def _described(value: object, given: object) -> str:
     return _kind_of(value)
 
 
-def _exception_type(value: object) -> type[Exception] | None:
-    """Return an exception class from itself or its name; None for "name?" if its package is not installed."""
+def _condition(value: object) -> Condition | None:
+    """Return a condition from itself or its name; None for "name?" if its package is not installed."""
     given = value
     if isinstance(value, str):
         name = value.strip()
         if "," in name:
             parts = ", ".join(each.strip() for each in name.split(",") if each.strip())
             raise ValueError(f"{name!r} is not an exception class; use a list: [{parts}]")
+        if name in KINDS_OF_FAILURE:
+            return _kind(Kind(name))
         may_be_absent, name = name.endswith("?"), name.removesuffix("?")
         if not name:
             raise ValueError("the name of an exception is empty")
         if may_be_absent and not is_installed(name.partition(".")[0].partition(":")[0]):
             return None
-        value = _named_exception(name)
-    if not isinstance(value, type) or not issubclass(value, BaseException):
+        value = _named_condition(name)
+    if isinstance(value, Kind):
+        return _kind(value)
+    if not isinstance(value, type):
+        if callable(value) and value is not getattr(builtins, getattr(value, "__name__", ""), None):
+            return value
+        raise ValueError(f"{_described(value, given)} is not an exception class, a kind of failure or a function")
+    if not issubclass(value, BaseException):
         raise ValueError(f"{_described(value, given)} is not an exception class")
     if not issubclass(value, Exception):
         raise ValueError(f"{value.__name__} is never retried or counted; use Exception or a subclass of it")
     return value
+
+
+def exception_class(value: object) -> type[Exception] | None:
+    """Return an exception class from itself or its name; None for "name?" if its package is not installed.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _condition(value)
+    if found is None or isinstance(found, type):
+        return found
+    raise ValueError(f"{_described(found, value)} is not an exception class or an HTTP status")
+
+
+def _kind(kind: Kind) -> Kind:
+    if kind is Kind.CONTROL:
+        raise ValueError(
+            "'control' is not a failure (cancellation, exits, what frameworks raise to steer), and passes through"
+        )
+    return kind
 
 
 def is_installed(package: str) -> bool:
@@ -179,41 +194,68 @@ def is_installed(package: str) -> bool:
     return not package or importlib.util.find_spec(package) is not None
 
 
-def _named_exception(name: str) -> object:
+def _named_condition(name: str) -> object:
     if "." not in name and ":" not in name and not hasattr(builtins, name):
-        known = [
+        exceptions = [
             each for each, found in vars(builtins).items() if inspect.isclass(found) and issubclass(found, Exception)
         ]
-        raise ValueError(f"{name!r} is not a builtin exception{nearest(name, known)}; others need their module's name")
+        hint = nearest(name, [*exceptions, *KINDS_OF_FAILURE])
+        raise ValueError(
+            f"{name!r} is neither a builtin exception nor a kind of failure{hint}; other exceptions need their "
+            "module's name"
+        )
     return resolve(name)
 
 
-def _exception_types(value: object) -> tuple[type[Exception], ...]:
+def _conditions(value: object) -> tuple[Condition, ...]:
     if value is None:
         return ()
     each = value if isinstance(value, list | tuple | set | frozenset) else (value,)
     if each is not value:
-        one = _exception_type(value)
+        one = _condition(value)
         return () if one is None else (one,)
-    return tuple(dict.fromkeys(found for found in each_of(each, _exception_type) if found is not None))
+    return tuple(dict.fromkeys(found for found in each_of(each, _condition) if found is not None))
 
 
-def _exception_names(types: tuple[type[Exception], ...]) -> list[str]:
-    return [dotted_name(each) for each in types]
+def _names_of_conditions(conditions: tuple[Condition, ...]) -> list[str]:
+    return [each.value if isinstance(each, Kind) else dotted_name(each) for each in conditions]
 
 
 NAME_SCHEMA = {"type": "string", "minLength": 1}
-ExceptionTypes = Annotated[
-    tuple[type[Exception], ...],
-    BeforeValidator(_exception_types),
+Conditions = Annotated[
+    tuple[Condition, ...],
+    BeforeValidator(_conditions),
     named_schema(
-        "ExceptionTypes",
+        "Conditions",
         [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
-        "ConnectionError",
-        ["ConnectionError", "TimeoutError", "requests.HTTPError?"],
+        "transient",
+        ["transient", "throttled", "ConnectionError", "requests.HTTPError?", "app.errors:is_busy"],
     ),
-    PlainSerializer(_exception_names, return_type=list[str], when_used="json"),
+    PlainSerializer(_names_of_conditions, return_type=list[str], when_used="json"),
 ]
+"""Which failures a policy means: kinds, exception classes, and functions that receive the exception."""
+
+ALL_FAILURES = tuple(kind for kind in Kind if kind is not Kind.CONTROL)
+
+
+def _conditions_or_flag(value: object) -> tuple[Condition, ...]:
+    if isinstance(value, bool) or fits(FLAG_TEXT, value):
+        return () if is_false(value) else ALL_FAILURES
+    return _conditions(value)
+
+
+ConditionsOrFlag = Annotated[
+    tuple[Condition, ...],
+    BeforeValidator(_conditions_or_flag),
+    named_schema(
+        "ConditionsOrFlag",
+        [{"type": "boolean"}, NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}, {"type": "null"}],
+        True,
+        ["permanent", "app.errors:NotFound"],
+    ),
+    PlainSerializer(_names_of_conditions, return_type=list[str], when_used="json"),
+]
+"""Conditions; true for all failures, false for none."""
 
 
 NAME = r"([A-Za-z_]|[^\x00-\x7f])([0-9A-Za-z_]|[^\x00-\x7f])*"

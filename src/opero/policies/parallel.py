@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.quantities import without_password
-from opero.policies.types import (
-    Count,
-    CountOrAuto,
-    ExecutorLike,
-    Flag,
-    FlagOrAuto,
-    Function,
-    MostFailures,
-    PositiveCount,
-    PositiveDuration,
-    Size,
-    one_of,
-)
+from opero.policies.names import ExecutorLike, Function
+from opero.policies.quantities import Count, CountOrAuto, PositiveCount, PositiveDuration, Size, without_password
+from opero.policies.types import Flag, FlagOrAuto, MostFailures, one_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor
 
-    from opero.policies.types import DurationLike
-
-__all__ = ["Mode", "ParallelPolicy"]
+    from opero.policies.quantities import DurationLike
 
 Mode = Literal["auto", "thread", "process", "async", "async_process", "dask", "ray"]
 Address = Annotated[str, PlainSerializer(without_password, when_used="json")]
@@ -81,6 +68,7 @@ class ParallelPolicy(BasePolicy):
 
     short: ClassVar[str | None] = "mode"
     kind: ClassVar[str] = "parallel"
+    no_shadow: ClassVar[str] = "it says how a map runs, and there is no other way to compare it with"
 
     mode: Annotated[Mode, one_of(Mode)] = "auto"
     workers: CountOrAuto = "auto"

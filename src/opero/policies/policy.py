@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Self, TypeVar, Unpack
 
-from pydantic import ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from opero.errors import UnknownOptionError, nearest
-from opero.policies.base import BasePolicy, StrictModel
+from opero.policies.base import BasePolicy, ShadowPolicy, StrictModel
 from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
+from opero.policies.canary import CanaryPolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy
 from opero.policies.door import apply
+from opero.policies.failures import FailurePolicy
 from opero.policies.fallback import FallbackPolicy
+from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
@@ -21,13 +32,13 @@ from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import Bound
+    from pydantic.json_schema import JsonSchemaValue
+
+    from opero.policies.decorated_types import Decorated
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
-    from opero.policies.types import DurationLike
+    from opero.policies.quantities import DurationLike
     from opero.runtime.clock import Clock
-
-__all__ = ["FLAT_OPTIONS", "KINDS", "Policy", "merge", "options_to_fields", "whole_policies"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,19 +53,24 @@ KINDS: dict[str, type[BasePolicy]] = {
         TimeoutPolicy,
         CircuitBreakerPolicy,
         BulkheadPolicy,
+        FailurePolicy,
+        HooksPolicy,
         ParallelPolicy,
+        CanaryPolicy,
     )
 }
 """The fields of `Policy`, and the model that each holds."""
 
 
 def _flat_options() -> dict[str, tuple[str, str]]:
-    own = set(BasePolicy.model_fields)
+    own = set(ShadowPolicy.model_fields)
 
     def fields(policy: type[BasePolicy]) -> list[str]:
         return [name for name in policy.model_fields if name not in own]
 
-    flat = {name: (policy.kind, name) for policy in (RetryPolicy, ParallelPolicy) for name in fields(policy)}
+    flat = {
+        name: (policy.kind, name) for policy in (RetryPolicy, HooksPolicy, ParallelPolicy) for name in fields(policy)
+    }
     flat |= {"arg_fallback": ("fallback", "arg"), "attempt_timeout": ("timeout", "attempt")}
     flat |= {f"cache_{name.removeprefix('cache_')}": ("cache", name) for name in fields(CachePolicy)}
     return flat
@@ -62,6 +78,33 @@ def _flat_options() -> dict[str, tuple[str, str]]:
 
 FLAT_OPTIONS: dict[str, tuple[str, str]] = _flat_options()
 """Flat option of `@opero` and `@opmap` → the policy and field that it sets. Each kind is also an option."""
+
+
+if TYPE_CHECKING:
+    from typing import Optional as Maybe
+else:
+
+    class Maybe:
+        """The annotation of a field for a policy or None. The policy's schema is built when the first one is made.
+
+        Most programs use few kinds, and building the schemas of all takes as long as a third of importing pydantic.
+        """
+
+        def __init__(self, model: type[BasePolicy]) -> None:
+            self.model = model
+
+        def __class_getitem__(cls, model: type[BasePolicy]) -> Any:
+            return Annotated[model | None, cls(model)]
+
+        def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+            return core_schema.no_info_plain_validator_function(self.validated)
+
+        def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+            self.model.model_rebuild()
+            return handler(core_schema.nullable_schema(self.model.__pydantic_core_schema__))
+
+        def validated(self, value: Any) -> BasePolicy | None:
+            return None if value is None else self.model.model_validate(value)
 
 
 class Policy(StrictModel):
@@ -73,22 +116,26 @@ class Policy(StrictModel):
         → timeout (attempt) → function
 
     Attributes:
-        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, parallel: see their models. Each may be
-            given as a model, as a mapping of its fields, or short: `Policy(rate_limit="50/s", timeout="5s")`. False
-            switches a policy off: with no values to keep, it is absent.
+        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, failures, hooks, parallel, canary:
+            see their models. Each may be given as a model, as a mapping of its fields, or short:
+            `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
+            absent.
 
     Raises:
         pydantic.ValidationError: an unknown field or a value out of range; the message names the nearest known field.
     """
 
-    retry: RetryPolicy | None = None
-    cache: CachePolicy | None = None
-    rate_limit: RateLimitPolicy | None = None
-    timeout: TimeoutPolicy | None = None
-    circuit_breaker: CircuitBreakerPolicy | None = None
-    bulkhead: BulkheadPolicy | None = None
-    fallback: FallbackPolicy | None = None
-    parallel: ParallelPolicy | None = None
+    retry: Maybe[RetryPolicy] = None
+    cache: Maybe[CachePolicy] = None
+    rate_limit: Maybe[RateLimitPolicy] = None
+    timeout: Maybe[TimeoutPolicy] = None
+    circuit_breaker: Maybe[CircuitBreakerPolicy] = None
+    bulkhead: Maybe[BulkheadPolicy] = None
+    fallback: Maybe[FallbackPolicy] = None
+    failures: Maybe[FailurePolicy] = None
+    hooks: Maybe[HooksPolicy] = None
+    parallel: Maybe[ParallelPolicy] = None
+    canary: Maybe[CanaryPolicy] = None
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -102,7 +149,10 @@ class Policy(StrictModel):
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
             bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
+            failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
+            hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,
             parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None = None,
+            canary: CanaryPolicy | Mapping[str, Any] | bool | None = None,
         ) -> None: ...
 
     _off: frozenset[str] = PrivateAttr(frozenset())
@@ -172,7 +222,12 @@ class Policy(StrictModel):
         policy = getattr(self, kind)
         return policy if policy is not None and policy.enabled else None
 
-    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Bound[P, R]:
+    def in_force(self, kind: str) -> Any:
+        """The policy of that kind if it is set and enabled and not in shadow, else None."""
+        policy = self.active(kind)
+        return None if getattr(policy, "shadow", False) else policy
+
+    def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Decorated[P, R]:
         """Bind this policy to `func` and return a callable with the same signature.
 
         Args:
@@ -212,9 +267,13 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+NO_KINDS: frozenset[str] = frozenset()
+
+
 def whole_policies(options: Mapping[str, Any]) -> frozenset[str]:
     """The kinds of policy that options set by a model or a mapping, and which exist even without any field set."""
-    return frozenset(kind for kind in KINDS if isinstance(options.get(kind), BasePolicy | Mapping))
+    whole = [kind for kind, value in options.items() if kind in KINDS and isinstance(value, BasePolicy | Mapping)]
+    return frozenset(whole) if whole else NO_KINDS
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,59 +2,25 @@
 
 One regular expression defines the text that a field accepts, for both the parser and the JSON Schema of the files. It
 is plain ASCII and limits the number of digits, so that matching text is a finite number, and positive if required.
+At each place it can go on in one way only, so that matching takes time linear in the length of a text, in editors too:
+two repetitions that may match the same never follow each other or contain one another.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from opero.errors import nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = [
-    "COUNT_TEXT",
-    "DURATION_TEXT",
-    "HIDDEN",
-    "NUMBER",
-    "POSITIVE_DURATION_TEXT",
-    "POSITIVE_NUMBER_TEXT",
-    "SPACE",
-    "UNITS",
-    "ZERO",
-    "Count",
-    "CountOrAuto",
-    "Duration",
-    "DurationLike",
-    "Factor",
-    "PositiveCount",
-    "PositiveDuration",
-    "Rate",
-    "Ratio",
-    "Share",
-    "Size",
-    "any_case",
-    "approximate_duration",
-    "fits",
-    "format_duration",
-    "named_schema",
-    "number_or_text",
-    "parse_duration",
-    "parse_number",
-    "parse_rate",
-    "parse_size",
-    "quoted",
-    "without_password",
-]
+from opero.errors import described, nearest
+from opero.problems import HIDDEN as HIDDEN
+from opero.problems import without_password as without_password
 
 DurationLike = float | str | timedelta
 """The types that code may pass for a duration; the field holds float seconds."""
@@ -72,6 +38,10 @@ UNITS = {
     "d": 86400.0,
 }
 PERIODS = {**UNITS, "second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+MOST_BITS = 13_000
+"""Larger integers, of some 4,000 digits, are refused: Python does not write them as decimals unless told to."""
+LONGEST = 36500 * 86400.0
+"""100 years: the longest time in seconds. Every clock, timer and date can hold it."""
 SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -85,9 +55,6 @@ def any_case(words: Iterable[str]) -> str:
     return f"({'|'.join(''.join(map(letter, word)) for word in ordered)})"
 
 
-HIDDEN = "**********"
-"""Replaces values that must not be shown, as in pydantic's `SecretStr`."""
-
 SPACE = r"[ \t\r\n]*"
 EXPONENT = r"([eE][+-]?[0-9]{1,2})?"
 NUMBER = rf"([0-9]{{1,20}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}){EXPONENT}"
@@ -95,7 +62,7 @@ ZERO = rf"(0{{1,20}}(\.0{{0,20}})?|\.0{{1,20}}){EXPONENT}"
 NOT_ZERO = rf"(?!{ZERO}([^0-9.eE]|$))"
 UNIT = any_case(UNITS)
 PARTS = rf"({NUMBER}{SPACE}|({NUMBER}{SPACE}{UNIT}{SPACE})+)"
-POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}({UNIT}{SPACE})?)+$){PARTS}"
+POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}|({ZERO}{SPACE}{UNIT}{SPACE})+)$){PARTS}"
 
 POSITIVE_NUMBER_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}$"
 DURATION_TEXT = rf"^{SPACE}\+?{PARTS}$"
@@ -107,15 +74,20 @@ POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{INTEGER}{SPACE}$"
 # No fractions of a byte: three decimals of the next larger unit are at least one byte.
 SIZE_TEXT = (
     rf"^{SPACE}\+?{NOT_ZERO}"
-    rf"({INTEGER}{SPACE}{any_case(['b'])}?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
-    rf"{any_case(unit for unit, factor in SIZES.items() if factor > 1)}){SPACE}$"
+    rf"({INTEGER}{SPACE}({any_case(['b'])}{SPACE})?|[0-9]{{1,15}}(\.[0-9]{{1,3}})?{SPACE}"
+    rf"{any_case(unit for unit, factor in SIZES.items() if factor > 1)}{SPACE})$"
 )
 FACTOR_TEXT = rf"^{SPACE}\+?0{{0,5}}[1-9][0-9]{{0,20}}(\.[0-9]{{0,20}})?([eE]\+?[0-9]{{1,2}})?{SPACE}$"
 SMALL = r"[0-9](\.[0-9]{0,14})?[eE]-(0?[1-9]|[1-9][0-9])"
 UP_TO_ONE = rf"(0?\.[0-9]{{1,20}}|0\.?|1(\.0{{0,20}})?|{SMALL})"
 RATIO_TEXT = rf"^{SPACE}\+?{UP_TO_ONE}{SPACE}$"
+PERCENT = rf"([0-9]{{1,2}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}|100(\.0{{0,20}})?){SPACE}%{SPACE}"
 SHARE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{UP_TO_ONE}{SPACE}$"
+SHARE_PERCENT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{PERCENT}$"
 AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{INTEGER}|{any_case(['auto'])}){SPACE}$"
+
+LONGEST_QUOTED = 100
+"""The most characters of a value that a message shows."""
 
 _compiled: dict[str, re.Pattern[str]] = {}
 
@@ -137,12 +109,11 @@ def quoted(value: object) -> str:
         return "a mapping"
     if isinstance(value, list | tuple) and any(isinstance(each, Mapping | list | tuple) for each in value):
         return "a list"
-    return f"the date {value}" if isinstance(value, date) else without_password(repr(value))
-
-
-def without_password(text: str) -> str:
-    """Mask the user and password of URLs in a text."""
-    return re.sub(r"(?<=://)[^/@\s'\"]*@", f"{HIDDEN}@", text) if "://" in text else text
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return "a number of more than 3,900 digits"
+    if isinstance(value, str):
+        value = value[: 10 * LONGEST_QUOTED]
+    return f"the date {value}" if isinstance(value, date) else described(value, LONGEST_QUOTED)
 
 
 def _reject_bool(value: object) -> None:
@@ -164,15 +135,20 @@ def parse_number(value: object, text: str = rf"^{SPACE}\+?{NUMBER}{SPACE}$") -> 
 def parse_duration(value: object) -> float:
     """Convert a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m" to seconds."""
     if isinstance(value, timedelta):
-        return value.total_seconds()
-    number = _seconds(value) if isinstance(value, str) else parse_number(value)
+        number: float | None = value.total_seconds()
+    else:
+        number = _seconds(value) if isinstance(value, str) else parse_number(value)
     if number is not None:
+        if number > LONGEST:
+            raise ValueError(f'{quoted(value)} is longer than 100 years: use at most "{format_duration(LONGEST)}"')
         return number
     if isinstance(value, str):
         text = value.strip().lower()
         unknown = [unit for unit in re.findall(r"[0-9.][ \t]*([a-zµμ]+)", text) if unit not in UNITS]
         if unknown and re.fullmatch(r"([0-9.]+[ \t]*[a-zµμ]+[ \t]*)+", text):
-            raise ValueError(f"{value!r} is not a duration: unknown unit {unknown[0]!r}{nearest(unknown[0], UNITS)}")
+            raise ValueError(
+                f"{quoted(value)} is not a duration: unknown unit {quoted(unknown[0])}{nearest(unknown[0], UNITS)}"
+            )
     raise ValueError(f'{quoted(value)} is not a duration: use seconds (30, 0.25) or "250ms", "30s", "5m", "1h30m"')
 
 
@@ -201,12 +177,14 @@ def approximate_duration(seconds: float) -> str:
 def parse_rate(value: object) -> float:
     """Convert a number, or text such as "50/s", "1000/min", "100/30s", to permits per second."""
     number = parse_number(value)
-    if number is not None:
-        return number
-    if isinstance(value, str) and fits(RATE_TEXT, value):
+    if number is None and isinstance(value, str) and fits(RATE_TEXT, value):
         amount, _, period = value.partition("/")
         word = period.strip().lower()
-        return float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
+        number = float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
+    if number is not None:
+        if 0 < number < 1 / LONGEST:
+            raise ValueError(f"{quoted(value)} is invalid: there must be a permit within 100 years")
+        return number
     raise ValueError(
         f'{quoted(value)} is not a rate: use permits per second (10, 0.5) or "50/s", "1000/min", "100/30s"'
     )
@@ -256,8 +234,8 @@ def _integer(least: int, text: str) -> BeforeValidator:
         if isinstance(value, str):
             if fits(text, value):
                 return int(Decimal(value.strip()))
-            raise ValueError(f"{value!r} is invalid: {advice}")
-        if isinstance(value, int):
+            raise ValueError(f"{quoted(value)} is invalid: {advice}")
+        if isinstance(value, int) and value.bit_length() <= MOST_BITS:
             return value
         raise ValueError(f"{quoted(value)} is not an integer: {advice}")
 
@@ -275,8 +253,20 @@ def _number(text: str, advice: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-_AT_LEAST_0 = {"type": "number", "minimum": 0}
-_ABOVE_0 = {"type": "number", "exclusiveMinimum": 0}
+def share_of(value: object) -> float:
+    """Return a share above 0 from a number or a percentage."""
+    _reject_bool(value)
+    if isinstance(value, str) and fits(SHARE_PERCENT_TEXT, value):
+        return float(value.strip().rstrip("%")) / 100
+    number = parse_number(value, SHARE_TEXT)
+    if number is None:
+        raise ValueError(f'{quoted(value)} is invalid: use a number > 0 and <= 1, such as 0.5, or a percentage ("50%")')
+    return number
+
+
+_SECONDS = {"type": "number", "minimum": 0, "maximum": LONGEST}
+POSITIVE_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST}
+_PERMITS = {"type": "number", "minimum": 1 / LONGEST}
 _DURATIONS = ("250ms", "30s", "5m", "1h30m")
 _FROM_0 = {"type": "integer", "minimum": 0}
 _FROM_1 = {"type": "integer", "minimum": 1}
@@ -285,19 +275,19 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     AfterValidator(_not_negative),
-    number_or_text("Duration", _AT_LEAST_0, DURATION_TEXT, *_DURATIONS),
+    number_or_text("Duration", _SECONDS, DURATION_TEXT, *_DURATIONS),
 ]
 PositiveDuration = Annotated[
     float,
     BeforeValidator(parse_duration),
     AfterValidator(_positive),
-    number_or_text("PositiveDuration", _ABOVE_0, POSITIVE_DURATION_TEXT, *_DURATIONS),
+    number_or_text("PositiveDuration", POSITIVE_SECONDS, POSITIVE_DURATION_TEXT, *_DURATIONS),
 ]
 Rate = Annotated[
     float,
     BeforeValidator(parse_rate),
     AfterValidator(_positive),
-    number_or_text("Rate", _ABOVE_0, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
+    number_or_text("Rate", _PERMITS, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
 ]
 Factor = Annotated[
     float,
@@ -314,8 +304,17 @@ Ratio = Annotated[
 Share = Annotated[
     float,
     Field(gt=0, le=1),
-    _number(SHARE_TEXT, "use a number > 0 and <= 1, such as 0.5"),
-    number_or_text("Share", {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, SHARE_TEXT, 0.5),
+    BeforeValidator(share_of),
+    named_schema(
+        "Share",
+        [
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            {"type": "string", "pattern": SHARE_TEXT},
+            {"type": "string", "pattern": SHARE_PERCENT_TEXT},
+        ],
+        0.5,
+        "50%",
+    ),
 ]
 Size = Annotated[
     int,

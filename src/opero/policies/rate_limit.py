@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
-from opero.policies.base import BasePolicy
-from opero.policies.quantities import POSITIVE_NUMBER_TEXT, fits, named_schema, parse_number, quoted
-from opero.policies.types import (
-    IMPORT_TEXT,
-    PARAMETER_TEXT,
+from opero.policies.base import ShadowPolicy
+from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resolve
+from opero.policies.quantities import (
+    LONGEST,
+    POSITIVE_NUMBER_TEXT,
     Duration,
     PositiveCount,
     Rate,
-    Scope,
-    import_path,
-    resolve,
+    fits,
+    named_schema,
+    parse_number,
+    quoted,
 )
+from opero.policies.types import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Literal
 
-    from opero.policies.types import DurationLike
-
-__all__ = ["RateLimitPolicy"]
+    from opero.policies.quantities import DurationLike
 
 
 def _cost(value: Any) -> Any:
@@ -58,7 +58,7 @@ Cost = Annotated[
 ]
 
 
-class RateLimitPolicy(BasePolicy):
+class RateLimitPolicy(ShadowPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
     Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
@@ -92,9 +92,21 @@ class RateLimitPolicy(BasePolicy):
             self,
             *,
             enabled: bool = True,
+            shadow: bool = False,
             rate: float | str,
             burst: int = 1,
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        for name in ("burst", "cost"):
+            permits = getattr(self, name)
+            if isinstance(permits, int | float) and permits > self.rate * LONGEST:
+                raise ValueError(
+                    f"{name} ({permits}) is more than the permits of 100 years at {self.rate:g}/s; lower {name} "
+                    "or raise rate"
+                )
+        return self

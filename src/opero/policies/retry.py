@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from opero.policies.base import BasePolicy
-from opero.policies.types import Count, Duration, ExceptionTypes, Factor, Flag, Function, StatusCodes, format_duration
+from opero.failures.kinds import Kind
+from opero.policies.base import ShadowPolicy
+from opero.policies.names import Conditions, Function
+from opero.policies.quantities import Count, Duration, Factor, format_duration
+from opero.policies.types import Flag, Jitter, StatusCodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
     from typing import Any
 
-    from opero.policies.types import DurationLike, ExceptionsLike
+    from opero.policies.names import ConditionsLike
+    from opero.policies.quantities import DurationLike
 
-__all__ = ["RetryPolicy"]
 
-
-class RetryPolicy(BasePolicy):
+class RetryPolicy(ShadowPolicy):
     """Retry failed attempts with exponential backoff and jitter.
 
-    The delay before retry n is `min_delay * backoff_factor ** (n - 1)`, at most `max_delay`. With `jitter` it is drawn
-    uniformly from an interval half as long as that delay: above it if `max_delay` leaves room, else below it.
+    The exact delay before retry n is `min_delay * backoff_factor ** (n - 1)`, at most `max_delay`; `jitter` draws one
+    at random. If the error asks for a time, as with Retry-After, that is the delay. If it asks for longer than
+    `max_delay` or than the call has left, the call fails at once, and `.retry_in` of its exception is that time. If a
+    server refuses an attempt because it receives too many (429, or 503 with Retry-After) and does not say how long to
+    wait, the delay is at least 1 s and grows by `backoff_factor`.
 
     A short form: `retry: 5` means `retry: {retries: 5}`.
 
     Attributes:
         retries: attempts after the first, >= 0. 3 means up to 4 attempts. Default 3.
         backoff_factor: the factor between consecutive delays, >= 1. Default 1.5.
-        min_delay: the first and shortest delay; seconds or text such as "250ms". Default 0.1.
-        max_delay: the longest delay; it also limits Retry-After. Default 30.
-        jitter: randomize the delays, so that callers that failed together do not retry together. Default true.
-        retry_on: exception classes to retry; in YAML their names (`ConnectionError`, `requests.HTTPError`; with a
-            trailing "?" a name whose package may be missing). Any other exception propagates unchanged. Default
-            `Exception`. opero's own rejections (open circuit, rate limit exceeded, bulkhead full) are retried only
-            if they are listed here. `KeyboardInterrupt`, `SystemExit` and cancellation are never retried.
+        min_delay: the first exact delay, from which the others grow; seconds or text such as "250ms". Default 0.1.
+        max_delay: the longest delay, >= `min_delay`. Default 30.
+        jitter: randomize the delays, so that callers that failed together do not retry together: "full" draws between 0
+            and `min_delay * backoff_factor ** n` (at most `max_delay`), "equal" between half of the exact delay and
+            all of it; "none" is the exact delay. True is "full", false is "none". Default "full".
+        retry_on: which failures to retry: kinds (see `opero.failures`), exception classes, and functions that receive
+            the exception; in YAML their names (`transient`, `requests.HTTPError`, `app.errors:is_busy`; with a trailing
+            "?" a name whose package may be missing). Any other exception propagates unchanged. Default `transient`,
+            `throttled` and `unknown`, so neither programming errors nor refusals that another attempt will not change.
+            opero's own rejections (open circuit, rate limit exceeded, bulkhead full) are retried only if their classes
+            are listed here, and an attempt that ended by its own timeout always.
         retry_on_status: HTTP statuses to retry: `[429, "5xx"]`. If set, it alone decides for exceptions that have a
             status (those of requests, httpx, aiohttp, urllib, botocore and others); `retry_on` decides for all others.
         retry_if_result: a function of the result; if it returns true, the attempt counts as failed.
-        retry_after: wait as long as a Retry-After header says, up to `max_delay`. Default true.
+        retry_after: wait exactly as long as a Retry-After header says. Default true.
         reraise: when all attempts have failed, raise the last exception instead of `AllFailedError`. Default false.
     """
 
@@ -50,8 +59,8 @@ class RetryPolicy(BasePolicy):
     backoff_factor: Factor = 1.5
     min_delay: Duration = 0.1
     max_delay: Duration = 30.0
-    jitter: Flag = True
-    retry_on: ExceptionTypes = (Exception,)
+    jitter: Jitter = "full"
+    retry_on: Conditions = (Kind.TRANSIENT, Kind.THROTTLED, Kind.UNKNOWN)
     retry_on_status: StatusCodes | None = None
     retry_if_result: Function | None = None
     retry_after: Flag = True
@@ -63,12 +72,13 @@ class RetryPolicy(BasePolicy):
             self,
             *,
             enabled: bool = True,
+            shadow: bool = False,
             retries: int = 3,
             backoff_factor: float = 1.5,
             min_delay: DurationLike = 0.1,
             max_delay: DurationLike = 30.0,
-            jitter: bool = True,
-            retry_on: ExceptionsLike | None = Exception,
+            jitter: bool | Literal["full", "equal", "none"] = "full",
+            retry_on: ConditionsLike | None = (Kind.TRANSIENT, Kind.THROTTLED, Kind.UNKNOWN),
             retry_on_status: int | str | Collection[int | str] | None = None,
             retry_if_result: Callable[[Any], Any] | str | None = None,
             retry_after: bool = True,

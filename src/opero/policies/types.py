@@ -1,4 +1,4 @@
-"""Field types that policies share: flags, choices and statuses; quantities and names come from their own modules."""
+"""Field types that policies share: flags, choices, statuses and shares of failures."""
 
 from __future__ import annotations
 
@@ -6,85 +6,39 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
-from opero.errors import nearest
+from opero.errors import described, nearest
 from opero.policies.lists import each_of
 from opero.policies.merging import FLAG_TEXT, is_false
-from opero.policies.names import (
-    IMPORT_TEXT,
-    NAME_SCHEMA,
-    PARAMETER_TEXT,
-    ExceptionsLike,
-    ExceptionTypes,
-    ExecutorLike,
-    Function,
-    dotted_name,
-    import_path,
-    importing_from,
-    is_installed,
-    resolve,
-)
+from opero.policies.names import dotted_name
 from opero.policies.quantities import (
+    MOST_BITS,
+    PERCENT,
     SMALL,
     SPACE,
-    Count,
-    CountOrAuto,
-    Duration,
-    DurationLike,
-    Factor,
-    PositiveCount,
-    PositiveDuration,
-    Rate,
-    Ratio,
-    Share,
-    Size,
     approximate_duration,
     fits,
     format_duration,
     named_schema,
     parse_duration,
     parse_number,
-    parse_rate,
-    parse_size,
     quoted,
 )
 
 __all__ = [
-    "IMPORT_TEXT",
-    "NAME_SCHEMA",
-    "PARAMETER_TEXT",
     "UNSET",
-    "Count",
-    "CountOrAuto",
-    "Duration",
-    "DurationLike",
-    "ExceptionTypes",
-    "ExceptionsLike",
-    "ExecutorLike",
-    "Factor",
     "Flag",
     "FlagOrAuto",
-    "Function",
+    "Jitter",
     "MostFailures",
-    "PositiveCount",
-    "PositiveDuration",
-    "Rate",
-    "Ratio",
     "Scope",
-    "Share",
-    "Size",
     "StatusCodes",
     "Unset",
     "approximate_duration",
     "dotted_name",
     "format_duration",
-    "import_path",
-    "importing_from",
-    "is_installed",
     "one_of",
     "parse_duration",
-    "parse_rate",
-    "parse_size",
-    "resolve",
+    "status_code",
 ]
 
 
@@ -116,7 +70,7 @@ def one_of(choices: Any) -> BeforeValidator:
         if isinstance(value, str):
             if value not in known:
                 hint = nearest(value, known).partition("; known")[0]
-                raise ValueError(f"{value!r} is not one of {listed}{hint}")
+                raise ValueError(f"{quoted(value)} is not one of {listed}{hint}")
         elif isinstance(value, bool):
             raise ValueError(f"{value!r} is not one of {listed}; YAML reads yes and on as true, no and off as false")
         else:
@@ -141,7 +95,7 @@ def _flag_or_auto(value: object) -> bool | str:
     if value == "auto":
         return "auto"
     if callable(value):
-        raise ValueError(f"{value!r:.60} is a callback: pass it to the call, f.map(items, progress=callback)")
+        raise ValueError(f"{described(value, 60)} is a callback: pass it to the call, f.map(items, progress=callback)")
     raise ValueError(f"{quoted(value)} is invalid: use true, false or 'auto'")
 
 
@@ -154,10 +108,29 @@ FlagOrAuto = Annotated[
 ]
 
 
+JITTERS = ("full", "equal", "none")
+
+
+def _jitter(value: object) -> object:
+    if isinstance(value, bool) or fits(FLAG_TEXT, value):
+        return "full" if _flag(value) else "none"
+    if isinstance(value, str) and value in JITTERS:
+        return value
+    hint = nearest(value, JITTERS).partition("; known")[0] if isinstance(value, str) else ""
+    raise ValueError(f"{quoted(value)} is invalid: use 'full', 'equal', 'none', true (full) or false (none){hint}")
+
+
+Jitter = Annotated[
+    Literal["full", "equal", "none"],
+    BeforeValidator(_jitter),
+    named_schema("Jitter", [{"enum": list(JITTERS)}, *_FLAGS]),
+]
+
+
 Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
 
 
-PERCENT_TEXT = rf"^{SPACE}\+?([0-9]{{1,2}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}|100(\.0{{0,20}})?){SPACE}%{SPACE}$"
+PERCENT_TEXT = rf"^{SPACE}\+?{PERCENT}$"
 FAILURES_TEXT = rf"^{SPACE}\+?([0-9]{{1,20}}|0?\.[0-9]{{1,15}}|{SMALL}){SPACE}$"
 
 
@@ -168,7 +141,7 @@ def _most_failures(value: object) -> int | float:
         if fits(FAILURES_TEXT, value):
             return int(value) if value.strip().lstrip("+").isdigit() else float(value)
     elif not isinstance(value, bool):
-        if isinstance(value, int) and value >= 0:
+        if isinstance(value, int) and value >= 0 and value.bit_length() <= MOST_BITS:
             return value
         number = parse_number(value)
         if number is not None and 0 <= number < 1:
@@ -196,7 +169,8 @@ MostFailures = Annotated[
 STATUS_TEXT = rf"^{SPACE}([1-5][xX][xX]|[1-5][0-9][0-9]){SPACE}$"
 
 
-def _status_code(value: object) -> int | str:
+def status_code(value: object) -> int | str:
+    """Return an HTTP status, or a class of statuses such as "5xx", from a number or text."""
     if isinstance(value, str) and fits(STATUS_TEXT, value):
         text = value.strip().lower()
         return text if text.endswith("xx") else int(text)
@@ -208,8 +182,8 @@ def _status_code(value: object) -> int | str:
 
 def _status_codes(value: object) -> tuple[int | str, ...]:
     if not isinstance(value, list | tuple | set | frozenset):
-        return (_status_code(value),)
-    return tuple(dict.fromkeys(each_of(value, _status_code)))
+        return (status_code(value),)
+    return tuple(dict.fromkeys(each_of(value, status_code)))
 
 
 _STATUS = [{"type": "integer", "minimum": 100, "maximum": 599}, {"type": "string", "pattern": STATUS_TEXT}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,19 +11,16 @@ from opero.binding.fit import check_fit
 from opero.config.code_layer import place_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
+from opero.config.shadowed import shadowed_variables
 from opero.config.sources import DEFAULT
 from opero.errors import ConfigError, nearest
 from opero.registry.roster import declaration_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from opero.binding.binding import Binding
     from opero.config.configuration import Configuration
     from opero.config.sources import ConfigLayer, Leaf
     from opero.policies.policy import Policy
-
-__all__ = ["check", "check_entries", "news"]
 
 STORE_FIELDS = ("serializer", "cache_dir", "url", "arguments", "backend")
 """The fields of a cache policy that may keep its store from being opened."""
@@ -41,12 +39,22 @@ def check(configuration: Configuration, bindings: Sequence[Binding], *, complete
     """
     report = configuration.report()
     for name, policy in configuration.policies.items():
-        _check_available(policy, partial(configuration.sources.__getitem__, name), name, report)
+        _check_available(policy, partial(configuration.leaves, name), name, report)
     for binding in bindings:
         _check_binding(binding, configuration, report)
     if complete:
         _report_unmatched(configuration.functions, [declaration_of(each).name for each in bindings], report)
     report.raise_if_any()
+
+
+def shadowed(configuration: Configuration, bindings: Sequence[Binding]) -> list[str]:
+    """Return a message for each variable that has no effect on a function, as code sets the same option."""
+    found: list[str] = []
+    for declaration in map(declaration_of, bindings):
+        effective = configuration.effective(declaration, Report())
+        if effective is not None:
+            found += shadowed_variables(declaration, effective, configuration)
+    return found
 
 
 def _check_binding(binding: Binding, configuration: Configuration, report: Report) -> None:
@@ -57,6 +65,13 @@ def _check_binding(binding: Binding, configuration: Configuration, report: Repor
     is_available = _check_available(effective.policy, effective.leaves, declaration.name, report)
     try:
         check_fit(binding.target, effective.policy)
+        canary = effective.policy.active("canary")
+        while canary is not None:
+            other = configuration.effective(declaration, report, instead=canary.policy)
+            if other is None:
+                return
+            check_fit(binding.target, other.policy)
+            canary = other.policy.active("canary")
         if declaration.mapped and is_available:
             _check_mapped(binding, effective.policy)
     except ConfigError as error:
@@ -66,7 +81,7 @@ def _check_binding(binding: Binding, configuration: Configuration, report: Repor
 def _check_mapped(binding: Binding, policy: Policy) -> None:
     from opero.parallel.engine.mapper import Mapper
 
-    Mapper(binding, binding.function).mode_for(policy)
+    Mapper(binding).mode_for(policy)
 
 
 def _check_available(policy: Policy, leaves: Callable[[], Mapping[str, Leaf]], name: str, report: Report) -> bool:
@@ -126,13 +141,16 @@ def check_entries(layer: ConfigLayer, bindings: Sequence[Binding]) -> None:
 
 
 def news(before: Configuration, after: Configuration, bindings: Sequence[Binding]) -> list[str]:
-    """Return new warnings, and new entries that match no function yet: their modules may be imported later."""
+    """Return what should be checked and did not before: warnings, variables without effect on a function that has been
+    called, and entries that match no function yet, as their modules may be imported later."""
     known = before.functions.sections
     added = FunctionEntries(after.layers)
     added.sections = {name: sections for name, sections in added.sections.items() if name not in known}
     report = after.report()
     _report_unmatched(added, [declaration_of(each).name for each in bindings], report)
-    return [*(each for each in after.warnings if each not in before.warnings), *report.lines]
+    called = [each for each in bindings if not each.is_late]
+    warnings = {*before.warnings, *shadowed(before, called)}
+    return [*(each for each in (*after.warnings, *shadowed(after, called)) if each not in warnings), *report.lines]
 
 
 def _report_unmatched(entries: FunctionEntries, names: Sequence[str], report: Report) -> None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.binding import Binding
+from opero.binding.roster import Roster
 from opero.bound import bind
 from opero.config.declaration import Declaration, name_in_config
-from opero.registry.roster import Roster
 from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
+    from opero.binding.pipeline import ExecutorProvider
     from opero.policies.policy import Policy
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock
-
-__all__ = ["bind_declared", "get_default_registry", "set_default_registry"]
 
 _default: Registry | None = None
 _default_lock = RenewedLock()  # reentrant: loading may import modules that ask for it
@@ -32,9 +31,12 @@ def get_default_registry() -> Registry:
         if _default is None:
             from opero.registry.registry import Registry
 
-            _default = Registry.load()
+            loaded = Registry.load()
+            _switch_on()
+            _default = loaded
             _default._become_default(_unclaimed)
             _ask_again(_unclaimed.bindings())  # functions called before there was a configuration
+        import_module("opero.integrations.serving").follow(_default)  # above this module
         return _default
 
 
@@ -44,6 +46,8 @@ def set_default_registry(registry: Registry | None) -> None:
     Functions that were called before ask it at their next call. Calls under way finish on the policy they began with.
     """
     global _default  # the one default registry
+    if registry is not None:
+        _switch_on()
     with _default_lock:
         before, _default = _default, registry
         released = _unclaimed.bindings() if before is None else before._release_default()
@@ -52,6 +56,11 @@ def set_default_registry(registry: Registry | None) -> None:
         if registry is not None:
             registry._become_default(_unclaimed)
         _ask_again(released)
+
+
+def _switch_on() -> None:
+    """Switch on what variables ask for, such as metrics. That is above this module, so it is loaded by name."""
+    import_module("opero.integrations.switch").switch_on()
 
 
 def _ask_again(bindings: list[Binding]) -> None:
@@ -67,10 +76,17 @@ def _resolve_by_default(binding: Binding) -> None:
 
         if not is_configured():
             assert binding.own_policy is not None
-            binding.settle(binding.known_pipeline or binding.prepare(binding.own_policy))
+            binding.settle(binding.prepare(binding.own_policy))
             return
     get_default_registry()._resolve(binding)
     _unclaimed.discard(binding)
+
+
+def _provider(declaration: Declaration) -> ExecutorProvider:
+    def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
+        return get_default_registry()._provider(declaration)(policy, clock, make)
+
+    return provide
 
 
 def bind_declared(
@@ -108,15 +124,12 @@ def bind_declared(
         if registry is not None:
             return registry._binding(function, policy, declaration, clock)
 
-        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
-            return get_default_registry()._provider(declaration)(kind, policy, make)
-
         binding = Binding(
             function,
             policy,
             resolve=_resolve_by_default,
             declaration=declaration,
-            provider=provide if profile is not None else None,
+            provider=_provider(declaration) if profile is not None else None,
             clock=clock,
         )
         _unclaimed.add(binding)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import builtins
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opero.binding.binding import Binding
-from opero.errors import ConfigError, nearest
+from opero.errors import ConfigError, message_of, nearest
 from opero.runtime.forking import RenewedLock
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["ImportBindings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,8 @@ class ImportBindings:
                 setattr(owner, attribute, bound)
             except (AttributeError, TypeError) as error:
                 raise ConfigError(
-                    f"{target} cannot be replaced: {error}; bind it and call the function that bind() returns"
+                    f"{target} cannot be replaced: {message_of(error)}; bind it and call the function that bind() "
+                    "returns"
                 ) from error
             self._places[target] = _Place(owner, attribute, original, own, bound)
             return getattr(owner, attribute)

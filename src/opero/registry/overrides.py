@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.config.code_layer import source_at
 from opero.config.document import read_document
 from opero.config.report import Report
 from opero.config.sources import ConfigLayer, Marked, Source
@@ -15,11 +14,9 @@ from opero.policies.policy import Policy
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
 
-__all__ = ["layer_of"]
-
 
 def layer_of(
-    profiles: Mapping[str, Any], functions: Mapping[str, Any], configuration: Configuration, place: tuple[str, int]
+    profiles: Mapping[str, Any], functions: Mapping[str, Any], configuration: Configuration, source: Source
 ) -> ConfigLayer:
     """Make a layer of overrides, validated as strictly as a file.
 
@@ -36,7 +33,6 @@ def layer_of(
                 f"override: {key}.{name} is None: use {{}} to change nothing, or None for single policies, as in "
                 "{'retry': None}"
             )
-    source = source_at(place, "override")
     report = Report()
     layer = read_document(_mark({"policies": profiles, "functions": functions}, source), str(source), report)
     report.raise_if_any()

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from opero.binding.pipeline import ExecutorProvider
     from opero.policies.policy import Policy
-
-__all__ = ["SharedExecutors"]
+    from opero.runtime.clock import Clock
 
 Key = tuple[str, str, int]
 """A profile, a kind of policy, and the identity of a clock: functions with different clocks share nothing."""
+
+_all: WeakSet[SharedExecutors] = WeakSet()
+_all_lock = RenewedLock()
+
+
+def forget_shared_state() -> None:
+    """Have the functions of every profile begin with new limits when they are resolved next."""
+    with _all_lock:
+        known = list(_all)
+    for each in known:
+        each.forget()
 
 
 class SharedExecutors:
@@ -43,16 +53,27 @@ class SharedExecutors:
         """Executors made before this is in force, each with its predecessor; None once it is."""
         self._lock = RenewedLock()
         self.is_replaced = False
+        with _all_lock:
+            _all.add(self)
+
+    def forget(self) -> None:
+        """Drop the executors: functions that are resolved from now on get new ones."""
+        with self._lock:
+            self._held, self._predecessors = {}, {}
 
     def of(self, profile: str | None) -> ExecutorProvider:
         """Return the provider of executors for the functions of a profile; None: a provider that shares nothing."""
 
-        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+        def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
+            kind = policy.kind
             own = None if profile is None else self._policies.get(profile)
             if profile is None or own is None or policy.scope != "profile" or getattr(own, kind) != policy:
                 return make()
+            key = profile, kind, id(clock)
+            held = self._held.get(key)
+            if held is not None:
+                return held
             executor = make(profile)
-            key = profile, kind, id(executor.clock)
             with self._lock:
                 held = self._held.get(key)
                 if held is not None:
@@ -68,6 +89,11 @@ class SharedExecutors:
                 return executor
 
         return provide
+
+    def held(self) -> list[tuple[str, Any]]:
+        """Return the executors that functions share, each with the name of its profile."""
+        with self._lock:
+            return [(profile, executor) for (profile, _, _), executor in self._held.items()]
 
     def successor(self, policies: Mapping[str, Policy]) -> SharedExecutors:
         """Return the executors of another configuration, which may be put in force later."""

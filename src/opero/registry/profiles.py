@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from opero.config.code_layer import source_at
 from opero.config.configuration import Configuration
 from opero.config.declaration import where
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy
+from opero.registry.alerts import ConfiguredAlerts
 from opero.registry.profile_state import SharedExecutors
 from opero.registry.reload import Changes, InForce, change
+from opero.runtime.environment_files import working_directory
 from opero.runtime.forking import RenewedLock
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from opero.alerts.manager import AlertManager
     from opero.binding.binding import Binding
-    from opero.config.sources import ConfigLayer
+    from opero.config.declaration import Declaration
+    from opero.config.sources import ConfigLayer, Source
+    from opero.registry.statistics import ProfileState
     from opero.registry.watch import Watch
-
-__all__ = ["Profiles"]
 
 
 class Profiles(Mapping[str, Policy]):
@@ -33,10 +37,15 @@ class Profiles(Mapping[str, Policy]):
     Args:
         policies: name → policy.
         enabled: whether policies take effect.
+
+    Attributes:
+        rejected: why the last reload changed nothing; None if it succeeded, or there was none.
     """
 
     def __init__(self, policies: Mapping[str, Policy] | None = None, *, enabled: bool = True) -> None:
+        self.rejected: ConfigError | None = None
         self._read: Callable[[], Configuration] | None = None
+        self._alerts = ConfiguredAlerts()
         self._begin(Configuration.of(policies or {}, enabled=enabled))
 
     def _begin(self, configuration: Configuration) -> None:
@@ -69,8 +78,6 @@ class Profiles(Mapping[str, Policy]):
             ConfigError: files or variables are invalid; it lists all problems, each with its place.
         """
         from opero.config.settings import load
-        from opero.observe.logs import logger
-        from opero.runtime.environment_files import working_directory
 
         base = working_directory()
 
@@ -79,7 +86,7 @@ class Profiles(Mapping[str, Policy]):
 
         configuration = read(directory)
         for warning in configuration.warnings:
-            logger.warning("%s", warning)
+            log("configuration_warning", "%s", warning)
         registry = cls()
         registry._begin(configuration)
         # A reload reads the same place, even if the working directory has changed by then.
@@ -90,6 +97,11 @@ class Profiles(Mapping[str, Policy]):
     def configuration(self) -> Configuration:
         """The configuration in force, with the source of every value."""
         return self._in_force.configuration
+
+    @property
+    def alerts(self) -> AlertManager | None:
+        """What runs the alerts of the configuration; None if it has none, or this is not the default registry."""
+        return self._alerts.manager
 
     def watched_paths(self) -> list[Path]:
         """Return the files and directories on which the configuration depends."""
@@ -124,6 +136,38 @@ class Profiles(Mapping[str, Policy]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(sorted(self.configuration.policies))})"
 
+    # What happens
+
+    @property
+    @abstractmethod
+    def is_default(self) -> bool:
+        """Whether functions that name no registry ask this one."""
+
+    @abstractmethod
+    def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]:
+        """Return the profile that a function starts from, and the entries that match it."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return what its functions have done and their limits are doing, as plain data that JSON can represent.
+
+        `profiles` and `functions` have for each name what `Stats.snapshot` returns, and the `state` of its limits and
+        cache. Functions of a profile that were garbage collected are not in it. The default registry tells of functions
+        that were bound by `Policy.apply` as well. Nothing is called or resolved. See docs/guide.md.
+        """
+        from opero.registry.statistics import statistics
+
+        return statistics(self)
+
+    def state(self, profile: str) -> ProfileState:
+        """Return the limits that the functions of a profile share: `state("api").circuit_breaker.force_open()`.
+
+        Raises:
+            PolicyNotFoundError: there is no such profile.
+        """
+        from opero.registry.statistics import ProfileState
+
+        return ProfileState(self, profile)
+
     # Changes
 
     @abstractmethod
@@ -146,15 +190,19 @@ class Profiles(Mapping[str, Policy]):
         read = self._read
         if read is None:
             raise ConfigError("this registry was made from policies in code, so there is nothing to reload")
-        from opero.observe.logs import logger
         from opero.registry.checks import news
 
         with self._changing:
             before = self._base
-            changes = self._change(read(), self._overrides)
+            try:
+                changes = self._change(read(), self._overrides)
+            except ConfigError as error:
+                self.rejected = error.with_traceback(None)
+                raise
+            self.rejected = None
             after = self._base
         for each in news(before, after, self._bindings()):
-            logger.warning("%s", each)
+            log("configuration_warning", "%s", each)
         return changes
 
     @contextmanager
@@ -174,18 +222,29 @@ class Profiles(Mapping[str, Policy]):
             PolicyNotFoundError: there is no such profile.
             ConfigError: the override is invalid, or matches no bound function; nothing has changed.
         """
-        from opero.registry.checks import check_entries
-        from opero.registry.overrides import layer_of
-
-        layer = layer_of({**(profiles or {}), **named}, functions or {}, self.configuration, where(2))
-        check_entries(layer, self._bindings())
-        with self._changing:
-            self._change(self._base, [*self._overrides, layer])
+        end = self._override({**(profiles or {}), **named}, functions or {}, source_at(where(2), "override"))
         try:
             yield self
         finally:
+            end()
+
+    def _override(
+        self, profiles: Mapping[str, Any], functions: Mapping[str, Any], source: Source
+    ) -> Callable[[], object]:
+        """Put an override in force; return a function that ends it."""
+        from opero.registry.checks import check_entries
+        from opero.registry.overrides import layer_of
+
+        layer = layer_of(profiles, functions, self.configuration, source)
+        check_entries(layer, self._bindings())
+        with self._changing:
+            self._change(self._base, [*self._overrides, layer])
+
+        def end() -> None:
             with self._changing:
                 self._change(self._base, [each for each in self._overrides if each is not layer], anyhow=True)
+
+        return end
 
     def _change(self, base: Configuration, overrides: list[ConfigLayer], *, anyhow: bool = False) -> Changes:
         """Put another configuration in force, if it is valid, or `anyhow`. The caller holds `_changing`."""
@@ -198,7 +257,9 @@ class Profiles(Mapping[str, Policy]):
         def commit(draft: InForce) -> None:
             self._base, self._overrides, self._in_force = base, overrides, draft
 
-        return change(self._bindings, self._in_force, configuration, commit, anyhow=anyhow)
+        found = change(self._bindings, self._in_force, configuration, commit, anyhow=anyhow)
+        self._alerts.replace(self.configuration.alerts)
+        return found
 
     def watch(self, *, files: bool = True, sighup: bool = False) -> Watch:
         """Reload whenever a file changes, or the process receives SIGHUP. An invalid file changes nothing.

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.binding import Binding
+from opero.binding.roster import Roster
 from opero.bound import bind
 from opero.config.code_layer import place_of
 from opero.config.declaration import Declaration, name_in_config, where
+from opero.config.shadowed import shadowed_variables
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, options_to_fields, whole_policies
 from opero.registry.import_bindings import ImportBindings
 from opero.registry.profiles import Profiles
-from opero.registry.reload import in_force
-from opero.registry.roster import BoundFunction, Roster, declaration_of
+from opero.registry.reload import check_bound, in_force, trial_of
+from opero.registry.roster import BoundFunction, declaration_of
 from opero.runtime.functions import short_name
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
-
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
-    from opero.policies.bound_types import AsyncMapped, Bound, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
+    from opero.policies.decorated_types import Decorated
     from opero.policies.options import Options
     from opero.runtime.clock import Clock
-
-__all__ = ["Registry"]
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +50,7 @@ class Registry(Profiles):
         self._roster = Roster()
         self._waiting: Roster | None = None  # while this is the default registry: functions that have not asked it yet
         self._imports: ImportBindings | None = None
+        self._told: set[str] = set()
 
     # Binding
 
@@ -112,7 +113,7 @@ class Registry(Profiles):
         clock: Clock | None = None,
         mapped: Literal[False] = False,
         **options: Unpack[Options],
-    ) -> Bound[P, R]: ...
+    ) -> Decorated[P, R]: ...
     def bind(
         self, func: Any, name: str, *, clock: Clock | None = None, mapped: bool = False, **options: Unpack[Options]
     ) -> Any:
@@ -160,7 +161,8 @@ class Registry(Profiles):
             declaration = Declaration(bound_as, profile, {}, fields, by, place, True, whole, mapped)
             made.append(self._binding(function, None, declaration, clock))
             try:
-                made[0].resolved()
+                now = self._in_force
+                check_bound(made[0], self._effective(declaration, now.configuration), now, mapped=mapped)
             except BaseException:
                 self._roster.discard(made[0])  # the error's traceback keeps it alive, but it is not bound
                 raise
@@ -214,11 +216,13 @@ class Registry(Profiles):
     def _become_default(self, waiting: Roster) -> None:
         """Look after the functions that name no registry, which ask this one from now on."""
         self._waiting = waiting
+        self._alerts.start(self.configuration.alerts)
 
     def _release_default(self) -> list[Binding]:
         """Give up the functions that name no registry: this is no longer the default one."""
         released = [each for each in self._bindings() if not declaration_of(each).names_registry]
         self._waiting = None
+        self._alerts.stop()
         for binding in released:
             self._roster.discard(binding)
         return released
@@ -245,9 +249,9 @@ class Registry(Profiles):
         return binding
 
     def _provider(self, declaration: Declaration) -> Any:
-        def provide(kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+        def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
             profile, _ = self._start_of(declaration)
-            return self._in_force.shared.of(profile)(kind, policy, make)
+            return self._in_force.shared.of(profile)(policy, clock, make)
 
         return provide
 
@@ -261,17 +265,23 @@ class Registry(Profiles):
         This takes no lock that a change of the configuration holds. If the configuration changes meanwhile, the
         function is resolved again.
         """
-        put_in_force = binding.settle
+        put_in_force, declaration = binding.settle, declaration_of(binding)
         while True:
             now = self._in_force
-            effective = self._effective(declaration_of(binding), now.configuration)
+            effective = self._effective(declaration, now.configuration)
             provider = None if effective.profile is None else now.shared.of(effective.profile)
-            pipeline = binding.prepare(in_force(effective, now.configuration), provider)
+            policy, trial = in_force(effective, now.configuration), trial_of(declaration, effective, now)
+            pipeline = binding.prepare(policy, provider, effective.profile or "", trial)
             self._roster.add(binding)
+            binding.stats.registry = self
             put_in_force(pipeline)
             if self._in_force is now and not now.shared.is_replaced:
-                return
+                break
             put_in_force = binding.enforce
+        for each in shadowed_variables(declaration, effective, now.configuration):
+            if each not in self._told:
+                self._told.add(each)
+                log("configuration_warning", "%s", each, function=declaration.name)
 
     def _effective(self, declaration: Declaration, configuration: Configuration) -> Effective:
         """Return the effective policy of a function, with its sources.
@@ -306,7 +316,7 @@ class Registry(Profiles):
         """
         if isinstance(target, str) and (":" not in target or target in self):
             self[target]
-            return self.configuration.sources[target]
+            return self.configuration.leaves(target)
         if isinstance(target, str):
             found = [each for each in self._bindings() if declaration_of(each).name == target]
             if not found:
@@ -325,6 +335,11 @@ class Registry(Profiles):
         if not any(each is binding for each in self._bindings()):
             raise ConfigError(f"{binding.name} is bound by another registry; call explain() of that one")
         return self._effective(binding.declaration, self.configuration).leaves()
+
+    @property
+    def is_default(self) -> bool:
+        """Whether functions that name no registry ask this one."""
+        return self._waiting is not None
 
     def check(self) -> None:
         """Check the profiles and every bound function, without calling any: what this accepts, the first call accepts.

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.runtime.forking import RenewedLock, at_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType
-
-__all__ = ["hear_sighup", "stop_hearing_sighup"]
 
 _listeners: tuple[Callable[[], None], ...] = ()  # replaced as a whole: the handler may run between any two steps
 _installed: Any = None

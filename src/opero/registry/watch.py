@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
 import threading
 import time
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
 
 from opero.errors import ConfigError
-from opero.observe.events import emit, emit_quietly
-from opero.observe.logs import logger
+from opero.events import ConfigurationRejected, ConfigurationReloaded
+from opero.observe.subscriptions import emit
 from opero.registry.sighup import hear_sighup, stop_hearing_sighup
+from opero.runtime import forking
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from opero.registry.reload import Changes
-
-__all__ = ["Watch"]
 
 INTERVAL = 0.1
 """Seconds between looks at the watched files."""
@@ -68,12 +67,13 @@ class Watch:
             self._threads.append(watching)
         if sighup:
             hear_sighup(self._on_sighup)
+        self._generation = forking.generation
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Stop watching. A reload under way is finished first."""
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._generation != forking.generation:  # the threads are those of a parent
             return
         self._stopping.set()
         self._requests.put(None)
@@ -121,8 +121,8 @@ class Watch:
                     return
             try:
                 self._reload(reason)
-            except BaseException:  # noqa: BLE001  # an event handler or an imported module may raise anything
-                logger.exception("reloading the configuration failed")
+            except BaseException as error:  # noqa: BLE001  # an event handler or an imported module may raise anything
+                log("reload_failed", "reloading the configuration failed", error=error, traceback=True)
 
     def _reload(self, reason: str) -> None:
         try:
@@ -131,21 +131,19 @@ class Watch:
             problems = _without_places(error)
             if problems != self._reported:
                 self._reported = problems
-                emit(
-                    "configuration_rejected",
-                    "configuration",
-                    f"not reloaded ({reason}); the previous configuration stays in force: {error}",
-                    level=logging.ERROR,
-                    error=error,
-                )
+                text = "configuration: not reloaded (%s); the previous configuration stays in force: %s"
+                said = "; ".join(f"{each.place}: {each.text}" for each in error.problems) or str(error)
+                log("configuration_rejected", text, reason, said, reason=reason, error=error)
+                emit(ConfigurationRejected, error=error)
             return
         if self._reported and not found:
-            logger.info("configuration: valid again, and equal to the one in force")
+            log("configuration_valid", "configuration: valid again, and equal to the one in force")
+            emit(ConfigurationReloaded, changes=())
         self._reported = frozenset()
         if found:
-            names = ", ".join([*found.profiles, *found.functions])
-            logger.info("configuration: reloaded (%s): %s", reason, names)
-            emit_quietly("configuration_reloaded", "configuration", f"reloaded: {names}", changes=found)
+            names = ", ".join([*found.profiles, *found.functions, *found.alerts])
+            text, lists = "configuration: reloaded (%s): %s", (found.profiles, found.functions)
+            log("configuration_reloaded", text, reason, names, reason=reason, profiles=lists[0], functions=lists[1])
 
 
 def _without_places(error: ConfigError) -> frozenset[str]:

@@ -14,8 +14,6 @@ from opero.runtime.forking import renew_in_child
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Locks", "Mutex"]
-
 
 class Locks:
     """A file in which each byte is the lock of a key.
@@ -34,9 +32,9 @@ class Locks:
     def __init__(self, path: str) -> None:
         self.path = path
         self.holders: dict[int, Mutex] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._file: int | None = None
-        renew_in_child(self)
+        renew_in_child(self, "lock")
 
     def acquire(self, mutex: Mutex) -> bool:
         """Try to lock a mutex's byte without waiting, and return whether it is locked now."""
@@ -57,10 +55,20 @@ class Locks:
                 del self.holders[mutex.offset]
                 unlock_byte(self._file, mutex.offset)
 
+    def is_held(self, mutex: Mutex) -> bool:
+        """Whether a mutex's byte is locked, by this process or another one."""
+        with self.lock:
+            if mutex.offset in self.holders:
+                return True
+            if not self.acquire(mutex):  # no system call of Python's tells who has locked a byte
+                return True
+            self.release(mutex)
+            return False
+
     def after_fork(self) -> None:
         """Forget the parent's locks in a forked process. Closing the inherited descriptor does not release them."""
-        inherited = self._file
-        self.__init__(self.path)  # type: ignore[misc]
+        inherited, self._file = self._file, None
+        self.holders = {}
         if inherited is not None:
             os.close(inherited)
 
@@ -81,4 +89,5 @@ class Mutex:
         self.locks.release(self)
 
     def locked(self) -> bool:
-        return self.locks.holders.get(self.offset) is self
+        """Whether it is held: this object, another one, or another process."""
+        return self.locks.is_held(self)

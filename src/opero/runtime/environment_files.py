@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from opero.errors import error_at
+from opero.errors import ConfigError, error_at
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = [
-    "DEFAULT_ENV_FILE",
-    "DEFAULT_SECRETS_DIR",
-    "ENV_FILE",
-    "HERE",
-    "SECRETS_DIR",
-    "env_file",
-    "secrets_dir",
-    "variable",
-    "working_directory",
-]
-
-ENV_FILE, SECRETS_DIR = "OPERO_ENV_FILE", "OPERO_SECRETS_DIR"
-DEFAULT_ENV_FILE = ".env"
-DEFAULT_SECRETS_DIR = "/run/secrets"
 HERE = Path()
 """The working directory at the time of use."""
 
@@ -36,64 +20,72 @@ def variable(environ: Mapping[str, str], name: str) -> str | None:
     return next((value for key, value in environ.items() if key.upper() == name), None)
 
 
-def env_file(
-    environ: Mapping[str, str], argument: str | Path | None = None, *, implied: bool = True, base: Path = HERE
-) -> Path | None:
-    """Return the `.env` file to read: the argument, else `OPERO_ENV_FILE`, else `./.env` if it exists.
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-    Args:
-        environ: the environment variables of the process.
-        argument: the path given in code, or None.
-        implied: whether `./.env` is used by default.
-        base: the directory of relative paths.
+
+def flag(name: str, *, default: bool) -> bool:
+    """Return the value of a variable of the process that is true or false, in upper or lower case.
 
     Raises:
-        ConfigError: the given file does not exist.
+        ConfigError: its value is neither.
     """
-    return _named(environ, ENV_FILE, "env_file", argument, DEFAULT_ENV_FILE if implied else None, base, is_file=True)
+    text = os.environ.get(name, os.environ.get(name.lower(), str(default)))
+    if text.strip().lower() not in TRUE + FALSE:
+        raise ConfigError(f"{name}: {text!r} is invalid: use true or false")
+    return text.strip().lower() in TRUE
 
 
-def secrets_dir(
-    environ: Mapping[str, str], argument: str | Path | None = None, *, implied: bool = True, base: Path = HERE
-) -> Path | None:
-    """Return the directory of secrets: the argument, else `OPERO_SECRETS_DIR`, else `/run/secrets` if it exists.
+@dataclass(slots=True)
+class _Place:
+    """A file or directory of further variables.
 
-    Args:
-        environ: the environment variables of the process.
-        argument: the path given in code, or None.
-        implied: whether `/run/secrets` is used by default.
-        base: the directory of relative paths.
-
-    Raises:
-        ConfigError: the given directory does not exist.
+    Attributes:
+        variable: the environment variable that names it.
+        parameter: the parameter of `load` that names it.
+        default: its path if nothing names it.
+        is_file: whether it is a file, not a directory.
     """
-    return _named(
-        environ, SECRETS_DIR, "secrets_dir", argument, DEFAULT_SECRETS_DIR if implied else None, base, is_file=False
-    )
+
+    variable: str
+    parameter: str
+    default: str
+    is_file: bool
+
+    def __call__(
+        self, environ: Mapping[str, str], argument: str | Path | None = None, *, implied: bool = True, base: Path = HERE
+    ) -> Path | None:
+        """Return the path that the argument names, else the variable, else the default if it exists.
+
+        Args:
+            environ: the environment variables of the process.
+            argument: the path given in code, or None.
+            implied: whether there is a default.
+            base: the directory of relative paths.
+
+        Raises:
+            ConfigError: the named file or directory does not exist.
+        """
+        source, value = self.variable, variable(environ, self.variable)
+        if argument is not None:
+            source, value = self.parameter, str(argument)
+        if value is None:
+            path = base / self.default
+            return path if implied and self._is_at(path) else None
+        kind = "file" if self.is_file else "directory"
+        if not value.strip():
+            raise error_at(source, f"empty value: set the path of a {kind}, or unset it")
+        given = Path(value.strip()).expanduser()
+        path = base / given
+        if not self._is_at(path):
+            raise error_at(source, f"{given} is not a {kind}" if path.exists() else f"{kind} {given} does not exist")
+        return path
+
+    def _is_at(self, path: Path) -> bool:
+        return path.is_file() if self.is_file else path.is_dir()
 
 
-def _named(
-    environ: Mapping[str, str],
-    name: str,
-    parameter: str,
-    argument: str | Path | None,
-    default: str | None,
-    base: Path,
-    *,
-    is_file: bool,
-) -> Path | None:
-    source, value = (parameter, str(argument)) if argument is not None else (name, variable(environ, name))
-    if value is None:
-        path = base / default if default is not None else None
-        return path if path is not None and (path.is_file() if is_file else path.is_dir()) else None
-    kind = "file" if is_file else "directory"
-    if not value.strip():
-        raise error_at(source, f"empty value: set the path of a {kind}, or unset it")
-    given = Path(value.strip()).expanduser()
-    path = base / given
-    if not (path.is_file() if is_file else path.is_dir()):
-        raise error_at(source, f"{given} is not a {kind}" if path.exists() else f"{kind} {given} does not exist")
-    return path
+env_file = _Place("OPERO_ENV_FILE", "env_file", ".env", is_file=True)
+secrets_dir = _Place("OPERO_SECRETS_DIR", "secrets_dir", "/run/secrets", is_file=False)
 
 
 def working_directory() -> Path:

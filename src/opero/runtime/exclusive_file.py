@@ -5,20 +5,18 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from opero.errors import ConfigError
-from opero.observe.logs import logger
 from opero.runtime.file_locks import try_lock, unlock
 from opero.runtime.forking import renew_in_child
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["LockedFile"]
 
 READ_AHEAD = 1 << 16
 
@@ -101,7 +99,8 @@ class LockedFile:
         try:
             os.fsync(directory)
         except OSError as error:  # some file systems cannot
-            logger.debug("the directory of the %s %s cannot be synced: %s", self.what, self.path, error)
+            text = "the directory of the %s %s cannot be synced: %s"
+            log("directory_not_synced", text, self.what, self.path, error, path=self.path, error=error)
         finally:
             os.close(directory)
 
@@ -122,7 +121,7 @@ class LockedFile:
     def _opened(self) -> io.FileIO:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         try:
-            descriptor = os.open(self.path, flags, 0o666)
+            descriptor = os.open(self.path, flags, 0o600)
         except FileNotFoundError as error:
             raise self.refused(f"cannot be created: there is no directory {str(self.path.parent)!r}") from error
         except OSError as error:
@@ -139,9 +138,8 @@ class LockedFile:
         try:
             is_free = try_lock(self._file.fileno())
         except OSError as error:
-            logger.warning(
-                "the %s %s cannot be locked here, so another run could use it as well: %s", self.what, self.path, error
-            )
+            text = "the %s %s cannot be locked here, so another run could use it as well: %s"
+            log("file_not_locked", text, self.what, self.path, error, path=self.path, error=error)
             return
         if not is_free:
             raise self.refused(used)

@@ -19,8 +19,6 @@ try:
 except ImportError:  # pragma: no cover  # Windows
     fcntl = None
 
-__all__ = ["HAS_LOCKS", "lock", "try_lock", "try_lock_byte", "unlock", "unlock_byte"]
-
 HAS_LOCKS = fcntl is not None
 """Whether this platform has locks that can be waited for, and locks of bytes."""
 

@@ -1,42 +1,52 @@
 """What happens when this process forks. The only module that registers hooks with the operating system's fork.
 
-A forked child has only the thread that forked: locks that other threads held would stay locked, and what these threads
-did would not go on.
+A forked child has only the thread that forked. What other threads have in hand is never given back there: their locks
+would stay locked, their places taken, their computations unfinished. One rule covers everything of that kind:
+
+- It is registered: an object by `renew_in_child`, the lock of a module as a `RenewedLock`, other state of a module by
+  `at_fork`.
+- The thread that forks first takes every registered lock, so the child finds no change half done.
+- In the child, every registered lock is free, and `after_fork()` drops what belongs to threads of the parent.
+- A call under way stays a call of the parent. If it returns in the child, it gives nothing back and counts for
+  nothing there, which it knows by the `generation`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+PATIENCE = 0.1
+"""Seconds that a fork waits for a lock. Only those under which user code runs are held for longer."""
 
-__all__ = ["Renewed", "RenewedLock", "at_fork", "renew_in_child", "undivided"]
+generation = 0
+"""The number of forks between the first process and this one."""
 
+uninterrupted: set[int] = set()
+"""Identifiers of threads that hold a lock: opero's timeouts do not interrupt them."""
 
-class Renewed(Protocol):
-    """What has to be renewed in a forked child."""
-
-    def after_fork(self) -> None:
-        """Called in the child, whose only thread is the one that forked."""
-
-
-undivided = threading.RLock()
-"""Held while one configuration replaces another: no process is forked meanwhile. Nothing waits while it is held, and no
-user code runs."""
-
-_renewed: WeakSet[Renewed] = WeakSet()
+_renewed: dict[weakref.ref[Any], str] = {}
+"""The registered objects, with the name of the attribute that holds their lock, or an empty one."""
 _before: list[Callable[[], object]] = []
 _in_parent: list[Callable[[], object]] = []
 _in_child: list[Callable[[], object]] = []
+_taken: list[tuple[Any, Any]] = []
+"""The locks that the thread that forks has taken, and their owners."""
 
 
-def renew_in_child(renewed: Renewed) -> None:
-    """Have `renewed.after_fork()` called in forked children, for as long as the object exists."""
-    _renewed.add(renewed)
+def renew_in_child(owner: Any, lock: str = "") -> None:
+    """Renew an object in forked children, for as long as it exists.
+
+    Args:
+        owner: the object. Its method `after_fork`, if it has one, is called in the child.
+        lock: the name of its attribute that holds an `RLock`. A lock that cannot be acquired again by its holder would
+            block fork hooks of other packages that use opero.
+    """
+    _renewed[weakref.ref(owner, _renewed.pop)] = lock
 
 
 def at_fork(
@@ -56,7 +66,7 @@ class RenewedLock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        renew_in_child(self)
+        renew_in_child(self, "_lock")
 
     def acquire(self, *, blocking: bool = True) -> bool:
         """Acquire the lock; whether that was possible."""
@@ -71,31 +81,93 @@ class RenewedLock:
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
-    def after_fork(self) -> None:
-        if not self._lock._is_owned():  # type: ignore[attr-defined]
-            self._lock = threading.RLock()
+
+undivided = RenewedLock()
+"""Held while one configuration replaces another: no process is forked meanwhile. Nothing waits while it is held, and no
+user code runs."""
+
+
+def _take_locks() -> list[tuple[Any, Any]]:
+    """Take every registered lock, but for those that are held for longer than `PATIENCE`."""
+    given_up: set[int] = set()
+    while True:
+        taken: list[tuple[Any, Any]] = []
+        for reference, name in _renewed.copy().items():
+            owner = reference()
+            lock = getattr(owner, name) if owner is not None and name else None
+            if lock is None or id(lock) in given_up:
+                continue
+            if not lock.acquire(blocking=False):
+                break
+            taken.append((owner, lock))
+        else:
+            return taken
+        # Wait for that one without holding any other: its holder may need one of them.
+        for _, each in taken:
+            each.release()
+        if lock.acquire(timeout=PATIENCE):
+            lock.release()
+        else:
+            given_up.add(id(lock))
 
 
 def _begin() -> None:
+    me = threading.get_ident()
+    is_interrupted = me not in uninterrupted
+    uninterrupted.add(me)  # an exception in a hook would be printed and lost, and leave the locks taken
     try:
         for hook in reversed(_before):
             hook()
     finally:
         undivided.acquire()
+        _taken.extend(_take_locks())
+        if is_interrupted:
+            _taken.append((None, _Interruptible(me)))
+
+
+class _Interruptible:
+    """Allows interruptions again, with the release of the locks."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+
+    def release(self) -> None:
+        uninterrupted.discard(self._thread)
+
+
+def _release_locks() -> None:
+    if not _taken:  # a program in C has forked without calling the hooks that come before
+        return
+    taken = list(_taken)  # with the owners: one that is freed may run user code
+    _taken.clear()
+    with ExitStack() as stack:  # releases each lock, also after an exception such as KeyboardInterrupt
+        stack.callback(undivided.release)
+        for _, lock in taken:
+            stack.callback(lock.release)
 
 
 def _end_in_parent() -> None:
-    undivided.release()
+    _release_locks()
     for hook in _in_parent:
         hook()
 
 
 def _end_in_child() -> None:
-    undivided.release()
-    for renewed in list(_renewed):
-        renewed.after_fork()
-    for hook in _in_child:
-        hook()
+    global generation  # noqa: PLW0603  # one per process
+    generation += 1
+    _release_locks()
+    uninterrupted.intersection_update({threading.get_ident()})
+    with ExitStack() as stack:  # each of them, also if another fails
+        for hook in reversed(_in_child):
+            stack.callback(hook)
+        for reference, name in _renewed.copy().items():
+            owner = reference()
+            if owner is None:
+                continue
+            if name and not getattr(owner, name)._is_owned():
+                setattr(owner, name, threading.RLock())
+            if hasattr(owner, "after_fork"):
+                stack.callback(owner.after_fork)
 
 
 if hasattr(os, "register_at_fork"):

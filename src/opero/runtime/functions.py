@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["FunctionKind", "full_name", "is_method", "kind_of", "names_of", "short_name", "signature_of"]
+from opero.errors import ConfigError, nearest
 
 FunctionKind = Literal["sync", "async", "generator", "async_generator"]
 
@@ -28,6 +27,30 @@ def kind_of(function: Callable[..., Any]) -> FunctionKind:
     return "sync"
 
 
+def is_async_function(value: Any) -> bool:
+    """Return whether a value is a function whose result has to be awaited."""
+    return callable(value) and kind_of(value) == "async"
+
+
+def refuse_awaitable(result: Any, name: str) -> None:
+    """Check that a sync function has not returned what only runs when it is awaited.
+
+    Futures and tasks run anyway, so a function may have started them on purpose.
+
+    Raises:
+        ConfigError: the function returned a coroutine, or the like.
+    """
+    if inspect.isawaitable(result) and not hasattr(result, "add_done_callback"):
+        close = getattr(result, "close", None)
+        if callable(close):
+            with suppress(Exception):
+                close()  # else there would be a warning that it was never awaited
+        raise ConfigError(
+            f"{name} is a sync function and returned a {type(result).__name__}, which runs only when it is awaited, "
+            "outside of the policy; define the function with `async def`, or bind the async function that it calls"
+        )
+
+
 def is_method(function: Callable[..., Any]) -> bool:
     """Return whether a function is defined in a class and its first parameter is `self` or `cls`."""
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
@@ -42,6 +65,26 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return None
+
+
+def argument_of(function: Callable[..., Any], name: str, purpose: str) -> tuple[int, Any]:
+    """Return at which position an argument is passed, if it is not passed by name, and its default.
+
+    Args:
+        function: the function.
+        name: the name of a parameter.
+        purpose: what it is asked for, for the message.
+
+    Raises:
+        ConfigError: the function has no such parameter.
+    """
+    parameters = inspect.signature(function).parameters
+    found = parameters.get(name)
+    if found is None or found.kind in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
+        known = nearest(name, parameters)
+        raise ConfigError(f"{short_name(function)} has no parameter {name!r} {purpose}{known}")
+    by_position = found.kind is not found.KEYWORD_ONLY
+    return list(parameters).index(name) if by_position else len(parameters), found.default
 
 
 def short_name(function: Callable[..., Any]) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
-
-__all__ = ["Started", "from_items", "from_items_async", "relaying", "relaying_async", "start", "start_async"]
+from opero.runtime.tracebacks import trim
 
 
 class Started:
@@ -17,24 +15,39 @@ class Started:
         generator: the generator.
         first: the first item; if it has ended, its return value.
         ended: whether it has ended.
+        on_failure: called instead of the function's own, see `relaying`; None if that is to be called.
+        steps: runs it from item to item, and closes it; None if nothing but itself does.
+        receipt: what is recorded of the call; None if nothing is.
     """
 
-    __slots__ = ("_at_end", "ended", "first", "generator")
+    __slots__ = ("_at_end", "ended", "first", "generator", "on_failure", "receipt", "steps")
 
     def __init__(self, generator: Any, first: Any = None, *, ended: bool = False) -> None:
         self.generator = generator
         self.first = first
         self.ended = ended
-        self._at_end: list[Callable[[], None]] = []
+        self.steps: Any = None
+        self.on_failure: Callable[..., object] | None = None
+        self.receipt: Any = None
+        self._at_end: list[Callable[[BaseException | None], object]] = []
 
-    def on_end(self, action: Callable[[], None]) -> None:
-        """Call an action when the generator ends, for whatever reason."""
+    def on_end(self, action: Callable[[BaseException | None], object]) -> None:
+        """Call an action when the generator ends, for whatever reason.
+
+        It receives what the generator raised of its own after its first item; None if it came to its end, or its reader
+        has ended it. An exception that is no `Exception` says that it was cancelled.
+        """
         self._at_end.append(action)
 
-    def end(self) -> None:
-        """Call the actions registered with `on_end`."""
+    def end(self, error: BaseException | None = None) -> None:
+        """Call the actions registered with `on_end`, if they have not been called."""
         while self._at_end:
-            self._at_end.pop()()
+            self._at_end.pop()(error)
+
+    def __del__(self) -> None:
+        """End it as cancelled: it has lost its reader, by a timeout or the end of its event loop."""
+        if self._at_end:
+            self.end(GeneratorExit())
 
 
 def start(function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Started]:
@@ -63,13 +76,25 @@ def start_async(function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[.
     return started
 
 
-def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any, Any]]:
-    """Return a generator function that starts a generator and relays its items, and what is sent or thrown in."""
+def relaying(
+    begin: Callable[..., Started], on_failure: Callable[[Exception, Any], object]
+) -> Callable[..., Generator[Any, Any, Any]]:
+    """Return a generator function that starts a generator and relays its items, and what is sent or thrown in.
+
+    Args:
+        begin: starts the generator.
+        on_failure: called with an exception that the generator raises after its first item, unless the exception was
+            thrown into it; and with the receipt of the call, or None.
+    """
 
     def relayed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        started = begin(*args, **kwargs)
         try:
-            generator, item = started.generator, started.first
+            started = begin(*args, **kwargs)
+        except Exception as error:
+            trim(error)
+            raise
+        try:
+            generator, item, steps = started.generator, started.first, started.steps
             started.first = None
             if started.ended:
                 return item
@@ -77,29 +102,41 @@ def relaying(begin: Callable[..., Started]) -> Callable[..., Generator[Any, Any,
                 try:
                     sent = yield item
                 except GeneratorExit:
-                    generator.close()
+                    (generator if steps is None else steps).close()
                     raise
                 except BaseException as error:  # noqa: BLE001  # anything can be thrown in
                     proceed, message = generator.throw, error
                 else:
                     proceed, message = generator.send, sent
                 try:
-                    item = proceed(message)
+                    item = proceed(message) if steps is None else steps.run(proceed, message)
                 except StopIteration as stop:
                     return stop.value
+                except BaseException as error:
+                    if error is not message:
+                        started.end(error)
+                        if isinstance(error, Exception):
+                            (started.on_failure or on_failure)(error, started.receipt)
+                    raise
         finally:
             started.end()
 
     return relayed
 
 
-def relaying_async(begin: Callable[..., Awaitable[Started]]) -> Callable[..., AsyncGenerator[Any, Any]]:
+def relaying_async(
+    begin: Callable[..., Awaitable[Started]], on_failure: Callable[[Exception, Any], object]
+) -> Callable[..., AsyncGenerator[Any, Any]]:
     """Return an async generator function that starts an async generator and relays its items, like `relaying`."""
 
     async def relayed(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        started = await begin(*args, **kwargs)
         try:
-            generator, item = started.generator, started.first
+            started = await begin(*args, **kwargs)
+        except Exception as error:
+            trim(error)
+            raise
+        try:
+            generator, item, steps = started.generator, started.first, started.steps
             started.first = None
             while not started.ended:
                 try:
@@ -108,13 +145,19 @@ def relaying_async(begin: Callable[..., Awaitable[Started]]) -> Callable[..., As
                     await generator.aclose()
                     raise
                 except BaseException as error:  # noqa: BLE001  # anything can be thrown in
-                    proceed = generator.athrow(error)
+                    proceed, message = generator.athrow(error), error
                 else:
-                    proceed = generator.asend(sent)
+                    proceed, message = generator.asend(sent), sent
                 try:
-                    item = await proceed
+                    item = await (proceed if steps is None else steps.run(proceed))
                 except StopAsyncIteration:
                     return
+                except BaseException as error:
+                    if error is not message:
+                        started.end(error)
+                        if isinstance(error, Exception):
+                            (started.on_failure or on_failure)(error, started.receipt)
+                    raise
         finally:
             started.end()
 

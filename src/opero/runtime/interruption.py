@@ -1,202 +1,306 @@
-"""Timeouts for sync functions.
+"""Interrupts functions in the main thread of a Unix process, by the alarm signal.
 
-In the main thread of a Unix process an alarm signal interrupts the function (Python code and sleeps, but not a long
-call into C). Elsewhere the function runs in a helper thread: its caller stops waiting at the timeout, while the
-function continues there. The number of such abandoned functions is limited to `MAX_ABANDONED`.
+An interruption is raised where the function is: in Python code or in a sleep, but not in a long call into C. A function
+that goes on all the same, as a bare `except:` or a callback has swallowed the interruption, is interrupted again until
+it returns. Nothing is raised after that, nor in the code of opero that takes and gives back permits, slots and locks.
 """
 
 from __future__ import annotations
 
-import contextvars
+import math
 import signal
+import sys
 import threading
 import time
-from queue import SimpleQueue
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opero.errors import RejectedError
+from opero.runtime.forking import at_fork, uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType
-
-__all__ = ["Expired", "Interruption", "abandoned", "run_in_helper", "run_within", "uninterrupted"]
 
 R = TypeVar("R")
 
-MAX_ABANDONED = 256
-MAX_IDLE = 16
 HAS_ALARM = hasattr(signal, "setitimer")
 RETRY_DELAY = 0.001
-
-uninterrupted: set[int] = set()
-"""Identifiers of threads that hold a lock: an interruption is retried after `RETRY_DELAY` seconds."""
+"""Seconds after which an interruption is tried again that came at a moment at which nothing may be raised."""
+AGAIN = 0.1
+"""Seconds after which a function that has swallowed an interruption is interrupted again."""
+CLEANUP = 2.0
+"""Seconds that `finally` and `except` blocks may take before they are interrupted as well."""
+PACKAGE = Path(__file__).parents[1]
+PROTECTED = tuple(
+    str(PACKAGE / each)
+    for each in (
+        *("executors/bulkhead", "executors/cache", "executors/circuit_breaker", "executors/rate_limit"),
+        *("executors/state", "cache/memory", "cache/single_flight", "runtime/generators"),
+    )
+)
+"""Modules that give back what they take: an exception in between would lose it. None of them blocks by itself."""
 
 
 class Interruption(BaseException):
-    """Raised inside a function at its timeout. As a `BaseException`, it is not caught by `except Exception`."""
+    """Raised inside a function at its timeout. As a `BaseException`, it is not caught by `except Exception`.
+
+    Attributes:
+        limit: the time limit that raised it.
+    """
+
+    limit: object = None
 
 
-class Expired(Exception):  # noqa: N818  # signals the timeout to the caller of run_within, never shown to users
-    """The function did not return before its timeout."""
+class Expired(Exception):  # noqa: N818  # signals the timeout to the caller, never shown to users
+    """The function did not return before its timeout. Its cause is what the function raised when it was interrupted."""
 
 
-def run_within(seconds: float, function: Callable[..., R], *args: Any) -> R:
-    """Return the result of `function(*args)`.
+class _Limit:
+    """The time limit of a function that runs.
+
+    Attributes:
+        seconds: the time that it has.
+        due: when it is interrupted next.
+        fired: when it was interrupted last; None if it was not.
+        is_open: whether the function is running, so that it may be interrupted.
+        greenlet: the one in which it runs, if the package greenlet is loaded.
+        owner: whose alarm it is when this function has returned, if it is this limit that has taken the alarm over.
+    """
+
+    __slots__ = ("due", "fired", "greenlet", "is_open", "owner", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.due = time.monotonic() + seconds
+        self.fired: float | None = None
+        self.is_open = False
+        self.greenlet = _current_greenlet()
+        self.owner: _Owner | None = None
+
+    def raised(self, error: BaseException | None) -> bool:
+        """Return whether an exception is an interruption by this limit."""
+        return isinstance(error, Interruption) and error.limit is self
+
+    def is_handled(self) -> bool:
+        """Return whether an interruption by this limit is being handled: a `finally` or `except` block runs."""
+        error = sys.exception()
+        for _ in range(100):
+            if error is None or self.raised(error):
+                break
+            error = error.__context__
+        return self.raised(error)
+
+
+class _Owner:
+    """Whoever had the alarm before: the program, with its handler and timer.
+
+    Attributes:
+        handler: its handler.
+        due: when its timer rings; None if it has none.
+        interval: the seconds between further rings, or 0.
+        before: the owner that it had taken the alarm over from, under a limit that is still running.
+    """
+
+    __slots__ = ("before", "due", "handler", "interval")
+
+    def __init__(self, before: _Owner | None) -> None:
+        self.handler: Any = None
+        self.due: float | None = None
+        self.interval = 0.0
+        self.before = before
+
+
+class _Alarm:
+    """The alarm of the process.
+
+    Attributes:
+        limits: those that are running, the outermost first.
+        owner: whose alarm it is besides.
+        displaced: the handler that it has taken the place of last.
+        is_changing: whether it is being given back.
+        thread: the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.limits: list[_Limit] = []
+        self.owner: _Owner | None = None
+        self.displaced: Any = signal.SIG_DFL
+        self.is_changing = False
+        self.thread = 0
+
+    def enter(self, limit: _Limit) -> None:
+        """Begin to count the time of a limit.
+
+        Raises:
+            ValueError: only the main thread of the main interpreter may use signals.
+        """
+        limits = self.limits
+        while limits and not limits[-1].is_open:  # Ctrl-C has prevented that it left
+            limits.pop()
+        limits.append(limit)
+        if len(limits) > 1 and signal.getsignal(signal.SIGALRM) is _on_alarm:
+            self.arm()
+            return
+        owner = limit.owner = _Owner(self.owner if len(limits) > 1 else None)
+        try:
+            handler = signal.signal(signal.SIGALRM, _on_alarm)
+        except BaseException:
+            limits.remove(limit)
+            raise
+        # It is opero's own if Ctrl-C has prevented that the alarm was given back.
+        owner.handler = self.displaced = self.displaced if handler is _on_alarm else handler
+        self.owner = owner
+        remaining, owner.interval = signal.setitimer(signal.ITIMER_REAL, max(limit.seconds, 1e-6))
+        self.thread = threading.get_ident()
+        if remaining and handler is not _on_alarm:
+            owner.due = time.monotonic() + remaining
+        if remaining or len(limits) > 1:
+            self.arm()
+
+    def leave(self, limit: _Limit) -> None:
+        """The function has returned, or been left by an exception."""
+        limits = self.limits
+        if limits and limits[-1] is limit:
+            limits.pop()
+        elif limit in limits:  # Ctrl-C has prevented that others left
+            del limits[limits.index(limit) :]
+        if limit.owner is not None:
+            self.give_back(limit.owner)
+        elif limits:
+            self.arm()
+
+    def give_back(self, owner: _Owner) -> None:
+        """Restore the handler and the timer that were there before."""
+        self.is_changing = True
+        try:
+            remaining, interval = signal.setitimer(signal.ITIMER_REAL, 0.0)
+            replaced = signal.signal(signal.SIGALRM, signal.SIG_DFL if owner.handler is None else owner.handler)
+            if replaced is not _on_alarm:  # the function has installed its own, to stay
+                signal.signal(signal.SIGALRM, replaced)
+                signal.setitimer(signal.ITIMER_REAL, remaining, interval)
+            elif owner.due is not None:
+                signal.setitimer(signal.ITIMER_REAL, max(owner.due - time.monotonic(), 1e-6), owner.interval)
+            self.owner = owner.before
+        finally:
+            self.is_changing = False
+
+    def arm(self) -> None:
+        """Set the timer to what is due next."""
+        due = min([limit.due for limit in self.limits], default=math.inf)
+        if self.owner is not None and self.owner.due is not None:
+            due = min(due, self.owner.due)
+        signal.setitimer(signal.ITIMER_REAL, 0.0 if due == math.inf else max(due - time.monotonic(), 1e-6))
+
+    def may_raise(self, frame: FrameType | None) -> bool:
+        """Return whether an exception may be raised in a frame now."""
+        limit = self.limits[-1]
+        if not limit.is_open or threading.get_ident() in uninterrupted or limit.greenlet is not _current_greenlet():
+            return False
+        code = None if frame is None else frame.f_code
+        if code is None or code is run_under_alarm.__code__:  # a function written in C has no frame of its own
+            return True
+        return code.co_filename != __file__ and not code.co_filename.startswith(PROTECTED)
+
+    def pass_on(self, owner: _Owner, signum: int, frame: FrameType | None) -> None:
+        """Call the handler of the program, whose timer is due."""
+        now = time.monotonic()
+        owner.due = now + owner.interval if owner.interval else None
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        try:
+            if callable(owner.handler):
+                owner.handler(signum, frame)
+        finally:
+            remaining, interval = signal.getitimer(signal.ITIMER_REAL)
+            if remaining:  # it has set the timer anew
+                owner.due, owner.interval = time.monotonic() + remaining, interval
+            self.arm()
+
+    def after_fork(self) -> None:
+        """In a child: timers are not inherited, so calls under way are interrupted in the parent only."""
+        for limit in self.limits:
+            limit.due = math.inf
+        owner = self.owner
+        while owner is not None:
+            owner.due = None
+            first, owner = owner, owner.before
+        if self.owner is not None and self.thread != threading.get_ident():  # their thread does not exist here
+            self.limits.clear()
+            self.owner = None
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if first.handler is None else first.handler)
+
+
+def _current_greenlet() -> object:
+    """Return the greenlet that runs; None if the package is not loaded."""
+    greenlet = sys.modules.get("greenlet")
+    return None if greenlet is None else greenlet.getcurrent()
+
+
+_alarm = _Alarm()
+at_fork(in_child=_alarm.after_fork)
+
+
+def _on_alarm(signum: int, frame: FrameType | None) -> None:
+    alarm, now = _alarm, time.monotonic()
+    if alarm.is_changing or not alarm.limits:
+        return
+    if not alarm.may_raise(frame):
+        signal.setitimer(signal.ITIMER_REAL, RETRY_DELAY)
+        return
+    owner = alarm.owner
+    if owner is not None and owner.due is not None and now >= owner.due:
+        alarm.pass_on(owner, signum, frame)
+        return
+    for limit in alarm.limits:
+        if now < limit.due:
+            continue
+        limit.due = now + AGAIN
+        if limit.fired is not None and now < limit.fired + CLEANUP and limit.is_handled():
+            continue
+        limit.fired = now
+        alarm.arm()
+        interruption = Interruption(f"interrupted after {limit.seconds:g} s")
+        interruption.limit = limit
+        try:
+            raise interruption
+        finally:
+            del interruption, limit
+    alarm.arm()
+
+
+def run_under_alarm(seconds: float, function: Callable[..., R], *args: Any) -> R:
+    """Return the result of `function(*args)`, interrupted after that time. To be called in the main thread.
 
     Raises:
-        Expired: the function takes longer than `seconds`.
-        RejectedError: too many functions that timed out are still running in helper threads.
+        Expired: the function was interrupted.
+        ValueError: this is not the main interpreter; the function has not been called.
     """
-    if HAS_ALARM and threading.current_thread() is threading.main_thread():
-        return _run_under_alarm(seconds, function, args)
-    return run_in_helper(seconds, function, *args)
-
-
-def abandoned() -> int:
-    """Return the number of functions that timed out and are still running."""
-    return _helpers.abandoned
-
-
-def _run_under_alarm(seconds: float, function: Callable[..., R], args: tuple[Any, ...]) -> R:
-    interruption = Interruption(f"interrupted after {seconds:g} s")
-    running = True
-    fired = False
-    started = time.monotonic()
-    outer_due: float | None = None
-    outer_interval = 0.0
-
-    def on_alarm(signum: int, frame: FrameType | None) -> None:
-        nonlocal fired, outer_due
-        now = time.monotonic()
-        if outer_due is not None and now >= outer_due:
-            # The user's own timer or an outer timeout is due first: call its handler, then continue.
-            outer_due = now + outer_interval if outer_interval else None
-            arm(now)
-            if callable(outer_handler):
-                outer_handler(signum, frame)
-        elif running and now >= started + seconds:
-            if threading.get_ident() in uninterrupted:
-                signal.setitimer(signal.ITIMER_REAL, RETRY_DELAY)
-                return
-            fired = True
-            raise interruption  # noqa: F821  # deleted only after this handler is removed
-        else:
-            arm(now)
-
-    def arm(now: float) -> None:
-        due = [started + seconds] if running and not fired else []
-        if outer_due is not None:
-            due.append(outer_due)
-        signal.setitimer(signal.ITIMER_REAL, max(min(due) - now, 1e-6) if due else 0.0)
-
-    outer_handler = signal.signal(signal.SIGALRM, on_alarm)
-    remaining, outer_interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    if remaining:
-        outer_due = started + remaining
-        arm(time.monotonic())
+    limit = _Limit(seconds)
+    # While `is_open` is false nothing is raised here, and it is assigned where no signal handler can run before it.
+    _alarm.enter(limit)
     try:
+        limit.is_open = True
         try:
             result = function(*args)
         finally:
-            running = False
-        if fired:  # the function caught the interruption and returned late
-            raise Expired
-        return result
-    except Interruption as caught:
-        if caught is not interruption:
+            limit.is_open = False
+    except BaseException as error:
+        if limit.fired is None:
             raise
-        raise Expired from None
+        if isinstance(error, Interruption):
+            if limit.raised(error):
+                raise Expired from None
+            raise
+        if isinstance(error, BaseExceptionGroup):
+            rest = error.split(lambda each: limit.raised(each))[1]  # noqa: PLW0108  # no method, up to Python 3.12
+            if rest is None:
+                raise Expired from None
+            if not isinstance(rest, Exception):
+                raise
+        elif not isinstance(error, Exception):
+            raise
+        raise Expired from error
     finally:
-        running = False
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, outer_handler if outer_handler is not None else signal.SIG_DFL)
-        if outer_due is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(outer_due - time.monotonic(), 1e-6), outer_interval)
-        del interruption
-
-
-class _Helpers:
-    """Threads that run functions whose callers may stop waiting."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.idle: list[SimpleQueue[_Task | None]] = []
-        self.abandoned = 0
-
-    def submit(self, task: _Task) -> None:
-        with self.lock:
-            if self.abandoned >= MAX_ABANDONED:
-                raise RejectedError(
-                    f"{self.abandoned} calls that timed out are still running in their threads: give the function a "
-                    "timeout of its own, or make it async"
-                )
-            inbox = self.idle.pop() if self.idle else None
-        if inbox is None:
-            inbox = SimpleQueue()
-            threading.Thread(target=self.work, args=(inbox,), name="opero-timeout", daemon=True).start()
-        inbox.put(task)
-
-    def work(self, inbox: SimpleQueue[_Task | None]) -> None:
-        while (task := inbox.get()) is not None:
-            task.run()
-            with self.lock:
-                self.abandoned -= task.abandoned
-                if len(self.idle) >= MAX_IDLE:
-                    return
-                self.idle.append(inbox)
-            del task
-
-    def abandon(self, task: _Task) -> bool:
-        """Stop waiting for a task; return False if it has just finished."""
-        with self.lock:
-            if task.finished.is_set():
-                return False
-            task.abandoned = True
-            self.abandoned += 1
-            return True
-
-
-class _Task:
-    __slots__ = ("abandoned", "args", "context", "error", "finished", "function", "result")
-
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.function = function
-        self.args = args
-        self.context = contextvars.copy_context()
-        self.finished = threading.Event()
-        self.abandoned = False
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = self.context.run(self.function, *self.args)
-        except BaseException as error:  # noqa: BLE001  # raised in the caller's thread
-            self.error = error
-        with _helpers.lock:
-            self.finished.set()
-
-
-_helpers = _Helpers()
-
-
-def run_in_helper(seconds: float, function: Callable[..., R], *args: Any) -> R:
-    """Return the result of `function(*args)`, run in a helper thread where it is never interrupted.
-
-    Raises:
-        Expired: the function takes longer than `seconds`; it continues in its thread.
-        RejectedError: too many functions that timed out are still running in helper threads.
-    """
-    task = _Task(function, args)
-    _helpers.submit(task)
-    if not task.finished.wait(seconds) and _helpers.abandon(task):
+        _alarm.leave(limit)
+    if limit.fired is not None:  # the function has swallowed the interruption and returned late
         raise Expired
-    error, task.error = task.error, None
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error
-    result: R = task.result
     return result

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = [
-    "cpu_limit",
-    "descendants",
-    "forget_peak",
-    "memory_left",
-    "memory_limit",
-    "peak",
-    "queued",
-    "resident",
-    "started",
-    "workers_that_fit",
-]
 
 UNLIMITED = 1 << 62
 """Bytes; version 1 of cgroups writes a larger number if there is no limit."""

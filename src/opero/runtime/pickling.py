@@ -8,8 +8,6 @@ import pickle
 import sys
 from typing import Any
 
-__all__ = ["dumps"]
-
 PROTOCOL = 5
 
 

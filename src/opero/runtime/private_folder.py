@@ -6,20 +6,20 @@ import atexit
 import tempfile
 from pathlib import Path
 
-from opero.runtime.forking import at_fork
-
-__all__ = ["private_folder"]
+from opero.runtime.forking import RenewedLock, at_fork
 
 _folder: tempfile.TemporaryDirectory[str] | None = None
+_lock = RenewedLock()
 
 
 def private_folder() -> Path:
     """Return a directory that only this user can access, and that is deleted when this process exits."""
     global _folder  # noqa: PLW0603  # one per process
-    if _folder is None:
-        _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
-        atexit.register(_delete)  # here, so that it runs before the directory's own exit hook
-    return Path(_folder.name)
+    with _lock:
+        if _folder is None:
+            _folder = tempfile.TemporaryDirectory(prefix="opero-", ignore_cleanup_errors=True)
+            atexit.register(_delete)  # here, so that it runs before the directory's own exit hook
+        return Path(_folder.name)
 
 
 def _forget() -> None:

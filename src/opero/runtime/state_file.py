@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
 import struct
+import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -13,14 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from opero.errors import ConfigError
 from opero.runtime.file_locks import lock, unlock
-from opero.runtime.forking import renew_in_child
-from opero.runtime.interruption import uninterrupted
+from opero.runtime.forking import renew_in_child, uninterrupted
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
-
-__all__ = ["StateFile"]
 
 
 class StateFile:
@@ -49,14 +48,16 @@ class StateFile:
                 "out, or use mode='thread'"
             ) from error
         self._map_file()
-        renew_in_child(self)
+        self._lock = threading.RLock()
+        self.holder = 0
+        renew_in_child(self, "_lock")
 
     @classmethod
     def create(cls, path: Path, size: int) -> StateFile:
         """Create a file for states of up to `size` bytes. It is deleted once this process does not use it any more."""
         area = _padded(size)
-        path.write_bytes(struct.pack("q", 2 * area) + bytes(cls.HEADER - 8 + 2 * area))
-        path.chmod(0o600)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+            new.write(struct.pack("q", 2 * area) + bytes(cls.HEADER - 8 + 2 * area))
         file = cls(str(path))
         weakref.finalize(file, _unlink, file.path, os.getpid()).atexit = False
         return file
@@ -66,8 +67,9 @@ class StateFile:
         self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         self._closing = weakref.finalize(self, os.close, self._file)
         self._closing.atexit = False
-        self._lock = threading.Lock()
-        self.holder = 0
+        status = os.fstat(self._file)  # it is read by pickle
+        if sys.platform != "win32" and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+            raise PermissionError(errno.EPERM, "another user could write it", self.path)
 
     def _map_file(self) -> None:
         self._map = mmap.mmap(self._file, 0)
@@ -78,6 +80,8 @@ class StateFile:
 
     def after_fork(self) -> None:
         """Open the file again, as a forked child shares its parent's lock. The state stays shared."""
+        if self.holder != threading.get_ident():
+            self.holder = 0
         close = self._closing
         with suppress(OSError):  # the parent has ended already
             self._open()

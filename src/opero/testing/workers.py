@@ -27,17 +27,17 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 import unittest
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from opero.decorators import opmap
 from opero.errors import CallTimeoutError, ConfigError, MapError, WorkerDiedError
 from opero.policies.policy import Policy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = ["WorkerTests"]
 
@@ -57,11 +57,39 @@ def square(number: int) -> int:
 
 
 def scale(number: int, by: int, *, plus: int = 0) -> int:
-    return number * by + plus
+    with LOCK:
+        return number * by + plus
 
 
 def negatives(numbers: list[int]) -> list[int]:
-    return [-number for number in numbers]
+    with LOCK:
+        return [-number for number in numbers]
+
+
+@opmap(retries=0)
+def cube(number: int) -> int:
+    """Decorated, so the name refers to the bound function."""
+    with LOCK:
+        return number**3
+
+
+@opmap(retries=0)
+async def cube_async(number: int) -> int:
+    with LOCK:
+        return number**3
+
+
+@opmap(retries=0)
+def halves(numbers: list[int]) -> list[float]:
+    """Decorated, and receives batches by its annotation."""
+    with LOCK:
+        return [number / 2 for number in numbers]
+
+
+@opmap(retries=0)
+async def halves_async(numbers: list[int]) -> list[float]:
+    with LOCK:
+        return [number / 2 for number in numbers]
 
 
 def too_few(numbers: list[int]) -> list[int]:
@@ -100,6 +128,10 @@ def fail_first_time(item: int, folder: str) -> int:
     return item
 
 
+def note_or_fail_at_three(item: int, folder: str) -> int:
+    return fail_at_three(note(item, folder))
+
+
 def kill_worker(item: int, folder: str, fatal: int, times: int) -> int:
     """Kill the worker with one item, as often as `times` says."""
     note(item, folder)
@@ -110,9 +142,11 @@ def kill_worker(item: int, folder: str, fatal: int, times: int) -> int:
 
 def misbehave(what: str) -> Any:
     if what == "awkward":
-        raise AwkwardError(7, "home")
+        raise AwkwardError(7, "start")
     if what == "locked":
-        raise LockedError("cannot travel")
+        raise LockedError("holds a lock")
+    if what == "missing":
+        raise FileNotFoundError(2, "No such file", "x.txt")
     if what == "group":
         raise ExceptionGroup("several", [ValueError("one"), AwkwardError(1, "two")])
     if what == "unpicklable":
@@ -191,8 +225,13 @@ async def nap_async(seconds: float) -> float:
     return seconds
 
 
-ASYNC: dict[Any, Any] = {wait_for: wait_for_async, nap: nap_async}
-"""Functions that wait, and what waits in an event loop."""
+ASYNC: dict[Any, Any] = {
+    wait_for: wait_for_async,
+    nap: nap_async,
+    cube.__wrapped__: cube_async.__wrapped__,
+    halves.__wrapped__: halves_async.__wrapped__,
+}
+"""Async twins of functions that wait, and of functions that must be found by their names."""
 
 
 def as_async(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,7 +271,7 @@ class Unreadable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if os.getpid() != state["home"]:
-            raise LookupError("not at home")
+            raise LookupError("read in another process")
         self.__dict__.update(state)
 
 
@@ -243,7 +282,8 @@ class Adder:
         self.base = base
 
     def add(self, number: int) -> int:
-        return self.base + number
+        with LOCK:
+            return self.base + number
 
 
 class _Stream:
@@ -392,6 +432,14 @@ class WorkerTests:
         assert self.map(self.bind(scale), [1, 2], 10, plus=5) == [15, 25]
         assert self.map(self.bind(scale), number=[1, 2], by=3) == [3, 6]
 
+    def test_a_decorated_module_function_is_found_by_its_name(self) -> None:
+        assert self.map(self.bind(cube.__wrapped__), range(50)) == [number**3 for number in range(50)]
+
+    def test_a_decorated_module_function_with_a_list_annotation_receives_batches(self) -> None:
+        expected = [number / 2 for number in range(50)]
+        assert self.map(self.bind(halves.__wrapped__), range(50)) == expected
+        assert self.map(self.bind(halves.__wrapped__, batch_size=7), range(50)) == expected
+
     def test_methods_closures_and_lambdas_can_be_mapped(self) -> None:
         base = 10
         assert self.map(self.bind(Adder(base).add), [1, 2]) == [11, 12]
@@ -451,6 +499,12 @@ class WorkerTests:
         assert all(value == index for index, value in error.results.items())
         assert "1 of 5000 items failed" in str(error)
 
+    def test_after_a_failure_no_more_items_are_sent(self) -> None:
+        with self.folder() as folder:
+            error = self.error(self.bind(note_or_fail_at_three), range(5000), folder)
+            assert "not finished" in str(error)
+            assert len(error.results) < started(folder).total() < 5000
+
     def test_failures_can_be_returned_or_skipped(self) -> None:
         two, three, four = self.map(self.bind(fail_at_three, on_error="return"), [2, 3, 4])
         assert (two, repr(three), four) == (2, "KeyError(3)", 4)
@@ -487,14 +541,15 @@ class WorkerTests:
         assert isinstance(error.__cause__, MapError)
 
     def test_an_exception_arrives_as_itself(self) -> None:
-        results = self.map(self.bind(misbehave, on_error="return"), ["a", "awkward", "locked", "group", "b"])
-        (first, awkward, locked, group, last) = results
+        whats = ["a", "awkward", "locked", "missing", "group", "b"]
+        first, awkward, locked, missing, group, last = self.map(self.bind(misbehave, on_error="return"), whats)
         assert (first, last) == ("a", "b")
-        assert (type(awkward), str(awkward), awkward.code) == (AwkwardError, "code 7 at home", 7)
-        assert (type(locked), str(locked)) == (LockedError, "cannot travel")
+        assert (type(awkward), str(awkward), awkward.code) == (AwkwardError, "code 7 at start", 7)
+        assert (type(locked), str(locked)) == (LockedError, "holds a lock")
+        assert (type(missing), missing.errno, missing.filename) == (FileNotFoundError, 2, "x.txt")
         assert [type(each) for each in group.exceptions] == [ValueError, AwkwardError]
         if not self.shares_memory:
-            assert "in misbehave" in awkward.__notes__[0]
+            assert traceback.extract_tb(awkward.__traceback__)[-1].name == "misbehave"
 
     # Pickling
 
@@ -503,8 +558,9 @@ class WorkerTests:
         bound = self.bind(misbehave, on_error="return")
         first, unpicklable, unreadable, last = self.map(bound, ["a", "unpicklable", "unreadable", "b"])
         assert (first, last) == ("a", "b")
+        assert (type(unpicklable), type(unreadable)) == (TypeError, TypeError)
         assert "cannot be sent back" in str(unpicklable)
-        assert "cannot be read here: LookupError: not at home" in str(unreadable)
+        assert "cannot be read here: LookupError: read in another process" in str(unreadable)
 
     def test_an_item_that_cannot_be_sent_or_read_fails_alone(self) -> None:
         self.need(not self.shares_memory, "pickle items")
@@ -512,14 +568,26 @@ class WorkerTests:
         wrong = [threading.Lock(), Unreadable(here)]
         items = [number if number % 10 < 8 else wrong[number % 2] for number in range(90)]
         results = self.map(self.bind(identity, on_error="return"), items)
-        assert [each for each in results if isinstance(each, int)] == [n for n in range(90) if n % 10 < 8]
-        assert {type(each) for each in results if not isinstance(each, int)} == {ConfigError, TypeError}
+        kinds = [type(each) if isinstance(each, Exception) else each for each in results]
+        assert kinds == [n if n % 10 < 8 else (ConfigError, TypeError)[n % 2] for n in range(90)]
+        one, unsendable = self.map(self.bind(identity, on_error="return"), [1, threading.Lock()])
+        assert (one, type(unsendable)) == (1, ConfigError)
+        assert "cannot be sent to a worker process" in str(unsendable)
+        assert [each.index for each in self.error(self.bind(identity), [1, threading.Lock()]).failures] == [1]
 
-    def test_what_cannot_be_sent_is_named_before_anything_runs(self) -> None:
+    def test_the_part_that_cannot_be_sent_is_named_before_any_item_runs(self) -> None:
         self.need(not self.shares_memory, "pickle items")
-        error = self.raised(ConfigError, lambda: self.map(self.bind(identity), [threading.Lock(), 1]))
-        assert "the first item of" in str(error)
-        assert "cannot be sent to a worker process" in str(error)
+        lock = threading.Lock()
+        with self.folder() as folder:
+            for part, function, items, *fixed in (
+                ("the first item of note", note, [lock, 1], folder),
+                ("'folder' of the arguments of note", note, [1], lock),
+                ("variable 'lock'", lambda number: note(number, folder) or lock, [1]),
+            ):
+                error = self.raised(ConfigError, functools.partial(self.map, self.bind(function), items, *fixed))
+                assert part in str(error)
+                assert "cannot be sent to a worker process" in str(error)
+            assert not started(folder)
 
     def test_large_items_and_results_arrive_whole(self) -> None:
         items = [bytes([number]) * (3 << 20) for number in range(6)]
@@ -538,6 +606,7 @@ class WorkerTests:
     def test_fallback_values_are_tried(self) -> None:
         bound = self.bind(keyed, {"fallback": {"arg": "key"}})
         assert self.map(bound, [1, 2], key=["bad", "good"]) == ["good1", "good2"]
+        assert bound.stats.fallbacks in (1, 2)  # the second item begins with the value that worked, if it comes later
 
     def test_cached_items_are_not_run(self) -> None:
         bound = self.bind(square, {"cache": {}})
@@ -559,15 +628,15 @@ class WorkerTests:
         assert moments[-1] - moments[0] >= 19 / 40 * 0.9
 
     def test_a_timeout_ends_an_attempt(self) -> None:
-        bound = self.bind(nap, {"timeout": {"attempt": 0.2}}, on_error="return")
+        bound = self.bind(nap, {"timeout": {"attempt": 1.0}}, on_error="return")
         short, long = self.map(bound, [0.0, 5.0])
         assert short == 0.0
         assert isinstance(long, CallTimeoutError)
 
     def test_progress_counts_every_item(self) -> None:
-        told: list[Any] = []
-        self.map(self.bind(fail_odd, on_error="skip"), range(100), progress=told.append)
-        assert (told[-1].done, told[-1].failures) == (100, 50)
+        updates: list[Any] = []
+        self.map(self.bind(fail_odd, on_error="skip"), range(100), progress=updates.append)
+        assert (updates[-1].done, updates[-1].failures) == (100, 50)
 
     # Context
 
@@ -586,8 +655,8 @@ class WorkerTests:
         assert sorted(messages) == ["item 1", "item 2"]
 
     def test_a_context_variable_that_an_item_sets_does_not_reach_the_next_map(self) -> None:
-        assert self.map(self.bind(set_variable), ["told"])[0] == "unset"
-        assert self.map(self.bind(set_variable), ["told"])[0] == "unset"
+        assert self.map(self.bind(set_variable), ["set"])[0] == "unset"
+        assert self.map(self.bind(set_variable), ["set"])[0] == "unset"
         assert VARIABLE.get() == "unset"
 
     def test_an_initializer_runs_before_the_first_item(self) -> None:
@@ -603,7 +672,7 @@ class WorkerTests:
 
     # Deaths
 
-    def test_a_death_that_does_not_recur_costs_nothing(self) -> None:
+    def test_a_death_that_does_not_recur_loses_no_result(self) -> None:
         self.need(self.survives_deaths, "survive the death of a worker")
         with self.folder() as folder:
             assert self.map(self.bind(kill_worker), range(120), folder, 60, 1) == [n * 10 for n in range(120)]

@@ -11,11 +11,14 @@ from collections import deque
 from typing import Any, TypeVar, TypeVarTuple
 
 from opero.executors.state.budget import Budget, LocalBudget, Receipt, Terms, book, migrated, refund
-from opero.executors.state.circuit import Circuit, CircuitHome, apply_policy, change_to
+from opero.executors.state.circuit import Circuit, apply_policy, change_of
+from opero.executors.state.circuit_home import CircuitHome
 from opero.executors.state.home import Home
 from opero.executors.state.slots import QueuedCall, Slots, SlotValues
+from opero.executors.state.values import Memory, merge
+from opero.executors.state.values_home import ValuesHome
 
-__all__ = ["DictBudget", "DictCircuit", "DictSlots", "Server", "home_on"]
+__all__ = ["DictBudget", "DictCircuit", "DictSlots", "DictValues", "Server", "home_on"]
 
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
@@ -111,7 +114,7 @@ class DictCircuit(DictHome, CircuitHome):
             before = circuit.state
             result = decide(circuit, *args)
             self.receive(circuit)
-            return result, None if circuit.state == before else change_to(circuit)
+            return result, change_of(circuit, before)
 
     def apply(self, policy: Any) -> None:
         with self.lock:
@@ -150,6 +153,11 @@ class DictSlots(DictHome, Slots):
     def take(self) -> bool:
         with self.lock:
             return self.successor is self and not self.server.get("tickets", []) and self._try()
+
+    def take_another(self) -> None:
+        with self.lock:
+            self.check()
+            self._add(1)
 
     def leave(self) -> bool:
         with self.lock:
@@ -232,9 +240,48 @@ class DictSlots(DictHome, Slots):
         self.server.set("tickets", [each for each in self.server.get("tickets") if each != ticket])
 
 
+class DictValues(DictHome, ValuesHome):
+    @property
+    def version(self) -> int:
+        memory: Memory = self.server.last_known("values")
+        return memory.version if self.successor is self else -1
+
+    @property
+    def key(self) -> bytes:
+        memory: Memory = self.server.last_known("values")
+        return memory.key
+
+    def change(self, decide: Any, *args: *Args) -> Any:
+        with self.lock:
+            self.check()
+            memory = self.values()
+            result = decide(memory, *args)
+            self.server.set("values", memory)
+            return result
+
+    def next_turn(self) -> int:
+        with self.lock:
+            self.check()
+            turn: int = self.server.get("turn", 0)
+            self.server.set("turn", turn + 1)
+            return turn
+
+    def values(self) -> Memory:
+        found: Memory = self.server.get("values")
+        return found
+
+    def receive(self, values: Memory) -> None:
+        held: Memory | None = self.server.get("values")
+        if held is not None:
+            merge(held, values)
+        self.server.set("values", values if held is None else held)
+
+
 def home_on(server: Server, executor: Any) -> Any:
     """The home of an executor's state on a server."""
     kind = executor.policy.kind
     if kind == "rate_limit":
         return DictBudget(server, executor.own)
+    if kind == "fallback":
+        return DictValues(server)
     return DictCircuit(server) if kind == "circuit_breaker" else DictSlots(server)

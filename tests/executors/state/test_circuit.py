@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from executors.steady import Middle
 from opero import CircuitBreakerPolicy
 from opero.executors.state.circuit import (
     Circuit,
+    Counted,
     Refusal,
     admit,
     apply_policy,
@@ -24,18 +26,28 @@ from opero.executors.state.circuit import (
 )
 
 NOW = 100.0
+MIDDLE = Middle()
 
 
 def policy(**fields: Any) -> CircuitBreakerPolicy:
     return CircuitBreakerPolicy(**{"open_for": 10, **fields})
 
 
-def fail(circuit: Circuit, under: CircuitBreakerPolicy, now: float = NOW, period: int | None = None) -> None:
-    record(circuit, under, now, circuit.period if period is None else period, True, False, "ConnectionError: down")
+def count(
+    circuit: Circuit, under: CircuitBreakerPolicy, result: str, now: float = NOW, counted: Counted | None = None
+) -> Counted | None:
+    """The result of an attempt of a call: s(uccess), f(ailure), l(ate), b(oth)."""
+    failed, slow = result in "fb", result in "lb"
+    trouble = "ConnectionError: down" if failed else "a call took 2s" if slow else ""
+    return record(circuit, under, now, MIDDLE, circuit.period, failed, slow, trouble, counted)
 
 
-def succeed(circuit: Circuit, under: CircuitBreakerPolicy, now: float = NOW, period: int | None = None) -> None:
-    record(circuit, under, now, circuit.period if period is None else period, False, False, "")
+def fail(circuit: Circuit, under: CircuitBreakerPolicy) -> None:
+    count(circuit, under, "f")
+
+
+def succeed(circuit: Circuit, under: CircuitBreakerPolicy, now: float = NOW) -> None:
+    count(circuit, under, "s", now)
 
 
 def opened(under: CircuitBreakerPolicy) -> Circuit:
@@ -45,9 +57,10 @@ def opened(under: CircuitBreakerPolicy) -> Circuit:
 
 
 def test_a_new_circuit_is_closed_and_lets_calls_through_without_needing_their_successes() -> None:
-    circuit = new_circuit(policy(), NOW)
+    under = policy(consecutive_failures=5)
+    circuit = new_circuit(under, NOW)
     assert (circuit.state, circuit.passing, circuit.needs_results) == ("closed", 0, False)
-    assert admit(circuit, policy(), NOW) == 0
+    assert admit(circuit, under, NOW) == 0
     assert new_circuit(policy(failure_rate=0.5), NOW).needs_results
 
 
@@ -84,9 +97,9 @@ def test_a_half_open_circuit_lets_as_many_probes_through_as_the_policy_says() ->
     assert admit(circuit, under, NOW + 12) == Refusal("half_open", 0.0, "")
     release(circuit, first)
     assert admit(circuit, under, NOW + 12) == first
-    succeed(circuit, under, NOW + 13, first)
+    succeed(circuit, under, NOW + 13)
     assert circuit.state == "half_open"
-    succeed(circuit, under, NOW + 13, first)
+    succeed(circuit, under, NOW + 13)
     assert circuit.state == "closed"
 
 
@@ -100,11 +113,83 @@ def test_probes_that_do_not_come_back_in_time_are_written_off() -> None:
 
 def test_a_failed_or_slow_probe_opens_it_again() -> None:
     under = policy(slow_call=1)
-    for failed, slow in ((True, False), (False, True)):
+    for result, trouble in (("f", "ConnectionError: down"), ("l", "a call took 2s")):
         circuit = opened(under)
         admit(circuit, under, NOW + 10)
-        record(circuit, under, NOW + 11, circuit.period, failed, slow, "trouble")
-        assert (circuit.state, circuit.since, circuit.last_error) == ("open", NOW + 11, "trouble")
+        count(circuit, under, result, NOW + 11)
+        assert (circuit.state, circuit.since, circuit.last_error) == ("open", NOW + 11, trouble)
+        assert isinstance(admit(circuit, under, NOW + 30), Refusal)
+        assert isinstance(admit(circuit, under, NOW + 31), int)
+
+
+def test_attempts_of_one_call_are_one_probe() -> None:
+    under = policy(half_open_calls=3, half_open_rate=0.4)
+    circuit = opened(under)
+    period = admit(circuit, under, NOW + 10)
+    assert isinstance(period, int)
+    counted = count(circuit, under, "f")
+    for _ in range(5):
+        assert admit(circuit, under, NOW + 10, period) == period
+        counted = count(circuit, under, "f", counted=counted)
+    assert (circuit.state, circuit.probes_begun, circuit.probes_failed) == ("half_open", 1, 1)
+    release(circuit, period, counted)  # the call has used its probe, and gives none back
+    assert circuit.probes_begun == 1
+    count(circuit, under, "s", counted=counted)
+    assert (circuit.probes_failed, circuit.probes_passed) == (0, 1)
+    admit(circuit, under, NOW + 10)
+    count(circuit, under, "s")
+    assert circuit.state == "closed"
+
+
+def test_attempts_of_one_call_are_one_failure_in_a_row() -> None:
+    under = policy(consecutive_failures=2)
+    circuit = new_circuit(under, NOW)
+    counted = None
+    for _ in range(5):
+        counted = count(circuit, under, "f", counted=counted)
+    assert (circuit.state, circuit.consecutive) == ("closed", 1)
+    succeed(circuit, under)  # of another call: a new row, in which the call is one failure again
+    for _ in range(5):
+        counted = count(circuit, under, "f", counted=counted)
+    assert (circuit.state, circuit.consecutive) == ("closed", 1)
+    fail(circuit, under)
+    assert circuit.state == "open"
+
+
+@pytest.mark.parametrize("window", [20, "20s"])
+def test_a_call_has_one_place_in_the_window_which_its_latest_attempt_fills(window: int | str) -> None:
+    under = policy(failure_rate=1, slow_call=1, window=window, min_calls=9)
+    circuit = new_circuit(under, NOW)
+    counted = None
+    for result, failures, slow in (("f", 1, 0), ("b", 1, 1), ("f", 1, 0), ("s", 0, 0)):
+        counted = count(circuit, under, result, counted=counted)
+        succeed(circuit, under)
+        counts = circuit.window.counts(NOW)
+        assert (counts.failures, counts.slow) == (failures, slow)
+    assert circuit.window.counts(NOW).calls == 5
+
+
+def test_a_call_that_its_window_has_lost_counts_again() -> None:
+    for window, now in ((2, NOW), ("20s", NOW + 20)):
+        under = policy(failure_rate=1, window=window, min_calls=2)
+        circuit = new_circuit(under, NOW)
+        counted = count(circuit, under, "f")
+        for _ in range(2):
+            succeed(circuit, under)
+        count(circuit, under, "f", now, counted)
+        assert circuit.window.counts(now).failures == 1
+
+
+def test_a_result_replaces_nothing_in_a_window_that_began_later() -> None:
+    under = policy(failure_rate=1, window="20s", min_calls=9)
+    circuit = new_circuit(under, NOW)
+    counted = count(circuit, under, "f")
+    apply_policy(circuit, policy(consecutive_failures=9))
+    apply_policy(circuit, under)
+    fail(circuit, under)
+    count(circuit, under, "s", counted=counted)
+    counts = circuit.window.counts(NOW)
+    assert (counts.calls, counts.failures) == (2, 1)
 
 
 def test_a_forced_circuit_stays_as_it_is_whatever_happens() -> None:
@@ -133,15 +218,15 @@ def test_a_rate_opens_it_once_the_window_holds_enough(fields: dict[str, Any], re
     under = policy(**fields)
     circuit = new_circuit(under, NOW)
     for result in results:
-        record(circuit, under, NOW, 0, result == "f", result == "l", "" if result == "s" else "trouble")
+        count(circuit, under, result)
     assert circuit.state == state
 
 
 def test_a_new_policy_keeps_what_its_window_holds() -> None:
     under = policy(failure_rate=0.9, window=6, min_calls=6)
     circuit = new_circuit(under, NOW)
-    for failed in (False, True, True):
-        record(circuit, under, NOW, 0, failed, False, "")
+    for result in "sff":
+        count(circuit, under, result)
     apply_policy(circuit, policy(failure_rate=0.9, window=2))
     assert (circuit.window.counts(NOW).calls, circuit.window.counts(NOW).failures) == (2, 2)
     apply_policy(circuit, policy(consecutive_failures=9))
@@ -156,6 +241,7 @@ POLICIES = st.sampled_from(
         policy(failure_rate=0.5, window=5, min_calls=2),
         policy(failure_rate=0.5, window="20s", min_calls=2),
         policy(slow_call=1, window=4, min_calls=1, half_open_calls=2),
+        policy(failure_rate=0.5, window=5, min_calls=2, half_open_calls=4, half_open_rate=0.5),
     ]
 )
 STEPS = st.lists(
@@ -188,7 +274,7 @@ def run(circuit: Circuit, under: CircuitBreakerPolicy, steps: list[Any], check: 
                 release(circuit, admitted.pop())
         elif admitted:
             period = admitted.pop(-1 - step[2] % len(admitted))
-            record(circuit, under, now, period, step[0], step[1], "trouble" if step[0] or step[1] else "")
+            record(circuit, under, now, MIDDLE, period, step[0], step[1], "trouble" if any(step[:2]) else "")
             if period != before.period:
                 assert pickle.dumps(circuit) == pickle.dumps(before)
         if check is not None:
@@ -210,7 +296,7 @@ def test_its_laws_hold_whatever_happens(under: CircuitBreakerPolicy, steps: list
         else:
             assert (after.passing, after.needs_results) == (-1, True)
         if after.state == "half_open":
-            assert after.probes_begun >= after.probes_passed >= 0
+            assert after.probes_begun >= after.probes_passed + after.probes_failed >= 0
 
     run(new_circuit(under, NOW), under, steps, check)
 

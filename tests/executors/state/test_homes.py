@@ -45,7 +45,7 @@ async def fails_async() -> None:
 
 
 def executor_of(bound: Any, kind: str) -> Any:
-    executor = bound.binding.resolved().executors[kind]
+    executor = bound.binding.resolved().executors["values" if kind == "fallback" else kind]
     return getattr(executor, "limiter", executor)
 
 
@@ -98,6 +98,90 @@ def until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+# Values of a fallback argument
+
+
+class DeniedError(Exception):
+    status_code = 401
+
+
+def asking(asked: list[str], *, fails: bool = True) -> Any:
+    def ask(key: str) -> str:
+        asked.append(key)
+        if fails and key == "dead":
+            raise DeniedError
+        return key
+
+    return ask
+
+
+def asking_async(asked: list[str]) -> Any:
+    async def ask(key: str) -> str:
+        return asking(asked)(key)  # type: ignore[no-any-return]
+
+    return ask
+
+
+def test_what_one_holder_learns_of_a_value_holds_for_all(homes: Homes) -> None:
+    asked: list[str] = []
+    one, other = (homes.bind(asking(asked), fallback={"arg": "key"}) for _ in range(2))
+    assert [each(["dead", "b"]) for each in (one, other, one, other)] == ["b"] * 4
+    assert asked == ["dead", *"bbbb"]
+
+
+def test_what_one_async_holder_learns_of_a_value_holds_for_all(homes: Homes) -> None:
+    asked: list[str] = []
+    one, other = (homes.bind(asking_async(asked), fallback={"arg": "key"}) for _ in range(2))
+
+    async def main() -> None:
+        homes.server.threads.clear()
+        assert [await each(["dead", "b"]) for each in (one, other, one, other)] == ["b"] * 4
+
+    asyncio.run(main())
+    assert asked == ["dead", *"bbbb"]
+    assert threading.get_ident() not in homes.server.threads
+
+
+def test_a_value_that_works_again_does_so_for_all_holders(homes: Homes) -> None:
+    asked: list[str] = []
+    fallback = {"arg": "key", "remember": "50ms"}
+    one, other = homes.bind(asking(asked), fallback=fallback), homes.bind(asking(asked, fails=False), fallback=fallback)
+    assert one(["dead", "b"]) == "b"
+    time.sleep(0.06)
+    assert other(["dead", "b"]) == "dead"
+    with pytest.raises(DeniedError):
+        one(["dead"])
+    assert other(["dead", "b"]) == "dead"
+
+
+@pytest.mark.parametrize("order", ["round_robin", "weighted", "least_loaded"])
+def test_holders_share_the_values_out_together(homes: Homes, order: str) -> None:
+    asked: list[str] = []
+    weights = {"weights": [1, 1, 1]} if order == "weighted" else {}
+    fallback = {"arg": "key", "order": order, **weights}
+    both = [homes.bind(asking(asked), fallback=fallback) for _ in range(2)]
+    for number in range(90):
+        both[number % 2](["a", "b", "c"])
+    assert all(abs(asked.count(key) - 30) <= 2 for key in "abc")
+
+
+def test_calls_in_flight_count_for_all_holders(homes: Homes) -> None:
+    both = [homes.bind(streaming, fallback={"arg": "key", "order": "least_loaded"}) for _ in range(2)]
+    for _ in range(3):
+        list(both[0](["a", "b", "c"]))
+    running = [both[number % 2](["a", "b", "c"]) for number in range(3)]
+    assert sorted(next(each) for each in running) == ["a", "b", "c"]
+    used = next(running[0], None)
+    running[0].close()
+    last = both[1](["a", "b", "c"])
+    assert next(last) == used
+
+
+def streaming(key: str) -> Any:
+    yield key
+    yield key
 
 
 # Rate limit

@@ -380,9 +380,8 @@ def test_worker_processes_and_reloads_have_one_budget_and_one_circuit() -> None:
     bound.binding.swap(
         policy(rate_limit={**limit, "burst": 3}, circuit_breaker={"consecutive_failures": 3, "open_for": 90})
     )
-    failed = bound.map([3, 4, 5])
-    assert [type(each) for each in failed].count(ConnectionError) == 1  # the third in a row
-    assert {type(each) for each in failed} == {ConnectionError, CircuitOpenError}
+    assert [type(each) for each in bound.map([3])] == [ConnectionError]  # the third in a row
+    assert [type(each) for each in bound.map([4, 5])] == [CircuitOpenError] * 2
     assert executor_of(bound, "circuit_breaker").state == "open"
     executor_of(bound, "circuit_breaker").force_closed()
     bound.binding.swap(policy(rate_limit={**limit, "burst": 2}, circuit_breaker=5))
@@ -419,8 +418,9 @@ def test_a_map_that_began_before_the_reload_counts_for_the_new_policy(tmp_path: 
     assert [type(each) for each in ended] == [ConnectionError] * 2
     assert executor_of(bound, "circuit_breaker").state == "open"
     assert executor_of(bound, "bulkhead").running == 0
-    with pytest.raises(CircuitOpenError, match="open for another 1[45]"):
+    with pytest.raises(CircuitOpenError) as caught:
         bound(3, str(tmp_path))
+    assert (caught.value.retry_in or 0) > 700
 
 
 def test_tasks_that_wait_for_shared_slots_keep_their_order_through_reloads(tmp_path: Path) -> None:

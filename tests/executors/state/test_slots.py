@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.executors.state.shared_slots import FOREVER, Owner, Table, add_slots, queue_as, try_take, without
+from opero.executors.state.home import Owner
+from opero.executors.state.shared_slots import FOREVER, Table, add_slots, queue_as, try_take, without
 from opero.executors.state.slots import NOWHERE, grants, has_room
 
 OWNERS: list[Owner] = [(1, 10.0), (2, 20.0), (3, 30.0)]

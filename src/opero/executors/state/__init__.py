@@ -1,22 +1,25 @@
-"""The state of rate limits, circuit breakers and bulkheads, apart from the executors that use it.
+"""The state of limits, and what is remembered of fallback values, apart from the executors that use it.
 
-`home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit` and `slots` each
-have the decisions of one kind of state, as functions of values, policy and moment, and the home of that kind in this
-process; `shared_budget`, `shared_circuit` and `shared_slots` have its home in a locked file. `sharing` moves states to
-files for worker processes.
+`home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
+`values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
+kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
+file. `sharing` moves states to files for worker processes.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
 old policy, and what they report counts for both. State has the same owner as before, a profile or a function; with
 another owner it starts anew.
 
-    circuit_breaker        any change keeps the state and since when it holds, failures in a row, and probes
+    circuit_breaker        any change keeps the state and since when it holds, failures in a row, probes, and how calls
+                             under way have been counted
       consecutive_failures,  what was counted is judged by the new number at the next result
       failure_rate, slow_rate, min_calls
       window               calls → calls: keeps the latest that fit; time → time: keeps what is within; else starts anew
       slow_call            from now on: calls that were counted stay slow or not
-      open_for             an open circuit stays open for the new time, from when it opened
-      half_open_calls      probes that have begun or passed count
+      open_for,            an open circuit stays open for the new time, from when it opened, with the same doubling
+      open_for_max         and jitter
+      half_open_calls,     probes that have begun, passed or failed count
+      half_open_rate
       ignore               from now on
     rate_limit             any change keeps the moment of the next permit, and permits that are reserved
       rate                 from that moment on; as many permits stay saved up
@@ -25,6 +28,9 @@ another owner it starts anew.
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
       max_wait             from now on: waiting calls keep the wait they began with
+    fallback               any change keeps which values are set aside and which work, and calls in flight with each
+      values, remember,    from now on: values stay set aside until their time, unless nothing is remembered any more
+      order, weights
     cache                  keeps results, and computations under way, where the place is the same
       backend, namespace,  another place, which starts empty in memory
       key, url, cache_dir, arguments
@@ -32,7 +38,7 @@ another owner it starts anew.
       ttl, stale_ttl,      from now on: each result keeps the times it was stored with
       early_refresh, ttl_jitter, error_ttl
       cache_if             from now on
-      cache_errors         from now on; off: exceptions that were cached are not raised any more
+      errors               from now on; off: exceptions that were cached are not raised any more
       tags                 from now on; in stores, results stored with other tags are missing
       max_size             the least recently used go at once, down to the new size
       store_timeout,       from now on

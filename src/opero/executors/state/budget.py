@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import abstractmethod
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,24 +17,10 @@ from opero.executors.state.home import Home, Moved
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any, Self
 
     from opero.policies.rate_limit import RateLimitPolicy
-
-__all__ = [
-    "FOREVER",
-    "Budget",
-    "LocalBudget",
-    "LockedBudget",
-    "Receipt",
-    "Terms",
-    "book",
-    "migrated",
-    "new_budget",
-    "refund",
-]
 
 FOREVER = float("inf")
 HAS_GLOBAL_LOCK: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -121,6 +108,9 @@ class Budget(Home):
     def refund(self, receipt: Receipt) -> None:
         """As the function `refund`."""
 
+    def forgo(self, receipts: Collection[Receipt]) -> None:
+        """In a forked child: the calls that wait for these reservations are the parent's."""
+
 
 class LocalBudget(Budget):
     """Keeps the budget in this process.
@@ -171,6 +161,9 @@ class LocalBudget(Budget):
         if self._due == after:  # as the function `refund`, which would be a call
             self._due = before
 
+    def forgo(self, receipts: Collection[Receipt]) -> None:
+        self._due -= sum(after - before for before, after in receipts)
+
     def values(self) -> tuple[float, Terms]:
         return self._due, self.terms
 
@@ -204,11 +197,8 @@ class LockedBudget(LocalBudget):
 
     def __init__(self, policy: RateLimitPolicy, monotonic: Callable[[], float]) -> None:
         super().__init__(policy, monotonic)
-        self.lock = threading.Lock()
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        self.lock = threading.Lock()  # a thread of the parent may hold it
+        self.lock = threading.RLock()
+        renew_in_child(self, "lock")
 
     def take(self) -> bool:
         with self.lock:

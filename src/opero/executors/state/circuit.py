@@ -6,46 +6,29 @@ plain data; a home makes that atomic.
 
 from __future__ import annotations
 
-import threading
-from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, TypeVarTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from opero.executors.state.home import Home, Moved
 from opero.executors.state.windows import CountWindow, TimeWindow, new_window
-from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from random import Random
 
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
-
-__all__ = [
-    "Circuit",
-    "CircuitHome",
-    "LocalCircuit",
-    "Refusal",
-    "State",
-    "admit",
-    "apply_policy",
-    "enter",
-    "new_circuit",
-    "record",
-    "release",
-    "state_at",
-]
-
-R = TypeVar("R")
-Args = TypeVarTuple("Args")
 
 State = Literal["closed", "open", "half_open", "forced_open", "forced_closed"]
 
 NOT_PASSING = -1
+JITTER = 0.1
+"""A circuit stays open up to this share longer or shorter, so that many processes do not probe at the same time."""
+MAX_DOUBLINGS = 64
 
 
 @dataclass
 class Circuit:
     """A circuit as data. Every change of state begins a new period; a result counts only in its call's period.
+
+    A call counts once in a period, by its latest result, however many attempts it makes.
 
     Attributes:
         state: that of `State`.
@@ -54,9 +37,14 @@ class Circuit:
         by_rate: the newest policy judges by a rate, so every result goes into the window.
         length: of the window, as the newest policy has it.
         window: the calls that rates are computed over.
-        consecutive: failures in a row.
-        probes_begun, probes_passed: in a half-open circuit.
+        counted: how many calls have been added to windows.
+        consecutive: calls in a row that failed.
+        row: the number of that row.
+        probes_begun, probes_passed, probes_failed: in a half-open circuit.
+        reopened: how often in a row its probes have failed.
+        jitter: the factor by which it stays open longer or shorter this time.
         last_error: the last failure or slow call, in one line.
+        ended: of the calls that counted in the period before: how many failed, and how many there were.
     """
 
     state: State
@@ -65,10 +53,16 @@ class Circuit:
     by_rate: bool
     length: int | float
     window: CountWindow | TimeWindow
+    counted: int = 0
     consecutive: int = 0
+    row: int = 0
     probes_begun: int = 0
     probes_passed: int = 0
+    probes_failed: int = 0
+    reopened: int = 0
+    jitter: float = 1.0
     last_error: str = ""
+    ended: tuple[int, int] = field(default=(0, 0), compare=False)
 
     @property
     def passing(self) -> int:
@@ -95,6 +89,22 @@ class Refusal(NamedTuple):
     last_error: str
 
 
+class Counted(NamedTuple):
+    """How a call that failed has been counted. The result of its next attempt counts in the place of this one.
+
+    Attributes:
+        period: in which period of the circuit.
+        row: in which row of failures.
+        number: which of the calls that were added to windows it is.
+        slow: whether it was slow as well.
+    """
+
+    period: int
+    row: int
+    number: int
+    slow: bool
+
+
 # Decisions
 
 
@@ -105,35 +115,77 @@ def new_circuit(policy: CircuitBreakerPolicy, now: float) -> Circuit:
 
 def state_at(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> State:
     """The state as users see it: an open circuit is half open from the moment at which it would let a probe through."""
-    return "half_open" if circuit.state == "open" and now >= circuit.since + policy.open_for else circuit.state
+    return "half_open" if circuit.state == "open" and now >= _opens_until(circuit, policy) else circuit.state
+
+
+def _opens_until(circuit: Circuit, policy: CircuitBreakerPolicy) -> float:
+    doubled = policy.open_for * 2.0 ** min(circuit.reopened, MAX_DOUBLINGS)
+    return circuit.since + min(doubled, policy.longest_open) * circuit.jitter
+
+
+def details(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> dict[str, Any]:
+    """What is known of a circuit as plain data."""
+    retry_in = max(0.0, _opens_until(circuit, policy) - now) if circuit.state == "open" else None
+    return {
+        "state": state_at(circuit, policy, now),
+        "for": max(0.0, now - circuit.since),
+        "failures": circuit.consecutive,
+        "retry_in": retry_in,
+        "last_error": circuit.last_error,
+    }
 
 
 def enter(circuit: Circuit, state: State, now: float) -> None:
     """Begin a new period."""
+    circuit.ended = _counted_in(circuit, now)
     circuit.state = state
     circuit.since = now
     circuit.period += 1
-    circuit.consecutive = circuit.probes_begun = circuit.probes_passed = 0
+    circuit.consecutive = circuit.probes_begun = circuit.probes_passed = circuit.probes_failed = 0
     if state == "closed":
         circuit.window = new_window(circuit.length)
+        circuit.reopened = 0
 
 
-def admit(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> int | Refusal:
-    """Let a call through or not: the number of the period in which its result counts, or why it is refused."""
-    if circuit.state == "open" and now >= circuit.since + policy.open_for:
+def _counted_in(circuit: Circuit, now: float) -> tuple[int, int]:
+    """Return how many of the calls that count in this period have failed, and how many there are."""
+    if circuit.state == "half_open":
+        return circuit.probes_failed, circuit.probes_failed + circuit.probes_passed
+    if circuit.state == "closed" and circuit.by_rate:
+        counts = circuit.window.counts(now)
+        return counts.failures, counts.calls
+    return circuit.consecutive, circuit.consecutive
+
+
+def _open(circuit: Circuit, now: float, random: Random) -> None:
+    enter(circuit, "open", now)
+    circuit.jitter = random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def admit(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, held: int = NOT_PASSING) -> int | Refusal:
+    """Let an attempt through or not: the number of the period in which its result counts, or why it is refused.
+
+    Args:
+        circuit: is changed.
+        policy: that of the call's executor.
+        now: the clock's reading.
+        held: the period in which an earlier attempt of the call has been let through. If that was as a probe, this one
+            belongs to the same probe.
+    """
+    if circuit.state == "open" and now >= _opens_until(circuit, policy):
         enter(circuit, "half_open", now)
     if circuit.state == "half_open":
-        return _admit_probe(circuit, policy, now)
+        return held if held == circuit.period else _admit_probe(circuit, policy, now)
     if circuit.state in ("closed", "forced_closed"):
         return circuit.period
     if circuit.state == "forced_open":
         return Refusal("forced_open", None, circuit.last_error)
-    return Refusal("open", max(0.0, circuit.since + policy.open_for - now), circuit.last_error)
+    return Refusal("open", max(0.0, _opens_until(circuit, policy) - now), circuit.last_error)
 
 
 def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> int | Refusal:
     most = policy.half_open_calls
-    if circuit.probes_passed >= most:  # an older policy asked for more
+    if circuit.probes_passed >= most - policy.tolerated_probes:  # an older policy asked for more
         enter(circuit, "closed", now)
         return circuit.period
     if circuit.probes_begun >= most and now - circuit.since >= policy.open_for:
@@ -144,45 +196,88 @@ def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> 
     return circuit.period
 
 
-def release(circuit: Circuit, period: int) -> None:
-    """A call ended without a result that counts: it was cancelled, rejected, or its error is ignored."""
-    if period == circuit.period and circuit.state == "half_open":
+def release(circuit: Circuit, period: int, counted: Counted | None = None) -> None:
+    """An attempt ended without a result that counts: it was cancelled, rejected, or its error is ignored."""
+    if period == circuit.period and circuit.state == "half_open" and (counted is None or counted.period != period):
         circuit.probes_begun -= 1
 
 
 def record(
-    circuit: Circuit, policy: CircuitBreakerPolicy, now: float, period: int, failed: bool, slow: bool, trouble: str
-) -> None:
-    """Count the result of a call.
+    circuit: Circuit,
+    policy: CircuitBreakerPolicy,
+    now: float,
+    random: Random,
+    period: int,
+    failed: bool,
+    slow: bool,
+    trouble: str,
+    counted: Counted | None = None,
+) -> Counted | None:
+    """Count a call by the result of its latest attempt.
 
     Args:
         circuit: is changed.
         policy: that of the call's executor.
         now: the clock's reading.
-        period: what `admit` returned for the call.
+        random: draws for how long a circuit stays open.
+        period: what `admit` returned for the attempt.
         failed, slow: the result.
         trouble: a failure or slow call in one line, else empty.
+        counted: how the call has been counted by an earlier attempt.
+
+    Returns:
+        How the call is counted now; None after a success, which ends it.
     """
     if period != circuit.period:
-        return
+        return counted
     if trouble:
         circuit.last_error = trouble
+    if counted is not None and counted.period != period:
+        counted = None
+    number = 0
     if circuit.state == "closed":
-        circuit.consecutive = circuit.consecutive + 1 if failed else 0
+        if not failed:
+            if circuit.consecutive:
+                circuit.consecutive = 0
+                circuit.row += 1
+        elif counted is None or counted.row != circuit.row:
+            circuit.consecutive += 1
         if circuit.by_rate:
-            circuit.window.add(now, failed, slow)
-            if _has_reached_rate(circuit, policy, now):
-                enter(circuit, "open", now)
-                return
-        if failed and policy.consecutive_failures is not None and circuit.consecutive >= policy.consecutive_failures:
-            enter(circuit, "open", now)
+            number = _fill_window(circuit, now, failed, slow, counted)
+        if _must_open(circuit, policy, now, failed):
+            _open(circuit, now, random)
     elif circuit.state == "half_open":
-        if failed or slow:
-            enter(circuit, "open", now)
-        else:
-            circuit.probes_passed += 1
-            if circuit.probes_passed >= policy.half_open_calls:
-                enter(circuit, "closed", now)
+        circuit.probes_failed += (failed or slow) - (counted is not None)
+        circuit.probes_passed += not (failed or slow)
+        _judge_probes(circuit, policy, now, random)
+    return Counted(period, circuit.row, number, slow) if failed else None
+
+
+def _fill_window(circuit: Circuit, now: float, failed: bool, slow: bool, counted: Counted | None) -> int:
+    """Give the call a place in the window, or its place another result; return its number."""
+    if counted is not None:
+        later = circuit.counted - counted.number
+        if circuit.window.replace(now, later, failed, slow, was_slow=counted.slow):
+            return counted.number
+    circuit.window.add(now, failed, slow)
+    circuit.counted += 1
+    return circuit.counted
+
+
+def _must_open(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, failed: bool) -> bool:
+    most = policy.consecutive_failures
+    if failed and most is not None and circuit.consecutive >= most:
+        return True
+    return circuit.by_rate and _has_reached_rate(circuit, policy, now)
+
+
+def _judge_probes(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, random: Random) -> None:
+    tolerated = policy.tolerated_probes
+    if circuit.probes_failed > tolerated:
+        _open(circuit, now, random)
+        circuit.reopened += 1
+    elif circuit.probes_passed >= policy.half_open_calls - tolerated:
+        enter(circuit, "closed", now)
 
 
 def _has_reached_rate(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> bool:
@@ -204,72 +299,27 @@ def apply_policy(circuit: Circuit, policy: CircuitBreakerPolicy) -> None:
     circuit.by_rate, circuit.length = policy.by_rate, policy.window
 
 
-def change_to(circuit: Circuit) -> str:
-    """What to log when the circuit has entered its state."""
-    return circuit.state.replace("_", " ") + (f" after {circuit.last_error}" if circuit.state == "open" else "")
+class Change(NamedTuple):
+    """A change of state, as it is logged.
 
-
-class CircuitHome(Home):
-    """Keeps a circuit. Its values are the `Circuit`.
-
-    While `passing` is not negative a call may pass and belongs to the period of that number. While `needs_results` is
-    false a success has nothing to change. A call reads both without a lock.
+    Attributes:
+        before, after: the states.
+        reason: the last failure or slow call, if it has opened the circuit; else "".
+        failures, calls: of the calls that counted in the state before: how many failed, and how many there were.
     """
 
-    if TYPE_CHECKING:  # a class attribute would make the access to an instance's own slower
+    before: State
+    after: State
+    reason: str
+    failures: int
+    calls: int
 
-        @property
-        def passing(self) -> int: ...
-
-        @property
-        def needs_results(self) -> bool: ...
-
-    @abstractmethod
-    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
-        """Run a decision on the circuit: what it returned, and a change of state to be logged."""
-
-    def add(self, values: Circuit) -> None:
-        """The circuit that was there before is the one that counts."""
+    def __str__(self) -> str:
+        return self.after.replace("_", " ") + (f" after {self.reason}" if self.reason else "")
 
 
-class LocalCircuit(CircuitHome):
-    """Keeps the circuit in this process."""
-
-    passing: int
-    needs_results: bool
-
-    def __init__(self, policy: CircuitBreakerPolicy, now: float) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-        self.receive(new_circuit(policy, now))
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        self.lock = threading.Lock()  # a thread of the parent may hold it
-
-    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
-        with self.lock:
-            if self.location.home is not self:
-                raise Moved
-            circuit = self.circuit
-            before, period = circuit.state, circuit.period
-            result = decide(circuit, *args)
-            if circuit.period != period or not circuit.by_rate:  # else `passing` and `needs_results` are as before
-                self.receive(circuit)
-            return result, None if circuit.state == before else change_to(circuit)
-
-    def apply(self, policy: CircuitBreakerPolicy) -> None:
-        with self.lock:
-            apply_policy(self.circuit, policy)
-            self.receive(self.circuit)
-
-    def values(self) -> Circuit:
-        return self.circuit
-
-    def receive(self, values: Circuit) -> None:
-        self.circuit = values
-        self.passing = values.passing
-        self.needs_results = values.needs_results
-
-    def vacate(self) -> None:
-        self.passing, self.needs_results = NOT_PASSING, True
+def change_of(circuit: Circuit, before: State) -> Change | None:
+    """Return how the state of a circuit has changed; None if it has not."""
+    if circuit.state == before:
+        return None
+    return Change(before, circuit.state, circuit.last_error if circuit.state == "open" else "", *circuit.ended)

@@ -21,23 +21,25 @@ implements their operations. Executors stay as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, TypeVarTuple
 
+from opero.observe.hooks import Emitter
 from opero.runtime.forking import RenewedLock
-from opero.runtime.hosts import helpers
+from opero.runtime.hosts import run_later
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Self
 
     from opero.runtime.hosts import Host
 
-__all__ = ["Holder", "Home", "Moved", "migrating"]
-
 H = TypeVar("H", bound="Home")
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
+Owner = tuple[int, float]
+"""A process: its number and when it began, as numbers are used again."""
 
 migrating = RenewedLock()
 """Held while state moves: one move at a time in a process. Nothing waits while it is held."""
@@ -131,7 +133,7 @@ class Home(ABC):
         """Use a new policy for the state from now on. Called without the lock."""
 
 
-class Holder(Generic[H]):
+class Holder(Emitter, Generic[H]):
     """What an executor is with regard to its state.
 
     Args:
@@ -140,7 +142,10 @@ class Holder(Generic[H]):
 
     Attributes:
         home: the home that had the state when it was last asked.
+        origin: the fields of its events that say what they concern: `policy`, and `function` if it serves only one.
     """
+
+    origin: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, policy: Any, own: H) -> None:
         self.policy = policy
@@ -185,7 +190,7 @@ class Holder(Generic[H]):
     def run_later(self, operation: Callable[[*Args], object], *args: *Args) -> None:
         """Run an operation that a coroutine does not wait for, since it is ending."""
         if self.home.blocks:
-            helpers().submit(operation, *args)
+            run_later(operation, *args)
         else:
             operation(*args)
 

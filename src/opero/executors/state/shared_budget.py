@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.state_file import StateFile
 
-__all__ = ["SharedBudget"]
-
 
 class SharedBudget(FileHome, Budget):
     """Keeps the budget in a file: its number is `due`, and its state the terms of the newest policy.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from opero.executors.state.circuit import NOT_PASSING, Circuit, CircuitHome, apply_policy, change_to
+from opero.executors.state.circuit import NOT_PASSING, Change, Circuit, apply_policy, change_of
+from opero.executors.state.circuit_home import CircuitHome
 from opero.executors.state.shared_home import FileHome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
-
-__all__ = ["ROOM", "SharedCircuit"]
 
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
@@ -36,14 +34,14 @@ class SharedCircuit(FileHome, CircuitHome):
     def needs_results(self) -> bool:
         return self.file.flag or self.location.home is not self
 
-    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, str | None]:
+    def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, Change | None]:
         with self.file:
             self.check()
             circuit = self.values()
             before = circuit.state
             result = decide(circuit, *args)
             self._write(circuit)
-            return result, None if circuit.state == before else change_to(circuit)
+            return result, change_of(circuit, before)
 
     def apply(self, policy: CircuitBreakerPolicy) -> None:
         with self.file:

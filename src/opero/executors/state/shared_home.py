@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 from opero.executors.state.home import Home
+from opero.runtime.forking import at_fork
+from opero.runtime.machine import started
 
 if TYPE_CHECKING:
+    from opero.executors.state.home import Owner
     from opero.runtime.state_file import StateFile
-
-__all__ = ["FileHome"]
 
 
 class FileHome(Home):
@@ -25,3 +27,22 @@ class FileHome(Home):
     def __init__(self, file: StateFile) -> None:
         super().__init__()
         self.file = self.lock = file
+
+
+_own: dict[int, Owner] = {}
+
+
+def this_process() -> Owner:
+    """Return this process as the owner of a part of a shared state."""
+    pid = os.getpid()
+    if pid not in _own:
+        _own[pid] = pid, started(pid)
+    return _own[pid]
+
+
+def has_ended(owner: Owner) -> bool:
+    """Return whether a process has ended."""
+    return started(owner[0]) != owner[1]
+
+
+at_fork(in_child=_own.clear)  # its number may have been that of a process before

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from opero.executors.state.shared_home import FileHome
+from opero.executors.state.shared_home import FileHome, has_ended, this_process
 from opero.executors.state.slots import FOREVER, QueuedCall, Slots, SlotValues
 from opero.runtime.forking import renew_in_child
-from opero.runtime.machine import started
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from opero.executors.state.home import Owner
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.hosts import Waiter
     from opero.runtime.state_file import StateFile
-
-__all__ = ["Owner", "SharedSlots", "Table", "add_slots", "queue_as", "try_take", "without"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.01
 """Seconds after which the first waiting call of a process looks again, as other processes cannot wake it."""
 MANY_OWNERS = 64
 """With more processes than that, those that have ended are looked for at every change."""
-
-Owner = tuple[int, float]
-"""A process: its number and when it began, as numbers are used again."""
 
 
 class Table(NamedTuple):
@@ -108,12 +102,11 @@ class SharedSlots(FileHome, Slots):
 
     def __init__(self, file: StateFile) -> None:
         super().__init__(file)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.queue: deque[QueuedCall] = deque()
-        renew_in_child(self)
+        renew_in_child(self, "lock")
 
     def after_fork(self) -> None:
-        self.lock = threading.Lock()
         self.queue.clear()  # its calls wait in threads of the parent
 
     @property
@@ -129,12 +122,17 @@ class SharedSlots(FileHome, Slots):
         with self.lock:
             return self.location.home is self and not self.queue and self._try(FOREVER)
 
+    def take_another(self) -> None:
+        with self.lock, self.file:
+            self.check()
+            self._write(add_slots(self._table(), this_process(), 1))
+
     def leave(self) -> bool:
         with self.lock:
             if self.location.home is not self:
                 return False
             with self.file:
-                self._write(add_slots(self._table(), _me(), -1))
+                self._write(add_slots(self._table(), this_process(), -1))
             if self.queue:
                 self._wake_first()
             return True
@@ -161,7 +159,9 @@ class SharedSlots(FileHome, Slots):
                 self.queue.remove(call)
                 if was_first:
                     with self.file:
-                        self._write(queue_as(self._table(), _me(), self.queue[0].arrived if self.queue else None))
+                        self._write(
+                            queue_as(self._table(), this_process(), self.queue[0].arrived if self.queue else None)
+                        )
                     self._wake_first()
             return not call.granted
 
@@ -178,22 +178,22 @@ class SharedSlots(FileHome, Slots):
 
     def values(self) -> SlotValues:
         with self.file:
-            return SlotValues(self.limit, self._table().taken.get(_me(), 0), tuple(self.queue))
+            return SlotValues(self.limit, self._table().taken.get(this_process(), 0), tuple(self.queue))
 
     def receive(self, values: SlotValues) -> None:
         limit, taken, queue = values
         self.queue.extendleft(reversed(queue))
         with self.file as file:
             file.number = file.number or limit
-            table = add_slots(self._table(), _me(), taken)
-            self._write(queue_as(table, _me(), self.queue[0].arrived if self.queue else None))
+            table = add_slots(self._table(), this_process(), taken)
+            self._write(queue_as(table, this_process(), self.queue[0].arrived if self.queue else None))
         self._wake_first()
 
     def vacate(self) -> None:
         self.queue.clear()
         with self.file:
-            table = queue_as(self._table(), _me(), None)
-            self._write(add_slots(table, _me(), -table.taken.get(_me(), 0)))
+            table = queue_as(self._table(), this_process(), None)
+            self._write(add_slots(table, this_process(), -table.taken.get(this_process(), 0)))
 
     # With the lock held
 
@@ -206,7 +206,7 @@ class SharedSlots(FileHome, Slots):
         return True
 
     def _try(self, arrived: float) -> bool:
-        me, limit = _me(), self.limit
+        me, limit = this_process(), self.limit
         following = self.queue[1].arrived if len(self.queue) > 1 else None
         with self.file:
             before = table = self._table()
@@ -235,14 +235,4 @@ class SharedSlots(FileHome, Slots):
 
 def _living(table: Table) -> Table:
     """The table without processes that have ended."""
-    return without(table, {owner for owner in (*table.taken, *table.waiting) if started(owner[0]) != owner[1]})
-
-
-_own: dict[int, Owner] = {}
-
-
-def _me() -> Owner:
-    pid = os.getpid()
-    if pid not in _own:
-        _own[pid] = pid, started(pid)
-    return _own[pid]
+    return without(table, {owner for owner in (*table.taken, *table.waiting) if has_ended(owner)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
@@ -11,19 +12,19 @@ from opero.executors.state.shared_budget import SharedBudget
 from opero.executors.state.shared_circuit import ROOM, SharedCircuit
 from opero.executors.state.shared_home import FileHome
 from opero.executors.state.shared_slots import SharedSlots
+from opero.executors.state.shared_values import SharedValues
 from opero.runtime.clock import SYSTEM
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from opero.executors.state.home import Holder
+    from opero.runtime.clock import Clock
 
-__all__ = ["SharedLimits", "share_limits"]
-
-KINDS = ("rate_limit", "circuit_breaker", "bulkhead")
+KINDS = {"rate_limit": "rate_limit", "circuit_breaker": "circuit_breaker", "bulkhead": "bulkhead", "fallback": "values"}
+"""Kind of policy → the name of its executor in a pipeline."""
 _numbers = itertools.count()
 
 
@@ -39,16 +40,23 @@ class SharedLimits:
         self.paths = dict(paths)
         self.names = dict(names)
 
-    def __call__(self, kind: str, policy: Any, make: Callable[..., Any]) -> Any:
+    def __call__(self, policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
         """A worker's executor, which shares its state with the parent's.
 
         Raises:
             ConfigError: the file does not exist on this machine.
         """
+        kind = policy.kind
         if kind not in self.paths:
             return make()
         executor = make(self.names[kind])
-        executor.join(_home(kind, executor, StateFile(self.paths[kind])))
+        try:
+            file = StateFile(self.paths[kind])
+        except ConfigError:
+            if kind == "fallback":  # the worker of an executor on another machine learns by itself which values work
+                return executor
+            raise
+        executor.join(_home(kind, executor, file))
         return executor
 
 
@@ -67,10 +75,10 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
         ConfigError: one is on a clock of its own, or this platform has no locks between processes.
     """
     paths, names = {}, {}
-    for kind in KINDS:
-        executor = executors.get(kind)
-        if executor is None:
-            continue
+    for kind, executor_name in KINDS.items():
+        executor = executors.get(executor_name)
+        if executor is None or (kind == "fallback" and not (executor.clock is SYSTEM and HAS_LOCKS)):
+            continue  # without a memory in common each worker learns by itself which values work
         if kind == "rate_limit":
             executor = executor.limiter
         if executor.clock is not SYSTEM:
@@ -93,6 +101,8 @@ def _home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
     """The home of a limit's state in a file."""
     if kind == "rate_limit":
         return SharedBudget(file, executor.own)
+    if kind == "fallback":
+        return SharedValues(file)
     return SharedCircuit(file) if kind == "circuit_breaker" else SharedSlots(file)
 
 
@@ -100,4 +110,4 @@ def _size(kind: str, executor: Holder[Any]) -> int:
     """Bytes for a limit's state: a circuit breaker's window of calls takes one each."""
     if kind == "circuit_breaker":
         return ROOM + (executor.policy.window if isinstance(executor.policy.window, int) else 0)
-    return 1 << 16 if kind == "bulkhead" else 8192
+    return 8192 if kind == "rate_limit" else 1 << 16

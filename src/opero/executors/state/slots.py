@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.hosts import Waiter
 
-__all__ = ["FOREVER", "LocalSlots", "QueuedCall", "SlotValues", "Slots", "grants", "has_room"]
-
 FOREVER = float("inf")
 NOWHERE = float("-inf")
 """Free slots of a home that the state has left: no call takes one there."""
@@ -41,15 +39,17 @@ class QueuedCall:
     Attributes:
         waiter: wakes it.
         arrived: the clock's reading when it began to wait.
+        generation: of its process.
         granted: it has a slot now.
         pause: seconds after which it last looked again by itself.
     """
 
-    __slots__ = ("arrived", "granted", "pause", "waiter")
+    __slots__ = ("arrived", "generation", "granted", "pause", "waiter")
 
-    def __init__(self, waiter: Waiter, arrived: float) -> None:
+    def __init__(self, waiter: Waiter, arrived: float, generation: int = 0) -> None:
         self.waiter = waiter
         self.arrived = arrived
+        self.generation = generation
         self.granted = False
         self.pause = 0.0
 
@@ -94,6 +94,10 @@ class Slots(Home):
         """Take a slot if one is free and no call waits for it. False also where the state has moved."""
 
     @abstractmethod
+    def take_another(self) -> None:
+        """Take a slot though none is free, so that more are taken than there are."""
+
+    @abstractmethod
     def leave(self) -> bool:
         """Give a slot back; False where the state has moved, so that it has to be given back there."""
 
@@ -121,14 +125,17 @@ class LocalSlots(Slots):
 
     def __init__(self, policy: BulkheadPolicy) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.limit = policy.max_concurrent
         self.queue = deque()
         self._free: float = self.limit  # below 0 after the limit was lowered; NOWHERE where the state has moved
-        renew_in_child(self)
+        renew_in_child(self, "lock")
 
     def after_fork(self) -> None:
-        self.lock = threading.Lock()  # a thread of the parent may hold it
+        """Free all slots: the calls that have or await one are the parent's."""
+        if self._free != NOWHERE:
+            self._free = self.limit
+        self.queue.clear()
 
     def running(self) -> int:
         with self.lock:
@@ -141,6 +148,11 @@ class LocalSlots(Slots):
                 self._free -= 1
                 return True
             return False
+
+    def take_another(self) -> None:
+        with self.lock:
+            self.check()
+            self._free -= 1
 
     def leave(self) -> bool:
         with self.lock:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-__all__ = ["CountWindow", "Counts", "TimeWindow", "new_window"]
-
 
 @dataclass(slots=True)
 class Counts:
@@ -16,10 +14,10 @@ class Counts:
     failures: int = 0
     slow: int = 0
 
-    def add(self, failed: bool, slow: bool) -> None:  # two facts of one call
-        self.calls += 1
-        self.failures += failed
-        self.slow += slow
+    def replace_failure(self, failed: bool, slow: bool, was_slow: bool) -> None:
+        """Count a call that was counted as failed by another result."""
+        self.failures += failed - True
+        self.slow += slow - was_slow
 
 
 @dataclass(slots=True)
@@ -57,6 +55,22 @@ class CountWindow:
         counts.failures += failed
         counts.slow += slow
 
+    def replace(self, now: float, later: int, failed: bool, slow: bool, *, was_slow: bool) -> bool:
+        """Count a call that failed by another result; False if the window does not hold the call any more.
+
+        Args:
+            now: the clock's reading.
+            later: how many calls have been added after it.
+            failed, slow: the result by which it counts from now on.
+            was_slow: whether it has been counted as slow.
+        """
+        size = len(self._results)
+        if later >= size:
+            return False
+        self._results[(self._oldest + size - 1 - later) % size] = failed + 2 * slow
+        self._sum.replace_failure(failed, slow, was_slow)
+        return True
+
     def counts(self, now: float) -> Counts:
         """What the window holds."""
         return self._sum
@@ -85,9 +99,26 @@ class TimeWindow:
     def add(self, now: float, failed: bool, slow: bool) -> None:
         """Count a call that ended `now`."""
         self._drop_old(now)
-        part = self._part_at(now)
-        part.add(failed, slow)
-        self._sum.add(failed, slow)
+        part, total = self._part_at(now), self._sum
+        part.calls += 1
+        total.calls += 1
+        if failed:
+            part.failures += 1
+            total.failures += 1
+        if slow:
+            part.slow += 1
+            total.slow += 1
+
+    def replace(self, now: float, later: int, failed: bool, slow: bool, *, was_slow: bool) -> bool:
+        """As `CountWindow.replace`."""
+        self._drop_old(now)
+        for part in reversed(self._parts):
+            if later < part.calls:
+                part.replace_failure(failed, slow, was_slow)
+                self._sum.replace_failure(failed, slow, was_slow)
+                return True
+            later -= part.calls
+        return False
 
     def counts(self, now: float) -> Counts:
         """What the window holds at that moment."""
@@ -113,16 +144,17 @@ class TimeWindow:
 
     def _part_at(self, moment: float) -> _Part:
         """The part that a call belongs to which ended then, and no other later."""
-        number = int(moment // self._width)
-        if not self._parts or self._parts[-1].number != number:
-            self._parts.append(_Part(number=number))
-        self._parts[-1].latest = moment
-        return self._parts[-1]
+        number, parts = moment // self._width, self._parts
+        if not parts or parts[-1].number != number:
+            parts.append(_Part(number=int(number)))
+        part = parts[-1]
+        part.latest = moment
+        return part
 
     def _drop_old(self, now: float) -> None:
-        oldest = int(now // self._width) - self.PARTS
-        while self._parts and self._parts[0].number <= oldest:
-            gone = self._parts.popleft()
+        oldest, parts = now // self._width - self.PARTS, self._parts
+        while parts and parts[0].number <= oldest:
+            gone = parts.popleft()
             self._sum.calls -= gone.calls
             self._sum.failures -= gone.failures
             self._sum.slow -= gone.slow

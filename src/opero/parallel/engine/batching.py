@@ -5,14 +5,10 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from opero.runtime.functions import short_name, signature_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["BatchRule"]
 
 
 class BatchRule:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-__all__ = ["MOST", "Block", "Chunk", "ChunkSize", "Piece", "Report"]
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 AIM = 0.02
 """Seconds of work in a chunk: long compared with the cost of sending it, short compared with the whole map."""
@@ -19,35 +16,34 @@ FEW = 4
 MOST = 4096
 
 
+@dataclass(slots=True, eq=False)
 class Block:
     """Items that were read together, and their results.
 
     Attributes:
         number: the number of blocks read before it.
         indices: the items' numbers in the source.
-        items: the items themselves.
+        items: the items themselves; they may be cleared when all have finished.
         values: the result of each item, or its exception if its position is in `failures`.
         failures: the positions that failed.
-        done: the positions that have finished; None: all of them.
         left_out: the positions that have no result.
         given: the positions that were delivered before all had finished.
+        done: the positions that have finished; None: all of them.
         pending: how many have not finished.
     """
 
-    __slots__ = ("done", "failures", "given", "indices", "items", "left_out", "number", "pending", "values")
+    number: int
+    indices: Sequence[int]
+    items: list[Any]
+    values: list[Any] = field(default_factory=list)
+    failures: set[int] = field(default_factory=set)
+    left_out: set[int] = field(default_factory=set)
+    given: set[int] = field(default_factory=set)
+    done: set[int] | None = field(default_factory=set)
+    pending: int = field(init=False)
 
-    # `items` may be cleared when all have finished; the length of a block is that of `indices`.
-
-    def __init__(self, number: int, indices: Sequence[int], items: list[Any]) -> None:
-        self.number = number
-        self.indices = indices
-        self.items = items
-        self.pending = len(items)
-        self.values: list[Any] = []
-        self.failures: set[int] = set()
-        self.left_out: set[int] = set()
-        self.given: set[int] = set()
-        self.done: set[int] | None = set()
+    def __post_init__(self) -> None:
+        self.pending = len(self.items)
 
     def fill(self, values: list[Any]) -> None:
         """Record that all items have succeeded."""
@@ -56,7 +52,7 @@ class Block:
         self.done = None
 
     def put(self, position: int, value: Any, *, failed: bool) -> None:
-        """Record what one item has come to."""
+        """Record the outcome of one item."""
         if self.done is None or position in self.done:
             return
         if not self.values:
@@ -137,6 +133,7 @@ class Piece(NamedTuple):
         return Piece(block)
 
 
+@dataclass(slots=True, eq=False)
 class Chunk:
     """Items that are sent together: a whole block, or items of several blocks.
 
@@ -150,18 +147,13 @@ class Chunk:
         is_unreadable: a worker could not unpickle its items together.
     """
 
-    __slots__ = ("block", "is_solo", "is_unreadable", "items", "keep_going", "places", "suspect")
-
-    def __init__(
-        self, items: list[Any], block: Block | None = None, places: list[tuple[Block, int]] | None = None
-    ) -> None:
-        self.items = items
-        self.block = block
-        self.places = places
-        self.keep_going = True
-        self.suspect = 0
-        self.is_solo = False
-        self.is_unreadable = False
+    items: list[Any]
+    block: Block | None = None
+    places: list[tuple[Block, int]] | None = None
+    keep_going: bool = True
+    suspect: int = 0
+    is_solo: bool = False
+    is_unreadable: bool = False
 
     def place(self, position: int) -> tuple[Block, int]:
         """The block and position of an item of the chunk."""
@@ -177,11 +169,15 @@ class Chunk:
 
     def part(self, positions: Sequence[int]) -> Chunk:
         """A chunk of some of its items."""
-        part = Chunk([self.items[each] for each in positions], places=[self.place(each) for each in positions])
-        part.keep_going, part.is_unreadable = self.keep_going, self.is_unreadable
-        return part
+        return Chunk(
+            [self.items[each] for each in positions],
+            places=[self.place(each) for each in positions],
+            keep_going=self.keep_going,
+            is_unreadable=self.is_unreadable,
+        )
 
 
+@dataclass(slots=True, eq=False)
 class Report:
     """The results of a chunk, or of a part of it.
 
@@ -195,25 +191,13 @@ class Report:
         again: chunks to send in its place; None: its unfinished items are sent again.
     """
 
-    __slots__ = ("again", "failures", "fell_back", "is_last", "positions", "seconds", "values")
-
-    def __init__(
-        self,
-        values: list[Any],
-        failures: list[int] | None = None,
-        *,
-        positions: list[int] | None = None,
-        fell_back: list[int] | None = None,
-        seconds: float = 0.0,
-        is_last: bool = True,
-    ) -> None:
-        self.values = values
-        self.failures = [] if failures is None else failures
-        self.positions = positions
-        self.fell_back = [] if fell_back is None else fell_back
-        self.seconds = seconds
-        self.is_last = is_last
-        self.again: list[Chunk] | None = None
+    values: list[Any]
+    failures: list[int] = field(default_factory=list)
+    positions: list[int] | None = None
+    fell_back: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    is_last: bool = True
+    again: list[Chunk] | None = None
 
     def so_far(self) -> Report:
         """A snapshot while another thread adds to it, which adds a failure before its value."""

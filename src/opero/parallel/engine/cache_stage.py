@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from opero.errors import ConfigError
+from opero.events import CacheStale
 from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
-
     from opero.cache.entry import Entry
     from opero.executors.cache import CacheExecutor
-    from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Block
-    from opero.parallel.engine.settings import FixedArguments
-
-__all__ = ["CacheStage"]
+    from opero.parallel.engine.settings import MapSettings
 
 
 class CacheStage:
@@ -23,16 +21,21 @@ class CacheStage:
 
     Args:
         cache: of the function.
-        fixed: the arguments around the item.
-        stats: of the function.
-        is_blocking: the store may block, and the reader of the results must not.
+        settings: of the map.
     """
 
-    def __init__(self, cache: CacheExecutor, fixed: FixedArguments, stats: Stats, *, is_blocking: bool) -> None:
+    def __init__(self, cache: CacheExecutor, settings: MapSettings) -> None:
+        if cache.key.is_async or cache.retention.awaits_ttl:
+            what = "key" if cache.key.is_async else "ttl"
+            raise ConfigError(
+                f"{settings.binding.name} cannot be mapped: a map reads and fills the cache itself, and does not await "
+                f"the async cache.{what}; use a sync function, or none"
+            )
         self.cache = cache
-        self.fixed = fixed
-        self.stats = stats
-        self.is_blocking = is_blocking
+        self.fixed = settings.fixed
+        self.stats = settings.binding.stats
+        self.check = settings.pipeline.check
+        self.is_blocking = cache.is_shared and settings.binding.is_async
         self._keys: dict[Block, list[Any]] = {}
         self._stale: dict[tuple[Block, int], Entry] = {}
         self._under_way: dict[Hashable, list[tuple[Block, int]]] = {}
@@ -53,7 +56,7 @@ class CacheStage:
         values = [entry.value for entry in entries if entry is not None and entry.until > now]
         if len(values) == len(items):
             block.fill(values)
-            self._count_hits(len(values))
+            self.stats.count_hits(len(values))
             return ()
         held: list[Any] = [None] * len(items)
         missing, hits = [], 0
@@ -74,32 +77,31 @@ class CacheStage:
                 followers.append((block, position))
                 continue
             self._under_way[key] = []
-            self.stats.cache_misses += 1
+            self.stats.count_miss()
             missing.append(position)
         if block.pending:
             self._keys[block] = held
-        self._count_hits(hits)
+        self.stats.count_hits(hits)
         return missing
-
-    def _count_hits(self, hits: int) -> None:
-        self.stats.calls += hits
-        self.stats.cache_hits += hits
 
     def _answer(self, block: Block, position: int, outcome: Outcome) -> None:
         """Answer an item that needs no call of its own."""
         failed = outcome.error is not None
         block.put(position, outcome.error if failed else outcome.value, failed=failed)
-        self.stats.calls += 1
-        self.stats.cache_hits += not failed
+        if failed:
+            self.stats.calls += 1
+        else:
+            self.stats.count_hits(1)
 
     def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
         old = self._stale.pop((block, position), None)
         if failed and old is not None:
             value, failed, keep = old.value, False, False
             self.stats.failures -= 1
+            self.stats.emit(CacheStale)
         outcome = Outcome(error=value) if failed else Outcome(value)
         key = self._keys[block][position]
-        if keep:
+        if keep and (failed or self.check is None or not self.check.fails(value)):
             tags = self.cache.retention.tags(*self.fixed.around(block.items[position]))
             if self.is_blocking:
                 self._unwritten.append((key, outcome, tags))

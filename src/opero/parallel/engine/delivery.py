@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from opero.parallel.engine.blocks import Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from opero.parallel.engine.blocks import Block
-
-__all__ = ["Delivery"]
 
 
 class Delivery:

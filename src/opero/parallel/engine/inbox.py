@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     Message = tuple[Chunk, Any]
     """A chunk, and what `Workers.open` turns into a report."""
 
-__all__ = ["AsyncInbox", "BlockingInbox", "Inbox"]
-
 
 class Inbox(Protocol):
     """Receives reports. `put` can be called in any thread."""
@@ -54,11 +52,22 @@ class BlockingInbox:
 
 
 class AsyncInbox:
-    """For async callers: `get` suspends the task."""
+    """For async callers: `get` suspends the task.
+
+    Raises:
+        RuntimeError: the task is one of trio.
+    """
 
     def __init__(self) -> None:
         from asyncio import get_running_loop
 
+        from opero.runtime.async_library import in_trio
+
+        if in_trio():
+            raise RuntimeError(
+                "an async function is mapped over items by asyncio only, and this is a task of trio: call the function "
+                "for each item in a nursery"
+            )
         self._loop = get_running_loop()
         self._messages: deque[Message] = deque()
         self._woken: Future[None] = self._loop.create_future()

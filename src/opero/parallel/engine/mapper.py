@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, MissingExtraError, nearest
+from opero.errors import ConfigError, MissingExtraError, message_of, nearest
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.settings import FixedArguments, MapSettings, Options
+from opero.policies.names import is_installed
 from opero.policies.parallel import ParallelPolicy
-from opero.policies.types import is_installed
-from opero.runtime.functions import signature_of
+from opero.runtime.functions import is_async_function, signature_of
+from opero.runtime.tracebacks import TRIMMED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.run import Run
     from opero.policies.policy import Policy
     from opero.values import ItemCost
-
-__all__ = ["Mapper", "check_cluster"]
-
 
 CLUSTERS = {"dask": "distributed", "ray": "ray"}
 """The module that each cluster mode needs, from the extra of its name."""
@@ -37,34 +33,45 @@ class Mapper:
 
     Args:
         binding: the function under its policy, whose `parallel` part says how to map.
-        single: the bound function, for one item.
 
     Attributes:
         cost: what an item costs, as measured by the last map in mode "auto".
     """
 
-    def __init__(self, binding: Binding, single: Callable[..., Any]) -> None:
+    __slots__ = ("_rules", "_signature", "binding", "cost")
+
+    def __init__(self, binding: Binding) -> None:
         self.binding = binding
-        self.single = single
-        self.position = 1 if binding.is_method else 0
-        self.signature = signature_of(binding.function)
         self.cost: ItemCost | None = None
-        self._rules: dict[bool | None, BatchRule] = {}
+        self._rules: dict[bool | None, BatchRule] | None = None
+        self._signature: inspect.Signature | None = None
 
     # What users call
 
-    def function(self) -> Callable[..., Any]:
-        """The function of many items: `(items, ...) -> list`; an async function for an async one."""
-
-        def mapped(*args: Any, **kwargs: Any) -> list[Any]:
+    def map(self, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Return the results of all items: `(items, ...) -> list`."""
+        with TRIMMED:
             return self._run(args, kwargs).run()
 
-        async def mapped_async(*args: Any, **kwargs: Any) -> list[Any]:
+    async def map_async(self, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """As `map`, for an async function."""
+        with TRIMMED:
             return await self._run(args, kwargs).run_async()
+
+    def function(self) -> Callable[..., Any]:
+        """Return `map`, or `map_async` for an async function, as a function of its own."""
+
+        def mapped(*args: Any, **kwargs: Any) -> list[Any]:
+            with TRIMMED:
+                return self._run(args, kwargs).run()
+
+        async def mapped_async(*args: Any, **kwargs: Any) -> list[Any]:
+            with TRIMMED:
+                return await self._run(args, kwargs).run_async()
 
         return mapped_async if self.binding.kind == "async" else mapped
 
-    def stream(self, *args: Any, **kwargs: Any) -> Any:
+    def stream(self, /, *args: Any, **kwargs: Any) -> Any:
         """Yield results as they finish; an async iterator for an async function.
 
         Items are read ahead of the reader by no more than `window`.
@@ -129,7 +136,7 @@ class Mapper:
             rule=rule,
             fixed=fixed,
             options=options,
-            shares_state=bool(_shared_kinds(pipeline.policy)),
+            shares_state=_shares_state(pipeline.policy),
             cost=self.cost,
             remember_cost=lambda cost: setattr(self, "cost", cost),
         )
@@ -159,6 +166,8 @@ class Mapper:
         return items
 
     def _rule(self, forced: bool | None) -> BatchRule:
+        if self._rules is None:
+            self._rules = {}
         if forced not in self._rules:
             self._rules[forced] = BatchRule(self.binding.function, self.position, forced)
         return self._rules[forced]
@@ -169,9 +178,9 @@ class Mapper:
         Raises:
             ConfigError: the mode cannot run the function.
         """
-        pipeline = self.binding.known_pipeline
-        if pipeline is not None:
-            self.mode_for(pipeline.policy)
+        policy = self.binding.known_policy
+        if policy is not None:
+            self.mode_for(policy)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -188,7 +197,19 @@ class Mapper:
         except TypeError as error:
             unknown = next((name for name in kwargs if name not in self.parameters), None)
             hint = "" if unknown is None else nearest(unknown, [*self.parameters, *OPTIONS])
-            raise TypeError(f"{self.binding.name}, mapped over items, {error}{hint}") from None
+            raise TypeError(f"{self.binding.name}, mapped over items, {message_of(error)}{hint}") from None
+
+    @property
+    def position(self) -> int:
+        """The position of the items among the arguments."""
+        return 1 if self.binding.is_method else 0
+
+    @property
+    def signature(self) -> inspect.Signature | None:
+        """The function's signature; None if it has none."""
+        if self._signature is None:
+            self._signature = signature_of(self.binding.function)
+        return self._signature
 
     # Decisions
 
@@ -227,6 +248,12 @@ class Mapper:
                 f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
             )
         check_cluster(policy, name)
+        cache = policy.active("cache")
+        if mode in ("async_process", "dask", "ray") and cache is not None and is_async_function(cache.cache_if):
+            raise ConfigError(
+                f"{name}: cache.cache_if is async, and is awaited in this process only; use mode='async', or a sync "
+                "cache_if"
+            )
         return mode
 
 
@@ -256,3 +283,11 @@ def check_cluster(policy: Policy, name: str) -> None:
 
 def _shared_kinds(policy: Policy) -> list[str]:
     return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if policy.active(kind) is not None]
+
+
+def _shares_state(policy: Policy) -> bool:
+    """Return whether worker processes share the limits, or what is remembered of fallback values. A cluster does not:
+    each of its workers learns by itself which values work."""
+    fallback, parallel = policy.active("fallback"), policy.active("parallel")
+    is_in_cluster = parallel is not None and parallel.mode in CLUSTERS
+    return bool(_shared_kinds(policy)) or (fallback is not None and fallback.has_memory and not is_in_cluster)

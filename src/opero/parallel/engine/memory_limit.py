@@ -9,15 +9,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from opero.observe.logs import logger
 from opero.parallel.engine.blocks import MOST
+from opero.runtime.log import log
 from opero.runtime.machine import LEAST_WORKER, forget_peak, peak, resident
 
 if TYPE_CHECKING:
     from opero.parallel.engine.window import Window
     from opero.parallel.workers.base import Workers
-
-__all__ = ["LOOK", "MemoryGuard", "give_back", "size_text"]
 
 LOOK = 0.02
 """Seconds between two measurements."""
@@ -187,12 +185,8 @@ class MemoryGuard:
     def _log(self, used: int) -> None:
         if not self._is_logged:
             self._is_logged = True
-            logger.info(
-                "%s: %s of max_memory=%s are in use; fewer items run at a time",
-                self._name,
-                size_text(used),
-                size_text(self.limit),
-            )
+            text, values = "%s: %s of max_memory=%s are in use; fewer items run at a time", (used, self.limit)
+            log("map_memory_limited", text, self._name, *map(size_text, values), used=used, limit=self.limit)
 
 
 def give_back() -> None:

@@ -1,21 +1,19 @@
-"""The progress of a map: a bar, lines of text, a callback, and the event `map_progress`."""
+"""The progress of a map: a bar, lines of text, a callback, and the event `MapProgressed`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import count
+from typing import Any, Literal
 
-from opero.observe.events import emit_quietly, has_handlers
-from opero.observe.logs import logger
+from opero.events import MapProgressed
+from opero.observe.stats import Stats
+from opero.runtime.log import log
 from opero.values import Progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Display"]
 
 BETWEEN_DRAWINGS = 0.1
 """Seconds."""
@@ -35,6 +33,11 @@ class Display:
         name: the name of the mapped function.
         total: the number of items, if known.
         now: the clock.
+        stats: of the function, for its events.
+
+    Attributes:
+        last: the latest progress.
+        number: the number of the map in this process, for its events.
     """
 
     def __init__(
@@ -43,9 +46,13 @@ class Display:
         name: str,
         total: int | None,
         now: Callable[[], float] = time.monotonic,
+        stats: Stats | None = None,
     ) -> None:
         self._name = "".join(each if each.isprintable() else " " for each in name)  # it must not break a line
         self._total = total
+        self._stats = stats or Stats(name)
+        self.number = next(_numbers)
+        self.last = Progress(self._name, 0, total, 0, 0, 0, 0.0)
         self._now = now
         self._began = self._updated = now()
         self._callback = wanted if callable(wanted) else None
@@ -66,14 +73,16 @@ class Display:
 
     def is_due(self) -> bool:
         """Whether something displays progress, and it is time for an update."""
-        if not self.is_wanted and not has_handlers("map_progress"):
+        if not self.is_wanted and not MapProgressed.handlers:
             return False
         return self._now() - self._updated >= BETWEEN_DRAWINGS
 
     def update(self, done: int, failures: int, retries: int, cache_hits: int) -> None:
         """Display the progress so far."""
         self._updated = self._now()
-        progress = Progress(self._name, done, self._total, failures, retries, cache_hits, self._updated - self._began)
+        self.last = progress = Progress(
+            self._name, done, self._total, failures, retries, cache_hits, self._updated - self._began
+        )
         if self._bar is not None:
             self._draw(progress)
         if self._lines is not None and self._updated - self._lines >= BETWEEN_LINES:
@@ -82,11 +91,12 @@ class Display:
         if self._callback is not None:
             try:
                 self._callback(progress)
-            except Exception:  # noqa: BLE001  # a user's own
-                logger.exception("the progress callback of %s failed, and is not called again", self._name)
+            except Exception as error:  # noqa: BLE001  # a user's own
+                text = "the progress callback of %s failed, and is not called again"
+                log("map_progress_failed", text, self._name, about=self._stats, error=error, traceback=True)
                 self._callback = None
-        if has_handlers("map_progress"):
-            emit_quietly("map_progress", self._name, str(progress), progress=progress)
+        if MapProgressed.handlers:
+            self._stats.emit(MapProgressed, progress=progress, map=self.number)
 
     def _draw(self, progress: Progress) -> None:
         counts = {"failures": progress.failures, "retries": progress.retries, "hits": progress.cache_hits}
@@ -112,6 +122,9 @@ class Display:
         if self._bar is not None:
             with suppress(Exception):
                 self._bar.close()
+
+
+_numbers = count(1)
 
 
 class _Stream:

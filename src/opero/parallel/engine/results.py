@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import Failure, MapError, MemoryLimitError, text_of
+from opero.errors import Failure, MapError, MemoryLimitError, describe
 from opero.parallel.engine.blocks import Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.parallel.engine.settings import MapSettings
     from opero.parallel.engine.source import Source
     from opero.parallel.engine.window import Window
-
-__all__ = ["Results"]
 
 JUDGED_FROM = 20
 """Finished items from which on a fraction of failures is meaningful."""
@@ -82,8 +79,13 @@ class Results:
                 reason = f"more than max_failures={policy.max_failures:g} allows"
             raise self.error(reason)
 
-    def error(self, reason: str) -> MapError:
-        """An error with all results and failures, except results that a stream has delivered."""
+    def error(self, reason: str, *, was_ended: bool = False) -> MapError:
+        """An error with all results and failures, except results that a stream has delivered.
+
+        Args:
+            reason: why the map has ended; "" if because of its failures.
+            was_ended: whether it was ended from outside, such as by Ctrl-C.
+        """
         results, failures, left = dict(self.earlier), [], []
         for piece in self._held_pieces():
             for position, index, value, failed in piece.outcomes():
@@ -105,9 +107,14 @@ class Results:
         message = self._summary(results, failures, len(left) - len(failures), unread)
         if reason:
             message += f"; {reason}"
+        journal = self.settings.options.journal
+        if journal is not None:
+            message += f"; to resume, map the same items again with journal={str(journal)!r}"
+        elif was_ended:
+            message += "; with a journal (journal=PATH) the next run would resume"
         if failures:
             first = failures[0]
-            message += f"; item {first.index}: {type(first.exception).__name__}: {text_of(first.exception)}"
+            message += f"; item {first.index}: {describe(first.exception)}"
         kind = MemoryLimitError if self._is_out_of_memory(failures) else MapError
         return kind(message, results, failures, self.reason, retry=self._retry(left, unread_items, results))
 
@@ -120,10 +127,11 @@ class Results:
 
     def _summary(self, results: dict[int, Any], failures: list[Failure], unfinished: int, unread: int | None) -> str:
         count = self.source.index + (unread or 0)
-        text = f"{self.settings.name}: {len(failures)} of {count} items failed, {len(results)} succeeded"
+        succeeded = len(results) if self.keeps else self.window.finished - self.window.failed  # also what was yielded
+        text = f"{self.settings.name}: {len(failures)} of {count} items failed, {succeeded} succeeded"
         missing = unfinished + (unread or 0)
         if missing:
-            text += f", {missing} were not {'finished' if self.window.under_way else 'begun'}"
+            text += f", {missing} {'was' if missing == 1 else 'were'} not finished"
         elif unread is None and not self.source.is_exhausted:
             text += ", and there may be more"
         return text

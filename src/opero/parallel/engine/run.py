@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError, MapError, WorkerDiedError
+from opero.events import MapFinished, MapItemFailed, MapStarted
 from opero.parallel.engine.inbox import AsyncInbox, BlockingInbox
 from opero.parallel.engine.memory_limit import LOOK as MEMORY_LOOK
 from opero.parallel.engine.memory_limit import MemoryGuard
@@ -14,20 +16,17 @@ from opero.parallel.engine.results import Results
 from opero.parallel.engine.source import Source
 from opero.parallel.engine.window import Window
 from opero.parallel.workers.choose import WorkerSelection
-from opero.policies.types import approximate_duration
+from opero.policies.quantities import approximate_duration
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.tracebacks import TRIMMED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.settings import MapSettings
     from opero.parallel.engine.stage import Stage
     from opero.parallel.journal.journal import Journal
     from opero.runtime.hosts import Host
-
-__all__ = ["Run"]
 
 LOOK = 0.05
 """Seconds between checks of the deadline."""
@@ -71,11 +70,13 @@ class Run:
 
     def run(self) -> list[Any]:
         """All results, for sync callers."""
-        return run_blocking(self._listed(BlockingHost(self.binding.clock), BlockingInbox()))
+        with TRIMMED:
+            return run_blocking(self._listed(BlockingHost(self.binding.clock), BlockingInbox()))
 
     async def run_async(self) -> list[Any]:
         """All results, for async callers."""
-        return await self._listed(AsyncHost(self.binding.clock), AsyncInbox())
+        with TRIMMED:
+            return await self._listed(AsyncHost(self.binding.clock), AsyncInbox())
 
     async def _listed(self, host: Host, inbox: Inbox) -> list[Any]:
         async with self._opened(host, inbox) as window:
@@ -85,29 +86,31 @@ class Run:
 
     def stream(self) -> Iterator[Any]:
         """Results as they finish, for sync callers."""
-        self.results.keeps = False
-        opened = self._opened(BlockingHost(self.binding.clock), BlockingInbox())
-        window = run_blocking(opened.__aenter__())
-        try:
-            while pieces := run_blocking(window.step()):
-                for piece in pieces:
-                    yield from self._delivered(piece)
-            self.results.raise_if_failed()
-        except BaseException as error:
-            if not run_blocking(opened.__aexit__(type(error), error, error.__traceback__)):
-                raise
-        else:
-            run_blocking(opened.__aexit__(None, None, None))
+        with TRIMMED:
+            self.results.keeps = False
+            opened = self._opened(BlockingHost(self.binding.clock), BlockingInbox())
+            window = run_blocking(opened.__aenter__())
+            try:
+                while pieces := run_blocking(window.step()):
+                    for piece in pieces:
+                        yield from self._delivered(piece)
+                self.results.raise_if_failed()
+            except BaseException as error:
+                if not run_blocking(opened.__aexit__(type(error), error, error.__traceback__)):
+                    raise
+            else:
+                run_blocking(opened.__aexit__(None, None, None))
 
     async def stream_async(self) -> AsyncIterator[Any]:
         """Results as they finish, for async callers."""
-        self.results.keeps = False
-        async with self._opened(AsyncHost(self.binding.clock), AsyncInbox()) as window:
-            while pieces := await window.step():
-                for piece in pieces:
-                    for value in self._delivered(piece):
-                        yield value
-            self.results.raise_if_failed()
+        with TRIMMED:
+            self.results.keeps = False
+            async with self._opened(AsyncHost(self.binding.clock), AsyncInbox()) as window:
+                while pieces := await window.step():
+                    for piece in pieces:
+                        for value in self._delivered(piece):
+                            yield value
+                self.results.raise_if_failed()
 
     def _delivered(self, piece: Piece) -> Iterable[Any]:
         return self.results.deliver(piece) if self._consume is None else self._consume(piece)
@@ -141,69 +144,82 @@ class Run:
         )
         display = self._display()
         self._watch(display)
-        try:
-            yield window
-            for stage in window.stages:
-                await self._settled(host, stage)
-            if self._journal is not None and source.is_exhausted and not window.is_stopped:
-                self._journal.finished(source.index)
-        except GeneratorExit:
-            raise
-        except WorkerDiedError as error:  # there are no workers left
-            self.results.reason = error
-            raise self.results.error(str(error)) from error
-        except BaseException as error:
-            if isinstance(error, MapError):
+        with self._reported(display):
+            try:
+                self.binding.stats.emit(MapStarted, mode=self.workers.mode, total=source.left, map=display.number)
+                yield window
+                await window.settle()
+                if self._journal is not None and source.is_exhausted and not window.is_stopped:
+                    self._journal.finished(source.index)
+            except GeneratorExit:
                 raise
-            await window.end()
-            if error is self.results.reason:
-                raise self.results.error(str(error)) from error
-            if error.__cause__ is None:
-                error.__cause__ = self.results.error(f"it was ended by {type(error).__name__}")
+            except WorkerDiedError as error:  # there are no workers left
+                self.results.reason = error
+                raise self.results.error(str(error)) from None  # which is in the group
+            except BaseException as error:
+                if isinstance(error, MapError):
+                    raise
+                await window.end()
+                if error is self.results.reason:
+                    raise self.results.error(str(error)) from None  # which is in the group
+                if error.__cause__ is None:
+                    error.__cause__ = self.results.error(f"ended by {type(error).__name__}", was_ended=True)
+                raise
+            finally:
+                if not window.is_inherited:
+                    try:
+                        display.close(*self._progress())
+                    finally:  # even if an interrupt hits the drawing
+                        try:
+                            await window.workers.close()
+                            await source.close()
+                        finally:
+                            await self._close_journal(host)
+
+    @contextmanager
+    def _reported(self, display: Display) -> Iterator[None]:
+        """Report the end of this run to the handlers of `MapFinished`."""
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
             raise
         finally:
-            try:
-                display.close(*self._progress())
-            finally:  # even if an interrupt hits the drawing
-                try:
-                    await window.workers.close()
-                    await source.close()
-                finally:
-                    await self._close_journal(host)
+            if not self.window.is_inherited:
+                self.binding.stats.emit(MapFinished, progress=display.last, error=error, map=display.number)
+            del error  # its traceback refers to this frame: break the reference cycle
 
     async def _close_journal(self, host: Host) -> None:
         if self._journal is not None:
-            await host.offload(self._journal.close)
-
-    async def _settled(self, host: Host, stage: Stage) -> None:
-        if stage.is_blocking:
-            await host.offload(stage.settle)
-        else:
-            stage.settle()
+            await host.ensure(self._journal.close)
 
     def _stages(self) -> list[Stage]:
         stages: list[Stage] = []
         options = self.settings.options
         if options.journal is not None:
+            from opero.cache.settings import CacheSettings
+            from opero.parallel.journal.journal import Journal
             from opero.parallel.journal.stage import JournalStage, journal_name
 
             if self._journal_name is None:
                 self._journal_name = journal_name(self.binding.function, self.settings.fixed)
-            stage = JournalStage(
-                options.journal,
-                self._journal_name,
-                failed_only=options.failed_only,
-                is_blocking=self.binding.is_async,
-            )
-            self._journal = stage.journal
+            policy = self.binding.policy.cache
+            secret = (policy.secret if policy is not None else None) or CacheSettings.read().secret
+            key = None if secret is None else secret.get_secret_value().encode("utf-8", "surrogatepass")
+            self._journal = Journal(options.journal, self._journal_name, key)
             self._journal.open()
+            stage = JournalStage(self._journal, failed_only=options.failed_only, is_blocking=self.binding.is_async)
             stages.append(stage)
         cache = self.settings.pipeline.cache
         if cache is not None:
             from opero.parallel.engine.cache_stage import CacheStage
 
-            is_blocking = cache.is_shared and self.binding.is_async
-            stages.append(CacheStage(cache, self.settings.fixed, self.binding.stats, is_blocking=is_blocking))
+            stages.append(CacheStage(cache, self.settings))
+        if MapItemFailed.handlers:
+            from opero.parallel.engine.events_stage import EventsStage
+
+            stages.insert(0, EventsStage(self.binding.stats))  # the last to see what became of an item
         return stages
 
     # Watching
@@ -212,7 +228,9 @@ class Run:
         wanted = self.settings.options.progress
         stats = self.binding.stats
         self._counted = stats.retries, stats.cache_hits
-        return Display(self.policy.progress if wanted is None else wanted, self.settings.name, self.source.left)
+        return Display(
+            self.policy.progress if wanted is None else wanted, self.settings.name, self.source.left, stats=stats
+        )
 
     def _progress(self) -> tuple[int, int, int, int]:
         """Items finished and failed, retries and cache hits so far."""

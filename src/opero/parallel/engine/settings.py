@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
-
-__all__ = ["FixedArguments", "MapSettings", "Options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class MapSettings:
         rule: whether calls receive batches.
         fixed: the arguments that all calls share.
         options: of this call.
-        shares_state: a rate limit, circuit breaker or bulkhead holds for all workers together.
+        shares_state: limits hold for all workers together, or what is remembered of fallback values does.
         cost: what an item costs, if an earlier map measured it.
         remember_cost: keeps a measurement for the next map.
     """

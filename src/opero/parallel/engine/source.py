@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncio import Future, Task
-    from collections.abc import AsyncIterator, Iterator, Sequence
-
-__all__ = ["Source"]
 
 AT_HAND = (list, tuple, range, str, set, frozenset, dict)
 """Types that are read without waiting."""
@@ -146,16 +143,16 @@ class Source:
             for _ in range(most):
                 item = await anext(iterator)
                 self._arrived.append(item)  # after the await: `read` may have replaced the list meanwhile
-                self._tell()
+                self._wake_reader()
         except StopAsyncIteration:
             self._has_ended = True
         except Exception as error:  # noqa: BLE001  # as above
             self.error = error
             self._has_ended = True
         finally:
-            self._tell()
+            self._wake_reader()
 
-    def _tell(self) -> None:
+    def _wake_reader(self) -> None:
         if self._some is not None and not self._some.done():
             self._some.set_result(None)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from opero.parallel.engine.blocks import Block
-
-__all__ = ["Stage"]
 
 
 class Stage(Protocol):
-    """Answers some items, and records what becomes of the others.
+    """Answers some items, and records the outcomes of the others.
 
     Attributes:
         is_blocking: `look` and `settle` wait for a disk or a network, and must not run in the reader's event loop.
@@ -29,7 +26,7 @@ class Stage(Protocol):
         """Fill in the items at these positions that need no call; return the positions of the others."""
 
     def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
-        """An item has finished: what its result is, and whether that is a failure. Not `keep`: a fallback gave it."""
+        """Record an outcome; return the one to use, and whether it failed. Not `keep`: it came from a fallback."""
 
     def followers(self) -> list[tuple[Block, int]]:
         """The items that were answered by what was taken since the last call."""

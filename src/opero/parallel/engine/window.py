@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from opero.parallel.engine.blocks import Block, Chunk, ChunkSize, Report
 from opero.parallel.engine.delivery import Delivery
+from opero.runtime import forking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.engine.source import Source
     from opero.parallel.engine.stage import Stage
     from opero.parallel.workers.base import Workers
     from opero.runtime.hosts import Host
-
-__all__ = ["Window"]
 
 READ_AHEAD = 4
 """How many windows of items may be read and not consumed, unless the policy says."""
@@ -91,6 +89,12 @@ class Window:
         self._items_under_way = self._read = self._number = 0
         self._missing: deque[tuple[Block, int]] = deque()  # items read, neither answered nor in a chunk
         self._answered = 0.0  # the fraction of the last items that stages have answered
+        self._generation = forking.generation
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child, and workers, journal and display are those of the parent."""
+        return self._generation != forking.generation
 
     @property
     def blocks(self) -> dict[int, Block]:
@@ -109,9 +113,11 @@ class Window:
 
         By calling this, the reader says that it has consumed what it was given before.
         """
-        if self._delivery.consume():
+        if self._delivery.consume() and not self.is_inherited:
             self.watch()  # the reader may have been away for long
         while True:
+            if self.is_inherited:
+                raise RuntimeError("a map does not continue in a forked child: it runs in the parent process")
             if not self.pieces or not self.source.is_slow:
                 await self._fill()
             if self.pieces and not self.keeps:
@@ -124,16 +130,18 @@ class Window:
                 self._take(chunk, self.workers.open(chunk, message))
             self.workers.watch()
             self.watch()
-            await self._settle()
+            await self.settle()
 
     async def end(self) -> None:
         """Start nothing more, and take what has finished: the reader cannot wait for the rest."""
+        if self.is_inherited:
+            return
         self.stop()
         await self._take_reports(LAST_ITEM)
         if self.under_way:
             self.workers.interrupt()
             await self._take_reports(LAST_REPORT)
-        await self._settle()
+        await self.settle()
 
     async def _take_reports(self, seconds: float) -> None:
         """Take reports until none has arrived for that long."""
@@ -143,7 +151,8 @@ class Window:
                     if chunk in self.under_way:
                         self._take(chunk, self.workers.open(chunk, message))
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
+        """Have the stages write what they took."""
         for stage in self.stages:
             if stage.is_blocking:
                 await self.host.offload(stage.settle)
@@ -213,7 +222,7 @@ class Window:
                 positions = stage.look(block, positions)
             if number and len(positions) < len(asked):
                 finished = set(asked) - set(positions)
-                self._tell(number, block, sorted(finished if block.done is None else finished & block.done))
+                self._pass_on(number, block, sorted(finished if block.done is None else finished & block.done))
         self._missing.extend((block, position) for position in positions)
         answered = 1 - len(positions) / len(block.items)
         self._answered += (answered - self._answered) / 2
@@ -222,8 +231,8 @@ class Window:
             self.finished += done
             self._hand_out(block, block.finished() if block.pending else None)
 
-    def _tell(self, number: int, block: Block, positions: Sequence[int]) -> None:
-        """Tell the stages before a stage what it has answered."""
+    def _pass_on(self, number: int, block: Block, positions: Sequence[int]) -> None:
+        """Pass what a stage has answered to the stages before it."""
         for stage in self.stages[:number]:
             for at in positions:
                 stage.took(block, at, block.values[at], failed=at in block.failures, keep=True)
@@ -300,7 +309,6 @@ class Window:
     def _leave(self, chunk: Chunk) -> None:
         self.under_way.discard(chunk)
         self._items_under_way -= len(chunk.items)
-        self.workers.took(chunk)
 
     def _distribute(self, chunk: Chunk, report: Report) -> None:
         """Record a report's values in their blocks."""
@@ -318,7 +326,7 @@ class Window:
             for block, at in stage.followers():
                 self.finished += 1
                 touched.setdefault(block, []).append(at)
-                self._tell(number, block, [at])
+                self._pass_on(number, block, [at])
         for block, finished in touched.items():
             self._hand_out(block, finished)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from opero.runtime.hosts import Outcome
 
-__all__ = ["CHECKED", "DONE", "FAILED", "RECORDED", "JournalIndex", "Recalled"]
-
 DONE = 1
 """The last record of the item is a result."""
 FAILED = 2
@@ -93,7 +91,7 @@ class JournalIndex:
             return int(digest(freeze(item))[:16], 16)
         except Exception as error:
             raise ConfigError(
-                f"the journal {self.path} cannot tell item {index}, a {kind.__qualname__}, from others: give its class "
-                "an `__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or map what "
-                "names it, such as its path or id"
+                f"the journal {self.path} cannot distinguish item {index}, a {kind.__qualname__}, from others: give "
+                "its class an `__opero_key__` (a value, or a method that returns one), make it a frozen dataclass, or "
+                "map what names it, such as its path or id"
             ) from error

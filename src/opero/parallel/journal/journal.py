@@ -4,29 +4,30 @@
     {"i": 0, "item": "5d40a4cf2f1c7e0b", "ok": 12.5}
     {"i": 2, "item": "90d1f0b1b7e5a3c2", "error": "TimeoutError: no answer", "pickle": "gAWV…"}
 
-The file only grows: the last record of an item counts. Its pickles run code when they are read, so trust a journal as
-you trust a script.
+The file only grows: the last record of an item counts. Its pickles run code when they are read: so records are signed
+where there is a secret, and elsewhere pickles are read only where no other user can write.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from opero.errors import ConfigError
-from opero.observe.logs import logger
+from opero.errors import ConfigError, message_of
 from opero.parallel.journal.index import CHECKED, DONE, FAILED, RECORDED, JournalIndex, Recalled
 from opero.parallel.journal.records import error_of, header, load, name_in, parse, record_of, value_of
+from opero.parallel.journal.seal import Seal
 from opero.runtime.exclusive_file import LockedFile
+from opero.runtime.forking import renew_in_child
 from opero.runtime.hosts import Outcome
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
-
-__all__ = ["Journal"]
 
 SYNC_SECONDS = 1.0
 """A power failure loses at most what was written in this time; a crash or `kill -9` nothing that was flushed."""
@@ -38,28 +39,31 @@ LONGEST_HEADER = 1 << 16
 class Journal:
     """Records the outcomes of the items of one map, and recalls them in the next run.
 
-    It is not safe for use by several threads at once. Opening an existing journal does not change it, even if that
-    fails. An incomplete last line is ignored, and removed by the next write.
+    Only `flush` and `close` may run in other threads at the same time, as when a cancelled map does not wait for one.
+    Opening an existing journal does not change it, even if that fails. An incomplete last line is ignored, and removed
+    by the next write.
 
     Args:
         path: the file. It is created if it is missing, but its directory is not.
         name: identifies the function, and is the same in every run, as from `name_in_stores`. A function that has
             changed under the same name finds its earlier results.
+        secret: the key that signs its records; every record is then signed, and no other is read. None: none is.
     """
 
-    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], name: str, secret: bytes | None = None) -> None:
         self.path = Path(path)
         self.name = name
+        self._seal = Seal(self.path, name, secret)
         self._file: LockedFile | None = None
         self._has_warned = False
         self._index = index = JournalIndex(self.path)
         self._offsets, self._digests, self._states = index.offsets, index.digests, index.states
-        # Records that were not written: index, state, line.
-        self._waiting: list[tuple[int, int, bytes]] = []
+        self._writing = threading.RLock()
+        renew_in_child(self, "_writing")
+        self._waiting: list[tuple[int, int, bytes]] = []  # not yet written: index, state, line
         self._waiting_bytes = 0
-        # Where the next record goes, and whether part of a line may be there.
-        self._end = 0
-        self._is_torn = False
+        self._end = 0  # where the next record goes
+        self._is_torn = False  # whether part of a line may be there
         self._is_synced = True
         self._synced_at = 0.0
 
@@ -75,7 +79,8 @@ class Journal:
         """
         file = LockedFile(self.path, "journal")
         try:
-            self.__init__(self.path, self.name)  # type: ignore[misc]  # forget what was read before
+            self.__init__(self.path, self.name, self._seal.secret)  # type: ignore[misc]  # forget what was read before
+            self._seal.look()
             self._look_through(file)
         except BaseException:
             file.close()
@@ -83,18 +88,16 @@ class Journal:
         self._file = file
 
     def close(self) -> None:
-        """Write what waits, sync it to the disk, and unlock the file. Closing again does nothing.
-
-        Raises:
-            OSError: it could not be written. The file is closed nevertheless.
-        """
-        if self._file is None or self._file.is_closed:
-            return
-        try:
-            self._write()
-            self._sync()
-        finally:
-            self._file.close()
+        """Write what waits, sync it to the disk, and unlock the file, also if an `OSError` is raised meanwhile. Closing
+        again does nothing."""
+        with self._writing:
+            if self._file is None or self._file.is_closed:
+                return
+            try:
+                self._write()
+                self._sync()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> Self:
         self.open()
@@ -106,7 +109,7 @@ class Journal:
         except OSError as own:
             if error is None:
                 raise
-            logger.warning("%s", own)  # the first error is the cause
+            log("journal_not_closed", "%s", own, path=self.path, error=own)  # the first error is the cause
 
     def _look_through(self, file: LockedFile) -> None:
         """Index the last record of each item."""
@@ -125,7 +128,7 @@ class Journal:
             try:
                 name = name_in(first)
             except ValueError as error:
-                raise file.refused(f"{error}: nothing was changed; give another path") from None
+                raise file.refused(f"{message_of(error)}: nothing was changed; give another path") from None
             if name != self.name:
                 raise file.refused(
                     f"belongs to the function {name!r}, not to {self.name!r}: nothing was changed; give another path"
@@ -195,7 +198,9 @@ class Journal:
             try:
                 outcomes[index] = Outcome(value_of(record))
             except Exception as error:  # noqa: BLE001  # for example because its class is gone
-                self._warn(f"the result of item {index} cannot be read back ({type(error).__name__}: {error})")
+                self._warn(
+                    f"the result of item {index} cannot be read back ({type(error).__name__}: {message_of(error)})"
+                )
                 to_run.append(index)
         return Recalled({index: outcomes[index] for index in sorted(outcomes)}, sorted(to_run))
 
@@ -219,12 +224,10 @@ class Journal:
         while most > count and not self._states[most - 1] & RECORDED:
             most -= 1
         if most > count:
-            logger.warning(
-                "the journal %s records items up to number %d, and this run had %d: it was of fewer items than another",
-                self.path,
-                most - 1,
-                count,
+            text = (
+                "the journal %s records items up to number %d, and this run had %d: it was of fewer items than another"
             )
+            log("journal_longer", text, self.path, most - 1, count, path=self.path)
 
     def _records(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         """The last records of items, in the order of the file."""
@@ -241,6 +244,8 @@ class Journal:
                     record = {}
                 if record.get("i") != index:
                     raise self._broken(self._line_number(index))
+                if why := self._seal.why_refused(line, record):
+                    raise self._refused(index, why)
                 yield index, record
 
     # Recording
@@ -251,16 +256,14 @@ class Journal:
         A result that neither JSON nor pickle can store is not recorded; a warning is logged once.
 
         Args:
-            index: of the item.
+            index, outcome: of the item.
             item: the item; ignored if `recall` was called for it.
-            outcome: its result or exception.
 
         Raises:
             ConfigError: the journal was written for another item of that index, or the item has no digest.
             OSError: waiting records could not be written, and still wait.
         """
-        if self._file is None or self._file.is_closed:
-            self._opened()
+        self._opened()
         if index >= len(self._states):
             self._index.make_room(index)
         state = self._states[index]
@@ -274,6 +277,7 @@ class Journal:
         if line is None:
             self._warn(f"neither JSON nor pickle holds the result of item {index}, a {type(outcome.value).__name__}")
             return
+        line = self._seal.sign(line)
         self._waiting.append((index, DONE if outcome.error is None else FAILED, line))
         self._waiting_bytes += len(line)
         if self._waiting_bytes >= MOST_BUFFERED:
@@ -287,33 +291,33 @@ class Journal:
         Raises:
             OSError: it could not be written, for example because the disk is full, and still waits.
         """
-        self._write()
-        if time.monotonic() - self._synced_at >= SYNC_SECONDS:
-            self._sync()
+        with self._writing:
+            self._write()
+            if time.monotonic() - self._synced_at >= SYNC_SECONDS:
+                self._sync()
 
     def _write(self) -> None:
-        file = self._opened()
-        if not self._waiting:
-            return
-        if self._is_torn:
-            file.cut(self._end)
-        self._is_torn = True  # until all of it is written
-        file.append(b"".join([line for _, _, line in self._waiting]))
-        for index, state, line in self._waiting:
-            self._offsets[index] = self._end
-            self._states[index] = state | CHECKED
-            self._end += len(line)
-        self._waiting = []
-        self._waiting_bytes = 0
-        self._is_torn = self._is_synced = False
+        with self._writing:
+            file, waiting = self._opened(), self._waiting.copy()
+            if not waiting:
+                return
+            if self._is_torn:
+                file.cut(self._end)
+            self._is_torn = True  # until all of it is written
+            file.append(b"".join([line for _, _, line in waiting]))
+            for index, state, line in waiting:
+                self._offsets[index] = self._end
+                self._states[index] = state | CHECKED
+                self._end += len(line)
+            del self._waiting[: len(waiting)]
+            self._waiting_bytes = sum(len(line) for _, _, line in self._waiting.copy())
+            self._is_torn = self._is_synced = False
 
     def _sync(self) -> None:
         if not self._is_synced:
             self._opened().sync()
             self._is_synced = True
             self._synced_at = time.monotonic()
-
-    # Helpers
 
     def _opened(self) -> LockedFile:
         if self._file is None or self._file.is_closed:
@@ -332,16 +336,16 @@ class Journal:
     def _warn(self, what: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("the journal %s: %s, so each run computes it; others like it go unsaid", self.path, what)
+            text = "the journal %s: %s, so each run computes it; others like it go unsaid"
+            log("journal_item_skipped", text, self.path, what, path=self.path)
 
     def _broken(self, number: int) -> ConfigError:
-        return ConfigError(
-            f"the journal {self.path} is broken in line {number}: delete that line, and its item is computed again; or "
-            "give another path"
-        )
+        what = "delete that line, and its item is computed again; or give another path"
+        return ConfigError(f"the journal {self.path} is broken in line {number}: {what}")
+
+    def _refused(self, index: int, why: str) -> ConfigError:
+        return ConfigError(f"the journal {self.path} line {self._line_number(index)} {why}")
 
     def _of_others(self, index: int) -> ConfigError:
-        return ConfigError(
-            f"the journal {self.path} line {self._line_number(index)} belongs to other items: item {index} was another "
-            "one then; nothing in it was overwritten; give another path, or delete the file to begin anew"
-        )
+        advice = "nothing in it was overwritten; give another path, or delete the file to start again"
+        return self._refused(index, f"belongs to other items: item {index} was another one then; {advice}")

@@ -14,8 +14,6 @@ from opero.runtime import pickling as pickles
 if TYPE_CHECKING:
     from opero.runtime.hosts import Outcome
 
-__all__ = ["MOST_ITEMS", "error_of", "header", "load", "name_in", "parse", "record_of", "value_of"]
-
 VERSION = 1
 DEEPEST = 64
 """Levels of nesting that are written as JSON: reading recurses, perhaps with a smaller stack than writing had."""
@@ -26,7 +24,7 @@ LONGEST_TEXT = 2000
 MOST_ITEMS = 10**9
 """A higher index is damage: the memory for it would be tens of gigabytes."""
 
-# A NUL is what some file systems leave of what a power cut kept from the disk; in JSON it is written otherwise.
+# After a power cut, some file systems have NULs in place of data that was not synced; JSON text contains none.
 WRITTEN = re.compile(
     rb'\{"i": ([0-9]{1,9}), "item": "([0-9a-f]{16})", "(ok|pickle|error)": [^\0\n]+\}\n', re.ASCII
 ).fullmatch
@@ -73,7 +71,7 @@ def record_of(index: int, item: int, outcome: Outcome) -> bytes | None:
     try:
         if _survives(value, DEEPEST):
             is_number = type(value) is int or (type(value) is float and isfinite(value))
-            # As the encoder writes numbers, which takes two microseconds to begin with.
+            # `repr` writes numbers as the encoder does, without the two microseconds that starting the encoder takes.
             return f'{head}"ok": {repr(value) if is_number else _encode(value)}}}\n'.encode()
     except Exception:  # noqa: BLE001  # a NaN, a lone surrogate, or a thread that still changes it
         pass
@@ -128,7 +126,7 @@ def _failure(error: Exception) -> str:
     text = _encode(text.encode("utf-8", "backslashreplace").decode())
     try:
         pickled = _pickled(error)
-        if type(pickle.loads(a2b_base64(pickled))) is type(error):  # many pickle well and cannot be read back
+        if type(pickle.loads(a2b_base64(pickled))) is type(error):  # many can be pickled, but not unpickled
             return f'"error": {text}, "pickle": "{pickled.decode()}"'
     except Exception:  # noqa: BLE001  # its constructor takes other arguments, or it holds what does not pickle
         pass

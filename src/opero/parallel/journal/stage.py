@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.digest import digest, name_in_stores
 from opero.cache.keys import freeze
 from opero.errors import ConfigError
-from opero.parallel.journal.journal import Journal
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
-
     from opero.parallel.engine.blocks import Block
     from opero.parallel.engine.settings import FixedArguments
-
-__all__ = ["JournalStage", "journal_name"]
+    from opero.parallel.journal.journal import Journal
 
 
 def journal_name(function: Callable[..., Any], fixed: FixedArguments) -> str:
@@ -43,16 +40,15 @@ class JournalStage:
     """Answers items whose results the journal has, and records the outcomes of the others.
 
     Args:
-        path: the journal's file.
-        name: of the function, see `journal_name`.
+        journal: the journal, which is open.
         failed_only: run only items that the journal records as failed; items without a record have no result.
         is_blocking: the reader of the results must not wait for a disk.
     """
 
     answers_failures = False
 
-    def __init__(self, path: str | os.PathLike[str], name: str, *, failed_only: bool, is_blocking: bool) -> None:
-        self.journal = Journal(path, name)
+    def __init__(self, journal: Journal, *, failed_only: bool, is_blocking: bool) -> None:
+        self.journal = journal
         self.failed_only = failed_only
         self.is_blocking = is_blocking
 
@@ -85,11 +81,6 @@ class JournalStage:
 
 def _runs(indices: Sequence[int], positions: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     """The positions in groups of consecutive items, each with the index of its first item."""
-    group: list[int] = []
-    for position in positions:
-        if group and indices[position] != indices[group[-1]] + 1:
-            yield indices[group[0]], group
-            group = []
-        group.append(position)
-    if group:
-        yield indices[group[0]], group
+    for _, group in groupby(enumerate(positions), lambda each: indices[each[1]] - each[0]):
+        run = [position for _, position in group]
+        yield indices[run[0]], run

@@ -1,1 +1,1 @@
-"""What travels between a parent process and its workers, and how a worker process runs it."""
+"""What a parent process and its workers send each other, and how a worker process runs it."""

@@ -1,4 +1,4 @@
-"""Context variables and log records across processes."""
+"""Context variables, log records and events across processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ import sys
 import traceback
 import uuid
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
+from opero.events import EVENTS, Event
+from opero.observe.hooks import deliver_from_worker
+from opero.observe.receipts import current
 from opero.runtime.forking import at_fork
+from opero.runtime.log import keep_from_structlog, level_for_workers, relay
 
-__all__ = ["CallContext", "Pickler", "drain_records", "handle_records"]
+if TYPE_CHECKING:
+    from opero.observe.stats import Stats
 
 PROCESS = uuid.uuid4().hex
 """Identifies this process. A forked child gets another."""
+
+NO_FILE = "<dynamic-code>"
+"""What cloudpickle says instead of the file of a function."""
 
 Variable = contextvars.ContextVar[Any]
 
@@ -30,11 +39,17 @@ Variable = contextvars.ContextVar[Any]
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, extended to context variables: by name if a module holds them, else by a number."""
+    """cloudpickle's, extended: context variables go by name if a module holds them, else by a number.
+
+    And functions that go by value keep the names of their files, which cloudpickle drops: tracebacks show them.
+    """
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is contextvars.ContextVar:
             return _reduced(value)
+        if type(value) is CodeType:
+            build, parts = self.dispatch_table[CodeType](value)
+            return build, tuple([value.co_filename if part == NO_FILE else part for part in parts])
         return super().reducer_override(value)
 
     @classmethod
@@ -93,22 +108,12 @@ def _remade(process: str, number: int, name: str, default: tuple[Any, ...]) -> V
     return _made[process, number]
 
 
-def _with_variables(variables: bytes) -> contextvars.Context:
-    """A context in which these variables have the values that they had when they were pickled."""
-    context = contextvars.Context()
-    for pickled in pickle.loads(variables):
-        try:
-            variable, value = pickle.loads(pickled)
-        except Exception:  # noqa: BLE001  # like one that cannot be pickled
-            continue
-        context.run(variable.set, value)
-    return context
-
-
 def _pickled_variables() -> bytes:
     """The variables of the current context whose values can be pickled."""
     pairs = []
     for variable, value in contextvars.copy_context().items():
+        if variable is current:
+            continue  # a receipt is written in this process only
         try:
             pairs.append(Pickler.dumps((variable, value)))
         except Exception:  # noqa: BLE001  # its value stays here
@@ -145,6 +150,11 @@ class Records(logging.Handler):
         except Exception:  # noqa: BLE001  # for example arguments that do not fit the message
             self.handleError(record)
 
+    def keep(self, event: tuple[bytes, dict[str, Any]]) -> None:
+        """Keep a pickled event, among the records."""
+        with self.lock or nullcontext():
+            self.kept.append(event)
+
     def drain(self) -> list[tuple[bytes, dict[str, Any]]]:
         with self.lock or nullcontext():
             kept, self.kept = self.kept, []
@@ -166,12 +176,12 @@ def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
     try:
         return Pickler.dumps(fields), plain
     except Exception:  # noqa: BLE001  # find out which part
-        fields = {name: value if _pickles(value) else TextOf(value) for name, value in fields.items() if name != "args"}
+        fields = {name: _sendable(value) for name, value in fields.items() if name != "args"}
     args = record.args
     if isinstance(args, dict):
-        fields["args"] = {name: value if _pickles(value) else TextOf(value) for name, value in args.items()}
+        fields["args"] = {name: _sendable(value) for name, value in args.items()}
     else:
-        fields["args"] = tuple(value if _pickles(value) else TextOf(value) for value in args or ())
+        fields["args"] = tuple(_sendable(value) for value in args or ())
     try:
         is_same = str(fields["msg"]) % fields["args"] == message if fields["args"] else True
     except Exception:  # noqa: BLE001  # the format needs more than the text of an argument
@@ -181,7 +191,12 @@ def _pickled_record(record: logging.LogRecord) -> tuple[bytes, dict[str, Any]]:
     return Pickler.dumps(fields), plain
 
 
-def _pickles(value: Any) -> bool:
+def _sendable(value: Any) -> Any:
+    return value if is_picklable(value) else TextOf(value)
+
+
+def is_picklable(value: Any) -> bool:
+    """Whether a value can be sent to another process."""
     try:
         Pickler.dumps(value)
     except Exception:  # noqa: BLE001  # the answer
@@ -189,28 +204,36 @@ def _pickles(value: Any) -> bool:
     return True
 
 
-def handle_records(records: list[tuple[bytes, dict[str, Any]]]) -> None:
-    """Hand the records of a worker to the loggers of this process. Errors of their handlers are printed, not raised."""
+def handle_records(records: list[tuple[bytes, dict[str, Any]]], stats: Stats | None = None) -> None:
+    """Hand what a worker has logged to the loggers of this process, and its events to their handlers here.
+
+    Errors of handlers are printed, not raised.
+
+    Args:
+        records: what the worker has sent.
+        stats: of the function that is mapped.
+    """
     for pickled, plain in records:
         try:
             fields = pickle.loads(pickled)
         except Exception:  # noqa: BLE001  # its arguments cannot be unpickled here
-            fields = plain
-        record = logging.makeLogRecord(fields)
-        logger = logging.getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            try:
-                logger.handle(record)
-            except Exception:  # noqa: BLE001  # printed, as logging does with errors of handlers
-                if logging.raiseExceptions and sys.stderr is not None:
-                    traceback.print_exc()
+            fields = pickle.loads(plain["event"]) if "event" in plain else plain
+        if isinstance(fields, Event):
+            deliver_from_worker(fields, stats)
+            continue
+        try:
+            relay(logging.makeLogRecord(fields))
+        except Exception:  # noqa: BLE001  # printed, as logging does with errors of handlers
+            if logging.raiseExceptions and sys.stderr is not None:
+                traceback.print_exc()
 
 
 def _levels() -> dict[str, int]:
     """The level of each logger that has its own."""
     loggers = list(logging.root.manager.loggerDict.items())
     levels = {name: each.level for name, each in loggers if isinstance(each, logging.Logger) and each.level}
-    return {"": logging.root.level, **levels}
+    own = level_for_workers()
+    return {"": logging.root.level, **levels, **({"opero": own} if own else {})}
 
 
 class CallContext:
@@ -220,6 +243,7 @@ class CallContext:
         variables: the context variables, pickled.
         levels: loggers' levels by name.
         disabled: the level up to which logging is disabled.
+        events: the names of the events that somebody listens to.
         process: the process in which they were taken.
     """
 
@@ -233,6 +257,7 @@ class CallContext:
         self.variables = _pickled_variables()
         self.levels = _levels()
         self.disabled = logging.root.manager.disable
+        self.events = [name for name, event in EVENTS.items() if event.handlers]
         self.process = PROCESS
 
     @property
@@ -241,16 +266,24 @@ class CallContext:
         return self.process == PROCESS
 
     def context(self) -> contextvars.Context:
-        """In the worker: the context variables for its calls."""
-        return _with_variables(self.variables)
+        """In the worker: a context in which the variables have the values that they had when they were pickled."""
+        context = contextvars.Context()
+        for pickled in pickle.loads(self.variables):
+            try:
+                variable, value = pickle.loads(pickled)
+            except Exception:  # noqa: BLE001  # like one that cannot be pickled
+                continue
+            context.run(variable.set, value)
+        return context
 
-    def enter(self) -> None:
-        """In the worker: send log records to the parent, from the same levels on."""
+    def enter(self) -> bool:
+        """In the worker: send log records to the parent, from the same levels on; false if that is so already."""
         held = CallContext.entered
         if self.is_home or held is self:
-            return
+            return False
         if CallContext.records is None:
             CallContext.records = Records()
+            keep_from_structlog()
             if CallContext.is_forked:  # its handlers are those of its parent, which the records reach anyway
                 _remove_handlers()
             logging.root.addHandler(CallContext.records)
@@ -260,6 +293,7 @@ class CallContext:
             logging.getLogger(name).setLevel(level)
         logging.disable(self.disabled)
         CallContext.entered = self
+        return True
 
 
 def _remove_handlers() -> None:

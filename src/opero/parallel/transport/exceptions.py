@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import pickle
-import traceback
 import types
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.errors import CallTimeoutError, text_of
 from opero.parallel.transport.pickling import dumps, loads, shown
+from opero.runtime.tracebacks import lines_of, set_lines
 
-__all__ = ["portable"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-PACKAGE = str(Path(__file__).parents[2])
-TESTING = str(Path(PACKAGE, "testing"))
-"""Functions of the conformance suite are not internal: they are mapped."""
 DEPTH = 4
 """How many levels of an exception's contents are searched for parts that cannot be pickled."""
 LINKS = 8
@@ -24,7 +21,7 @@ LINKS = 8
 
 
 def portable(error: BaseException, sent: dict[int, Any] | None = None) -> Any:
-    """An object that is unpickled as the exception, with its traceback as a note.
+    """An object that is unpickled as the exception, with a traceback of the same lines.
 
     An exception whose constructor takes other arguments is rebuilt without it. Contents that cannot be pickled become
     text. If even that fails, its nearest base class replaces it. Its cause and context are sent, too.
@@ -35,69 +32,65 @@ def portable(error: BaseException, sent: dict[int, Any] | None = None) -> Any:
     """
     sent = {} if sent is None else sent
     if id(error) not in sent:
-        text = traceback.TracebackException.from_exception(error)
-        _trim(text)
-        note = f"In the worker process:\n{''.join(text.format()).rstrip()}"
-        sent[id(error)] = Packed(_picklable(error), note, *_links(error, LINKS))
+        sent[id(error)] = _portable(error, LINKS)
     return sent[id(error)]
 
 
-def _trim(text: traceback.TracebackException) -> None:
-    """Leave out the frames of opero itself."""
-    waiting: list[traceback.TracebackException | None] = [text]
-    while waiting:
-        each = waiting.pop()
-        if each is not None:
-            others = [frame for frame in each.stack if not _is_internal(frame.filename)]
-            if others:
-                each.stack = traceback.StackSummary.from_list(others)
-            waiting += [each.__cause__, each.__context__, *(getattr(each, "exceptions", None) or ())]
+def _portable(error: BaseException, depth: int) -> Any:
+    return Rebuilt(_unpack, (_picklable(error), _details(error, depth)))
 
 
-def _is_internal(filename: str) -> bool:
-    return filename.startswith(PACKAGE) and not filename.startswith(TESTING)
+class Details(NamedTuple):
+    """What pickling drops of an exception: its traceback, cause and context, and those of its parts."""
+
+    lines: tuple[tuple[str, int, str], ...]
+    cause: Any
+    context: Any
+    suppresses_context: bool
+    parts: tuple[Details, ...]
 
 
-def _links(error: BaseException, depth: int) -> tuple[Any, Any, bool]:
-    """The cause and the context of an exception."""
-    own: tuple[Any, ...] = ()  # its class sets one of these as its cause
+def _parts(error: BaseException) -> Sequence[BaseException]:
+    """The exceptions that an exception consists of. Its class may set one of them as its cause."""
     if isinstance(error, BaseExceptionGroup):
-        own = error.exceptions
-    elif isinstance(error, CallTimeoutError):
-        own = error.errors
-    links = [error.__cause__, error.__context__ if error.__context__ is not error.__cause__ else None]
+        return error.exceptions
+    return error.errors if isinstance(error, CallTimeoutError) else ()
+
+
+def _details(error: BaseException, depth: int) -> Details:
+    parts = _parts(error)
     cause, context = (
-        None
-        if each is None or not depth or any(each is part for part in own)
-        else Packed(_picklable(each), None, *_links(each, depth - 1))
-        for each in links
+        None if each is None or not depth or any(each is part for part in parts) else _portable(each, depth - 1)
+        for each in (error.__cause__, error.__context__ if error.__context__ is not error.__cause__ else None)
     )
-    return cause, context, error.__suppress_context__
+    inner = tuple(_details(part, depth - 1) for part in parts) if depth else ()
+    return Details(lines_of(error), cause, context, error.__suppress_context__, inner)
 
 
-class Packed:
-    """Is unpickled as an exception, with its note, cause and context, which pickling would drop."""
-
-    def __init__(self, error: Any, note: str | None, cause: Any, context: Any, suppress: bool) -> None:
-        self.parts = error, note, cause, context, suppress
-
-    def __reduce__(self) -> Any:
-        return _unpack, self.parts
-
-
-def _unpack(error: BaseException, note: str | None, cause: Any, context: Any, suppress: bool) -> BaseException:
-    error.__traceback__ = None  # which some packages, such as dask, make picklable: the note has it
+def _unpack(error: BaseException, details: Details) -> BaseException:
+    """An unpickled exception with what pickling drops."""
     if isinstance(error, SystemExit) and error.code is None and len(error.args) == 1:
-        error.code = error.args[0]  # which the same packages drop
-    if note is not None:
-        BaseException.add_note(error, note)
-    if cause is not None:
-        error.__cause__ = cause
-    if context is not None or cause is not None:
-        error.__context__ = context or cause
-    if suppress:
-        error.__suppress_context__ = True
+        error.code = error.args[0]  # which some packages drop, such as dask, that make tracebacks picklable
+    _restore(error, details)
     return error
+
+
+def _restore(error: BaseException, details: Details) -> None:
+    # Not by assignment, which an exception class may refuse, such as a frozen dataclass.
+    lines, cause, context, suppresses_context, parts = details
+    set_lines(error, lines)
+    if cause is not None:
+        _set("__cause__", error, cause)
+    if context is not None or cause is not None:
+        _set("__context__", error, context or cause)
+    if suppresses_context:
+        _set("__suppress_context__", error, True)
+    for part, inner in zip(_parts(error), parts, strict=False):  # what replaces an exception may have no parts
+        _restore(part, inner)
+
+
+def _set(name: str, error: BaseException, value: Any) -> None:
+    vars(BaseException)[name].__set__(error, value)
 
 
 def _picklable(error: BaseException) -> Any:

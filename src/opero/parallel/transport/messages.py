@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, OperoError, text_of
+from opero.errors import ConfigError, OperoError, describe, message_of
 from opero.parallel.engine.blocks import Report
 from opero.parallel.transport.context import drain_records, handle_records
 from opero.parallel.transport.exceptions import portable
 from opero.parallel.transport.pickling import dumps, loads, pickled, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Chunk
-
-__all__ = [
-    "Unreadable",
-    "decode_items",
-    "decode_report",
-    "encode_end",
-    "encode_items",
-    "encode_report",
-    "encode_unreadable",
-    "unsendable",
-]
 
 REPORT, END, UNREADABLE = range(3)
 
@@ -192,7 +180,7 @@ def decode_report(data: bytes | memoryview, name: str, stats: Stats) -> Report:
     if kind == UNREADABLE:
         raise Unreadable
     if kind == END:
-        raise _end(name, *parts)
+        raise _end(name, stats, *parts)
     pickles, order, failures, positions, fell_back, seconds, counts, records = parts
     if order is None:
         values = loads(pickles[0])
@@ -200,28 +188,25 @@ def decode_report(data: bytes | memoryview, name: str, stats: Stats) -> Report:
         values, broken = _unpickle_each(pickles, order)
         for place, error in broken.items():
             values[place] = TypeError(
-                f"the result of {name} came back from its worker process and cannot be read here: "
-                f"{type(error).__name__}: {text_of(error)}"
+                f"the result of {name} came back from its worker process and cannot be read here: {describe(error)}"
             )
             position = place if positions is None else positions[place]
             if position not in failures:
                 failures.append(position)
     stats.add(counts)
-    handle_records(records)
+    handle_records(records, stats)
     return Report(values, failures, positions=positions, fell_back=fell_back, seconds=seconds)
 
 
-def _end(name: str, pickled_error: bytes, failed: str, records: list[Any]) -> BaseException:
+def _end(name: str, stats: Stats, pickled_error: bytes, failed: str, records: list[Any]) -> BaseException:
     """The exception that ends a map."""
-    handle_records(records)
+    handle_records(records, stats)
     error: BaseException
     try:
         error = loads(pickled_error)
     except Exception as reason:  # noqa: BLE001  # its class may not be importable here
-        error = OperoError(f"an exception ended {name} and cannot be read here: {text_of(reason)}")
+        error = OperoError(f"an exception ended {name} and cannot be read here: {message_of(reason)}")
     if not failed:
         return error
-    end = OperoError(f"{name}: {failed} in a worker process: {type(error).__name__}: {text_of(error)}")
-    for note in getattr(error, "__notes__", ()):
-        end.add_note(note)
-    return end
+    end = OperoError(f"{name}: {failed} in a worker process: {describe(error)}")
+    return end.with_traceback(error.__traceback__)

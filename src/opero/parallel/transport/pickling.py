@@ -5,17 +5,13 @@ from __future__ import annotations
 import functools
 import pickle
 import types
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from opero.errors import ConfigError
-from opero.parallel.transport.context import Pickler
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-__all__ = ["dumps", "loads", "pickled", "shown"]
+from opero.errors import ConfigError, described, message_of
+from opero.parallel.transport.context import Pickler, is_picklable
 
 loads = pickle.loads
 """Only given data that our own processes wrote."""
@@ -47,10 +43,10 @@ def pickled(value: Any, label: str) -> bytes:
         return dumps(value)
     except Exception as error:
         path, part = _unpicklable_part(value)
-        cause = f", because of {' of '.join(reversed(path))}, {shown(part, 80)}" if path else ""
+        cause = f", because of {' of '.join(reversed(path))}, {described(part, 80)}" if path else ""
         raise ConfigError(
-            f"{label} cannot be sent to a worker process{cause}: {error}; use mode='thread', or create that object in "
-            "the worker: on first use, or in an initializer"
+            f"{label} cannot be sent to a worker process{cause}: {message_of(error)}; use mode='thread', or create "
+            "that object in the worker: on first use, or in an initializer"
         ) from error
 
 
@@ -68,7 +64,7 @@ def _unpicklable_part(value: Any) -> tuple[list[str], Any]:
     seen = {id(value)}
     while len(path) < DEPTH:
         for name, part in _parts(value):
-            if id(part) not in seen and not _is_picklable(part):
+            if id(part) not in seen and not is_picklable(part):
                 path.append(name)
                 seen.add(id(part))
                 value = part
@@ -76,14 +72,6 @@ def _unpicklable_part(value: Any) -> tuple[list[str], Any]:
         else:
             break
     return path, value
-
-
-def _is_picklable(value: Any) -> bool:
-    try:
-        dumps(value)
-    except Exception:  # noqa: BLE001  # the answer
-        return False
-    return True
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

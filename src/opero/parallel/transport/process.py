@@ -14,35 +14,19 @@ import signal
 import struct
 import sys
 import threading
+from collections.abc import MutableSequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.parallel.transport.pickling import loads
-from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, Job, RunningChunk, load_job
+from opero.parallel.transport.worker import MOST_SETUPS, NOWHERE, Job, Jobs, RunningChunk
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
-from opero.runtime.forking import at_fork
-from opero.runtime.interruption import RETRY_DELAY, uninterrupted
+from opero.runtime.forking import at_fork, uninterrupted
+from opero.runtime.interruption import RETRY_DELAY
 
 if TYPE_CHECKING:
-    from collections.abc import MutableSequence
     from multiprocessing.connection import Connection
-
-__all__ = [
-    "CHUNK",
-    "CONTROL_BYTES",
-    "EXIT",
-    "FINAL",
-    "GIVEN_UP",
-    "GIVE_UP",
-    "HEADER",
-    "PARTIAL",
-    "READY",
-    "RUN",
-    "SETUP",
-    "main",
-    "open_control",
-]
 
 CHUNK = 3
 """Where the control holds the number of the chunk that runs."""
@@ -88,7 +72,7 @@ class _Worker:
         self._control = control
         self._chunks: queue.SimpleQueue[tuple[int, Any, bytes, bool] | None] = queue.SimpleQueue()
         self._setups: dict[Any, bytes] = {}
-        self._jobs: dict[Any, Job] = {}
+        self._jobs = Jobs()
         self._sending = threading.Lock()
         self._left: dict[int, int] = {}  # by the chunks' numbers, their items whose results were not sent
         self._current: tuple[int, RunningChunk] | None = None
@@ -128,12 +112,9 @@ class _Worker:
             self._send(number, FINAL, message or run.take())
 
     def _job(self, key: Any) -> Job:
-        if key not in self._jobs:
-            while len(self._jobs) >= MOST_SETUPS:
-                self._jobs.pop(next(iter(self._jobs))).close()
-            self._jobs[key] = load_job(self._setups[key])
-            del self._setups[key]
-        return self._jobs[key]
+        job = self._jobs.get(key, self._setups.get(key, b""))
+        self._setups.pop(key, None)
+        return job
 
     # In the other
 

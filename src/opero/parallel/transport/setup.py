@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -14,14 +15,10 @@ from opero.parallel.transport.context import Pickler
 from opero.parallel.transport.pickling import pickled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from opero.executors.state.sharing import SharedLimits
     from opero.parallel.engine.settings import FixedArguments
     from opero.parallel.transport.context import CallContext
     from opero.policies.policy import Policy
-
-__all__ = ["Setup", "find", "pickled_setup", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +36,7 @@ class Setup:
         initializer: called once in each process before its first item; as returned by `reference`.
         context: context variables and log levels of the caller.
         limits: where the rate limit, circuit breaker and bulkhead keep their shared state.
+        function, profile: the names of the function and its profile, for events.
     """
 
     reference: Any
@@ -52,6 +50,8 @@ class Setup:
     initializer: Any = None
     context: CallContext | None = None
     limits: SharedLimits | None = None
+    function: str = ""
+    profile: str = ""
 
 
 def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:

@@ -7,6 +7,7 @@ import contextvars
 import functools
 import threading
 import time
+from collections.abc import Callable, MutableSequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ import cloudpickle
 
 import opero.parallel
 from opero.binding.binding import Binding
-from opero.errors import text_of
+from opero.errors import describe
+from opero.observe.counts import difference
+from opero.observe.stats import Stats
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.blocks import Report
+from opero.parallel.transport.forwarding import enter
 from opero.parallel.transport.messages import (
     Unreadable,
     decode_items,
@@ -27,14 +31,11 @@ from opero.parallel.transport.messages import (
 from opero.parallel.transport.pickling import dumps
 from opero.parallel.transport.setup import find
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, ChunkRunner
+from opero.runtime.forking import RenewedLock
 from opero.runtime.functions import full_name, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableSequence
-
     from opero.parallel.transport.setup import Setup
-
-__all__ = ["MOST_SETUPS", "NOWHERE", "Job", "NotReady", "RunningChunk", "initialize", "load_job", "run_chunk"]
 
 MOST_SETUPS = 8
 NOWHERE = -1
@@ -58,17 +59,18 @@ class Job:
         self.call_context = setup.context
         self.context = contextvars.Context()
         if setup.context is not None:
-            setup.context.enter()
+            enter(setup.context)
             self.context = setup.context.context()
         self.context.run(opero.parallel.is_in_worker.set, True)
         if setup.initializer is not None:
             initialize(setup.initializer, self.context)
         function = find(setup.reference)
-        is_timed = setup.policy.active("timeout") is not None
-        if is_timed and kind_of(function) == "sync":
+        timeout = setup.policy.in_force("timeout")
+        if timeout is not None and timeout.enforce == "interrupt" and kind_of(function) == "sync":
             function = self._timed(function)
         self._is_interruptible = False
-        self.binding = Binding(function, setup.policy, provider=setup.limits)
+        stats = Stats(setup.function, setup.profile)
+        self.binding = Binding(function, setup.policy, provider=setup.limits, stats=stats)
         self._counts: dict[str, Any] = {}
         rule = BatchRule(function, setup.position, setup.batch)
         self.work = ChunkRunner(self.binding, setup.fixed, rule, setup.batch_size, has_cache=setup.has_cache)
@@ -107,11 +109,11 @@ class Job:
         return timed
 
     def run(self, items: list[Any], report: Report, *, keep_going: bool) -> None:
-        """Run items, and add to the report what becomes of each."""
+        """Run items, and add their outcomes to the report."""
         # A copy for each chunk: what an item sets is seen neither by the next map nor by one that takes turns with it.
         context = self.context.copy()
         if self.call_context is not None:
-            self.call_context.enter()
+            enter(self.call_context)
         if self.runner is None:
             try:
                 try:
@@ -149,13 +151,11 @@ class Job:
         places = range(len(report.values)) if report.positions is None else report.positions
         errors: list[Any] = []
         for error in broken.values():
-            errors.append(
-                TypeError(f"an item cannot be read in a worker process: {type(error).__name__}: {text_of(error)}")
-            )
+            errors.append(TypeError(f"an item cannot be read in a worker process: {describe(error)}"))
             errors[-1].__cause__ = error
             self.binding.stats.calls += 1
-            self.binding.stats.failures += 1
             self.binding.stats.count_error(errors[-1])
+            self.binding.stats.count_failure(errors[-1])
         return Report(
             [*report.values, *errors],
             [*(readable[each] for each in report.failures), *broken],
@@ -169,12 +169,8 @@ class Job:
 
     def new_counts(self) -> dict[str, Any]:
         """What the binding has counted since the last call. Never resets a count: another thread may add to it."""
-        before, now = self._counts, self.binding.stats.as_dict()
-        self._counts = now
-        errors, earlier = now["errors"], before.get("errors", {})
-        new = {name: now[name] - before.get(name, 0) for name in now if name != "errors"}
-        new["errors"] = {kind: count - earlier.get(kind, 0) for kind, count in errors.items()}
-        return new
+        before, self._counts = self._counts, self.binding.stats.as_counts()
+        return difference(self._counts, before)
 
 
 def initialize(reference: Any, context: contextvars.Context) -> None:
@@ -202,12 +198,12 @@ def initialize(reference: Any, context: contextvars.Context) -> None:
         context.run(variable.set, value)
 
 
-_initializing = threading.Lock()
+_initializing = RenewedLock()
 _initialized: dict[bytes, dict[contextvars.ContextVar[Any], Any]] = {}
 """The context variables that each initializer set, by its reference. An initializer runs once in a process."""
 
 
-def load_job(setup: bytes) -> Job:
+def _load_job(setup: bytes) -> Job:
     """The job that a pickled `Setup` describes.
 
     Raises:
@@ -303,22 +299,23 @@ class RunningChunk:
         return message
 
 
-class _Jobs(threading.local):
-    """The jobs that this thread of an executor's worker has been set up for, by their pickled setups."""
+class Jobs(threading.local):
+    """The jobs that this thread of a worker has been set up for, by the keys of their setups."""
 
     def __init__(self) -> None:
-        self.by_setup: dict[bytes, Job] = {}
+        self._held: dict[bytes | int, Job] = {}
 
-    def get(self, setup: bytes) -> Job:
-        jobs = self.by_setup
-        if setup not in jobs:
-            while len(jobs) >= MOST_SETUPS:
-                jobs.pop(next(iter(jobs))).close()
-            jobs[setup] = load_job(setup)
-        return jobs[setup]
+    def get(self, key: bytes | int, setup: bytes) -> Job:
+        """The job of a key, made of its pickled setup if this thread does not have it."""
+        held = self._held
+        if key not in held:
+            while len(held) >= MOST_SETUPS:
+                held.pop(next(iter(held))).close()
+            held[key] = _load_job(setup)
+        return held[key]
 
 
-_jobs = _Jobs()
+_jobs = Jobs()
 
 
 def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
@@ -333,4 +330,4 @@ def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
         The message that `decode_report` reads.
     """
     run = RunningChunk([0, NOWHERE, 0])
-    return run.run(lambda: _jobs.get(setup), payload, keep_going=keep_going) or run.take()
+    return run.run(lambda: _jobs.get(setup, setup), payload, keep_going=keep_going) or run.take()

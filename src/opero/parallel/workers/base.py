@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Chunk, Report
 
-__all__ = ["AHEAD", "Workers"]
-
 AHEAD = 2
 """Chunks under way for each worker: one that runs and one that waits."""
 
@@ -43,9 +41,6 @@ class Workers:
     def open(self, chunk: Chunk, message: Any) -> Report | BaseException:
         """The report in a message, or the exception that ends the map."""
         return message  # type: ignore[no-any-return]
-
-    def took(self, chunk: Chunk) -> None:
-        """The last report of a chunk was read."""
 
     def watch(self) -> None:
         """Check on what runs."""

@@ -6,10 +6,10 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Literal
 
 import opero.parallel
-from opero.errors import ConfigError, OperoError, text_of
-from opero.observe.logs import logger
+from opero.errors import ConfigError, OperoError, describe
 from opero.parallel.workers.chunk_runner import ChunkRunner
 from opero.policies.policy import Policy
+from opero.runtime.log import log
 from opero.runtime.machine import cpu_limit, workers_that_fit
 from opero.runtime.private_folder import private_folder
 from opero.values import ItemCost
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from opero.parallel.workers.base import Workers
     from opero.parallel.workers.pool import Pool
     from opero.runtime.hosts import Host
-
-__all__ = ["PROCESSES", "WorkerSelection", "worker_count"]
 
 PROCESSES = ("process", "async_process")
 """The modes whose workers are processes of this machine."""
@@ -161,8 +159,9 @@ class WorkerSelection:
         except ConfigError as error:
             if self.mode not in PROCESSES or settings.policy.mode != "auto":
                 raise
-            logger.info("%s would be mapped in processes, but: %s", settings.name, error)
             self.mode = "async" if settings.binding.is_async else "thread"
+            text = "%s would be mapped in processes, but: %s"
+            log("map_mode_changed", text, settings.name, error, mode=self.mode, error=error)
             self.workers = settings.policy.workers
             return self._workers(self.mode, first)
 
@@ -221,15 +220,7 @@ class WorkerSelection:
     def _over(self, pool: Pool) -> Workers:
         from opero.parallel.workers.remote import RemoteWorkers
 
-        return RemoteWorkers(
-            pool,
-            self.settings.name,
-            self._inbox,
-            self.settings.binding.stats,
-            concurrency=self.settings.concurrency,
-            batch_size=self.batch_size or 1,
-            retries=self.settings.policy.worker_retries,
-        )
+        return RemoteWorkers(pool, self.settings, self._inbox, self.batch_size or 1)
 
     # What they are given
 
@@ -244,7 +235,7 @@ class WorkerSelection:
                 initialize(reference(settings.policy.initializer), context)
             except NotReady as error:
                 cause: Any = error.__cause__
-                text = f"{settings.name}: {error}: {type(cause).__name__}: {text_of(cause)}"
+                text = f"{settings.name}: {error}: {describe(cause)}"
                 raise OperoError(text) from cause
         return context
 
@@ -269,7 +260,7 @@ class WorkerSelection:
         from opero.parallel.transport.setup import Setup, reference
 
         settings, pipeline = self.settings, self.settings.pipeline
-        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead")
+        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "failures")
         limits = None
         if settings.shares_state:
             from opero.executors.state.sharing import share_limits
@@ -288,4 +279,6 @@ class WorkerSelection:
             initializer=None if initializer is None else reference(initializer),
             context=CallContext(),
             limits=limits,
+            function=settings.binding.stats.function,
+            profile=settings.binding.stats.policy,
         )

@@ -1,24 +1,24 @@
-"""The chunk runner: calls a function for the items of a chunk, in whatever kind of worker."""
+"""The chunk runner: calls a function for the items of a chunk, in any kind of worker."""
 
 from __future__ import annotations
 
 import time
-from asyncio import CancelledError, current_task
+from asyncio import CancelledError, TaskGroup, current_task, sleep
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.binding.invocation import calling
+from opero.binding.invocation import Entry
+from opero.binding.observed import begun, ended, settle
+from opero.errors import FailedResponseError, RejectedError
+from opero.runtime.tracebacks import trim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.blocks import Report
     from opero.parallel.engine.settings import FixedArguments
-
-__all__ = ["BEGUN", "POSITION", "STOP", "ChunkRunner"]
 
 STOP, POSITION, BEGUN = range(3)
 """Places in a control: start nothing more; the position of the item that runs; when its attempt began, in ns."""
@@ -31,13 +31,17 @@ LOOP_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """Holds the pipeline that a map started with, even if another one is put in force meanwhile."""
+    """Holds the pipeline that a map started with, even if it is replaced meanwhile."""
 
     pipeline: Pipeline
 
+    @property
+    def direct_pipeline(self) -> Pipeline:
+        return self.pipeline
+
 
 class ChunkRunner:
-    """Runs a function for items one by one or in batches, and reports what becomes of each.
+    """Runs a function for items one by one or in batches, and reports their outcomes.
 
     Args:
         binding: the function under the policies that run in the worker.
@@ -63,18 +67,33 @@ class ChunkRunner:
         self.batch_size = batch_size
         self._stats = binding.stats
         pipeline = pipeline or binding.resolved()
-        self._whole, self._new_call = pipeline.whole, pipeline.call
-        has_fallback = "fallback" in pipeline.executors
+        self._pipeline, self._whole = pipeline, pipeline.whole
+        has_fallback, retry = "fallback" in pipeline.executors, pipeline.policy.in_force("retry")
+        may_fall_back = has_fallback or (retry is not None and retry.retry_if_result is not None)
         # A binding without layers counts its calls as attempts, which `whole` counts, too.
-        self.reports_fallbacks = pipeline.cache is not None or (has_cache and has_fallback)
+        self.reports_fallbacks = pipeline.cache is not None or (has_cache and may_fall_back)
         self._counts_errors = not has_fallback and "retry" not in pipeline.executors
-        # The map keeps these, even if others are put in force meanwhile.
-        single = calling(binding.target, _Fixed(pipeline))
+        # The map keeps these, even if they are replaced meanwhile.
+        single = Entry(binding.target, _Fixed(pipeline), is_exact=pipeline.is_exact).function
         if fixed.before or fixed.after or fixed.kwargs:
             before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
             self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)
         else:
             self.call = single
+        if not binding.is_checked:
+            self._check_first(binding)
+
+    def _check_first(self, binding: Binding) -> None:
+        """Check the result of the first call, as a call of the bound function does."""
+        call, whole = self.call, self._whole
+
+        def checked(result: Any) -> Any:
+            binding.accept(result)
+            self.call, self._whole = call, whole
+            return result
+
+        self.call = lambda item: checked(call(item))
+        self._whole = lambda *args: checked(whole(*args))
 
     def units(self, items: Sequence[Any]) -> Iterable[tuple[int, Any]]:
         """The argument of each call, and the position of its first item."""
@@ -88,7 +107,7 @@ class ChunkRunner:
     def run(
         self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool = True
     ) -> None:
-        """Call the function for the items, and add to the report what becomes of each.
+        """Call the function for the items, and add their outcomes to the report.
 
         Nothing more is started after a failure, unless `keep_going`; once the control says so; or when the items take
         longer than expected: other workers may be free.
@@ -117,6 +136,7 @@ class ChunkRunner:
                         break
                 break
             except Exception as error:  # noqa: BLE001  # reported as a value
+                trim(error)
                 report.failures.append(position)
                 append(error)
                 if not keep_going or now() > until:
@@ -133,6 +153,7 @@ class ChunkRunner:
             try:
                 value = self._call_unit(argument, position, report)
             except Exception as error:  # noqa: BLE001  # reported as a value
+                trim(error)
                 self._settle(report, position, argument, error, failed=True)
             else:
                 self._settle(report, position, argument, value, failed=False)
@@ -143,20 +164,21 @@ class ChunkRunner:
         """Call the function; through all layers inside the cache, if fallbacks are reported."""
         if not self.reports_fallbacks:
             return self.call(argument)
-        stats, call = self._stats, self._new_call()
-        stats.calls += 1
+        self._stats.calls += 1
+        call = begun(self._stats)
         try:
-            return self._whole(call, *self.fixed.around(argument))
+            return ended(call, self._whole(call, *self.fixed.around(argument)))
+        except FailedResponseError as failed:
+            self._stats.count_failure(failed, call, self._pipeline.classifier)
+            return failed.result
         except Exception as error:
-            self._count(error)
+            if self._counts_errors and not isinstance(error, RejectedError):
+                self._stats.count_error(error, self._pipeline.classifier, call)
+            self._stats.count_failure(error, call, self._pipeline.classifier)
             raise
         finally:
+            settle(call)
             self._note(call, argument, position, report)
-
-    def _count(self, error: Exception) -> None:
-        self._stats.failures += 1
-        if self._counts_errors:
-            self._stats.count_error(error)
 
     def _note(self, call: Any, argument: Any, position: int, report: Report) -> None:
         if call.fell_back:
@@ -193,6 +215,7 @@ class ChunkRunner:
                 else self.call(argument)
             )
         except Exception as error:  # noqa: BLE001  # reported as a value
+            trim(error)
             self._settle(report, position, argument, error, failed=True)
             return False
         except CancelledError as error:
@@ -210,14 +233,20 @@ class ChunkRunner:
         return True
 
     async def _call_inside_cache_async(self, argument: Any, position: int, report: Report) -> Any:
-        stats, call = self._stats, self._new_call()
-        stats.calls += 1
+        self._stats.calls += 1
+        call = begun(self._stats)
         try:
-            return await self._whole(call, *self.fixed.around(argument))
+            return ended(call, await self._whole(call, *self.fixed.around(argument)))
+        except FailedResponseError as failed:
+            self._stats.count_failure(failed, call, self._pipeline.classifier)
+            return failed.result
         except Exception as error:
-            self._count(error)
+            if self._counts_errors and not isinstance(error, RejectedError):
+                self._stats.count_error(error, self._pipeline.classifier, call)
+            self._stats.count_failure(error, call, self._pipeline.classifier)
             raise
         finally:
+            settle(call)
             self._note(call, argument, position, report)
 
     async def run_async(
@@ -230,8 +259,6 @@ class ChunkRunner:
         keep_going: bool = True,
     ) -> None:
         """Like `run`, with that many concurrent calls."""
-        from asyncio import TaskGroup, sleep
-
         whole = current_task()
         started = time.perf_counter()
         waiting = iter(self.units(items))

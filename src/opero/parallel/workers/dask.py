@@ -8,18 +8,18 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 import traceback
 import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, MissingExtraError
+from opero.errors import ConfigError, MissingExtraError, message_of
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.pool import Death, Pool
-from opero.runtime.forking import at_fork
+from opero.runtime.forking import RenewedLock, at_fork
 from opero.runtime.machine import cpu_limit
 
 try:
@@ -32,11 +32,7 @@ except ImportError as error:  # pragma: no cover  # the tests' environment has i
 import joblib.externals.loky  # noqa: F401
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from opero.parallel.workers.pool import Task
-
-__all__ = ["DaskPool"]
 
 LARGE = 1 << 16
 """Bytes of a setup above which it is sent to the cluster once, not with every chunk."""
@@ -46,7 +42,7 @@ LOOK = 1.0
 """Seconds between counts of the cluster's workers."""
 START = "distributed.worker.multiprocessing-method"
 
-_lock = threading.Lock()
+_lock = RenewedLock()
 _clients: dict[str | None, Any] = {}
 """Clients that maps have opened, by address; None: of the cluster on this machine."""
 
@@ -88,11 +84,11 @@ class DaskPool(Pool):
         self._client.loop.add_callback(self._await, task, self._sent[task])
 
     async def _await(self, task: Task, sent: Any) -> None:
-        """In the client's event loop: post what a task comes to."""
+        """In the client's event loop: post the outcome of a task."""
         try:
             result = await self._client.gather(sent, asynchronous=True)
         except (CancelledError, asyncio.CancelledError) as error:
-            task.post(CancelledError(str(error)))
+            task.post(CancelledError(message_of(error)))
         except BaseException as error:  # noqa: BLE001  # raised where the results are read
             error.add_note("On the dask cluster:\n" + "".join(traceback.format_exception(error)))
             task.post(error)
@@ -119,7 +115,7 @@ class DaskPool(Pool):
             self._client.loop.add_callback(self._client.cancel, sent, asynchronous=True)
 
     def watch(self) -> None:
-        """Count the cluster's workers: some may have come or gone."""
+        """Count the cluster's workers: some may have joined or left."""
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
             self._client.loop.add_callback(self._look)
@@ -127,14 +123,14 @@ class DaskPool(Pool):
     async def _look(self) -> None:
         try:
             threads = await self._client.scheduler.ncores(workers=None)
-        except OSError:  # the scheduler is gone, as the tasks that were sent will tell
+        except OSError:  # the scheduler is gone, and the tasks that were sent will fail
             return
         if not self._is_fixed:
             self.count = max(1, sum(threads.values()))
         self._most = max(self._most, len(threads))
         cluster = self._client.cluster
         if not threads and isinstance(cluster, distributed.LocalCluster):
-            # dask gives up a worker that dies while it starts; without any, no task would ever come back.
+            # dask gives up a worker that dies while it starts; without any, no task would ever finish.
             cluster.scale(self._most)
 
 
@@ -169,9 +165,11 @@ def _connected(address: str) -> Any:
         _knock(address)
         return distributed.Client(address, timeout=PATIENCE, set_as_default=False)
     except ValueError as error:
-        raise ConfigError(f"address={address!r} is no dask scheduler's: {error}; write 'tcp://host:port'") from error
+        raise ConfigError(
+            f"address={address!r} is no dask scheduler's: {message_of(error)}; write 'tcp://host:port'"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"{problem} ({error}); {cure}") from error
+        raise ConfigError(f"{problem} ({message_of(error)}); {cure}") from error
 
 
 def _knock(address: str) -> None:
@@ -238,4 +236,16 @@ def _starting_as_loky() -> Iterator[None]:
             dask.config.set({START: _before})
 
 
-at_fork(in_child=_clients.clear)
+def _forget() -> None:
+    """In a forked child: the clients and the cluster are the parent's, also at the exit of the child."""
+    for client in _clients.values():
+        atexit.unregister(client.close)
+        _inherited.append(client)
+    atexit.unregister(_end)
+    _clients.clear()
+
+
+_inherited: list[Any] = []
+"""Clients of a parent process. They are kept here, as one that is freed would wait for a thread of the parent."""
+
+at_fork(in_child=_forget)

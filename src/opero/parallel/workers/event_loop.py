@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from opero.parallel.engine.blocks import Report
@@ -11,14 +12,11 @@ from opero.parallel.workers.base import Workers
 from opero.parallel.workers.chunk_runner import Pause
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextvars import Context
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import AsyncInbox
     from opero.parallel.workers.chunk_runner import ChunkRunner
-
-__all__ = ["LoopWorkers"]
 
 CHUNK = 256
 
@@ -59,7 +57,7 @@ class LoopWorkers(Workers):
             return
         self._chunks.append(chunk)
         self._left[chunk] = len(chunk.items)
-        self._reports[chunk] = Report([], [], positions=[], fell_back=[])
+        self._reports[chunk] = Report([], positions=[])
         for _ in range(min(len(chunk.items), self._count - self._sharing)):
             self._sharing += 1
             task = self._loop.create_task(self._take_items_counted(), context=self._context.copy())

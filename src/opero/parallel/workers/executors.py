@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,11 @@ from opero.parallel.workers.pool import Pool
 from opero.runtime.machine import cpu_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.workers.chunk_runner import ChunkRunner
     from opero.parallel.workers.pool import Task
-
-__all__ = ["UserPool", "refuse_threads", "shares_memory"]
 
 
 def shares_memory(executor: Any) -> bool:

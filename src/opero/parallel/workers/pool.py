@@ -1,57 +1,53 @@
-"""What a kind of remote workers implements: a pool, to which tasks are sent, and which knows about deaths."""
+"""What a kind of remote workers implements: a pool, to which tasks are sent, and which reports deaths."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.parallel.workers.base import AHEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
     from concurrent.futures import Future
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import Inbox
 
-__all__ = ["Death", "Pool", "Task"]
 
-
+@dataclass(slots=True, eq=False)
 class Task:
     """A chunk that was sent.
 
     Attributes:
-        number: of all chunks that this process has sent.
         chunk: the chunk.
         positions: of the items that were sent, in the chunk.
         payload: the items, encoded; None if the workers share this process's memory.
+        inbox: where its messages go.
+        generation: how often its pool had been renewed.
+        number: of all chunks that this process has sent.
         finished: the positions whose results have been received.
         seconds: what they took.
     """
 
-    __slots__ = ("_inbox", "chunk", "finished", "generation", "number", "payload", "positions", "seconds")
-    numbers = itertools.count(1)
-
-    def __init__(
-        self, chunk: Chunk, positions: Sequence[int], payload: bytes | None, inbox: Inbox, generation: int
-    ) -> None:
-        self.number = next(self.numbers)
-        self.chunk = chunk
-        self.positions = positions
-        self.payload = payload
-        self.finished: set[int] = set()
-        self.seconds = 0.0
-        self.generation = generation
-        self._inbox = inbox
+    chunk: Chunk
+    positions: Sequence[int]
+    payload: bytes | None
+    inbox: Inbox
+    generation: int
+    number: int = field(default_factory=lambda: next(Task.numbers))
+    finished: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    numbers: ClassVar[Iterator[int]] = itertools.count(1)
 
     def post(self, outcome: Any, *, is_last: bool = True) -> None:
         """Hand in a message of its worker, a report, or an exception. Can be called in any thread."""
-        self._inbox.put((self.chunk, (self, outcome, is_last)))
+        self.inbox.put((self.chunk, (self, outcome, is_last)))
 
     def post_future(self, future: Future[Any]) -> None:
-        """Hand in what a future has come to."""
+        """Hand in the outcome of a future."""
         if future.cancelled():
             self.post(CancelledError())
         else:
@@ -63,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker's death, as far as its pool knows the circumstances.
+    """A worker's death, and what its pool knows about it.
 
     Attributes:
         cause: what to say of it in an error.

@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: starts it, sends, receives, ends it; and keeps idle ones for later maps."""
+"""A worker process, in its parent: starts it, sends, receives and ends it, and keeps idle ones for later maps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import spawn
@@ -33,17 +34,14 @@ from opero.parallel.transport.process import (
 from opero.parallel.transport.worker import MOST_SETUPS
 from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.threads import in_thread
-from opero.runtime.forking import RenewedLock, at_fork, undivided
+from opero.runtime.forking import RenewedLock, at_fork, renew_in_child, undivided
 from opero.runtime.machine import descendants
 from opero.runtime.private_folder import private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from opero.parallel.workers.pool import Task
-
-__all__ = ["Process", "ProcessDied", "end_all", "give_back", "take_process"]
 
 IDLE_SECONDS = 60
 """Seconds after which a process that is not used ends."""
@@ -89,7 +87,7 @@ class Process:
         self.is_ready = False
         self.end: str | None = None
         self._exit: str | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._outbox: deque[bytes] = deque()
         self._is_sending = False
         self._setups: deque[bytes | int] = deque(maxlen=MOST_SETUPS)  # those that it has: it drops the oldest, too
@@ -99,6 +97,7 @@ class Process:
                 self._process = _start(theirs, str(self._path))
             finally:
                 theirs.close()
+            renew_in_child(self, "_lock")
         self.pid = self._process.pid
         key = bytes(multiprocessing.current_process().authkey)
         self._send(pickle.dumps((sys.path, sys.argv, key)))
@@ -222,9 +221,15 @@ class Process:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
 
-    def forget(self) -> None:
-        """In a forked child: leave the process to the parent."""
+    def after_fork(self) -> None:
+        """Leave the process to the parent: send it nothing, do not share its memory, do not kill it or wait for it."""
         self._connection.close()
+        self._exit = "it is a worker of the parent process"
+        self._process.returncode = 0
+        self.control = [0] * (CONTROL_BYTES // 8)
+        self.tasks.clear()
+        self.is_idle = threading.Event()
+        self.is_idle.set()
 
 
 def _start(connection: Connection, control: str) -> subprocess.Popen[bytes]:
@@ -237,12 +242,13 @@ def _start(connection: Connection, control: str) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":  # pragma: no cover
         os.set_handle_inheritable(handle, True)
         inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, **inherited)
+    environ = {**os.environ, "OPERO_SERVE": "off", "OPERO_WATCH": "off"}  # the parent does, for all
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, **inherited)
 
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """A worker inherits which signals are blocked: a Ctrl-C that comes before it has its own handler does no harm."""
+    """A worker inherits which signals are blocked, so Ctrl-C has no effect before it has its own handler."""
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover  # Windows
         yield
         return
@@ -329,8 +335,6 @@ def _end_with_the_program() -> None:
 
 def _forget() -> None:
     """In a forked child: the workers are its parent's."""
-    for process in (*_idle, *_busy):
-        process.forget()
     _idle.clear()
     _busy.clear()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from opero.errors import CallTimeoutError
@@ -18,14 +19,10 @@ from opero.parallel.workers.process import ProcessDied, give_back, take_process
 from opero.runtime.machine import cpu_limit, resident
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.pool import Task
     from opero.parallel.workers.process import Process
-
-__all__ = ["ProcessPool"]
 
 LARGE = 1 << 16
 """Bytes of a setup above which a worker does not keep it for later maps of the same function."""
@@ -36,7 +33,7 @@ LAST_ITEM = 0.3
 GRACE, GRACE_SHARE = 0.5, 0.5
 """Seconds, and fraction of the timeout, that an attempt gets beyond its timeout before its worker is killed."""
 LOOK = 0.1
-"""Seconds between looks at attempts that have a timeout."""
+"""Seconds between checks of attempts that have a timeout."""
 MOST_FAILED_STARTS = 3
 """Processes in a row that may end before they are ready; then the map ends."""
 TIMEOUT, MEMORY, CLOSED = "its attempt took too long", "it took too much memory", "its map was closed"
@@ -64,8 +61,9 @@ class ProcessPool(Pool):
         self._name = name
         self._setup = pickled_setup
         self._key: bytes | int = pickled_setup if len(pickled_setup) <= LARGE else next(self._keys)
-        timeout = setup.policy.active("timeout")
-        self._limit = None if timeout is None else timeout.attempt or timeout.total
+        timeout = setup.policy.in_force("timeout")
+        is_enforced = timeout is not None and timeout.enforce == "interrupt"
+        self._limit = timeout.attempt or timeout.total if is_enforced else None
         self._scope = "attempt" if timeout is not None and timeout.attempt else "total"
         self.patience = None if self._limit is None else LOOK
         self._processes: list[Process] = []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, MissingExtraError
+from opero.errors import ConfigError, MissingExtraError, message_of
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.pool import Death, Pool
 from opero.runtime.forking import RenewedLock
@@ -19,12 +20,9 @@ except ImportError as error:  # pragma: no cover  # the tests' environment has i
     raise MissingExtraError("mode 'ray' needs the extra ray: pip install 'opero[ray]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from concurrent.futures import Future
 
     from opero.parallel.workers.pool import Task
-
-__all__ = ["RayPool"]
 
 PATIENCE = 10
 """Seconds in which a cluster must answer."""
@@ -64,7 +62,7 @@ class RayPool(Pool):
         reference.future().add_done_callback(lambda future: self._post(task, future))
 
     def _post(self, task: Task, future: Future[bytes]) -> None:
-        """Post what a task comes to."""
+        """Post the outcome of a task."""
         self._sent.pop(task, None)
         error = future.exception()
         if isinstance(error, ray.exceptions.TaskCancelledError):
@@ -113,7 +111,7 @@ def _connect(address: str | None, workers: int | str) -> None:
         with suppress(Exception):
             ray.shutdown()
         raise ConfigError(
-            f"no ray cluster answers at address={address!r} ({error}); start one with `ray start --head`, or leave "
-            "address out for the one that is connected to, or one on this machine"
+            f"no ray cluster answers at address={address!r} ({message_of(error)}); start one with `ray start --head`, "
+            "or leave address out for the one that is connected to, or one on this machine"
         ) from error
     _address = address

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import WorkerDiedError
-from opero.observe.logs import logger
+from opero.errors import WorkerDiedError, message_of
+from opero.events import MapWorkerLost
 from opero.parallel.engine.blocks import Report
 from opero.parallel.transport.messages import Unreadable, decode_report, encode_items, unsendable
 from opero.parallel.workers.base import Workers
 from opero.parallel.workers.pool import Task
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from opero.observe.stats import Stats
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import Inbox
+    from opero.parallel.engine.settings import MapSettings
     from opero.parallel.workers.pool import Death, Pool
-
-__all__ = ["RemoteWorkers"]
 
 
 class RemoteWorkers(Workers):
@@ -34,33 +32,20 @@ class RemoteWorkers(Workers):
 
     Args:
         pool: where chunks go.
-        name: the function's name, for messages.
+        settings: of the map.
         inbox: where the reports go.
-        stats: what the workers count is added here.
-        concurrency: concurrent calls of an async function.
         batch_size: items in one call.
-        retries: how often an item that may have killed its worker is tried again.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        name: str,
-        inbox: Inbox,
-        stats: Stats,
-        *,
-        concurrency: int = 1,
-        batch_size: int = 1,
-        retries: int = 1,
-    ) -> None:
+    def __init__(self, pool: Pool, settings: MapSettings, inbox: Inbox, batch_size: int) -> None:
         self.patience = pool.patience
-        self.concurrency = concurrency
+        self.concurrency = settings.concurrency
         self._pool = pool
-        self._name = name
+        self._name = settings.name
         self._inbox = inbox
-        self._stats = stats
+        self._stats = settings.binding.stats  # what the workers count is added here
         self._batch_size = batch_size
-        self._retries = retries
+        self._retries = settings.policy.worker_retries
         self._waiting: deque[Chunk] = deque()
         self._under_way: dict[Chunk, Task] = {}
         self._is_stopped = False
@@ -112,7 +97,7 @@ class RemoteWorkers(Workers):
             task.post(error)
         except RuntimeError as error:
             del self._under_way[chunk]
-            raise self._ended(f"takes nothing more ({error})", error) from error
+            raise self._ended(f"takes nothing more ({message_of(error)})", error) from error
 
     def _payload(self, chunk: Chunk) -> tuple[bytes | None, Any]:
         """The items, encoded, and their positions. Those that cannot be pickled have failed."""
@@ -153,7 +138,7 @@ class RemoteWorkers(Workers):
         except Unreadable:
             part = self._part(task.chunk, task.positions)
             part.is_unreadable = True
-            return self._again([part])
+            return Report([], positions=[], again=[part])
         except BaseException as error:  # noqa: BLE001  # it ends the map
             return error
         report.is_last = is_last
@@ -174,43 +159,44 @@ class RemoteWorkers(Workers):
             report.fell_back = [sent[each] for each in report.fell_back]
         return report
 
-    def took(self, chunk: Chunk) -> None:
-        self._send()
-
     # Deaths
 
     def _after_death(self, task: Task, error: BaseException) -> Report | BaseException:
         """What to send again after a worker's death, and what has failed."""
-        if task.generation == self._generation:
+        is_first = task.generation == self._generation  # of the tasks that one death ends
+        if is_first:
+            self._stats.emit(MapWorkerLost, error=error)
             if not self._pool.renew():
                 self._end = self._ended(f"is broken ({type(error).__name__}: {error})", error)
                 return Report([], positions=[])
             self._generation += 1
         chunk, left = task.chunk, task.unfinished()
         death = self._pool.death(task, error)
+        if death.is_own and not is_first:
+            self._stats.emit(MapWorkerLost, error=error)
         if not left:
             return Report([], positions=[])
         if not death.has_begun:
-            return self._again([self._part(chunk, left)])
+            return Report([], positions=[], again=[self._part(chunk, left)])
         if self._is_unclear(death) and len(left) > 1:
             # In few parts, so that few workers die.
             size = max(1, isqrt(len(left))) if death.is_own or chunk.suspect else len(left)
-            return self._again([self._part(chunk, left[at : at + size], 1) for at in range(0, len(left), size)])
+            parts = [self._part(chunk, left[at : at + size], 1) for at in range(0, len(left), size)]
+            return Report([], positions=[], again=parts)
         suspects = left
         if not self._is_unclear(death) and death.place is not None:
             suspects = list(task.positions[death.place : death.place + self._batch_size])
         others = [each for each in left if each not in suspects]
         died = chunk.suspect + 1 if len(suspects) == len(task.positions) else 1
-        report = self._again([chunk.part(others)] if others else [])
-        assert report.again is not None
+        again = [chunk.part(others)] if others else []
+        report = Report([], positions=[], again=again)
         if death.failure is None and death.is_innocent:
-            report.again.insert(0, chunk.part(suspects))
-            report.again[0].is_solo = death.alone
+            again.insert(0, chunk.part(suspects))
+            again[0].is_solo = death.alone
         elif death.failure is None and (died <= self._retries or not (death.is_own or chunk.suspect)):
-            report.again.insert(0, self._part(chunk, suspects, died))
-            logger.warning(
-                "%s: a %s died of item %d; it is tried again", self._name, self._pool.worker, chunk.index(suspects[0])
-            )
+            again.insert(0, self._part(chunk, suspects, died))
+            text, index = "%s: a %s died of item %d; it is tried again", chunk.index(suspects[0])
+            log("map_worker_lost", text, self._name, self._pool.worker, index, about=self._stats, index=index)
         else:
             self._fail(report, suspects, death.failure or self._death_error(chunk, suspects, died, death.cause))
         return report
@@ -218,11 +204,6 @@ class RemoteWorkers(Workers):
     def _is_unclear(self, death: Death) -> bool:
         """Whether more than one item may have run when the worker died."""
         return death.place is None or self.concurrency > 1
-
-    def _again(self, chunks: list[Chunk]) -> Report:
-        report = Report([], positions=[])
-        report.again = chunks
-        return report
 
     def _part(self, chunk: Chunk, positions: Sequence[int], suspect: int | None = None) -> Chunk:
         part = chunk.part(positions)
@@ -234,9 +215,9 @@ class RemoteWorkers(Workers):
         report.values = [failure] * len(suspects)
         report.positions = list(suspects)
         report.failures = list(suspects)
-        self._stats.failures += 1
         self._stats.calls += 1
         self._stats.count_error(failure)
+        self._stats.count_failure(failure)
 
     def _death_error(self, chunk: Chunk, suspects: list[int], times: int, cause: str) -> WorkerDiedError:
         items = f"item {chunk.index(suspects[0])}"

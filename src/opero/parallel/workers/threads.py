@@ -5,49 +5,55 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from opero.parallel.engine.blocks import Report
 from opero.parallel.workers.base import AHEAD, Workers
 from opero.parallel.workers.chunk_runner import STOP
-from opero.runtime.forking import at_fork
+from opero.runtime import forking
 from opero.runtime.machine import queued
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
 
     from opero.parallel.engine.blocks import Chunk
     from opero.parallel.engine.inbox import Inbox
     from opero.parallel.workers.chunk_runner import ChunkRunner
 
-__all__ = ["InlineWorkers", "ThreadWorkers", "in_thread"]
-
 MOST_IDLE = 64
 
-_idle: list[queue.SimpleQueue[Callable[[], None]]] = []
-"""The queues of threads that wait for the next map."""
+_idle: list[tuple[queue.SimpleQueue[Callable[[], None]], int]] = []
+"""The queues and identifiers of threads that wait for the next map."""
 
 
-at_fork(in_child=_idle.clear)
+forking.at_fork(in_child=_idle.clear)
 
 
 def in_thread(function: Callable[[], None]) -> None:
     """Run a function in an idle thread or a new one. The threads are daemons: the program does not wait for them."""
     try:
-        _idle.pop().put(function)
+        _idle.pop()[0].put(function)
     except IndexError:
         own: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         own.put(function)
         threading.Thread(target=_serve, args=(own,), name="opero-map", daemon=True).start()
 
 
+def idle_threads() -> list[int]:
+    """Return the identifiers of the threads that wait for the next map."""
+    return [thread for _, thread in _idle.copy()]
+
+
 def _serve(own: queue.SimpleQueue[Callable[[], None]]) -> None:
+    generation = forking.generation
     while True:
         own.get()()
+        if generation != forking.generation:  # the function has forked: the pool is in the parent
+            return
         if len(_idle) >= MOST_IDLE:
             return
-        _idle.append(own)
+        _idle.append((own, threading.get_ident()))
 
 
 class ThreadWorkers(Workers):
@@ -66,23 +72,27 @@ class ThreadWorkers(Workers):
         self._work = work
         self._inbox = inbox
         self._started = 0
-        self._under_way = 0
         self._control = [0, 0, 0]
         self._context = context
         self._chunks: queue.SimpleQueue[tuple[Chunk, Report] | None] = queue.SimpleQueue()
         self._reports: dict[Chunk, Report] = {}
+        forking.renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Start no further item: the parent runs them."""
+        self._control[STOP] = 1
+        self._chunks.put(None)
 
     def submit(self, chunk: Chunk) -> None:
         report = self._reports[chunk] = Report([])
         self._chunks.put((chunk, report))
-        self._under_way += 1
-        if self._started < min(self._count, self._under_way):
+        if self._started < min(self._count, len(self._reports)):
             self._started += 1
             in_thread(self._take_chunks)
 
-    def took(self, chunk: Chunk) -> None:
-        self._under_way -= 1
+    def open(self, chunk: Chunk, message: Any) -> Report | BaseException:
         self._reports.pop(chunk, None)
+        return super().open(chunk, message)
 
     def _take_chunks(self) -> None:
         run, put, get, control = self._work.run, self._inbox.put, self._chunks.get, self._control

@@ -1,0 +1,1 @@
+"""Alerts: rules over events and counts of calls, and notifications of the log, functions and webhooks."""

@@ -1,0 +1,125 @@
+"""What opero itself knows about the health of a registry: circuits, limits, cache stores and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opero.errors import describe, message_of
+from opero.health.status import Finding
+from opero.policies.types import approximate_duration, format_duration
+from opero.registry.parts import is_in_shadow, parts
+from opero.registry.roster import declaration_of
+
+if TYPE_CHECKING:
+    from opero.cache.outage import StoreBreaker
+    from opero.executors.bulkhead import BulkheadExecutor
+    from opero.executors.circuit_breaker import CircuitBreakerExecutor
+    from opero.executors.rate_limit import RateLimitExecutor
+    from opero.registry.registry import Registry
+
+SEVERITY = ("healthy", "degraded", "unhealthy")
+LONGEST_TEXT = 300
+
+
+class Contribution(NamedTuple):
+    """What opero knows about the health of one part of a registry.
+
+    Attributes:
+        name: "configuration", "api.circuit_breaker" for a profile, "app.users:get.circuit_breaker" for a function, or
+            "cache store " and its name.
+        profiles: the profiles that it belongs to.
+        finding: its state.
+    """
+
+    name: str
+    profiles: frozenset[str]
+    finding: Finding
+
+
+def contributions(registry: Registry) -> dict[str, Contribution]:
+    """Return the contributions of a registry by name. Nothing is called or resolved, and no server is asked.
+
+    Only parts that have been used contribute: a function that has not been called yet has no state.
+    """
+    found: dict[str, Contribution] = {}
+    for name, profile, look in _parts(registry):
+        try:
+            finding = look()
+        except Exception as error:  # noqa: BLE001  # such as that of a file in which several processes keep a state
+            finding = Finding("unhealthy", f"its state cannot be read: {describe(error)}")
+        profiles = frozenset(() if profile is None else (profile,))
+        before = found.get(name)
+        if before is not None:  # several functions with one store, or one profile under several clocks
+            profiles |= before.profiles
+            finding = max(before.finding, finding, key=lambda each: SEVERITY.index(each.status))
+        found[name] = Contribution(name, profiles, finding)
+    return found
+
+
+def _parts(registry: Registry) -> Iterator[tuple[str, str | None, Callable[[], Finding]]]:
+    """Yield the name of each part, its profile, and a function that looks at it."""
+    yield "configuration", None, lambda: _of_configuration(registry)
+    for part in parts(registry._in_force.shared, registry._bindings()):
+        profile, function, holder = part.profile or None, "", part.holder
+        if part.binding is not None:
+            declaration = declaration_of(part.binding)
+            function, (profile, _) = declaration.name, registry._start_of(declaration)
+        if part.kind == "store":
+            yield f"cache store {holder.breaker.name}", profile, _looking_at_store(holder.breaker)
+        elif part.kind in LOOKS and not is_in_shadow(holder):
+            yield f"{function or profile}.{part.kind}", profile, _looking_at(holder)
+
+
+def _looking_at(executor: Any) -> Callable[[], Finding]:
+    return lambda: LOOKS[executor.policy.kind](executor)
+
+
+def _looking_at_store(breaker: StoreBreaker) -> Callable[[], Finding]:
+    return lambda: Finding("degraded", f"functions run without it: {breaker.trouble}") if breaker.trouble else OK
+
+
+OK = Finding()
+
+
+def _of_configuration(registry: Registry) -> Finding:
+    rejected = registry.rejected
+    if rejected is None:
+        return OK
+    reason = message_of(rejected, LONGEST_TEXT)
+    return Finding("degraded", f"a reload was rejected, and the previous configuration stays in force: {reason}")
+
+
+def _of_circuit(breaker: CircuitBreakerExecutor) -> Finding:
+    state, last_error = breaker.status()
+    after = f" after {last_error}" if last_error else ""
+    if state in ("closed", "forced_closed"):
+        return OK
+    if state == "half_open":
+        return Finding("degraded", f"the circuit is half open{after}")
+    return Finding(
+        "unhealthy", "the circuit was forced open" if state == "forced_open" else f"the circuit is open{after}"
+    )
+
+
+def _of_rate_limit(limiter: RateLimitExecutor) -> Finding:
+    wait = limiter.next_permit()
+    if wait <= limiter.patience:
+        return OK
+    away, limit = approximate_duration(wait), format_duration(limiter.patience)
+    return Finding("degraded", f"calls are rejected: the next permit is {away} away, and max_wait is {limit}")
+
+
+def _of_bulkhead(bulkhead: BulkheadExecutor) -> Finding:
+    running, limit = bulkhead.running, bulkhead.home.successor.limit
+    if running < limit or bulkhead.policy.max_wait != 0:
+        return OK
+    return Finding("degraded", f"calls are rejected: {running} of {limit} slots are in use")
+
+
+LOOKS: dict[str, Callable[[Any], Finding]] = {
+    "circuit_breaker": _of_circuit,
+    "rate_limit": _of_rate_limit,
+    "bulkhead": _of_bulkhead,
+}
+"""Kind of policy → what its executor says about the health of what it stands in front of."""

@@ -1,0 +1,1 @@
+"""What connects opero with servers and monitoring systems, one module for each."""

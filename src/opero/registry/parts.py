@@ -1,0 +1,69 @@
+"""What keeps a state behind the functions of a registry: limits, memories of fallback values, cache stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opero.cache.stores import SharedStore
+from opero.executors.rate_limit import Meter
+
+if TYPE_CHECKING:
+    from opero.binding.binding import Binding
+    from opero.registry.profile_state import SharedExecutors
+
+
+class Part(NamedTuple):
+    """One thing that keeps a state.
+
+    Attributes:
+        kind: the kind of policy, or "store" for the store of a cache.
+        profile: the profile whose functions share it; "" if it belongs to one function.
+        binding: the function to which it belongs, or which uses the store; None if functions of a profile share it.
+        holder: the executor, or the store.
+    """
+
+    kind: str
+    profile: str
+    binding: Binding | None
+    holder: Any
+
+
+def is_in_shadow(executor: Any) -> bool:
+    """Return whether an executor only watches: it rejects nothing, whatever its state."""
+    return bool(getattr(executor.policy, "shadow", False))  # what is remembered of fallback values has none
+
+
+def executors_of(binding: Binding) -> dict[str, Any]:
+    """Return kind → the executor of a function that has been resolved."""
+    executors = dict(binding.resolved().executors)
+    meter, memory = executors.get("rate_limit"), executors.pop("values", None)
+    if isinstance(meter, Meter):
+        executors["rate_limit"] = meter.limiter
+    return executors | {"fallback": memory}  # a fallback result has no state
+
+
+def parts(shared: SharedExecutors, bindings: Iterable[Binding]) -> Iterator[Part]:
+    """Yield what keeps a state; a function that has not been called yet has none. Nothing is resolved for it.
+
+    Args:
+        shared: what the functions of profiles share.
+        bindings: the functions.
+    """
+    known = set()
+    for profile, executor in shared.held():
+        known.add(id(executor))
+        yield Part(executor.policy.kind, profile, None, executor)
+    for binding in bindings:
+        if binding.is_late:
+            continue
+        for kind, executor in executors_of(binding).items():
+            if kind in STATEFUL and executor is not None and id(executor) not in known:
+                yield Part(kind, "", binding, executor)
+        store = None if binding.cache is None else binding.cache.store
+        if isinstance(store, SharedStore):
+            yield Part("store", "", binding, store)
+
+
+STATEFUL = ("circuit_breaker", "rate_limit", "bulkhead", "fallback")
+"""The kinds of policy whose executors keep a state."""

@@ -1,0 +1,192 @@
+"""How a mode is chosen, and what is refused when a function is decorated."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from opero import ConfigError, MapError, Policy, opero, opmap
+from opero.parallel.workers.choose import worker_count
+
+
+def plain(item: int) -> int:
+    return item
+
+
+async def plain_async(item: int) -> int:
+    return item
+
+
+# mode: auto
+
+
+def test_auto_runs_functions_that_wait_in_threads() -> None:
+    @opmap(workers=4)
+    def wait(_: int) -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    idents = wait(range(8))
+    assert idents[0] == threading.get_ident()  # the first items are the sample
+    assert idents[-1] != threading.get_ident()
+
+
+def test_auto_runs_long_computations_in_processes() -> None:
+    @opmap(workers=2)
+    def compute(_: int) -> int:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            pass
+        return os.getpid()
+
+    pids = compute(range(24))
+    assert pids[0] == os.getpid()
+    assert os.getpid() not in pids[2:]
+
+
+def test_auto_runs_short_computations_in_this_process() -> None:
+    @opmap
+    def compute(_: int) -> int:
+        return os.getpid()
+
+    assert set(compute(range(100))) == {os.getpid()}
+
+
+def test_auto_keeps_the_size_of_batches() -> None:
+    sizes: list[int] = []
+
+    @opmap(batch_size=5)
+    def load(ids: list[int]) -> list[int]:
+        sizes.append(len(ids))
+        return ids
+
+    assert load(range(12)) == list(range(12))
+    assert sorted(sizes) == [2, 5, 5]
+
+
+def test_auto_stops_at_a_failure_in_its_sample() -> None:
+    called: list[int] = []
+
+    @opmap(retries=0)
+    def fail(number: int) -> None:
+        called.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(Exception, match="9 were not finished"):
+        fail(range(10))
+    assert called == [0]
+
+
+# workers
+
+
+def test_the_number_of_workers_follows_from_the_mode() -> None:
+    assert worker_count(3, "thread") == 3
+    assert worker_count("auto", "async") == 100
+    assert 1 <= worker_count("auto", "process") <= max(1, (os.cpu_count() or 1) - 1)
+    assert 1 <= worker_count("auto", "thread") <= 32
+
+
+# Refused when the function is decorated
+
+
+@pytest.mark.parametrize("mode", ["dask", "ray"])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rate_limit": 10}, "rate_limit"),
+        ({"circuit_breaker": 5}, "circuit_breaker"),
+        ({"bulkhead": 2, "rate_limit": 10}, "rate_limit and bulkhead"),
+    ],
+)
+def test_limits_that_no_cluster_can_share_are_refused(options: dict[str, Any], named: str, mode: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"plain: {named} cannot be shared with the machines.*mode='process'"):
+        opmap(mode=mode, **options)(plain)
+
+
+def test_limits_that_are_switched_off_are_accepted() -> None:
+    opmap(mode="dask", policy=Policy(rate_limit={"rate": 5, "enabled": False}))(plain)
+
+
+def test_a_single_call_ignores_the_mode_of_maps() -> None:
+    bound = opero(mode="dask", rate_limit=100)(plain)
+    assert bound(3) == 3
+    with pytest.raises(ConfigError, match="rate_limit cannot be shared"):
+        bound.map([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("mode", "function", "serves"),
+    [
+        ("thread", plain_async, "mode='async', or 'async_process'"),
+        ("process", plain_async, "mode='async', or 'async_process'"),
+        ("async", plain, "mode='thread' or 'process'"),
+        ("async_process", plain, "mode='process' or 'thread'"),
+    ],
+)
+def test_the_error_for_an_unsuitable_mode_names_the_suitable_ones(mode: Any, function: Any, serves: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"plain.* is an? (async|sync) function, which mode '{mode}' cannot run.*{serves}"
+    ):
+        opmap(mode=mode)(function)
+
+
+def test_a_wrong_option_is_refused_when_the_decorator_is_created() -> None:
+    with pytest.raises(ValueError, match=r"'proces' is not one of .*; did you mean 'process'"):
+        opmap(mode="proces")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="0 is invalid: use an integer >= 1"):
+        opmap(workers=0)
+
+
+# progress
+
+
+def test_progress_true_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert opmap(mode="thread", progress=True)(plain)(range(3)) == [0, 1, 2]
+    assert "plain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("progress", ["auto", False])
+def test_progress_auto_is_not_shown_without_a_terminal(progress: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    opmap(mode="thread", progress=progress)(plain)(range(3))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+@pytest.mark.parametrize("batch", [True, False])
+def test_a_fallback_result_of_an_item_is_not_cached(mode: Any, batch: bool) -> None:
+    def broken(item: Any) -> Any:
+        raise ConnectionError
+
+    def instead(item: Any) -> Any:
+        return ["instead"] * len(item) if isinstance(item, list) else "instead"
+
+    bound = Policy(
+        cache=True, fallback={"function": instead}, parallel={"mode": mode, "workers": 2, "batch": batch}
+    ).apply(broken)
+    assert bound.map(range(40)) == ["instead"] * 40
+    assert bound.cache_get(1) is None
+    assert bound.stats.failures == 0
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_on_error_raise_starts_no_item_after_a_failed_one_of_its_chunk(mode: Any) -> None:
+    def fail_late(item: int) -> int:
+        if item == 3000:
+            raise ValueError(item)
+        return item
+
+    bound = Policy(parallel={"mode": mode, "workers": 1}).apply(fail_late)
+    with pytest.raises(MapError) as caught:
+        bound.map(range(50_000))
+    assert len(caught.value.results) + 1 < 20_000
+    assert [each.index for each in caught.value.failures] == [3000]
+
+
+@pytest.mark.parametrize(("function", "items", "results"), [(int, ["1", "2"], [1, 2]), (time.sleep, [0], [None])])
+def test_a_builtin_without_a_signature_is_mapped(function: Any, items: list[Any], results: Any) -> None:
+    assert opmap(mode="thread")(function)(items) == results
