@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,6 @@ POLICIES: dict[str, dict[str, Any]] = {
 ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}
 POLICIES["all, disk"] = ALL | POLICIES["disk"]
 POLICIES["all, memory"] = ALL | POLICIES["memory"]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_hangs() -> Iterator[None]:
-    """A limit in real time; one in virtual time would be over while a slow disk is waited for."""
-    faulthandler.dump_traceback_later(300, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 class Loop(_VirtualLoop):
