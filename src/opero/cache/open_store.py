@@ -21,6 +21,7 @@ from opero.cache.database import FILE, make_directory
 from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
+from opero.cache.redis_address import place_of
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
@@ -196,8 +197,7 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str) -> tuple
     if kind == "redis":
         url = policy.url or settings.redis_url
         address = "redis://" if url is None else url.get_secret_value()
-        place = address.partition("://")[2].rpartition("@")[2].partition("?")[0] or "localhost:6379"
-        return f"redis at {place}", {
+        return f"redis at {place_of(address)}", {
             "url": address,
             "timeout": policy.store_timeout,
             "lock_timeout": min(policy.lock_timeout, LEASE),

@@ -189,7 +189,7 @@ class SharedStore:
     # Keys in the backend
 
     def _key(self, key: Hashable) -> str:
-        return self.prefix + digest(key)
+        return f"{self.prefix}{{{digest(key)}}}"  # in braces: a redis cluster keeps what belongs to a key together
 
     def _gone(self, name: str) -> str:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"
