@@ -40,6 +40,10 @@ class RedisBackend(BytesBackend):
         self.lock_timeout = float(arguments.get("lock_timeout", 60.0))
         self.connection_errors: tuple[type[Exception], ...] = (redis.ConnectionError,)
         self.timeout_errors: tuple[type[Exception], ...] = (redis.TimeoutError,)
+        self.elsewhere: tuple[type[Exception], ...] = (
+            redis.exceptions.MovedError,
+            redis.exceptions.ClusterCrossSlotError,
+        )
         self.lock_errors: tuple[type[Exception], ...] = (redis.exceptions.LockError,)
         timeout, options = float(arguments.get("timeout", 1.0)), dict(arguments.get("options") or {})
         self.server = server_at(arguments["url"], timeout, options)
@@ -120,6 +124,8 @@ class RedisBackend(BytesBackend):
             return operation(*args)
         except self.timeout_errors:
             raise
+        except self.elsewhere:
+            raise OSError("it is part of a cluster: use a URL that begins with redis+cluster://") from None
         except self.connection_errors:
             # If the server was restarted, all idle connections are dead, and a new one works.
             self.server.drop_idle()

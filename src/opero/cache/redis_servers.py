@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from opero.cache.redis_address import Address, read_address
@@ -36,7 +37,10 @@ class Server:
                 options.pop(name, None)
             self.client: Any = sentinel.master_for(address.service, **options)
         else:
-            pool = redis.ConnectionPool(connection_class=address.connection_class, **options)
+            make: Any = redis.ConnectionPool
+            if options.get("max_connections"):  # callers wait for one of them, as for a reply
+                make = partial(redis.BlockingConnectionPool, timeout=options["socket_timeout"])
+            pool = make(connection_class=address.connection_class, **options)
             self.client = redis.Redis.from_pool(pool)
 
     def get_many(self, names: Sequence[str]) -> Sequence[Any]:
