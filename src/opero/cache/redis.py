@@ -13,6 +13,7 @@ from dogpile.cache.api import NO_VALUE, BytesBackend
 
 from opero.errors import message_of
 from opero.runtime.forking import RenewedLock
+from opero.runtime.interruption import interruptible
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class RedisBackend(BytesBackend):
             if not cursor:
                 return
 
+    @interruptible
     def _run(self, operation: Callable[..., T], *args: Any) -> T:
         try:
             return operation(*args)
