@@ -18,9 +18,9 @@ from leftovers import no_change_is_left, no_process_is_left
 from opero import Policy, on
 from opero.runtime.log import limiter
 from opero.testing import VirtualClock
-from redis_server import redis_server, redis_url
+from redis_server import redis_program, redis_server, redis_url
 
-__all__ = ["no_change_is_left", "no_process_is_left", "redis_server", "redis_url"]
+__all__ = ["no_change_is_left", "no_process_is_left", "redis_program", "redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
