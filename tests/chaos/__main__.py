@@ -1,4 +1,4 @@
-"""Attacks on opero that nothing may survive only in part: `python -m tests.chaos [--minutes 20 | --slice] [program ...]`.
+"""Attacks that opero has to survive: `python -m tests.chaos [--minutes 20 | --slice] [program ...]`.
 
 Each program of this folder, `python -m tests.chaos.NAME [--seconds N] [--seed S]`, prints a line of figures and exits
 with 1 if anything was lost. This one shares the time between them, and exits with 1 if any of them failed.

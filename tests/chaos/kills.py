@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from opero import Policy
 from tests.chaos.harness import Chaos, begin
 
-ITEMS = 250
+from opero import Policy
+
+ITEMS = 150
 WORKERS = 3
 RETRIES = 100
 """Enough that no item fails because chance hits it again and again."""
@@ -61,8 +61,8 @@ async def work_async(item: tuple[int, float], diary: str) -> str:
 class Killer(threading.Thread):
     """Kills a worker now and then, and remembers which.
 
-    It has begun an item, apart from one in each map that may be starting: a map ends if three workers in a row die before
-    they are ready, as those of a pool that cannot start do.
+    It has begun an item, apart from one in each map that may be starting: a map ends if three workers in a row die
+    before they are ready, as those of a pool that cannot start do.
     """
 
     def __init__(self, chance: random.Random, diary: Path) -> None:
@@ -143,9 +143,7 @@ async def read(stream: Any) -> list[Any]:
     return [each async for each in stream]
 
 
-def check_reruns(
-    chaos: Chaos, name: str, diary: Path, items: list[tuple[int, float]], killed: set[int]
-) -> None:
+def check_reruns(chaos: Chaos, name: str, diary: Path, items: list[tuple[int, float]], killed: set[int]) -> None:
     """An item runs again only if a worker that ran it was killed, and few that had ended do."""
     begun: dict[int, list[int]] = collections.defaultdict(list)
     ended: set[tuple[int, int]] = set()

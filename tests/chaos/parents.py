@@ -11,8 +11,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from opero import Policy
 from tests.chaos.harness import Chaos, begin
 from tests.chaos.kills import tell
+
+from opero import Policy
 
 ITEMS = 120
 PROCESSES_END = 30.0
