@@ -159,7 +159,7 @@ def bulkheads(chaos: Chaos, folder: str) -> None:
             bound.binding.swap(Policy(bulkhead={"max_concurrent": slots, "max_wait": wait}))
 
     if home in ("memory, then file", "other policy"):
-        targets.append(move)
+        targets += [move] * (1 if home == "memory, then file" else chance.choice([1, 3]))
     if not in_threads(chaos, name, targets):
         return
     chaos.check(inside.most <= slots, f"{name}: {inside.most} calls at once")
