@@ -19,12 +19,14 @@ import pytest
 from dogpile.cache import register_backend
 from dogpile.cache.api import BytesBackend
 
-from opero import Policy
+from opero import ConfigError, Policy
 from opero.cache import database, open_store
 from opero.cache.database import Database
 from opero.cache.leases import LEASE
+from opero.cache.open_store import check_store
 from opero.cache.outage import StoreBreaker
 from opero.events import CacheFailed
+from opero.policies import CachePolicy
 from opero.testing import VirtualClock
 
 SURROGATE = "\ud800"
@@ -402,3 +404,12 @@ def test_a_dependency_that_hangs_leaves_the_threads_of_timeouts_to_the_others(mo
     while abandoned() > before and time.monotonic() < until:
         time.sleep(0.01)
     assert helper_threads._helpers.abandoned_of == {}
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 300, "~nobody-has-this/\0"], ids=ascii)
+def test_a_directory_that_is_no_path_is_a_configuration_error(text: str) -> None:
+    cache = CachePolicy(backend="disk", ttl=5, cache_dir=text)
+    with pytest.raises(ConfigError, match="cannot be used|cannot open cache store"):
+        check_store(cache, "f")
+    with pytest.raises(ConfigError, match="cannot open cache store"):
+        Policy(cache=cache).apply(lambda: 1)()
