@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
-import sqlite3
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
