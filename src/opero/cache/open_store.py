@@ -8,6 +8,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -108,13 +109,14 @@ def check_store(policy: CachePolicy, name: str) -> None:
     if kind == "memory":
         return
     shown, arguments = _arguments(policy, settings, kind)
-    _check_places(kind, arguments, name, codec)
     if kind == "disk":
         _check_directory(arguments["directory"], name, shown)
-    elif kind != "dogpile.cache.dbm":  # which makes its file at once
+    _check_places(kind, arguments, name, codec)
+    if kind == "dogpile.cache.dbm":  # which makes its file at once
+        if "filename" not in arguments:
+            raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
+    elif kind != "disk":
         _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, shown)
-    elif "filename" not in arguments:
-        raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
     _check_ttl(policy, name)
 
 
@@ -138,14 +140,17 @@ def _prepare_directory(arguments: dict[str, Any], name: str, codec: Codec, shown
 
 def _check_directory(directory: Path, name: str, shown: str) -> None:
     """Check that a directory can be written to, or else be made."""
-    there = next(each for each in (directory, *directory.parents) if each.exists())
+    there = next(each for each in (directory, *directory.parents) if os.path.exists(each))
     if os.access(directory / FILE, os.R_OK):
         return  # a cache that was filled before it became read-only
     try:
+        with suppress(FileNotFoundError):  # what is no path at all, as it is too long, for example, cannot be made
+            os.stat(directory)
         with tempfile.TemporaryDirectory(dir=there):
             pass
-    except OSError as error:
-        raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=error.strerror)}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or message_of(error)
+        raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=why)}") from error
 
 
 def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
@@ -192,7 +197,7 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str) -> tuple
             from platformdirs import user_cache_path
 
             directory = user_cache_path("opero", appauthor=False)
-        directory = Path(directory).expanduser().absolute()
+        directory = Path(os.path.expanduser(directory)).absolute()
         return f"disk at {directory}", {"directory": directory, "timeout": policy.store_timeout}
     if kind == "redis":
         url = policy.url or settings.redis_url

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
 from opero.cache.redis_servers import server_at
+from opero.runtime.interruption import interruptible
 
 T = TypeVar("T")
 
@@ -119,6 +120,7 @@ class RedisBackend(BytesBackend):
                 if not cursor:
                     break
 
+    @interruptible
     def _run(self, operation: Callable[..., T], *args: Any) -> T:
         try:
             return operation(*args)
