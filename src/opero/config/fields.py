@@ -21,6 +21,7 @@ ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]
 """Aliases of flat options, in environment variables only."""
 
 OPTIONS: dict[str, tuple[str, str | None]] = {
+    **{f"{kind}_{field}": (kind, field) for kind, model in KINDS.items() for field in model.model_fields},
     **FLAT_OPTIONS,
     **ALIASES,
     **{kind: (kind, None) for kind in KINDS},
