@@ -57,10 +57,8 @@ def show_command(
             }
         )
     else:
-        by = f" ({found.chosen_by})" if found.chosen_by else ""
         where = "" if found.directory is None else f" from {show_path(found.directory)}"
         say(f"# environment {found.environment}{where}, including environment variables")
-        say(f"# files: {', '.join(map(show_path, found.files)) or 'none'}{by}")
         say(yaml_of(policies, functions, imports))
         if alerts:
             say(_yaml_of_alerts(alerts))
