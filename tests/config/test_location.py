@@ -297,3 +297,24 @@ def test_a_place_outside_the_working_directory_is_shown_in_full(policies: Polici
     with pytest.raises(ConfigError, match="must be a mapping") as caught:
         load(other, environ={})
     assert str(caught.value).startswith(f"{other}/base.yaml:1:11: ")
+
+
+NO_PATHS = {
+    "too long": "x" * 300,
+    "too deep": "x/" * 5000,
+    "a NUL": "a\0b",
+    "a surrogate": "\ud800",
+    "~unknown": "~nobody-has-this/x",
+}
+
+
+@pytest.mark.parametrize("text", NO_PATHS.values(), ids=NO_PATHS)
+@pytest.mark.parametrize("name", ["OPERO_CONFIG", "OPERO_ENV_FILE", "OPERO_SECRETS_DIR"])
+def test_a_text_that_is_no_path_is_reported_with_the_variable(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"does not exist|cannot be read: File name too long") as caught:
+        load(environ={name: text})
+    assert [each.place for each in caught.value.problems] == [name]
+    argument = name.removeprefix("OPERO_").lower().replace("config", "directory")
+    with pytest.raises(ConfigError, match=r"does not exist|cannot be read: File name too long") as caught:
+        load(**{argument: text}, environ={})  # type: ignore[arg-type]
+    assert [each.place for each in caught.value.problems] == [argument]

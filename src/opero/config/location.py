@@ -15,7 +15,7 @@ from types import MappingProxyType
 from opero.config.report import Report
 from opero.config.sources import Source
 from opero.errors import ConfigError, error_at, nearest, readable, text_of
-from opero.runtime.environment_files import HERE, env_file, variable
+from opero.runtime.environment_files import HERE, absence, env_file, variable
 from opero.runtime.project import PROJECT, folders
 
 DEFAULT_ENVIRONMENT = "development"
@@ -114,13 +114,13 @@ def locate(
     env = _environment(environment, environ, places or {})
     named = named_directory(directory, environ, places or {})
     warnings = (f"{env.by}: {env.fault}",) if env.fault else ()
-    folder = Path(named.value).expanduser()
+    folder = Path(os.path.expanduser(named.value))
     if not folder.is_absolute():
         folder = Path.cwd() / folder
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if not named.by:
             return Location(env.value, None, (), warnings=warnings)
-        fault = "is a file; use the directory that contains it" if folder.exists() else "does not exist"
+        fault = absence(folder) or "is a file; use the directory that contains it"
         raise error_at(named.by, f"the directory {show_path(folder)} {fault}")
     found = _files(folder, report)
     files = tuple(found[name] for name in dict.fromkeys((BASE, env.value)) if name in found)

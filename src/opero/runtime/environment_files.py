@@ -79,18 +79,41 @@ class _Place:
         kind = "file" if self.is_file else "directory"
         if not value.strip():
             raise error_at(source, f"empty value: set the path of a {kind}, or unset it")
-        given = Path(value.strip()).expanduser()
+        given = Path(os.path.expanduser(value.strip()))
         path = base / given
         if not self._is_at(path):
-            raise error_at(source, f"{given} is not a {kind}" if path.exists() else f"{kind} {given} does not exist")
+            why = absence(path)
+            raise error_at(source, f"{kind} {given} {why}" if why else f"{given} is not a {kind}")
         return path
 
     def _is_at(self, path: Path) -> bool:
-        return path.is_file() or path.is_fifo() if self.is_file else path.is_dir()
+        return os.path.isfile(path) or _is_pipe(path) if self.is_file else os.path.isdir(path)
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        return path.is_fifo()
+    except (OSError, ValueError):
+        return False
 
 
 env_file = _Place("OPERO_ENV_FILE", "env_file", ".env", is_file=True)
 secrets_dir = _Place("OPERO_SECRETS_DIR", "secrets_dir", "/run/secrets", is_file=False)
+
+
+def absence(path: Path) -> str:
+    """Return why nothing is found at a path, for messages; "" if there is something.
+
+    A text may be no path at all: too long, or with a NUL. Methods of `Path` such as `is_dir` raise an `OSError` for
+    some of these, so functions of `os.path` are used for paths that users write.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return ""
 
 
 def working_directory() -> Path:
