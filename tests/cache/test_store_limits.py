@@ -79,8 +79,8 @@ def small(request: pytest.FixtureRequest, store: dict[str, Any], monkeypatch: py
     if store["backend"] == "disk":
         connect = Database._connect
 
-        def limited(self: Database, timeout: float) -> sqlite3.Connection:
-            connection = connect(self, timeout)
+        def limited(self: Database) -> sqlite3.Connection:
+            connection = connect(self)
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1 << 20)
             return connection
 
@@ -198,6 +198,8 @@ def test_an_operation_that_fails_while_the_store_answers_is_left_out(heard: list
     class Answering:
         def ask(self) -> None:
             pass
+
+        ask_to_write = ask
 
     breaker.users.add(user := Answering())
 

@@ -182,10 +182,14 @@ class SharedStore:
         """Read a few bytes; fails if the store does not answer."""
         return self.backend.get_serialized(f"{self.namespace}#")
 
+    def ask_to_write(self) -> object:
+        """Write a few bytes; fails if the store accepts no writes."""
+        return self._put(f"{self.namespace}#", b"1", 1.0)
+
     # Keys in the backend
 
     def _key(self, key: Hashable) -> str:
-        return self.prefix + digest(key)
+        return f"{self.prefix}{{{digest(key)}}}"  # in braces: a redis cluster keeps what belongs to a key together
 
     def _gone(self, name: str) -> str:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"
@@ -231,7 +235,7 @@ class SharedStore:
                     tokens[at] = os.urandom(TOKEN)
                     if token_names[at] == self._cleared:
                         cleared = tokens[at]
-                    self.breaker(None, self.backend.set_serialized, token_names[at], tokens[at])
+                    self.breaker.write(None, self.backend.set_serialized, token_names[at], tokens[at])
         return entry, (gone, cleared, *tokens)
 
     def _fetch(self, names: list[str]) -> list[Any]:
@@ -261,7 +265,7 @@ class SharedStore:
     def mark_uncached(self, key: Hashable) -> None:
         """Tell the processes that wait for a key that its computation succeeded, and that nothing was stored."""
         if self.has_mutex and self._can_expire:
-            self.breaker(None, self.backend.set_expiring, self._uncached(key), b"1", UNCACHED)
+            self.breaker.write(None, self.backend.set_expiring, self._uncached(key), b"1", UNCACHED)
 
     def is_uncached(self, key: Hashable) -> bool:
         """Return whether a computation has said so in the last seconds."""
@@ -282,7 +286,7 @@ class SharedStore:
         if self._fetch([self._gone(name), self._cleared]) != [gone, cleared]:
             return False
         seconds = None if entry.usable == FOREVER else entry.usable - self.now()
-        if not self.breaker(False, self._put, name, data, seconds):
+        if not self.breaker.write(False, self._put, name, data, seconds):
             return False
         if self.max_size is not None:
             self._trim(self.max_size)
@@ -298,7 +302,7 @@ class SharedStore:
     def _trim(self, max_size: int) -> None:
         self._writes += 1
         if self._writes % max(1, max_size // 20) == 0 and hasattr(self.backend, "trim_prefix"):
-            self.breaker(None, self.backend.trim_prefix, self.prefix, max_size)
+            self.breaker.write(None, self.backend.trim_prefix, self.prefix, max_size)
 
     # Deleting
 
@@ -310,7 +314,8 @@ class SharedStore:
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self.breaker(None, self.backend.set_serialized, self._tag(tag), os.urandom(TOKEN))
+            if not self.breaker(False, self._put, self._tag(tag), os.urandom(TOKEN), None):
+                self.breaker(None, self.backend.delete, self._tag(tag))  # a full store accepts that
 
     def clear(self) -> None:
         self.breaker(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))

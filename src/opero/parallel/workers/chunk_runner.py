@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.invocation import Entry
 from opero.binding.observed import begun, ended, settle
 from opero.errors import FailedResponseError, RejectedError
+from opero.executors.call import abandon
 from opero.runtime.tracebacks import trim
 
 if TYPE_CHECKING:
@@ -176,6 +177,9 @@ class ChunkRunner:
                 self._stats.count_error(error, self._pipeline.classifier, call)
             self._stats.count_failure(error, call, self._pipeline.classifier)
             raise
+        except BaseException:
+            abandon(call, self._pipeline.executors)
+            raise
         finally:
             settle(call)
             self._note(call, argument, position, report)
@@ -244,6 +248,9 @@ class ChunkRunner:
             if self._counts_errors and not isinstance(error, RejectedError):
                 self._stats.count_error(error, self._pipeline.classifier, call)
             self._stats.count_failure(error, call, self._pipeline.classifier)
+            raise
+        except BaseException:
+            abandon(call, self._pipeline.executors)
             raise
         finally:
             settle(call)
