@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.settings import MapSettings
     from opero.parallel.engine.stage import Stage
     from opero.parallel.journal.journal import Journal
+    from opero.parallel.workers.base import Workers
     from opero.runtime.hosts import Host
 
 LOOK = 0.05
@@ -123,27 +124,30 @@ class Run:
         source = self.source
         while not source.has_arrived:
             await source.arriving(1)
-        stages = self._stages()
+        workers: Workers | None = None
         try:
+            stages = self._stages()
             workers = await self.workers.start(host, inbox)
+            self.window = self.results.window = window = Window(
+                source,
+                workers,
+                inbox,
+                host,
+                grain=self.workers.batch_size or 1,
+                ordered=self.policy.ordered,
+                keeps=self.results.keeps,
+                stages=stages,
+                continues=self.results.continues,
+                keep_going=self.results.continues_after_failures,
+                size=None if self.policy.window == "auto" else self.policy.window,
+            )
+            display = self._display()
+            self._watch(display)
         except BaseException:
+            if workers is not None:
+                await workers.close()
             await self._close_journal(host)
             raise
-        self.window = self.results.window = window = Window(
-            source,
-            workers,
-            inbox,
-            host,
-            grain=self.workers.batch_size or 1,
-            ordered=self.policy.ordered,
-            keeps=self.results.keeps,
-            stages=stages,
-            continues=self.results.continues,
-            keep_going=self.results.continues_after_failures,
-            size=None if self.policy.window == "auto" else self.policy.window,
-        )
-        display = self._display()
-        self._watch(display)
         with self._reported(display):
             try:
                 self.binding.stats.emit(MapStarted, mode=self.workers.mode, total=source.left, map=display.number)
@@ -168,13 +172,11 @@ class Run:
             finally:
                 if not window.is_inherited:
                     try:
-                        display.close(*self._progress())
-                    finally:  # even if an interrupt hits the drawing
-                        try:
-                            await window.workers.close()
-                            await source.close()
-                        finally:
-                            await self._close_journal(host)
+                        await self._close(host, display)
+                    except BaseException as error:
+                        if not isinstance(error, Exception):  # Ctrl-C may have come before any step of it
+                            await self._close(host, display)
+                        raise
 
     @contextmanager
     def _reported(self, display: Display) -> Iterator[None]:
@@ -189,6 +191,17 @@ class Run:
             if not self.window.is_inherited:
                 self.binding.stats.emit(MapFinished, progress=display.last, error=error, map=display.number)
             del error  # its traceback refers to this frame: break the reference cycle
+
+    async def _close(self, host: Host, display: Display) -> None:
+        """Give back what this run has. A second time it does what an interruption has left."""
+        try:
+            display.close(*self._progress())
+        finally:
+            try:
+                await self.window.workers.close()
+                await self.source.close()
+            finally:
+                await self._close_journal(host)
 
     async def _close_journal(self, host: Host) -> None:
         if self._journal is not None:
