@@ -139,9 +139,9 @@ def _prepare_directory(arguments: dict[str, Any], name: str, codec: Codec, shown
 def _check_directory(directory: Path, name: str, shown: str) -> None:
     """Check that a directory can be written to, or else be made."""
     there = next(each for each in (directory, *directory.parents) if os.path.exists(each))
-    if os.access(directory / FILE, os.R_OK):
-        return  # a cache that was filled before it became read-only
     try:
+        if os.access(directory / FILE, os.R_OK):
+            return  # a cache that was filled before it became read-only
         with suppress(FileNotFoundError):  # what is no path at all, as it is too long, for example, cannot be made
             os.stat(directory)
         with tempfile.TemporaryDirectory(dir=there):
