@@ -15,6 +15,7 @@ from dogpile.cache import make_region
 from dogpile.cache.backends import _backend_loader
 from dogpile.cache.exception import PluginNotFound
 
+from opero.cache.identity import Identity
 from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
@@ -26,6 +27,7 @@ from opero.policies.cache import IN_PROCESS, LACKS_TTL, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 from opero.runtime.clock import SYSTEM
 from opero.runtime.forking import RenewedLock
+from opero.runtime.functions import full_name
 from opero.runtime.log import log
 from opero.runtime.trusted_paths import distrusted
 
@@ -36,27 +38,30 @@ if TYPE_CHECKING:
 BUILT_IN = ("memory", "disk", "redis")
 
 
-def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
+def open_store(
+    policy: CachePolicy, clock: Clock, function: Callable[..., Any], before: Identity | None = None
+) -> tuple[Any, MemoryStore | SharedStore]:
     """Open the dogpile.cache region that a policy asks for, and return it with its store.
 
     Args:
         policy: the cache policy.
         clock: the source of time.
-        name: the function's name, `module.qualname`.
+        function: the function whose results it holds.
+        before: the identity of the function in the store that this one may replace.
 
     Raises:
         ConfigError: the backend is unknown, or cannot be opened with these options.
         MissingExtraError: the backend needs an extra that is not installed.
     """
     kind = policy.backend.removeprefix("opero.")
-    full_name = f"{policy.namespace}:{name}"
+    name = f"{policy.namespace}:{full_name(function)}"
     # Plain memory needs no settings, and reading them takes as long as all the rest.
     settings = (
         CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
     )
-    codec = _codec(policy, settings, kind, full_name)
+    codec = _codec(policy, settings, kind, name)
     if kind == "memory":
-        region = make_region(name=full_name).configure(
+        region = make_region(name=name).configure(
             "opero.memory", arguments={"max_size": policy.max_size, "clock": clock.monotonic}
         )
         backend: Any = region.backend
@@ -64,16 +69,19 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
             purge_in_background(backend)
         return region, MemoryStore(backend, clock, codec)
     assert codec is not None
+    identity = Identity(function, policy, settings.app, on_network=kind not in ON_THIS_MACHINE)
+    if before is not None and before.is_made_as(identity):
+        identity = before
     store_name, arguments = _arguments(policy, settings, kind)
-    region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
-    _check_places(kind, arguments, full_name, codec)
-    _check_ttl(policy, full_name)
+    region = _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
+    _check_places(kind, arguments, name, codec)
+    _check_ttl(policy, name)
     limit = None if kind in BUILT_IN or kind in IN_PROCESS else _with_timeout(policy.store_timeout)
     store = SharedStore(
         region.backend,
         _breaker(store_name, arguments, clock, limit),
         policy.namespace,
-        name,
+        identity,
         codec,
         clock,
         deletion_ttl=policy.lock_timeout,

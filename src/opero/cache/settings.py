@@ -18,6 +18,7 @@ class CacheSettings(BaseSettings):
         redis_url: `OPERO_CACHE_REDIS_URL`, the URL of the `redis` backend.
         secret: `OPERO_CACHE_SECRET`, the key that signs pickles.
         dir: `OPERO_CACHE_DIR`, the directory of the `disk` backend.
+        app: `OPERO_CACHE_APP`, the name of the program whose results are stored.
     """
 
     model_config = SettingsConfigDict(env_prefix="OPERO_CACHE_", env_ignore_empty=True, extra="ignore")
@@ -25,6 +26,7 @@ class CacheSettings(BaseSettings):
     redis_url: SecretStr | None = None
     secret: SecretStr | None = None
     dir: Path | None = None
+    app: str | None = None
 
     @classmethod
     def read(cls) -> CacheSettings:
