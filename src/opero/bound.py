@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = frozenset({"binding", "stats", "policy", "map", "stream"})
 """What a bound function carries."""
-CACHE_METHODS = frozenset({"cache_get", "cache_set", "cache_delete", "cache_clear", "cache_info"})
+CACHE_METHODS = frozenset({"cache_get", "cache_entry", "cache_set", "cache_delete", "cache_clear", "cache_info"})
 """What it carries as well, unless the function has a cache of its own, such as that of `functools.lru_cache`."""
 ORDERS = {
     property: "put @opero below @property",
@@ -204,8 +204,8 @@ _CACHE_METHODS = {name: _cache_method(name) for name in CACHE_METHODS}
 class BoundMethod(functools.partial):  # type: ignore[type-arg]
     """A bound function of a class, together with an instance: what `instance.method` gives.
 
-    It passes for a method. Its `map`, `stream`, `cache_get`, `cache_set` and `cache_delete` are the instance's, too. A
-    real method would be faster, but looks its attributes up without the instance.
+    It passes for a method. Its `map`, `stream`, `cache_get`, `cache_entry`, `cache_set` and `cache_delete` are the
+    instance's, too. A real method would be faster, but looks its attributes up without the instance.
     """
 
     __slots__ = ()
@@ -253,6 +253,10 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
     @property
     def cache_get(self) -> Callable[..., Any]:
         return functools.partial(self.__func__.cache_get, self.args[0])
+
+    @property
+    def cache_entry(self) -> Callable[..., Any]:
+        return functools.partial(self.__func__.cache_entry, self.args[0])
 
     @property
     def cache_set(self) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from opero import (
     AsyncMapped,
     Bound,
     BulkheadPolicy,
+    CacheEntry,
     CacheInfo,
     CachePolicy,
     Changes,
@@ -99,6 +100,7 @@ assert_type(fetch.map(("/a", "/b"), 2.0, verify=False), list[bytes])
 assert_type(fetch.map(["/a"], 2.0, journal="run.jsonl"), list[bytes])
 assert_type(next(fetch.stream(["/a"], 2.0, verify=False)), bytes)
 assert_type(fetch.cache_get("/"), bytes | None)
+assert_type(fetch.cache_entry("/"), CacheEntry[bytes] | None)
 fetch.cache_delete("/")
 assert_type(fetch.cache_set(b"", "/", verify=False), bool)
 assert_type(fetch.cache_info(), CacheInfo)

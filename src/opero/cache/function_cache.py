@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import clear_cache, forgo, register
+from opero.cache.entry import FOREVER
 from opero.cache.keys import KeyMaker
 from opero.cache.open_store import BUILT_IN, open_store
 from opero.cache.retention import Retention, copied
@@ -14,7 +15,7 @@ from opero.cache.single_flight import SingleFlight
 from opero.cache.stores import MemoryStore
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome
-from opero.values import CacheInfo
+from opero.values import CacheEntry, CacheInfo
 
 if TYPE_CHECKING:
     from opero.cache.entry import Entry
@@ -126,6 +127,19 @@ class FunctionCache:
         """Return the cached result of a call with these arguments, even if stale; None if there is none."""
         entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
         return None if entry is None or entry.is_error else entry.value
+
+    def entry(self, *args: Any, **kwargs: Any) -> CacheEntry[Any] | None:
+        """Return the cached result of a call with these arguments, even if stale, and its times; None if there is none.
+
+        So a result that is None is told from none.
+        """
+        entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
+        if entry is None or entry.is_error:
+            return None
+        now = self.store.now()
+        return CacheEntry(
+            entry.value, max(0.0, now - entry.written), None if entry.expires == FOREVER else entry.expires - now
+        )
 
     def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
         """Store a value as the result of a call with these arguments, and return whether it was stored."""

@@ -103,7 +103,7 @@ class Codec:
             value = json.loads(data[end:]) if letter == LETTERS["json"] else pickle.loads(data[end:])
         except Exception as error:
             raise UnreadableError(describe(error)) from error
-        return Entry(value, *times, is_error=bool(is_error)), tokens
+        return Entry(value, *times, is_error=bool(is_error), written=written), tokens
 
     def _dumped(self, entry: Entry) -> bytes:
         try:

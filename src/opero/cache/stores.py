@@ -19,6 +19,7 @@ from opero.cache.serializers import TOKEN, Codec, UnreadableError
 
 if TYPE_CHECKING:
     from opero.cache.identity import Identity
+    from opero.cache.instances import Token
     from opero.cache.memory import MemoryBackend
     from opero.runtime.clock import Clock
 
@@ -101,11 +102,13 @@ class MemoryStore:
 
     def write(self, key: Hashable, entry: Entry, snapshot: Snapshot | None = None) -> bool:
         usable, tags = entry.usable, entry.tags
+        tokens: list[Token] = []
+        plain = is_plain(key, tokens)
         if self.codec is not None:
-            entry = Entry(self.codec.encode("", entry), NEVER, entry.expires, usable)
-        elif not is_plain(key):
+            entry = Entry(self.codec.encode("", entry, (), entry.written), NEVER, entry.expires, usable)
+        elif not plain:
             entry.until = NEVER
-        self.backend.put(key, entry, usable, tags)
+        self.backend.put(key, entry, usable, tags, tokens)
         return True
 
     def delete(self, key: Hashable) -> None:

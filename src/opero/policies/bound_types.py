@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from opero.observe.stats import Stats
     from opero.policies.policy import Policy
-    from opero.values import CacheInfo, Progress
+    from opero.values import CacheEntry, CacheInfo, Progress
 
     Owner = type["Bound[Concatenate[T, P], Any]"] | None  # None: else pyright gives up on results with Any
     StrPath = str | os.PathLike[str]
@@ -241,6 +241,14 @@ class Bound(BoundAttributes, Generic[P, R_co]):
     @abstractmethod
     def cache_get(self, *args: Any, **kwargs: Any) -> Any:
         """Return the cached result of a call with these arguments, or None."""
+
+    @overload
+    def cache_entry(self: AsyncBound[Q, U], *args: Q.args, **kwargs: Q.kwargs) -> CacheEntry[U] | None: ...
+    @overload
+    def cache_entry(self, *args: P.args, **kwargs: P.kwargs) -> CacheEntry[R_co] | None: ...
+    @abstractmethod
+    def cache_entry(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the cached result of a call with these arguments, its age and the time left; None if there is none."""
 
     @abstractmethod
     def cache_set(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> bool:
