@@ -114,6 +114,10 @@ def _check_cache(policy: CachePolicy, target: Target) -> None:
 
     if not policy.is_in_memory:
         Identity(target.function, policy)
+    if policy.serializer == "typed":
+        from opero.cache.typed import TypedValues
+
+        TypedValues.of(target.function, target.name)
     key = KeyMaker(target.function, policy.key, is_method=target.is_method, ignore=policy.ignore)
     Retention(policy, target.clock, key, f"{policy.namespace}:{full_name(target.function)}")
 

@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from opero.cache.outage import StoreBreaker
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
+from opero.cache.typed import TypedValues, UnfitError
 from opero.errors import ConfigError, MissingExtraError, describe, message_of, nearest
 from opero.policies.cache import IN_PROCESS, LACKS_TTL, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
@@ -59,7 +61,7 @@ def open_store(
     settings = (
         CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
     )
-    codec = _codec(policy, settings, kind, name)
+    codec = _codec(policy, settings, kind, name, function)
     if kind == "memory":
         region = make_region(name=name).configure(
             "opero.memory", arguments={"max_size": policy.max_size, "clock": clock.monotonic}
@@ -134,7 +136,9 @@ def _check_directory(directory: Path, name: str, shown: str) -> None:
         ) from error
 
 
-def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
+def _codec(
+    policy: CachePolicy, settings: CacheSettings, kind: str, name: str, function: Callable[..., Any] | None = None
+) -> Codec | None:
     secret = policy.secret or settings.secret
     serializer: str | None = policy.serializer
     if serializer is None:
@@ -142,6 +146,11 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
             return None
         unsigned = "pickle" if kind in ON_THIS_MACHINE else "json"
         serializer = unsigned if secret is None else "signed_pickle"
+        if serializer == "json" and function is not None:
+            with suppress(UnfitError):
+                return Codec("typed", values=TypedValues(function))
+    if serializer == "typed" and function is not None:
+        return Codec(serializer, values=TypedValues.of(function, name))
     if serializer != "signed_pickle":
         return Codec(serializer)
     if secret is None:

@@ -229,7 +229,7 @@ Secret = Annotated[
 ]
 
 
-Serializer = Literal["json", "pickle", "signed_pickle"]
+Serializer = Literal["typed", "json", "pickle", "signed_pickle"]
 
 
 class CachePolicy(BasePolicy):
@@ -274,10 +274,11 @@ class CachePolicy(BasePolicy):
             result in its place. If not, they try one at a time, until one succeeds. Default true.
         tags: names of groups of results, for `clear_cache(tags=...)`; "user:{user_id}" is formatted with the call's
             arguments. Default: none.
-        serializer: how stores serialize values: "json" (lossless, or an error), "pickle" or "signed_pickle". What
-            another one has written is not read. Default: "signed_pickle" if there is a secret, else "pickle" on disk
-            and "json" in network stores. `memory` keeps the objects themselves, or copies made by a serializer if one
-            is set.
+        serializer: how stores serialize values: "typed" (JSON, which comes back as the return annotation says), "json"
+            (lossless, or an error), "pickle" or "signed_pickle". What another one has written is not read. Default:
+            "signed_pickle" if there is a secret, else "pickle" on disk, and in network stores "typed" where the
+            function's return annotation says what to expect, else "json". `memory` keeps the objects themselves, or
+            copies made by a serializer if one is set.
         secret: the key that signs pickles, and the journals of maps. Default: environment variable
             `OPERO_CACHE_SECRET`.
         allow_unsigned_pickle: allow serializer "pickle" in a network store, and clients that unpickle by themselves:
