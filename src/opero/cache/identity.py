@@ -219,7 +219,7 @@ def _notebook() -> str:
 
 def _quoted(text: str) -> str:
     """Return a name with what separates the parts of keys replaced."""
-    return re.sub(r"[%:#@\s]", lambda found: f"%{ord(found[0]):02X}", text)
+    return re.sub(r"[%:#@{}\s]", lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def _working_directory() -> str:
