@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.events import CacheStale
+from opero.parallel.engine.settings import spread
 from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class CacheStage:
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
         before, after, kwargs, make = self.fixed.before, self.fixed.after, self.fixed.kwargs or {}, self.cache.key.of
         items, cache = block.items, self.cache
-        keys = [make(*before, items[position], *after, **kwargs) for position in positions]
+        if self.fixed.spreads:
+            keys = [make(*before, *spread(items[position]), *after, **kwargs) for position in positions]
+        else:
+            keys = [make(*before, items[position], *after, **kwargs) for position in positions]
         entries = list(cache.read_many(keys, lambda index: self.fixed.around(items[positions[index]])))
         now = cache.store.now()
         values = [entry.value for entry in entries if entry is not None and entry.until > now]
