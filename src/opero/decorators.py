@@ -13,7 +13,7 @@ from opero.failures.kinds import Kind
 from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Mapped
     from opero.policies.decorated_types import (
         AnyFunction,
         ClassMethod,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Method,
         SelfFunction,
     )
+    from opero.policies.map_types import OnlyAny
     from opero.policies.options import Options
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock

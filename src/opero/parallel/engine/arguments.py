@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.batching import BatchRule
     from opero.parallel.engine.settings import FixedArguments
 
-SCALARS = frozenset("int float complex bool str bytes Decimal Fraction date datetime time timedelta UUID Path".split())
+SCALARS = ("int", "float", "complex", "bool", "str", "bytes", "Decimal", "date", "datetime", "timedelta", "UUID")
 """Classes of single values: a parameter that is annotated as one of them takes no sequence of such values."""
 
 
@@ -72,7 +72,7 @@ def _problem(items: Any, *, is_async: bool) -> str | None:
         if hasattr(type(items), "columns") and hasattr(type(items), method):  # a frame of pandas, dask or polars
             return f"got a {kind}, which iterates over its columns: pass its rows, frame.{call}"
     if getattr(items, "ndim", None) == 0 and not is_async:  # of numpy, torch, jax
-        return f"got an array without dimensions, {items!r:.60}, which has no items: pass array.reshape(1)"
+        return f"got a {kind} without dimensions, which has no items: pass array.reshape(1)"
     if not is_async and not is_iterable(items):
         return f"{items!r:.60} is not iterable; pass a list"
     return None

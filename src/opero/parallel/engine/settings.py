@@ -49,8 +49,8 @@ def spread(item: Any) -> Iterable[Any]:
     if isinstance(item, Iterable) and not isinstance(item, str | bytes | bytearray | Mapping):
         return item
     raise TypeError(
-        f"an item of starmap is a tuple of arguments for one call, and {item!r:.60} is none; use map for items that "
-        "are one argument each"
+        f"an item of starmap is a tuple of arguments for one call, and this one is of type {type(item).__name__}; use "
+        "map for items that are one argument each"
     )
 
 
