@@ -116,11 +116,12 @@ def _check_not_items(mapped: Mapped, fixed: FixedArguments, items: Any) -> None:
 
     That is meant if `ys` is passed by keyword, or if its parameter is annotated as more than a single value.
     """
-    parameters = list(mapped.parameters.values())
+    positional = [each for each in mapped.parameters.values() if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    rest = next((each for each in positional if each.kind is each.VAR_POSITIONAL), None)
     for place, value in enumerate(fixed.after, len(fixed.before) + 1):
-        if not _is_sequence(value):
+        parameter = positional[place] if place < len(positional) else rest
+        if not _is_sequence(value) or (parameter is None and mapped.signature is not None):
             continue
-        parameter = parameters[min(place, len(parameters) - 1)] if parameters else None
         text = _annotation(parameter)
         is_single = text in SCALARS
         if not is_single and (text is not None or length_of(items) != length_of(value) or len(value) < 2):
@@ -128,8 +129,10 @@ def _check_not_items(mapped: Mapped, fixed: FixedArguments, items: Any) -> None:
         if parameter is not None and _is_sequence(parameter.default):
             continue
         name = mapped.binding.name
-        what = "a further argument" if parameter is None else f"{parameter.name!r}"
-        way = "" if parameter is None else f", or pass {parameter.name}= by keyword if each is meant to get all of them"
+        what, way = "a further argument", ""
+        if parameter is not None and parameter is not rest:
+            what = f"{parameter.name!r}"
+            way = f", or pass {parameter.name}= by keyword if each is meant to get all of them"
         raise TypeError(
             f"{name} is mapped over its first argument only, and every call would get all {len(value)} values of "
             f"{what}; for calls with one of each, {STARMAP.format(name)}{way}"
@@ -137,12 +140,13 @@ def _check_not_items(mapped: Mapped, fixed: FixedArguments, items: Any) -> None:
 
 
 def _annotation(parameter: inspect.Parameter | None) -> str | None:
-    """The name of the class that a parameter is annotated with; "" for another annotation, None if it has none."""
+    """The name of the class that a parameter is annotated with; "" for another annotation, None if it says nothing."""
     if parameter is None or parameter.annotation is inspect.Parameter.empty:
         return None
     annotation = parameter.annotation
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    return text.rpartition(".")[2]
+    name: str = text.rpartition(".")[2]
+    return None if name in ("Any", "object") else name
 
 
 def _is_sequence(value: Any) -> bool:
