@@ -16,6 +16,7 @@ import pytest
 from opero import opmap
 from opero.parallel.transport import parcel
 from opero.parallel.transport.parcel import LARGE, Packed, Parcel
+from opero.runtime.private_folder import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_an_array_is_a_view_that_can_be_written_to_by_one_reader_alone() -> None
 
 @pytest.mark.usefixtures("on_disk")
 def test_the_file_is_deleted_also_if_its_value_cannot_be_pickled() -> None:
-    folder = parcel.private_folder()
+    folder = private_folder()
     with pytest.raises(TypeError):
         Packed([b"x" * 10 * LARGE, iter(open_files, 0), (each for each in ())])
     assert not list(folder.glob("parcel-*"))
@@ -114,7 +115,7 @@ def test_a_worker_that_is_started_later_gets_a_large_argument_too() -> None:
                 os._exit(1)
         return len(text) + item
 
-    marker = str(parcel.private_folder() / f"died-{time.monotonic_ns()}")
+    marker = str(private_folder() / f"died-{time.monotonic_ns()}")
     mapped = opmap(mode="process", workers=1, progress=False)(die_once)
     assert mapped(range(6), b"x" * 2 * LARGE, marker=marker) == [2 * LARGE + item for item in range(6)]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from opero.parallel.transport.variables import Pickler
-from opero.runtime.private_folder import private_folder
+from opero.runtime.private_folder import in_private_folder
 
 LARGE = 1 << 16
 """Bytes above which something is put into a parcel, and above which an array's buffer lies beside the pickle."""
@@ -110,7 +110,7 @@ class Packed:
             # Of a process that must not be inspected, such as one with other privileges, workers could not open it.
             if os.stat(f"/proc/{os.getpid()}").st_uid == os.geteuid():
                 return os.fdopen(os.memfd_create("opero"), "w+b")
-        handle, self._path = tempfile.mkstemp(prefix="parcel-", dir=private_folder())
+        handle, self._path = in_private_folder(lambda folder: tempfile.mkstemp(prefix="parcel-", dir=folder))
         return os.fdopen(handle, "w+b")
 
     def close(self) -> None:
@@ -120,3 +120,7 @@ class Packed:
             if self._path is not None:
                 with suppress(OSError):  # such as on Windows, while it is mapped
                     os.unlink(self._path)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # its map was interrupted before it had workers
+            self.close()

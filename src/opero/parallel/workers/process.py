@@ -39,9 +39,11 @@ from opero.parallel.workers.start import exit_text, start, without_ctrl_c
 from opero.parallel.workers.threads import in_thread
 from opero.runtime.forking import RenewedLock, at_fork, renew_in_child, undivided
 from opero.runtime.machine import descendants
-from opero.runtime.private_folder import private_folder
+from opero.runtime.private_folder import in_private_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from opero.parallel.transport.parcel import Parcel
     from opero.parallel.workers.pool import Task
 
@@ -77,9 +79,8 @@ class Process:
     def __init__(self, environment: Mapping[str, str]) -> None:
         number = next(self.numbers)
         self.traits = traits(environment)
-        self._path = private_folder() / f"control-{number}"
-        self._path.write_bytes(bytes(CONTROL_BYTES))
-        self.control = open_control(str(self._path))
+        control, self._path = in_private_folder(lambda folder: _new_control(folder / f"control-{number}"))
+        self.control = open_control(os.dup(control))
         self.tasks: dict[int, Task | None] = {}
         self.is_idle = threading.Event()
         self.is_idle.set()
@@ -94,9 +95,10 @@ class Process:
         with undivided, without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
             self._connection, theirs = multiprocessing.Pipe()
             try:
-                self._process = start(theirs, str(self._path), environment)
+                self._process = start(theirs, control if self._path is None else str(self._path), environment)
             finally:
                 theirs.close()
+                os.close(control)
             renew_in_child(self, "_lock")
         self.pid = self._process.pid
         key = bytes(multiprocessing.current_process().authkey)
@@ -126,13 +128,14 @@ class Process:
             self.tasks[task.number] = task
             self.is_idle.clear()
         if state != self._state:
-            self._state = state
             self._send(pickle.dumps((ENTER, state)))
+            self._state = state
         if setup not in self._setups:
             if len(self._setups) >= MOST_SETUPS:
                 self.forget(next(iter(self._setups)))
-            self._setups[setup] = next(self.numbers)
-            self._send(pickle.dumps((SETUP, self._setups[setup], setup)))
+            number = next(self.numbers)
+            self._send(pickle.dumps((SETUP, number, setup)))
+            self._setups[setup] = number
         chunk, number = task.chunk, self._setups[setup]
         self._send(pickle.dumps((RUN, task.number, number, len(task.positions), task.payload, chunk.keep_going)))
 
@@ -208,8 +211,9 @@ class Process:
             self.tasks.clear()
             self.is_idle.set()
         self._connection.close()
-        with suppress(OSError):  # such as on Windows, while it is mapped
-            self._path.unlink()
+        if self._path is not None:  # pragma: no cover  # Windows
+            with suppress(OSError):  # such as while it is mapped
+                self._path.unlink()
         for task in tasks:
             if task is not None:
                 task.post(ProcessDied(self._exit))
@@ -242,6 +246,19 @@ class Process:
         self.is_idle.set()
 
 
+def _new_control(path: Path) -> tuple[int, Path | None]:
+    """A file for the memory page shared with a worker, open, and its path where a worker cannot inherit it.
+
+    Elsewhere it has no path any more: nobody can delete it, and it ends with the processes.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(file, bytes(CONTROL_BYTES))
+    if sys.platform == "win32":  # pragma: no cover
+        return file, path
+    os.unlink(path)
+    return file, None
+
+
 # Processes between maps
 
 _lock = RenewedLock()
@@ -250,52 +267,59 @@ _busy: set[Process] = set()
 _has_ended = False
 
 
-def take_process(at_least_one: bool, most: int, environment: Mapping[str, str]) -> Process | None:
-    """A process for one map: an idle one, or a new one if this program has fewer than `most` at work.
+def take_process(mine: list[Process], most: int, environment: Mapping[str, str]) -> Process | None:
+    """A process for one map: an idle one, or a new one if this program has fewer than `most` at work, or the map has
+    none.
 
     Args:
-        at_least_one: there has to be one.
-        most: how many processes this program may have at work, and how many idle ones it keeps of those that have other
-            traits than this map needs.
+        mine: the processes that the map has. It is added to them in the moment in which it is not idle any more, so
+            that it can be given back whatever interrupts the map.
+        most: how many may be at work, and how many idle ones stay whose traits are not those that the map needs.
         environment: the environment variables of the map's processes.
     """
     wanted = traits(environment)
     with _lock:
         if _has_ended and threading.current_thread().daemon:
             raise SystemExit  # as the program does
-        _idle[:] = [process for process in _idle if process.is_usable]
-        for process in _idle:  # the oldest first
-            if process.traits == wanted:
-                _idle.remove(process)
-                process.control[STOP] = 0
-                _busy.add(process)
-                return process
-        if not at_least_one and len(_busy) >= most:
+        _idle[:] = [each for each in _idle if each.is_usable]
+        suitable = [at for at, each in enumerate(_idle) if each.traits == wanted]
+        if suitable:
+            at = suitable[0]  # the oldest
+            process = _idle[at]
+            process.control[STOP] = 0
+            _busy.add(process)
+            end = len(mine)
+            del _idle[at]
+            mine[end:] = [process]  # with the statement before: see `opero.executors.state.slots`
+            return process
+        if mine and len(_busy) >= most:
             return None
-        unsuitable = [_idle.pop(0) for _ in range(len(_idle) + 1 - most)]
-    for process in unsuitable:
-        process.kill("others were needed")
+        while len(_idle) >= most:
+            _idle[0].kill("others were needed")
+            del _idle[0]
     process = Process(environment)
     with _lock:
+        mine.append(process)
         _busy.add(process)
     return process
 
 
 def give_back(process: Process) -> None:
-    """Leave a process to the next map."""
+    """Leave a process to the next map. Giving it back again does nothing."""
     with _lock:
-        _busy.discard(process)
-        if process.is_usable:
+        if process.is_usable and process not in _idle:
             _idle.append(process)
+        _busy.discard(process)
 
 
 def _retire(process: Process) -> bool:
-    """Whether a process that was not used for long is idle. It is not used again then."""
+    """Whether a process that has received nothing for long belongs to no map. It is not used again then."""
     with _lock:
-        is_idle = process in _idle
-        if is_idle:
+        if process in _busy:
+            return False
+        if process in _idle:
             _idle.remove(process)
-        return is_idle
+        return True
 
 
 def end_all() -> None:

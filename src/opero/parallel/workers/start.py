@@ -18,19 +18,22 @@ PROGRAM = """
 import sys, multiprocessing
 from multiprocessing import connection
 parent = connection.{kind}({handle})
-sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
+try:
+    sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
+except EOFError:  # the start was interrupted
+    sys.exit(1)
 from opero.parallel.transport.process import main
 main(parent, {control!r})
 """
 
 
-def start(connection: Connection, control: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(connection: Connection, control: int | str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a worker with its end of a pipe: a new interpreter, with nothing of this one's threads and locks."""
     handle = connection.fileno()
     program = PROGRAM.format(kind=type(connection).__name__, handle=handle, control=control)
     options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [os.fsdecode(spawn.get_executable()), *options, "-c", program]
-    inherited: dict[str, Any] = {"pass_fds": [handle]}
+    inherited: dict[str, Any] = {"pass_fds": [handle, control]}
     if sys.platform == "win32":  # pragma: no cover
         os.set_handle_inheritable(handle, True)
         inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}
