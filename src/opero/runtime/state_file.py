@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from opero.errors import ConfigError
 from opero.runtime.file_locks import lock, unlock
@@ -22,11 +22,43 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+PROC = "/proc"
+"""Where Linux has the open files of each process, even those that have been deleted."""
+
+
+class Held(NamedTuple):
+    """Where a process has a file open.
+
+    Attributes:
+        path: a name by which its open file can be opened again, even if the file has been deleted. Only Linux has one.
+        device, number: of the file, to recognize it.
+    """
+
+    path: str
+    device: int
+    number: int
+
+    def open(self) -> int:
+        """Open the file.
+
+        Raises:
+            OSError: the process has ended or closed the file, or this system has no such names.
+        """
+        file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        found = os.fstat(file)
+        if (found.st_dev, found.st_ino) != self[1:]:
+            os.close(file)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        return file
+
+
 class StateFile:
     """A state that several processes share, and a lock for it, which the kernel frees when its holder dies.
 
     Args:
         path: an existing file.
+        held: where another process has it open, as `held` of its own object says: it is opened there if its path has
+            been deleted.
 
     Raises:
         ConfigError: the file does not exist on this machine.
@@ -37,10 +69,10 @@ class StateFile:
 
     HEADER = 24
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, held: Held | None = None) -> None:
         self.path = path
         try:
-            self._open()
+            self._open(held)
         except OSError as error:
             raise ConfigError(
                 f"the limits of this map are kept in {path}, which cannot be opened here ({error.strerror}): rate "
@@ -62,9 +94,24 @@ class StateFile:
         weakref.finalize(file, _unlink, file.path, os.getpid()).atexit = False
         return file
 
-    def _open(self) -> None:
+    @property
+    def held(self) -> Held:
+        """Where this process has the file open, for processes that find no path to it."""
+        found = os.fstat(self._file)
+        return Held(f"{PROC}/{os.getpid()}/fd/{self._file}", found.st_dev, found.st_ino)
+
+    def can_be_found(self) -> bool:
+        """Whether other processes can open it."""
+        return os.path.exists(self.path) or os.path.exists(self.held.path)
+
+    def _open(self, held: Held | None) -> None:
         # A file lock belongs to an open file, so threads would share it: they have a lock of their own besides.
-        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # the temporary directory has been cleaned
+            if held is None:
+                raise
+            self._file = held.open()
         self._closing = weakref.finalize(self, os.close, self._file)
         self._closing.atexit = False
         status = os.fstat(self._file)  # it is read by pickle
@@ -83,8 +130,8 @@ class StateFile:
         if self.holder != threading.get_ident():
             self.holder = 0
         close = self._closing
-        with suppress(OSError):  # the parent has ended already
-            self._open()
+        with suppress(OSError):  # the file is deleted, and this system has no /proc
+            self._open(self.held)
             close()
 
     def __enter__(self) -> Self:

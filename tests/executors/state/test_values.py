@@ -302,6 +302,7 @@ def test_a_worker_that_cannot_open_the_file_learns_by_itself(tmp_path: Path) -> 
     limits = share_limits(here.binding.resolved().executors, "fetch", tmp_path)
     assert limits is not None
     limits.paths["fallback"] = str(tmp_path / "of another machine")
+    limits.held.clear()
     there: Any = bind(policy, fetch, provider=limits)
     assert there(0)[0] == os.getpid()
     assert not there.binding.resolved().executors["values"].home.is_shared

@@ -54,11 +54,91 @@ def test_an_idle_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "IDLE_SECONDS", 0.3)
     before = set(mapped(pid).map(range(20)))
     until = time.monotonic() + 30
-    while (any(map(is_alive, before)) or list(private_folder().glob("control-*"))) and time.monotonic() < until:
+    while any(map(is_alive, before)) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(map(is_alive, before))
-    assert list(private_folder().glob("control-*")) == []
     assert before.isdisjoint(mapped(pid).map(range(20)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers inherit it")
+def test_a_process_leaves_no_file() -> None:
+    mapped(pid).map(range(3))
+    assert list(private_folder().glob("control-*")) == []
+
+
+CLEANED = """
+    import os, shutil, sys, threading, time
+    from concurrent.futures import ProcessPoolExecutor
+    from opero import CircuitOpenError, Policy
+    from opero.parallel.workers.process import end_all
+    from opero.runtime import state_file
+    from opero.runtime.private_folder import private_folder
+    from opero.runtime.user_folder import user_folder
+
+    if "without /proc" in sys.argv:  # as on other systems
+        state_file.PROC = "/nowhere"
+
+    def work(number):
+        if number == 5 and "in a map" in sys.argv and not os.path.exists("died"):
+            shutil.rmtree(folder)  # a copy of it, as the function is of the main program
+            open("died", "w").close()
+            os._exit(1)
+        if number < 0:
+            raise ConnectionError(number)
+        return number
+
+    own = {"executor": lambda: ProcessPoolExecutor(2)} if "an executor" in sys.argv else {}
+    bound = Policy(
+        circuit_breaker={"consecutive_failures": 3, "failure_rate": None, "open_for": 600}, rate_limit="10000/s",
+        bulkhead={"max_concurrent": 50, "max_wait": 10},
+        parallel={"mode": "process", "workers": 2, "progress": False, "on_error": "return", **own},
+    ).apply(work)
+
+    folder = str(user_folder())
+    if __name__ == "__main__":
+        assert bound.map(range(20)) == list(range(20))
+        for again in range(2):
+            if "in a map" not in sys.argv:
+                shutil.rmtree(folder, ignore_errors=bool(again))
+            if again:
+                end_all()
+            assert bound.map(range(20)) == list(range(20)), again
+        bound.map([-1, -2, -3])
+        try:
+            bound(1)
+        except CircuitOpenError as error:
+            print("shared")
+"""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("between maps",),
+        ("in a map",),
+        ("an executor", "between maps"),
+        ("an executor", "in a map"),
+        ("without /proc", "between maps"),
+    ],
+    ids=", ".join,
+)
+def test_maps_and_their_limits_go_on_when_the_folder_is_deleted(case: tuple[str, ...], tmp_path: Path) -> None:
+    if sys.platform != "linux" and "in a map" in case:
+        pytest.skip("needs /proc")
+    (tmp_path / "session").mkdir(mode=0o700)
+    (tmp_path / "program.py").write_text(textwrap.dedent(CLEANED))
+    done = subprocess.run(
+        [sys.executable, "program.py", *case],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "session")},
+    )
+    assert (done.stdout, done.returncode) == ("shared\n", 0), done.stderr
+    assert (tmp_path / "died").exists() == ("in a map" in case)
+    assert [each for each in (tmp_path / "session").rglob("*") if each.is_file()] == []
 
 
 def outlive(number: int, folder: str) -> int:

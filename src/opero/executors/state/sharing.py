@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
@@ -15,6 +16,7 @@ from opero.executors.state.shared_slots import SharedSlots
 from opero.executors.state.shared_values import SharedValues
 from opero.runtime.clock import SYSTEM
 from opero.runtime.file_locks import HAS_LOCKS
+from opero.runtime.private_folder import in_private_folder
 from opero.runtime.state_file import StateFile
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from opero.executors.state.home import Holder
     from opero.runtime.clock import Clock
+    from opero.runtime.state_file import Held
 
 KINDS = {"rate_limit": "rate_limit", "circuit_breaker": "circuit_breaker", "bulkhead": "bulkhead", "fallback": "values"}
 """Kind of policy → the name of its executor in a pipeline."""
@@ -34,11 +37,15 @@ class SharedLimits:
     Attributes:
         paths: kind of policy → file.
         names: kind of policy → the name that its messages have: that of the profile, where its functions share it.
+        held: kind of policy → where this process has the file open.
     """
 
-    def __init__(self, paths: Mapping[str, str], names: Mapping[str, str]) -> None:
+    def __init__(
+        self, paths: Mapping[str, str], names: Mapping[str, str], held: Mapping[str, Held] | None = None
+    ) -> None:
         self.paths = dict(paths)
         self.names = dict(names)
+        self.held = dict(held or {})
 
     def __call__(self, policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
         """A worker's executor, which shares its state with the parent's.
@@ -51,7 +58,7 @@ class SharedLimits:
             return make()
         executor = make(self.names[kind])
         try:
-            file = StateFile(self.paths[kind])
+            file = StateFile(self.paths[kind], self.held.get(kind))
         except ConfigError:
             if kind == "fallback":  # the worker of an executor on another machine learns by itself which values work
                 return executor
@@ -60,13 +67,13 @@ class SharedLimits:
         return executor
 
 
-def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> SharedLimits | None:
+def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = None) -> SharedLimits | None:
     """Have the limits among these executors share their state with worker processes.
 
     Args:
         executors: kind of policy → its executor.
         name: the function's, for messages.
-        folder: where to create the files.
+        folder: where to create the files. Default: the directory of this process.
 
     Returns:
         None where there are no limits.
@@ -74,7 +81,7 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
     Raises:
         ConfigError: one is on a clock of its own, or this platform has no locks between processes.
     """
-    paths, names = {}, {}
+    paths, names, held = {}, {}, {}
     for kind, executor_name in KINDS.items():
         executor = executors.get(executor_name)
         if executor is None or (kind == "fallback" and not (executor.clock is SYSTEM and HAS_LOCKS)):
@@ -88,13 +95,19 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path) -> Share
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
         with migrating:
-            if not executor.home.successor.is_shared:
-                file = StateFile.create(folder / f"{kind}-{next(_numbers)}", _size(kind, executor))
+            home = executor.home.successor
+            if not home.is_shared or (isinstance(home, FileHome) and not home.file.can_be_found()):
+                create = partial(_create, f"{kind}-{next(_numbers)}", _size(kind, executor))
+                file = in_private_folder(create) if folder is None else create(folder)
                 executor.move_to(_home(kind, executor, file))
         home = executor.home.successor
         if isinstance(home, FileHome):  # else it is one that a worker's executor uses by its policy
-            paths[kind], names[kind] = home.file.path, executor.name
-    return SharedLimits(paths, names) if paths else None
+            paths[kind], names[kind], held[kind] = home.file.path, executor.name, home.file.held
+    return SharedLimits(paths, names, held) if paths else None
+
+
+def _create(name: str, size: int, folder: Path) -> StateFile:
+    return StateFile.create(folder / name, size)
 
 
 def _home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:

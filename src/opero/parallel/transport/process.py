@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import MutableSequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.parallel.transport.pickling import loads
@@ -43,18 +42,19 @@ HEADER = struct.Struct("!QB")
 """Of each message to the parent: the chunk's number, and its kind."""
 
 
-def open_control(path: str) -> Any:
-    """A page of memory shared by a worker and its parent, as 64-bit integers."""
-    with Path(path).open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), CONTROL_BYTES)).cast("q")
+def open_control(file: int | str) -> Any:
+    """A page of memory shared by a worker and its parent, as 64-bit integers; of an open file, which is closed, or a
+    path."""
+    with open(file, "r+b") as opened:
+        return memoryview(mmap.mmap(opened.fileno(), CONTROL_BYTES)).cast("q")
 
 
-def main(connection: Connection, control: str) -> None:
+def main(connection: Connection, control: int | str) -> None:
     """Serve the parent at the other end of the connection until it closes it or says so.
 
     Args:
         connection: to the parent.
-        control: the file of the memory page shared with it.
+        control: the file of the memory page shared with it: its descriptor, or on Windows its path.
     """
     # A copy in a child of this process would hide from the parent that this process has died.
     at_fork(in_child=connection.close)
@@ -110,6 +110,7 @@ class _Worker:
             self._current = None
             self._left.pop(number, None)
             self._send(number, FINAL, message or run.take())
+            del run  # see `ChunkRunner.run`
 
     def _job(self, key: Any) -> Job:
         job = self._jobs.get(key, self._setups.get(key, b""))

@@ -11,7 +11,6 @@ from opero.parallel.workers.chunk_runner import ChunkRunner
 from opero.policies.policy import Policy
 from opero.runtime.log import log
 from opero.runtime.machine import cpu_limit, workers_that_fit
-from opero.runtime.private_folder import private_folder
 from opero.values import ItemCost
 
 if TYPE_CHECKING:
@@ -265,7 +264,7 @@ class WorkerSelection:
         if settings.shares_state:
             from opero.executors.state.sharing import share_limits
 
-            limits = share_limits(pipeline.executors, settings.name, private_folder())
+            limits = share_limits(pipeline.executors, settings.name)
         initializer = settings.policy.initializer
         return Setup(
             reference=reference(settings.binding.function),

@@ -36,10 +36,11 @@ from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.threads import in_thread
 from opero.runtime.forking import RenewedLock, at_fork, renew_in_child, undivided
 from opero.runtime.machine import descendants
-from opero.runtime.private_folder import private_folder
+from opero.runtime.private_folder import in_private_folder
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from opero.parallel.workers.pool import Task
 
@@ -81,9 +82,8 @@ class Process:
 
     def __init__(self) -> None:
         number = next(self.numbers)
-        self._path = private_folder() / f"control-{number}"
-        self._path.write_bytes(bytes(CONTROL_BYTES))
-        self.control = open_control(str(self._path))
+        control, self._path = in_private_folder(lambda folder: _new_control(folder / f"control-{number}"))
+        self.control = open_control(os.dup(control))
         self.tasks: dict[int, Task | None] = {}
         self.is_idle = threading.Event()
         self.is_idle.set()
@@ -97,9 +97,10 @@ class Process:
         with undivided, _without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
             self._connection, theirs = multiprocessing.Pipe()
             try:
-                self._process = _start(theirs, str(self._path))
+                self._process = _start(theirs, control if self._path is None else str(self._path))
             finally:
                 theirs.close()
+                os.close(control)
             renew_in_child(self, "_lock")
         self.pid = self._process.pid
         key = bytes(multiprocessing.current_process().authkey)
@@ -201,8 +202,9 @@ class Process:
             self.tasks.clear()
             self.is_idle.set()
         self._connection.close()
-        with suppress(OSError):  # such as on Windows, while it is mapped
-            self._path.unlink()
+        if self._path is not None:  # pragma: no cover  # Windows
+            with suppress(OSError):  # such as while it is mapped
+                self._path.unlink()
         for task in tasks:
             if task is not None:
                 task.post(ProcessDied(self._exit))
@@ -235,13 +237,26 @@ class Process:
         self.is_idle.set()
 
 
-def _start(connection: Connection, control: str) -> subprocess.Popen[bytes]:
+def _new_control(path: Path) -> tuple[int, Path | None]:
+    """A file for the memory page shared with a worker, open, and its path where a worker cannot inherit it.
+
+    Elsewhere it has no path any more: nobody can delete it, and it ends with the processes.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(file, bytes(CONTROL_BYTES))
+    if sys.platform == "win32":  # pragma: no cover
+        return file, path
+    os.unlink(path)
+    return file, None
+
+
+def _start(connection: Connection, control: int | str) -> subprocess.Popen[bytes]:
     """Start a worker with its end of a pipe: a new interpreter, with nothing of this one's threads and locks."""
     handle = connection.fileno()
     program = PROGRAM.format(kind=type(connection).__name__, handle=handle, control=control)
     options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [os.fsdecode(spawn.get_executable()), *options, "-c", program]
-    inherited: dict[str, Any] = {"pass_fds": [handle]}
+    inherited: dict[str, Any] = {"pass_fds": [handle, control]}
     if sys.platform == "win32":  # pragma: no cover
         os.set_handle_inheritable(handle, True)
         inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}

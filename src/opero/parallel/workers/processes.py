@@ -170,6 +170,10 @@ class ProcessPool(Pool):
         for process in self._processes:
             process.control[STOP] = 1
 
+    def resume(self) -> None:
+        for process in self._processes:
+            process.control[STOP] = 0
+
     def interrupt(self, tasks: Sequence[Task]) -> None:
         for process in self._processes:
             process.give_up()
