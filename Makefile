@@ -18,7 +18,7 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 # Bytecode is written even where the user's own environment forbids it: many tests start programs.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types bench clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+.PHONY: demo test lint types bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
 	$(DEMO)/bin/python examples/demo.py $(if $(LIVE),--live)
@@ -36,7 +36,7 @@ endef
 
 # Tests whose subject is real time run after the others, one by one, yet in a worker: one that hangs takes only that with
 # it. pytest exits with 5 if none are selected.
-run_tests = { $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) \
+run_tests = { $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 3 -m "not alone" $(ARGS) \
 	|| [ $$? -eq 5 ]; } && { $(1)/bin/python -m pytest --numprocesses 1 -m alone $(ARGS) || [ $$? -eq 5 ]; }
 
 # Packages are compiled when they are first imported, as most of their modules never are.
@@ -55,6 +55,10 @@ types: $(LINT)/ready
 
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks
+
+# 20 minutes of attacks; ARGS="--minutes 60", ARGS=--slice, or ARGS="fuzz kills" for some of the programs.
+chaos: .venv/test$(call name,$(FIRST))/ready
+	.venv/test$(call name,$(FIRST))/bin/python -m tests.chaos $(ARGS)
 
 # One pip for all environments, of a version that knows dependency groups.
 $(PIP)/ready:

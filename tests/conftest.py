@@ -1,8 +1,7 @@
-"""Shared by all tests: settings for hypothesis, the `alone` marker, and one fixture for sync and async callers."""
+"""Shared by all tests: settings for hypothesis, their order, and one fixture for sync and async callers."""
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import inspect
 import os
@@ -13,14 +12,15 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from leftovers import no_change_is_left, no_process_is_left
 from opero import Policy, on
 from opero.runtime.log import limiter
 from opero.testing import VirtualClock
-from redis_server import redis_server, redis_url
+from redis_server import redis_program, redis_server, redis_url
 
-__all__ = ["no_change_is_left", "no_process_is_left", "redis_server", "redis_url"]
+__all__ = ["no_change_is_left", "no_process_is_left", "redis_program", "redis_server", "redis_url"]
 
 settings.register_profile("opero", deadline=None, max_examples=60, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("opero")
@@ -54,30 +54,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+class Scheduler(LoadFileScheduling):
+    """Sends whole files to workers, also when one has crashed.
+
+    xdist's own puts the files that a crashed worker had finished back into the queue. The worker that replaces it takes
+    one of them after each test, has nothing left to do before the queue is empty, and the run never ends.
+    """
+
+    def remove_node(self, node: Any) -> str | None:
+        files = self.assigned_work[node]
+        self.assigned_work[node] = {name: tests for name, tests in files.items() if not all(tests.values())}
+        return super().remove_node(node)
+
+    def schedule(self) -> None:
+        super().schedule()
+        for node in self.nodes:  # a worker runs its last test when it is told that there are no more
+            self._reschedule(node)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return Scheduler(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_collection_finish() -> None:
     """Keep what was imported out of later garbage collections: many tests collect, and each would take 0.1 s."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Run a test marked `alone` while no other worker runs one.
-
-    Every test holds the lock `running`: one that runs alone exclusively, the others together. A test that waits for it
-    holds `entry`, so that no other begins before one that runs alone.
-    """
-    assert item.config.cache is not None
-    directory = item.config.cache.mkdir("alone")
-    alone = item.get_closest_marker("alone") is not None
-    with (directory / "running.lock").open("w") as running:
-        with (directory / "entry.lock").open("w") as entry:
-            fcntl.flock(entry, fcntl.LOCK_EX)
-            fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-            fcntl.flock(entry, fcntl.LOCK_UN)
-        result = yield
-        fcntl.flock(running, fcntl.LOCK_UN)
-    return result
 
 
 @pytest.fixture(autouse=True)

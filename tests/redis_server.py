@@ -18,14 +18,19 @@ import pytest
 
 
 class RedisServer:
-    """A redis-server of our own that can be stopped, killed, frozen and brought back on the same port."""
+    """A redis-server of our own that can be stopped, killed, frozen and brought back on the same port.
 
-    def __init__(self, program: str, directory: str) -> None:
+    Args:
+        program: the path of redis-server.
+        directory: its working directory.
+        options: more of its arguments, in place of those of a server that keeps nothing.
+    """
+
+    def __init__(self, program: str, directory: str, *options: str) -> None:
         self.program = program
         self.directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.options = options or ("--save", "", "--appendonly", "no")
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -33,11 +38,14 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", self.directory]
+        options = [*self.options, "--bind", "127.0.0.1", "--dir", self.directory]
+        # The configuration file of a sentinel comes first.
+        at = 0 if self.options[0].startswith("--") else 1
+        options[at:at] = ["--port", str(self.port)]
         # The shell ends with its standard input, which is ours: so the server never outlives the tests.
         script = '"$0" "$@" & trap "kill -9 $!" EXIT; read -r _; true'
         self.process = subprocess.Popen(
-            ["sh", "-c", script, self.program, "--port", str(self.port), *options],
+            ["sh", "-c", script, self.program, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -54,7 +62,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
@@ -75,6 +83,13 @@ class RedisServer:
     def thaw(self) -> None:
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def find_program() -> str:
@@ -103,16 +118,21 @@ def find_program() -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    """A server of our own, for tests that kill it."""
+def redis_program() -> str:
+    """Where redis-server is."""
     try:
-        program = find_program()
+        return find_program()
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"redis-server could not be had: {error}")
         pytest.skip(f"redis-server could not be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_program: str) -> Iterator[RedisServer]:
+    """A server of our own, for tests that kill it."""
     with tempfile.TemporaryDirectory() as directory:
-        server = RedisServer(program, directory)
+        server = RedisServer(redis_program, directory)
         server.start()
         try:
             yield server

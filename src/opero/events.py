@@ -327,7 +327,8 @@ class CacheFailed(Event):
 
     Attributes:
         cache: the name of the function's cache, or of the store.
-        what: "unavailable": the store failed, and functions run without it until a probe succeeds; "not_stored": a
+        what: "unavailable": the store failed, and functions run without it until a probe succeeds; "read_only": it is
+            full or refuses writes for another reason, and results are read from it but not stored; "not_stored": a
             result could not be cached; "unreadable": an entry cannot be read; "refused": the store works but refused an
             operation, such as a value that is too large for it; "refresh": a background refresh failed,
             and the old result is still served.
@@ -345,17 +346,19 @@ class CacheFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRestored(Event):
-    """A cache store that had failed is available again.
+    """A cache store that had failed is available again, or accepts writes again.
 
     Attributes:
         cache: the name of the store.
         message: a description.
         skipped: the number of operations that were skipped meanwhile.
+        what: what has ended: "unavailable" or "read_only", as in `CacheFailed`.
     """
 
     cache: str
     message: str
     skipped: int
+    what: str = "unavailable"
 
 
 # The configuration

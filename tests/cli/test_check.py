@@ -253,9 +253,9 @@ UNAVAILABLE = [
     ("cache: {backend: dogpile.cache.dbm}", 1, "needs the name of its file: set arguments: {filename: …}"),
     ("cache: {backend: redis, ttl: 1h, url: 'redis://:s3cret@host:port'}", 1, "invalid redis URL: use redis:"),
     (
-        "cache: {backend: disk, ttl: 1, cache_dir: /proc/nowhere}",
+        "cache: {backend: disk, ttl: 1, cache_dir: calls.py/below}",
         1,
-        "disk at /proc/nowhere cannot be used: No such file",
+        "/calls.py/below cannot be used: Not a directory",
     ),
     ("cache: {backend: dogpile.cache.redis}", 1, "outlives the process, so without a ttl its results would be served"),
     ("cache: {backend: dogpile.cache.redis, ttl: null}", 0, "no problems"),
@@ -284,6 +284,16 @@ def test_what_the_first_call_refuses_is_a_problem_of_the_profile(
     assert not (command.directory / "made").exists(), "checking makes no files"
     if code and "parallel" not in policy:
         assert command("call", "calls:f", "1").code == 2
+
+
+def test_a_directory_that_cannot_be_made_now_is_a_problem_and_no_error_of_calls(command: Command) -> None:
+    command.policies(
+        development="policies:\n    new:\n        cache: {backend: disk, ttl: 1, cache_dir: /proc/nowhere}\n"
+    )
+    command.write("calls.py", "from opero import opero\n@opero(policy='new')\ndef f(key): return key\n")
+    ran = command("check")
+    assert (ran.code, "disk at /proc/nowhere cannot be used: No such file" in ran.out) == (1, True)
+    assert command("call", "calls:f", "1").code == 0
 
 
 def test_a_missing_extra_is_a_problem_where_the_file_asks_for_it(

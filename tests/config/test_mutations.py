@@ -127,10 +127,10 @@ def changes(name: str) -> dict[str, list[str]]:
     }
 
 
-def mutants(key: Key, seed: int) -> Iterator[str]:
-    """One of each kind, at places that differ from key to key."""
+def mutants(key: Key, seed: int, *, of_many: bool) -> Iterator[str]:
+    """One of each kind, at places that differ from key to key; of many keys, each has a third of the kinds."""
     for number, each in enumerate(changes(key.text).values()):
-        if each:
+        if each and (not of_many or (seed + number) % 3 == 0):
             yield each[(seed + number) % len(each)]
 
 
@@ -179,8 +179,9 @@ def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name
     text = TEXTS[name]
     referred = {path_of.text for path_of in references(text)}
     asked, astray = 0, []
-    for seed, key in enumerate(keys(text)):
-        for mutant in mutants(key, seed):
+    found = keys(text)
+    for seed, key in enumerate(found):
+        for mutant in mutants(key, seed, of_many=len(found) > 60):
             changed = text[: key.start] + written(key, mutant) + text[key.end :]
             outcome = read(policies, changed)
             about = f"{key.text!r} → {mutant!r} in line {key.line}: {outcome}"

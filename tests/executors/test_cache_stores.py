@@ -224,7 +224,7 @@ assert bound.cache_get(1) is None or len(bound.cache_get(1)) == 100_000
 print([event.what for event in seen])
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("['unavailable']\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("['read_only']\n", 0), done.stderr
 
 
 # The event loop

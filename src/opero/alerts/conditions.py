@@ -207,6 +207,8 @@ class Lasting:
     def receive(self, event: Event, group: Group, now: float) -> None:
         if event.name not in self.EVENTS[self.condition.state or ""]:
             return
+        if isinstance(event, CacheFailed | CacheRestored) and event.what != "unavailable":
+            return  # a single result that was not stored, for example
         what, begins, until = _change(event)
         if not begins:
             self._since.pop((group, what), None)

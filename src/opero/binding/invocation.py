@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.binding.observed import observed, observed_async
 from opero.errors import FailedResponseError, RejectedError
-from opero.executors.call import MISS, Call
+from opero.executors.call import MISS, Call, abandon
 from opero.failures.kinds import ORDINARY
 from opero.runtime.generated import ANY, Parameters, code
+from opero.runtime.interruption import interruptible
 from opero.runtime.tracebacks import trim
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Pipeline:
     is_exact: bool = False
     is_resolved: bool = True
 
+    @interruptible
     def start(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Start a call: return its result, or for an async function an awaitable."""
         if self.function is not None:
@@ -159,6 +161,10 @@ CALL = """
     except Exception as _error:
         _call = None if _function is not None or _hit is not None else _call
         return {await_}_pipeline.fail(_error, {args}, {kwargs}, _call)
+    except BaseException:
+        if "_call" in locals():
+            abandon(_call, _pipeline.executors)
+        raise
 """
 """What a bound function does. A success costs little more than a call of the bare function."""
 OUTER = ("holder", "stats")
@@ -168,6 +174,7 @@ NAMESPACE = {
     "MISS": MISS,
     "ORDINARY": ORDINARY,
     "Call": Call,
+    "abandon": abandon,
     "observed": observed,
     "observed_async": observed_async,
 }
@@ -252,6 +259,7 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
     it returns is to be checked."""
     stats = target.stats
 
+    @interruptible
     def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         stats.executed += 1
         return function(*args, **kwargs)
@@ -259,6 +267,7 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
     if check is None:
         return invoke
 
+    @interruptible
     def invoke_checked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         stats.executed += 1
         result = function(*args, **kwargs)
@@ -277,7 +286,13 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
 
 
 def failing(
-    target: Target, recover: Callable[..., Any] | None, attempt: Layer, classifier: Any = None, *, counts: bool
+    target: Target,
+    recover: Callable[..., Any] | None,
+    attempt: Layer,
+    executors: Mapping[str, Any],
+    classifier: Any = None,
+    *,
+    counts: bool,
 ) -> Callable[..., Any]:
     """Return the handler of exceptions that come out of the layers.
 
@@ -285,6 +300,7 @@ def failing(
         target: the function.
         recover: makes further attempts, if retry is outermost; else None.
         attempt: the layers of one attempt.
+        executors: those of the pipeline.
         counts: whether the error of a failed attempt is counted here, as no layer counts it. One of an attempt that a
             layer has rejected is not.
         classifier: says of which kind failures are. Default: their shape does.
@@ -312,6 +328,8 @@ def failing(
                 stats.count_failure(failed, call, classifier)
                 return failed.result
             except BaseException as raised:
+                if call is not None and not isinstance(raised, Exception):
+                    abandon(call, executors)
                 stats.count_failure(raised, call, classifier)
                 trim(raised)
                 raise
@@ -334,6 +352,8 @@ def failing(
             stats.count_failure(failed, call, classifier)
             return failed.result
         except BaseException as raised:
+            if call is not None and not isinstance(raised, Exception):
+                abandon(call, executors)
             stats.count_failure(raised, call, classifier)
             trim(raised)
             raise

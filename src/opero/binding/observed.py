@@ -10,10 +10,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.events import CallSucceeded
-from opero.executors.call import MISS, Call
+from opero.executors.call import MISS, Call, abandon
 from opero.failures.kinds import ORDINARY
 from opero.observe.tracing import begin, follow, recording
 from opero.runtime.generators import Started
+from opero.runtime.interruption import interruptible
 from opero.runtime.log import log
 from opero.runtime.tracebacks import trim
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
         @property
         def stats(self) -> Stats: ...
+        @property
+        def executors(self) -> Mapping[str, Any]: ...
         @property
         def hit(self) -> Callable[..., Any] | None: ...
         @property
@@ -139,12 +142,16 @@ def run(pipeline: Pipeline, call: Call, args: tuple[Any, ...], kwargs: Mapping[s
             result = pipeline.checked(pipeline.start(call, args, kwargs))
     except Exception as error:  # noqa: BLE001  # decided in fail
         return pipeline.fail(error, args, kwargs, call)
+    except BaseException:
+        abandon(call, pipeline.executors)
+        raise
     return result
 
 
 # These two do what `run` does without another frame: recursion may go nearly as deep as without observers.
 
 
+@interruptible
 def observed(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Make a call that is timed, and deliver the event of its end."""
     call = timed(pipeline.stats)
@@ -162,6 +169,8 @@ def observed(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapping[str, Any
             result = pipeline.fail(error, args, kwargs, call)
         return ended(call, result)
     except BaseException as error:
+        if not isinstance(error, Exception):
+            abandon(call, pipeline.executors)
         trim(error)  # of the frames that a call without observers does not have
         raise
     finally:
@@ -185,6 +194,8 @@ async def observed_async(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapp
             result = await pipeline.fail(error, args, kwargs, call)
         return ended(call, result)
     except BaseException as error:
+        if not isinstance(error, Exception):
+            abandon(call, pipeline.executors)
         trim(error)
         raise
     finally:

@@ -102,7 +102,9 @@ def build(
         function=function if layer is core else None,
         layer=layer,
         hit=executors["cache"].hit if "cache" in executors else None,
-        fail=failing(target, recover, attempt, classifier, counts=executors.keys().isdisjoint(("retry", "fallback"))),
+        fail=failing(
+            target, recover, attempt, executors, classifier, counts=executors.keys().isdisjoint(("retry", "fallback"))
+        ),
         whole=whole,
         stats=target.stats,
         policy=policy,

@@ -20,7 +20,7 @@ class ComputationLock:
 
     Args:
         mutex: a dogpile.cache mutex, with `acquire(wait)` and `release()`; and with `renew()` if it lapses.
-        breaker: runs `acquire`; while the store is down, every caller computes.
+        breaker: runs `acquire`; while the store is down or accepts no writes, every caller computes.
 
     Attributes:
         was_requested: set by its user before `acquire` is called, so that `release` is needed.
@@ -39,7 +39,8 @@ class ComputationLock:
         """Try to acquire the lock without waiting, and return whether it is held."""
         with self._lock:
             if not self._is_released:
-                self._is_held = bool(self.breaker(True, self.mutex.acquire, False))
+                self._is_held = True  # before it is: an interruption may come just when the mutex has been acquired
+                self._is_held = bool(self.breaker.write(True, self.mutex.acquire, False))
                 if self._is_held and hasattr(self.mutex, "renew"):
                     renewals.begin(self)
             return self._is_held
@@ -57,10 +58,10 @@ class ComputationLock:
         with self._lock:
             self._is_released = True
             if self._is_held:
-                self._is_held = False
                 renewals.end(self)
                 try:
                     self.mutex.release()
                 except Exception as error:  # noqa: BLE001  # a store may raise anything
                     text = "cannot release the computation lock, it may have lapsed: %s"
                     log("cache_lock_lapsed", text, error, error=error)
+                self._is_held = False  # at last: if it is interrupted before, this is done again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import threading
@@ -31,6 +30,8 @@ MOST_LOG = 16 << 20
 LOG_KEPT = 4 << 20
 SETUP_TIMEOUT = 5.0
 """Seconds for creating a new file, which many processes may try at once, and for operations to end before a fork."""
+CANNOT_WRITE = ("READONLY", "CANTOPEN", "FULL", "IOERR", "PERM")
+"""Kinds of SQLite's errors after which a file may still be read: for its log it needs to write, even to read."""
 
 
 class Database:
@@ -39,6 +40,12 @@ class Database:
     Each connection is used by one thread at a time, and only by the process that opened it. A fork waits for running
     operations and closes all connections: SQLite's locks belong to processes, so a child that used an inherited
     connection would take the parent's locks for its own, and lose its writes when the parent closes the file.
+
+    The directory and the file are made by the first operation that succeeds. Where nothing can be written, as in a
+    read-only image or on a full disk, a file that is there is read as it is, for as long as nobody changes it.
+
+    Attributes:
+        checks: called before a file is opened; they raise an exception where it must not be.
     """
 
     open: ClassVar[weakref.WeakValueDictionary[tuple[str, float], Database]] = weakref.WeakValueDictionary()
@@ -58,7 +65,6 @@ class Database:
             return found
 
     def __init__(self, directory: Path, timeout: float) -> None:
-        _make_directory(directory)
         self.path = directory / FILE
         self.timeout = timeout
         self.locks = Locks.at(directory / LOCKS)
@@ -66,18 +72,11 @@ class Database:
         self._used: list[None] = []  # one item per running operation; append and pop are atomic
         self._generation = 0
         self._close = weakref.finalize(self, _close_all, self._idle)
-        setup_timeout = max(timeout, SETUP_TIMEOUT)
-        try:
-            self._idle.append(self._connect(setup_timeout))
-        except (sqlite3.DatabaseError, OSError) as error:
-            if not os.access(directory, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "No write permission", str(directory)) from error
-            if isinstance(error, OSError) or not _is_damage(error):
-                raise
-            self._replace_damaged(error)
-            self._idle.append(self._connect(setup_timeout))
+        self.checks: list[Callable[[], object]] = []
+        self._frozen: tuple[Any, ...] | None = None
+        """What the file was when it was opened as one that nobody changes; None if it was opened as usual."""
 
-    def run(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
+    def run(self, operation: Callable[[sqlite3.Connection], Any], *, writes: bool = False) -> Any:
         """Return the result of an operation on a connection, and retry it on a new file if this one is damaged."""
         self._used.append(None)
         try:
@@ -86,14 +85,23 @@ class Database:
                 self._used.pop()
                 with Database.lock:
                     self._used.append(None)
+            if self._frozen is not None and (writes or self._frozen != self._as_it_is()):
+                self._discard_connections()  # it may be writable by now
             try:
-                return self._run(operation)
+                return self._run(operation, writes)
             except sqlite3.DatabaseError as error:
                 if not _is_damage(error):
+                    if writes and _kind(error) == "READONLY":
+                        self._discard_connections()
+                    raise
+                if self._frozen is not None:
                     raise
                 self._discard_connections()
-                self._replace_damaged(error)
-            return self._run(operation)
+                try:
+                    self._replace_damaged(error)
+                except OSError:  # in a directory that is read-only
+                    raise error from None
+            return self._run(operation, writes)
         finally:
             self._used.pop()
 
@@ -106,7 +114,7 @@ class Database:
             connection.execute("COMMIT")
             return result.rowcount if isinstance(result, sqlite3.Cursor) else result
 
-        return self.run(transaction)
+        return self.run(transaction, writes=True)
 
     def bound_log(self) -> None:
         """Empty the write-ahead log if it is large; otherwise constant readers let it grow without end."""
@@ -133,14 +141,15 @@ class Database:
     def _discard_connections(self) -> None:
         """Stop using the connections that are open now, as the file may have been replaced."""
         self._generation += 1
+        self._frozen = None
         self.close()
 
-    def _run(self, operation: Callable[[sqlite3.Connection], Any]) -> Any:
+    def _run(self, operation: Callable[[sqlite3.Connection], Any], writes: bool) -> Any:
         generation = self._generation
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = self._connect(self.timeout)
+            connection = self._connect() if writes else self._connect_somehow()
         try:
             result = operation(connection)
         except BaseException:  # also an interruption, after which the connection's state is unknown
@@ -152,7 +161,52 @@ class Database:
             connection.close()
         return result
 
-    def _connect(self, timeout: float) -> sqlite3.Connection:
+    def _connect_somehow(self) -> sqlite3.Connection:
+        """Open the file to read and write, or else only to read."""
+        try:
+            return self._connect()
+        except (sqlite3.OperationalError, OSError) as error:
+            if isinstance(error, sqlite3.OperationalError) and _kind(error) not in CANNOT_WRITE:
+                raise
+            frozen = self._as_it_is()
+            if not frozen or frozen[-1]:  # no file; or somebody writes to it
+                raise
+            try:
+                connection = self._connect_to_frozen()
+            except sqlite3.Error:
+                raise error from None
+            self._frozen = frozen
+            return connection
+
+    def _connect_to_frozen(self) -> sqlite3.Connection:
+        address = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _as_it_is(self) -> tuple[Any, ...]:
+        """Return what identifies the state of the file, and whether its log has something in it; () without a file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ()
+        try:
+            logged = os.stat(f"{self.path}-wal").st_size > 0
+        except OSError:
+            logged = False
+        return (status.st_ino, status.st_size, status.st_mtime_ns, logged) if status.st_size else ()
+
+    def _connect(self) -> sqlite3.Connection:
+        timeout = self.timeout
+        if not self.path.exists():
+            timeout = max(timeout, SETUP_TIMEOUT)
+            make_directory(self.path.parent)
+        for check in self.checks:
+            check()
         with suppress(FileExistsError):  # SQLite would make it readable by others; its other files get the same mode
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
@@ -167,6 +221,7 @@ class Database:
                 if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'by_expiry'").fetchone()[0] == 0:
                     connection.executescript(TABLE)
                 connection.execute(f"PRAGMA busy_timeout={round(self.timeout * 1000)}")
+                self.checks.clear()
                 return connection
             except sqlite3.OperationalError as error:  # changing the mode does not wait for a lock
                 if "locked" not in str(error) or time.monotonic() > until:
@@ -197,7 +252,7 @@ class Database:
 
     def _is_whole(self) -> bool:
         try:
-            with closing(self._connect(self.timeout)) as connection:
+            with closing(self._connect()) as connection:
                 found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
@@ -206,14 +261,20 @@ class Database:
         return found == "ok"
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, where they are missing, for this user alone."""
     for each in reversed([directory, *directory.parents]):
         if not each.is_dir():
             each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return getattr(error, "sqlite_errorname", "").partition("_")[2].partition("_")[0] in ("CORRUPT", "NOTADB")
+    return _kind(error) in ("CORRUPT", "NOTADB")
+
+
+def _kind(error: sqlite3.Error) -> str:
+    """Return the primary code of an error, such as "READONLY" for SQLITE_READONLY_CANTINIT."""
+    return str(getattr(error, "sqlite_errorname", "")).partition("_")[2].partition("_")[0]
 
 
 def _close_all(connections: list[sqlite3.Connection]) -> None:

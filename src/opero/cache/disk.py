@@ -30,15 +30,16 @@ class DiskBackend(BytesBackend):
 
     Args:
         arguments: `directory`: the file's directory, created with mode 0700 if it is missing; `timeout`: seconds to
-            wait while another process writes. Default: 1.
+            wait while another process writes. Default: 1; `check`: called before the file is opened, and raises an
+            exception where it must not be.
 
-    Raises:
-        OSError: the directory cannot be created or written to.
-        sqlite3.Error: the file cannot be opened.
+    The file is opened by the first operation, which raises an `OSError` or `sqlite3.Error` if that is not possible.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self.database = Database.at(Path(arguments["directory"]), float(arguments.get("timeout", 1.0)))
+        if "check" in arguments:
+            self.database.checks.append(arguments["check"])
         self._writes = self._bytes = 0
 
     # The interface of dogpile.cache
@@ -86,7 +87,8 @@ class DiskBackend(BytesBackend):
     def set_expiring(self, key: str, value: bytes, seconds: float | None) -> None:
         """Store a value that expires after `seconds`; None for never."""
         row = (key, value, None if seconds is None else time.time() + seconds)
-        self.database.run(lambda connection: connection.execute(SET, row).rowcount)  # one statement is a transaction
+        # One statement is a transaction.
+        self.database.run(lambda connection: connection.execute(SET, row).rowcount, writes=True)
         self._purge_sometimes(len(value))
 
     def set_expiring_multi(self, items: Iterable[tuple[str, bytes, float | None]]) -> None:

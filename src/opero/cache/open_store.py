@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
-import sqlite3
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +18,11 @@ from dogpile.cache import make_region
 from dogpile.cache.backends import _backend_loader
 from dogpile.cache.exception import PluginNotFound
 
+from opero.cache.database import FILE, make_directory
 from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
+from opero.cache.redis_address import place_of
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
     from opero.runtime.clock import Clock
 
 BUILT_IN = ("memory", "disk", "redis")
+NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of a path at which there can be no directory, whatever becomes of the disk."""
+UNUSABLE = "the cache's {shown} cannot be used: {why}; choose another cache_dir"
 
 
 def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
@@ -51,9 +59,7 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
     kind = policy.backend.removeprefix("opero.")
     full_name = f"{policy.namespace}:{name}"
     # Plain memory needs no settings, and reading them takes as long as all the rest.
-    settings = (
-        CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
-    )
+    settings = CacheSettings() if kind == "memory" and policy.serializer is None else CacheSettings.read()
     codec = _codec(policy, settings, kind, full_name)
     if kind == "memory":
         region = make_region(name=full_name).configure(
@@ -65,8 +71,10 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
         return region, MemoryStore(backend, clock, codec)
     assert codec is not None
     store_name, arguments = _arguments(policy, settings, kind)
-    region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
+    if kind == "disk":
+        _prepare_directory(arguments, full_name, codec, store_name)
     _check_places(kind, arguments, full_name, codec)
+    region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
     _check_ttl(policy, full_name)
     limit = None if kind in BUILT_IN or kind in IN_PROCESS else _with_timeout(policy.store_timeout)
     store = SharedStore(
@@ -99,13 +107,14 @@ def check_store(policy: CachePolicy, name: str) -> None:
     if kind == "memory":
         return
     shown, arguments = _arguments(policy, settings, kind)
-    _check_places(kind, arguments, name, codec)
     if kind == "disk":
         _check_directory(arguments["directory"], name, shown)
-    elif kind != "dogpile.cache.dbm":  # which makes its file at once
+    _check_places(kind, arguments, name, codec)
+    if kind == "dogpile.cache.dbm":  # which makes its file at once
+        if "filename" not in arguments:
+            raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
+    elif kind != "disk":
         _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, shown)
-    elif "filename" not in arguments:
-        raise ConfigError(f"{name}: backend {kind!r} needs the name of its file: set arguments: {{filename: …}}")
     _check_ttl(policy, name)
 
 
@@ -114,16 +123,32 @@ def _check_ttl(policy: CachePolicy, name: str) -> None:
         raise ConfigError(f"{name}: {LACKS_TTL.format(backend=policy.backend)}")
 
 
+def _prepare_directory(arguments: dict[str, Any], name: str, codec: Codec, shown: str) -> None:
+    """Make the directory of a disk store. If that fails for now, the store's first use makes it, and checks it then."""
+    directory: Path = arguments["directory"]
+    try:
+        make_directory(directory)
+    except OSError as error:
+        if error.errno in NO_PLACE:
+            raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=error.strerror)}") from error
+        arguments["check"] = partial(_check_places, "disk", {"directory": directory}, name, codec)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=message_of(error))}") from error
+
+
 def _check_directory(directory: Path, name: str, shown: str) -> None:
     """Check that a directory can be written to, or else be made."""
-    there = next(each for each in (directory, *directory.parents) if each.exists())
+    there = next(each for each in (directory, *directory.parents) if os.path.exists(each))
+    if os.access(directory / FILE, os.R_OK):
+        return  # a cache that was filled before it became read-only
     try:
+        with suppress(FileNotFoundError):  # what is no path at all, as it is too long, for example, cannot be made
+            os.stat(directory)
         with tempfile.TemporaryDirectory(dir=there):
             pass
-    except OSError as error:
-        raise ConfigError(
-            f"{name}: the cache's {shown} cannot be used: {error.strerror}; choose another cache_dir"
-        ) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or message_of(error)
+        raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=why)}") from error
 
 
 def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
@@ -170,13 +195,12 @@ def _arguments(policy: CachePolicy, settings: CacheSettings, kind: str) -> tuple
             from platformdirs import user_cache_path
 
             directory = user_cache_path("opero", appauthor=False)
-        directory = Path(directory).expanduser().absolute()
+        directory = Path(os.path.expanduser(directory)).absolute()
         return f"disk at {directory}", {"directory": directory, "timeout": policy.store_timeout}
     if kind == "redis":
         url = policy.url or settings.redis_url
         address = "redis://" if url is None else url.get_secret_value()
-        place = address.partition("://")[2].rpartition("@")[2].partition("?")[0] or "localhost:6379"
-        return f"redis at {place}", {
+        return f"redis at {place_of(address)}", {
             "url": address,
             "timeout": policy.store_timeout,
             "lock_timeout": min(policy.lock_timeout, LEASE),
@@ -201,10 +225,6 @@ def _region(name: str, backend: str, arguments: dict[str, Any], store_name: str)
         raise MissingExtraError(f"{name}: cache backend {backend!r} cannot be loaded: {message_of(error)}") from error
     except ConfigError:
         raise
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(
-            f"{name}: cannot open cache store {store_name}: {message_of(error)}; choose another cache_dir"
-        ) from error
     except Exception as error:  # noqa: BLE001  # a third-party backend may raise anything
         reason = message_of(error) if backend.startswith("opero.") else describe(error)
         raise ConfigError(f"{name}: cannot open cache store {store_name}: {reason}") from None

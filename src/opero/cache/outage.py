@@ -1,4 +1,4 @@
-"""Circuit breaker for cache stores: after a failure, it probes the store with exponential backoff."""
+"""Circuit breaker for cache stores: after a failure, it probes the store, or its writes, with exponential backoff."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-OUTAGES = frozenset({"OSError", "TimeoutError", "OperationalError", "RejectedError"})
-"""Names of exceptions that no request causes by what it brings, whichever client has them: for timeouts, for locks."""
+SLOW = frozenset({"TimeoutError", "RejectedError"})
+"""Names of exceptions of a store that hangs, whichever client has them. To ask it anything would hang, too."""
+OUTAGES = SLOW | {"OSError", "OperationalError"}
+"""Names of exceptions that no request causes by what it brings: also for locked and broken files, and lost servers."""
 
 _reporting = RenewedLock()
 """Protects the counts of all throttled events."""
@@ -35,14 +37,64 @@ class User(Protocol):
     def ask(self) -> object:
         """Read a few bytes; fails if the store does not answer."""
 
+    def ask_to_write(self) -> object:
+        """Write a few bytes; fails if the store accepts no writes."""
+
+
+class _Rest:
+    """When a kind of operations is tried again after a failure: in 1 s, then in 2, 4, … up to 30 s.
+
+    Attributes:
+        failures: how many tries have failed in a row; 0 while operations are not at rest.
+        skipped: how many operations have been left out since the first failure.
+        reason: the last failure, in one line; "" while operations are not at rest.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.skipped = 0
+        self.reason = ""
+        self.until = float("-inf")
+        self.is_probing = False
+
+    @property
+    def pause(self) -> float:
+        return float(min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE))
+
+    def skips(self, now: float) -> bool:
+        """Return whether to leave an operation out, and count it; otherwise it is the next try."""
+        if now < self.until:
+            self.skipped += 1
+            return True
+        self.until = now + self.pause  # other callers skip while this one tries
+        self.is_probing = True
+        return False
+
+    def begin(self, reason: str, now: float) -> None:
+        """Rest after a failure, for longer after each one."""
+        self.failures += 1
+        self.reason = reason
+        self.is_probing = False
+        self.until = now + self.pause
+
+    def end(self) -> int:
+        """Rest no longer, and return the number of operations that were left out."""
+        skipped = self.skipped
+        self.failures = self.skipped = 0
+        self.reason = ""
+        self.is_probing = False
+        return skipped
+
 
 class StoreBreaker(Emitter):
-    """Runs a store's operations, and skips them for a while after a failure: 1 s, then 2, 4, … up to 30 s.
+    """Runs a store's operations, and leaves them out for a while after a failure: 1 s, then 2, 4, … up to 30 s.
 
-    After each pause one operation probes the store; all others are skipped until a probe succeeds.
+    After each pause one operation probes the store; all others are left out until a probe succeeds.
+
+    A store that answers, but accepts no writes, such as one that is full or read-only, is still read: only writes rest.
 
     What a single request brings, such as a value that is too large for the store, is no failure of the store: an
-    operation that fails is forgiven if the store answers right afterwards.
+    operation that fails is forgiven if the store answers right afterwards, and accepts a small write.
 
     Args:
         name: the store's name, for messages.
@@ -51,7 +103,6 @@ class StoreBreaker(Emitter):
 
     Attributes:
         users: who uses the store; any of them can ask whether it answers.
-        trouble: why functions run without the store, in one line; "" while it works.
     """
 
     def __init__(self, name: str, clock: Clock, limit: Callable[..., Any] | None = None) -> None:
@@ -59,93 +110,166 @@ class StoreBreaker(Emitter):
         self.clock = clock
         self.limit = limit
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
-        self.trouble = ""
         self._refused = ThrottledFailure("refused", name, clock)
         self._lock = threading.RLock()
-        self._open_until = float("-inf")
-        self._failures = 0
-        self._skipped = 0
-        self._is_probing = False
+        self._all, self._writes = _Rest(), _Rest()
         renew_in_child(self, "_lock")
+
+    @property
+    def trouble(self) -> str:
+        """Why functions run without the store, in one line; "" while it works."""
+        return self._all.reason
+
+    @property
+    def refusal(self) -> str:
+        """Why results are read from the store, but not written to it, in one line; "" while it accepts writes."""
+        return self._writes.reason
 
     def after_fork(self) -> None:
         """Let another operation probe the store, if a thread of the parent is doing so."""
-        if self._is_probing:
-            self._is_probing = False
-            self._open_until = float("-inf")
+        for rest in (self._all, self._writes):
+            if rest.is_probing:
+                rest.is_probing = False
+                rest.until = float("-inf")
 
     def __call__(self, default: T, operation: Callable[..., T], *args: Any) -> T:
-        """Return the operation's result, or `default` if the store is down or fails."""
-        is_probe = self._failures > 0
-        if is_probe and not self._may_probe():
+        """Return the result of an operation that reads, or `default` if the store is down or fails."""
+        is_probe = self._all.failures > 0
+        if is_probe and self._skips(writes=False):
             return default
         try:
-            result = operation(*args) if self.limit is None else self.limit(operation, *args)
+            result = operation(*args) if self.limit is None else self.limit(operation, *args)  # a call less, for hits
         except Exception as error:  # noqa: BLE001  # a store may raise anything
-            if not self._answers(error):
+            if not self._answers(error, OUTAGES):
                 self._failed(error, is_probe=is_probe)
                 return default
-            self._refused.report(f"the store refused an operation, which was left out: {describe(error)}", error)
+            self._refuse(error)
             result = default
-        if self._failures:
+        if self._all.failures:
             self._recovered()
         return result
 
-    def _answers(self, error: Exception) -> bool:
-        """Return whether the store works nevertheless. One that was too slow, locked or full is not asked."""
-        if any(each.__name__ in OUTAGES for each in type(error).__mro__):
+    def write(self, default: T, operation: Callable[..., T], *args: Any) -> T:
+        """Return the result of an operation that writes, or `default` if the store is down, refuses writes or fails."""
+        is_probe, tries = self._all.failures > 0, self._writes.failures > 0
+        if (is_probe or tries) and self._skips(writes=True):
+            return default
+        try:
+            result = self._run(operation, args)
+        except Exception as error:  # noqa: BLE001  # as above
+            if not self._answers(error, SLOW):
+                self._failed(error, is_probe=is_probe)
+                return default
+            if not self._accepts_writes(error):
+                self._recovered()
+                self._failed_to_write(error, is_probe=tries)
+                return default
+            self._refuse(error)
+            result = default
+        if self._all.failures or self._writes.failures:
+            self._recovered()
+            self._writes_recovered()
+        return result
+
+    def delete(self, default: T, operation: Callable[..., T], *args: Any) -> T:
+        """Return the result of an operation that deletes, or `default`. While only writes rest, it is tried.
+
+        Deletions are rare, and full stores accept them; one that is not accepted says nothing about writes or reads.
+        """
+        is_probe = self._all.failures > 0
+        if is_probe and self._skips(writes=False):
+            return default
+        try:
+            result = self._run(operation, args)
+        except Exception as error:  # noqa: BLE001  # as above
+            if not self._answers(error, SLOW):
+                self._failed(error, is_probe=is_probe)
+                return default
+            self._refuse(error)
+            result = default
+        self._recovered()
+        return result
+
+    def _run(self, operation: Callable[..., T], args: tuple[Any, ...] = ()) -> T:
+        return operation(*args) if self.limit is None else self.limit(operation, *args)
+
+    def _refuse(self, error: Exception) -> None:
+        self._refused.report(f"the store refused an operation, which was left out: {describe(error)}", error)
+
+    def _answers(self, error: Exception, outages: frozenset[str]) -> bool:
+        """Return whether the store can be read nevertheless. After some exceptions it is not asked."""
+        if any(each.__name__ in outages for each in type(error).__mro__):
+            return False
+        return self._can(lambda user: user.ask())
+
+    def _accepts_writes(self, error: Exception) -> bool:
+        """Return whether a store that can be read accepts small writes. For a locked file, that would take too long."""
+        if any(each.__name__ == "OperationalError" for each in type(error).__mro__):
+            return False
+        return self._can(lambda user: user.ask_to_write())
+
+    def _can(self, ask: Callable[[User], object]) -> bool:
+        user = next(iter(list(self.users)), None)
+        if user is None:
             return False
         try:
-            user = next(iter(list(self.users)), None)
-            if user is None:
-                return False
-            _ = user.ask() if self.limit is None else self.limit(user.ask)
+            _ = self._run(ask, (user,))
         except Exception:  # noqa: BLE001  # as above
             return False
         return True
 
-    def _may_probe(self) -> bool:
+    def _skips(self, *, writes: bool) -> bool:
+        """Return whether to leave an operation out, and count it."""
         with self._lock:
             now = self.clock.monotonic()
-            if now < self._open_until:
-                self._skipped += 1
-                return False
-            self._open_until = now + self._pause()  # other callers skip while this probe runs
-            self._is_probing = True
-            return True
-
-    def _pause(self) -> float:
-        return float(min(FIRST_PAUSE * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE))
+            if writes and self._writes.failures and now < self._writes.until:
+                self._writes.skipped += 1
+                return True
+            if self._all.failures and self._all.skips(now):
+                return True
+            return writes and self._writes.failures > 0 and self._writes.skips(now)
 
     def _failed(self, error: Exception, *, is_probe: bool) -> None:
+        pause = self._rest(self._all, error, is_probe=is_probe)
+        if pause is not None:
+            text = f"cache store failed ({describe(error)}); functions run without it"
+            self._report("unavailable", text, "probe", pause, error)
+
+    def _failed_to_write(self, error: Exception, *, is_probe: bool) -> None:
+        pause = self._rest(self._writes, error, is_probe=is_probe)
+        if pause is not None:
+            text = f"cache store accepts no writes ({describe(error)}); results are read from it, but not stored"
+            self._report("read_only", text, "try", pause, error)
+
+    def _rest(self, rest: _Rest, error: Exception, *, is_probe: bool) -> float | None:
+        """Let operations rest, and return for how long if this is the first failure."""
         with self._lock:
-            first = self._failures == 0
+            first = rest.failures == 0
             if not first and not is_probe:
-                return  # it was running when another operation opened the breaker
-            self._failures += 1
-            self.trouble = describe(error)
-            self._is_probing = False
-            pause = self._pause()
-            self._open_until = self.clock.monotonic() + pause
-        if first:
-            message = (
-                f"cache store failed ({describe(error)}); functions run without it, next probe in "
-                f"{approximate_duration(pause)}"
-            )
-            log("cache_failed", "%s: %s", self.name, message, cache=self.name, what="unavailable", error=error)
-            emit(CacheFailed, self.hooks, cache=self.name, what="unavailable", message=message, error=error)
+                return None  # it was running when another operation failed
+            rest.begin(describe(error), self.clock.monotonic())
+            return rest.pause if first else None
+
+    def _report(self, what: str, text: str, next_: str, pause: float, error: Exception) -> None:
+        message = f"{text}, next {next_} in {approximate_duration(pause)}"
+        log("cache_failed", "%s: %s", self.name, message, clock=self.clock, cache=self.name, what=what, error=error)
+        emit(CacheFailed, self.hooks, cache=self.name, what=what, message=message, error=error)
 
     def _recovered(self) -> None:
+        self._end(self._all, "unavailable", "cache store is available again")
+
+    def _writes_recovered(self) -> None:
+        self._end(self._writes, "read_only", "cache store accepts writes again")
+
+    def _end(self, rest: _Rest, what: str, text: str) -> None:
         with self._lock:
-            if not self._failures:
+            if not rest.failures:
                 return
-            self._failures = 0
-            self.trouble = ""
-            self._is_probing = False
-            skipped, self._skipped = self._skipped, 0
-        message = f"cache store is available again; {skipped} operations were skipped"
-        log("cache_restored", "%s: %s", self.name, message, clock=self.clock, cache=self.name, skipped=skipped)
-        emit(CacheRestored, self.hooks, cache=self.name, message=message, skipped=skipped)
+            skipped = rest.end()
+        message = f"{text}; {skipped} operations were skipped"
+        fields: dict[str, Any] = {"cache": self.name, "what": what, "skipped": skipped}
+        log("cache_restored", "%s: %s", self.name, message, clock=self.clock, **fields)
+        emit(CacheRestored, self.hooks, message=message, **fields)
 
 
 class ThrottledFailure:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
-from opero.errors import message_of
-from opero.runtime.forking import RenewedLock
+from opero.cache.redis_servers import server_at
+from opero.runtime.interruption import interruptible
 
 T = TypeVar("T")
 
@@ -25,13 +25,14 @@ class RedisBackend(BytesBackend):
     """Stores bytes in redis. Nothing is retried except once after a connection is lost, so an outage shows at once.
 
     Args:
-        arguments: `url`: as for `redis.from_url`; `timeout`: seconds to connect and to wait for each reply, default 1;
-            `lock_timeout`: seconds after which a computation lock lapses, default 60; `options`: more arguments for
-            `redis.from_url`.
+        arguments: `url`: that of a server, as for `redis.from_url`, or of sentinels or a cluster, as
+            `redis+sentinel://host,host/service` and `redis+cluster://host,host`; `timeout`: seconds to connect and to
+            wait for each reply, default 1; `lock_timeout`: seconds after which a computation lock lapses, default 60;
+            `options`: more arguments for redis-py.
 
     Raises:
         ImportError: redis-py is not installed.
-        ValueError: the URL is malformed; the message leaves it out if it may contain a password.
+        ValueError: the URL or an option is invalid; the message does not show what may be a password.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -40,10 +41,18 @@ class RedisBackend(BytesBackend):
         self.lock_timeout = float(arguments.get("lock_timeout", 60.0))
         self.connection_errors: tuple[type[Exception], ...] = (redis.ConnectionError,)
         self.timeout_errors: tuple[type[Exception], ...] = (redis.TimeoutError,)
-        self.lock_errors: tuple[type[Exception], ...] = (redis.exceptions.LockError,)
-        self.client = _client(
-            arguments["url"], float(arguments.get("timeout", 1.0)), dict(arguments.get("options") or {})
+        self.elsewhere: tuple[type[Exception], ...] = (
+            redis.exceptions.MovedError,
+            redis.exceptions.ClusterCrossSlotError,
         )
+        self.lock_errors: tuple[type[Exception], ...] = (redis.exceptions.LockError,)
+        timeout, options = float(arguments.get("timeout", 1.0)), dict(arguments.get("options") or {})
+        self.server = server_at(arguments["url"], timeout, options)
+
+    @property
+    def client(self) -> Any:
+        """The client of redis-py. That of a cluster connects when it is first asked for, and may fail."""
+        return self.server.client
 
     # The interface of dogpile.cache
 
@@ -55,14 +64,14 @@ class RedisBackend(BytesBackend):
         names = list(keys)
         if not names:
             return []
-        return [NO_VALUE if value is None else value for value in self._run(self.client.mget, names)]
+        return [NO_VALUE if value is None else value for value in self._run(self.server.get_many, names)]
 
     def set_serialized(self, key: str, value: bytes) -> None:
         self._run(self.client.set, key, value)
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
         if mapping:
-            self._run(self.client.mset, mapping)
+            self._run(self.server.set_many, mapping)
 
     def delete(self, key: str) -> None:
         self._run(self.client.unlink, key)
@@ -70,11 +79,11 @@ class RedisBackend(BytesBackend):
     def delete_multi(self, keys: Iterable[str]) -> None:
         names = list(keys)
         if names:
-            self._run(self.client.unlink, *names)
+            self._run(self.server.delete_many, names)
 
     def get_mutex(self, key: str) -> Any:
         """Return a mutex between processes on all machines for the key, which lapses after `lock_timeout`."""
-        return _Mutex(self, self.client.lock(f"{key}:lock", timeout=self.lock_timeout, thread_local=False))
+        return _Mutex(self, f"{key}:lock")
 
     # Extensions
 
@@ -88,7 +97,7 @@ class RedisBackend(BytesBackend):
         keys = iter(self._keys(prefix))
         deleted = 0
         while batch := list(itertools.islice(keys, BATCH)):
-            deleted += self._run(self.client.unlink, *batch)
+            deleted += self._run(self.server.delete_many, batch)
         return deleted
 
     def count_prefix(self, prefix: str) -> int:
@@ -97,37 +106,52 @@ class RedisBackend(BytesBackend):
 
     def close(self) -> None:
         """Close the connections; other backends for the same server share them, and connect again."""
-        self.client.close()
+        self.server.close()
 
     def _keys(self, prefix: str) -> Iterable[bytes]:
         pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", prefix) + "*"
-        cursor = 0
-        while True:
-            cursor, keys = self._run(self.client.scan, cursor, pattern, BATCH)
-            yield from keys
-            if not cursor:
-                return
+        for where in self._run(self.server.scans):
+            cursor: Any = 0
+            while True:
+                cursor, keys = self._run(partial(self.client.scan, cursor, pattern, BATCH, **where))
+                yield from keys
+                # Of one node of a cluster, it is by the name of the node.
+                cursor = next(iter(cursor.values())) if isinstance(cursor, dict) else cursor
+                if not cursor:
+                    break
 
+    @interruptible
     def _run(self, operation: Callable[..., T], *args: Any) -> T:
         try:
             return operation(*args)
         except self.timeout_errors:
             raise
+        except self.elsewhere:
+            raise OSError("it is part of a cluster: use a URL that begins with redis+cluster://") from None
         except self.connection_errors:
             # If the server was restarted, all idle connections are dead, and a new one works.
-            self.client.connection_pool.disconnect(inuse_connections=False)
+            self.server.drop_idle()
             return operation(*args)
 
 
 class _Mutex:
     """A redis-py lock that may be released after it has lapsed or been acquired by another process."""
 
-    def __init__(self, backend: RedisBackend, lock: Any) -> None:
+    def __init__(self, backend: RedisBackend, name: str) -> None:
         self.backend = backend
-        self.lock = lock
+        self.name = name
+        self._lock: Any = None
+
+    @property
+    def lock(self) -> Any:
+        """The lock of redis-py, which needs the client: that of a cluster may not be there yet."""
+        if self._lock is None:
+            timeout = self.backend.lock_timeout
+            self._lock = self.backend.client.lock(self.name, timeout=timeout, thread_local=False)
+        return self._lock
 
     def acquire(self, wait: bool = True) -> bool:  # the signature of dogpile.cache
-        return bool(self.backend._run(self.lock.acquire, None, wait))
+        return bool(self.backend._run(lambda: self.lock.acquire(blocking=wait)))
 
     def renew(self) -> None:
         """Let the time after which it lapses start anew, if it has not lapsed yet."""
@@ -140,36 +164,3 @@ class _Mutex:
 
     def locked(self) -> bool:
         return bool(self.lock.locked())
-
-
-_clients: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
-_clients_lock = RenewedLock()
-
-
-def _client(url: str, timeout: float, options: dict[str, Any]) -> Any:
-    """Return the client, with its connection pool, that all functions with the same URL and options share."""
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    with _clients_lock:
-        key = url, timeout, repr(sorted(options.items()))
-        client = _clients.get(key)
-        if client is None:
-            settings = {
-                "socket_timeout": timeout,
-                "socket_connect_timeout": timeout,
-                "retry": Retry(NoBackoff(), 0),
-                **options,
-            }
-            try:
-                client = redis.Redis.from_url(url, **settings)
-            except ValueError as error:
-                reason = (
-                    f" ({message_of(error)})" if "@" not in url else ""
-                )  # the error quotes the URL, which may have a password
-                raise ValueError(
-                    f"invalid redis URL{reason}: use redis://[[user]:password@]host[:port][/db], rediss://… or unix://…"
-                ) from None
-            _clients[key] = client
-        return client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.cache.retention import shared
 from opero.runtime.ended_loops import close, unwatch, watch
@@ -15,6 +15,7 @@ from opero.runtime.hosts import cancel
 if TYPE_CHECKING:
     from asyncio import Task
 
+    from opero.cache.computation_lock import ComputationLock
     from opero.runtime.hosts import Host, Outcome, Waiter
 
 
@@ -35,6 +36,7 @@ class Computation:
         is_watched: whether others wait that would not notice the end of its loop, so it is watched.
         callers: the number of callers that want its result.
         waits_for: the computations that its function is waiting for.
+        lock: the lock that keeps other processes from computing the key; None if there is none.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Computation:
         "invalidated",
         "is_watched",
         "key",
+        "lock",
         "loop",
         "result",
         "tags",
@@ -73,6 +76,7 @@ class Computation:
         self.key = key
         self.callers = 1
         self.waits_for: list[Computation] = []
+        self.lock: ComputationLock | None = None
 
     def depends_on(self, others: tuple[Computation, ...]) -> bool:
         """Return whether it cannot end before one of the others does."""
@@ -121,6 +125,12 @@ _dependencies_lock = RenewedLock()
 """Protects `waits_for` of all computations of all functions."""
 
 
+class ComputationHolder(Protocol):
+    """A call: what it computes is noted in it first, so that it can be finished however the call is interrupted."""
+
+    computation: Computation | None
+
+
 class SingleFlight:
     """The running computations of one function.
 
@@ -144,37 +154,48 @@ class SingleFlight:
             computation.waits_for.clear()
         self.running.clear()
 
-    def join(self, key: Hashable, host: Host, tags: tuple[str, ...]) -> tuple[Computation, Waiter | None]:
+    def join(
+        self, key: Hashable, host: Host, tags: tuple[str, ...], holder: ComputationHolder
+    ) -> tuple[Computation, Waiter | None]:
         """Return the key's computation, and a waiter if it is already running; without one, the caller computes.
 
         A caller for which the running computation waits would deadlock: it gets a computation of its own, which others
         cannot join.
+
+        Args:
+            key, tags: those of the result.
+            host: the caller's.
+            holder: its call.
         """
         own, loop = current_computations.get(), host.loop()
         self._forget_orphan(key)
         with self._lock:
             computation = self.running.get(key)
             if computation is None:
-                computation = self.running[key] = Computation(tags, loop, self, key)
+                computation = holder.computation = Computation(tags, loop, self, key)
+                self.running[key] = computation
                 return computation, None
             with _dependencies_lock:
                 if own and computation.depends_on(own):
                     return Computation(tags, loop, self, key), None
+                waiter = host.waiter()
+                computation.waiters.append(waiter)
                 for each in own:
                     each.waits_for.append(computation)
-            waiter = host.waiter()
-            computation.waiters.append(waiter)
             computation.callers += 1
             if computation.loop is not loop:
                 computation.watch()
             return computation, waiter
 
-    def start(self, key: Hashable, tags: tuple[str, ...], loop: Any = None) -> Computation | None:
+    def start(
+        self, key: Hashable, tags: tuple[str, ...], holder: ComputationHolder, loop: Any = None
+    ) -> Computation | None:
         """Return a new computation of the key, or None if one is running.
 
         Args:
             key: the key.
             tags: the tags of its result.
+            holder: the call that computes it.
             loop: identifies the event loop that it will run in.
         """
         if loop is not None:
@@ -182,7 +203,8 @@ class SingleFlight:
         with self._lock:
             if key in self.running:
                 return None
-            computation = self.running[key] = Computation(tags) if loop is None else Computation(tags, loop, self, key)
+            computation = holder.computation = Computation(tags, loop, self, key)
+            self.running[key] = computation
             return computation
 
     def is_running(self, key: Hashable) -> bool:
@@ -222,7 +244,7 @@ class SingleFlight:
             if self.running.get(key) is computation:
                 del self.running[key]
             computation.task = None  # whose exception's traceback refers back to here
-            computation.loop = computation.flight = computation.key = None
+            computation.loop = None
         if computation.is_watched:
             unwatch(computation)
         if computation.failure is not None:

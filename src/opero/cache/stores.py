@@ -182,10 +182,14 @@ class SharedStore:
         """Read a few bytes; fails if the store does not answer."""
         return self.backend.get_serialized(f"{self.namespace}#")
 
+    def ask_to_write(self) -> object:
+        """Write a few bytes; fails if the store accepts no writes."""
+        return self._put(f"{self.namespace}#", b"1", 1.0)
+
     # Keys in the backend
 
     def _key(self, key: Hashable) -> str:
-        return self.prefix + digest(key)
+        return f"{self.prefix}{{{digest(key)}}}"  # in braces: a redis cluster keeps what belongs to a key together
 
     def _gone(self, name: str) -> str:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"
@@ -231,7 +235,7 @@ class SharedStore:
                     tokens[at] = os.urandom(TOKEN)
                     if token_names[at] == self._cleared:
                         cleared = tokens[at]
-                    self.breaker(None, self.backend.set_serialized, token_names[at], tokens[at])
+                    self.breaker.write(None, self.backend.set_serialized, token_names[at], tokens[at])
         return entry, (gone, cleared, *tokens)
 
     def _fetch(self, names: list[str]) -> list[Any]:
@@ -261,7 +265,7 @@ class SharedStore:
     def mark_uncached(self, key: Hashable) -> None:
         """Tell the processes that wait for a key that its computation succeeded, and that nothing was stored."""
         if self.has_mutex and self._can_expire:
-            self.breaker(None, self.backend.set_expiring, self._uncached(key), b"1", UNCACHED)
+            self.breaker.write(None, self.backend.set_expiring, self._uncached(key), b"1", UNCACHED)
 
     def is_uncached(self, key: Hashable) -> bool:
         """Return whether a computation has said so in the last seconds."""
@@ -282,7 +286,7 @@ class SharedStore:
         if self._fetch([self._gone(name), self._cleared]) != [gone, cleared]:
             return False
         seconds = None if entry.usable == FOREVER else entry.usable - self.now()
-        if not self.breaker(False, self._put, name, data, seconds):
+        if not self.breaker.write(False, self._put, name, data, seconds):
             return False
         if self.max_size is not None:
             self._trim(self.max_size)
@@ -298,30 +302,31 @@ class SharedStore:
     def _trim(self, max_size: int) -> None:
         self._writes += 1
         if self._writes % max(1, max_size // 20) == 0 and hasattr(self.backend, "trim_prefix"):
-            self.breaker(None, self.backend.trim_prefix, self.prefix, max_size)
+            self.breaker.write(None, self.backend.trim_prefix, self.prefix, max_size)
 
     # Deleting
 
     def delete(self, key: Hashable) -> None:
         name = self._key(key)
         if self._can_expire:  # otherwise the token would stay forever
-            self.breaker(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.deletion_ttl)
-        self.breaker(None, self.backend.delete, name)
+            self.breaker.delete(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.deletion_ttl)
+        self.breaker.delete(None, self.backend.delete, name)
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            self.breaker(None, self.backend.set_serialized, self._tag(tag), os.urandom(TOKEN))
+            if not self.breaker.delete(False, self._put, self._tag(tag), os.urandom(TOKEN), None):
+                self.breaker.delete(None, self.backend.delete, self._tag(tag))  # a full store accepts that
 
     def clear(self) -> None:
-        self.breaker(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
+        self.breaker.delete(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
         if not self._common_tokens:
-            self.breaker(None, self.backend.clear_prefix, self.prefix)
+            self.breaker.delete(None, self.backend.clear_prefix, self.prefix)
 
     def clear_namespace(self) -> None:
         """Delete the entries of all functions of the namespace, including those written by other processes."""
         self.clear()
         if not self._common_tokens:
-            self.breaker(None, self.backend.clear_prefix, f"{self.namespace}:")
+            self.breaker.delete(None, self.backend.clear_prefix, f"{self.namespace}:")
 
     # Mutex and size
 

@@ -31,8 +31,8 @@ def environments(config: str | None) -> list[str]:
     from opero.config.variables import collect_variables, flatten
 
     variables = flatten(collect_variables(None, None, None, Report())[0])
-    folder = Path(named_directory(config, variables).value).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(named_directory(config, variables).value))
+    if not os.path.isdir(folder):
         locate(config, None, variables, Report())  # usually raises a more specific error
         raise ConfigError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
     return sorted({path.stem for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {BASE})

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import BulkheadFullError, CallTimeoutError
 from opero.events import Waited
 from opero.executors.state.home import Holder
-from opero.executors.state.slots import FOREVER, LocalSlots, QueuedCall, Slots
+from opero.executors.state.slots import ANYONE, FOREVER, LocalSlots, QueuedCall, Slots
 from opero.policies.types import format_duration
-from opero.runtime import forking
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 
 if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
+    from opero.executors.state.slots import SlotHolder
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host, Waiter
@@ -43,19 +43,23 @@ class BulkheadExecutor(Holder[Slots]):
 
     # Decisions
 
-    def take(self) -> bool:
+    def take(self, holder: SlotHolder = ANYONE) -> bool:
         """Take a slot if one is free and no call waits for it."""
-        return self.home.take() or (self.follow() and self.home.take())
+        return self.home.take(holder) or (self.follow() and self.home.take(holder))
 
-    def leave(self, generation: int | None = None) -> None:
-        """Give a slot back, or pass it on to the call that has waited longest.
-
-        Args:
-            generation: of the process in which the call got its slot: it has none here if that was a parent. Default:
-                this process.
-        """
-        while generation in (None, forking.generation) and not self.home.leave():
+    def leave(self, holder: SlotHolder = ANYONE) -> None:
+        """Give the slot of a call back, or pass it on to the call that has waited longest. A second time, and in a
+        forked child if the call is the parent's, it has no effect."""
+        while not self.home.leave(holder):
             self.follow()
+
+    def abandon(self, call: Call) -> None:
+        """Give back what a call has that was interrupted, also if that was just when it took or gave back something."""
+        queued, call.queued = call.queued, None
+        if queued is not None:
+            self.run_later(self._give_up, queued)
+        elif call.slot is not None:
+            self.run_later(self.leave, call)
 
     def refusal(self, call: Call, waited: float) -> Exception:
         """The error for a call that got no slot in time."""
@@ -76,11 +80,14 @@ class BulkheadExecutor(Holder[Slots]):
     async def queue(self, host: Host, call: Call) -> None:
         """Wait in the queue for a slot, after none could be taken at once. In shadow the call has one more than there
         are, and does not wait."""
-        give_back = partial(self._give_back, generation=forking.generation)
-        if (self.home.blocks or self.follow()) and await self.run(host, self.take, give_back):
+
+        def give_back(_: object) -> None:
+            self.leave(call)
+
+        if (self.home.blocks or self.follow()) and await self.run(host, partial(self.take, call), give_back):
             return
         if self.policy.shadow:
-            in_use = await self.run(host, self._take_another, lambda _: give_back(has_slot=True))
+            in_use = await self.run(host, partial(self._take_another, call), give_back)
             would, seconds = ("delay", None) if self.policy.max_wait != 0 else ("reject", 0.0)
             limit = self.home.successor.limit
             message = f"{self.name}: bulkhead full: {in_use} calls at once, and {limit} slots"
@@ -91,8 +98,9 @@ class BulkheadExecutor(Holder[Slots]):
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
         if patience <= 0:
             raise self.refusal(call, patience)
-        queued = QueuedCall(host.waiter(), started, forking.generation)
+        queued = call.queued = QueuedCall(host.waiter(), started, call)
         if await self.run(host, lambda: self._enter(queued), lambda _: self._give_up(queued)):
+            call.queued = None
             return
         try:
             has_slot = await self._wait(host, queued, started + patience)
@@ -101,6 +109,7 @@ class BulkheadExecutor(Holder[Slots]):
             call.stats.count_wait("bulkhead", waited)
             call.waited += waited
             call.stats.emit(Waited, what="bulkhead", seconds=waited)
+        call.queued = None
         if not has_slot:
             raise self.refusal(call, patience)
 
@@ -118,11 +127,10 @@ class BulkheadExecutor(Holder[Slots]):
         except BaseException:
             self.run_later(self._give_up, queued)
             raise
-        give_back = partial(self._give_back, generation=queued.generation)
-        return await self.run(host, lambda: self._has_slot_after_all(queued), give_back)
+        return await self.run(host, lambda: self._has_slot_after_all(queued), lambda _: self.leave(queued.holder))
 
-    def _take_another(self) -> int:
-        self.ask(lambda slots: slots.take_another())
+    def _take_another(self, call: Call) -> int:
+        self.ask(lambda slots: slots.take_another(call))
         return self.running
 
     def _enter(self, queued: QueuedCall) -> bool:
@@ -135,31 +143,27 @@ class BulkheadExecutor(Holder[Slots]):
         """Leave the queue; whether a slot has been granted just before."""
         return not self.ask(lambda slots: slots.withdraw(queued))
 
-    def _give_back(self, has_slot: bool, generation: int) -> None:
-        if has_slot:
-            self.leave(generation)
-
     def _give_up(self, queued: QueuedCall) -> None:
         """Leave the queue; a slot that has been granted just before is passed on."""
-        self._give_back(self._has_slot_after_all(queued), queued.generation)
+        self._has_slot_after_all(queued)
+        self.leave(queued.holder)
 
     # Around the function
 
     def wrap(self, layer: Layer) -> Layer:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             home = self.home
-            if not home.take():
+            if not home.take(call):
                 run_blocking(self.queue(self.blocking, call))
-            generation = forking.generation
             try:
                 result = layer(call, args, kwargs)
             except BaseException:
-                self.leave(generation)
+                self.leave(call)
                 raise
             if type(result) is Started:
-                result.on_end(lambda _: self.leave(generation))  # a generator has its slot until it ends
-            elif generation == forking.generation and not home.leave():
-                self.leave(generation)  # where the state is now
+                result.on_end(lambda _: self.leave(call))  # a generator has its slot until it ends
+            elif not home.leave(call):
+                self.leave(call)  # where the state is now
             return result
 
         return limited
@@ -169,20 +173,19 @@ class BulkheadExecutor(Holder[Slots]):
 
         async def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             home = self.home
-            if home.blocks or not home.take():
+            if home.blocks or not home.take(call):
                 await self.queue(host, call)
-            generation = forking.generation
             try:
                 result = await layer(call, args, kwargs)
             except BaseException:
-                self.run_later(self.leave, generation)
+                self.run_later(self.leave, call)
                 raise
             if type(result) is Started:
-                result.on_end(lambda _: self.run_later(self.leave, generation))  # it has its slot until it ends
+                result.on_end(lambda _: self.run_later(self.leave, call))  # it has its slot until it ends
             elif home.blocks:
-                await host.ensure(self.leave, generation)
-            elif generation == forking.generation and not home.leave():
-                self.leave(generation)
+                await host.ensure(self.leave, call)
+            elif not home.leave(call):
+                self.leave(call)
             return result
 
         return limited

@@ -159,7 +159,7 @@ class CacheExecutor(FunctionCache):
         """Compute a key, or wait for its running computation."""
         stats = pending.call.stats
         while True:
-            computation, waiter = self.single_flight.join(pending.key, host, pending.tags)
+            computation, waiter = self.single_flight.join(pending.key, host, pending.tags, pending.call)
             if waiter is None:
                 leader = self._lead(host, pending, computation)
                 still_wanted = partial(self.single_flight.leave, computation, waited=False)
@@ -209,7 +209,8 @@ class CacheExecutor(FunctionCache):
         mutex = self.store.mutex(key) if self.is_shared else None
         if mutex is not None:
             computation.watch()  # for other processes
-        return None if mutex is None else ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
+            computation.lock = ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
+        return computation.lock
 
     @staticmethod
     async def _acquire(host: Host, lock: ComputationLock) -> bool:
@@ -303,7 +304,7 @@ class CacheExecutor(FunctionCache):
 
     def _start_refresh(self, host: Host, pending: PendingCall) -> None:
         key, tags = pending.key, pending.tags
-        computation = self.single_flight.start(key, tags, host.loop())
+        computation = self.single_flight.start(key, tags, pending.call, host.loop())
         own = PendingCall(pending.layer, Call.of(pending.call.stats), pending.args, pending.kwargs, key, tags)
         if computation is not None and not host.background(self._refresh(host, own, computation), computation):
             self.single_flight.finish(key, computation)
@@ -341,6 +342,18 @@ class CacheExecutor(FunctionCache):
             self._refresh_pauses.clear()
         self._refresh_pauses[key] = self.clock.monotonic() + REFRESH_PAUSE
 
+    def abandon(self, call: Call) -> None:
+        """Finish what a call computes that was interrupted, unless a task computes it for others as well."""
+        computation = call.computation
+        if computation is None or computation.task is not None:
+            return
+        self.single_flight.finish(computation.key, computation)
+        own = current_computations.get()
+        if computation in own:
+            current_computations.set(tuple([each for each in own if each is not computation]))
+        if computation.lock is not None and computation.lock.was_requested:
+            computation.lock.release()
+
     # The layer
 
     def wrap(self, layer: Layer) -> Layer:
@@ -356,7 +369,7 @@ class CacheExecutor(FunctionCache):
             if entry is not None and not entry.is_error and entry.refresh_at > self.store.now():
                 call.stats.count_hit()
                 return entry.value
-            computation = self.single_flight.start(key, tags) if entry is None and computes_here else None
+            computation = self.single_flight.start(key, tags, call) if entry is None and computes_here else None
             if computation is None:
                 return run_blocking(self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
             # What `_lead` does, for the usual case: it takes a quarter of the time, and recursion fewer frames.

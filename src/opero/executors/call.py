@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from opero.cache.single_flight import Computation
     from opero.executors.state.circuit import Counted
+    from opero.executors.state.slots import QueuedCall
     from opero.observe.receipts import CallReceipt
     from opero.observe.stats import Stats
     from opero.runtime.hosts import Host
@@ -31,6 +33,11 @@ class Call:
         waited: seconds that the current attempt has waited for a permit or a slot.
         turned_away: whether a layer has rejected the current attempt, so that its error is not the function's.
         counted: how the circuit breaker has counted the call so far.
+        slot: the process in which it has a slot of the bulkhead (`SlotHolder`); None if it has none.
+        queued: its position in the queue for one; None if it has none.
+        probe: the period of a half-open circuit in which it is a probe that has no result yet; else negative.
+        chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
+        computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
         unsettled: what the circuit breaker has seen of the current round, which it counts when the round ends.
         fell_back: whether the result is a fallback result, or another that is not to be cached.
         is_fallback: whether a fallback answered instead of a failure.
@@ -54,7 +61,15 @@ class Call:
     answers: Answers | None = None
     ttl: float | None = None
     counted: Counted | None = None
+    slot: int | None = None
+    queued: QueuedCall | None = None
+    probe: int = -1
+    chosen: str | None = None
+    computation: Computation | None = None
     unsettled: UnsettledRound | None = None
+
+    # What a call holds is noted here in the moment in which it is taken, not when the layer hears of that: in between,
+    # Ctrl-C may interrupt the call. See `abandon`.
 
     # There is no `__init__`, so that creating a call runs no Python code; `stats` is set afterwards.
 
@@ -68,6 +83,19 @@ class Call:
     def time_left(self, now: float) -> float:
         """Return the seconds until the deadline; infinity if there is none."""
         return float("inf") if self.deadline is None else self.deadline - now
+
+
+def abandon(call: Call, executors: Mapping[str, Any]) -> None:
+    """Give back what a call still holds that has ended by something other than an `Exception`.
+
+    Layers give back what they have taken. But Ctrl-C can interrupt a layer when it has just taken something, or is
+    about to give it back. So where a call ends, everything is looked after once more. What has been given back already
+    is left alone, and so is what others wait for.
+    """
+    for each in executors.values():
+        give_back = getattr(each, "abandon", None)
+        if give_back is not None:
+            give_back(call)
 
 
 class UnsettledRound(Protocol):

@@ -126,24 +126,31 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
                 emit(event, self.hooks, **values)
         return result
 
-    def admit(self, now: float, held: int = NOT_PASSING) -> int:
+    def admit(self, now: float, held: int = NOT_PASSING, call: Call | None = None) -> int:
         """Let an attempt through: the number of the period it belongs to.
 
         Args:
             now: the clock's reading.
             held: the period in which an earlier attempt of the call was let through.
+            call: the call.
 
         Raises:
             CircuitOpenError: the circuit is open, or as many probes as allowed are running.
         """
-        admission = self.change(admit, self.policy, now, held)
+        admission = self.change(admit, self.policy, now, held, call)
         if isinstance(admission, int):
             return admission
         raise self._rejection(admission)
 
-    def release(self, period: int, counted: Counted | None = None) -> None:
+    def release(self, period: int, counted: Counted | None = None, call: Call | None = None) -> None:
         """An attempt ended without a result that counts: cancelled, rejected, or by an ignored error."""
-        self.change(release, period, counted)
+        self.change(release, period, counted, call)
+
+    def abandon(self, call: Call) -> None:
+        """Release a call that was interrupted, and is a probe still."""
+        period = call.probe
+        if period >= 0:
+            self.run_later(self.release, period, None, call)
 
     def record(
         self,
@@ -152,6 +159,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         error: Exception | None,
         seconds: float | None = None,
         counted: Counted | None = None,
+        call: Call | None = None,
     ) -> Counted | None:
         """Count a call by the result of an attempt that was let through in that period; return how it is counted.
 
@@ -161,6 +169,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             error: what the function raised, or None.
             seconds: how long it took; needed where the policy has `slow_call`.
             counted: how earlier attempts of the call have been counted.
+            call: the call.
         """
         slow, trouble = False, ""
         if seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call:
@@ -168,7 +177,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         if error is not None:
             trouble = describe(error, 200)
         failed = error is not None
-        return self.change(record, self.policy, now, self.clock.random, period, failed, slow, trouble, counted)
+        return self.change(record, self.policy, now, self.clock.random, period, failed, slow, trouble, counted, call)
 
     def _rejection(self, refusal: Refusal) -> CircuitOpenError:
         if refusal.state == "forced_open":
@@ -188,7 +197,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         """`admit` for a circuit that is not simply closed. In shadow an attempt that it would have rejected belongs to
         no period, so its result does not count."""
         try:
-            return self.admit(self.clock.monotonic(), held)
+            return self.admit(self.clock.monotonic(), held, call)
         except CircuitOpenError as error:
             if self.policy.shadow:
                 call.stats.count_shadow("circuit_breaker", "reject", error.retry_in, message=str(error))
@@ -197,10 +206,10 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             call.stats.count_rejection("circuit_breaker", error)
             raise
 
-    def leave(self, held: int, period: int) -> None:
+    def leave(self, call: Call, held: int, period: int) -> None:
         """`release` for an attempt that was let through and does not take place, unless its call holds on to that."""
         if period != held:
-            self.release(period)
+            self.release(period, None, call)
 
     def held(self, call: Call) -> int:
         """The period in which an earlier attempt of the call was let through, if it has not been released."""
@@ -211,11 +220,11 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
     def count(self, ignores: Ignores, period: int, call: Call, started: float, error: Exception | None) -> None:
         """Count the call by the result of an attempt."""
         if error is not None and ignores(call, error):
-            self.release(period, call.counted)
+            self.release(period, call.counted, call)
             return
         now = self.clock.monotonic()
         seconds = now - started - call.waited if self.times_calls else None
-        call.counted = self.record(period, now, error, seconds, call.counted)
+        call.counted = self.record(period, now, error, seconds, call.counted, call)
 
     def note(self, ignores: Ignores, period: int, call: Call, started: float, error: Exception | None) -> None:
         """Keep the result of an attempt until its round ends."""
@@ -237,9 +246,9 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             if generation != forking.generation:
                 return
             if error is not None and (not isinstance(error, Exception) or ignores(call, error)):
-                self.release(period, call.counted)
+                self.release(period, call.counted, call)
             elif error is not None or self.home.needs_results:
-                call.counted = self.record(period, self.clock.monotonic(), error, seconds, call.counted)
+                call.counted = self.record(period, self.clock.monotonic(), error, seconds, call.counted, call)
 
         stream.on_end(lambda error: self.run_later(end, error))
 
@@ -292,7 +301,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             except BaseException:
                 if generation == forking.generation:
                     call.unsettled = None
-                    self.release(period, call.counted)
+                    self.release(period, call.counted, call)
                 raise
             if type(result) is Started and not result.ended:
                 self.await_end(ignores, result, period, call, started, generation)
@@ -313,7 +322,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             period = home.passing
             if period < 0:
                 held = self.held(call)
-                period = await self.run(host, partial(self.enter, call, held), partial(self.leave, held))
+                period = await self.run(host, partial(self.enter, call, held), partial(self.leave, call, held))
             generation = forking.generation
             started = self.begin(call) if self.times_calls else 0.0
             try:
@@ -329,7 +338,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
             except BaseException:
                 if generation == forking.generation:
                     call.unsettled = None
-                    self.run_later(self.release, period, call.counted)
+                    self.run_later(self.release, period, call.counted, call)
                 raise
             if type(result) is Started and not result.ended:
                 self.await_end(ignores, result, period, call, started, generation)
@@ -374,12 +383,12 @@ class Unsettled:
     def abandon(self, call: Call) -> None:
         call.unsettled = None
         if self.generation == forking.generation:
-            self.breaker.run_later(self.breaker.release, self.period, call.counted)
+            self.breaker.run_later(self.breaker.release, self.period, call.counted, call)
 
     def _count(self, call: Call, error: Exception | None) -> None:
         breaker = self.breaker
         if self.ignored and error is not None:
-            breaker.release(self.period, call.counted)
+            breaker.release(self.period, call.counted, call)
         else:
             now = breaker.clock.monotonic()
-            call.counted = breaker.record(self.period, now, error, self.seconds, call.counted)
+            call.counted = breaker.record(self.period, now, error, self.seconds, call.counted, call)

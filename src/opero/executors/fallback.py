@@ -26,6 +26,7 @@ from opero.executors.classifier import BY_SHAPE, Classifier
 from opero.executors.conditions import Matcher
 from opero.policies.types import UNSET
 from opero.runtime.functions import short_name
+from opero.runtime.interruption import interruptible
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class FallbackExecutor:
             error = error.errors[-1]
         return isinstance(error, RejectedError | CallTimeoutError) or self._is_meant(error, call.answers)
 
+    @interruptible
     def answer(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Any:
         """Return the fallback result, or an awaitable of it if the fallback function is async."""
         call.stats.fallbacks += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero.executors.rounds import Rounds
 from opero.failures import ORDINARY
 from opero.runtime.hosts import Outcome, run_blocking
+from opero.runtime.interruption import interruptible
 from opero.runtime.tracebacks import cut_context
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class RetryExecutor(Rounds):
 
         if function is not None:
 
+            @interruptible
             def called(call: Call, args: Args, kwargs: Kwargs) -> Any:
                 call.stats.executed += 1
                 try:

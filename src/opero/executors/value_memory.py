@@ -69,10 +69,10 @@ class ValueMemory(Holder[ValuesHome]):
         """Run a decision on the memory."""
         return self.ask(lambda home: home.change(decide, *args))
 
-    def choose(self, ids: list[Id]) -> Plan:
+    def choose(self, ids: list[Id], call: Call | None = None) -> Plan:
         """Decide in which order a call asks the values, and begin with the first."""
         turn, now = self.next_turn(), self.clock.monotonic()
-        found: Plan = self.ask(lambda home: home.change(state.choose, ids, self.rules, turn, home.owner, now))
+        found: Plan = self.ask(lambda home: home.change(state.choose, ids, self.rules, turn, home.owner, now, call))
         return found
 
     def plan(self, ids: list[Id]) -> Plan:
@@ -81,9 +81,9 @@ class ValueMemory(Holder[ValuesHome]):
         found: Plan = self.ask(lambda home: home.change(state.plan, ids, self.rules, turn, now))
         return found
 
-    def begin(self, value: Id, now: float) -> None:
+    def begin(self, value: Id, now: float, call: Call | None = None) -> None:
         """Record that an attempt begins."""
-        self.ask(lambda home: home.change(state.begin, value, self.rules, home.owner, now))
+        self.ask(lambda home: home.change(state.begin, value, self.rules, home.owner, now, call))
 
     def set_aside(self, value: Id, seconds: float, *, is_denied: bool) -> bool:
         """Set a value aside, and return whether it was not before."""
@@ -91,16 +91,21 @@ class ValueMemory(Holder[ValuesHome]):
         decide = partial(state.set_aside, is_denied=is_denied)
         return bool(self.ask(lambda home: home.change(decide, value, now + seconds, now)))
 
-    def give_back(self, value: Id) -> None:
+    def give_back(self, value: Id, call: Call | None = None) -> None:
         """End an attempt with a value that the home's `take` has chosen."""
         try:
-            self.home.give_back(value)
+            self.home.give_back(value, call)
         except Moved:
-            self.ask(lambda home: home.give_back(value))
+            self.ask(lambda home: home.give_back(value, call))
 
-    def leave(self, value: Id, *, probes: bool = True) -> None:
+    def leave(self, value: Id, call: Call | None = None, *, probes: bool = True) -> None:
         """Record that an attempt has ended."""
-        self.ask(lambda home: home.change(partial(state.leave, probes=probes), value, home.owner))
+        self.ask(lambda home: home.change(partial(state.leave, probes=probes), value, home.owner, call))
+
+    def abandon(self, call: Call) -> None:
+        """End the attempt of a call that was interrupted."""
+        if call.chosen is not None:
+            self.run_later(self.leave, call.chosen, call)
 
 
 def _aside(memory: state.Memory, now: float) -> list[dict[str, Any]]:
@@ -142,6 +147,7 @@ class Tries:
         values: the values of the call.
         kind_of: says of which kind the failure of a call is.
         throttled_for: returns the seconds for which an exception asks to leave a value alone.
+        call: the call.
 
     Attributes:
         ids: the hashes of the values.
@@ -151,6 +157,7 @@ class Tries:
         "_argument",
         "_began",
         "_begun",
+        "_call",
         "_denied",
         "_has_failed",
         "_kind_of",
@@ -166,8 +173,10 @@ class Tries:
         values: Values,
         kind_of: Callable[[Exception, Call], Kind],
         throttled_for: Callable[[Exception], float],
+        call: Call,
     ) -> None:
         self.ids = memory.ids(values)
+        self._call = call
         self._memory = memory
         self._argument = argument
         self._kind_of = kind_of
@@ -179,7 +188,7 @@ class Tries:
 
     def choose(self) -> Plan:
         """Decide in which order the values are asked, and begin with the first."""
-        plan = self._memory.choose(self.ids)
+        plan = self._memory.choose(self.ids, self._call)
         if not plan.all_aside:
             self._begun = plan.first[0]
         return plan
@@ -189,7 +198,7 @@ class Tries:
         memory, self._began = self._memory, self._memory.clock.monotonic()
         if self._begun != position:  # else `choose` has begun with it
             self._begun = position
-            memory.begin(self.ids[position], self._began)
+            memory.begin(self.ids[position], self._began, self._call)
 
     def worked(self, position: int, result: Any) -> None:
         """Record that an attempt has succeeded."""
@@ -202,9 +211,9 @@ class Tries:
                 self._report(ValueRestored, position, "works again")
         self._begun = None
         if type(result) is Started:
-            result.on_end(lambda _: memory.leave(value))  # a generator has its value until it ends
+            result.on_end(lambda _: memory.leave(value, self._call))  # a generator has its value until it ends
         else:
-            memory.leave(value)
+            memory.leave(value, self._call)
 
     def failed(self, position: int, error: Exception, call: Call) -> None:
         """Record that an attempt has failed."""
@@ -214,10 +223,10 @@ class Tries:
         self._begun = None
         if kind is Kind.DENIED:
             self._denied[position] = error
-            memory.leave(value, probes=False)
+            memory.leave(value, self._call, probes=False)
             memory.change(state.doubt, value, memory.clock.monotonic())
             return
-        memory.leave(value)
+        memory.leave(value, self._call)
         if kind is Kind.CONTROL:
             return
         self._set_denied_aside()
@@ -235,12 +244,12 @@ class Tries:
     def close(self) -> None:
         """Record that the call has ended, however."""
         if self._begun is not None:
-            self._memory.leave(self.ids[self._begun])
+            self._memory.leave(self.ids[self._begun], self._call)
             self._begun = None
         if self._denied:
             if self._memory.change(state.are_denied, self.ids, list(self._denied)):
                 for position in self._denied:
-                    self._memory.leave(self.ids[position])
+                    self._memory.leave(self.ids[position], self._call)
                 self._denied = {}  # their tracebacks refer to this
             else:
                 self._set_denied_aside()
@@ -249,7 +258,7 @@ class Tries:
         seconds = self._memory.policy.remember
         for position, error in self._denied.items():
             is_new = self._memory.set_aside(self.ids[position], seconds, is_denied=True)
-            self._memory.leave(self.ids[position])
+            self._memory.leave(self.ids[position], self._call)
             if is_new:
                 self._report(
                     ValueSetAside, position, "was denied and is asked last", error, kind=Kind.DENIED, seconds=seconds

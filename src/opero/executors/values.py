@@ -89,7 +89,7 @@ class ValuesRetryExecutor(RetryExecutor):
 
     # The path of a success
 
-    def pick(self, values: Values) -> int:
+    def pick(self, values: Values, call: Call | None = None) -> int:
         """Return the position of the value to begin with; -1 if more has to be known of the values."""
         steady, home = self.steady, self.memory.home
         if steady is None or steady.version != home.version or steady.home is not home:
@@ -108,7 +108,7 @@ class ValuesRetryExecutor(RetryExecutor):
             return -1
         try:
             if self.counts:
-                return home.take(steady.ids, positions)
+                return home.take(steady.ids, positions, call)
             turn = home.next_turn()
         except Moved:
             return -1
@@ -116,17 +116,17 @@ class ValuesRetryExecutor(RetryExecutor):
             return state.pick_weighted(positions, steady.sums, turn)
         return positions[turn % len(positions)]
 
-    def left(self, values: Values | None, position: int, result: Any = None) -> None:
+    def left(self, call: Call, values: Values | None, position: int, result: Any = None) -> None:
         """Record that the first attempt with a value that `pick` has chosen has ended."""
         if not self.counts or values is None or len(values) == 1:
             return
         value = self.memory.ids((values[position],))[0]
         if type(result) is Started:
-            result.on_end(lambda _: self.memory.give_back(value))  # a generator has its value until it ends
+            result.on_end(lambda _: self.memory.give_back(value, call))  # a generator has its value until it ends
         else:
-            self.memory.give_back(value)
+            self.memory.give_back(value, call)
 
-    def first(self, args: Args, kwargs: Kwargs) -> tuple[Values | None, int, Variant]:
+    def first(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Values | None, int, Variant]:
         """Return the values of a call, the position of the one to begin with, and the arguments with it.
 
         The position is -1 if more has to be known of the values.
@@ -134,7 +134,7 @@ class ValuesRetryExecutor(RetryExecutor):
         values = self.alternatives.given(args, kwargs)
         if values is None:
             return None, 0, (args, kwargs)
-        position = self.pick(values) if len(values) > 1 else 0
+        position = self.pick(values, call) if len(values) > 1 else 0
         return values, position, self.alternatives.variant(values, position, args, kwargs)
 
     def wrap(
@@ -147,20 +147,20 @@ class ValuesRetryExecutor(RetryExecutor):
         first, counts, is_ready = self.first, self.counts, not self.judges
 
         def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            values, position, variant = first(args, kwargs)
+            values, position, variant = first(call, args, kwargs)
             outcome = None
             if position >= 0:
                 try:
                     result = layer(call, *variant)
                 except Exception as error:  # noqa: BLE001  # decided in rounds
-                    self.left(values, position)
+                    self.left(call, values, position)
                     outcome = Outcome(error=error)
                 except BaseException:
-                    self.left(values, position)
+                    self.left(call, values, position)
                     raise
                 else:
                     if counts:
-                        self.left(values, position, result)
+                        self.left(call, values, position, result)
                     if is_ready:
                         if call.unsettled is not None:
                             run_blocking(call.unsettled.settle(self.blocking, call, None))
@@ -179,20 +179,20 @@ class ValuesRetryExecutor(RetryExecutor):
         first, counts, is_ready = self.first, self.counts, not self.judges
 
         async def in_rounds(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            values, position, variant = first(args, kwargs)
+            values, position, variant = first(call, args, kwargs)
             outcome = None
             if position >= 0:
                 try:
                     result = await layer(call, *variant)
                 except Exception as error:  # noqa: BLE001  # decided in rounds
-                    self.left(values, position)
+                    self.left(call, values, position)
                     outcome = Outcome(error=error)
                 except BaseException:
-                    self.left(values, position)
+                    self.left(call, values, position)
                     raise
                 else:
                     if counts:
-                        self.left(values, position, result)
+                        self.left(call, values, position, result)
                     if is_ready:
                         if call.unsettled is not None:
                             await call.unsettled.settle(self.asynchronous, call, None)
@@ -232,7 +232,7 @@ class ValuesRetryExecutor(RetryExecutor):
         """
         if values is None or len(values) == 1:
             return await self.rounds(host, layer, call, [variant], first)
-        tries = Tries(self.memory, self.alternatives.name, values, self.kind_of_value, self.throttled_for)
+        tries = Tries(self.memory, self.alternatives.name, values, self.kind_of_value, self.throttled_for, call)
         try:
             if first is None:
                 plan = await self.ready(host, call, tries)

@@ -76,7 +76,12 @@ def _looking_at(executor: Any) -> Callable[[], Finding]:
 
 
 def _looking_at_store(breaker: StoreBreaker) -> Callable[[], Finding]:
-    return lambda: Finding("degraded", f"functions run without it: {breaker.trouble}") if breaker.trouble else OK
+    def look() -> Finding:
+        if breaker.trouble:
+            return Finding("degraded", f"functions run without it: {breaker.trouble}")
+        return Finding("degraded", f"results are not stored: {breaker.refusal}") if breaker.refusal else OK
+
+    return look
 
 
 OK = Finding()

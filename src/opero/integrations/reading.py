@@ -271,7 +271,9 @@ def _add_states(values: Values, registry: Registry, bindings: list[Binding]) -> 
     for part in parts(registry._in_force.shared, bindings):
         if part.kind == "store":
             breaker = part.holder.breaker
-            values.setdefault("opero_cache_store_up", {})[breaker.name,] = float(not breaker.trouble)
+            series = values.setdefault("opero_cache_store_up", {})
+            # Some functions may have other credentials for it than others.
+            series[breaker.name,] = min(series.get((breaker.name,), 1.0), float(not breaker.trouble))
         elif not is_in_shadow(part.holder):  # what only watches is neither open nor full
             stats = None if part.binding is None else part.binding.stats
             labels = (part.profile, "") if stats is None else (stats.policy, stats.function)

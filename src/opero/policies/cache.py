@@ -227,14 +227,16 @@ class CachePolicy(BasePolicy):
             `OPERO_CACHE_SECRET`.
         allow_unsigned_pickle: allow serializer "pickle" in a network store, and clients that unpickle by themselves:
             anyone who can write there can then run code in this process. Default false.
-        url: the URL of `redis`: "redis://[[user]:password@]host[:port][/db]". Default: environment variable
-            `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
+        url: the URL of `redis`: "redis://[[user]:password@]host[:port][/db]",
+            "redis+sentinel://[[user]:password@]host[:port],…/service[/db]" or
+            "redis+cluster://[[user]:password@]host[:port],…"; with "rediss" in place of "redis" for TLS. Default:
+            environment variable `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
         cache_dir: the directory of the file of `disk`. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in
             the platform's cache directory.
         store_timeout: the timeout of an operation of a store; seconds or text. Default 1 second.
         lock_timeout: how long callers in other processes wait for the one that computes a key of a shared store before
             they compute it themselves; seconds or text. Default 1 minute.
-        arguments: more arguments for the dogpile.cache backend.
+        arguments: more arguments for the dogpile.cache backend; of `redis`, for redis-py, such as `ssl_ca_certs`.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"arguments"})

@@ -43,17 +43,18 @@ class Locks:
                 return False
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.holders[mutex.offset] = mutex  # first: so an interruption leaves no lock that nobody has
             if not try_lock_byte(self._file, mutex.offset):
+                del self.holders[mutex.offset]
                 return False
-            self.holders[mutex.offset] = mutex
             return True
 
     def release(self, mutex: Mutex) -> None:
         """Unlock a mutex's byte, if this mutex has locked it."""
         with self.lock:
             if self.holders.get(mutex.offset) is mutex and self._file is not None:
-                del self.holders[mutex.offset]
                 unlock_byte(self._file, mutex.offset)
+                del self.holders[mutex.offset]
 
     def is_held(self, mutex: Mutex) -> bool:
         """Whether a mutex's byte is locked, by this process or another one."""

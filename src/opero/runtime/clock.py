@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.runtime.forking import renew_in_child
+from opero.runtime.interruption import interruptible
 
 if TYPE_CHECKING:
     from opero.runtime.time_limits import Place
@@ -51,6 +52,7 @@ class Clock:
 
         await sleep(seconds)
 
+    @interruptible
     def wait(self, event: threading.Event, seconds: float | None) -> bool:
         """Block the calling thread until an event is set, for at most `seconds`, and return whether it is set."""
         return event.wait(seconds if seconds is None else min(seconds, threading.TIMEOUT_MAX))

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from opero.errors import ConfigError
+from opero.errors import ConfigError, message_of
 from opero.runtime.file_locks import try_lock, unlock
 from opero.runtime.forking import renew_in_child
 from opero.runtime.log import log
@@ -124,8 +124,9 @@ class LockedFile:
             descriptor = os.open(self.path, flags, 0o600)
         except FileNotFoundError as error:
             raise self.refused(f"cannot be created: there is no directory {str(self.path.parent)!r}") from error
-        except OSError as error:
-            raise self.refused(f"cannot be opened for reading and writing: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: no path has a NUL or a lone surrogate
+            reason = getattr(error, "strerror", None) or message_of(error)
+            raise self.refused(f"cannot be opened for reading and writing: {reason}") from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise self.refused("is no regular file: give another path")

@@ -31,6 +31,8 @@ uninterrupted: set[int] = set()
 
 _renewed: dict[weakref.ref[Any], str] = {}
 """The registered objects, with the name of the attribute that holds their lock, or an empty one."""
+ITSELF = "itself"
+"""In the place of that name: the object is the lock."""
 _before: list[Callable[[], object]] = []
 _in_parent: list[Callable[[], object]] = []
 _in_child: list[Callable[[], object]] = []
@@ -43,8 +45,8 @@ def renew_in_child(owner: Any, lock: str = "") -> None:
 
     Args:
         owner: the object. Its method `after_fork`, if it has one, is called in the child.
-        lock: the name of its attribute that holds an `RLock`. A lock that cannot be acquired again by its holder would
-            block fork hooks of other packages that use opero.
+        lock: the name of its attribute that holds an `RLock`. A lock that cannot be acquired again by its
+            holder would block fork hooks of other packages that use opero.
     """
     _renewed[weakref.ref(owner, _renewed.pop)] = lock
 
@@ -61,25 +63,18 @@ def at_fork(
             hooks.append(hook)
 
 
-class RenewedLock:
-    """A reentrant lock that is free in a forked child, unless the thread that forked holds it itself."""
+class RenewedLock(type(threading.RLock())):  # type: ignore[misc]  # a class without a public name
+    """A reentrant lock that is free in a forked child, unless the thread that forked holds it itself.
+
+    A `with` block takes and releases it in C. A method `__enter__` in Python could be interrupted, by Ctrl-C, when it
+    has acquired the lock and before the block has begun, and the lock would never be released.
+    """
+
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        renew_in_child(self, "_lock")
-
-    def acquire(self, *, blocking: bool = True) -> bool:
-        """Acquire the lock; whether that was possible."""
-        return self._lock.acquire(blocking)
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        super().__init__()
+        _renewed[weakref.ref(self, _renewed.pop)] = ITSELF
 
 
 undivided = RenewedLock()
@@ -94,7 +89,7 @@ def _take_locks() -> list[tuple[Any, Any]]:
         taken: list[tuple[Any, Any]] = []
         for reference, name in _renewed.copy().items():
             owner = reference()
-            lock = getattr(owner, name) if owner is not None and name else None
+            lock = None if owner is None else _lock_of(owner, name)
             if lock is None or id(lock) in given_up:
                 continue
             if not lock.acquire(blocking=False):
@@ -109,6 +104,11 @@ def _take_locks() -> list[tuple[Any, Any]]:
             lock.release()
         else:
             given_up.add(id(lock))
+
+
+def _lock_of(owner: Any, name: str) -> Any:
+    """Return the lock of a registered object; None if it has none."""
+    return owner if name is ITSELF else getattr(owner, name) if name else None
 
 
 def _begin() -> None:
@@ -164,8 +164,9 @@ def _end_in_child() -> None:
             owner = reference()
             if owner is None:
                 continue
-            if name and not getattr(owner, name)._is_owned():
-                setattr(owner, name, threading.RLock())
+            lock = _lock_of(owner, name)
+            if lock is not None and not lock._is_owned():
+                lock._at_fork_reinit()
             if hasattr(owner, "after_fork"):
                 stack.callback(owner.after_fork)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
 from typing import Any
 
+from opero.runtime.interruption import interruptible
 from opero.runtime.tracebacks import trim
 
 
@@ -42,7 +43,17 @@ class Started:
     def end(self, error: BaseException | None = None) -> None:
         """Call the actions registered with `on_end`, if they have not been called."""
         while self._at_end:
-            self._at_end.pop()(error)
+            action = self._at_end[-1]
+            try:
+                action(error)
+            except Exception:
+                self._has_called(action)
+                raise
+            self._has_called(action)  # not before: if it was interrupted, it is called again
+
+    def _has_called(self, action: Callable[..., object]) -> None:
+        if self._at_end and self._at_end[-1] is action:
+            del self._at_end[-1]
 
     def __del__(self) -> None:
         """End it as cancelled: it has lost its reader, by a timeout or the end of its event loop."""
@@ -53,6 +64,7 @@ class Started:
 def start(function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Started]:
     """Return a function that creates the generator and runs it to its first item."""
 
+    @interruptible
     def started(*args: Any, **kwargs: Any) -> Started:
         generator = function(*args, **kwargs)
         try:
@@ -87,6 +99,7 @@ def relaying(
             thrown into it; and with the receipt of the call, or None.
     """
 
+    @interruptible
     def relayed(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         try:
             started = begin(*args, **kwargs)

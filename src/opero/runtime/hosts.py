@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from opero.runtime.forking import at_fork
+from opero.runtime.interruption import interruptible
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class BlockingHost:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
+    @interruptible
     async def sleep(self, seconds: float) -> None:
         self.clock.sleep(seconds)
 

@@ -2,27 +2,35 @@
 
 An interruption is raised where the function is: in Python code or in a sleep, but not in a long call into C. A function
 that goes on all the same, as a bare `except:` or a callback has swallowed the interruption, is interrupted again until
-it returns. Nothing is raised after that, nor in the code of opero that takes and gives back permits, slots and locks.
+it returns. Nothing is raised after that.
+
+Nor is anything raised within opero, where it takes and gives back permits, slots and locks, nor in what it calls there,
+such as log handlers: it may call functions of its own that are interrupted. The exceptions are the few places where it
+calls the user's function or waits, which are marked as `interruptible`. This costs calls nothing, as the handler of the
+signal looks at the frames that it interrupts.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from opcode import opmap
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.runtime.forking import at_fork, uninterrupted
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
+F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 
+CACHE, SEND = opmap.get("CACHE", 0), opmap["SEND"]
 HAS_ALARM = hasattr(signal, "setitimer")
 RETRY_DELAY = 0.001
 """Seconds after which an interruption is tried again that came at a moment at which nothing may be raised."""
@@ -30,15 +38,41 @@ AGAIN = 0.1
 """Seconds after which a function that has swallowed an interruption is interrupted again."""
 CLEANUP = 2.0
 """Seconds that `finally` and `except` blocks may take before they are interrupted as well."""
-PACKAGE = Path(__file__).parents[1]
-PROTECTED = tuple(
-    str(PACKAGE / each)
-    for each in (
-        *("executors/bulkhead", "executors/cache", "executors/circuit_breaker", "executors/rate_limit"),
-        *("executors/state", "cache/memory", "cache/single_flight", "runtime/generators"),
-    )
-)
-"""Modules that give back what they take: an exception in between would lose it. None of them blocks by itself."""
+PATIENCE = 0.2
+"""Seconds for which an interruption is put off at most. What opero does by itself takes far less: it hangs, on a disk
+or in a user's callback."""
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+OUTSIDE = tuple(os.path.join(PACKAGE, each, "") for each in ("testing", "cli"))
+"""What is not between users and their functions."""
+
+_interruptible: set[CodeType] = set()
+
+
+def interruptible(function: F) -> F:
+    """Mark a function of opero that may be interrupted: it calls the user's function or waits, and its callers guard
+    what they have taken."""
+    _interruptible.add(function.__code__)
+    return function
+
+
+def _is_interruptible(frame: FrameType | None) -> bool:
+    """Return whether the innermost frame of opero is one that may be interrupted, or there is none."""
+    while frame is not None:
+        code = frame.f_code
+        if code in _interruptible:
+            return True
+        if code.co_filename.startswith(PACKAGE) and not code.co_filename.startswith(OUTSIDE):
+            return _awaits(frame)
+        frame = frame.f_back
+    return True
+
+
+def _awaits(frame: FrameType) -> bool:
+    """Return whether a coroutine is awaiting another one that runs. It might be cancelled there as well."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    while at > 0 and code[at] == CACHE:
+        at -= 2
+    return code[at] == SEND
 
 
 class Interruption(BaseException):
@@ -184,22 +218,24 @@ class _Alarm:
         finally:
             self.is_changing = False
 
-    def arm(self) -> None:
-        """Set the timer to what is due next."""
+    def due(self) -> float:
+        """Return when the timer is to ring next."""
         due = min([limit.due for limit in self.limits], default=math.inf)
         if self.owner is not None and self.owner.due is not None:
             due = min(due, self.owner.due)
+        return due
+
+    def arm(self) -> None:
+        """Set the timer to what is due next."""
+        due = self.due()
         signal.setitimer(signal.ITIMER_REAL, 0.0 if due == math.inf else max(due - time.monotonic(), 1e-6))
 
-    def may_raise(self, frame: FrameType | None) -> bool:
+    def may_raise(self, frame: FrameType | None, now: float) -> bool:
         """Return whether an exception may be raised in a frame now."""
         limit = self.limits[-1]
         if not limit.is_open or threading.get_ident() in uninterrupted or limit.greenlet is not _current_greenlet():
             return False
-        code = None if frame is None else frame.f_code
-        if code is None or code is run_under_alarm.__code__:  # a function written in C has no frame of its own
-            return True
-        return code.co_filename != __file__ and not code.co_filename.startswith(PROTECTED)
+        return _is_interruptible(frame) or now >= self.due() + PATIENCE
 
     def pass_on(self, owner: _Owner, signum: int, frame: FrameType | None) -> None:
         """Call the handler of the program, whose timer is due."""
@@ -243,7 +279,7 @@ def _on_alarm(signum: int, frame: FrameType | None) -> None:
     alarm, now = _alarm, time.monotonic()
     if alarm.is_changing or not alarm.limits:
         return
-    if not alarm.may_raise(frame):
+    if not alarm.may_raise(frame, now):
         signal.setitimer(signal.ITIMER_REAL, RETRY_DELAY)
         return
     owner = alarm.owner
@@ -267,6 +303,7 @@ def _on_alarm(signum: int, frame: FrameType | None) -> None:
     alarm.arm()
 
 
+@interruptible
 def run_under_alarm(seconds: float, function: Callable[..., R], *args: Any) -> R:
     """Return the result of `function(*args)`, interrupted after that time. To be called in the main thread.
 

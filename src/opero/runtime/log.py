@@ -127,7 +127,7 @@ def _key(event: str, function: str, policy: str, fields: Mapping[str, Any]) -> t
     """Return what is counted together: one kind of record of one function, or of what else it is about."""
     about = fields.get("cache") or fields.get("breaker") or function or policy
     what = fields.get("what", fields.get("hash", ""))
-    return event, about, what if event != "cache_failed" or what != "unavailable" else ""
+    return event, about, what if what != "unavailable" else ""
 
 
 class Limiter:

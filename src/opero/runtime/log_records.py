@@ -47,7 +47,7 @@ RECORDS: dict[str, Record] = {
     "argument_read_once": _record(_W, "argument"),
     # Caches
     "cache_failed": _record(_W, "cache what error error_message"),
-    "cache_restored": _record(_I, "cache skipped"),
+    "cache_restored": _record(_I, "cache what skipped"),
     "cache_function_failed": _record(_W, "what error error_message"),
     "cache_file_damaged": _record(_W, "path error error_message"),
     "cache_directory_unsafe": _record(_W, "path"),

@@ -852,3 +852,9 @@ def test_items_of_a_slow_source_run_as_they_arrive(tmp_path: Path) -> None:
     bound = Policy(parallel={"mode": "thread", "workers": 2, "progress": False}).apply(run)
     assert bound.map(items(), journal=tmp_path / "run.jsonl") == list(range(40))
     assert seen[-1] >= 30, seen
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 300, "~nobody-has-this/x"], ids=ascii)
+def test_a_text_that_is_no_path_is_refused_with_the_journal(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^the journal .* cannot be (opened|created)"):
+        Journal(text, "f").open()

@@ -7,7 +7,7 @@ plain data; a home makes that atomic.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from opero.executors.state.windows import CountWindow, TimeWindow, new_window
 
@@ -137,13 +137,14 @@ def details(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> dict[
 
 def enter(circuit: Circuit, state: State, now: float) -> None:
     """Begin a new period."""
-    circuit.ended = _counted_in(circuit, now)
+    ended, window = _counted_in(circuit, now), new_window(circuit.length) if state == "closed" else None
+    circuit.ended = ended
     circuit.state = state
     circuit.since = now
     circuit.period += 1
     circuit.consecutive = circuit.probes_begun = circuit.probes_passed = circuit.probes_failed = 0
-    if state == "closed":
-        circuit.window = new_window(circuit.length)
+    if window is not None:
+        circuit.window = window
         circuit.reopened = 0
 
 
@@ -162,7 +163,25 @@ def _open(circuit: Circuit, now: float, random: Random) -> None:
     circuit.jitter = random.uniform(1 - JITTER, 1 + JITTER)
 
 
-def admit(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, held: int = NOT_PASSING) -> int | Refusal:
+class Prober(Protocol):
+    """A call that may be a probe. It is noted in the same moment as it is counted: see `SlotHolder`.
+
+    Attributes:
+        probe: the period in which it is a probe without a result; else negative.
+    """
+
+    probe: int
+
+
+class _Nobody:
+    """A caller that notes nothing."""
+
+    probe = NOT_PASSING
+
+
+def admit(
+    circuit: Circuit, policy: CircuitBreakerPolicy, now: float, held: int = NOT_PASSING, prober: Prober | None = None
+) -> int | Refusal:
     """Let an attempt through or not: the number of the period in which its result counts, or why it is refused.
 
     Args:
@@ -171,11 +190,12 @@ def admit(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, held: int 
         now: the clock's reading.
         held: the period in which an earlier attempt of the call has been let through. If that was as a probe, this one
             belongs to the same probe.
+        prober: the call, in which it is noted that it is a probe.
     """
     if circuit.state == "open" and now >= _opens_until(circuit, policy):
         enter(circuit, "half_open", now)
     if circuit.state == "half_open":
-        return held if held == circuit.period else _admit_probe(circuit, policy, now)
+        return held if held == circuit.period else _admit_probe(circuit, policy, now, prober or _Nobody())
     if circuit.state in ("closed", "forced_closed"):
         return circuit.period
     if circuit.state == "forced_open":
@@ -183,7 +203,7 @@ def admit(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, held: int 
     return Refusal("open", max(0.0, _opens_until(circuit, policy) - now), circuit.last_error)
 
 
-def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> int | Refusal:
+def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, prober: Prober) -> int | Refusal:
     most = policy.half_open_calls
     if circuit.probes_passed >= most - policy.tolerated_probes:  # an older policy asked for more
         enter(circuit, "closed", now)
@@ -193,12 +213,18 @@ def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> 
     if circuit.probes_begun >= most:
         return Refusal("half_open", 0.0, circuit.last_error)
     circuit.probes_begun += 1
+    prober.probe = circuit.period
     return circuit.period
 
 
-def release(circuit: Circuit, period: int, counted: Counted | None = None) -> None:
+def release(circuit: Circuit, period: int, counted: Counted | None = None, prober: Prober | None = None) -> None:
     """An attempt ended without a result that counts: it was cancelled, rejected, or its error is ignored."""
-    if period == circuit.period and circuit.state == "half_open" and (counted is None or counted.period != period):
+    if prober is not None:
+        is_probe = prober.probe == period
+        prober.probe = NOT_PASSING
+    else:
+        is_probe = counted is None or counted.period != period
+    if is_probe and period == circuit.period and circuit.state == "half_open":
         circuit.probes_begun -= 1
 
 
@@ -212,6 +238,7 @@ def record(
     slow: bool,
     trouble: str,
     counted: Counted | None = None,
+    prober: Prober | None = None,
 ) -> Counted | None:
     """Count a call by the result of its latest attempt.
 
@@ -224,6 +251,7 @@ def record(
         failed, slow: the result.
         trouble: a failure or slow call in one line, else empty.
         counted: how the call has been counted by an earlier attempt.
+        prober: the call, in which it is noted that it has a result.
 
     Returns:
         How the call is counted now; None after a success, which ends it.
@@ -247,8 +275,10 @@ def record(
         if _must_open(circuit, policy, now, failed):
             _open(circuit, now, random)
     elif circuit.state == "half_open":
+        prober = prober or _Nobody()
         circuit.probes_failed += (failed or slow) - (counted is not None)
         circuit.probes_passed += not (failed or slow)
+        prober.probe = NOT_PASSING
         _judge_probes(circuit, policy, now, random)
     return Counted(period, circuit.row, number, slow) if failed else None
 

@@ -64,7 +64,11 @@ class LocalCircuit(CircuitHome):
                 raise Moved
             circuit = self.circuit
             before, period = circuit.state, circuit.period
-            result = decide(circuit, *args)
+            try:
+                result = decide(circuit, *args)
+            except BaseException:  # such as Ctrl-C: the next call asks under the lock
+                self.passing, self.needs_results = NOT_PASSING, True
+                raise
             if circuit.period != period or not circuit.by_rate:  # else `passing` and `needs_results` are as before
                 self.receive(circuit)
             return result, change_of(circuit, before)
@@ -78,9 +82,10 @@ class LocalCircuit(CircuitHome):
         return self.circuit
 
     def receive(self, values: Circuit) -> None:
+        self.passing, self.needs_results = NOT_PASSING, True  # if this is interrupted, the next call makes up for it
         self.circuit = values
-        self.passing = values.passing
-        self.needs_results = values.needs_results
+        passing, needs_results = values.passing, values.needs_results
+        self.passing, self.needs_results = passing, needs_results
 
     def vacate(self) -> None:
         self.passing, self.needs_results = NOT_PASSING, True

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from opero.executors.state.shared_home import FileHome, has_ended, this_process
-from opero.executors.state.slots import FOREVER, QueuedCall, Slots, SlotValues
+from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues
+from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from opero.executors.state.home import Owner
+    from opero.executors.state.slots import SlotHolder
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.hosts import Waiter
     from opero.runtime.state_file import StateFile
@@ -118,21 +120,25 @@ class SharedSlots(FileHome, Slots):
             self.check()
             return sum(_living(self._table()).taken.values())
 
-    def take(self) -> bool:
+    def take(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
-            return self.location.home is self and not self.queue and self._try(FOREVER)
+            return self.location.home is self and not self.queue and self._try(FOREVER, holder)
 
-    def take_another(self) -> None:
+    def take_another(self, holder: SlotHolder = ANYONE) -> None:
         with self.lock, self.file:
             self.check()
             self._write(add_slots(self._table(), this_process(), 1))
+            holder.slot = forking.generation
 
-    def leave(self) -> bool:
+    def leave(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
+            if holder.slot != forking.generation:
+                return True
             if self.location.home is not self:
                 return False
             with self.file:
                 self._write(add_slots(self._table(), this_process(), -1))
+                holder.slot = None
             if self.queue:
                 self._wake_first()
             return True
@@ -199,13 +205,13 @@ class SharedSlots(FileHome, Slots):
 
     def _take_turn(self, call: QueuedCall) -> bool:
         """Take a slot for a call in the queue if it is the first, and one is free for it."""
-        if not self.queue or self.queue[0] is not call or not self._try(call.arrived):
+        if not self.queue or self.queue[0] is not call or not self._try(call.arrived, call.holder):
             return False
-        self.queue.popleft()
+        del self.queue[0]
         self._wake_first()
         return True
 
-    def _try(self, arrived: float) -> bool:
+    def _try(self, arrived: float, holder: SlotHolder) -> bool:
         me, limit = this_process(), self.limit
         following = self.queue[1].arrived if len(self.queue) > 1 else None
         with self.file:
@@ -215,6 +221,7 @@ class SharedSlots(FileHome, Slots):
             after = try_take(table, limit, me, arrived, following)
             if after is not None:
                 self._write(after)
+                holder.slot = forking.generation
                 return True
             if arrived != FOREVER:
                 table = queue_as(table, me, arrived)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from opero.executors.state.home import Home
+from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
@@ -33,23 +34,51 @@ def grants(free: float, waiting: int) -> int:
     return int(max(0, min(waiting, free)))
 
 
+class SlotHolder(Protocol):
+    """Who may have a slot: a call.
+
+    A slot is taken and given back together with this note of it, between two moments at which Python runs signal
+    handlers. So whatever interrupts a call, such as Ctrl-C, it is known what it has.
+
+    Attributes:
+        slot: the `forking.generation` of the process in which it has a slot; None if it has none.
+    """
+
+    slot: int | None
+
+
+class _Anyone:
+    """Whoever takes and gives back slots without a call."""
+
+    @property
+    def slot(self) -> int | None:
+        return forking.generation
+
+    @slot.setter
+    def slot(self, value: int | None) -> None:
+        pass
+
+
+ANYONE = _Anyone()
+
+
 class QueuedCall:
     """A call that waits for a slot.
 
     Attributes:
         waiter: wakes it.
         arrived: the clock's reading when it began to wait.
-        generation: of its process.
+        holder: gets the slot.
         granted: it has a slot now.
         pause: seconds after which it last looked again by itself.
     """
 
-    __slots__ = ("arrived", "generation", "granted", "pause", "waiter")
+    __slots__ = ("arrived", "granted", "holder", "pause", "waiter")
 
-    def __init__(self, waiter: Waiter, arrived: float, generation: int = 0) -> None:
+    def __init__(self, waiter: Waiter, arrived: float, holder: SlotHolder = ANYONE) -> None:
         self.waiter = waiter
         self.arrived = arrived
-        self.generation = generation
+        self.holder = holder
         self.granted = False
         self.pause = 0.0
 
@@ -90,16 +119,17 @@ class Slots(Home):
         """How many slots are taken."""
 
     @abstractmethod
-    def take(self) -> bool:
+    def take(self, holder: SlotHolder = ANYONE) -> bool:
         """Take a slot if one is free and no call waits for it. False also where the state has moved."""
 
     @abstractmethod
-    def take_another(self) -> None:
+    def take_another(self, holder: SlotHolder = ANYONE) -> None:
         """Take a slot though none is free, so that more are taken than there are."""
 
     @abstractmethod
-    def leave(self) -> bool:
-        """Give a slot back; False where the state has moved, so that it has to be given back there."""
+    def leave(self, holder: SlotHolder = ANYONE) -> bool:
+        """Give a slot back, if the holder has one in this process; False where the state has moved, so that it has to
+        be given back there."""
 
     @abstractmethod
     def enter(self, call: QueuedCall) -> bool:
@@ -142,31 +172,46 @@ class LocalSlots(Slots):
             self.check()
             return int(self.limit - self._free)
 
-    def take(self) -> bool:
+    # Python runs signal handlers where a function begins, after a call of a function written in C, and where a loop
+    # goes back. Statements that belong together have none of these in between: all of them happen, or none.
+
+    def take(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
             if self._free > 0 and not self.queue:  # as `has_room`
                 self._free -= 1
+                holder.slot = forking.generation
                 return True
             return False
 
-    def take_another(self) -> None:
+    def take_another(self, holder: SlotHolder = ANYONE) -> None:
         with self.lock:
             self.check()
             self._free -= 1
+            holder.slot = forking.generation
 
-    def leave(self) -> bool:
+    def leave(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
-            self._free = free = self._free + 1
-            if free > 0 and not self.queue:
+            if holder.slot != forking.generation:
                 return True
-            self._grant()
-            return free != NOWHERE
+            while self.queue and self._free >= 0:  # else fewer are free than none, after the limit was lowered
+                call = self.queue[0]
+                if call.waiter.wake():
+                    call.holder.slot, call.granted, holder.slot = forking.generation, True, None
+                    del self.queue[0]
+                    return True
+                del self.queue[0]  # its event loop has been closed
+            if self._free == NOWHERE:
+                return False
+            self._free += 1
+            holder.slot = None
+            return True
 
     def enter(self, call: QueuedCall) -> bool:
         with self.lock:
             self.check()
             if has_room(self._free, len(self.queue)):
                 self._free -= 1
+                call.holder.slot = forking.generation
                 return True
             self.queue.append(call)
             return False
@@ -192,9 +237,12 @@ class LocalSlots(Slots):
 
     def _grant(self) -> None:
         while grants(self._free, len(self.queue)):
-            call = self.queue.popleft()
-            call.granted = call.waiter.wake()  # False where its event loop has been closed
-            self._free -= call.granted
+            call = self.queue[0]
+            if call.waiter.wake():  # False where its event loop has been closed
+                self._free -= 1
+                call.holder.slot = forking.generation
+                call.granted = True
+            del self.queue[0]
 
     def values(self) -> SlotValues:
         return SlotValues(self.limit, int(self.limit - self._free), tuple(self.queue))

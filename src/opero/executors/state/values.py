@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Owner
@@ -113,11 +113,36 @@ class Plan(NamedTuple):
 # Decisions
 
 
-def choose(memory: Memory, values: Sequence[Id], rules: Rules, turn: int, owner: Owner, now: float) -> Plan:
+class Chooser(Protocol):
+    """A call, in which it is noted with which value it is in flight, in the moment in which that is counted: see
+    `SlotHolder`.
+
+    Attributes:
+        chosen: the value; None if there is none.
+    """
+
+    chosen: Id | None
+
+
+class _Nobody:
+    """A caller that notes nothing."""
+
+    chosen: Id | None = None
+
+
+def choose(
+    memory: Memory,
+    values: Sequence[Id],
+    rules: Rules,
+    turn: int,
+    owner: Owner,
+    now: float,
+    chooser: Chooser | None = None,
+) -> Plan:
     """Decide in which order a call asks the values, as `plan`, and begin with the first, unless all are set aside."""
     found = plan(memory, values, rules, turn, now)
     if not found.all_aside:
-        begin(memory, values[found.first[0]], rules, owner, now)
+        begin(memory, values[found.first[0]], rules, owner, now, chooser)
     return found
 
 
@@ -186,9 +211,16 @@ def pick_weighted(positions: Sequence[int], sums: Sequence[float], turn: int) ->
     return positions[bisect_right(sums, turn * GOLDEN % 1.0 * sums[-1], 0, len(sums) - 1)]
 
 
-def take_least(memory: Memory, values: Sequence[Id], positions: Sequence[int], turn: int, owner: Owner) -> int:
+def take_least(
+    memory: Memory,
+    values: Sequence[Id],
+    positions: Sequence[int],
+    turn: int,
+    owner: Owner,
+    chooser: Chooser | None = None,
+) -> int:
     """Choose among the values that work the one with the fewest calls in flight, and begin with it."""
-    running = memory.running
+    running, chooser = memory.running, chooser or _Nobody()
     try:
         loads = running[owner]
     except KeyError:
@@ -197,6 +229,7 @@ def take_least(memory: Memory, values: Sequence[Id], positions: Sequence[int], t
     value = values[best]
     if value not in loads and len(running) == 1:
         loads[value] = 1
+        chooser.chosen = value
         return best
     start = turn % len(positions)
     least = FOREVER
@@ -207,18 +240,23 @@ def take_least(memory: Memory, values: Sequence[Id], positions: Sequence[int], t
             if not load:
                 break
     value = values[best]
-    loads[value] = loads.get(value, 0) + 1
+    load = loads.get(value, 0) + 1
+    loads[value] = load
+    chooser.chosen = value
     return best
 
 
-def begin(memory: Memory, value: Id, rules: Rules, owner: Owner, now: float) -> None:
+def begin(memory: Memory, value: Id, rules: Rules, owner: Owner, now: float, chooser: Chooser | None = None) -> None:
     """Record that an attempt with a value begins."""
+    chooser = chooser or _Nobody()
+    if rules.order == "least_loaded":
+        loads = memory.running.setdefault(owner, {})
+        load = loads.get(value, 0) + 1
+        loads[value] = load
+    chooser.chosen = value
     if rules.remembers and not memory.is_proven(value):
         _put(memory.probed, value, now + PROBE_TIME)
         memory.version += 1
-    if rules.order == "least_loaded":
-        loads = memory.running.setdefault(owner, {})
-        loads[value] = loads.get(value, 0) + 1
 
 
 def doubt(memory: Memory, value: Id, now: float) -> None:
@@ -229,23 +267,28 @@ def doubt(memory: Memory, value: Id, now: float) -> None:
     memory.version += 1
 
 
-def leave(memory: Memory, value: Id, owner: Owner, *, probes: bool = True) -> None:
+def leave(memory: Memory, value: Id, owner: Owner, chooser: Chooser | None = None, *, probes: bool = True) -> None:
     """Record that an attempt with a value has ended, whatever it came to.
 
     Args:
         memory: what is remembered.
         value: the value.
         owner: the process.
+        chooser: the call.
         probes: whether the attempt was one that others waited for.
     """
     if probes and memory.probed.pop(value, None) is not None:
         memory.version += 1
-    end(memory, value, owner)
+    end(memory, value, owner, chooser)
 
 
-def end(memory: Memory, value: Id, owner: Owner) -> None:
-    """Record that a call is not in flight with a value any more."""
+def end(memory: Memory, value: Id, owner: Owner, chooser: Chooser | None = None) -> None:
+    """Record that a call is not in flight with a value any more. A second time it has no effect."""
     loads = memory.running.get(owner)
+    if chooser is not None:
+        if chooser.chosen != value:
+            return
+        chooser.chosen = None
     if loads is not None and value in loads:
         if loads[value] > 1:
             loads[value] -= 1

@@ -14,7 +14,7 @@ from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Owner
-    from opero.executors.state.values import Id
+    from opero.executors.state.values import Chooser, Id
 
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
@@ -52,13 +52,13 @@ class ValuesHome(Home):
     def next_turn(self) -> int:
         """The number of a call, for orders that go round."""
 
-    def take(self, values: Sequence[Id], positions: Sequence[int]) -> int:
+    def take(self, values: Sequence[Id], positions: Sequence[int], chooser: Chooser | None = None) -> int:
         """As `take_least`."""
-        return self.change(take_least, values, positions, self.next_turn(), self.owner)
+        return self.change(take_least, values, positions, self.next_turn(), self.owner, chooser)
 
-    def give_back(self, value: Id) -> None:
+    def give_back(self, value: Id, chooser: Chooser | None = None) -> None:
         """End an attempt with a value that `take` has chosen."""
-        self.change(end, value, self.owner)
+        self.change(end, value, self.owner, chooser)
 
     def apply(self, policy: Any) -> None:
         """What a new policy says holds from the next call on."""
@@ -95,17 +95,17 @@ class LocalValues(ValuesHome):
             self.version = memory.version
             return result
 
-    def take(self, values: Sequence[Id], positions: Sequence[int]) -> int:
+    def take(self, values: Sequence[Id], positions: Sequence[int], chooser: Chooser | None = None) -> int:
         with self.lock:
             if self.version < 0:
                 raise Moved
-            return take_least(self.memory, values, positions, next(self.turns), NO_OWNER)
+            return take_least(self.memory, values, positions, next(self.turns), NO_OWNER, chooser)
 
-    def give_back(self, value: Id) -> None:
+    def give_back(self, value: Id, chooser: Chooser | None = None) -> None:
         with self.lock:
             if self.version < 0:
                 raise Moved
-            end(self.memory, value, NO_OWNER)
+            end(self.memory, value, NO_OWNER, chooser)
 
     def values(self) -> Memory:
         return self.memory

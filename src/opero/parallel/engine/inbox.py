@@ -7,6 +7,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opero.runtime.interruption import interruptible
+
 if TYPE_CHECKING:
     from asyncio import Future
 
@@ -42,6 +44,7 @@ class BlockingInbox:
     def has_some(self) -> bool:
         return not self._queue.empty()
 
+    @interruptible
     async def get(self, seconds: float | None, *others: Future[None]) -> list[Message]:
         messages: list[Message] = []
         with suppress(queue.Empty):

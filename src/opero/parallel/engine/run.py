@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.settings import MapSettings
     from opero.parallel.engine.stage import Stage
     from opero.parallel.journal.journal import Journal
+    from opero.parallel.workers.base import Workers
     from opero.runtime.hosts import Host
 
 LOOK = 0.05
@@ -130,28 +131,31 @@ class Run:
         source = self.source
         while not source.has_arrived:
             await source.arriving(1)
-        stages = self._stages()
+        workers: Workers | None = None
         try:
+            stages = self._stages()
             workers = await self.workers.start(host, inbox)
+            self.window = self.results.window = window = Window(
+                source,
+                workers,
+                inbox,
+                host,
+                grain=self.workers.batch_size or 1,
+                ordered=self.policy.ordered,
+                keeps=self.results.keeps,
+                stages=stages,
+                continues=self.results.continues,
+                keep_going=self.results.continues_after_failures,
+                completes=self.results.completes,
+                size=None if self.policy.window == "auto" else self.policy.window,
+            )
+            display = self._display()
+            self._watch(display)
         except BaseException:
+            if workers is not None:
+                await workers.close()
             await self._close_journal(host)
             raise
-        self.window = self.results.window = window = Window(
-            source,
-            workers,
-            inbox,
-            host,
-            grain=self.workers.batch_size or 1,
-            ordered=self.policy.ordered,
-            keeps=self.results.keeps,
-            stages=stages,
-            continues=self.results.continues,
-            keep_going=self.results.continues_after_failures,
-            completes=self.results.completes,
-            size=None if self.policy.window == "auto" else self.policy.window,
-        )
-        display = self._display()
-        self._watch(display)
         failure: BaseException | None = None
         with self._reported(display):
             try:
@@ -180,14 +184,13 @@ class Run:
             finally:
                 if not window.is_inherited:
                     try:
-                        display.close(*self._progress())
-                    finally:  # even if an interrupt hits the drawing
-                        try:
-                            await window.workers.close()
-                            await source.close()
-                        finally:
-                            await self._close_journal(host, failure)
-                            del failure
+                        await self._close(host, display, failure)
+                    except BaseException as error:
+                        if not isinstance(error, Exception):  # Ctrl-C may have come before any step of it
+                            await self._close(host, display, failure)
+                        raise
+                    finally:
+                        del failure
 
     @contextmanager
     def _reported(self, display: Display) -> Iterator[None]:
@@ -202,6 +205,17 @@ class Run:
             if not self.window.is_inherited:
                 self.binding.stats.emit(MapFinished, progress=display.last, error=error, map=display.number)
             del error  # its traceback refers to this frame: break the reference cycle
+
+    async def _close(self, host: Host, display: Display, failure: BaseException | None) -> None:
+        """Give back what this run has. A second time it does what an interruption has left."""
+        try:
+            display.close(*self._progress())
+        finally:
+            try:
+                await self.window.workers.close()
+                await self.source.close()
+            finally:
+                await self._close_journal(host, failure)
 
     async def _close_journal(self, host: Host, failure: BaseException | None = None) -> None:
         """Close the journal. An error of it is logged if the map has failed for another reason."""

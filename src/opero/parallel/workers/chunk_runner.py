@@ -13,6 +13,7 @@ import opero.parallel
 from opero.binding.invocation import Entry
 from opero.binding.observed import begun, ended, settle
 from opero.errors import FailedResponseError, RejectedError
+from opero.executors.call import abandon
 from opero.parallel.engine.blocks import interrupted
 from opero.runtime.tracebacks import is_of_library, is_own_file, trim
 
@@ -206,6 +207,9 @@ class ChunkRunner:
                 self._stats.count_error(error, self._pipeline.classifier, call)
             self._stats.count_failure(error, call, self._pipeline.classifier)
             raise
+        except BaseException:
+            abandon(call, self._pipeline.executors)
+            raise
         finally:
             settle(call)
             self._note(call, argument, position, report)
@@ -274,6 +278,9 @@ class ChunkRunner:
             if self._counts_errors and not isinstance(error, RejectedError):
                 self._stats.count_error(error, self._pipeline.classifier, call)
             self._stats.count_failure(error, call, self._pipeline.classifier)
+            raise
+        except BaseException:
+            abandon(call, self._pipeline.executors)
             raise
         finally:
             settle(call)
