@@ -6,7 +6,6 @@ import asyncio
 import inspect
 from typing import Any
 
-import pydantic
 import pytest
 
 from opero import ConfigError, Policy, Registry, RetryPolicy, UnknownOptionError, opero, opmap
@@ -81,9 +80,9 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(decorator: Any) -> N
 
 @pytest.mark.parametrize("policy", [None, "api", Policy()])
 def test_an_invalid_value_is_refused_when_decorating_with_or_without_a_profile(policy: Any) -> None:
-    with pytest.raises(pydantic.ValidationError, match=r"retry\.retries"):
+    with pytest.raises(ConfigError, match=r"^retries: "):
         opero(policy=policy, retries=-1)
-    with pytest.raises(pydantic.ValidationError, match=r"rate_limit\.rate"):
+    with pytest.raises(ConfigError, match=r"rate_limit\.rate: "):
         opero(policy=policy, rate_limit="fast")
 
 

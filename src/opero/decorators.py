@@ -10,7 +10,8 @@ from opero.binding.fit import check_arguments, check_own
 from opero.config.declaration import where
 from opero.errors import ConfigError
 from opero.failures.kinds import Kind
-from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
+from opero.policies.policy import Policy, merge, names_of, options_to_fields, whole_policies
+from opero.policies.refusals import made
 
 if TYPE_CHECKING:
     from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
@@ -135,8 +136,8 @@ def opero(
 
     Raises:
         UnknownOptionError: an unknown option; the message names the nearest known one.
-        pydantic.ValidationError: an option's value is out of range.
-        ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
+        ConfigError: an option's value is out of range, or the policy does not fit the function; for example, the
+            fallback argument is not a parameter.
     """
     decorate = _decorating(policy, registry, clock, options, mapped=False)
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))
@@ -213,14 +214,14 @@ def _decorating(
     effective: Policy | None = None
     if isinstance(policy, str):
         profile = policy
-        Policy.check_fields(fields)
+        Policy.check_fields(fields, names_of(options))
     elif policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy= must be a profile's name or a Policy, not of type {type(policy).__name__}")
     else:
         bare = BARE_MAP if mapped and "retry" not in fields else BARE
         below = bare if policy is None else policy.fields()
         is_bare = policy is None and not fields
-        effective = _bare_policy(mapped=mapped) if is_bare else Policy.model_validate(merge(below, fields))
+        effective = _bare_policy(mapped=mapped) if is_bare else made(Policy, merge(below, fields), names_of(options))
 
     def decorate(func: Any) -> Any:
         from opero.registry.default import bind_declared

@@ -388,6 +388,9 @@ class ConfigError(OperoError, ValueError):
         problems: the problems, each with its place; the message shows all of them.
     """
 
+    _entries: tuple[str, ...] = ()
+    """The entries of `functions:` in an invalid configuration."""
+
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems) or (Problem("", str(self.args[0])),)

@@ -22,6 +22,8 @@ LONGEST_NAME = 100
 """Names are compared by their first characters; longer ones are not misspelt."""
 MOST_COMPARED = 2000
 """The most known names that an unknown one is compared with."""
+MOST_ALIKE = 0.6
+"""The share of common letters from which on two names are compared letter by letter."""
 
 
 def _width(text: str) -> int:
@@ -85,13 +87,50 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def closest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the candidate that an unknown name most likely stands for, or None; of many, the first are compared."""
+    """Return the candidate that an unknown name most likely stands for, or None; of many, the first are compared.
+
+    That is one which it is a misspelling of, else one that has all of its words, or all of whose words it has:
+    `max_retries` stands for `retries`. Words in another order stand for something else (`on_retry`, `retry_on`).
+    """
     if len(name) > LONGEST_NAME:
         return None
     few = [each for each in islice(candidates, MOST_COMPARED) if len(each) <= LONGEST_NAME]
-    letters = sorted(name)
-    swapped = (each for each in few if len(each) == len(letters) and sorted(each) == letters)
-    return next(swapped, None) or next(iter(difflib.get_close_matches(name, few, n=1, cutoff=cutoff)), None)
+    alike = difflib.get_close_matches(name, few, n=3, cutoff=min(cutoff, MOST_ALIKE))
+    found = min(alike, key=lambda each: edits(name, each), default=None)
+    if found is not None and is_misspelt(name, found):
+        return found
+    words = set(_words(name))
+    shared = [each for each in alike if words < set(_words(each)) or words > set(_words(each))]
+    return next(iter(shared), None) or next((each for each in few if is_abbreviated(name, each)), None)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[_\W]+", name)
+
+
+def is_misspelt(name: str, known: str) -> bool:
+    """Return whether a name differs from a known one by few letters: one in three, but at least one."""
+    return edits(name, known) <= max(1, (min(len(name), len(known)) + 1) // 3)
+
+
+def is_abbreviated(name: str, known: str) -> bool:
+    """Return whether one name begins the other, with at least three letters: `prod` for `production`."""
+    short, long = sorted((name, known), key=len)
+    return len(short) > 2 and long.startswith(short)
+
+
+def edits(one: str, other: str) -> int:
+    """Return how many letters to insert, remove, replace or swap with the next turn one text into another."""
+    above: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, above, row = above, row, [i]
+        for j, wanted in enumerate(other, 1):
+            least = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                least = min(least, before[j - 2] + 1)
+            row.append(least)
+    return row[-1]
 
 
 def text_of(error: BaseException) -> str:

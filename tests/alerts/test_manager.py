@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from opero import Alert, AlertManager, Policy, events, on
 from opero.alerts.conditions import MOST_GROUPS
 from opero.alerts.manager import MOST_LISTED
 from opero.alerts.thread import thread as the_thread
+from opero.errors import ConfigError
 from opero.events import EVENTS, AlertFired, AlertResolved, Event, watched
 from opero.observe.subscriptions import deliver
 from opero.testing import VirtualClock, virtual_clock
@@ -442,7 +442,7 @@ def test_what_is_no_mapping_is_refused(wrong: Any) -> None:
 
 
 def test_an_invalid_alert_is_refused() -> None:
-    with pytest.raises(ValidationError, match="unknown event 'retry'"):
+    with pytest.raises(ConfigError, match="unknown event 'retry'"):
         AlertManager({"it": {"when": {"event": "retry"}}})
 
 

@@ -39,6 +39,7 @@ def test_each_option_has_its_value_its_source_and_what_it_overrides(
     assert ran.code == 0
     assert rows(ran.out) == [
         ["reports,", "environment", "production"],
+        ["files:", "policies/base.yaml,", "policies/production.yaml", "(policies", "was", "found)"],
         ["option", "value", "source"],
         ["extends", "api", "policies/base.yaml:8:14,", "policies.reports"],
         ["retry.retries", "8", "OPERO_API_RETRIES,", "policies.api"],
@@ -150,7 +151,7 @@ def test_output_of_a_module_does_not_mix_with_the_result(command: Command) -> No
 
 def test_the_json_of_explain(command: Command) -> None:
     found = command("explain", "api", "--json").json
-    assert found.keys() == {"target", "environment", "bound", "options"}
+    assert found.keys() == {"target", "environment", "directory", "found_by", "files", "bound", "options"}
     assert (found["target"], found["environment"]) == ("api", "development")
     assert found["options"][0] == {
         "option": "retry.retries",
@@ -209,7 +210,7 @@ def test_variables_of_the_env_file_are_shown(command: Command) -> None:
     (found,) = command("env", "--set", "--json").json["variables"]
     assert found == {
         "name": "OPERO_API_RETRIES",
-        "names": ["OPERO_API_RETRIES", "OPERO_POLICIES__API__RETRY__RETRIES"],
+        "names": ["OPERO_API_RETRIES", "OPERO_API_RETRY_RETRIES", "OPERO_POLICIES__API__RETRY__RETRIES"],
         "sets": "policies.api.retry.retries",
         "set": {"name": ".env", "line": 1, "column": 1, "by": "OPERO_API_RETRIES"},
         "value": "8",
@@ -223,7 +224,11 @@ def test_ambiguous_names_are_not_listed(command: Command) -> None:
     command.policies(base="policies: {api: {timeout: 5s}, api_attempt: {timeout: 5s}}\n")
     found = command("env", "--json").json["variables"]
     by_target = {each["sets"]: each["names"] for each in found}
-    assert by_target["policies.api.timeout.attempt"] == ["OPERO_POLICIES__API__TIMEOUT__ATTEMPT"]
+    assert by_target["policies.api.timeout.attempt"] == [
+        "OPERO_API_TIMEOUT_ATTEMPT",
+        "OPERO_POLICIES__API__TIMEOUT__ATTEMPT",
+    ]
+    assert "OPERO_API_ATTEMPT_TIMEOUT" not in by_target["policies.api_attempt.timeout"]
     assert by_target["policies.api_attempt.timeout"] == ["OPERO_POLICIES__API_ATTEMPT__TIMEOUT"]
     assert by_target["policies.api.timeout"] == ["OPERO_API_TIMEOUT", "OPERO_POLICIES__API__TIMEOUT"]
 

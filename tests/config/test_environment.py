@@ -239,11 +239,18 @@ def test_variables_of_others_do_not_matter(policies: Policies) -> None:
 
 UNKNOWN = {
     "OPERO_API_RETRIS": "the profile 'api' has no option 'retris'; did you mean OPERO_API_RETRIES?",
-    "OPERO_API_BURST": "the profile 'api' has no option 'burst'; use OPERO_POLICIES__API__RATE_LIMIT",
+    "OPERO_API_BURST": "the profile 'api' has no option 'burst'; use OPERO_API_RATE_LIMIT_BURST",
+    "OPERO_API_CIRCUIT_BREAKR_OPEN_FOR": (
+        "the profile 'api' has no option 'circuit_breakr_open_for'; did you mean OPERO_API_CIRCUIT_BREAKER_OPEN_FOR?"
+    ),
+    "OPERO_API_MAX_RETRIES": "the profile 'api' has no option 'max_retries'; did you mean OPERO_API_RETRIES?",
+    "OPERO_APY_RETRYS": "names no profile; did you mean OPERO_API_RETRY?",
+    "OPERO_BILLING_RETRIES": "there is no profile 'billing'; known profiles: api, db",
+    "OPERO_ENVIRONMENT": "names no profile; did you mean OPERO_ENV?",
+    "OPERO_POLICY__API__RETRY__RETRIES": "'policy' is unknown; did you mean OPERO_POLICIES__…?",
+    "OPERO_API__RETRY__RETRIES": "'api' is unknown; use OPERO_POLICIES__API__RETRY__RETRIES",
     "OPERO_APY_RETRIES": "there is no profile 'apy'; did you mean OPERO_API_RETRIES?",
     "OPERO_ENABLE": "names no profile; did you mean OPERO_ENABLED?",
-    "OPERO_SOMETHING": "names no profile; known profiles: api, db",
-    "OPERO_": "names no profile; ",
     "OPERO_POLICIES__APY__RETRY": "there is no profile 'apy'; did you mean 'api'?",
     "OPERO_POLICIES__API": (
         "names the profile 'api' but none of its policies; use OPERO_POLICIES__API__RETRY, or another policy"

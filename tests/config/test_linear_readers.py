@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.cli.functions import parse_value
+from opero.cli.arguments import parse_value
 from opero.config.report import MOST_PROBLEMS
 from opero.config.schema import json_schema
 from opero.config.settings import load

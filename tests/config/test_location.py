@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.config.settings import load
+from opero.config.variable_names import RESERVED
 from opero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
             " ",
             "directory: the directory pyproject.toml is a file; use the directory",
         ),
-        ((), {"OPERO_CONFIG": ""}, "", "OPERO_CONFIG: is empty; unset it, or set it to a directory"),
         (
             (),
             {},
@@ -128,14 +128,13 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
         ),
         ((), {}, 'tool.opero.confg = "x"', "pyproject.toml: unknown key 'confg' in [tool.opero]; did you mean"),
         ((), {}, "[tool]\nopero = 1", "pyproject.toml: [tool.opero] must be a table"),
-        ((), {}, "tool = \n", "pyproject.toml:1:8: is not valid TOML"),
+        ((), {}, "tool = \n# opero", "pyproject.toml:1:8: is not valid TOML"),
         ((None, "a/b"), {}, "", "environment: 'a/b' is not a valid environment name"),
-        ((), {"OPERO_ENV": ""}, "", "OPERO_ENV: '' is not a valid environment name"),
         (
             (),
-            {"ENVIRONMENT": "base"},
+            {"OPERO_ENV": "base"},
             "",
-            "ENVIRONMENT: 'base' is not a valid environment name: base.yaml applies to every",
+            "OPERO_ENV: 'base' is not a valid environment name: base.yaml applies to every",
         ),
     ],
 )
@@ -155,10 +154,122 @@ def test_a_misspelt_environment_names_those_that_exist(policies: Policies) -> No
     has = "policies has no file for the environment 'prodution' (it has production, staging)"
     assert policies.error("prodution") == f"environment: {has}; did you mean 'production'?"
     assert policies.error(OPERO_ENV="prodution") == f"OPERO_ENV: {has}; did you mean 'production'?"
-    assert policies.error(ENVIRONMENT="x") == (
-        "ENVIRONMENT: policies has no file for the environment 'x' (it has production, staging); "
-        "create x.yaml (`policies: {}` changes nothing)"
-    )
+
+
+def test_a_folder_with_only_base_accepts_any_environment(policies: Policies) -> None:
+    policies.write(base="policies: {api: {retry: 1}}")
+    assert retries(policies, "anything") == 1
+    assert policies.load(OPERO_ENV="prod").environment == "prod"
+    found = policies.load(ENVIRONMENT="prod")
+    assert (found.environment, found.warnings) == ("prod", ())
+
+
+def test_environment_without_a_file_is_a_warning_as_other_programs_read_it_too(policies: Policies) -> None:
+    policies.write(base="policies: {api: {retry: 1}}", production=EMPTY, development="policies: {api: {retry: 2}}")
+    found = policies.load(ENVIRONMENT="prod-eu")
+    assert (found.environment, found.policies["api"].retry.retries) == ("prod-eu", 1)  # type: ignore[union-attr]
+    has = "policies has no file for the environment 'prod-eu' (it has development, production)"
+    assert found.warnings == (f"ENVIRONMENT: {has}; only base.yaml applies",)
+
+
+@pytest.mark.parametrize("value", ["base", "a/b", "Production (EU)", "../x"])
+def test_an_environment_that_is_no_name_is_a_warning_where_the_variable_is_not_opero_s(
+    policies: Policies, value: str
+) -> None:
+    policies.write(base=EMPTY, production=EMPTY)
+    found = policies.load(ENVIRONMENT=value)
+    assert found.environment == "development"
+    assert found.warnings[0].startswith(f"ENVIRONMENT: {value!r} is not a valid environment name: ")
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_is_not_set(policies: Policies, value: str) -> None:
+    policies.write(base="policies: {api: {retry: 1}}", development=EMPTY, production=EMPTY)
+    found = load(environ=dict.fromkeys(RESERVED, value))
+    assert (found.environment, found.enabled, found.directory) == ("development", True, policies.directory)
+    assert found.warnings == ()
+    assert load(environ={"OPERO_ENV": value, "ENVIRONMENT": "production"}).environment == "production"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a working directory two levels below its root."""
+    root = tmp_path / "project"
+    (root / "src" / "app").mkdir(parents=True)
+    (root / "pyproject.toml").write_text("")
+    monkeypatch.chdir(root / "src" / "app")
+    return root
+
+
+def write_base(folder: Path, retries: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base.yaml").write_text(f"policies: {{api: {{retry: {retries}}}}}")
+
+
+def test_policies_are_looked_for_upwards_to_the_root_of_the_project(project: Path) -> None:
+    write_base(project.parent / "policies", 9)
+    assert load(environ={}).directory is None
+    write_base(project / "policies", 1)
+    found = load(environ={})
+    assert (found.directory, found.chosen_by) == (project / "policies", f"{project / 'policies'} was found")
+    write_base(project / "src" / "policies", 2)
+    assert load(environ={}).policies["api"].retry.retries == 2  # type: ignore[union-attr]
+    write_base(Path("policies"), 3)
+    assert load(environ={}).policies["api"].retry.retries == 3  # type: ignore[union-attr]
+
+
+def test_the_repository_is_the_root_of_its_projects(project: Path) -> None:
+    write_base(project.parent / "policies", 9)
+    (project.parent / ".git").mkdir()
+    assert load(environ={}).policies["api"].retry.retries == 9  # type: ignore[union-attr]
+    (project / ".git").write_text("gitdir: elsewhere")  # as in a worktree
+    assert load(environ={}).directory is None
+
+
+def test_pyproject_is_looked_for_upwards_and_the_nearest_place_decides(project: Path) -> None:
+    (project / "pyproject.toml").write_text('[tool.opero]\nconfig = "conf"\n')
+    write_base(project / "conf", 4)
+    found = load(environ={})
+    assert found.policies["api"].retry.retries == 4  # type: ignore[union-attr]
+    assert found.chosen_by == f"{project / 'pyproject.toml'}, config in [tool.opero]"
+    write_base(project / "src" / "policies", 2)
+    assert load(environ={}).policies["api"].retry.retries == 2  # type: ignore[union-attr]
+
+
+def test_an_env_file_is_looked_for_upwards(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_base(project / "policies", 1)
+    (project / ".env").write_text("OPERO_API_RETRIES=5")
+    (project.parent / ".env").write_text("OPERO_API_RETRIES=6")
+    assert load().policies["api"].retry.retries == 5  # type: ignore[union-attr]
+    assert load(environ={}).policies["api"].retry.retries == 1  # type: ignore[union-attr]
+    Path(".env").write_text("OPERO_API_RETRIES=7")
+    assert load().policies["api"].retry.retries == 7  # type: ignore[union-attr]
+
+
+def test_nothing_is_looked_for_above_a_directory_that_others_can_write(project: Path) -> None:
+    write_base(project / "policies", 1)
+    (project / "src").chmod(0o777)
+    assert load(environ={}).directory is None
+    (project / "src").chmod(0o755)
+    assert load(environ={}).directory == project / "policies"
+
+
+def test_nor_in_or_above_the_home_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_base(project / "policies", 1)
+    for home in (project, project / "src"):
+        monkeypatch.setenv("HOME", str(home))
+        assert load(environ={}).directory is None
+
+
+def test_without_a_project_only_the_working_directory_counts(project: Path) -> None:
+    (project / "pyproject.toml").unlink()
+    write_base(project / "policies", 1)
+    assert load(environ={}).directory is None
+
+
+def test_the_toml_of_others_may_be_invalid(project: Path) -> None:
+    (project / "pyproject.toml").write_text("tool = ")
+    assert load(environ={}).directory is None
 
 
 def test_case_counts_in_an_environments_name_on_every_system(policies: Policies) -> None:

@@ -341,9 +341,9 @@ def test_of_a_long_line_the_part_around_the_mistake_is_shown(policies: Policies,
 def test_a_problem_s_parts_can_be_had_one_by_one(policies: Policies) -> None:
     policies.write(base="policies:\n  api: {retry: x}\n")
     with pytest.raises(ConfigError) as caught:
-        policies.load(OPERO_X="1")
+        policies.load(OPERO_ENVS="1")
     variable, file = caught.value.problems
-    assert (variable.place, variable.file, variable.line, variable.snippet) == ("OPERO_X", None, None, "")
+    assert (variable.place, variable.file, variable.line, variable.snippet) == ("OPERO_ENVS", None, None, "")
     assert file == Problem(
         place="policies/base.yaml:2:16",
         text="policies.api.retry.retries: 'x' is invalid: use an integer >= 0",

@@ -302,16 +302,17 @@ def test_all_problems_of_all_files_and_variables_are_reported_at_once(policies: 
         production="policies: {api: {cache: {tttl: 5}}}\n",
     )
     assert [
-        line.partition(": ")[0] for line in policies.problems("production", OPERO_API_CACHE_MAX_SIZE="x", OPERO_X="1")
+        line.partition(": ")[0]
+        for line in policies.problems("production", OPERO_API_CACHE_MAX_SIZE="x", OPERO_ENVS="1")
     ] == [
         "OPERO_API_CACHE_MAX_SIZE",
-        "OPERO_X",
+        "OPERO_ENVS",
         "policies/base.yaml:2:9",
         "policies/base.yaml:3:25",
         "policies/base.yaml:3:42",
         "policies/production.yaml:1:26",
     ]
-    assert policies.error("production", OPERO_X="1").startswith("OPERO_X: ")
+    assert policies.error("production", OPERO_ENVS="1").startswith("OPERO_ENVS: ")
 
 
 def test_circular_extends_are_reported_once(policies: Policies) -> None:

@@ -105,7 +105,6 @@ def test_a_directory_called_env_is_no_env_file(monkeypatch: pytest.MonkeyPatch) 
     [
         ({"OPERO_ENV_FILE": "nope"}, "OPERO_ENV_FILE: file nope does not exist"),
         ({"OPERO_ENV_FILE": "secrets"}, "OPERO_ENV_FILE: secrets is not a file"),
-        ({"OPERO_ENV_FILE": " "}, "OPERO_ENV_FILE: empty value: set the path of a file, or unset it"),
         ({"OPERO_SECRETS_DIR": "nope"}, "OPERO_SECRETS_DIR: directory nope does not exist"),
         ({"OPERO_SECRETS_DIR": "my.env"}, "OPERO_SECRETS_DIR: my.env is not a directory"),
         ({"OPERO_ENVFILE": "my.env"}, "OPERO_ENVFILE: names no profile; did you mean OPERO_ENV_FILE?"),
@@ -170,12 +169,12 @@ WRONG_LINES = {
         "my.env:2:1 (OPERO_A_RETRIS): the profile 'a' has no option 'retris'; did you mean OPERO_A_RETRIES?",
     ),
     "after a value of several lines": (
-        'A="1\n2"\nOPERO_X=1',
-        "my.env:3:1 (OPERO_X): names no profile; did you mean OPERO_ENV?",
+        'A="1\n2"\nOPERO_ENVS=1',
+        "my.env:3:1 (OPERO_ENVS): names no profile; did you mean OPERO_ENV?",
     ),
     "after characters that end a line elsewhere": (
-        "A=1\x0c2\u20283\x85\nOPERO_X=1",
-        "my.env:2:1 (OPERO_X): names no profile; did you mean OPERO_ENV?",
+        "A=1\x0c2\u20283\x85\nOPERO_ENVS=1",
+        "my.env:2:1 (OPERO_ENVS): names no profile; did you mean OPERO_ENV?",
     ),
     "twice": (
         "OPERO_A_RETRIES=1\nOPERO_A_RETRIES=2\n",

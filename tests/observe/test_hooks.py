@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from opero import (
     AllFailedError,
@@ -292,7 +291,7 @@ def test_policies_with_hooks_are_values_that_can_be_pickled_and_written() -> Non
     ],
 )
 def test_what_is_no_hook_is_refused(hooks: Any, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Policy(hooks=hooks)
 
 
@@ -300,7 +299,7 @@ def test_a_generator_function_is_no_hook() -> None:
     def items(event: Event) -> Iterator[Event]:
         yield event
 
-    with pytest.raises(ValidationError, match="items is a generator function, so calling it runs nothing"):
+    with pytest.raises(ConfigError, match="items is a generator function, so calling it runs nothing"):
         Policy(hooks={"on_retry": items})
 
 

@@ -222,9 +222,9 @@ def test_values_that_only_seem_contradictory_are_accepted(fields: dict[str, Any]
 
 def test_an_argument_of_the_wrong_shape_is_not_shown() -> None:
     for wrong in ({"arguments": "redis://:s3cret@h"}, {"url": ["s3cret"]}, {"ttl": "redis://u:s3cret@h"}):
-        with pytest.raises(ValueError, match="validation error") as caught:
+        with pytest.raises(ValueError, match="^(arguments|url|ttl): ") as caught:
             CachePolicy(**wrong)  # type: ignore[arg-type]
-        assert "s3cret" not in caught.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+        assert "s3cret" not in str(caught.value)
 
 
 def test_what_a_repr_shows_of_an_explicit_lack_of_ttl_can_be_written() -> None:

@@ -28,6 +28,7 @@ from opero import (
     UnknownOptionError,
 )
 from opero.config.schema import json_schema
+from opero.errors import ConfigError
 from opero.failures import Kind
 from opero.policies.hooks import HOOKS
 from opero.policies.options import Options
@@ -269,7 +270,7 @@ def test_fields_are_checked_on_their_own_before_there_is_a_profile() -> None:
     Policy.check_fields({"rate_limit": {"burst": 3}})  # the rate may come from the profile
     Policy.check_fields({"retry": {"min_delay": "1m"}})  # and so may a greater max_delay
     for fields in ({"retry": {"retries": -1}}, {"rate_limit": {"burst": 0}}, {"cache": {"tl": 3}}):
-        with pytest.raises(ValueError, match="validation error"):
+        with pytest.raises(ConfigError, match=r"^(retry\.retries|rate_limit\.burst|cache\.tl): "):
             Policy.check_fields(fields)
 
 

@@ -15,6 +15,7 @@ from opero.binding.roster import all_bindings
 from opero.events import EVENTS, AlertFired, AlertResolved, Event
 from opero.observe.subscriptions import Subscription, attach, detach
 from opero.policies.alert import Alert
+from opero.policies.refusals import made
 from opero.runtime.clock import SYSTEM, default_clock
 from opero.runtime.forking import RenewedLock
 
@@ -71,7 +72,7 @@ class AlertManager:
             test, there is no thread: call `check()`.
 
     Raises:
-        pydantic.ValidationError: an alert is invalid.
+        ConfigError: an alert is invalid.
         TypeError: the alerts are no mapping.
     """
 
@@ -96,12 +97,12 @@ class AlertManager:
         """Watch other alerts from now on. One that has the same name and is unchanged keeps its state.
 
         Raises:
-            pydantic.ValidationError: an alert is invalid; nothing has changed.
+            ConfigError: an alert is invalid; nothing has changed.
             TypeError: the alerts are no mapping.
         """
         if not isinstance(alerts, Mapping):
             raise TypeError(f"alerts expects a mapping of names to alerts, not a value of type {type(alerts).__name__}")
-        parsed = {str(name): Alert.model_validate(each) for name, each in alerts.items()}
+        parsed = {str(name): made(Alert, each) for name, each in alerts.items()}
         with self._lock:
             before = self._tracked
             self._tracked = {

@@ -59,9 +59,7 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
     kind = policy.backend.removeprefix("opero.")
     full_name = f"{policy.namespace}:{name}"
     # Plain memory needs no settings, and reading them takes as long as all the rest.
-    settings = (
-        CacheSettings.model_construct() if kind == "memory" and policy.serializer is None else CacheSettings.read()
-    )
+    settings = CacheSettings() if kind == "memory" and policy.serializer is None else CacheSettings.read()
     codec = _codec(policy, settings, kind, full_name)
     if kind == "memory":
         region = make_region(name=full_name).configure(

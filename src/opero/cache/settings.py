@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from opero.runtime.environment_files import env_file, secrets_dir
+from opero.errors import error_at, message_of
+from opero.runtime.environment_files import variable
+from opero.runtime.named_secrets import SecretFinder
+
+PREFIX = "OPERO_CACHE_"
 
 
-class CacheSettings(BaseSettings):
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 
     Attributes:
@@ -20,17 +25,29 @@ class CacheSettings(BaseSettings):
         dir: `OPERO_CACHE_DIR`, the directory of the `disk` backend.
     """
 
-    model_config = SettingsConfigDict(env_prefix="OPERO_CACHE_", env_ignore_empty=True, extra="ignore")
-
     redis_url: SecretStr | None = None
     secret: SecretStr | None = None
     dir: Path | None = None
 
     @classmethod
     def read(cls) -> CacheSettings:
-        """Read the settings.
+        """Read the settings. An empty variable counts as not set.
 
         Raises:
-            ConfigError: the `.env` file or secrets directory that the environment names does not exist.
+            ConfigError: the `.env` file or secrets directory that the environment names does not exist, or a file
+                cannot be read.
         """
-        return cls(_env_file=env_file(os.environ), _env_file_encoding="utf-8-sig", _secrets_dir=secrets_dir(os.environ))
+        find = SecretFinder()
+
+        def value(name: str) -> str | None:
+            try:
+                return variable(os.environ, PREFIX + name) or find(PREFIX + name) or None
+            except ValueError as error:
+                raise error_at(PREFIX + name, message_of(error)) from None
+
+        url, secret, folder = (value(name) for name in ("REDIS_URL", "SECRET", "DIR"))
+        return cls(
+            None if url is None else SecretStr(url),
+            None if secret is None else SecretStr(secret),
+            None if folder is None else Path(folder),
+        )

@@ -309,24 +309,24 @@ class SharedStore:
     def delete(self, key: Hashable) -> None:
         name = self._key(key)
         if self._can_expire:  # otherwise the token would stay forever
-            self.breaker(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.deletion_ttl)
-        self.breaker(None, self.backend.delete, name)
+            self.breaker.delete(None, self.backend.set_expiring, self._gone(name), os.urandom(TOKEN), self.deletion_ttl)
+        self.breaker.delete(None, self.backend.delete, name)
 
     def delete_tagged(self, tags: Iterable[str]) -> None:
         for tag in tags:
-            if not self.breaker(False, self._put, self._tag(tag), os.urandom(TOKEN), None):
-                self.breaker(None, self.backend.delete, self._tag(tag))  # a full store accepts that
+            if not self.breaker.delete(False, self._put, self._tag(tag), os.urandom(TOKEN), None):
+                self.breaker.delete(None, self.backend.delete, self._tag(tag))  # a full store accepts that
 
     def clear(self) -> None:
-        self.breaker(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
+        self.breaker.delete(None, self.backend.set_serialized, self._cleared, os.urandom(TOKEN))
         if not self._common_tokens:
-            self.breaker(None, self.backend.clear_prefix, self.prefix)
+            self.breaker.delete(None, self.backend.clear_prefix, self.prefix)
 
     def clear_namespace(self) -> None:
         """Delete the entries of all functions of the namespace, including those written by other processes."""
         self.clear()
         if not self._common_tokens:
-            self.breaker(None, self.backend.clear_prefix, f"{self.namespace}:")
+            self.breaker.delete(None, self.backend.clear_prefix, f"{self.namespace}:")
 
     # Mutex and size
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from opero.cli.arguments import Arguments
 from opero.cli.exits import OK, FailedError, UsageError, failed_by_exit
-from opero.cli.functions import bind_function, flat_options, parse_pairs, parse_value
+from opero.cli.functions import bind_function, flat_options, parse_pairs
 from opero.cli.loading import load_function, use_registry
 from opero.cli.options import Config, Environment, Json, PolicyName  # noqa: TC001  # typer reads the annotations
 from opero.cli.terminal import json_text, print_json, say, stdout_reserved
@@ -24,7 +25,10 @@ def call_command(
     target: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="The function to call.")],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGS]...", help="JSON values, or else text. Put -- before arguments such as -5."),
+        typer.Argument(
+            metavar="[ARGS]...",
+            help="Values, as annotations say: text or JSON. Put -- before arguments such as -5.",
+        ),
     ] = None,
     keywords: Annotated[
         list[str] | None, typer.Option("--kw", "-k", metavar="NAME=VALUE", help="A keyword argument.")
@@ -45,7 +49,9 @@ def call_command(
     """Call a function once under a policy.
 
     The result is printed as JSON; a generator's values are printed one per line. The policy of a decorated function
-    applies; --policy is merged over it, and --set over both. Output of the function itself goes to stderr.
+    applies; --policy is merged over it, and --set over both. Output of the function itself goes to stderr. A parameter
+    that is annotated as str gets its text as it is, and others what their type reads from it; without an annotation, it
+    is JSON, or else text.
 
     \b
     opero call app.users:get_user ada --policy api --why --stats
@@ -55,12 +61,13 @@ def call_command(
     from opero.cli.values import jsonable
 
     options = flat_options(sets)
-    args = [parse_value(each) for each in arguments or ()]
-    kwargs = parse_pairs(keywords or (), "--kw")
+    texts = parse_pairs(keywords or (), "--kw")
     registry = use_registry(config, env)
     with stdout_reserved() as out:
         function = bind_function(load_function(target), registry, policy, options)
-        _check_arguments(target, function, args, kwargs)
+        _check_arguments(target, function, arguments or [], texts)
+        known = Arguments(function)
+        args, kwargs = known.positional(arguments or []), known.keywords(texts)
         _ = function.policy.cache  # raises here, not as an error of the function, if its profile does not exist
         values: list[Any] = []
 
@@ -108,7 +115,7 @@ def _call(function: Any, args: list[Any], kwargs: dict[str, Any], emit: Callable
     return "generator" in kind
 
 
-def _check_arguments(target: str, function: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _check_arguments(target: str, function: Any, args: list[str], kwargs: dict[str, str]) -> None:
     signature = signature_of(function)
     if signature is None:
         return

@@ -92,7 +92,8 @@ class _Findings:
             self.environments.append(found.environment)
             self.loaded[found.environment] = found
             self.profiles |= set(found.policies)
-            self.warnings |= dict.fromkeys(found.warnings)
+            ignored = {f"{source}: {text}" for source, text in found.ignored}  # which `check` reports
+            self.warnings |= dict.fromkeys(each for each in found.warnings if each not in ignored)
 
         if not self.take(environment or "", load):
             self.environments.append(environment or _default_environment())

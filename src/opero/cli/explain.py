@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from opero.cli.options import Config, Environment, Json, Modules, target_names  
 from opero.cli.terminal import print_json, print_table, say, stdout_reserved
 
 if TYPE_CHECKING:
+    from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
     from opero.registry.registry import Registry
 
@@ -48,20 +49,21 @@ def explain_command(
             for module in (*(modules or ()), target.partition(":")[0]):
                 import_by_name(module)
             found, is_bound = _of_function(registry, target)
-        environment = registry.configuration.environment
+        configuration = registry.configuration
     else:
         if modules:
             raise UsageError("--import applies to functions only, not to profiles")
         configuration, is_bound = load_configuration(config, env), True
         check_profile(configuration, target)
-        environment, found = configuration.environment, configuration.leaves(target)
+        found = configuration.leaves(target)
     leaves = _selected(found, everything=all_options)
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
-        print_json({"target": target, "environment": environment, "bound": is_bound, "options": options})
+        told = {"target": target, "environment": configuration.environment, **places(configuration), "bound": is_bound}
+        print_json({**told, "options": options})
         return 0
     unbound = "" if is_bound else "; not bound to a policy: options of opero call and opero map"
-    _print(f"{target}, environment {environment}{unbound}", leaves)
+    _print(f"{target}, environment {configuration.environment}{unbound}", configuration, leaves)
     return 0
 
 
@@ -93,8 +95,22 @@ def _selected(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf
     return {path: selected[path] for path in sorted(selected, key=order)}
 
 
-def _print(title: str, leaves: Mapping[str, Leaf]) -> None:
+def places(configuration: Configuration) -> dict[str, Any]:
+    """Return where a configuration comes from, as plain data."""
+    directory = configuration.directory
+    return {
+        "directory": None if directory is None else str(directory),
+        "found_by": configuration.chosen_by or None,
+        "files": [str(path) for path in configuration.files],
+    }
+
+
+def _print(title: str, configuration: Configuration, leaves: Mapping[str, Leaf]) -> None:
+    from opero.config.location import show_path
+
     say(title, "bold")
+    files = ", ".join(show_path(path) for path in configuration.files) or "none"
+    say(f"files: {files}{f' ({configuration.chosen_by})' if configuration.chosen_by else ''}", "dim")
     say()
     if leaves:
         print_table(["option", "value", "source"], _rows(leaves))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opero.cli.arguments import Arguments, parse_value
 from opero.cli.exits import UsageError
-from opero.cli.import_errors import validation_messages
 from opero.cli.loading import load_function
 from opero.errors import UnknownOptionError
 from opero.runtime.functions import kind_of
@@ -19,16 +18,8 @@ PLACE = ("command line", 0)
 """The source of options that the command line sets for a function without a decorator."""
 
 
-def parse_value(text: str) -> Any:
-    """Parse a value of the command line as JSON; text that is not JSON is returned as it is."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def parse_pairs(texts: Iterable[str], option: str) -> dict[str, Any]:
-    """Parse the values of an option of the form "name=value" that can be given several times.
+def parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Split the values of an option of the form "name=value" that can be given several times.
 
     Raises:
         UsageError: a value has no "=" or no name, or a name is given twice.
@@ -40,7 +31,7 @@ def parse_pairs(texts: Iterable[str], option: str) -> dict[str, Any]:
             raise UsageError(f"{option} {text!r} is invalid: use name=value")
         if name in found:
             raise UsageError(f"{option} {name!r} is given twice")
-        found[name] = parse_value(value)
+        found[name] = value
     return found
 
 
@@ -54,7 +45,8 @@ def flat_options(sets: Iterable[str] | None, **given: Any) -> dict[str, Any]:
     Raises:
         UsageError: an option is given twice.
     """
-    options = {name: _split_list(name, value) for name, value in parse_pairs(sets or (), "--set").items()}
+    pairs = parse_pairs(sets or (), "--set")
+    options = {name: _split_list(name, parse_value(value)) for name, value in pairs.items()}
     for name, value in given.items():
         if value is not None:
             if name in options:
@@ -93,30 +85,29 @@ def bind_function(
         defaults: flat options for what neither the function, the profile nor `options` set.
 
     Raises:
-        UsageError: an option does not exist or has an invalid value.
-        ConfigError: the profile does not exist, or the policy does not fit the function.
+        UsageError: an option does not exist.
+        ConfigError: an option's value is invalid, the profile does not exist, or the policy does not fit the function.
     """
-    from pydantic import ValidationError
-
     from opero.binding.disabled import plain
     from opero.binding.fit import check_arguments, check_own
-    from opero.policies.policy import Policy, merge, options_to_fields, whole_policies
+    from opero.policies.policy import Policy, merge, names_of, options_to_fields, whole_policies
+    from opero.policies.refusals import made
     from opero.registry.default import bind_declared
 
     def set_policy(fields: Mapping[str, Any]) -> None:
-        policy = Policy.model_validate(fields)
+        policy = made(Policy, fields, names_of(options))
         binding.swap(policy if registry.configuration.enabled else plain(policy))
 
     binding: Any = getattr(function, "binding", None)
     try:
         fields = options_to_fields(options)
-        Policy.check_fields(fields)
+        Policy.check_fields(fields, names_of(options))
         if binding is None:
             check_arguments(fields, function)
             check_own(None, function, fields)
             function = bind_declared(
                 function,
-                Policy.model_validate(fields) if profile is None else None,
+                made(Policy, fields, names_of(options)) if profile is None else None,
                 profile=profile,
                 below={},
                 fields=fields,
@@ -136,8 +127,6 @@ def bind_function(
             set_policy(whole)
     except UnknownOptionError as error:
         raise UsageError(str(error)) from error
-    except ValidationError as error:
-        raise UsageError("\n  ".join(["invalid options:", *validation_messages(error)])) from error
     return function
 
 
@@ -153,9 +142,15 @@ class Unpacked:
         found = load_function(target)
         self.function = found.binding.function if hasattr(found, "binding") else found
         self.instance = (found.__self__,) if hasattr(found, "binding") and hasattr(found, "__self__") else ()
+        self._arguments = Arguments(found)
 
     def __call__(self, item: Any) -> Any:
-        return self.function(*self.instance, **_fields(item))
+        return self.function(*self.instance, **self._fields(item))
+
+    def _fields(self, item: Any) -> dict[str, Any]:
+        if not isinstance(item, dict):
+            raise TypeError(f"--unpack requires items that are JSON objects or CSV rows, and this is {item!r:.60}")
+        return self._arguments.fields(item)
 
     def __opero_key__(self) -> str:
         return self.target
@@ -169,13 +164,7 @@ class Unpacked:
 
 class _AsyncUnpacked(Unpacked):
     async def __call__(self, item: Any) -> Any:
-        return await self.function(*self.instance, **_fields(item))
-
-
-def _fields(item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise TypeError(f"--unpack requires items that are JSON objects or CSV rows, and this is {item!r:.60}")
-    return item
+        return await self.function(*self.instance, **self._fields(item))
 
 
 def unpacked(target: str, function: Any) -> Unpacked:

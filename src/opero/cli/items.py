@@ -29,6 +29,7 @@ class Items(Iterable[Any]):
 
     def __init__(self, path: str, form: str | None) -> None:
         self.path = path
+        self.line = 0
         self.is_stdin = path == "-"
         self.name = "stdin" if self.is_stdin else path
         self.form = form or self._form()
@@ -76,6 +77,7 @@ class Items(Iterable[Any]):
 
     def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, 1):
+            self.line = number
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -130,6 +132,20 @@ class Counted(Iterable[Any]):
 
     def __len__(self) -> int:
         return self._count
+
+
+def fitted(items: Items, fit: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield the items as the function's annotation says.
+
+    Raises:
+        UsageError: an item is no such value.
+    """
+    for item in items:
+        try:
+            found = fit(item)
+        except ValueError as error:
+            raise UsageError(f"{items.name}:{items.line}: {message_of(error)}; later lines were not read") from None
+        yield found
 
 
 def keyed(items: Iterable[Any], field: str, keep: Callable[[int, Any], None]) -> Iterator[Any]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opero.cli.arguments import item_fit
 from opero.cli.exits import UsageError
 from opero.cli.functions import bind_function, flat_options, unpacked
-from opero.cli.items import Counted, Items, keyed
+from opero.cli.items import Counted, Items, fitted, keyed
 from opero.cli.loading import load_function, use_registry
 from opero.cli.options import (  # typer reads the annotations
     Config,
@@ -122,7 +123,7 @@ def map_command(
         run_journal = RunJournal.of(results, journal, wanted=not no_journal)
         _check_files(source, results, run_journal)
         run_journal.prepare(results, overwrite=overwrite)
-        feed: Iterable[Any] = source
+        feed: Iterable[Any] = source if unpack else fitted(source, item_fit(function))
         if key is not None:
             results.keys = {}
             feed = keyed(source, key, results.keys.__setitem__)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from opero.cli.arguments import item_fit
 from opero.cli.exits import OK, FailedError, UsageError, failed_by_exit
 from opero.cli.functions import bind_function, unpacked
-from opero.cli.items import Items
+from opero.cli.items import Items, fitted
 from opero.cli.loading import load_function, use_registry
 from opero.cli.options import (  # noqa: TC001  # typer reads the annotations
     Config,
@@ -61,7 +62,8 @@ def tune_command(
             function = unpacked(target, function)
         if policy is not None:
             function = bind_function(function, registry, policy, {})
-        found = list(islice(source, sample))
+        feed = source if unpack else fitted(source, item_fit(bind_function(function, registry, None, {})))
+        found = list(islice(feed, sample))
         if not found:
             raise UsageError(f"{source.name} contains no items to measure with")
         try:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from opero.config.alerts import leaves_of
 from opero.config.composition import compose, sections_of, switch_leaf
-from opero.config.environment import PREFIX, RESERVED, RawValue, Target, fold
 from opero.config.fields import OPTIONS
+from opero.config.variable_names import PREFIX, RESERVED, Target, fold
 from opero.policies.alert import Alert
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
+    from opero.config.environment import RawValue
     from opero.config.sources import Leaf
 
 GENERAL = {

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from opero.config.alerts import FIELDS, urls_in
-from opero.config.environment import ALERTS, NOTHING, fold
+from opero.config.environment import NOTHING
 from opero.config.sources import Marked, mark
+from opero.config.variable_names import ALERTS, fold
 from opero.errors import message_of, nearest
 from opero.policies.json_text import parse_json
 

@@ -16,7 +16,7 @@ from opero.config.code_layer import own_section, place_of, section_below, sectio
 from opero.config.composition import compose, inherit, parent_leaf, sections_of, switch_leaf
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
-from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section
+from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section, Source
 from opero.config.validation import check_fields, validate
 from opero.errors import nearest
 from opero.policies.canary import canary_problem
@@ -69,13 +69,16 @@ class Configuration:
 
     Attributes:
         environment: the name of the environment, such as "production".
-        directory: the directory that was read; None if none was named and `./policies` does not exist.
+        directory: the directory that was read; None if none was named, and the project has no directory `policies`.
+        chosen_by: what names the directory, such as "OPERO_CONFIG"; "" for none.
         enabled: `OPERO_ENABLED`: whether policies apply at all. Default true.
         policies: profile name → its effective policy.
         files: the files that were read, lowest precedence first.
         alerts: name → the alert, for what the default registry watches.
         watched: the files and directories where a change may affect the configuration.
         warnings: what is not an error but should be checked.
+        ignored: the variables that start with OPERO_ and name no option, and why they are ignored. They are among the
+            warnings; a check reports them as problems.
         layers: the contents of each file and each set of variables, lowest precedence first.
         loaded: when it was loaded, in seconds since the epoch.
     """
@@ -88,6 +91,8 @@ class Configuration:
     files: tuple[Path, ...] = ()
     watched: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
+    ignored: tuple[tuple[Source, str], ...] = ()
+    chosen_by: str = ""
     layers: tuple[ConfigLayer, ...] = field(default=(), repr=False)
     loaded: float = field(default_factory=time.time, repr=False, compare=False)
     _lineages: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)

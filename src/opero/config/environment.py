@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.config.document import read_parent, read_statement
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
 from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Source, Statement, mark
-from opero.errors import closest, message_of, nearest
+from opero.config.unknown_variables import UnknownVariables
+from opero.config.variable_names import ALERTS, PREFIX, RESERVED, RESERVED_PREFIX, Target, fold
+from opero.errors import message_of
 from opero.policies.json_text import parse_json
 from opero.policies.merging import overlay
 from opero.policies.policy import KINDS
@@ -21,27 +21,6 @@ from opero.policies.quantities import quoted
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
-RESERVED = (
-    "OPERO_ENV",
-    "OPERO_CONFIG",
-    "OPERO_ENABLED",
-    "OPERO_ENV_FILE",
-    "OPERO_RECEIPTS",
-    "OPERO_SECRETS_DIR",
-    "OPERO_CACHE_DIR",
-    "OPERO_CACHE_REDIS_URL",
-    "OPERO_CACHE_SECRET",
-    *("OPERO_LOG_LEVEL", "OPERO_LOG_FORMAT"),
-    "OPERO_METRICS",
-    "OPERO_SERVE",
-    "OPERO_WATCH",
-    "OPERO_TOKEN",
-    "OPERO_HOSTS",
-)
-"""Variables that are not options of a profile; so are all that start with `OPERO_TEST_`, unless the name of a profile
-starts with "test"."""
-RESERVED_PREFIX = "OPERO_TEST_"
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("null", "none")
 
@@ -61,38 +40,10 @@ def process_variables(environ: Mapping[str, str]) -> dict[str, RawValue]:
     return {name: RawValue(text, Source(name)) for name, text in environ.items() if name.upper().startswith(PREFIX)}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a variable may set: a policy (no field), one field, the profile to start from (no kind), or "enabled"."""
-
-    section: str
-    kind: str | None
-    field: str | None = None
-
-    @property
-    def parent_key(self) -> str:
-        return "policy" if self.section.startswith("functions.") else "extends"
-
-    @property
-    def nested(self) -> str:
-        """The unambiguous name of the variable."""
-        group, _, name = self.section.partition(".")
-        path = [group, fold(name), self.kind or self.parent_key, self.field or ""]
-        return PREFIX + "__".join(filter(None, path)).upper()
-
-    def __str__(self) -> str:
-        return f"{self.section}.{self.kind or self.parent_key}{f'.{self.field}' if self.field else ''}"
-
-
-def fold(name: str) -> str:
-    """Normalize the name of a profile or variable for comparison: `Geo-API.v2` → `geo_api_v2`."""
-    return re.sub(r"\W", "_", name.upper().casefold())  # "ß" is "SS" in upper case
-
-
 def read_enabled(raw: Mapping[str, RawValue], report: Report) -> bool | None:
     """Return `OPERO_ENABLED`, or None if it is not set."""
     for name, (text, source) in raw.items():
-        if name.upper() == "OPERO_ENABLED":
+        if name.upper() == "OPERO_ENABLED" and text.strip():
             value = _switch(text)
             if value is None:
                 report.add(source, f"{quoted(text)} is invalid: use true or false")
@@ -122,6 +73,8 @@ def read_variables(
     - nested, `OPERO_POLICIES__API__RETRY__RETRIES`, `OPERO_DEFAULTS__RETRY__RETRIES` and, for an entry of `functions:`,
       `OPERO_FUNCTIONS__APP_USERS_GET_USER__CACHE__TTL`, for every field.
 
+    Every field of a policy has a flat name as well: `OPERO_API_CIRCUIT_BREAKER_OPEN_FOR`.
+
     Lists are separated by commas, or JSON. "null" or "none" removes a policy, or means None if the field allows it. An
     empty value is an error, since it is ambiguous. In the name of a profile or function, every character other than a
     letter or digit becomes "_".
@@ -129,7 +82,7 @@ def read_variables(
     Args:
         raw: the variables; those of alerts are left out (see `alert_variables`).
         profiles, functions: the names that the files define; a variable cannot define new ones.
-        report: receives unknown, ambiguous, and conflicting variables.
+        report: receives misspelt, ambiguous, and conflicting variables, and those of others (see `UnknownVariables`).
         name: the name of these variables in messages.
         complete: whether all names are known. If not, unknown variables are not reported.
     """
@@ -137,6 +90,7 @@ def read_variables(
     index = _Index(names, entries)
     sections: dict[str, _SectionBuilder] = {}
     spelled: dict[str, Source] = {}
+    unknown = UnknownVariables(names, entries)
     tests_are_others = not any(f"{PREFIX}{fold(each)}_".upper().startswith(RESERVED_PREFIX) for each in names)
     relevant = [each for each in raw if each.upper().startswith(PREFIX) and not each.upper().startswith(ALERTS)]
     for variable in sorted(relevant, key=lambda each: (raw[each].source.line or 0, each)):
@@ -160,7 +114,7 @@ def read_variables(
                 target, source, value
             )
         elif complete and upper not in RESERVED and not (upper.startswith(RESERVED_PREFIX) and tests_are_others):
-            report.add(source, "is unknown" if report.is_full else _explain_unknown(upper, names, entries))
+            unknown.judge(upper, text, source, report)
     read = {each: collected.section() for each, collected in sections.items()}
     return ConfigLayer(name, read.get("defaults"), _named("policies.", read), _named("functions.", read))
 
@@ -175,6 +129,9 @@ PATHS: dict[str, tuple[str | None, str | None]] = {
     **{f"{kind}__{field}": (kind, field) for kind, model in KINDS.items() for field in model.model_fields},
 }
 """What follows the name of a section in a nested variable → the policy and field."""
+
+
+LONGEST_OPTION = max(map(len, OPTIONS))
 
 
 class _Index:
@@ -206,11 +163,14 @@ class _Index:
                     names = folded.get(rest[: -len(path) - 2], ())
                     found += [Target(f"{root}.{each}", *meant) for each in names]
         folded, _ = self._groups["policies"]
-        for option, option_of in OPTIONS.items():
-            if name.endswith(f"_{option}"):
-                names = folded.get(name[: -len(option) - 1], ())
-                found += [Target(f"policies.{each}", *option_of) for each in names]
-        return found
+        flat: list[Target] = []
+        at = name.rfind("_")
+        while at >= 0 and len(name) - at <= LONGEST_OPTION + 1:
+            option_of = OPTIONS.get(name[at + 1 :])
+            if option_of is not None:
+                flat = [Target(f"policies.{each}", *option_of) for each in folded.get(name[:at], ())] + flat
+            at = name.rfind("_", 0, at)
+        return found + flat
 
 
 def _parse(target: Target, text: str) -> Any:
@@ -314,53 +274,3 @@ def _report_ambiguous(source: Source, targets: list[Target], report: Report) -> 
     else:
         advice = "rename one of the profiles, whose names do not differ in letters and digits"
     report.add(source, f"is ambiguous, as it can mean {' or '.join(map(str, targets))}; {advice}")
-
-
-def _explain_unknown(name: str, profiles: list[str], functions: list[str]) -> str:
-    """Explain an unknown variable and suggest the nearest; its value may be secret and is not shown."""
-    rest = fold(name.removeprefix(PREFIX))
-    folded = {fold(profile): profile for profile in profiles}
-    if rest.startswith("functions__"):
-        return _explain_nested(rest, {fold(function): function for function in functions})
-    if rest.startswith(("policies__", "defaults__")):
-        return _explain_nested(rest, folded)
-    reasons: list[str] = []
-    for short, profile in folded.items():
-        option = rest.removeprefix(f"{short}_")
-        if option == rest:
-            continue
-        reasons.append(f"the profile {profile!r} has no option {option!r}")
-        homes = [
-            Target(f"policies.{profile}", kind, option) for kind, model in KINDS.items() if option in model.model_fields
-        ]
-        if homes:
-            return f"{reasons[-1]}; use {' or '.join(target.nested for target in homes)}"
-    known = [option for option in OPTIONS if rest.endswith(f"_{option}")]
-    if known:
-        reasons.append(f"there is no profile {rest.removesuffix(f'_{max(known, key=len)}')!r}")
-    candidates = [*RESERVED, *(f"{PREFIX}{each}_{option}".upper() for each in folded for option in OPTIONS)]
-    close = closest(name, candidates, cutoff=0.75)
-    why = ", and ".join(reasons) or "names no profile"
-    if close is not None:
-        return f"{why}; did you mean {close}?"
-    there_are = f"known profiles: {', '.join(sorted(profiles))}" if profiles else "no file defines a profile"
-    return f"{why}; {there_are}"
-
-
-def _explain_nested(rest: str, folded: Mapping[str, str]) -> str:
-    root, _, path = rest.partition("__")
-    above, lacks = root, "names no policy"
-    if root != "defaults":
-        what = "profile" if root == "policies" else "`functions:` entry"
-        short = max((each for each in folded if f"{path}__".startswith(f"{each}__")), key=len, default=None)
-        if short is None:
-            wanted = path.partition("__")[0]
-            return f"there is no {what} {wanted!r}{nearest(wanted, folded) or '; no file defines one'}"
-        path = path[len(short) :].removeprefix("__")
-        above, lacks = f"{root}__{short}", f"names the {what} {folded[short]!r} but none of its policies"
-    kind, _, field = path.partition("__")
-    if not kind:
-        return f"{lacks}; use {PREFIX}{above.upper()}__RETRY, or another policy"
-    if kind not in KINDS:
-        return f"there is no policy {kind!r}{nearest(kind, KINDS)}"
-    return f"{kind} has no field {field!r}{nearest(field, KINDS[kind].model_fields)}"

@@ -13,6 +13,7 @@ from opero.errors import nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.alert import Alert, Condition
 from opero.policies.policy import FLAT_OPTIONS, KINDS
+from opero.policies.refusals import hint
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -21,6 +22,7 @@ ALIASES: dict[str, tuple[str, str]] = {"backoff": FLAT_OPTIONS["backoff_factor"]
 """Aliases of flat options, in environment variables only."""
 
 OPTIONS: dict[str, tuple[str, str | None]] = {
+    **{f"{kind}_{field}": (kind, field) for kind, model in KINDS.items() for field in model.model_fields},
     **FLAT_OPTIONS,
     **ALIASES,
     **{kind: (kind, None) for kind in KINDS},
@@ -96,7 +98,9 @@ def suggest_key(key: str, kind: str | None = None, value: object = None, parent:
             return f": {KINDS[kind].no_shadow}"
         if option is not None and option[0] == kind:
             return f"; did you mean {option[1]!r}?"
-        return nearest(key, KINDS[kind].model_fields)
+        elsewhere = [each for each, model in KINDS.items() if key in model.model_fields and key != "enabled"]
+        ways = [f"`{home}: {{{key}: {_example(home, key, value)}}}`" for home in elsewhere]
+        return hint(key, KINDS[kind].model_fields, ways)
     homes = (
         [option]
         if option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 from typing import TYPE_CHECKING
 
 from opero.config.document import is_glob
@@ -19,6 +19,11 @@ def specificity(pattern: str) -> tuple[bool, int, int]:
     head, bracket, tail = pattern.rpartition("]")  # a bracket that is never closed is a literal
     wildcards = [*re.findall(r"\[[^]]*\]|[*?]", head + bracket), *re.findall(r"[*?]", tail)]
     return not is_glob(pattern), len(pattern) - sum(map(len, wildcards)), -len(wildcards)
+
+
+def has_match(entries: Iterable[str], function: str) -> bool:
+    """Return whether one of these entries matches a function, "module:qualname"."""
+    return any(fnmatchcase(function, each) if is_glob(each) else each == function for each in entries)
 
 
 class FunctionEntries:

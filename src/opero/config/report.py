@@ -83,10 +83,12 @@ class Report:
 
     Attributes:
         texts: file → its text, to show lines from it.
+        ignored: variables that start with OPERO_ and name no option, and why they are ignored.
     """
 
     def __init__(self, earlier: Report | None = None) -> None:
         self.texts: dict[str, str] = {} if earlier is None else earlier.texts
+        self.ignored: list[tuple[Source, str]] = []
         self._found: dict[tuple[str, int, int, str], _Found] = {}
         self._left_out: Source | None = None
         self._more = 0
@@ -112,6 +114,11 @@ class Report:
         place = source.name, source.line or 0, source.column or 0
         key = *place, masked.replace(about, "", 1) if about else masked
         self._found.setdefault(key, _Found(source, masked, {})).uses[about] = into
+
+    def ignore(self, source: Source, text: str) -> None:
+        """Note a variable that has no effect. After the first 100, they are left out."""
+        if len(self.ignored) < MOST_PROBLEMS:
+            self.ignored.append((source, text))
 
     def hide(self, value: Marked) -> None:
         """Mask a secret value in every line that is shown."""
@@ -153,14 +160,19 @@ class Report:
         """All problems, one line each."""
         return [f"{each.place}: {each.text}" for each in self.problems]
 
-    def raise_if_any(self) -> None:
+    def raise_if_any(self, *, entries: Iterable[str] = ()) -> None:
         """Raise an error if there are problems.
+
+        Args:
+            entries: the entries of `functions:` in the configuration.
 
         Raises:
             ConfigError: lists all problems.
         """
         if self._found:
-            raise ConfigError.of(self.problems)
+            error = ConfigError.of(self.problems)
+            error._entries = tuple(entries)
+            raise error
 
     def _lines_of(self, file: str) -> list[str]:
         lines = self._lines.get(file)

@@ -117,13 +117,15 @@ def load(
     precedence.
 
     Args:
-        directory: the directory of the files. Default: `OPERO_CONFIG`, else `config` in `[tool.opero]` of
-            `./pyproject.toml`, else `./policies`, which may be missing: then there are no profiles.
-        environment: the name of the environment. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development", which
-            needs no file.
-        environ: the environment variables. Default: those of this process. If given, `./.env` and /run/secrets are
-            read only if a variable or an argument names them.
-        env_file: a `.env` file with more variables. Default: `OPERO_ENV_FILE`, else `./.env` if it exists.
+        directory: the directory of the files. Default: `OPERO_CONFIG`, else the nearest of `config` in `[tool.opero]`
+            of a pyproject.toml and a directory `policies`, from the working directory up to the project's root. There
+            may be none: then there are no profiles.
+        environment: the name of the environment. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development". Beside
+            files of other environments, it needs a file, except for "development".
+        environ: the environment variables. Default: those of this process. If given, a `.env` file and /run/secrets
+            are read only if a variable or an argument names them.
+        env_file: a `.env` file with more variables. Default: `OPERO_ENV_FILE`, else the nearest `.env` from `base` up
+            to the project's root.
         secrets_dir: a directory with one file for each variable, of the same name. Default: `OPERO_SECRETS_DIR`, else
             /run/secrets if it exists.
         base: the directory that relative paths of these two refer to.
@@ -146,11 +148,17 @@ def load(
         files=location.files,
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
-        warnings=tuple(writable_warnings([*read, *secret_files(held_in)])),
+        warnings=(
+            *location.warnings,
+            *(f"{source}: {text}" for source, text in report.ignored),
+            *writable_warnings([*read, *secret_files(held_in)]),
+        ),
+        ignored=tuple(report.ignored),
+        chosen_by=location.chosen_by,
         _loaded=report,
     )
     # If a file could not be read, what seems to be missing may be in it, so missing parts are not reported.
     complete = len(layers) == len(location.files) + len(variables)
     configuration = validated(configuration, report, complete=complete)
-    report.raise_if_any()
+    report.raise_if_any(entries=[name for layer in layers for name in layer.functions])
     return configuration

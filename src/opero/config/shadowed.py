@@ -7,8 +7,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from opero.config.code_layer import place_of
-from opero.config.environment import PREFIX
 from opero.config.sources import DEFAULT
+from opero.config.variable_names import PREFIX
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration, Effective

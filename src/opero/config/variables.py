@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from opero.config.environment import PREFIX, RawValue, process_variables
+from opero.config.environment import RawValue, process_variables
 from opero.config.location import show_path
 from opero.config.sources import Source
+from opero.config.variable_names import PREFIX
 from opero.errors import error_at, message_of
 from opero.runtime.dotenv_file import MOST_ADDED, lines_of
 from opero.runtime.environment_files import HERE, env_file, secrets_dir
+from opero.runtime.named_pipe import contents_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,8 +38,8 @@ def collect_variables(
     would if they existed.
 
     Args:
-        environ: the environment variables; None: those of the process. If given, `./.env` and /run/secrets are read
-            only if they are named explicitly.
+        environ: the environment variables; None: those of the process. If given, a `.env` file and /run/secrets
+            are read only if they are named explicitly.
         dotenv, secrets: the `.env` file and the directory of secrets, as given in code (see `environment_files`).
         report: receives the problems, and the text of the file.
         base: the directory that relative paths refer to.
@@ -57,7 +59,8 @@ def collect_variables(
     path = env_file(process, dotenv, implied=implied, base=base)
     if path is not None:
         found[show_path(path.absolute())] = _read_dotenv(path, process, report)
-    if path is not None or implied:
+    # A pipe changes whenever it is read, so it is not watched.
+    if (path is not None and not path.is_fifo()) or (path is None and implied):
         held_in.append(path or base / env_file.default)
     found["environment variables"] = {
         **process_variables(process),
@@ -90,7 +93,7 @@ def _is_relevant(name: str) -> bool:
 def _read_dotenv(path: Path, process: Mapping[str, str], report: Report) -> dict[str, RawValue]:
     shown = show_path(path.absolute())
     try:
-        data = path.read_bytes()
+        data = contents_of(path)
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         report.add(Source(shown, data.count(b"\n", 0, error.start) + 1, 1), "is not UTF-8; save it as UTF-8")

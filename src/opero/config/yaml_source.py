@@ -40,6 +40,10 @@ OTHERS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 
 
+_COMMENTS = r"(?:[ \t]*+(?:#[^\r\n]*+)?(?:[\r\n]++|\Z))*+"
+_ONLY_COMMENTS = re.compile(rf"\ufeff?{_COMMENTS}(?:---{_COMMENTS})?+")
+
+
 def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
     """Return the data of a YAML file, or None if it cannot be parsed; problems are added to `report`.
 
@@ -51,6 +55,8 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
     try:
         text = text_of(path)
         report.texts[name] = text
+        if "#" in text and _ONLY_COMMENTS.fullmatch(text):  # a file without any text may not have been written yet
+            return Marked({}, 0, None, name)
         return _Reader(name, report).read(text)
     except UnreadableError as fatal:
         # What cannot be parsed may be a secret, or the rest of one.

@@ -150,7 +150,7 @@ def _value(name: str) -> str | None:
     value = variable(os.environ, name)
     if value is None:
         with suppress(Exception):  # what is wrong with these is reported when the configuration is loaded
-            value = find_secret(name)
+            value = find_secret(name) or None
     return value
 
 

@@ -29,7 +29,7 @@ class AdaptiveTTL(StrictModel):
         window: the time after which a count of requests is halved; seconds or text. Default 1 hour.
 
     Raises:
-        pydantic.ValidationError: the times or the counts do not increase from cold to hot.
+        ConfigError: the times or the counts do not increase from cold to hot.
     """
 
     cold: PositiveDuration = 300.0

@@ -21,6 +21,7 @@ from opero.errors import nearest
 from opero.policies.door import apply
 from opero.policies.names import dotted_name
 from opero.policies.quantities import HIDDEN, without_password
+from opero.policies.refusals import hint, made, refusal
 from opero.policies.types import Flag, Unset
 
 if TYPE_CHECKING:
@@ -83,7 +84,23 @@ def masked(values: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys(values, HIDDEN)
 
 
-class StrictModel(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as ModelType
+else:
+
+    class ModelType(type(BaseModel)):
+        """Makes models whose constructors raise `ConfigError`. `model_validate`, which pydantic calls as well, raises
+        pydantic's `ValidationError`."""
+
+        def __call__(cls, /, *args: Any, **fields: Any) -> Any:
+            try:
+                return super().__call__(*args, **fields)
+            except ValidationError as error:
+                refused = refusal(error)
+            raise refused  # outside of the handler: pydantic's error may show values
+
+
+class StrictModel(BaseModel, metaclass=ModelType):
     """A frozen model that rejects unknown fields and suggests the nearest known one."""
 
     hidden: ClassVar[frozenset[str]] = frozenset()
@@ -113,8 +130,12 @@ class StrictModel(BaseModel):
     @classmethod
     def _unknown(cls, name: Any) -> PydanticCustomError:
         context = {"field": repr(name), "model": cls.__name__, "key": name}
-        hint = cls._why_no_shadow() if name == "shadow" else nearest(str(name), cls.model_fields)
-        return PydanticCustomError("unknown_field", "unknown field {field} of {model}{hint}", {**context, "hint": hint})
+        text = cls._why_no_shadow() if name == "shadow" else cls._hint(str(name))
+        return PydanticCustomError("unknown_field", "unknown field {field} of {model}{hint}", {**context, "hint": text})
+
+    @classmethod
+    def _hint(cls, name: str) -> str:
+        return nearest(name, cls.model_fields)
 
     @classmethod
     def _why_no_shadow(cls) -> str:
@@ -188,6 +209,10 @@ class BasePolicy(StrictModel):
         return f": {cls.no_shadow}" if cls.no_shadow else ""
 
     @classmethod
+    def _hint(cls, name: str) -> str:
+        return hint(name, cls.model_fields, homes_of(name))
+
+    @classmethod
     def expand(cls, value: Any) -> dict[str, Any]:
         """Return the fields that a policy, a mapping, true, false, or a bare value (the short form) sets.
 
@@ -213,9 +238,9 @@ class BasePolicy(StrictModel):
         """Return a copy with some fields changed, validated again.
 
         Raises:
-            pydantic.ValidationError: an unknown field or a value out of range.
+            ConfigError: an unknown field or a value out of range.
         """
-        return type(self).model_validate(self._given() | changes)
+        return made(type(self), self._given() | changes)
 
     def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Decorated[P, R]:
         """Bind this policy alone to `func` and return a callable with the same signature.
@@ -228,6 +253,14 @@ class BasePolicy(StrictModel):
             ConfigError: the policy does not fit the function; for example, the fallback argument is not a parameter.
         """
         return apply({self.kind: self}, func, clock)  # type: ignore[no-any-return]
+
+
+def homes_of(name: str) -> list[str]:
+    """Return the policies, as `RetryPolicy`, that have a field of that name; none for one that all have."""
+    if name in ShadowPolicy.model_fields:
+        return []
+    policies = [*BasePolicy.__subclasses__(), *ShadowPolicy.__subclasses__()]
+    return sorted({each.__name__ for each in policies if name in each.model_fields})
 
 
 class ShadowPolicy(BasePolicy):

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from opero.errors import UnknownOptionError, nearest
+from opero.errors import ConfigError, UnknownOptionError, message_of
 from opero.policies.base import BasePolicy, ShadowPolicy, StrictModel
 from opero.policies.bulkhead import BulkheadPolicy
 from opero.policies.cache import CachePolicy
@@ -28,6 +28,7 @@ from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.rate_limit import RateLimitPolicy
+from opero.policies.refusals import hint, made, refusal
 from opero.policies.retry import RetryPolicy
 from opero.policies.timeout import TimeoutPolicy
 
@@ -122,7 +123,7 @@ class Policy(StrictModel):
             absent.
 
     Raises:
-        pydantic.ValidationError: an unknown field or a value out of range; the message names the nearest known field.
+        ConfigError: an unknown field or a value out of range; the message names the nearest known field.
     """
 
     retry: Maybe[RetryPolicy] = None
@@ -172,22 +173,32 @@ class Policy(StrictModel):
         return policy
 
     @classmethod
+    def _hint(cls, name: str) -> str:
+        homes = [kind for kind, model in KINDS.items() if name in model.model_fields]
+        return hint(name, cls.model_fields, [f"{kind}={{{name!r}: …}}" for kind in homes])
+
+    @classmethod
     def from_options(cls, **options: Unpack[Options]) -> Self:
         """Make a policy of flat options: `Policy.from_options(retries=5, cache_ttl="30m", rate_limit=10)`.
 
         Raises:
             UnknownOptionError: an unknown option; the message names the nearest known one.
-            pydantic.ValidationError: a value out of range.
+            ConfigError: a value out of range.
         """
-        return cls.model_validate(options_to_fields(options))
+        return made(cls, options_to_fields(options), names_of(options))
 
     @classmethod
-    def check_fields(cls, fields: Mapping[str, Any]) -> None:
+    def check_fields(cls, fields: Mapping[str, Any], names: Mapping[tuple[Any, ...], str] | None = None) -> None:
         """Check each field on its own; required fields may be missing, as others will be merged in.
 
+        Args:
+            fields: the fields.
+            names: path of a field → the option that sets it.
+
         Raises:
-            pydantic.ValidationError: an unknown field or a value out of range.
+            ConfigError: an unknown field or a value out of range.
         """
+        refused = None
         try:
             cls.model_validate(fields)
         except ValidationError as error:
@@ -195,7 +206,9 @@ class Policy(StrictModel):
                 each["type"] == "unknown_field" or (len(each["loc"]) > 1 and each["type"] != "missing")
                 for each in error.errors()
             ):
-                raise
+                refused = refusal(error, names)
+        if refused is not None:
+            raise refused
 
     def fields(self) -> dict[str, Any]:
         """The fields that were set explicitly, as nested plain data that validates to an equal policy."""
@@ -213,9 +226,9 @@ class Policy(StrictModel):
             **options: flat options and policies in any form; `opero.policies.merging` says what they replace.
 
         Raises:
-            UnknownOptionError, pydantic.ValidationError: as `from_options`.
+            UnknownOptionError, ConfigError: as `from_options`.
         """
-        return type(self).model_validate(merge(self.fields(), options_to_fields(options)))
+        return made(type(self), merge(self.fields(), options_to_fields(options)), names_of(options))
 
     def active(self, kind: str) -> Any:
         """The policy of that kind if it is set and enabled, else None."""
@@ -250,13 +263,19 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         UnknownOptionError: an unknown option; the message names the nearest known one.
+        ConfigError: a bare value for a policy without a short form.
     """
     fields: dict[str, Any] = {}
     for name, value in options.items():
         if name in KINDS:
-            fields[name] = fields_of(KINDS[name], value)
+            try:
+                fields[name] = fields_of(KINDS[name], value)
+            except ValueError as error:
+                raise ConfigError(f"{name}: {message_of(error)}") from None
         elif name not in FLAT_OPTIONS:
-            raise UnknownOptionError(f"unknown option {name!r}{nearest(name, [*FLAT_OPTIONS, *KINDS])}")
+            homes = [kind for kind, model in KINDS.items() if name in model.model_fields]
+            advice = hint(name, [*FLAT_OPTIONS, *KINDS], [f"{kind}={{{name!r}: …}}" for kind in homes])
+            raise UnknownOptionError(f"unknown option {name!r}{advice}")
     for name, value in options.items():
         if name not in KINDS:
             kind, field = FLAT_OPTIONS[name]
@@ -265,6 +284,11 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             elif fields[kind] is not None or value is not None:  # `cache=None, cache_ttl=None` removes the cache
                 fields[kind] = overlay(fields[kind], {field: value})
     return fields
+
+
+def names_of(options: Mapping[str, Any]) -> dict[tuple[Any, ...], str]:
+    """Return path of a field → the flat option that sets it."""
+    return {FLAT_OPTIONS[name]: name for name in options if name in FLAT_OPTIONS}
 
 
 NO_KINDS: frozenset[str] = frozenset()

@@ -38,6 +38,8 @@ def check(configuration: Configuration, bindings: Sequence[Binding], *, complete
         ConfigError: everything that is wrong.
     """
     report = configuration.report()
+    for source, text in configuration.ignored:
+        report.add(source, text)
     for name, policy in configuration.policies.items():
         _check_available(policy, partial(configuration.leaves, name), name, report)
     for binding in bindings:

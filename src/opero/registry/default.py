@@ -10,7 +10,9 @@ from opero.binding.binding import Binding
 from opero.binding.roster import Roster
 from opero.bound import bind
 from opero.config.declaration import Declaration, name_in_config
+from opero.errors import ConfigError
 from opero.runtime.forking import RenewedLock
+from opero.runtime.log import log
 
 if TYPE_CHECKING:
     from opero.binding.pipeline import ExecutorProvider
@@ -70,16 +72,46 @@ def _ask_again(bindings: list[Binding]) -> None:
 
 
 def _resolve_by_default(binding: Binding) -> None:
-    """Ask the default registry. A function without a profile asks it only if there is a configuration at all."""
-    if binding.declaration is not None and binding.declaration.profile is None and _default is None:
-        from opero.config.location import is_configured
-
-        if not is_configured():
-            assert binding.own_policy is not None
-            binding.settle(binding.prepare(binding.own_policy))
-            return
-    get_default_registry()._resolve(binding)
+    """Ask the default registry. A function without a profile asks it only if there is a configuration at all, and does
+    without one that is invalid, unless that has an entry for it."""
+    declaration = binding.declaration
+    names_none = declaration is not None and declaration.profile is None
+    if declaration is not None and names_none and not _is_configured_for(declaration):
+        assert binding.own_policy is not None
+        binding.settle(binding.prepare(binding.own_policy))
+        return
+    registry = _default if names_none else None  # what it serves may be wrong, but not what it configures
+    (get_default_registry() if registry is None else registry)._resolve(binding)
     _unclaimed.discard(binding)
+
+
+_told: set[str] = set()
+"""The invalid configurations that have been reported."""
+
+
+def _is_configured_for(declaration: Declaration) -> bool:
+    """Return whether the default registry decides about a function without a profile.
+
+    Raises:
+        ConfigError: the configuration is invalid, and has an entry for this function.
+    """
+    from opero.config.function_entries import has_match
+    from opero.config.location import is_configured
+
+    if _default is None and not is_configured():
+        return False
+    try:
+        get_default_registry()
+    except ConfigError as error:
+        if has_match(error._entries, declaration.name):
+            raise
+        said = "; ".join(f"{each.place}: {each.text}" if each.place else each.text for each in error.problems)
+        if said not in _told:
+            _told.add(said)
+            text = "configuration: invalid, so functions that name no profile run on their own options: %s"
+            log("configuration_warning", text, said, function=declaration.name)
+        return _default is not None
+    return True
 
 
 def _provider(declaration: Declaration) -> ExecutorProvider:

@@ -67,11 +67,11 @@ class Profiles(Mapping[str, Policy]):
         """Load an environment: `base.yaml`, `<environment>.yaml` over it, and environment variables over both.
 
         Args:
-            directory: the directory of the files. Default: `OPERO_CONFIG`, else `[tool.opero]` in pyproject.toml, else
-                ./policies.
+            directory: the directory of the files. Default: `OPERO_CONFIG`, else the nearest of `[tool.opero]` in a
+                pyproject.toml and a directory `policies`, from the working directory up to the project's root.
             environment: the name of the environment. Default: `OPERO_ENV`, else `ENVIRONMENT`, else "development".
             environ: the environment variables. Default: those of the process.
-            env_file: a file of further variables. Default: `OPERO_ENV_FILE`, else ./.env if it exists.
+            env_file: a file of further variables. Default: `OPERO_ENV_FILE`, else the nearest `.env` up to the root.
             secrets_dir: a directory whose files are variables. Default: `OPERO_SECRETS_DIR`, else /run/secrets.
 
         Raises:
@@ -119,8 +119,9 @@ class Profiles(Mapping[str, Policy]):
         configuration = self.configuration
         if self._read is not None and configuration.directory is None:
             return (
-                f"no profile {name!r}: no policy files were found, as there is no ./policies; set OPERO_CONFIG, or "
-                "config of [tool.opero] in pyproject.toml, to their directory"
+                f"no profile {name!r}: no policy files were found, as there is no directory policies in "
+                f"{working_directory()} or above it in its project; set OPERO_CONFIG, or config of [tool.opero] in "
+                "pyproject.toml, to their directory"
             )
         known = ", ".join(sorted(configuration.policies)) or "none"
         where = f" of environment {configuration.environment!r} in {configuration.directory}" if self._read else ""

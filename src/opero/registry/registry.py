@@ -12,7 +12,7 @@ from opero.config.code_layer import place_of
 from opero.config.declaration import Declaration, name_in_config, where
 from opero.config.shadowed import shadowed_variables
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
-from opero.policies.policy import Policy, options_to_fields, whole_policies
+from opero.policies.policy import Policy, names_of, options_to_fields, whole_policies
 from opero.registry.import_bindings import ImportBindings
 from opero.registry.profiles import Profiles
 from opero.registry.reload import check_bound, in_force, trial_of
@@ -152,7 +152,7 @@ class Registry(Profiles):
                 "object, call Policy(...).apply(function)"
             )
         fields = options_to_fields(options)
-        Policy.check_fields(fields)
+        Policy.check_fields(fields, names_of(options))
         whole = whole_policies(options)
         made: list[Binding] = []
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, NamedTuple
 
+from opero.runtime.named_pipe import contents_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -15,6 +17,8 @@ MOST_ADDED = 1 << 20
 """The most characters that the references of a file may add up to."""
 WIDEST_GAP = 1000
 """The most spaces in a row, in whose number python-dotenv takes quadratic time."""
+_SINGLE_QUOTED = re.compile(r"\s*+(?:export\s++)?(?:'[^']++'|[^=#\s'\"]++)\s*+=\s*+'")
+"""The beginning of a line whose value is in single quotes, in which `${NAME}` is only text, as in a shell."""
 _GAP = re.compile(rf"[^\S\r\n]{{{WIDEST_GAP}}}")
 
 
@@ -63,7 +67,9 @@ def lines_of(text: str, environ: Mapping[str, str]) -> Iterator[Line]:
         if binding.error or not re.fullmatch(r"\w*", binding.key or ""):
             yield Line(number, "", written=written)
         elif binding.key is not None:
-            value, unknown, added = substituted(binding.value, known, left)
+            value, unknown, added = binding.value, False, 0
+            if not _SINGLE_QUOTED.match(written):
+                value, unknown, added = substituted(value, known, left)
             left -= added
             is_too_long = left < 0
             value = None if is_too_long else value
@@ -108,5 +114,5 @@ def values_of(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
         OSError, UnicodeDecodeError: the file cannot be read.
         ValueError: it has too many spaces in a row.
     """
-    lines = lines_of(path.read_text("utf-8-sig"), environ)
+    lines = lines_of(contents_of(path).decode("utf-8-sig"), environ)
     return {each.name: each.value for each in lines if each.name and each.value is not None}

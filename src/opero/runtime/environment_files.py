@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opero.errors import ConfigError, error_at
+from opero.runtime.project import folders
 
 HERE = Path()
 """The working directory at the time of use."""
 
 
 def variable(environ: Mapping[str, str], name: str) -> str | None:
-    """Return the value of one of opero's variables, whose names are case-insensitive; None if it is not set."""
-    if name in environ:
-        return environ[name]
-    return next((value for key, value in environ.items() if key.upper() == name), None)
+    """Return the value of one of opero's variables, whose names are case-insensitive; None if it is not set, or empty.
+
+    `docker compose` and similar tools cannot unset a variable, only make it empty.
+    """
+    value = environ.get(name)
+    if value is None:
+        value = next((value for key, value in environ.items() if key.upper() == name), None)
+    return None if value is None or not value.strip() else value
 
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -29,7 +34,7 @@ def flag(name: str, *, default: bool) -> bool:
     Raises:
         ConfigError: its value is neither.
     """
-    text = os.environ.get(name, os.environ.get(name.lower(), str(default)))
+    text = variable(os.environ, name) or str(default)
     if text.strip().lower() not in TRUE + FALSE:
         raise ConfigError(f"{name}: {text!r} is invalid: use true or false")
     return text.strip().lower() in TRUE
@@ -59,7 +64,7 @@ class _Place:
         Args:
             environ: the environment variables of the process.
             argument: the path given in code, or None.
-            implied: whether there is a default.
+            implied: whether there is a default. For a file, it is looked for from `base` upwards (see `folders`).
             base: the directory of relative paths.
 
         Raises:
@@ -69,8 +74,8 @@ class _Place:
         if argument is not None:
             source, value = self.parameter, str(argument)
         if value is None:
-            path = base / self.default
-            return path if implied and self._is_at(path) else None
+            places = (each / self.default for each in (folders(base) if self.is_file else (base,))) if implied else ()
+            return next((path for path in places if self._is_at(path)), None)
         kind = "file" if self.is_file else "directory"
         if not value.strip():
             raise error_at(source, f"empty value: set the path of a {kind}, or unset it")
@@ -82,7 +87,14 @@ class _Place:
         return path
 
     def _is_at(self, path: Path) -> bool:
-        return os.path.isfile(path) if self.is_file else os.path.isdir(path)
+        return os.path.isfile(path) or _is_pipe(path) if self.is_file else os.path.isdir(path)
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        return path.is_fifo()
+    except (OSError, ValueError):
+        return False
 
 
 env_file = _Place("OPERO_ENV_FILE", "env_file", ".env", is_file=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, TracebackType
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import OperoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import CodeType, FrameType
 
     Place = tuple[CodeType, int]  # a function, and a line in it
@@ -194,13 +193,14 @@ def set_lines(error: BaseException, lines: Iterable[Line]) -> None:
     traceback = None
     for file, line, name in reversed(tuple(lines)):
         code = _EMPTY.replace(co_filename=file, co_name=name, co_qualname=name, co_firstlineno=line)
-        frame: FrameType = FunctionType(code, {"__name__": name, "__file__": file, "_getframe": sys._getframe})()
+        frame: FrameType = FunctionType(code, {"__name__": name, "__file__": file})().gi_frame
         traceback = TracebackType(traceback, frame, -1, line)
     _set_traceback(error, traceback)
 
 
-def _own_frame() -> FrameType:
-    return _getframe()  # type: ignore[name-defined,no-any-return]  # noqa: F821  # a global of the function made of it
+def _own_frame() -> Iterator[None]:
+    """A generator, as its frame refers to no caller, and so keeps nothing."""
+    yield
 
 
 _EMPTY = _own_frame.__code__

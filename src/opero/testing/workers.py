@@ -102,6 +102,14 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def fail_from(number: int, first: int) -> int:
+    """Fail at once from an item on; those before it take their time."""
+    if number == first or (number > first and number % 3 == 0):
+        raise KeyError(number)
+    time.sleep(number * 7 % 5 / 1000)
+    return number
+
+
 def fail_odd(number: int) -> int:
     if number % 2:
         raise ValueError(number)
@@ -490,6 +498,16 @@ class WorkerTests:
             assert not (Path(folder) / "go").exists()
             (Path(folder) / "go").touch()
             assert stream.take(45) == list(range(555, 600))
+
+    def test_an_ordered_stream_yields_every_result_before_the_first_failure(self) -> None:
+        for first in (0, 1, 6, 45):
+            for window in ("auto", 5):
+                with _Stream(self.bind(fail_from, window=window).stream(range(60), first)) as stream:
+                    results: list[int] = []
+                    error = self.raised(MapError, lambda: results.extend(stream))  # noqa: B023
+                assert results == list(range(first))
+                assert error.failures[0].index == first
+                assert all(value == index > first for index, value in error.results.items())
 
     # Failures
 

@@ -122,6 +122,17 @@ class Piece(NamedTuple):
             return block.values
         return [block.values[position] for position in self.all_positions if position not in block.left_out]
 
+    def take(self) -> list[Any]:
+        """The results, as `values`; the block keeps none of them."""
+        block = self.block
+        if self.positions is None and not block.left_out:
+            values, block.values = block.values, []
+            return values
+        values = self.values()
+        for position in self.all_positions:
+            block.values[position] = None
+        return values
+
     def copy(self) -> Piece:
         """The same items in a block of their own, which keeps no others alive."""
         kept, block, positions = self.block, Block(self.block.number, [], []), self.all_positions

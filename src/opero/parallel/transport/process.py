@@ -110,6 +110,7 @@ class _Worker:
             self._current = None
             self._left.pop(number, None)
             self._send(number, FINAL, message or run.take())
+            del run  # see `ChunkRunner.run`
 
     def _job(self, key: Any) -> Job:
         job = self._jobs.get(key, self._setups.get(key, b""))

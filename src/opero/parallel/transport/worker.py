@@ -121,6 +121,7 @@ class Job:
                     context.run(self.work.run, items, self.control, report, keep_going=keep_going)
                 finally:
                     self._is_interruptible = False
+                    del items, report  # see `ChunkRunner.run`
             except Interrupted:
                 pass
             return
@@ -330,4 +331,7 @@ def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
         The message that `decode_report` reads.
     """
     run = RunningChunk([0, NOWHERE, 0])
-    return run.run(lambda: _jobs.get(setup, setup), payload, keep_going=keep_going) or run.take()
+    try:
+        return run.run(lambda: _jobs.get(setup, setup), payload, keep_going=keep_going) or run.take()
+    finally:
+        del run  # see `ChunkRunner.run`

@@ -121,6 +121,8 @@ class ChunkRunner:
                 self._run_items(items, control, report, keep_going=keep_going)
         finally:
             report.seconds = time.perf_counter() - started
+            # The frame of a failed item refers to this one: it would keep all results of the chunk. So it is below.
+            del items, report
 
     def _run_items(
         self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
@@ -128,38 +130,45 @@ class ChunkRunner:
         append, call, position = report.values.append, self.call, 0
         now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
         waiting: Iterator[tuple[int, Any]] = enumerate(items)
-        while not control[STOP]:
-            try:
-                for position, item in waiting:
-                    control[POSITION] = position
-                    append(call(item))
-                    if control[STOP] or now() > until:
-                        break
-                break
-            except Exception as error:  # noqa: BLE001  # reported as a value
-                trim(error)
-                report.failures.append(position)
-                append(error)
-                if not keep_going or now() > until:
+        try:
+            while not control[STOP]:
+                try:
+                    for position, item in waiting:
+                        control[POSITION] = position
+                        append(call(item))
+                        if control[STOP] or now() > until:
+                            break
                     break
+                except Exception as error:  # noqa: BLE001  # reported as a value
+                    trim(error)
+                    report.failures.append(position)
+                    append(error)
+                    if not keep_going or now() > until:
+                        break
+        finally:
+            del append, waiting, items, report
 
     def _run_units(
         self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool
     ) -> None:
         now, until = time.perf_counter, time.perf_counter() + LONGEST_CHUNK
-        for position, argument in self.units(items):
-            if control[STOP] or now() > until:
-                break
-            control[POSITION] = position
-            try:
-                value = self._call_unit(argument, position, report)
-            except Exception as error:  # noqa: BLE001  # reported as a value
-                trim(error)
-                self._settle(report, position, argument, error, failed=True)
-            else:
-                self._settle(report, position, argument, value, failed=False)
-            if report.failures and not keep_going:
-                break
+        value: Any = None
+        try:
+            for position, argument in self.units(items):
+                if control[STOP] or now() > until:
+                    break
+                control[POSITION] = position
+                try:
+                    value = self._call_unit(argument, position, report)
+                except Exception as error:  # noqa: BLE001  # reported as a value
+                    trim(error)
+                    self._settle(report, position, argument, error, failed=True)
+                else:
+                    self._settle(report, position, argument, value, failed=False)
+                if report.failures and not keep_going:
+                    break
+        finally:
+            del value, items, report
 
     def _call_unit(self, argument: Any, position: int, report: Report) -> Any:
         """Call the function; through all layers inside the cache, if fallbacks are reported."""
@@ -183,6 +192,7 @@ class ChunkRunner:
         finally:
             settle(call)
             self._note(call, argument, position, report)
+            del report
 
     def _note(self, call: Any, argument: Any, position: int, report: Report) -> None:
         if call.fell_back:

@@ -100,6 +100,9 @@ class UserPool(Pool):
         for task in tasks:
             self._sent[task][0].cancel()  # unless it runs
 
+    def resume(self) -> None:
+        self._control[STOP] = 0
+
     def interrupt(self, tasks: Sequence[Task]) -> None:
         if self.work is not None:
             for task in tasks:
@@ -117,8 +120,11 @@ class UserPool(Pool):
 
 
 def _run(work: ChunkRunner, chunk: Chunk, control: list[int], report: Report) -> Report:
-    work.run(chunk.items, control, report, keep_going=chunk.keep_going)
-    return report
+    try:
+        work.run(chunk.items, control, report, keep_going=chunk.keep_going)
+        return report
+    finally:
+        del chunk, report  # see `ChunkRunner.run`
 
 
 def end_executor(executor: Executor) -> None:

@@ -54,7 +54,10 @@ PROGRAM = """
 import sys, multiprocessing
 from multiprocessing import connection
 parent = connection.{kind}({handle})
-sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
+try:
+    sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
+except EOFError:  # the start was interrupted
+    sys.exit(1)
 from opero.parallel.transport.process import main
 main(parent, {control!r})
 """
@@ -293,40 +296,53 @@ _busy: set[Process] = set()
 _has_ended = False
 
 
-def take_process(at_least_one: bool, most: int) -> Process | None:
-    """A process for one map: an idle one, or a new one if this program has fewer than `most` at work."""
+def take_process(mine: list[Process], most: int) -> Process | None:
+    """A process for one map: an idle one, or a new one if this program has fewer than `most` at work, or the map has
+    none.
+
+    Args:
+        mine: the processes that the map has. It is added to them in the moment in which it is not idle any more, so
+            that it can be given back whatever interrupts the map.
+        most: how many may be at work.
+    """
     with _lock:
         if _has_ended and threading.current_thread().daemon:
             raise SystemExit  # as the program does
         while _idle:
-            process = _idle.pop(0)  # the oldest
+            process = _idle[0]  # the oldest
             if process.is_usable:
                 process.control[STOP] = 0
                 _busy.add(process)
+                end = len(mine)
+                del _idle[0]
+                mine[end:] = [process]  # with the statement before: see `opero.executors.state.slots`
                 return process
-        if not at_least_one and len(_busy) >= most:
+            del _idle[0]
+        if mine and len(_busy) >= most:
             return None
     process = Process()
     with _lock:
+        mine.append(process)
         _busy.add(process)
     return process
 
 
 def give_back(process: Process) -> None:
-    """Leave a process to the next map."""
+    """Leave a process to the next map. Giving it back again does nothing."""
     with _lock:
-        _busy.discard(process)
-        if process.is_usable:
+        if process.is_usable and process not in _idle:
             _idle.append(process)
+        _busy.discard(process)
 
 
 def _retire(process: Process) -> bool:
-    """Whether a process that was not used for long is idle. It is not used again then."""
+    """Whether a process that has received nothing for long belongs to no map. It is not used again then."""
     with _lock:
-        is_idle = process in _idle
-        if is_idle:
+        if process in _busy:
+            return False
+        if process in _idle:
             _idle.remove(process)
-        return is_idle
+        return True
 
 
 def end_all() -> None:

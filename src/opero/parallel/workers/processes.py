@@ -84,9 +84,7 @@ class ProcessPool(Pool):
             self._drop(process)
         best = min(self._processes, key=lambda each: len(each.tasks), default=None)
         if (best is None or best.tasks) and len(self._processes) < self.count:
-            best = take_process(best is None, max(self.count, cpu_limit())) or best
-            if best is not None and best not in self._processes:
-                self._processes.append(best)
+            best = take_process(self._processes, max(self.count, cpu_limit())) or best
         if best is None or best.is_reserved or len(best.tasks) >= (1 if chunk.suspect else 2):
             return False
         self._next = best
@@ -94,8 +92,8 @@ class ProcessPool(Pool):
 
     def _drop(self, process: Process) -> None:
         self._failed_starts += not process.is_ready and process.end is None
-        self._processes.remove(process)
         give_back(process)
+        self._processes.remove(process)
 
     def submit(self, task: Task) -> None:
         process = self._where[task] = self._next
@@ -171,6 +169,10 @@ class ProcessPool(Pool):
     def stop(self, tasks: Sequence[Task]) -> None:
         for process in self._processes:
             process.control[STOP] = 1
+
+    def resume(self) -> None:
+        for process in self._processes:
+            process.control[STOP] = 0
 
     def interrupt(self, tasks: Sequence[Task]) -> None:
         for process in self._processes:
