@@ -75,9 +75,7 @@ PARTS = rf"({NUMBER}{SPACE}|({NUMBER}{SPACE}{UNIT}{SPACE})+)"
 POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}|({ZERO}{SPACE}{UNIT}{SPACE})+)$){PARTS}"
 
 ISO_NUMBER = r"[0-9]{1,20}([.,][0-9]{1,20})?"
-_ISO_TIME = (
-    rf"[tT]({ISO_NUMBER}[hH]({ISO_NUMBER}[mM])?({ISO_NUMBER}[sS])?|{ISO_NUMBER}[mM]({ISO_NUMBER}[sS])?|{ISO_NUMBER}[sS])"
-)
+_ISO_TIME = rf"[tT]({ISO_NUMBER}[hH]({ISO_NUMBER}[mM])?({ISO_NUMBER}[sS])?|{ISO_NUMBER}[mM]({ISO_NUMBER}[sS])?|{ISO_NUMBER}[sS])"
 ISO_PARTS = (
     rf"[pP]({ISO_NUMBER}[wW]({ISO_NUMBER}[dD])?({_ISO_TIME})?|{ISO_NUMBER}[dD]({_ISO_TIME})?|{_ISO_TIME}){SPACE}"
 )
