@@ -100,9 +100,11 @@ def test_directories_without_permission_are_outages_and_what_is_in_them_is_read(
     for each in (warm, empty, place / "damaged"):
         each.chmod(0o500)
     found = {each.name: use(each) for each in (warm, empty, empty / "below", place / "damaged", secret)}
+    calls = []
+    held[warm].cache_delete(1)  # which is not possible, and does not end reading
+    found["deleted"] = [held[warm](1), calls]
     for each in (warm, empty):
         each.chmod(0o700)
-    before = {each: held[each].stats.attempts for each in (warm, empty)}
     clock.advance(60)
     for each in (warm, empty):
         calls = []
@@ -116,6 +118,7 @@ def test_directories_without_permission_are_outages_and_what_is_in_them_is_read(
         "below": DOWN,
         "damaged": DOWN,
         "secret": DOWN,
+        "deleted": [[1], []],
         "warm again": [[2, 3], True],
         "empty again": [[1, 2, 3], True],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 from typing import Any
 
@@ -61,6 +62,101 @@ def test_a_failing_store_is_probed_with_exponential_backoff(seen: list[Event]) -
     assert isinstance(failed.error, ConnectionError)
     assert isinstance(restored, CacheRestored)
     assert (restored.cache, restored.skipped) == ("store", 1200 - len(tries))
+
+
+class Full:
+    """A store that can be read, and accepts writes, or only small ones, or none."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.largest = 0
+        self.is_down = False
+        self.written: list[int] = []
+
+    def ask(self) -> None:
+        self.get()
+
+    def ask_to_write(self) -> None:
+        self.put(1)
+
+    def get(self) -> str:
+        if self.is_down:
+            raise ConnectionError("refused")
+        return "value"
+
+    def put(self, size: int) -> bool:
+        self.get()
+        self.written.append(size)
+        if size > self.largest:
+            raise self.error
+        return True
+
+
+@pytest.mark.parametrize("error", [ValueError("OOM"), OSError(28, "No space left"), sqlite3.OperationalError("locked")])
+def test_a_store_that_accepts_no_writes_is_read_and_asked_to_write_with_exponential_backoff(
+    seen: list[Event], error: Exception
+) -> None:
+    clock, store = VirtualClock(), Full(error)
+    breaker = StoreBreaker("store", clock)
+    breaker.users.add(store)
+    tries = []
+    for _ in range(700):
+        before = len(store.written)
+        assert breaker.write(False, store.put, 5) is False
+        assert breaker("none", store.get) == "value"
+        if len(store.written) > before:
+            tries.append(round(clock.now - 1000, 1))
+        clock.advance(0.1)
+    assert [round(later - earlier) for earlier, later in itertools.pairwise(tries)][:6] == [1, 2, 4, 8, 16, 30]
+    assert (breaker.trouble, error.args[-1] in breaker.refusal) == ("", True)
+    # A deletion is tried, whether it is accepted or not.
+    assert breaker.delete(None, lambda: 3) == 3
+    assert breaker.delete(None, store.put, 5) is None
+    assert breaker("none", store.get) == "value"
+    store.largest = 9
+    clock.advance(31)
+    assert breaker.write(False, store.put, 5)
+    assert breaker.refusal == ""
+    whats = [(each.name, each.what) for each in seen if isinstance(each, CacheFailed | CacheRestored)]
+    assert whats == [("cache_failed", "read_only"), ("cache_failed", "refused"), ("cache_restored", "read_only")]
+    assert seen[-1].skipped == 700 - len(tries)  # type: ignore[attr-defined]
+
+
+def test_a_write_that_is_too_large_is_left_out_and_others_are_not(seen: list[Event]) -> None:
+    store = Full(ValueError("too large"))
+    store.largest = 4
+    breaker = StoreBreaker("store", VirtualClock())
+    breaker.users.add(store)
+    assert [breaker.write(False, store.put, size) for size in (5, 3, 6, 2)] == [False, True, False, True]
+    assert [each.what for each in seen if isinstance(each, CacheFailed)] == ["refused"]
+
+
+def test_a_store_that_is_down_and_then_accepts_no_writes_is_reported_as_both(seen: list[Event]) -> None:
+    clock, store = VirtualClock(), Full(ValueError("READONLY"))
+    breaker = StoreBreaker("store", clock)
+    breaker.users.add(store)
+    store.is_down = True
+    assert breaker.write(False, store.put, 5) is False
+    assert (breaker("none", store.get), breaker.delete("none", store.get)) == ("none", "none")
+    store.is_down = False
+    clock.advance(2)
+    assert breaker.write(False, store.put, 5) is False  # the probe finds that it can be read
+    assert breaker("none", store.get) == "value"
+    store.is_down = True
+    assert breaker("none", store.get) == "none"
+    store.is_down, store.largest = False, 9
+    clock.advance(2)
+    assert breaker.write(False, store.put, 5) is True
+    whats = [(each.name, each.what) for each in seen if isinstance(each, CacheFailed | CacheRestored)]
+    down, full = "unavailable", "read_only"
+    assert whats == [
+        ("cache_failed", down),
+        ("cache_restored", down),
+        ("cache_failed", full),
+        ("cache_failed", down),
+        ("cache_restored", down),
+        ("cache_restored", full),
+    ]
 
 
 def test_the_event_of_an_outage_is_one_line(seen: list[Event]) -> None:

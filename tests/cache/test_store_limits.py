@@ -275,7 +275,7 @@ def test_a_clock_that_is_set_back_does_not_serve_what_had_expired(tmp_path: Path
 def test_a_clock_that_is_set_back_by_less_than_a_minute_serves_what_had_expired_for_no_longer_than_that(
     tmp_path: Path, back: float
 ) -> None:
-    """Clocks of machines that share a store may differ by as much, so entries of the near future have to be read."""
+    """The clocks of machines that share a store may differ by as much, so entries of the near future are read."""
     clock = VirtualClock()
     runs: list[int] = []
     bound: Any = Policy(cache={"backend": "disk", "ttl": 60, "cache_dir": tmp_path}).apply(

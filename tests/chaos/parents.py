@@ -11,6 +11,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ ITEMS = 120
 PROCESSES_END = 30.0
 """Seconds in which the workers of a killed program have to end; most take some ms."""
 MOST_KILLS = 6
+HANGS = 120.0
+"""Seconds after which a program that is not killed hangs."""
 
 
 def work(number: int, diary: str) -> dict[str, Any]:
@@ -73,6 +76,25 @@ def runs(diary: Path) -> collections.Counter[int]:
     return collections.Counter(int(line.split()[1]) for line in lines if line.startswith("begin"))
 
 
+def moment(chance: random.Random) -> tuple[int, float]:
+    """When to kill: once so many more items have begun, and so many seconds later."""
+    return chance.choice([0, 1, 5, 20, 40]), chance.choice([0.0, 0.0, chance.uniform(0, 0.02), chance.uniform(0, 0.3)])
+
+
+def await_moment(process: subprocess.Popen[bytes], diary: Path, when: tuple[int, float] | None) -> int | None:
+    """Wait for the moment; return the exit code of a program that has ended before, else None."""
+    if when is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(HANGS)
+        return process.poll()
+    items, seconds = when
+    before, until = runs(diary).total(), time.monotonic() + HANGS
+    while process.poll() is None and runs(diary).total() < before + items and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    return process.poll()
+
+
 def one_program(chaos: Chaos, folder: Path) -> None:
     chance, mode = chaos.random, chaos.random.choice(["process", "process", "thread"])
     (folder / "tmp").mkdir(mode=0o700)
@@ -83,10 +105,7 @@ def one_program(chaos: Chaos, folder: Path) -> None:
         assert process.stdout is not None
         process.stdout.readline()
         is_last = kills >= MOST_KILLS or not chaos.goes_on()
-        try:
-            code: int | None = process.wait(300 if is_last else chance.uniform(0.0, 0.8))
-        except subprocess.TimeoutExpired:
-            code = None
+        code = await_moment(process, folder / "diary", None if is_last else moment(chance))
         children = [] if code is not None else psutil.Process(process.pid).children(recursive=True)
         process.kill()  # for one that has ended, nothing
         process.wait()

@@ -28,6 +28,7 @@ from typing import Any
 
 from opero import CircuitOpenError, Policy, Registry
 from opero.parallel.workers import process as processes
+from opero.runtime import forking
 
 SECONDS = 60
 """A child that takes longer hangs."""
@@ -102,6 +103,20 @@ async_functions = [
     made(rate_limit={"rate": RATE, "burst": 1})(keyed_async),
     made(bulkhead={"max_concurrent": 1, "max_wait": 30})(keyed_async),
 ]
+version = 0
+
+
+def versioned(number: int) -> int:
+    found = version
+    time.sleep(0.0003)
+    return found
+
+
+current = [
+    made(cache={"ttl": 600, "max_size": 100})(versioned),
+    made(cache={"ttl": 600, "backend": "disk", "cache_dir": folder / "current"})(versioned),
+]
+"""Caches that are cleared when the version changes: nobody may see an older one afterwards."""
 functions = [retried, in_memory, on_disk, metered, timed, fallen_back, profiled, together, in_files, occupies]
 
 
@@ -135,6 +150,8 @@ def call_each(number: int) -> None:
         breaks(number % 3 - 1)
     if number % 50 == 0:
         in_memory.cache_clear(tags="all")
+    for each in current:
+        assert each(number % 3) <= version
 
 
 def call_each_in_a_loop(number: int) -> None:
@@ -190,8 +207,22 @@ def check_probes() -> None:
         time.sleep(0.001)
 
 
+def check_locks() -> None:
+    """No lock belongs to a thread that does not exist here."""
+    for reference, name in forking._renewed.copy().items():
+        owner = reference()
+        lock = None if owner is None else forking._lock_of(owner, name)
+        if lock is not None:
+            assert lock.acquire(blocking=False), f"a lock of {owner!r} is held"
+            lock.release()
+
+
 def check_all(number: int) -> None:
     """What each child does."""
+    check_locks()
+    for each in current:
+        for key in range(3):
+            assert each(key) == version, "a value from before the cache was cleared"
     for bound in (occupies, together, mapped):
         check_slots(bound, SLOTS)
     check_slots(async_functions[3], 1)
@@ -253,7 +284,7 @@ def forked(number: int, sequence: int) -> int:
 
 
 def main(forks: int) -> int:
-    global watch
+    global version, watch
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
     sys.setswitchinterval(0.0005)
     watch = registry.watch()
@@ -266,6 +297,9 @@ def main(forks: int) -> int:
     descriptor = os.open(sequence, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     codes: list[int] = []
     for number in range(forks):
+        version += 1
+        for each in current:
+            each.cache_clear()
         if number % 5 == 4:  # a thread forks
             thread = threading.Thread(target=lambda number=number: codes.append(forked(number, descriptor)))
             thread.start()

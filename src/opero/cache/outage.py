@@ -133,14 +133,14 @@ class StoreBreaker(Emitter):
                 rest.until = float("-inf")
 
     def __call__(self, default: T, operation: Callable[..., T], *args: Any) -> T:
-        """Return the result of an operation that reads or deletes, or `default` if the store is down or fails."""
+        """Return the result of an operation that reads, or `default` if the store is down or fails."""
         is_probe = self._all.failures > 0
-        if is_probe and self._skips(self._all):
+        if is_probe and self._skips(writes=False):
             return default
         try:
-            result = self._run(operation, args)
+            result = operation(*args) if self.limit is None else self.limit(operation, *args)  # a call less, for hits
         except Exception as error:  # noqa: BLE001  # a store may raise anything
-            if not self._answers(error):
+            if not self._answers(error, OUTAGES):
                 self._failed(error, is_probe=is_probe)
                 return default
             self._refuse(error)
@@ -151,30 +151,43 @@ class StoreBreaker(Emitter):
 
     def write(self, default: T, operation: Callable[..., T], *args: Any) -> T:
         """Return the result of an operation that writes, or `default` if the store is down, refuses writes or fails."""
-        are_at_rest = self._writes.failures > 0
-        if are_at_rest and self.clock.monotonic() < self._writes.until:
-            self._writes.skipped += 1
-            return default
-        is_probe = self._all.failures > 0
-        if (is_probe and self._skips(self._all)) or (are_at_rest and self._skips(self._writes)):
+        is_probe, tries = self._all.failures > 0, self._writes.failures > 0
+        if (is_probe or tries) and self._skips(writes=True):
             return default
         try:
             result = self._run(operation, args)
         except Exception as error:  # noqa: BLE001  # as above
-            if not self._answers(error, to_write=True):
+            if not self._answers(error, SLOW):
                 self._failed(error, is_probe=is_probe)
                 return default
             if not self._accepts_writes(error):
-                if self._all.failures:
-                    self._recovered()
-                self._failed_to_write(error, is_probe=are_at_rest)
+                self._recovered()
+                self._failed_to_write(error, is_probe=tries)
                 return default
             self._refuse(error)
             result = default
-        if self._all.failures:
+        if self._all.failures or self._writes.failures:
             self._recovered()
-        if self._writes.failures:
             self._writes_recovered()
+        return result
+
+    def delete(self, default: T, operation: Callable[..., T], *args: Any) -> T:
+        """Return the result of an operation that deletes, or `default`. While only writes rest, it is tried.
+
+        Deletions are rare, and full stores accept them; one that is not accepted says nothing about writes or reads.
+        """
+        is_probe = self._all.failures > 0
+        if is_probe and self._skips(writes=False):
+            return default
+        try:
+            result = self._run(operation, args)
+        except Exception as error:  # noqa: BLE001  # as above
+            if not self._answers(error, SLOW):
+                self._failed(error, is_probe=is_probe)
+                return default
+            self._refuse(error)
+            result = default
+        self._recovered()
         return result
 
     def _run(self, operation: Callable[..., T], args: tuple[Any, ...] = ()) -> T:
@@ -183,10 +196,9 @@ class StoreBreaker(Emitter):
     def _refuse(self, error: Exception) -> None:
         self._refused.report(f"the store refused an operation, which was left out: {describe(error)}", error)
 
-    def _answers(self, error: Exception, *, to_write: bool = False) -> bool:
-        """Return whether the store can be read nevertheless. One that hangs, or whose reads fail so, is not asked."""
-        names = {each.__name__ for each in type(error).__mro__}
-        if names & (SLOW if to_write else OUTAGES):
+    def _answers(self, error: Exception, outages: frozenset[str]) -> bool:
+        """Return whether the store can be read nevertheless. After some exceptions it is not asked."""
+        if any(each.__name__ in outages for each in type(error).__mro__):
             return False
         return self._can(lambda user: user.ask())
 
@@ -206,9 +218,16 @@ class StoreBreaker(Emitter):
             return False
         return True
 
-    def _skips(self, rest: _Rest) -> bool:
+    def _skips(self, *, writes: bool) -> bool:
+        """Return whether to leave an operation out, and count it."""
         with self._lock:
-            return rest.failures > 0 and rest.skips(self.clock.monotonic())
+            now = self.clock.monotonic()
+            if writes and self._writes.failures and now < self._writes.until:
+                self._writes.skipped += 1
+                return True
+            if self._all.failures and self._all.skips(now):
+                return True
+            return writes and self._writes.failures > 0 and self._writes.skips(now)
 
     def _failed(self, error: Exception, *, is_probe: bool) -> None:
         pause = self._rest(self._all, error, is_probe=is_probe)

@@ -26,14 +26,13 @@ PATIENCE = 0.1
 generation = 0
 """The number of forks between the first process and this one."""
 
-ITSELF = "itself"
-"""Says that a registered object is a lock."""
-
 uninterrupted: set[int] = set()
 """Identifiers of threads that hold a lock: opero's timeouts do not interrupt them."""
 
 _renewed: dict[weakref.ref[Any], str] = {}
 """The registered objects, with the name of the attribute that holds their lock, or an empty one."""
+ITSELF = "itself"
+"""In the place of that name: the object is the lock."""
 _before: list[Callable[[], object]] = []
 _in_parent: list[Callable[[], object]] = []
 _in_child: list[Callable[[], object]] = []
@@ -46,7 +45,7 @@ def renew_in_child(owner: Any, lock: str = "") -> None:
 
     Args:
         owner: the object. Its method `after_fork`, if it has one, is called in the child.
-        lock: the name of its attribute that holds an `RLock`, or `ITSELF`. A lock that cannot be acquired again by its
+        lock: the name of its attribute that holds an `RLock`. A lock that cannot be acquired again by its
             holder would block fork hooks of other packages that use opero.
     """
     _renewed[weakref.ref(owner, _renewed.pop)] = lock
@@ -75,7 +74,7 @@ class RenewedLock(type(threading.RLock())):  # type: ignore[misc]  # a class wit
 
     def __init__(self) -> None:
         super().__init__()
-        renew_in_child(self, ITSELF)
+        _renewed[weakref.ref(self, _renewed.pop)] = ITSELF
 
 
 undivided = RenewedLock()

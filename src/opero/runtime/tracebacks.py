@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, TracebackType
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import OperoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import CodeType, FrameType
 
     Place = tuple[CodeType, int]  # a function, and a line in it
@@ -37,7 +36,11 @@ MOST_LINES = 100
 
 def _is_own(traceback: TracebackType) -> bool:
     """Return whether the first frame of a traceback is opero's."""
-    name = traceback.tb_frame.f_code.co_filename
+    return is_own_file(traceback.tb_frame.f_code.co_filename)
+
+
+def is_own_file(name: str) -> bool:
+    """Return whether code of a file is opero's."""
     if name in _own_files:
         return True
     if not name.startswith(OWN) or name == SUITE:
@@ -53,7 +56,8 @@ def _users(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-def _is_of_library(file: str) -> bool:
+def is_of_library(file: str) -> bool:
+    """Return whether code of a file is the standard library's."""
     return file.startswith(LIBRARY) and "-packages" not in file  # site-packages, dist-packages
 
 
@@ -77,7 +81,7 @@ class Trimmed:
             return
         users = _users(traceback)
         if not isinstance(error, Exception):
-            while users is not None and _is_of_library(users.tb_frame.f_code.co_filename):
+            while users is not None and is_of_library(users.tb_frame.f_code.co_filename):
                 users = _users(users.tb_next)
         elif users is None and not isinstance(error, OperoError):
             return
@@ -194,13 +198,14 @@ def set_lines(error: BaseException, lines: Iterable[Line]) -> None:
     traceback = None
     for file, line, name in reversed(tuple(lines)):
         code = _EMPTY.replace(co_filename=file, co_name=name, co_qualname=name, co_firstlineno=line)
-        frame: FrameType = FunctionType(code, {"__name__": name, "__file__": file, "_getframe": sys._getframe})()
+        frame: FrameType = FunctionType(code, {"__name__": name, "__file__": file})().gi_frame
         traceback = TracebackType(traceback, frame, -1, line)
     _set_traceback(error, traceback)
 
 
-def _own_frame() -> FrameType:
-    return _getframe()  # type: ignore[name-defined,no-any-return]  # noqa: F821  # a global of the function made of it
+def _own_frame() -> Iterator[None]:
+    """A generator, as its frame refers to no caller, and so keeps nothing."""
+    yield
 
 
 _EMPTY = _own_frame.__code__

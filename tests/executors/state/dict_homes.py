@@ -14,9 +14,10 @@ from opero.executors.state.budget import Budget, LocalBudget, Receipt, Terms, bo
 from opero.executors.state.circuit import Circuit, apply_policy, change_of
 from opero.executors.state.circuit_home import CircuitHome
 from opero.executors.state.home import Home
-from opero.executors.state.slots import QueuedCall, Slots, SlotValues
+from opero.executors.state.slots import ANYONE, QueuedCall, SlotHolder, Slots, SlotValues
 from opero.executors.state.values import Memory, merge
 from opero.executors.state.values_home import ValuesHome
+from opero.runtime import forking
 
 __all__ = ["DictBudget", "DictCircuit", "DictSlots", "DictValues", "Server", "home_on"]
 
@@ -150,20 +151,24 @@ class DictSlots(DictHome, Slots):
             found: int = self.server.get("taken", 0)
             return found
 
-    def take(self) -> bool:
+    def take(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
-            return self.successor is self and not self.server.get("tickets", []) and self._try()
+            return self.successor is self and not self.server.get("tickets", []) and self._try(holder)
 
-    def take_another(self) -> None:
+    def take_another(self, holder: SlotHolder = ANYONE) -> None:
         with self.lock:
             self.check()
             self._add(1)
+            holder.slot = forking.generation
 
-    def leave(self) -> bool:
+    def leave(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
+            if holder.slot != forking.generation:
+                return True
             if self.successor is not self:
                 return False
             self._add(-1)
+            holder.slot = None
             return True
 
     def enter(self, call: QueuedCall) -> bool:
@@ -209,14 +214,19 @@ class DictSlots(DictHome, Slots):
         for call in list(self.queue):
             self._drop(call)
 
-    def _try(self) -> bool:
+    def _try(self, holder: SlotHolder) -> bool:
         if self.server.get("taken", 0) >= self.limit:
             return False
         self._add(1)
+        holder.slot = forking.generation
         return True
 
     def _take_turn(self, call: QueuedCall) -> bool:
-        if call not in self._tickets or self.server.get("tickets")[0] != self._tickets[call] or not self._try():
+        if (
+            call not in self._tickets
+            or self.server.get("tickets")[0] != self._tickets[call]
+            or not self._try(call.holder)
+        ):
             return False
         self._drop(call)
         return True

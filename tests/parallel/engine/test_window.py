@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import threading
+import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +21,7 @@ from parallel.functions import square, squares
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 WORKERS = 2
 MODES = ["thread", "process", "async", "async_process", "auto"]
@@ -257,6 +261,63 @@ def test_consumed_results_are_released() -> None:
             assert sum(each() is not None for each in made) <= 10 + 10 + 2  # read ahead, held by workers, and this one
 
 
+class Result:
+    """Can be referred to weakly, and travels between processes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def result_or_failure(number: int) -> Result:
+    if number % 10 == 7:
+        raise ValueError(number)
+    return Result(number)
+
+
+async def result_or_failure_async(number: int) -> Result:
+    return result_or_failure(number)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("options", [{}, {"on_error": "skip"}, {"max_failures": 10**6}], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stream_keeps_nothing_that_it_has_handed_out(mode: str, ordered: bool, options: Any) -> None:
+    function = result_or_failure_async if mode.startswith("async") else result_or_failure
+    bound: Any = opmap(mode=mode, workers=2, ordered=ordered, retries=0, progress=False, **options)(function)
+    numbers = (number for number in range(300) if options or number % 10 != 7)
+    count, last = 0, None
+    gc.disable()
+    try:
+        with Reader(bound.stream(numbers)) as reader, suppress(MapError):
+            for result in reader:
+                assert last is None or last() is None, count
+                last = weakref.ref(result)
+                count += 1
+                del result
+    finally:
+        gc.enable()
+    assert count == 270
+
+
+@pytest.mark.parametrize("mode", ["thread", "process", "auto"])
+def test_a_failure_does_not_keep_the_results_of_its_chunk(mode: str) -> None:
+    bound: Any = opmap(mode=mode, workers=1, retries=0, on_error="return", progress=False)(result_or_failure)
+    failures: list[Exception] = []
+    results: list[weakref.ref[Result]] = []
+    gc.disable()
+    try:
+        for result in bound.stream(range(300)):
+            if isinstance(result, Exception):
+                failures.append(result)
+            else:
+                results.append(weakref.ref(result))
+            del result
+        assert (len(failures), len(results)) == (30, 270)
+        assert not any(each() for each in results)
+    finally:
+        gc.enable()
+
+
 # Sources
 
 
@@ -379,7 +440,7 @@ def test_a_failure_ends_a_stream_after_earlier_results_and_its_error_carries_lat
     with Reader(function.stream(range(30))) as reader, pytest.raises(MapError) as caught:
         reader.read_into(got)
     error = caught.value
-    assert got == [0, 1, 2, 3, 4][: len(got)]  # items that other workers had not started when it failed are missing
+    assert got == [0, 1, 2, 3, 4]
     assert [each.index for each in error.failures] == [5]
     assert set(error.results) <= set(range(16)) - set(got)
     assert all(value == index for index, value in error.results.items())
@@ -393,6 +454,110 @@ def failing(number: int) -> int:
 
 async def failing_async(number: int) -> int:
     return failing(number)
+
+
+def failing_often(number: int, first: int) -> int:
+    """Fail at once from an item on; those before it take long enough for others to be ahead."""
+    if number == first or (number > first and number % 4 == 0):
+        raise ValueError(number)
+    time.sleep((first - number) % 7 / 2000 if number < first else 0)
+    return number
+
+
+async def failing_often_async(number: int, first: int) -> int:
+    if number == first or (number > first and number % 4 == 0):
+        raise ValueError(number)
+    await asyncio.sleep((first - number) % 7 / 2000 if number < first else 0)
+    return number
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 7}, {"batch_size": 3}, {"cache_ttl": 60}, {"journal": True}], ids=str
+)
+@pytest.mark.parametrize("mode", ["thread", "process", "async", "async_process", "auto"])
+def test_an_ordered_stream_yields_all_before_its_first_failure(mode: str, options: Any, tmp_path: Path) -> None:
+    function = failing_often_async if mode.startswith("async") else failing_often
+    options = dict(options)
+    journal = {"journal": tmp_path / "journal"} if options.pop("journal", False) else {}
+    if "batch_size" in options:
+        function = failing_batch_async if mode.startswith("async") else failing_batch
+    for workers, first in ((1, 6), (2, 0), (3, 9), (4, 30)):
+        bound: Any = opmap(mode=mode, workers=workers, retries=0, progress=False, **options)(function)
+        got: list[int] = []
+        with Reader(bound.stream(range(60), first, **journal)) as reader, pytest.raises(MapError) as caught:
+            reader.read_into(got)
+        error = caught.value
+        if "batch_size" in options:  # items before it in its batch fail with it
+            assert first - 3 < error.failures[0].index
+        else:
+            assert error.failures[0].index == first
+        assert got == list(range(error.failures[0].index))
+        assert not set(error.results) & set(got)
+        assert all(value == index for index, value in error.results.items())
+        if journal:
+            journal["journal"].unlink()
+
+
+def failing_batch(numbers: list[int], first: int) -> list[int]:
+    return [failing_often(each, first) for each in numbers]
+
+
+async def failing_batch_async(numbers: list[int], first: int) -> list[int]:
+    return [await failing_often_async(each, first) for each in numbers]
+
+
+def test_an_ordered_stream_stops_at_its_deadline_before_it_has_all_before_a_failure() -> None:
+    release = threading.Event()
+
+    def wait(number: int) -> int:
+        if number == 1:
+            raise ValueError(number)
+        release.wait(60)
+        return number
+
+    got: list[int] = []
+    try:
+        with pytest.raises(MapError, match="deadline") as caught:
+            got.extend(opmap(mode="thread", workers=2, deadline=0.2, progress=False)(wait).stream(range(9)))
+        assert (got, caught.value.results) == ([], {})
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("mode", ["process"])
+def test_a_killer_among_the_items_before_a_failure_is_not_run_for_ever(mode: str, tmp_path: Path) -> None:
+    function = opmap(mode="process", workers=2, progress=False, retries=0)(die_or_fail)
+    got: list[int] = []
+    with pytest.raises(MapError) as caught:
+        got.extend(function.stream(range(40), str(tmp_path)))
+    assert got == [0, 1]
+    assert caught.value.failures[0].index == 2
+    assert (tmp_path / "deaths").read_text() == "xx"
+
+
+def die_or_fail(number: int, folder: str) -> int:
+    if number == 2:
+        with open(f"{folder}/deaths", "a") as file:
+            file.write("x")
+        os._exit(1)
+    if number > 9:
+        raise ValueError(number)
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_async_items_that_fail_at_once_do_not_block_the_event_loop(workers: int) -> None:
+    async def slow_before_three(number: int) -> int:
+        await asyncio.sleep(0.02 if number < 3 else 0)
+        if number >= 3:
+            raise ValueError(number)
+        return number
+
+    got: list[int] = []
+    stream = opmap(mode="async", workers=workers, retries=0, progress=False)(slow_before_three).stream(range(100))
+    with Reader(stream) as reader, pytest.raises(MapError):
+        reader.read_into(got)
+    assert got == [0, 1, 2]
 
 
 @pytest.mark.parametrize("mode", ["thread", "async"])

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 JUDGED_FROM = 20
 """Finished items from which on a fraction of failures is meaningful."""
 
+# Not by assignment, which an exception class may refuse, such as a frozen dataclass.
+_set_cause: Any = vars(BaseException)["__cause__"].__set__
+
 
 class Results:
     """Collects the results of one map.
@@ -54,6 +57,11 @@ class Results:
         return self.settings.policy.on_error != "raise" or self.settings.policy.max_failures is not None
 
     @property
+    def completes(self) -> bool:
+        """Whether the reader gets all results before the first failure, which ends the map."""
+        return not (self.keeps or self.continues_after_failures) and self.settings.policy.ordered
+
+    @property
     def _has_too_many_failures(self) -> bool:
         most, failed = self.settings.policy.max_failures, self.window.failed
         if most is None:
@@ -70,14 +78,20 @@ class Results:
         """At the end of a map, raise its error, if there is one."""
         policy, error = self.settings.policy, self.source.error
         if error is not None:
-            if error.__cause__ is None:
-                error.__cause__ = self.error("the source of its items failed")
+            self.attach(error, "the source of its items failed")
             raise error
         if self._has_too_many_failures or self.window.is_stopped or (self.window.failed and policy.on_error == "raise"):
             reason = "" if self.reason is None else str(self.reason)
             if policy.max_failures is not None and self._has_too_many_failures:
                 reason = f"more than max_failures={policy.max_failures:g} allows"
             raise self.error(reason)
+
+    def attach(self, ended_by: BaseException, reason: str, *, was_ended: bool = False) -> None:
+        """Make the error of this map the cause of the exception that has ended it; a cause that it has is behind it."""
+        error = self.error(reason, was_ended=was_ended)
+        if ended_by.__cause__ is not None:
+            error.__cause__ = ended_by.__cause__
+        _set_cause(ended_by, error)
 
     def error(self, reason: str, *, was_ended: bool = False) -> MapError:
         """An error with all results and failures, except results that a stream has delivered.
@@ -167,15 +181,20 @@ class Results:
         return [value for _, _, value, failed in piece.outcomes() if not failed]
 
     def deliver(self, piece: Piece) -> list[Any]:
-        """What the reader of a stream receives of a piece. The rest is kept for the error at the end.
+        """What the reader of a stream receives of a piece, which keeps none of it. The rest is kept for the error at
+        the end.
 
         If the first failure ends the stream, an ordered one delivers nothing after it; else all successes are.
         """
         policy = self.settings.policy
-        if policy.on_error != "raise" or not (self._undelivered or piece.has_failures):
-            return self._values(piece)
+        if not (self._undelivered or piece.has_failures) or policy.on_error == "return":
+            return piece.take()
+        if policy.on_error == "skip":
+            values = self._values(piece)
+            piece.take()
+            return values
         block, positions = piece.block, piece.all_positions
-        if policy.ordered and policy.max_failures is None:
+        if self.completes:
             first = next((at for at, each in enumerate(positions) if each in block.failures), 0)
             first = 0 if self._undelivered else first
             good, rest = positions[:first], positions[first:]
@@ -184,4 +203,4 @@ class Results:
             rest = [each for each in positions if each in block.failures]
         if rest:
             self._undelivered.append(Piece(block, rest).copy())
-        return Piece(block, good).values()
+        return Piece(block, good).take()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError, MapError, WorkerDiedError
@@ -18,6 +19,7 @@ from opero.parallel.engine.window import Window
 from opero.parallel.workers.choose import WorkerSelection
 from opero.policies.quantities import approximate_duration
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.log import log
 from opero.runtime.tracebacks import TRIMMED
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.settings import MapSettings
     from opero.parallel.engine.stage import Stage
     from opero.parallel.journal.journal import Journal
+    from opero.parallel.workers.base import Workers
     from opero.runtime.hosts import Host
 
 LOOK = 0.05
@@ -113,7 +116,12 @@ class Run:
                 self.results.raise_if_failed()
 
     def _delivered(self, piece: Piece) -> Iterable[Any]:
-        return self.results.deliver(piece) if self._consume is None else self._consume(piece)
+        """What the reader gets of a piece. Nothing here keeps a result once it has been handed out."""
+        if self._consume is not None:
+            return self._consume(piece)
+        values = self.results.deliver(piece)
+        values.reverse()
+        return map(list.pop, repeat(values, len(values)))
 
     # The run
 
@@ -123,27 +131,32 @@ class Run:
         source = self.source
         while not source.has_arrived:
             await source.arriving(1)
-        stages = self._stages()
+        workers: Workers | None = None
         try:
+            stages = self._stages()
             workers = await self.workers.start(host, inbox)
+            self.window = self.results.window = window = Window(
+                source,
+                workers,
+                inbox,
+                host,
+                grain=self.workers.batch_size or 1,
+                ordered=self.policy.ordered,
+                keeps=self.results.keeps,
+                stages=stages,
+                continues=self.results.continues,
+                keep_going=self.results.continues_after_failures,
+                completes=self.results.completes,
+                size=None if self.policy.window == "auto" else self.policy.window,
+            )
+            display = self._display()
+            self._watch(display)
         except BaseException:
+            if workers is not None:
+                await workers.close()
             await self._close_journal(host)
             raise
-        self.window = self.results.window = window = Window(
-            source,
-            workers,
-            inbox,
-            host,
-            grain=self.workers.batch_size or 1,
-            ordered=self.policy.ordered,
-            keeps=self.results.keeps,
-            stages=stages,
-            continues=self.results.continues,
-            keep_going=self.results.continues_after_failures,
-            size=None if self.policy.window == "auto" else self.policy.window,
-        )
-        display = self._display()
-        self._watch(display)
+        failure: BaseException | None = None
         with self._reported(display):
             try:
                 self.binding.stats.emit(MapStarted, mode=self.workers.mode, total=source.left, map=display.number)
@@ -151,30 +164,33 @@ class Run:
                 await window.settle()
                 if self._journal is not None and source.is_exhausted and not window.is_stopped:
                     self._journal.finished(source.index)
+                await self._close_journal(host)  # here, so that an error of it has the results
             except GeneratorExit:
                 raise
             except WorkerDiedError as error:  # there are no workers left
-                self.results.reason = error
+                failure = self.results.reason = error
                 raise self.results.error(str(error)) from None  # which is in the group
             except BaseException as error:
+                failure = error
                 if isinstance(error, MapError):
                     raise
-                await window.end()
+                with suppress(Exception):  # such as a disk that is full; it is reported when the journal is closed
+                    await window.end()
                 if error is self.results.reason:
                     raise self.results.error(str(error)) from None  # which is in the group
-                if error.__cause__ is None:
-                    error.__cause__ = self.results.error(f"ended by {type(error).__name__}", was_ended=True)
+                if self.source.error is not error:  # which has them already
+                    self.results.attach(error, f"ended by {type(error).__name__}", was_ended=True)
                 raise
             finally:
                 if not window.is_inherited:
                     try:
-                        display.close(*self._progress())
-                    finally:  # even if an interrupt hits the drawing
-                        try:
-                            await window.workers.close()
-                            await source.close()
-                        finally:
-                            await self._close_journal(host)
+                        await self._close(host, display, failure)
+                    except BaseException as error:
+                        if not isinstance(error, Exception):  # Ctrl-C may have come before any step of it
+                            await self._close(host, display, failure)
+                        raise
+                    finally:
+                        del failure
 
     @contextmanager
     def _reported(self, display: Display) -> Iterator[None]:
@@ -190,9 +206,28 @@ class Run:
                 self.binding.stats.emit(MapFinished, progress=display.last, error=error, map=display.number)
             del error  # its traceback refers to this frame: break the reference cycle
 
-    async def _close_journal(self, host: Host) -> None:
-        if self._journal is not None:
+    async def _close(self, host: Host, display: Display, failure: BaseException | None) -> None:
+        """Give back what this run has. A second time it does what an interruption has left."""
+        try:
+            display.close(*self._progress())
+        finally:
+            try:
+                await self.window.workers.close()
+                await self.source.close()
+            finally:
+                await self._close_journal(host, failure)
+
+    async def _close_journal(self, host: Host, failure: BaseException | None = None) -> None:
+        """Close the journal. An error of it is logged if the map has failed for another reason."""
+        if self._journal is None:
+            return
+        try:
             await host.ensure(self._journal.close)
+        except OSError as error:
+            if failure is None:
+                raise
+            if not (isinstance(failure, OSError) and failure.filename == error.filename):
+                log("journal_not_closed", "%s", error, path=self._journal.path, error=error)
 
     def _stages(self) -> list[Stage]:
         stages: list[Stage] = []

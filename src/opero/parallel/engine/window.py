@@ -13,7 +13,7 @@ from opero.runtime import forking
 
 if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Piece
-    from opero.parallel.engine.inbox import Inbox
+    from opero.parallel.engine.inbox import Inbox, Message
     from opero.parallel.engine.source import Source
     from opero.parallel.engine.stage import Stage
     from opero.parallel.workers.base import Workers
@@ -42,10 +42,11 @@ class Window:
         stages: what may answer items beforehand.
         continues: called after failures; whether to continue.
         keep_going: a failed item does not end its chunk.
+        completes: when a failure stops the map, run the items before it all the same.
 
     Attributes:
         finished, failed: items so far.
-        is_stopped: nothing more is started.
+        is_stopped: nothing more is started, except items before the first failure if this `completes` them.
         most_chunks: chunks that may be under way, if fewer than the workers' slots.
         chunk_size: of the next chunk.
         patience: seconds after which to `watch` even if nothing has arrived; None: never.
@@ -66,6 +67,7 @@ class Window:
         stages: Sequence[Stage] = (),
         continues: Callable[[], bool] = lambda: True,
         keep_going: bool = True,
+        completes: bool = False,
     ) -> None:
         self.source = source
         self.workers = workers
@@ -77,6 +79,7 @@ class Window:
         self.stages = stages
         self.continues = continues
         self.keep_going = keep_going
+        self.completes = completes
         self.under_way: set[Chunk] = set()
         self.waiting: deque[Chunk] = deque()
         self.finished = self.failed = 0
@@ -88,6 +91,8 @@ class Window:
         self._delivery = Delivery(ordered=ordered, keeps=keeps)
         self._items_under_way = self._read = self._number = 0
         self._missing: deque[tuple[Block, int]] = deque()  # items read, neither answered nor in a chunk
+        self._has_stopped_workers = self._is_ended = False
+        self._first_failure: int | None = None  # its index, while the items before it are to be run
         self._answered = 0.0  # the fraction of the last items that stages have answered
         self._generation = forking.generation
 
@@ -123,20 +128,29 @@ class Window:
             if self.pieces and not self.keeps:
                 return self._delivery.hand_out()
             if not self.under_way and (self.is_over or self.is_stopped):
-                return []
+                if not self._has_earlier():
+                    return []
+                if self._has_stopped_workers:
+                    self._has_stopped_workers = False
+                    self.workers.resume()
+                    continue
             awaits = not (self.source.has_arrived or self.is_stopped) and self._room > 0
             arriving = (self.source.arriving(self._room),) if awaits else ()
-            for chunk, message in await self.inbox.get(self._patience, *arriving):
-                self._take(chunk, self.workers.open(chunk, message))
+            self._receive(await self.inbox.get(self._patience, *arriving))
             self.workers.watch()
             self.watch()
             await self.settle()
 
     async def end(self) -> None:
-        """Start nothing more, and take what has finished: the reader cannot wait for the rest."""
+        """Start nothing more, and take what has finished: the reader cannot wait for the rest.
+
+        Raises:
+            Exception: a stage could not write what it took. All that can be taken has been.
+        """
         if self.is_inherited:
             return
         self.stop()
+        self._is_ended = True
         await self._take_reports(LAST_ITEM)
         if self.under_way:
             self.workers.interrupt()
@@ -146,10 +160,8 @@ class Window:
     async def _take_reports(self, seconds: float) -> None:
         """Take reports until none has arrived for that long."""
         while self.under_way and (messages := await self.inbox.get(seconds)):
-            for chunk, message in messages:
-                with suppress(Exception):  # the map ends for another reason already
-                    if chunk in self.under_way:
-                        self._take(chunk, self.workers.open(chunk, message))
+            with suppress(Exception):  # the map ends for another reason already
+                self._receive([each for each in messages if each[0] in self.under_way])
 
     async def settle(self) -> None:
         """Have the stages write what they took."""
@@ -161,7 +173,7 @@ class Window:
 
     async def _fill(self) -> None:
         """Send chunks while there are free slots."""
-        while not self.is_stopped and self._has_slot:
+        while not self._has_stopped_workers and self._has_slot:
             if self.waiting and self.waiting[0].is_solo and self.under_way:
                 return
             chunk = self.waiting.popleft() if self.waiting else await self._next_chunk()
@@ -170,6 +182,7 @@ class Window:
             self.under_way.add(chunk)
             self._items_under_way += len(chunk.items)
             self.workers.submit(chunk)
+            del chunk  # workers in this thread have run it: exceptions of its items refer to this frame
             if self.source.is_slow:  # results do not wait for the next item
                 if self.pieces or self.inbox.has_some:
                     return
@@ -180,7 +193,7 @@ class Window:
         size = self.chunk_size.whole(self._next_size)
         while len(self._missing) < size and (self.stages or not self._missing):
             room = self._room
-            if room <= 0 or self.source.is_exhausted or not self.source.has_arrived:
+            if room <= 0 or not self._may_read:
                 break
             wanted = min(room, size)
             if self.stages and self.most_chunks is None:  # if most are answered, read more
@@ -202,7 +215,7 @@ class Window:
                 break
         if not self._missing:
             return None
-        may_grow = not self.source.is_exhausted and not self.source.is_slow
+        may_grow = not (self.source.is_exhausted or self.source.is_slow or self.is_stopped)
         if self.stages and len(self._missing) < size and may_grow and self.under_way:
             return None
         places = [self._missing.popleft() for _ in range(min(size, len(self._missing)))]
@@ -238,6 +251,10 @@ class Window:
                 stage.took(block, at, block.values[at], failed=at in block.failures, keep=True)
 
     # Sizes
+
+    @property
+    def _may_read(self) -> bool:
+        return not self.is_stopped and not self.source.is_exhausted and self.source.has_arrived
 
     @property
     def _patience(self) -> float | None:
@@ -286,12 +303,29 @@ class Window:
 
     # Receiving
 
+    def _receive(self, messages: Sequence[Message]) -> None:
+        """Take all reports of some messages, also if one of them ends the map."""
+        error: BaseException | None = None
+        for chunk, message in messages:
+            try:
+                if error is None or chunk in self.under_way:
+                    self._take(chunk, self.workers.open(chunk, message))
+            except BaseException as raised:  # noqa: BLE001  # raised below
+                error = error or raised
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
     def _take(self, chunk: Chunk, report: Report | BaseException) -> None:
         if isinstance(report, BaseException):
             self._leave(chunk)
             raise report
         if report.is_last:
             self._leave(chunk)
+        if self._is_ended:  # Ctrl-C interrupts workers of executors as well
+            report.leave_interrupted()
         self.chunk_size.learn(report, self.workers.concurrency)
         count = len(report.values)
         self.finished += count
@@ -311,15 +345,23 @@ class Window:
         self._items_under_way -= len(chunk.items)
 
     def _distribute(self, chunk: Chunk, report: Report) -> None:
-        """Record a report's values in their blocks."""
+        """Record a report's values in their blocks.
+
+        Raises:
+            Exception: a stage has failed, such as a journal on a full disk. All values are recorded nevertheless.
+        """
         failures, fell_back = set(report.failures), set(report.fell_back)
         touched: dict[Block, list[int]] = {}
         positions = range(len(report.values)) if report.positions is None else report.positions
+        error: Exception | None = None
         for position, got in zip(positions, report.values, strict=True):
             block, at = chunk.place(position)
             value, failed = got, position in failures
-            for stage in reversed(self.stages):
-                value, failed = stage.took(block, at, value, failed=failed, keep=position not in fell_back)
+            try:
+                for stage in reversed(self.stages):
+                    value, failed = stage.took(block, at, value, failed=failed, keep=position not in fell_back)
+            except Exception as raised:  # noqa: BLE001  # raised below
+                error = error or raised
             block.put(at, value, failed=failed)
             touched.setdefault(block, []).append(at)
         for number, stage in enumerate(self.stages):
@@ -329,6 +371,11 @@ class Window:
                 self._pass_on(number, block, [at])
         for block, finished in touched.items():
             self._hand_out(block, finished)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
 
     def _take_back(self, chunk: Chunk) -> None:
         """Queue the items of a chunk that were not started before all others."""
@@ -339,10 +386,10 @@ class Window:
     def _hand_out(self, block: Block, positions: Sequence[int] | None) -> None:
         """Count what has finished of a block, and deliver it; None: all of it."""
         if block.failures:
-            failed = len(block.failures) if positions is None else sum(each in block.failures for each in positions)
-            self.failed += failed
+            failed = block.failures if positions is None else block.failures.intersection(positions)
+            self.failed += len(failed)
             if failed and not self.continues():
-                self.stop()
+                self._stop_at(min(block.indices[each] for each in failed))
         if not block.pending:
             for stage in self.stages:
                 stage.forget(block)
@@ -350,8 +397,39 @@ class Window:
                 block.items = []
         self._delivery.add(block, positions)
 
+    # The end
+
     def stop(self) -> None:
         """Start nothing more; what runs may finish."""
-        if not self.is_stopped:
+        self.is_stopped = True
+        self._first_failure = None
+        self._stop_workers()
+
+    def _stop_at(self, index: int) -> None:
+        """Stop because of a failed item, but for the items before it if this `completes` them."""
+        if not self.completes:
+            self.stop()
+        elif self._first_failure is not None or not self.is_stopped:
             self.is_stopped = True
+            self._first_failure = index if self._first_failure is None else min(index, self._first_failure)
+            self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        if not self._has_stopped_workers:
+            self._has_stopped_workers = True
             self.workers.stop()
+
+    def _has_earlier(self) -> bool:
+        """Whether items before the first failure are left. Drops all others, which are not run."""
+        first = self._first_failure
+        if first is None:
+            return False
+        self._missing = deque((block, at) for block, at in self._missing if block.indices[at] < first)
+        waiting, self.waiting = self.waiting, deque()
+        for chunk in waiting:
+            positions = [each for each in range(len(chunk.items)) if chunk.index(each) < first]
+            if positions:
+                part = chunk.part(positions)
+                part.suspect, part.is_solo = chunk.suspect, chunk.is_solo
+                self.waiting.append(part)
+        return bool(self._missing or self.waiting)

@@ -55,6 +55,10 @@ class Workers:
     def stop(self) -> None:
         """Start no further item. Chunks come back with what they have."""
 
+    def resume(self) -> None:
+        """After `stop`, when all chunks have come back: start items again."""
+        raise NotImplementedError
+
     def interrupt(self) -> None:
         """After `stop`: do not wait for running items. What has finished is reported if possible."""
 

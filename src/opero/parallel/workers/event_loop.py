@@ -94,6 +94,7 @@ class LoopWorkers(Workers):
                     self._loop.call_soon(self._report_finished)
                 changed[chunk] = None
                 if not succeeded and not chunk.keep_going:
+                    self._report_finished()  # before what is sent until the reader knows of it comes back
                     self.stop()
                 if self._pause.is_due():
                     await asyncio.sleep(0)
@@ -124,6 +125,12 @@ class LoopWorkers(Workers):
         self._is_stopped = True
         if not self._tasks:
             self._return_chunks()
+
+    def resume(self) -> None:
+        self._is_stopped = False
+        self._chunks.clear()
+        self._reports.clear()
+        self._units, self._is_used_up = iter(()), True
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

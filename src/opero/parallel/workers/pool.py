@@ -140,6 +140,9 @@ class Pool:
     def stop(self, tasks: Sequence[Task]) -> None:
         """Begin no further item of these tasks."""
 
+    def resume(self) -> None:
+        """After `stop`, when all tasks have come back: begin items again."""
+
     def interrupt(self, tasks: Sequence[Task]) -> None:
         """Do not wait for the items that run: have the others' results posted."""
 

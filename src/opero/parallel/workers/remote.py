@@ -239,6 +239,10 @@ class RemoteWorkers(Workers):
         self._pool.stop(list(self._under_way.values()))
         self._send()
 
+    def resume(self) -> None:
+        self._is_stopped = False
+        self._pool.resume()
+
     def interrupt(self) -> None:
         self._pool.interrupt(list(self._under_way.values()))
 

@@ -115,6 +115,9 @@ class ThreadWorkers(Workers):
         """Start no further item. Chunks come back with what they have."""
         self._control[STOP] = 1
 
+    def resume(self) -> None:
+        self._control[STOP] = 0
+
     async def close(self) -> None:
         """Do not wait for what runs."""
         self.stop()
@@ -144,23 +147,26 @@ class InlineWorkers(Workers):
         self._inbox = inbox
         self._control = [0, 0, 0]
         self._context = context
-        self._chunk: Chunk | None = None
-        self._report = Report([])
+        self._running: tuple[Chunk, Report] | None = None
 
     def submit(self, chunk: Chunk) -> None:
         computed, waited, context = time.thread_time(), queued(), self._context.copy()
-        report = self._report = Report([])
-        self._chunk = chunk
+        report = Report([])
+        self._running = chunk, report
         context.run(self._work.run, chunk.items, self._control, report, keep_going=chunk.keep_going)
-        self._chunk = None
+        self._running = None
         self.computed += time.thread_time() - computed
         self.seconds += max(0.0, report.seconds - (queued() - waited))
         self.done += len(report.values)
         self._inbox.put((chunk, report))
+        del chunk, report  # see `ChunkRunner.run`
 
     def interrupt(self) -> None:
-        if self._chunk is not None:
-            self._inbox.put((self._chunk, self._report))
+        if self._running is not None:
+            self._inbox.put(self._running)
 
     def stop(self) -> None:
         self._control[STOP] = 1
+
+    def resume(self) -> None:
+        self._control[STOP] = 0
