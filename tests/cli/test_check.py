@@ -189,7 +189,7 @@ def test_the_environment_named_in_the_env_file_is_checked(command: Command) -> N
 @pytest.mark.parametrize(
     ("decorator", "texts"),
     [
-        ("@opero(policy='api', retries='x', timeout='zz')", ["retry.retries: ", "timeout.total: "]),
+        ("@opero(policy='api', retries='x', timeout='zz')", ["retries: ", "timeout.total: "]),
         ("@opero(retires=3)", ["unknown option 'retires'; did you mean 'retries'?"]),
         ("@opero(policy='api', cache={'tll': 3})", ["cache.tll: "]),
         ("@RetryPolicy(retries=-1).apply", ["retries: "]),

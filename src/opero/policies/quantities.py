@@ -75,7 +75,8 @@ PARTS = rf"({NUMBER}{SPACE}|({NUMBER}{SPACE}{UNIT}{SPACE})+)"
 POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}|({ZERO}{SPACE}{UNIT}{SPACE})+)$){PARTS}"
 
 ISO_NUMBER = r"[0-9]{1,20}([.,][0-9]{1,20})?"
-_ISO_TIME = rf"[tT]({ISO_NUMBER}[hH]({ISO_NUMBER}[mM])?({ISO_NUMBER}[sS])?|{ISO_NUMBER}[mM]({ISO_NUMBER}[sS])?|{ISO_NUMBER}[sS])"
+_HOURS, _MINUTES, _SECONDS_OF = (rf"{ISO_NUMBER}[{each}]" for each in ("hH", "mM", "sS"))
+_ISO_TIME = rf"[tT]({_HOURS}({_MINUTES})?({_SECONDS_OF})?|{_MINUTES}({_SECONDS_OF})?|{_SECONDS_OF})"
 ISO_PARTS = (
     rf"[pP]({ISO_NUMBER}[wW]({ISO_NUMBER}[dD])?({_ISO_TIME})?|{ISO_NUMBER}[dD]({_ISO_TIME})?|{_ISO_TIME}){SPACE}"
 )
