@@ -125,6 +125,7 @@ class Options(TypedDict, total=False):
     on_error: OnError
     max_failures: float | str | None
     worker_retries: int
+    inner_threads: int | Literal["auto"]
     concurrency: int
     window: int | Literal["auto"]
     deadline: DurationLike | None

@@ -62,6 +62,7 @@ RECORDS: dict[str, Record] = {
     "reload_failed": _record(_E, "error error_message"),
     # Maps
     "map_mode_changed": _record(_I, "mode error error_message"),
+    "map_in_daemon": _record(_W, "mode", 1),
     "map_memory_limited": _record(_I, "used limit"),
     "map_worker_lost": _record(_W, "index"),
     "map_progress_failed": _record(_E, "error error_message"),
