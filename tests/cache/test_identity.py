@@ -329,3 +329,11 @@ def test_following_code_that_is_not_python_is_refused() -> None:
     for function in (len, functools.partial(max, 1)):
         with pytest.raises(ConfigError, match=r"cache\.follow_code has no effect, .* set cache\.version"):
             Policy(cache={"backend": "disk", "ttl": 1, "follow_code": True}).apply(function)
+
+
+def test_a_local_function_is_told_by_what_it_closes_over_when_it_is_bound(load: Any) -> None:
+    module = load("def make():\n    runs = []\n    def local(x):\n        runs.append(x)\n    return local, runs\n")
+    (one, runs), (other, _) = module.make(), module.make()
+    before = Identity(one, CachePolicy())
+    runs.append(1)
+    assert before.text == identity(other) != identity(one)

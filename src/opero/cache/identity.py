@@ -52,7 +52,9 @@ def name_in_stores(function: Callable[..., Any]) -> str:
 
 
 class Identity:
-    """What a function is called in a store, found when the store is first used: by then its module is complete.
+    """What a function is called in a store.
+
+    It is found when the store is first used: by then its module is complete. For a local function it is found at once.
 
     Args:
         function: the function.
@@ -80,6 +82,8 @@ class Identity:
                 f"{self.name}: cache.follow_code has no effect, as it is not written in Python: set cache.version "
                 "whenever its results change"
             )
+        if self._core is not None and _is_local(self._core) and self._module not in MAIN:
+            _ = self.text  # now: what it closes over may change
 
     def is_made_as(self, other: Identity) -> bool:
         """Return whether the other, of the same function, is made of the same options."""
