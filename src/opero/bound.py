@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = frozenset({"binding", "stats", "policy", "map", "stream", "starmap", "starstream"})
 """What a bound function carries."""
-CACHE_METHODS = frozenset({"cache_get", "cache_set", "cache_delete", "cache_clear", "cache_info"})
+CACHE_METHODS = frozenset({"cache_get", "cache_entry", "cache_set", "cache_delete", "cache_clear", "cache_info"})
 """What it carries as well, unless the function has a cache of its own, such as that of `functools.lru_cache`."""
 ORDERS = {
     property: "put @opero below @property",
@@ -210,8 +210,8 @@ def _of_instance(name: str) -> property:
 class BoundMethod(functools.partial):  # type: ignore[type-arg]
     """A bound function of a class, together with an instance: what `instance.method` gives.
 
-    It passes for a method. Its `map` and its like, `cache_get`, `cache_set` and `cache_delete` are the instance's, too.
-    A real method would be faster, but looks its attributes up without the instance.
+    It passes for a method. Its `map` and its like, `cache_get`, `cache_entry`, `cache_set` and `cache_delete` are the
+    instance's, too. A real method would be faster, but looks its attributes up without the instance.
     """
 
     __slots__ = ()
@@ -248,8 +248,9 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return self.func.__annotations__
 
-    map, stream, starmap, starstream, cache_get, cache_delete = (
-        _of_instance(name) for name in ("map", "stream", "starmap", "starstream", "cache_get", "cache_delete")
+    map, stream, starmap, starstream, cache_get, cache_entry, cache_delete = (
+        _of_instance(name)
+        for name in ("map", "stream", "starmap", "starstream", "cache_get", "cache_entry", "cache_delete")
     )
 
     @property

@@ -13,6 +13,7 @@ from opero import (
     AsyncMapped,
     Bound,
     BulkheadPolicy,
+    CacheEntry,
     CacheInfo,
     CachePolicy,
     Changes,
@@ -102,6 +103,7 @@ assert_type(fetch.starmap([("/a", 2.0), ("/b",)], verify=False), list[bytes])
 assert_type(fetch.starmap(zip(["/a"], [2.0], strict=True), journal="run.jsonl"), list[bytes])
 assert_type(next(fetch.starstream([("/a", 2.0)], progress=True)), bytes)
 assert_type(fetch.cache_get("/"), bytes | None)
+assert_type(fetch.cache_entry("/"), CacheEntry[bytes] | None)
 fetch.cache_delete("/")
 assert_type(fetch.cache_set(b"", "/", verify=False), bool)
 assert_type(fetch.cache_info(), CacheInfo)

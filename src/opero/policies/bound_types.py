@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.observe.stats import Stats
     from opero.policies.map_types import MapAttribute, OnlyAny, StarMapAttribute, StarStreamAttribute, StreamAttribute
     from opero.policies.policy import Policy
-    from opero.values import CacheInfo
+    from opero.values import CacheEntry, CacheInfo
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -151,6 +151,14 @@ class Bound(BoundAttributes, Generic[P, R_co]):
     @abstractmethod
     def cache_get(self, *args: Any, **kwargs: Any) -> Any:
         """Return the cached result of a call with these arguments, or None."""
+
+    @overload
+    def cache_entry(self: AsyncBound[Q, U], *args: Q.args, **kwargs: Q.kwargs) -> CacheEntry[U] | None: ...
+    @overload
+    def cache_entry(self, *args: P.args, **kwargs: P.kwargs) -> CacheEntry[R_co] | None: ...
+    @abstractmethod
+    def cache_entry(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the cached result of a call with these arguments, its age and the time left; None if there is none."""
 
     @abstractmethod
     def cache_set(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> bool:

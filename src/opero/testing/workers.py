@@ -102,6 +102,13 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def interrupt_itself(what: str, folder: str) -> str:
+    note(what, folder)
+    if what == "raise":
+        raise KeyboardInterrupt
+    return what
+
+
 def fail_from(number: int, first: int) -> int:
     """Fail at once from an item on; those before it take their time."""
     if number == first or (number > first and number % 3 == 0):
@@ -557,6 +564,15 @@ class WorkerTests:
         error = self.raised(SystemExit, lambda: self.map(self.bind(misbehave), ["a", "exit", "b"]))
         assert error.code == 3
         assert isinstance(error.__cause__, MapError)
+
+    def test_an_item_that_interrupts_itself_fails_alone_and_is_not_run_again(self) -> None:
+        self.need(not (self.is_async and self.shares_memory), "survive an interrupt: it is the program's")
+        bound = self.bind(interrupt_itself, on_error="return")
+        with self.folder() as folder:
+            first, failure, last = self.map(bound, ["a", "raise", "b"], folder)
+            assert (first, last, started(folder)["raise"]) == ("a", "b", 1)
+        assert isinstance(failure, RuntimeError)
+        assert isinstance(failure.__cause__, KeyboardInterrupt)
 
     def test_an_exception_arrives_as_itself(self) -> None:
         whats = ["a", "awkward", "locked", "missing", "group", "b"]

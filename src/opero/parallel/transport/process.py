@@ -7,6 +7,7 @@ the parent has ended, and sends results while a slow item keeps the main thread 
 from __future__ import annotations
 
 import _thread
+import functools
 import mmap
 import os
 import queue
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 from opero.parallel.transport.pickling import loads
 from opero.parallel.transport.program_state import enter, importing
 from opero.parallel.transport.worker import NOWHERE, Job, RunningChunk, load_job
-from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
+from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP, runs_item
 from opero.runtime.forking import at_fork, uninterrupted
 from opero.runtime.interruption import RETRY_DELAY
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from types import CodeType, FrameType
 
     from opero.parallel.transport.parcel import Parcel
 
@@ -64,8 +66,11 @@ def main(connection: Connection, control: int | str) -> None:
     # A copy in a child of this process would hide from the parent that this process has died.
     at_fork(in_child=connection.close)
     worker = _Worker(connection, open_control(control))
-    # Ctrl-C in a terminal reaches workers as well, but the parent decides what it means for them.
+    # Ctrl-C in a terminal reaches workers as well, but the parent decides what it means for them. An item that
+    # interrupts its own process is another matter.
     signal.signal(signal.SIGINT, worker.on_sigint)
+    for module, name in ((_thread, "interrupt_main"), (signal, "raise_signal"), (os, "kill")):
+        setattr(module, name, worker.noticing(getattr(module, name)))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     worker.run()
@@ -82,16 +87,36 @@ class _Worker:
         self._left: dict[int, int] = {}  # by the chunks' numbers, their items whose results were not sent
         self._current: tuple[int, RunningChunk] | None = None
         self._has_given_up = False
+        self._is_own = False  # the next SIGINT comes from this process itself
+        self._sending_code: CodeType | None = None
+
+    def noticing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that can send signals, noticing when it sends SIGINT to this process."""
+
+        def send(*args: Any) -> Any:
+            if args in ((), (signal.SIGINT,), (os.getpid(), signal.SIGINT)):
+                self._is_own = True
+            return function(*args)
+
+        self._sending_code = send.__code__
+        return functools.update_wrapper(send, function)
 
     # In the main thread
 
-    def on_sigint(self, *_: object) -> None:
-        """Interrupt the item that runs, if its map has ended; else nothing."""
-        if self._has_given_up and self._current is not None:
-            if threading.get_ident() in uninterrupted:
-                threading.Timer(RETRY_DELAY, _send_sigint).start()  # it holds a lock that would stay locked
-            else:
-                self._current[1].interrupt()
+    def on_sigint(self, _: object, frame: FrameType | None) -> None:
+        """Interrupt the item that runs, if its map has ended or it does that itself; else nothing."""
+        is_own, self._is_own = self._is_own, False
+        if self._current is None or not (self._has_given_up or is_own):
+            return
+        if frame is not None and frame.f_code is self._sending_code:
+            frame = frame.f_back
+        runs = runs_item(frame)
+        if threading.get_ident() in uninterrupted or (runs is None and not self._has_given_up):
+            threading.Timer(RETRY_DELAY, self._send_sigint, (is_own,)).start()  # it holds what would be lost
+        elif self._has_given_up:
+            self._current[1].interrupt()
+        elif runs:
+            raise KeyboardInterrupt
 
     def run(self) -> None:
         """Do what the parent sends, in its order."""
@@ -158,7 +183,7 @@ class _Worker:
         elif kind == GIVE_UP:
             self._send_finished(GIVEN_UP)
             self._has_given_up = True
-            _send_sigint()
+            self._send_sigint()
         else:
             self._work.put(None)
 
@@ -183,10 +208,10 @@ class _Worker:
         except OSError:
             os._exit(1)  # the parent has ended
 
-
-def _send_sigint() -> None:
-    """Run the handler of SIGINT in the main thread, also if that waits in a system call."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    else:  # pragma: no cover  # Windows
-        _thread.interrupt_main()
+    def _send_sigint(self, is_own: bool = False) -> None:
+        """Run the handler of SIGINT in the main thread, also if that waits in a system call."""
+        self._is_own = is_own
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:  # pragma: no cover  # Windows
+            _thread.interrupt_main()
