@@ -191,6 +191,11 @@ class LocalSlots(Slots):
 
     def leave(self, holder: SlotHolder = ANYONE) -> bool:
         with self.lock:
+            free = self._free
+            if not self.queue and free >= 0 and holder.slot == forking.generation:  # the usual case of what follows
+                self._free = free + 1
+                holder.slot = None
+                return True
             if holder.slot != forking.generation:
                 return True
             while self.queue and self._free >= 0:  # else fewer are free than none, after the limit was lowered
