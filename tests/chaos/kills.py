@@ -65,9 +65,10 @@ class Killer(threading.Thread):
     before they are ready, as those of a pool that cannot start do.
     """
 
-    def __init__(self, chance: random.Random, diary: Path) -> None:
+    def __init__(self, chaos: Chaos, diary: Path) -> None:
         super().__init__(daemon=True)
-        self.chance = chance
+        self.chaos = chaos
+        self.chance = random.Random(chaos.random.random())
         self.diary = diary
         self.killed: set[int] = set()
         self.has_killed_a_start = False
@@ -75,7 +76,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         me = psutil.Process()
-        while not self.is_over.wait(self.chance.uniform(0.02, 0.3)):
+        while not self.is_over.wait(self.chance.uniform(0.02, 0.3)) and self.chaos.goes_on():
             workers = {each.pid for each in me.children()} - self.killed
             at_work = workers & self.at_work()
             if workers - at_work and not self.has_killed_a_start and self.chance.random() < 0.1:
@@ -106,7 +107,7 @@ def one_map(chaos: Chaos, folder: Path, number: int) -> None:
     bound: Any = Policy(parallel=parallel, retry=chance.choice([None, {"retries": 1, "min_delay": 0}])).apply(function)
     longest = chance.choice([0.002, 0.01, 0.03])
     items = [(each, chance.uniform(0, longest)) for each in range(ITEMS)]
-    killer = Killer(random.Random(chance.random()), diary)
+    killer = Killer(chaos, diary)
     killer.start()
     try:
         results = run_map(bound, items, diary, way, folder / f"journal-{number}")

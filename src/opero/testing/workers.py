@@ -604,17 +604,19 @@ class WorkerTests:
         results = self.map(self.bind(identity, on_error="return"), items)
         kinds = [type(each) if isinstance(each, Exception) else each for each in results]
         assert kinds == [n if n % 10 < 8 else (ConfigError, TypeError)[n % 2] for n in range(90)]
-        one, unsendable = self.map(self.bind(identity, on_error="return"), [1, threading.Lock()])
-        assert (one, type(unsendable)) == (1, ConfigError)
-        assert "cannot be sent to a worker process" in str(unsendable)
-        assert [each.index for each in self.error(self.bind(identity), [1, threading.Lock()]).failures] == [1]
+        for place in (0, 1):
+            items = [threading.Lock() if each == place else each for each in range(2)]
+            results = self.map(self.bind(identity, on_error="return"), items)
+            unsendable = results.pop(place)
+            assert (results, type(unsendable)) == ([1 - place], ConfigError)
+            assert "cannot be sent to a worker process" in str(unsendable)
+            assert [each.index for each in self.error(self.bind(identity), items).failures] == [place]
 
     def test_the_part_that_cannot_be_sent_is_named_before_any_item_runs(self) -> None:
         self.need(not self.shares_memory, "pickle items")
         lock = threading.Lock()
         with self.folder() as folder:
             for part, function, items, *fixed in (
-                ("the first item of note", note, [lock, 1], folder),
                 ("'folder' of the arguments of note", note, [1], lock),
                 ("variable 'lock'", lambda number: note(number, folder) or lock, [1]),
             ):

@@ -15,6 +15,7 @@ from opero.binding.observed import begun, ended, settle
 from opero.errors import FailedResponseError, RejectedError
 from opero.executors.call import abandon
 from opero.parallel.engine.blocks import interrupted
+from opero.parallel.engine.settings import spread
 from opero.runtime.tracebacks import is_of_library, is_own_file, trim
 
 if TYPE_CHECKING:
@@ -81,9 +82,12 @@ class ChunkRunner:
         self._counts_errors = not has_fallback and "retry" not in pipeline.executors
         # The map keeps these, even if they are replaced meanwhile.
         single = Entry(binding.target, _Fixed(pipeline), is_exact=pipeline.is_exact).function
-        if fixed.before or fixed.after or fixed.kwargs:
-            before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
-            self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)
+        before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
+        self.call: Callable[[Any], Any]
+        if fixed.spreads:
+            self.call = lambda item: single(*before, *spread(item), *after, **kwargs)
+        elif before or after or kwargs:
+            self.call = lambda item: single(*before, item, *after, **kwargs)
         else:
             self.call = single
         if not binding.is_checked:
