@@ -18,6 +18,7 @@ import pytest
 from leftovers import is_alive, workers
 from opero import MapError, Policy, WorkerDiedError
 from opero.parallel.workers import process as processes
+from opero.parallel.workers import start
 from opero.runtime.private_folder import private_folder
 
 
@@ -42,7 +43,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_processes_that_cannot_start_end_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     processes.end_all()
-    monkeypatch.setattr(processes, "PROGRAM", "raise SystemExit(7)")
+    monkeypatch.setattr(start, "PROGRAM", "raise SystemExit(7)")
     with pytest.raises(MapError, match=r"the pool of worker processes of pid is broken.*exit code 7") as caught:
         mapped(pid).map(range(10))
     assert isinstance(caught.value.reason, WorkerDiedError)
