@@ -334,7 +334,10 @@ class Window:
             block.fill(report.values)
             self._hand_out(block, None)
         elif count:
-            self._distribute(chunk, report)
+            try:
+                self._distribute(chunk, report)
+            finally:
+                report.values.clear()  # the thread that has put it may hold it for a moment
         if report.again is not None:
             self.waiting.extendleft(reversed(report.again))
         elif report.is_last and count < len(chunk.items):
