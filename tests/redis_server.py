@@ -34,6 +34,10 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
+    def tls_port(self) -> int:
+        return int(self.options[self.options.index("--tls-port") + 1])
+
+    @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from opero.registry.roster import BoundFunction as BoundFunction
     from opero.registry.watch import Watch as Watch
     from opero.runtime.clock import Clock as Clock
+    from opero.values import CacheEntry as CacheEntry
     from opero.values import CacheInfo as CacheInfo
     from opero.values import Progress as Progress
     from opero.values import Tuning as Tuning
@@ -133,7 +134,7 @@ _MODULES = {
     "observe.tracing": ("attach_receipts", "trace"),
     "observe.stats": ("Stats",),
     "registry.watch": ("Watch",),
-    "values": ("CacheInfo", "Progress", "Tuning"),
+    "values": ("CacheEntry", "CacheInfo", "Progress", "Tuning"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
 
-ATTRIBUTES = frozenset({"binding", "stats", "policy", "map", "stream"})
+ATTRIBUTES = frozenset({"binding", "stats", "policy", "map", "stream", "starmap", "starstream"})
 """What a bound function carries."""
-CACHE_METHODS = frozenset({"cache_get", "cache_set", "cache_delete", "cache_clear", "cache_info"})
+CACHE_METHODS = frozenset({"cache_get", "cache_entry", "cache_set", "cache_delete", "cache_clear", "cache_info"})
 """What it carries as well, unless the function has a cache of its own, such as that of `functools.lru_cache`."""
 ORDERS = {
     property: "put @opero below @property",
@@ -145,6 +145,8 @@ def _dress(binding: Binding, own: frozenset[str], *, mapped: bool) -> Any:
         policy=binding.late_policy() if binding.is_late else binding.pipeline.policy,
         map=mapper.map_async if binding.kind == "async" else mapper.map,
         stream=mapper.stream,
+        starmap=mapper.starmap_async if binding.kind == "async" else mapper.starmap,
+        starstream=mapper.starstream,
     )
     for name in CACHE_METHODS - own:
         attributes[name] = types.MethodType(_CACHE_METHODS[name], binding)
@@ -201,11 +203,15 @@ def _cache_method(name: str) -> Callable[..., Any]:
 _CACHE_METHODS = {name: _cache_method(name) for name in CACHE_METHODS}
 
 
+def _of_instance(name: str) -> property:
+    return property(lambda self: functools.partial(getattr(self.__func__, name), self.args[0]))
+
+
 class BoundMethod(functools.partial):  # type: ignore[type-arg]
     """A bound function of a class, together with an instance: what `instance.method` gives.
 
-    It passes for a method. Its `map`, `stream`, `cache_get`, `cache_set` and `cache_delete` are the instance's, too. A
-    real method would be faster, but looks its attributes up without the instance.
+    It passes for a method. Its `map` and its like, `cache_get`, `cache_entry`, `cache_set` and `cache_delete` are the
+    instance's, too. A real method would be faster, but looks its attributes up without the instance.
     """
 
     __slots__ = ()
@@ -242,25 +248,14 @@ class BoundMethod(functools.partial):  # type: ignore[type-arg]
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
         return self.func.__annotations__
 
-    @property
-    def map(self) -> Callable[..., Any]:
-        return functools.partial(self.__func__.map, self.args[0])
-
-    @property
-    def stream(self) -> Callable[..., Any]:
-        return functools.partial(self.__func__.stream, self.args[0])
-
-    @property
-    def cache_get(self) -> Callable[..., Any]:
-        return functools.partial(self.__func__.cache_get, self.args[0])
+    map, stream, starmap, starstream, cache_get, cache_entry, cache_delete = (
+        _of_instance(name)
+        for name in ("map", "stream", "starmap", "starstream", "cache_get", "cache_entry", "cache_delete")
+    )
 
     @property
     def cache_set(self) -> Callable[..., Any]:
         return lambda value, /, *args, **kwargs: self.__func__.cache_set(value, self.args[0], *args, **kwargs)
-
-    @property
-    def cache_delete(self) -> Callable[..., Any]:
-        return functools.partial(self.__func__.cache_delete, self.args[0])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.func, name)

@@ -14,7 +14,7 @@ from opero.policies.policy import Policy, merge, names_of, options_to_fields, wh
 from opero.policies.refusals import made
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Mapped
     from opero.policies.decorated_types import (
         AnyFunction,
         ClassMethod,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Method,
         SelfFunction,
     )
+    from opero.policies.map_types import OnlyAny
     from opero.policies.options import Options
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class CacheInfo(NamedTuple):
@@ -22,6 +24,20 @@ class CacheInfo(NamedTuple):
     size: int | None
     evictions: int
     max_size: int | None
+
+
+class CacheEntry(NamedTuple, Generic[T]):
+    """A cached result, which may be None, with its times.
+
+    Attributes:
+        value: the result.
+        age: seconds since it was stored.
+        time_left: seconds until its `ttl` ends; 0 or less if it is stale, and None if it has no end.
+    """
+
+    value: T
+    age: float
+    time_left: float | None
 
 
 @dataclass(frozen=True, slots=True)

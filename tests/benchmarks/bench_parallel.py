@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy
 import psutil
 from tests.benchmarks.harness import Row
 
@@ -28,6 +29,7 @@ CORES = 2
 THREADS = 8
 TASKS = 100
 ROWS, BAD = 20_000, 20
+LARGE, READS = 200_000_000, 40
 SLEEP, SLEEPERS, SLEEPS = 0.01, 50, 5000
 SPIN, SPINS = 0.001, 2000
 
@@ -164,6 +166,26 @@ def bad_rows(rounds: int) -> Row:
     )  # fmt: skip
 
 
+def read_at(place: int, numbers: Any) -> float:
+    return float(numbers[place])
+
+
+def large_argument(rounds: int) -> Row:
+    """An array that every item reads from."""
+    numbers = numpy.ones(LARGE // 8)
+    ours = mapped(read_at, "process", CORES)
+    with joblib.Parallel(CORES) as parallel:
+
+        def theirs() -> object:
+            new = numbers[:]  # else joblib takes the file of the last run, without a look whether the array has changed
+            return parallel(joblib.delayed(read_at)(place, new) for place in range(READS))
+
+        return paired(
+            f"a further argument of {LARGE // 10**6} MB, {READS} items, {CORES} processes",
+            lambda: ours.map(range(READS), numbers), "joblib's loky, memmapped", theirs, rounds, 1.3,
+        )  # fmt: skip
+
+
 def sleeping(rounds: int) -> Row:
     ours = mapped(nap, "thread", SLEEPERS)
     ours.map(range(SLEEPERS))
@@ -242,8 +264,8 @@ def run(rounds: int) -> list[Row]:
     few = max(3, rounds // 20)
     assert list(itertools.islice(mapped(trivial, "thread", 2).stream(itertools.count()), 2)) == [1, 2]
     return [
-        in_threads(few), *in_processes(few), *in_tasks(few), computing(few), bad_rows(few), sleeping(3), *streaming(),
-        *starting(max(20, rounds // 4)),
+        in_threads(few), *in_processes(few), *in_tasks(few), computing(few), bad_rows(few), large_argument(few),
+        sleeping(3), *streaming(), *starting(max(20, rounds // 4)),
     ]  # fmt: skip
 
 

@@ -20,8 +20,10 @@ from hypothesis import given
 
 from cache.test_keys import VALUES, same
 from opero import ConfigError, Policy
-from opero.cache.digest import digest, name_in_stores
-from opero.cache.keys import KeyMaker, freeze
+from opero.cache.content import freeze
+from opero.cache.digest import digest
+from opero.cache.identity import name_in_stores
+from opero.cache.keys import KeyMaker
 
 
 @given(one=VALUES, other=VALUES)
@@ -107,7 +109,7 @@ class Client:
 
 def test_an_instance_without_a_value_is_refused_before_the_function_is_called(tmp_path: Any) -> None:
     bound: Any = Policy(cache={"backend": "disk", "ttl": None, "cache_dir": tmp_path}).apply(Client.get)
-    with pytest.raises(ConfigError, match="an instance without a value .*`__opero_key__`"):
+    with pytest.raises(ConfigError, match="its instance cannot be part of a cache key: .*`__opero_key__`"):
         bound.__func__(Client(), "x")
     assert bound.stats.attempts == 0
     key = KeyMaker(Client.get, lambda self, path: path, is_method=True)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from opero import Policy, opero
-from opero.cache.keys import KeyMaker, freeze
+from opero.cache import instances
+from opero.cache.content import freeze
+from opero.cache.keys import KeyMaker
 
 
 class Keyed:
@@ -160,7 +162,7 @@ def test_threads_that_use_an_instance_first_at_the_same_time_compute_once() -> N
         sys.setswitchinterval(interval)
 
 
-def test_a_race_at_an_instances_first_use_makes_one_key() -> None:
+def test_a_race_at_an_instances_first_use_makes_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     class Meeting(dict[int, Any]):
         """Creates a token between the lookup and the insertion."""
 
@@ -173,6 +175,6 @@ def test_a_race_at_an_instances_first_use_makes_one_key() -> None:
 
     others: list[Any] = []
     key = KeyMaker(Keyed.alone.__wrapped__, None, is_method=True)
-    key._tokens = Meeting()
+    monkeypatch.setattr(instances, "tokens", Meeting())
     client = object.__new__(type("Client", (), {}))
     assert key((client,), {}) == others[1] == key((client,), {})

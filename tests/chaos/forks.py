@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 PROGRAM = Path(__file__).parents[1] / "runtime" / "busy_process.py"
-AT_ONCE = 100
+AT_ONCE = 20
 """Forks of one process; with `--seconds`, as many processes follow each other as there is time for."""
 PATIENCE = 1800
 

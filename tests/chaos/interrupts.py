@@ -1,8 +1,8 @@
-"""Interrupts calls at each point at which Python can: `python -m tests.chaos.interrupts [--seconds N | --count N]`.
+"""Interrupts calls at each point at which Python can: `python -m tests.chaos.interrupts [--seconds N]`.
 
 Python runs a signal handler, and so raises KeyboardInterrupt or opero's own interruption of a timeout, where a function
 begins, where a call of a function written in C has returned, and where a loop jumps back; nowhere else. This program
-raises at the first such point of a call, at the second, and so on until the call comes to its end, in each scenario, and
+raises at the first such point of a call, at the second, and so on until the call comes to its end, in each scenario. It
 checks each time that nothing is held any more and that the next call gets what it wants at once.
 
 From Python 3.12 on, `sys.monitoring` tells of exactly these points. Python 3.11 tells of most by `sys.setprofile`.
@@ -25,12 +25,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
 import opero
 from opero import OperoError, Policy, Registry
 from opero.cache.single_flight import current_computations
+from opero.parallel.workers import process as processes
 from opero.runtime import forking, interruption
 from opero.testing import VirtualClock
 
@@ -193,7 +195,8 @@ def check_bound(bound: Any) -> None:
     executors = bound.binding.pipeline.executors
     cache, bulkhead, limit, values = (executors.get(each) for each in ("cache", "bulkhead", "rate_limit", "values"))
     if cache is not None:
-        assert cache.single_flight.running == {}, "a computation never ends"
+        # One whose event loop has been closed is abandoned by the next call that wants its result.
+        assert all(each.is_orphan for each in cache.single_flight.running.values()), "a computation never ends"
         if cache.is_shared:
             mutex = cache.store.mutex(cache.key(("k",), {}))
             assert not mutex.locks.holders, "a lock between processes is taken"
@@ -224,7 +227,6 @@ def is_locked(path: str) -> bool:
 POLICIES: dict[str, dict[str, Any]] = {
     "retry": {"retry": {"retries": 3, "min_delay": 0.1}},
     "memory": {"cache": {"ttl": 60}},
-    "stale": {"cache": {"ttl": 60, "errors": ["permanent"], "error_ttl": 1}},
     "disk": {"cache": {"ttl": 60, "backend": "disk"}},
     "rate limit": {"rate_limit": {"rate": 2, "burst": 1}},
     "timeout": {"timeout": {"total": 3000, "attempt": 500}},
@@ -234,7 +236,6 @@ POLICIES: dict[str, dict[str, Any]] = {
     "values": {"fallback": {"arg": "model", "values": ["a", "b"], "order": "least_loaded"}},
     "fallback": {"fallback": {"default": "k"}},
 }
-del POLICIES["stale"]
 ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}
 ALL["fallback"] = POLICIES["values"]["fallback"]
 POLICIES["all, memory"] = ALL | POLICIES["memory"]
@@ -485,17 +486,17 @@ def scenarios() -> dict[str, Callable[[Path], Scenario]]:
 # The sweep
 
 
-class Lost(Exception):
+class LostError(Exception):
     """Something is held after an interruption."""
 
 
-def attempt(make: Callable[[Path], Scenario], how: str, at: int, folder: Path) -> bool:
-    """Interrupt one call at one point; whether it had that point.
+def attempt(make: Callable[[Path], Scenario], how: str, at: int, folder: Path) -> int:
+    """Interrupt one call at one point, if it has that many; return how many it has passed by.
 
     Raises:
-        Lost: something is held afterwards.
+        LostError: something is held afterwards.
     """
-    scenario = make(folder / str(at))
+    scenario = make(folder)
     scenario.prepare()
     gc.disable()
     points = Points(at, ring if how == "timeout" else press_ctrl_c)
@@ -514,7 +515,7 @@ def attempt(make: Callable[[Path], Scenario], how: str, at: int, folder: Path) -
     if points.count <= at:
         scenario.check()
         scenario.end()
-        return False
+        return points.count
     try:
         check_process()
         scenario.check()
@@ -523,52 +524,81 @@ def attempt(make: Callable[[Path], Scenario], how: str, at: int, folder: Path) -
         assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, "the alarm has not been given back"
     except Exception as error:
         trace = "".join(traceback.format_exception(error)[-2:])
-        raise Lost(f"point {at}, {points.where}: the call {ended}, then: {error!r}\n{trace}") from None
+        raise LostError(f"point {at}, {points.where}: the call {ended}, then: {error!r}\n{trace}") from None
     finally:
         scenario.end()
         gc.enable()
-    return True
+    return points.count
 
 
-def sweep(
-    names: list[str], *, step: int = 1, first: int = 0, until: float = float("inf"), most: float = float("inf")
-) -> tuple[int, list[str]]:
-    """Interrupt the calls of these scenarios at each `step`-th point; return how many points that were, and what was
-    lost."""
-    count, lost = 0, []
-    known = scenarios()
-    sys.unraisablehook = lambda _: None  # an interruption of a finalizer is printed and lost, as Python has it
-    warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that an interruption has kept from beginning
-    for name in names:
-        for how in ("Ctrl-C", "timeout"):
-            if how == "timeout" and name == "timeout":
-                continue
-            folder = Path(tempfile.mkdtemp(prefix="opero-interrupts-"))
-            for at in range(first, MOST, step):
-                if time.monotonic() > until or count >= most:
-                    break
-                try:
-                    if not attempt(known[name], how, at, folder):
-                        break
-                except Lost as error:
-                    lost.append(f"{name}, {how}, {error}")
-                count += 1
+class Sweep:
+    """Interrupts the calls of scenarios.
+
+    Attributes:
+        count: how many points that were.
+        lost: what was held afterwards.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        known = scenarios()
+        self.pairs = [(name, how, known[name]) for name in names for how in ("Ctrl-C", "timeout")]
+        self.count = 0
+        self.lost: list[str] = []
+        self.root = Path(tempfile.mkdtemp(prefix="opero-interrupts-"))
+        sys.unraisablehook = lambda _: None  # an interruption of a finalizer is printed and lost, as Python has it
+        warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that an interruption has kept from beginning
+
+    def one(self, pair: tuple[str, str, Callable[[Path], Scenario]], at: int) -> int:
+        """Interrupt a call at a point; return how many it has passed by."""
+        name, how, make = pair
+        self.count += 1
+        folder = self.root / str(self.count)
+        try:
+            return attempt(make, how, at, folder)
+        except LostError as error:
+            self.lost.append(f"{name}, {how}, {error}")
+            return at + 1
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-    return count, lost
+
+    def all(self, step: int, most: float) -> None:
+        """Interrupt them at each `step`-th point."""
+        for pair in self.pairs:
+            at = 0
+            while self.count < most and self.one(pair, at) > at:
+                at += step
+
+    def some(self, seconds: float, random: Random) -> None:
+        """Interrupt them at points of chance, for so long."""
+        until = time.monotonic() + seconds
+        lengths: dict[str, int] = {}
+        while time.monotonic() < until:
+            pair = random.choice(self.pairs)
+            key = f"{pair[0]}, {pair[1]}"
+            if key not in lengths:
+                lengths[key] = self.one(pair, MOST)
+            else:
+                self.one(pair, random.randrange(lengths[key] or 1))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--count", type=float, default=float("inf"))
+    parser.add_argument("--seconds", type=float, help="points of chance, for so long; default: all points")
+    parser.add_argument("--seed", type=int, help="of these points")
+    parser.add_argument("--count", type=float, default=float("inf"), help="the first so many points")
     parser.add_argument("--step", type=int, default=1, help="only each n-th point")
     parser.add_argument("names", nargs="*", help="scenarios; default: all")
     options = parser.parse_args()
-    faults = time.monotonic() + options.seconds
-    count, lost = sweep(options.names or list(scenarios()), step=options.step, until=faults, most=options.count)
-    print(*lost[:20], sep="\n", file=sys.stderr, end="\n" if lost else "")
-    print(f"interrupts: {count:,} points, {len(lost)} lost")
-    return 1 if lost else 0
+    sweep = Sweep(options.names or list(scenarios()))
+    if options.seconds is None:
+        sweep.all(options.step, options.count)
+    else:
+        sweep.some(options.seconds, Random(options.seed))
+    processes.end_all()
+    shutil.rmtree(sweep.root, ignore_errors=True)
+    print(*sweep.lost[:20], sep="\n", file=sys.stderr, end="\n" if sweep.lost else "")
+    print(f"interrupts: {sweep.count:,} points, {len(sweep.lost)} lost")
+    return 1 if sweep.lost else 0
 
 
 if __name__ == "__main__":

@@ -95,6 +95,34 @@ def test_every_field_has_a_nested_variable(policies: Policies, kind: str, field:
         assert policies.error(**{name: empty}).startswith(f"{name}: is empty; unset it")
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field) for kind, model in KINDS.items() for field in model.model_fields]
+)
+def test_every_field_has_a_flat_variable(policies: Policies, kind: str, field: str) -> None:
+    policies.write(base="policies: {api: }")
+    name = f"OPERO_API_{kind}_{field}".upper()
+    empty = " " if field not in ("secret", "url") else ""
+    assert policies.error(**{name: empty}).startswith(f"{name}: is empty; unset it")
+
+
+def test_flat_variables_of_fields_take_the_values_that_files_take(policies: Policies) -> None:
+    found = api(
+        policies,
+        "circuit_breaker: {failure_rate: 0.1}, parallel: thread",
+        OPERO_API_CIRCUIT_BREAKER_OPEN_FOR="PT10S",
+        OPERO_API_CIRCUIT_BREAKER_FAILURE_RATE="50%",
+        OPERO_API_CIRCUIT_BREAKER_WINDOW="10 seconds",
+        OPERO_API_PARALLEL_MAX_MEMORY="2GiB",
+        OPERO_API_RATE_LIMIT_RATE="5/s",
+        OPERO_API_RATE_LIMIT_BURST="3",
+    )
+    assert found.circuit_breaker is not None
+    assert found.parallel is not None
+    breaker = found.circuit_breaker
+    assert (breaker.open_for, breaker.failure_rate, breaker.window) == (10.0, 0.5, 10.0)
+    assert (found.parallel.max_memory, found.rate_limit) == (2**31, RateLimitPolicy(rate=5, burst=3))
+
+
 def test_a_variable_keeps_the_other_fields_of_the_file(policies: Policies) -> None:
     found = api(
         policies,

@@ -205,8 +205,8 @@ min_delay or raise max_delay (see also policies/base.yaml:4:18)
     "right at its anchor, and wrong by its alias": (
         "policies:\n  a: {retry: &r {min_delay: 1}}\n  b:\n    timeout: *r\n",
         """
-        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; known: attempt, enabled, enforce, \
-idle, shadow, total (used through an alias at line 4)
+        policies/base.yaml:2:18: unknown key 'min_delay' in policies.b.timeout; use `retry: {min_delay: …}` \
+(used through an alias at line 4)
            2 |   a: {retry: &r {min_delay: 1}}
              |                  ^^^^^^^^^
         """,

@@ -104,7 +104,9 @@ def test_a_new_ttl_applies_to_results_stored_from_then_on(bind: Any) -> None:
     assert counting.runs(1, 2, 3) == [1, 2]
 
 
-@pytest.mark.parametrize("change", [{"namespace": "other"}, {"key": whole}, {"serializer": "pickle"}])
+@pytest.mark.parametrize(
+    "change", [{"namespace": "other"}, {"key": whole}, {"ignore": "x"}, {"version": 2}, {"serializer": "pickle"}]
+)
 def test_another_store_begins_empty(bind: Any, change: dict[str, Any]) -> None:
     counting = Counting(bind, ttl=60)
     counting.runs(1)

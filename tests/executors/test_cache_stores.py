@@ -339,13 +339,13 @@ def test_the_workers_of_an_async_map_write_concurrently(where: dict[str, Any]) -
 FUNCTION = """
 import os, sys, time
 from opero import Policy
-cache, counter, code = eval(sys.argv[1]), sys.argv[2], sys.argv[3]
+cache = eval(sys.argv[1])
 def count():
-    with open(counter, "a") as file:
+    with open(sys.argv[2], "a") as file:
         file.write(f"{os.getpid()} {time.monotonic()}\\n")
 def compute(key):
     count()
-    exec(code, globals())
+    exec(sys.argv[3], globals())
     return [key, os.getpid()]
 bound = Policy(cache=cache).apply(compute)
 print("ready", flush=True)

@@ -76,8 +76,53 @@ def test_an_invalid_duration_is_rejected_with_its_value_and_examples(wrong: Any)
 
 
 def test_an_unknown_unit_is_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'30secs' is not a duration: unknown unit 'secs'; did you mean 'sec'\?"):
-        parse_duration("30secs")
+    with pytest.raises(ValueError, match=r"'30secz' is not a duration: unknown unit 'secz'; did you mean 'sec'\?"):
+        parse_duration("30secz")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("10 seconds", 10),
+        ("1 hour 30 minutes", 5400),
+        ("5 MINS", 300),
+        ("2 days", 172800),
+        ("1.5 msec", 0.0015),
+        ("PT10S", 10),
+        ("PT0.5S", 0.5),
+        ("pt1,5s", 1.5),
+        ("P1DT12H", 129600),
+        ("P2W", 1209600),
+        (" +PT1H30M ", 5400),
+    ],
+)
+def test_a_duration_may_be_written_in_words_or_as_iso_8601(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["P", "PT", "P1M", "P1Y", "PT1", "P1H", "PT1S1M", "PT-1S", "10 secondss"])
+def test_what_is_no_duration_of_fixed_length_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["0 seconds", "PT0S", "P0DT0H"])
+def test_a_time_limit_of_zero_is_refused_in_any_form(text: str) -> None:
+    with pytest.raises(ValueError, match="> 0"):
+        validate(PositiveDuration, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2**31), ("2Gi", 2**31), ("512M", 512_000_000), ("1.5 TB", 1_500_000_000_000)]
+)
+def test_a_size_may_be_written_as_bytes_are_counted_or_as_kubernetes_does(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("kind", [Ratio, Share])
+def test_a_share_may_be_a_percentage(kind: Any) -> None:
+    assert validate(kind, "50%") == 0.5
+    assert validate(kind, " 12.5 % ") == 0.125
 
 
 @given(st.just(0.0) | st.floats(1e-99, LONGEST))

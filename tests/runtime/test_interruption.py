@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +245,73 @@ def test_an_outer_timeout_leaves_no_slot_of_an_inner_function_taken() -> None:
         with pytest.raises(Expired):
             run_within(1e-3 + number * 1e-6, outer)
         assert bulkhead.running == 0
+
+
+def hanging_handler(seconds: float, began: list[float]) -> logging.Handler:
+    class Hanging(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            began.append(time.monotonic())
+            time.sleep(seconds)
+
+    return Hanging()
+
+
+@pytest.mark.parametrize(("seconds", "is_put_off"), [(0.1, True), (LONG, False)])
+def test_what_opero_calls_for_itself_is_interrupted_only_if_it_hangs(
+    seconds: float, is_put_off: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The circuit breaker logs that it lets a probe through, when it has counted that."""
+    began: list[float] = []
+    handler = hanging_handler(seconds, began)
+    bound: Any = Policy(circuit_breaker={"consecutive_failures": 1, "open_for": 0.001}).apply(
+        lambda error: error and 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        bound(True)
+    time.sleep(0.01)
+    logger = logging.getLogger("opero")
+    caplog.set_level(logging.INFO, "opero")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(Expired):
+            run_within(SOON, lambda: bound(False) or time.sleep(LONG))
+        ended = time.monotonic()
+    finally:
+        logger.removeHandler(handler)
+    assert ended - began[0] >= (seconds if is_put_off else interruption.PATIENCE)
+    assert ended - began[0] < LONG / 2
+    assert bound(False) is False  # the probe has been given back, or has closed the circuit
+    assert bound.binding.circuit_breaker.state == "closed"
+
+
+def test_a_coroutine_that_a_bound_function_awaits_is_interrupted_at_once() -> None:
+    interrupted_at: list[float] = []
+
+    async def busily() -> None:
+        try:
+            busy()
+        finally:
+            interrupted_at.append(time.monotonic())
+
+    bound = Policy(bulkhead=1, circuit_breaker=3).apply(busily)
+    started = time.monotonic()
+    with pytest.raises(Expired):
+        run_within(SOON, asyncio.run, bound())
+    assert interrupted_at[0] - started < LONG / 2
+    assert bound.binding.pipeline.executors["bulkhead"].running == 0
+
+
+@pytest.mark.parametrize(
+    "scenarios",
+    [["all, memory, sync", "bulkhead, sync"], ["all, memory, async"], ["stale, memory", "queue", "breaker, sync"]],
+    ids=lambda names: names[0],
+)
+def test_a_call_that_is_interrupted_at_any_point_leaves_nothing_taken(scenarios: list[str]) -> None:
+    """`python -m tests.chaos.interrupts` does so for every kind of policy, reloads and maps."""
+    command = [sys.executable, "-m", "tests.chaos.interrupts", "--step", "2", *scenarios]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=root)
+    assert re.fullmatch(r"interrupts: \d+ points, 0 lost\n", done.stdout), done.stdout + done.stderr
 
 
 def test_a_handler_that_the_function_installs_to_stay_stays() -> None:

@@ -13,6 +13,7 @@ from opero import (
     AsyncMapped,
     Bound,
     BulkheadPolicy,
+    CacheEntry,
     CacheInfo,
     CachePolicy,
     Changes,
@@ -98,7 +99,11 @@ assert_type(fetch.map(["/a", "/b"]), list[bytes])
 assert_type(fetch.map(("/a", "/b"), 2.0, verify=False), list[bytes])
 assert_type(fetch.map(["/a"], 2.0, journal="run.jsonl"), list[bytes])
 assert_type(next(fetch.stream(["/a"], 2.0, verify=False)), bytes)
+assert_type(fetch.starmap([("/a", 2.0), ("/b",)], verify=False), list[bytes])
+assert_type(fetch.starmap(zip(["/a"], [2.0], strict=True), journal="run.jsonl"), list[bytes])
+assert_type(next(fetch.starstream([("/a", 2.0)], progress=True)), bytes)
 assert_type(fetch.cache_get("/"), bytes | None)
+assert_type(fetch.cache_entry("/"), CacheEntry[bytes] | None)
 fetch.cache_delete("/")
 assert_type(fetch.cache_set(b"", "/", verify=False), bool)
 assert_type(fetch.cache_info(), CacheInfo)
@@ -188,12 +193,15 @@ assert_type(Policy().apply(identity)("a"), str)
 loaded: list[Any] = load_json.map(["a.json"], encoding="ascii")
 streamed: Iterator[Any] = load_json.stream(["a.json"], journal="run.jsonl")
 same: list[int] = identity.map([1, 2])
+star_loaded: list[Any] = load_json.starmap([("a.json", "ascii")])
 also_loaded: list[Any] = load_all_json(["a.json"])
 
 
 async def uses_results_of_any_type() -> None:
     assert_type(await fetch_json.map(["/"]), list[dict[str, Any]])
     assert_type(await anext(fetch_json.stream(["/"])), dict[str, Any])
+    assert_type(await fetch_json.starmap([("/",)]), list[dict[str, Any]])
+    assert_type(await anext(fetch_json.starstream([("/",)])), dict[str, Any])
     assert_type(await identity_async(1), int)
 
 
@@ -302,6 +310,8 @@ assert_type(service.get(1, fresh=True), str)
 assert_type(service.get.map([1, 2], fresh=True), list[str])
 assert_type(next(service.get.stream([1, 2], fresh=True)), str)
 assert_type(service.get.map([1, 2], journal="run.jsonl"), list[str])
+assert_type(service.get.starmap([(1, True)]), list[str])
+assert_type(next(service.get.starstream([(1, True)])), str)
 assert_type(service.get.stats, Stats)
 assert_type(service.get.cache_get(1), str | None)
 assert_type(Service.get(service, 1), str)
@@ -323,6 +333,7 @@ assert_type(Service.load_all([1]), list[str])
 async def uses_async_methods() -> None:
     assert_type(await service.get_async(1), str)
     assert_type(await service.get_async.map([1]), list[str])
+    assert_type(await service.get_async.starmap([(1,)]), list[str])
     assert_type(await anext(service.get_async.stream([1], journal="run.jsonl")), str)
     assert_type(await Service.build_async("x"), Service)
     assert_type(await Service.build_same.map(["x"]), list[Service])
@@ -371,6 +382,8 @@ assert_type(resize(["a"], progress=lambda progress: print(progress.rate)), list[
 assert_type(list(resize.stream(iter("ab"), width=3)), list[bytes])
 assert_type(next(resize.stream(["a"], journal="run.jsonl")), bytes)
 resize.stream(["a"]).close()
+assert_type(resize.starmap([("a", 3)]), list[bytes])
+assert_type(next(resize.starstream([("a", 3)])), bytes)
 assert_type(resize.stats, Stats)
 assert_type(resize.policy, Policy)
 assert_type(resize_with_options(["a"]), list[bytes])
@@ -392,6 +405,8 @@ async def uses_async_maps() -> None:
     assert_type(await resize_async(["a"], width=3), list[bytes])
     assert_type(await load_users_async([1]), list[str])
     assert_type(await resize_async.map(["a"]), list[bytes])
+    assert_type(await resize_async.starmap([("a", 3)]), list[bytes])
+    assert_type(await anext(resize_async.starstream([("a", 3)])), bytes)
     assert_type(await resize_async(some_paths(), journal="run.jsonl"), list[bytes])
     async for each in resize_async.stream(some_paths(), width=3):
         assert_type(each, bytes)

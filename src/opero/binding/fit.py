@@ -108,13 +108,18 @@ def check_fit(target: Target, policy: Policy) -> None:
 
 def _check_cache(policy: CachePolicy, target: Target) -> None:
     """Check that tags name parameters, and that a shared store can tell the function from others."""
-    from opero.cache.digest import name_in_stores
+    from opero.cache.identity import Identity
     from opero.cache.keys import KeyMaker
     from opero.cache.retention import Retention
 
-    name = full_name(target.function) if policy.is_in_memory else name_in_stores(target.function)
-    key = KeyMaker(target.function, policy.key, is_method=target.is_method)
-    Retention(policy, target.clock, key, f"{policy.namespace}:{name}")
+    if not policy.is_in_memory:
+        Identity(target.function, policy)
+    if policy.serializer == "typed":
+        from opero.cache.typed import TypedValues
+
+        TypedValues.of(target.function, target.name)
+    key = KeyMaker(target.function, policy.key, is_method=target.is_method, ignore=policy.ignore)
+    Retention(policy, target.clock, key, f"{policy.namespace}:{full_name(target.function)}")
 
 
 def check_arguments(fields: Mapping[str, Any], function: Any) -> None:

@@ -19,9 +19,10 @@ class Entry:
         usable: from this time on, the value must not be used at all.
         is_error: whether the value is an exception to raise.
         tags: the tags of the result.
+        written: when it was stored.
     """
 
-    __slots__ = ("expires", "is_error", "refresh_at", "tags", "until", "usable", "value")
+    __slots__ = ("expires", "is_error", "refresh_at", "tags", "until", "usable", "value", "written")
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Entry:
         *,
         is_error: bool = False,
         tags: tuple[str, ...] = (),
+        written: float = 0.0,
     ) -> None:
         self.until = NEVER if is_error else refresh_at
         self.value = value
@@ -40,3 +42,4 @@ class Entry:
         self.usable = usable
         self.is_error = is_error
         self.tags = tags
+        self.written = written

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import clear_cache, forgo, register
-from opero.cache.digest import name_in_stores
+from opero.cache.entry import FOREVER
 from opero.cache.keys import KeyMaker
 from opero.cache.open_store import BUILT_IN, open_store
 from opero.cache.retention import Retention, copied
@@ -15,10 +15,11 @@ from opero.cache.single_flight import SingleFlight
 from opero.cache.stores import MemoryStore
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome
-from opero.values import CacheInfo
+from opero.values import CacheEntry, CacheInfo
 
 if TYPE_CHECKING:
     from opero.cache.entry import Entry
+    from opero.cache.identity import Identity
     from opero.cache.stores import EntryStore, Snapshot
     from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
@@ -34,7 +35,7 @@ class FunctionCache:
         function: the function.
         keeps_error: returns whether an exception is stored.
         is_method: whether its first parameter is an instance.
-        before: the cache that this one may replace. The function keeps its name in shared stores, which for a local
+        before: the cache that this one may replace. The function keeps its identity in shared stores, which for a local
             function also depends on closure variables that may change.
 
     Attributes:
@@ -43,6 +44,7 @@ class FunctionCache:
         retention: makes the entries.
         region: the dogpile.cache region.
         store: the store of the entries.
+        identity: what the function is called in a shared store; None in memory.
         single_flight: the running computations.
         stats: those of the function; None without one.
 
@@ -62,17 +64,15 @@ class FunctionCache:
     ) -> None:
         self.policy = policy
         self.clock = clock
-        # In this process a function is identified by itself; in a shared store only by its name.
-        self.stored_as: str | None = None if before is None else before.stored_as
-        if policy.is_in_memory:
-            name = full_name(function)
-        else:
-            name = self.stored_as = self.stored_as or name_in_stores(function)
-        self.name = f"{policy.namespace}:{name}"
-        self.key = KeyMaker(function, policy.key, is_method=is_method)
+        self.name = f"{policy.namespace}:{full_name(function)}"
+        self.key = KeyMaker(
+            function, policy.key, is_method=is_method, ignore=policy.ignore, is_shared=not policy.is_in_memory
+        )
         self.retention = Retention(policy, clock, self.key, self.name, keeps_error)
-        self.region, opened = open_store(policy, clock, name)
+        self.region, opened = open_store(policy, clock, function, None if before is None else before.identity)
         self.store: EntryStore = opened
+        # In this process a function is identified by itself.
+        self.identity: Identity | None = None if isinstance(opened, MemoryStore) else opened.identity
         self.is_shared = opened.is_shared
         self.retention.now = opened.now
         self.single_flight = SingleFlight()
@@ -109,9 +109,16 @@ class FunctionCache:
 
     def _store_identity(self) -> tuple[Any, ...]:
         policy, store = self.policy, self.store
-        common: tuple[Any, ...] = policy.backend.removeprefix("opero."), policy.namespace, policy.key
+        common: tuple[Any, ...] = (
+            policy.backend.removeprefix("opero."),
+            policy.namespace,
+            policy.key,
+            policy.ignore,
+            policy.version,
+        )
         if isinstance(store, MemoryStore):
             return *common, store.codec and (store.codec.serializer, store.codec.secret)
+        common = *common, policy.app, policy.follow_code
         return *common, store.breaker.name, type(policy).model_construct(arguments=policy.arguments)  # type: ignore[attr-defined]
 
     # What users may ask for
@@ -120,6 +127,19 @@ class FunctionCache:
         """Return the cached result of a call with these arguments, even if stale; None if there is none."""
         entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
         return None if entry is None or entry.is_error else entry.value
+
+    def entry(self, *args: Any, **kwargs: Any) -> CacheEntry[Any] | None:
+        """Return the cached result of a call with these arguments, even if stale, and its times; None if there is none.
+
+        So a result that is None is told from none.
+        """
+        entry = self.store.read(self.key(args, kwargs), self.retention.tags(args, kwargs))
+        if entry is None or entry.is_error:
+            return None
+        now = self.store.now()
+        return CacheEntry(
+            entry.value, max(0.0, now - entry.written), None if entry.expires == FOREVER else entry.expires - now
+        )
 
     def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
         """Store a value as the result of a call with these arguments, and return whether it was stored."""

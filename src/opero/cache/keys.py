@@ -2,100 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Collection, Hashable, Mapping
 from inspect import Parameter
-from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError
+from opero.cache.content import NoKeyError, freeze
+from opero.cache.digest import digest
+from opero.cache.instances import token_of
+from opero.errors import ConfigError, nearest
 from opero.runtime.functions import full_name, is_async_function, signature_of
 from opero.runtime.generated import ANY, Parameters, generate
 
-PLAIN = (str, int, float, bool, bytes, complex, type(None))
-
-
-def freeze(value: Any) -> Hashable:
-    """Return a hashable equivalent of a value; equal values of different types (1, 1.0, True) get different ones."""
-    kind = type(value)
-    if kind is str or kind is int or value is None:
-        return value  # type: ignore[no-any-return]
-    if kind is float:
-        # As text, 0.0 and -0.0 differ, and NaN is equal to itself.
-        return kind, value if value != 0 and value == value else str(value)
-    if isinstance(value, list | tuple):
-        return kind, tuple(freeze(each) for each in value)
-    if isinstance(value, OrderedDict):
-        return kind, tuple((freeze(key), freeze(each)) for key, each in value.items())
-    if isinstance(value, Mapping):
-        return kind, frozenset((freeze(key), freeze(each)) for key, each in value.items())
-    if isinstance(value, Set):
-        return kind, frozenset(freeze(each) for each in value)
-    own = None if isinstance(value, type) else getattr(kind, "__opero_key__", None)
-    if own is not None:
-        return kind, freeze(value.__opero_key__() if callable(own) else value.__opero_key__)
-    try:
-        number = hash(value)
-    except (TypeError, ValueError):  # ValueError: a writable memoryview
-        # Arrays and other unhashable values are identified by a hash of their content.
-        from joblib import hash as content_hash
-
-        return kind, content_hash(value.tobytes() if kind is memoryview else value)
-    return kind, Hashed(value, number) if type(kind.__hash__) is FunctionType else value
-
-
-def is_plain(key: Any) -> bool:
-    """Return whether comparing a key runs no Python code, so that looking it up in a dictionary is atomic."""
-    kind = type(key)
-    if kind is tuple or kind is frozenset:
-        return all(map(is_plain, key))
-    return kind in PLAIN or kind is Token or (isinstance(key, type) and _hash_of(kind) is type.__hash__)
-
-
-def _hash_of(kind: Any) -> Any:
-    return kind.__hash__
-
-
-class Hashed:
-    """A value whose class computes its hash in Python. It is asked once, however often the key is looked up."""
-
-    __slots__ = ("number", "value")
-
-    def __init__(self, value: Any, number: int) -> None:
-        self.value = value
-        self.number = number
-
-    def __hash__(self) -> int:
-        return self.number
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hashed) and self.number == other.number and bool(self.value == other.value)
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-class Token(int):
-    """Identifies, within this process, an instance that has no value of its own."""
-
-    __slots__ = ()
-
-
-class Identity:
-    """Identifies an instance that has no value of its own and does not support weak references."""
-
-    __slots__ = ("instance",)
-
-    def __init__(self, instance: object) -> None:
-        self.instance = instance
-
-    def __hash__(self) -> int:
-        return id(self.instance)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.instance is other.instance
+if TYPE_CHECKING:
+    from types import FunctionType
 
 
 def _is_value(kind: Any) -> bool:
@@ -105,9 +24,19 @@ def _is_value(kind: Any) -> bool:
 
 KEY = """
 def generated({parameters}):
-    return {key}
+    try:
+        return {key}
+    except NO_KEY as _error:
+        raise explained(_error, {args}, {kwargs}) from None
 """
-NAMESPACE = {"__name__": __name__, "freeze": freeze}
+NO_KEY = (NoKeyError, RecursionError)
+NAMESPACE = {"__name__": __name__, "freeze": freeze, "NO_KEY": NO_KEY}
+
+
+class Digest(str):
+    """A key for stores that outlive the process, as text that is the same in every process."""
+
+    __slots__ = ()
 
 
 class KeyMaker:
@@ -118,22 +47,36 @@ class KeyMaker:
         key: the policy's own key function, which is called with the call's arguments; None for the default key.
         is_method: whether the first parameter is an instance. Instances have separate keys unless they define
             `__opero_key__` (a value, or a method that returns it), or `__eq__` and `__hash__`.
+        ignore: the names of parameters that are not part of the default key.
+        is_shared: whether the keys are for a store that outlives the process.
 
     Attributes:
         of: makes the key of a call: `of(*args, **kwargs)`; where `key` is async, only `awaited` does.
         is_async: whether `key` is async.
         parameters: the function's parameters by name; empty if its signature cannot be read.
+
+    Raises:
+        ConfigError: `ignore` has a name that is not a parameter.
     """
 
-    def __init__(self, function: Callable[..., Any], key: Callable[..., Any] | None, *, is_method: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        key: Callable[..., Any] | None,
+        *,
+        is_method: bool,
+        ignore: Collection[str] = (),
+        is_shared: bool = False,
+    ) -> None:
         self.signature = signature_of(function)
         self.parameters: Mapping[str, Parameter] = self.signature.parameters if self.signature is not None else {}
         self.key = key
         self.is_async = is_async_function(key)
         self.is_method = is_method
+        self.ignore = frozenset(ignore)
+        self.is_shared = is_shared
         self.name: str = getattr(function, "__qualname__", "function")
-        self._tokens: dict[int, tuple[weakref.ref[Any], Token]] = {}
-        self._next_token = itertools.count()
+        self._check_ignored()
         self.of: Callable[..., Hashable] = self.compiled()
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
@@ -152,6 +95,9 @@ class KeyMaker:
             parts: further parts of the template.
         """
         parameters, key, used = self._expression()
+        if self.is_shared:
+            used["digested"], key = _digested, f"digested({key})"
+        used["explained"] = self._explained
         made = generate(template, parameters, {**used, **(values or {})}, NAMESPACE, key=key, **parts)
         made.__qualname__ = made.__name__ = self.name  # for the TypeError of a call with wrong arguments
         return made
@@ -167,12 +113,17 @@ class KeyMaker:
         expressions: list[str] = []
         for index, parameter in enumerate(self.parameters.values()):
             kind, name = parameter.kind, f"{{{parameters.names.index(parameter.name)}}}"
-            if kind is Parameter.VAR_POSITIONAL:
+            if parameter.name in self.ignore:
+                continue
+            if kind is Parameter.VAR_KEYWORD and not self.ignore <= self.parameters.keys():
+                used["without"] = self._without_ignored
+                expressions.append(f"(freeze(without({name})) if {name} else ())")
+            elif kind is Parameter.VAR_POSITIONAL:
                 expressions.append(f"(tuple(map(freeze, {name})) if {name} else ())")
             elif kind is Parameter.VAR_KEYWORD:
                 expressions.append(f"(freeze({name}) if {name} else ())")
             elif index == 0 and self.is_method:
-                used["instance"] = self.instance_key
+                used["instance"] = instance_key
                 expressions.append(f"instance({name})")
             else:
                 first, second = ("str", "int") if parameter.annotation in (str, "str") else ("int", "str")
@@ -193,7 +144,8 @@ class KeyMaker:
     async def awaited(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         """Return the key of a call by the policy's async key function."""
         assert self.key is not None
-        return "key", freeze(await self.key(*args, **kwargs))
+        key = "key", freeze(await self.key(*args, **kwargs))
+        return _digested(key) if self.is_shared else key
 
     def _by_position(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         return freeze(args), freeze(kwargs)
@@ -206,35 +158,64 @@ class KeyMaker:
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def instance_key(self, instance: Any) -> Hashable:
-        """Return the part of a method's key that identifies the instance.
+    def _check_ignored(self) -> None:
+        if self.ignore and self.signature is None:
+            raise ConfigError(f"{self.name}: cache.ignore has no effect, as its parameters are unknown; set cache_key")
+        if any(each.kind is Parameter.VAR_KEYWORD for each in self.parameters.values()):
+            return
+        for name in self.ignore - self.parameters.keys():
+            raise ConfigError(
+                f"{self.name}: cache.ignore has {name!r}, which is not a parameter of the function"
+                f"{nearest(name, self.parameters)}"
+            )
 
-        It is never the address, as another instance may later have the same.
-        """
-        kind = type(instance)
-        if isinstance(instance, type):  # a class method's class; its `__opero_key__` is meant for its instances
-            return kind, instance
-        own = getattr(instance, "__opero_key__", None)
-        if own is not None:
-            return kind, freeze(own() if callable(own) else own)
-        if _is_value(kind):
-            return freeze(instance)
-        held = self._tokens.get(id(instance))
-        if held is not None and held[0]() is instance:
-            return kind, held[1]
-        token = Token(next(self._next_token))
-        address = id(instance)
-        try:
-            reference = weakref.ref(instance, lambda gone: self._forget(address, gone))
-        except TypeError:
-            return kind, Identity(instance)
-        entry = reference, token
-        held = self._tokens.setdefault(address, entry)  # another thread may have added one meanwhile
-        if held[0]() is not instance:
-            held = self._tokens[address] = entry
-        return kind, held[1]
+    def _without_ignored(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in kwargs.items() if name not in self.ignore}
 
-    def _forget(self, address: int, gone: weakref.ref[Any]) -> None:
-        held = self._tokens.get(address)
-        if held is not None and held[0] is gone:
-            del self._tokens[address]
+    def _explained(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exception:
+        """Return an error that names the argument that cannot be part of a key, and what to do about it."""
+        if isinstance(error, RecursionError):
+            why = "it refers to itself, or is nested too deeply: set cache_key"
+        else:
+            why = str(error)
+        name = None if self.key is not None else self._culprit(args, kwargs)
+        if name is None:
+            return ConfigError(f"{self.name} has no cache key: {why}")
+        if self.is_method and name == next(iter(self.parameters)):
+            return ConfigError(f"{self.name}: its instance cannot be part of a cache key: {why}")
+        return ConfigError(
+            f"{self.name}: its argument {name!r} cannot be part of a cache key: {why}, or leave it out: "
+            f"cache: {{ignore: [{name}]}}"
+        )
+
+    def _culprit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        first = next(iter(self.parameters), None) if self.is_method else None
+        arguments = self.arguments(args, kwargs)
+        for parameter in self.parameters.values():
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+        for name, value in arguments.items():
+            if name in self.ignore:
+                continue
+            try:
+                frozen = instance_key(value) if name == first else freeze(value)
+                if self.is_shared:
+                    _digested(frozen)
+            except NO_KEY:
+                return name
+        return None
+
+
+def _digested(key: Hashable) -> Digest:
+    return Digest(digest(key))
+
+
+def instance_key(instance: Any) -> Hashable:
+    """Return the part of a method's key that identifies the instance."""
+    kind = type(instance)
+    if isinstance(instance, type):  # a class method's class; its `__opero_key__` is meant for its instances
+        return kind, instance
+    own = getattr(instance, "__opero_key__", None)
+    if own is not None:
+        return kind, freeze(own() if callable(own) else own)
+    return freeze(instance) if _is_value(kind) else (kind, token_of(instance))

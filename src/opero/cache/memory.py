@@ -7,14 +7,18 @@ import itertools
 import threading
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
+from opero.cache.content import is_plain
 from opero.cache.entry import FOREVER
 from opero.runtime.forking import renew_in_child
+
+if TYPE_CHECKING:
+    from opero.cache.instances import Dependent, Token
 
 SLACK = 64
 PURGE_DELAY = 0.05
@@ -27,6 +31,8 @@ class MemoryBackend(CacheBackend):
     Where comparing keys runs no Python code, a reader may look up a key in `values` and mark it as used without the
     lock: each is one atomic operation of the ordered dictionary. All methods hold the lock. Values are released after
     it, so the only user code that runs under the lock is the comparison of keys.
+
+    Values whose keys contain an instance (see `opero.cache.instances`) are removed when that is gone.
 
     Args:
         arguments: `max_size`: the maximum number of values; `clock`: a function that returns the current time for
@@ -54,6 +60,9 @@ class MemoryBackend(CacheBackend):
         self._number = itertools.count()
         self._tags: dict[str, set[Any]] = {}
         self._tags_of: dict[Any, tuple[str, ...]] = {}
+        self._with: dict[Token, set[Any]] = {}  # the keys that contain an instance
+        self._gone: deque[Token] = deque()
+        self._reference: weakref.ref[Dependent] = weakref.ref(self)
         renew_in_child(self, "_lock")
 
     def after_fork(self) -> None:
@@ -97,12 +106,19 @@ class MemoryBackend(CacheBackend):
 
     # Extensions
 
-    def put(self, key: Any, value: Any, expires: float = FOREVER, tags: tuple[str, ...] = ()) -> None:
-        """Store a value with an expiry time and tags."""
+    def put(
+        self,
+        key: Any,
+        value: Any,
+        expires: float = FOREVER,
+        tags: tuple[str, ...] = (),
+        tokens: Collection[Token] = (),
+    ) -> None:
+        """Store a value with an expiry time, tags, and the tokens of the instances in its key."""
         removed: list[Any] = []
         sooner = False
         with self._lock:
-            if self._expiries:
+            if self._expiries or self._gone:
                 self._purge(removed)
             removed.append(self._drop(key))
             self.values[key] = value
@@ -121,6 +137,9 @@ class MemoryBackend(CacheBackend):
                 self._tags_of[key] = tags
                 for tag in tags:
                     self._tags.setdefault(tag, set()).add(key)
+            for token in tokens:
+                self._with.setdefault(token, set()).add(key)
+                token.dependents[id(self)] = self._reference
             if len(self.values) > self.max_size:
                 self._evict(removed)
         if sooner and self.on_expiring is not None:
@@ -142,6 +161,19 @@ class MemoryBackend(CacheBackend):
             self._purge(removed)
             return self._expiries[0][0] if self._expiries else None
 
+    def forget(self, token: Token) -> None:
+        """Remove the values whose keys contain an instance that is gone.
+
+        It is called wherever the instance ends, even within a method of this cache: then the next one removes them.
+        """
+        self._gone.append(token)
+        if not self._lock._is_owned() and self._lock.acquire(blocking=False):  # type: ignore[attr-defined]
+            removed: list[Any] = []
+            try:
+                self._remove_gone(removed)
+            finally:
+                self._lock.release()
+
     def delete_tagged(self, tags: Iterable[str]) -> None:
         """Remove every value that has one of these tags."""
         removed: list[Any] = []
@@ -156,7 +188,7 @@ class MemoryBackend(CacheBackend):
             while self.values:  # not iteration: readers without the lock may change the order meanwhile
                 removed.append(self.values.popitem())
             self._expiries.clear()
-            for index in (self._due, self._tags, self._tags_of):
+            for index in (self._due, self._tags, self._tags_of, self._with):
                 index.clear()
 
     # These require the lock
@@ -167,7 +199,12 @@ class MemoryBackend(CacheBackend):
             removed += (value, self._drop(oldest))
             self.evictions += 1
 
+    def _remove_gone(self, removed: list[Any]) -> None:
+        while self._gone:
+            removed.extend([self._drop(key) for key in list(self._with.get(self._gone.popleft(), ()))])
+
     def _purge(self, removed: list[Any]) -> None:
+        self._remove_gone(removed)
         now, expiries = self.now(), self._expiries
         while expiries and expiries[0][0] <= now:
             _, number, key = heapq.heappop(expiries)
@@ -185,6 +222,15 @@ class MemoryBackend(CacheBackend):
             keys.discard(key)
             if not keys:
                 del self._tags[tag]
+        if self._with:
+            tokens: list[Token] = []
+            is_plain(key, tokens)
+            for token in tokens:
+                keys = self._with.get(token, set())
+                keys.discard(key)
+                if not keys:
+                    self._with.pop(token, None)
+                    token.dependents.pop(id(self), None)
         return value
 
 

@@ -19,6 +19,7 @@ from dogpile.cache.backends import _backend_loader
 from dogpile.cache.exception import PluginNotFound
 
 from opero.cache.database import FILE, make_directory
+from opero.cache.identity import Identity
 from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
@@ -26,11 +27,13 @@ from opero.cache.redis_address import place_of
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
+from opero.cache.typed import TypedValues, UnfitError
 from opero.errors import ConfigError, MissingExtraError, describe, message_of, nearest
 from opero.policies.cache import IN_PROCESS, LACKS_TTL, ON_THIS_MACHINE
 from opero.policies.types import approximate_duration
 from opero.runtime.clock import SYSTEM
 from opero.runtime.forking import RenewedLock
+from opero.runtime.functions import full_name
 from opero.runtime.log import log
 from opero.runtime.trusted_paths import distrusted
 
@@ -44,25 +47,28 @@ NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 UNUSABLE = "the cache's {shown} cannot be used: {why}; choose another cache_dir"
 
 
-def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, MemoryStore | SharedStore]:
+def open_store(
+    policy: CachePolicy, clock: Clock, function: Callable[..., Any], before: Identity | None = None
+) -> tuple[Any, MemoryStore | SharedStore]:
     """Open the dogpile.cache region that a policy asks for, and return it with its store.
 
     Args:
         policy: the cache policy.
         clock: the source of time.
-        name: the function's name, `module.qualname`.
+        function: the function whose results it holds.
+        before: the identity of the function in the store that this one may replace.
 
     Raises:
         ConfigError: the backend is unknown, or cannot be opened with these options.
         MissingExtraError: the backend needs an extra that is not installed.
     """
     kind = policy.backend.removeprefix("opero.")
-    full_name = f"{policy.namespace}:{name}"
+    name = f"{policy.namespace}:{full_name(function)}"
     # Plain memory needs no settings, and reading them takes as long as all the rest.
     settings = CacheSettings() if kind == "memory" and policy.serializer is None else CacheSettings.read()
-    codec = _codec(policy, settings, kind, full_name)
+    codec = _codec(policy, settings, kind, name, function)
     if kind == "memory":
-        region = make_region(name=full_name).configure(
+        region = make_region(name=name).configure(
             "opero.memory", arguments={"max_size": policy.max_size, "clock": clock.monotonic}
         )
         backend: Any = region.backend
@@ -70,18 +76,21 @@ def open_store(policy: CachePolicy, clock: Clock, name: str) -> tuple[Any, Memor
             purge_in_background(backend)
         return region, MemoryStore(backend, clock, codec)
     assert codec is not None
+    identity = Identity(function, policy, settings.app, on_network=kind not in ON_THIS_MACHINE)
+    if before is not None and before.is_made_as(identity):
+        identity = before
     store_name, arguments = _arguments(policy, settings, kind)
     if kind == "disk":
-        _prepare_directory(arguments, full_name, codec, store_name)
-    _check_places(kind, arguments, full_name, codec)
-    region = _region(full_name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
-    _check_ttl(policy, full_name)
+        _prepare_directory(arguments, name, codec, store_name)
+    _check_places(kind, arguments, name, codec)
+    region = _region(name, f"opero.{kind}" if kind in BUILT_IN else kind, arguments, store_name)
+    _check_ttl(policy, name)
     limit = None if kind in BUILT_IN or kind in IN_PROCESS else _with_timeout(policy.store_timeout)
     store = SharedStore(
         region.backend,
         _breaker(store_name, arguments, clock, limit),
         policy.namespace,
-        name,
+        identity,
         codec,
         clock,
         deletion_ttl=policy.lock_timeout,
@@ -151,7 +160,9 @@ def _check_directory(directory: Path, name: str, shown: str) -> None:
         raise ConfigError(f"{name}: {UNUSABLE.format(shown=shown, why=why)}") from error
 
 
-def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -> Codec | None:
+def _codec(
+    policy: CachePolicy, settings: CacheSettings, kind: str, name: str, function: Callable[..., Any] | None = None
+) -> Codec | None:
     secret = policy.secret or settings.secret
     serializer: str | None = policy.serializer
     if serializer is None:
@@ -159,6 +170,11 @@ def _codec(policy: CachePolicy, settings: CacheSettings, kind: str, name: str) -
             return None
         unsigned = "pickle" if kind in ON_THIS_MACHINE else "json"
         serializer = unsigned if secret is None else "signed_pickle"
+        if serializer == "json" and function is not None:
+            with suppress(UnfitError):
+                return Codec("typed", values=TypedValues(function))
+    if serializer == "typed" and function is not None:
+        return Codec(serializer, values=TypedValues.of(function, name))
     if serializer != "signed_pickle":
         return Codec(serializer)
     if secret is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ KINDS = {"redis": "", "rediss": "", "unix": "", "redis+sentinel": "sentinel", "r
 KINDS |= {"redis+cluster": "cluster", "rediss+cluster": "cluster"}
 """Scheme of a URL → what is there: a server, sentinels, or a cluster."""
 FORMS = (
-    "use redis://[[user]:password@]host[:port][/db], redis+sentinel://[[user]:password@]host[:port],…/service[/db] or "
-    "redis+cluster://[[user]:password@]host[:port],…, with rediss for TLS; or unix://…"
+    "use redis://host:port/database, redis+sentinel://host:port,…/service/database or redis+cluster://host:port,…, "
+    "each with user and password before the first host if there are any, and with rediss for TLS; or unix://path"
 )
+ESCAPES = "in a password, write @ as %40, / as %2F, ? as %3F and # as %23"
+NO_HOST, NO_SERVICE, NO_NUMBER = "a host is missing", "the name of the service is missing", "the database is no number"
+REASONS = (NO_HOST, NO_SERVICE, NO_NUMBER)
 SENTINEL_PORT = 26379
 OF_SENTINELS = ("sentinel_username", "sentinel_password")
 """Options for the sentinels themselves."""
@@ -76,8 +80,11 @@ def read_address(url: str, timeout: float, arguments: Mapping[str, Any]) -> Addr
         nodes, service, plain = _split(kind, scheme.partition("+")[0], rest)
         found, connection_class = _parsed(plain)
     except ValueError as error:
-        # The error quotes the URL, which may have a password.
-        reason = f" ({message_of(error)})" if "@" not in url and "?" not in url else ""
+        # Other errors quote the URL, which may have a password.
+        is_harmless = "@" not in url or str(error) in REASONS or str(error).startswith("Invalid value for '")
+        is_split = "@" in "".join(re.split("[/?#]", rest, maxsplit=1)[1:])  # within the password
+        told = ESCAPES if is_split else message_of(error) if is_harmless else ""
+        reason = f" ({told})" if told else ""
         raise ValueError(f"invalid redis URL{reason}: {FORMS}") from None
     query = set(found) - {"host", "port", "username", "password", "path"}
     for place, options in (("arguments", arguments), ("url", {name: found[name] for name in query})):
@@ -122,16 +129,16 @@ def _split(kind: str, scheme: str, rest: str) -> tuple[tuple[tuple[str, int], ..
     for each in hosts.split(","):
         found = urlsplit(f"//{each.strip()}")
         if not found.hostname:
-            raise ValueError("a host is missing")
+            raise ValueError(NO_HOST)
         nodes.append((unquote(found.hostname), found.port or default))
     service = ""
     if kind == "sentinel":
         service, _, path = path.partition("/")
         service = unquote(service)
         if not service:
-            raise ValueError("the name of the service is missing")
+            raise ValueError(NO_SERVICE)
     if path and not path.isdecimal():
-        raise ValueError("the database is not a number")
+        raise ValueError(NO_NUMBER)
     return tuple(nodes), service, f"{scheme}://{user}{at}host/{path}{mark}{query}"
 
 
@@ -141,7 +148,7 @@ def _parsed(url: str) -> tuple[dict[str, Any], Any]:
     module: Any = redis.connection
     parsed = urlsplit(url)
     if not parsed.scheme.startswith("unix") and parsed.path.strip("/") and not parsed.path.strip("/").isdecimal():
-        raise ValueError("the database is not a number")
+        raise ValueError(NO_NUMBER)
     found = dict(module.parse_url(url))
     connection_class = found.pop("connection_class", module.Connection)
     for name in FLAGS:

@@ -114,18 +114,21 @@ class Retention:
         ttl = policy.error_ttl if error is not None and policy.error_ttl is not None else asked
         if ttl is None:
             ttl = self._ttl(key)
+        now = self.now()
         if ttl is None:
-            return Entry(outcome.value if error is None else copied(error), is_error=error is not None, tags=tags)
+            value = outcome.value if error is None else copied(error)
+            return Entry(value, is_error=error is not None, tags=tags, written=now)
         if ttl == 0:
             return None
         if policy.ttl_jitter:
             ttl *= 1 - self.clock.random.random() * policy.ttl_jitter
-        now = self.now()
         expires = now + ttl
         if error is not None:
-            return Entry(copied(error), expires, expires, expires, is_error=True, tags=tags)
+            return Entry(copied(error), expires, expires, expires, is_error=True, tags=tags, written=now)
         early = min(policy.early_refresh or 0.0, ttl / 2 if callable(policy.ttl) else ttl)
-        return Entry(outcome.value, expires - early, expires, expires + (policy.stale_ttl or 0.0), tags=tags)
+        return Entry(
+            outcome.value, expires - early, expires, expires + (policy.stale_ttl or 0.0), tags=tags, written=now
+        )
 
     def _ttl(self, key: Hashable) -> float | None:
         ttl = self.policy.ttl

@@ -1,4 +1,4 @@
-"""Serializers of cache entries: JSON, pickle, and signed pickle."""
+"""Serializers of cache entries: JSON, JSON by the return annotation, pickle, and signed pickle."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import pickle
 import struct
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opero.cache.entry import FOREVER, Entry
 from opero.errors import describe
 from opero.policies.types import approximate_duration
 from opero.runtime import pickling
+
+if TYPE_CHECKING:
+    from opero.cache.typed import TypedValues
 
 # Format, serializer, is_error, written, refresh_at, expires, usable. Then follow the number of tokens, the tokens of
 # the tags, the value, and the signature, or a checksum where entries are not signed. Both include the key, so that no
@@ -24,7 +27,7 @@ SIGNATURE, CHECKSUM = 32, 8
 MOST_SKEW = 60.0
 """Seconds by which the clocks of two machines may differ. What was written later than that from now shows that a clock
 has been set back, after which an entry may seem not to have expired yet."""
-LETTERS = {"json": b"j", "pickle": b"p", "signed_pickle": b"s"}
+LETTERS = {"typed": b"t", "json": b"j", "pickle": b"p", "signed_pickle": b"s"}
 
 
 class SerializationError(Exception):
@@ -39,11 +42,13 @@ class Codec:
     """Converts entries to bytes and back. It reads what its serializer writes and nothing else.
 
     Args:
-        serializer: the serializer: "json", "pickle" or "signed_pickle".
+        serializer: the serializer: "typed", "json", "pickle" or "signed_pickle".
         secret: the key that signs pickles; None if the serializer signs nothing.
+        values: what "typed" writes and reads results by.
     """
 
-    def __init__(self, serializer: str, secret: bytes | None = None) -> None:
+    def __init__(self, serializer: str, secret: bytes | None = None, values: TypedValues | None = None) -> None:
+        self.values = values
         self.serializer = serializer
         self.secret = secret
         self._letter = LETTERS[serializer]
@@ -100,16 +105,21 @@ class Codec:
         end = start + data[HEADER.size] * TOKEN
         tokens = tuple(data[at : at + TOKEN] for at in range(start, end, TOKEN))
         try:
-            value = json.loads(data[end:]) if letter == LETTERS["json"] else pickle.loads(data[end:])
+            if self.values is not None:
+                value = self.values.loads(data[end:])
+            else:
+                value = json.loads(data[end:]) if letter == LETTERS["json"] else pickle.loads(data[end:])
         except Exception as error:
             raise UnreadableError(describe(error)) from error
-        return Entry(value, *times, is_error=bool(is_error)), tokens
+        return Entry(value, *times, is_error=bool(is_error), written=written), tokens
 
     def _dumped(self, entry: Entry) -> bytes:
         try:
-            if self.serializer == "json":
+            if self.serializer in ("typed", "json"):
                 if entry.is_error:
                     raise SerializationError("JSON cannot represent exceptions; use serializer 'signed_pickle'")
+                if self.values is not None:
+                    return self.values.dumps(entry.value)
                 _check_json(entry.value, "the result")
                 return json.dumps(entry.value, ensure_ascii=False).encode()
             written = pickling.dumps(entry.value)

@@ -23,11 +23,13 @@ class CacheSettings:
         redis_url: `OPERO_CACHE_REDIS_URL`, the URL of the `redis` backend.
         secret: `OPERO_CACHE_SECRET`, the key that signs pickles.
         dir: `OPERO_CACHE_DIR`, the directory of the `disk` backend.
+        app: `OPERO_CACHE_APP`, the name of the program whose results are stored.
     """
 
     redis_url: SecretStr | None = None
     secret: SecretStr | None = None
     dir: Path | None = None
+    app: str | None = None
 
     @classmethod
     def read(cls) -> CacheSettings:
@@ -46,8 +48,10 @@ class CacheSettings:
                 raise error_at(PREFIX + name, message_of(error)) from None
 
         url, secret, folder = (value(name) for name in ("REDIS_URL", "SECRET", "DIR"))
+        app = value("APP")
         return cls(
             None if url is None else SecretStr(url),
             None if secret is None else SecretStr(secret),
             None if folder is None else Path(folder),
+            None if app is None else app.strip() or None,
         )

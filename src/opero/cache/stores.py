@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dogpile.cache.api import NO_VALUE
 
+from opero.cache.content import is_plain
 from opero.cache.digest import digest
 from opero.cache.entry import FOREVER, NEVER, Entry
-from opero.cache.keys import is_plain
+from opero.cache.keys import Digest
 from opero.cache.outage import StoreBreaker, ThrottledFailure
 from opero.cache.serializers import TOKEN, Codec, UnreadableError
 
 if TYPE_CHECKING:
+    from opero.cache.identity import Identity
+    from opero.cache.instances import Token
     from opero.cache.memory import MemoryBackend
     from opero.runtime.clock import Clock
 
@@ -98,11 +102,13 @@ class MemoryStore:
 
     def write(self, key: Hashable, entry: Entry, snapshot: Snapshot | None = None) -> bool:
         usable, tags = entry.usable, entry.tags
+        tokens: list[Token] = []
+        plain = is_plain(key, tokens)
         if self.codec is not None:
-            entry = Entry(self.codec.encode("", entry), NEVER, entry.expires, usable)
-        elif not is_plain(key):
+            entry = Entry(self.codec.encode("", entry, (), entry.written), NEVER, entry.expires, usable)
+        elif not plain:
             entry.until = NEVER
-        self.backend.put(key, entry, usable, tags)
+        self.backend.put(key, entry, usable, tags, tokens)
         return True
 
     def delete(self, key: Hashable) -> None:
@@ -137,7 +143,7 @@ class SharedStore:
         backend: the dogpile.cache backend.
         breaker: runs the backend's operations.
         namespace: the policy's namespace.
-        name: the function's name.
+        identity: what the function is called in stores.
         codec: converts entries to bytes and back.
         clock: the source of time.
         deletion_ttl: seconds for which the token of a deleted key is kept: the longest time of a computation.
@@ -152,7 +158,7 @@ class SharedStore:
         backend: Any,
         breaker: StoreBreaker,
         namespace: str,
-        name: str,
+        identity: Identity,
         codec: Codec,
         clock: Clock,
         *,
@@ -163,20 +169,31 @@ class SharedStore:
         self.backend = backend
         self.breaker = breaker
         self.namespace = namespace = _clean(namespace).replace("%", "%25").replace(":", "%3A").replace("#", "%23")
-        name = _clean(name)
-        self.prefix = f"{namespace}:{name}:"  # escaped, so that no namespace's keys begin with another namespace
+        self.identity = identity
         self.codec = codec
         self.now = clock.time
         self.deletion_ttl = deletion_ttl
         self.max_size = max_size
         self.has_mutex = has_mutex
-        self.unreadable = ThrottledFailure("unreadable", f"{namespace}:{name}", clock)
+        self.unreadable = ThrottledFailure("unreadable", f"{namespace}:{identity.name}", clock)
         self._can_expire = hasattr(backend, "set_expiring")
-        self._cleared = f"{namespace}#{name}"
         breaker.users.add(self)
         # If the backend cannot delete a function's keys, all its entries share a tag, which `clear` changes.
-        self._common_tokens = () if hasattr(backend, "clear_prefix") else (self._cleared,)
+        self._has_prefixes = hasattr(backend, "clear_prefix")
         self._writes = 0
+
+    @functools.cached_property
+    def prefix(self) -> str:
+        """What the function's keys begin with: escaped, so that no namespace's keys begin with another namespace."""
+        return f"{self.namespace}:{_clean(self.identity.text)}:"
+
+    @functools.cached_property
+    def _cleared(self) -> str:
+        return f"{self.namespace}#{_clean(self.identity.text)}"
+
+    @functools.cached_property
+    def _common_tokens(self) -> tuple[str, ...]:
+        return () if self._has_prefixes else (self._cleared,)
 
     def ask(self) -> object:
         """Read a few bytes; fails if the store does not answer."""
@@ -189,7 +206,8 @@ class SharedStore:
     # Keys in the backend
 
     def _key(self, key: Hashable) -> str:
-        return f"{self.prefix}{{{digest(key)}}}"  # in braces: a redis cluster keeps what belongs to a key together
+        text = key if type(key) is Digest else digest(key)
+        return f"{self.prefix}{{{text}}}"  # in braces: a redis cluster keeps what belongs to a key together
 
     def _gone(self, name: str) -> str:
         return f"{self.namespace}#gone:{name.removeprefix(self.namespace)[1:]}"

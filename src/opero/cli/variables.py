@@ -26,6 +26,7 @@ GENERAL = {
     "OPERO_ENV_FILE": "a file of more variables",
     "OPERO_SECRETS_DIR": "a directory with one file per variable",
     "OPERO_RECEIPTS": "whether exceptions have the receipts of their calls",
+    "OPERO_CACHE_APP": "the name of the program whose results are cached",
     "OPERO_CACHE_DIR": "the directory of disk caches",
     "OPERO_CACHE_REDIS_URL": "the server of redis caches",
     "OPERO_CACHE_SECRET": "the key that signs cached pickles",

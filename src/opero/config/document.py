@@ -21,7 +21,7 @@ from opero.problems import MASK
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-KEYS = ("policies", "defaults", "functions", "import_from", "alerts")
+KEYS = ("policies", "defaults", "functions", "import_from", "alerts", "extends")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
 FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
@@ -41,7 +41,8 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
 
     Args:
         document: a mapping with `policies:` (name → profile), `defaults:` (for all profiles), `functions:` (name or
-            glob → policies of these functions), `import_from:` (modules) and `alerts:` (name → alert).
+            glob → policies of these functions), `import_from:` (modules), `alerts:` (name → alert) and `extends:` (an
+            environment).
         name: the name of the file in messages.
         report: receives the problems.
     """
@@ -50,6 +51,7 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
     profiles: dict[str, Section] = {}
     functions: dict[str, Section] = {}
     import_from: Marked | None = None
+    extends: Marked | None = None
     alerts: dict[str, Marked] = {}
     for key, entry in entries.items():
         if key not in KEYS:
@@ -59,6 +61,11 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
             report.hide_texts(entry)
         elif key == "import_from":
             import_from = _read_modules(entry, report)
+        elif key == "extends":
+            if isinstance(entry.value, str):
+                extends = entry
+            elif entry.value not in (None, BROKEN):
+                report.add(entry.source, f"extends must be the name of an environment, not {shown(entry.value)}")
         elif entry.value is None:
             continue
         elif key == "alerts":
@@ -77,7 +84,7 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
             for each, body in mapping_of(entry, "`functions:`", report, advice).items():
                 if _check_function(each, body, report):
                     functions[each] = _read_section(body, f"functions.{each}", report, "policy")
-    return ConfigLayer(name, defaults, profiles, functions, import_from, alerts)
+    return ConfigLayer(name, defaults, profiles, functions, import_from, alerts, extends)
 
 
 def _check_function(name: str, body: Marked, report: Report) -> bool:

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,7 @@ class Location:
         chosen_in: the pyproject.toml that names the directory, if one does.
         chosen_by: what names the directory, such as "OPERO_CONFIG"; "" if nothing does.
         warnings: what is not an error but should be checked.
+        found: environment, or "base" → its file, of all in the directory.
     """
 
     environment: str
@@ -47,6 +48,7 @@ class Location:
     chosen_in: Path | None = None
     chosen_by: str = ""
     warnings: tuple[str, ...] = ()
+    found: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def locate(
             warnings = warnings or (f"{env.by}: {_missing(env, folder, found)}; only base.yaml applies",)
         elif (named.by and not files) or (files and env.by and env.value != DEFAULT_ENVIRONMENT):
             _refuse(env, folder, found)
-    return Location(env.value, folder, files, named.file, named.by or f"{show_path(folder)} was found", warnings)
+    by = named.by or f"{show_path(folder)} was found"
+    return Location(env.value, folder, files, named.file, by, warnings, found)
 
 
 def _missing(env: _Named, folder: Path, found: Mapping[str, Path]) -> str:

@@ -25,6 +25,7 @@ BEYOND_THE_SCHEMA = {
     "secrets": "in fallback.values, secret:NAME must name a secret that exists",
     "alerts": "what makes a condition is one of event, share, state, any and all, and other fields go with one of them",
     "profiles": "`extends`, `policy` and canaries name a profile, which may be in another file",
+    "environments": "`extends` of a file names an environment that has a file",
     "imports": "names of functions and exceptions must be importable, allowed by import_from, and of the right type",
     "tags": 'braces in a tag must contain the name of a parameter: "user:{user_id}"',
     "json in text": 'a ttl may be JSON in text, as in variables: "{hot: 1h}" is not JSON',
@@ -112,6 +113,11 @@ def json_schema() -> dict[str, Any]:
                 "description": "The modules, with their submodules, that names may be imported from. Default: any.",
                 "anyOf": [{"type": "array", "items": module}, module],
                 "examples": [["app", "requests"]],
+            },
+            "extends": {
+                "description": "The environment whose file this one lies over, besides base.yaml.",
+                "type": ["string", "null"],
+                "examples": ["production"],
             },
             "alerts": {
                 "description": "Alerts by name, which the default registry runs. Null removes one.",

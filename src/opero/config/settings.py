@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,13 +14,15 @@ from opero.config.composition import profile_names
 from opero.config.configuration import Configuration, validated
 from opero.config.document import read_document
 from opero.config.environment import read_enabled, read_variables
-from opero.config.location import locate, show_path
+from opero.config.location import BASE, locate, show_path
 from opero.config.permissions import writable_warnings
 from opero.config.report import Report
 from opero.config.secret_values import resolve_references
 from opero.config.sources import ConfigLayer
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
 from opero.config.yaml_source import read_yaml
+from opero.errors import nearest
+from opero.policies.quantities import quoted
 from opero.runtime.environment_files import HERE
 from opero.runtime.named_secrets import SecretFinder
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from opero.config.environment import RawValue
+    from opero.config.location import Location
+    from opero.config.sources import Marked
 
 
 class LayerSource(PydanticBaseSettingsSource):
@@ -64,9 +68,11 @@ class Settings(BaseSettings):
     layers: dict[str, InstanceOf[ConfigLayer]] = {}
 
     @classmethod
-    def read(cls, files: tuple[Path, ...], variables: Mapping[str, Mapping[str, RawValue]], report: Report) -> Self:
-        """Read files and variables, lowest precedence first; problems are added to `report`."""
-        layers = [layer for path in files if (layer := _read_file(path, report)) is not None]
+    def read(
+        cls, files: Mapping[Path, ConfigLayer | None], variables: Mapping[str, Mapping[str, RawValue]], report: Report
+    ) -> Self:
+        """Join files and variables, lowest precedence first; problems are added to `report`."""
+        layers = [layer for layer in files.values() if layer is not None]
         functions = dict.fromkeys(each for layer in layers for each in layer.functions)
         complete = len(layers) == len(files)
         read: list[tuple[ConfigLayer, bool | None]] = [(layer, None) for layer in layers]
@@ -94,6 +100,45 @@ class Settings(BaseSettings):
         return tuple(LayerSource(settings_cls, *each) for each in reversed(init_settings.init_kwargs["read"]))
 
 
+def _read_files(location: Location, report: Report) -> dict[Path, ConfigLayer | None]:
+    """Return the files of an environment with their contents, lowest precedence first; None for what cannot be read.
+
+    These are base.yaml, then the files that the environment's file extends, from the farthest, then that file itself.
+    """
+    own: dict[Path, ConfigLayer | None] = {}
+    environment: str | None = location.environment if location.environment != BASE else None
+    names: list[str] = []
+    while environment is not None and environment in location.found:
+        names.append(environment)
+        layer = own[location.found[environment]] = _read_file(location.found[environment], report)
+        extends = None if layer is None else layer.extends
+        environment = None if extends is None else _extended(extends, names, location, report)
+    base = location.found.get(BASE)
+    if base is None:
+        return dict(reversed(own.items()))
+    layer = _read_file(base, report)
+    if layer is not None and layer.extends is not None:
+        text = "base.yaml extends nothing, as it lies below the files of all environments; remove `extends`"
+        report.add(layer.extends.place, text)
+    return {base: layer, **dict(reversed(own.items()))}
+
+
+def _extended(extends: Marked, names: Sequence[str], location: Location, report: Report) -> str | None:
+    """Return the environment that a file extends; None if it cannot, which is reported."""
+    name = str(extends.value)
+    if name in names:
+        report.add(extends.source, f"circular `extends`: {' → '.join([*names, name])}; remove one of them")
+    elif name == BASE:
+        report.add(extends.source, "every file lies over base.yaml; remove `extends`")
+    elif name not in location.found:
+        known = [each for each in location.found if each != BASE and each not in names]
+        text = f"extends the environment {quoted(name)}, which has no file{nearest(name, known)}"
+        report.add(extends.source, text)
+    else:
+        return name
+    return None
+
+
 def _read_file(path: Path, report: Report) -> ConfigLayer | None:
     name = show_path(path)
     document = read_yaml(path, name, report)
@@ -111,7 +156,8 @@ def load(
 ) -> Configuration:
     """Load the configuration of an environment.
 
-    The layers are, lowest precedence first, `base.yaml`, `<environment>.yaml`, and variables from secrets, a `.env`
+    The layers are, lowest precedence first, `base.yaml`, the file of an environment that `<environment>.yaml` extends,
+    `<environment>.yaml`, and variables from secrets, a `.env`
     file and the process. `opero.policies.merging` defines how they are merged. A profile that `extends` another starts
     from the effective values of that profile, including its variables; its own statements, in any layer, have
     precedence.
@@ -137,7 +183,8 @@ def load(
     report = Report()
     variables, held_in = collect_variables(environ, env_file, secrets_dir, report, base)
     location = locate(directory, environment, flatten(variables), report, places_of(variables))
-    settings = Settings.read(location.files, variables, report)
+    files = _read_files(location, report)
+    settings = Settings.read(files, variables, report)
     layers = tuple(settings.layers.values())
     resolve_references(layers, SecretFinder(environ, env_file, secrets_dir, base), report)
     read = [each for each in (location.chosen_in, location.directory, *location.files, *held_in) if each is not None]
@@ -145,7 +192,7 @@ def load(
         environment=location.environment,
         directory=location.directory,
         enabled=settings.enabled,
-        files=location.files,
+        files=tuple(files),
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
         warnings=(
@@ -158,7 +205,7 @@ def load(
         _loaded=report,
     )
     # If a file could not be read, what seems to be missing may be in it, so missing parts are not reported.
-    complete = len(layers) == len(location.files) + len(variables)
+    complete = len(layers) == len(files) + len(variables)
     configuration = validated(configuration, report, complete=complete)
     report.raise_if_any(entries=[name for layer in layers for name in layer.functions])
     return configuration

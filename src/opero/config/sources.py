@@ -273,6 +273,7 @@ class ConfigLayer:
         functions: name or glob → its section.
         import_from: the modules that names may be imported from; None if not set.
         alerts: name of an alert → a mapping of its fields; null removes the alert.
+        extends: the environment whose file this one lies over; None if not set.
     """
 
     name: str
@@ -281,6 +282,7 @@ class ConfigLayer:
     functions: Mapping[str, Section] = field(default_factory=dict)
     import_from: Marked | None = None
     alerts: Mapping[str, Marked] = field(default_factory=dict)
+    extends: Marked | None = None
 
     def __repr__(self) -> str:
         # pydantic-settings logs the results of sources; values may be secret, so only names are shown.

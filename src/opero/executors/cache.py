@@ -39,7 +39,10 @@ FIRST_POLL, LONGEST_POLL = 0.005, 0.1
 
 HIT = """
 def generated({parameters}):
-    _key = {key}
+    try:
+        _key = {key}
+    except NO_KEY as _error:
+        raise explained(_error, {args}, {kwargs}) from None
     {count}
     _entry = get(_key)
     if _entry is None or _entry.until <= now():

@@ -127,8 +127,8 @@ def _encoded(value: Any) -> bytes:
     try:
         if reveal is not None:
             return b"c" + _encoded(reveal())
+        from opero.cache.content import freeze
         from opero.cache.digest import digest
-        from opero.cache.keys import freeze
 
         return b"d" + digest(freeze(value)).encode()
     except Exception:  # noqa: BLE001  # a value of any type, which cannot be a key in a store

@@ -7,20 +7,25 @@ cannot be instantiated. What the decorators return is in `decorated_types`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Generator, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, final, overload
+from collections.abc import Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from opero.policies.map_types import (
+    AsyncMap,
+    AsyncStarMap,
+    AsyncStarStream,
+    AsyncStream,
+    Map,
+    StarMap,
+    StarStream,
+    Stream,
+)
 
 if TYPE_CHECKING:
-    import os
-    from typing import Literal
-
     from opero.observe.stats import Stats
+    from opero.policies.map_types import MapAttribute, OnlyAny, StarMapAttribute, StarStreamAttribute, StreamAttribute
     from opero.policies.policy import Policy
-    from opero.values import CacheInfo, Progress
-
-    Owner = type["Bound[Concatenate[T, P], Any]"] | None  # None: else pyright gives up on results with Any
-    StrPath = str | os.PathLike[str]
-    ShowProgress = bool | Literal["auto"] | Callable[[Progress], object] | None
+    from opero.values import CacheEntry, CacheInfo
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -31,35 +36,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 U = TypeVar("U")
-Items_contra = TypeVar("Items_contra", contravariant=True)
-
-AnyItems = Iterable[T] | AsyncIterable[T]
-
-
-@final
-class OnlyAny:
-    """A type that no function returns. Where it is the result, only functions annotated `-> Any` match.
-
-    Their overload comes first, because `Any` also matches the `Coroutine` of the overloads for async functions.
-    """
-
-
-class ItemFunction(Protocol[T_contra, R_co]):
-    """A function whose first parameter is an item."""
-
-    def __call__(self, item: T_contra, /, *args: Any, **kwargs: Any) -> R_co: ...
-
-
-class BatchFunction(Protocol[T, R]):
-    """A function that takes a list of items and returns a list of results."""
-
-    def __call__(self, items: list[T], /, *args: Any, **kwargs: Any) -> list[R]: ...
-
-
-class AsyncBatchFunction(Protocol[T, R]):
-    """An async function that takes a list of items and returns a list of results."""
-
-    def __call__(self, items: list[T], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, list[R]]: ...
 
 
 class CircuitBreakerControl(Protocol):
@@ -138,78 +114,6 @@ class BoundAttributes(ABC):
         """Hits, misses, the number of cached results, and evictions."""
 
 
-class MapFunction(ABC, Generic[Items_contra, P, R_co]):
-    """A function that calls another for many items: what `f.map` and `f.stream` are."""
-
-    @overload
-    def __call__(self, items: Items_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-    @overload
-    def __call__(
-        self,
-        items: Items_contra,
-        /,
-        *args: Any,
-        journal: StrPath,
-        failed_only: bool = False,
-        progress: ShowProgress = None,
-        **kwargs: Any,
-    ) -> R_co: ...
-    @overload
-    def __call__(self, items: Items_contra, /, *args: Any, progress: ShowProgress, **kwargs: Any) -> R_co: ...
-    @abstractmethod
-    def __call__(self, items: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call the function for every item, in parallel; further arguments go to every call.
-
-        Args:
-            items: any iterable; for an async function also an async iterable.
-            journal: a file that records finished items, so that a later run skips them.
-            failed_only: run only the items that the journal records as failed.
-            progress: as `ParallelPolicy.progress`, or a callable that receives each `Progress`.
-        """
-
-
-Map = MapFunction[Iterable[T], P, list[R]]
-AsyncMap = MapFunction[AnyItems[T], P, Coroutine[Any, Any, list[R]]]
-Stream = MapFunction[Iterable[T], P, Generator[R, None, None]]
-AsyncStream = MapFunction[AnyItems[T], P, AsyncGenerator[R, None]]
-
-
-class MapAttribute(Protocol):
-    """The type of `Bound.map`, which follows from the function that is bound.
-
-    `instance` gives the types of items and results, `owner` the parameters after the first. For a single
-    `Callable[Concatenate[T, P], R]`, which would give all of them, mypy --strict refuses a function with `**kwargs`.
-    """
-
-    @overload
-    def __get__(self, instance: ItemFunction[T, OnlyAny], owner: Owner[T, P]) -> Map[T, P, Any]: ...
-    @overload
-    def __get__(self, instance: AsyncBatchFunction[T, R], owner: Owner[list[T], P]) -> AsyncMap[T, P, R]: ...
-    @overload
-    def __get__(self, instance: ItemFunction[T, Coroutine[Any, Any, R]], owner: Owner[T, P]) -> AsyncMap[T, P, R]: ...
-    @overload
-    def __get__(self, instance: BatchFunction[T, R], owner: Owner[list[T], P]) -> Map[T, P, R]: ...
-    @overload
-    def __get__(self, instance: ItemFunction[T, R], owner: Owner[T, P]) -> Map[T, P, R]: ...
-
-
-class StreamAttribute(Protocol):
-    """The type of `Bound.stream`: as `MapAttribute`, but the results come from a generator."""
-
-    @overload
-    def __get__(self, instance: ItemFunction[T, OnlyAny], owner: Owner[T, P]) -> Stream[T, P, Any]: ...
-    @overload
-    def __get__(self, instance: AsyncBatchFunction[T, R], owner: Owner[list[T], P]) -> AsyncStream[T, P, R]: ...
-    @overload
-    def __get__(
-        self, instance: ItemFunction[T, Coroutine[Any, Any, R]], owner: Owner[T, P]
-    ) -> AsyncStream[T, P, R]: ...
-    @overload
-    def __get__(self, instance: BatchFunction[T, R], owner: Owner[list[T], P]) -> Stream[T, P, R]: ...
-    @overload
-    def __get__(self, instance: ItemFunction[T, R], owner: Owner[T, P]) -> Stream[T, P, R]: ...
-
-
 class Signature(Protocol[F_co]):
     """The signature of what is called, or called for each item, which overloads of `__get__` take apart."""
 
@@ -226,6 +130,12 @@ class Bound(BoundAttributes, Generic[P, R_co]):
     stream: ClassVar[StreamAttribute]
     """As `map`, but yield each result as it is ready, and read the items as they are needed."""
 
+    starmap: ClassVar[StarMapAttribute]
+    """As `map`, for items that are tuples of arguments."""
+
+    starstream: ClassVar[StarStreamAttribute]
+    """As `stream`, for items that are tuples of arguments."""
+
     @property
     @abstractmethod
     def _signature(self) -> Callable[P, R_co]:
@@ -241,6 +151,14 @@ class Bound(BoundAttributes, Generic[P, R_co]):
     @abstractmethod
     def cache_get(self, *args: Any, **kwargs: Any) -> Any:
         """Return the cached result of a call with these arguments, or None."""
+
+    @overload
+    def cache_entry(self: AsyncBound[Q, U], *args: Q.args, **kwargs: Q.kwargs) -> CacheEntry[U] | None: ...
+    @overload
+    def cache_entry(self, *args: P.args, **kwargs: P.kwargs) -> CacheEntry[R_co] | None: ...
+    @abstractmethod
+    def cache_entry(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the cached result of a call with these arguments, its age and the time left; None if there is none."""
 
     @abstractmethod
     def cache_set(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> bool:
@@ -275,6 +193,16 @@ class Mapped(BoundAttributes, Map[T_contra, P, R_co], Generic[T_contra, P, R_co]
     @abstractmethod
     def stream(self) -> Stream[T_contra, P, R_co]:
         """As `map`, but yield each result as it is ready, and read the items as they are needed."""
+
+    @property
+    @abstractmethod
+    def starmap(self) -> StarMap[R_co]:
+        """As `map`, for items that are tuples of arguments."""
+
+    @property
+    @abstractmethod
+    def starstream(self) -> StarStream[R_co]:
+        """As `stream`, for items that are tuples of arguments."""
 
     @overload
     def __get__(
@@ -320,6 +248,16 @@ class AsyncMapped(BoundAttributes, AsyncMap[T_contra, P, R_co], Generic[T_contra
     @abstractmethod
     def stream(self) -> AsyncStream[T_contra, P, R_co]:
         """As `map`, but yield each result as it is ready, and read the items as they are needed."""
+
+    @property
+    @abstractmethod
+    def starmap(self) -> AsyncStarMap[R_co]:
+        """As `map`, for items that are tuples of arguments."""
+
+    @property
+    @abstractmethod
+    def starstream(self) -> AsyncStarStream[R_co]:
+        """As `stream`, for items that are tuples of arguments."""
 
     @overload
     def __get__(

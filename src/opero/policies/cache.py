@@ -148,6 +148,51 @@ def _directory(value: Any) -> Any:
 Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema(NAME_SCHEMA)]
 
 
+def _version(value: Any) -> Any:
+    """Also accept a number, as YAML reads `version: 2`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and (not isinstance(value, str) or not value.strip()):
+        raise ValueError(f"{quoted(value)} is not a version: use text or a number, such as 2 or '2026-11'")
+    return str(value).strip()
+
+
+Version = Annotated[
+    str,
+    BeforeValidator(_version),
+    named_schema("Version", [NAME_SCHEMA, {"type": "number"}], 2, "2026-11"),
+]
+
+
+def _app(value: Any) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{quoted(value)} is not the name of a program: use text, such as billing")
+    return value.strip()
+
+
+App = Annotated[str, BeforeValidator(_app), WithJsonSchema(NAME_SCHEMA)]
+
+
+def _ignored(value: Any) -> Any:
+    """Validate the names of parameters; a single one needs no list."""
+    each = (value,) if isinstance(value, str) else value
+    if not isinstance(each, list | tuple | set | frozenset):
+        raise ValueError(f"{quoted(value)} is not a list of parameters: use names, such as [session]")
+    return tuple(each_of(each, _parameter))
+
+
+def _parameter(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{quoted(name)} is not the name of a parameter")
+    return name
+
+
+Ignored = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_ignored),
+    named_schema("Parameters", [NAME_SCHEMA, {"type": "array", "items": NAME_SCHEMA}], ["session"]),
+]
+
+
 def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> ValidationError:
     """Make an error that does not show the input, as pydantic's own would."""
     wrong = InitErrorDetails(type=PydanticCustomError(kind, text, context), input=HIDDEN)
@@ -184,7 +229,7 @@ Secret = Annotated[
 ]
 
 
-Serializer = Literal["json", "pickle", "signed_pickle"]
+Serializer = Literal["typed", "json", "pickle", "signed_pickle"]
 
 
 class CachePolicy(BasePolicy):
@@ -201,7 +246,17 @@ class CachePolicy(BasePolicy):
             backend, with its `arguments`. Default "memory".
         key: a function of the call's arguments that returns the key. Default: the arguments, normalized by the
             function's signature.
+        ignore: the names of parameters that are not part of the key, such as a session or a logger: calls that differ
+            only in them share a result. Default: none.
         namespace: the first part of the cache region's name, which is `namespace:module.qualname`. Default "opero".
+        app: the name of the program whose results these are in a store that outlives the process: programs with the
+            same name share the results of functions with the same module and name. Default: environment variable
+            `OPERO_CACHE_APP`, else the path of the function's file, and the name of its project.
+        version: a number or text to change when the function returns something else for the same arguments: results of
+            another version are not used. Default: none.
+        follow_code: whether results are used only by the code that has computed them: the function's, and that of
+            functions, classes and constants in the same file that it refers to. Scripts, notebooks, lambdas and local
+            functions always do. Default false.
         max_size: the maximum number of results in `memory`; the least recently used is evicted first. For `disk` it
             applies only if set, and the oldest is evicted first. Default 1000.
         stale_ttl: how long after `ttl` a stale result may still be served while it is refreshed in the background, or
@@ -219,10 +274,11 @@ class CachePolicy(BasePolicy):
             result in its place. If not, they try one at a time, until one succeeds. Default true.
         tags: names of groups of results, for `clear_cache(tags=...)`; "user:{user_id}" is formatted with the call's
             arguments. Default: none.
-        serializer: how stores serialize values: "json" (lossless, or an error), "pickle" or "signed_pickle". What
-            another one has written is not read. Default: "signed_pickle" if there is a secret, else "pickle" on disk
-            and "json" in network stores. `memory` keeps the objects themselves, or copies made by a serializer if one
-            is set.
+        serializer: how stores serialize values: "typed" (JSON, which comes back as the return annotation says), "json"
+            (lossless, or an error), "pickle" or "signed_pickle". What another one has written is not read. Default:
+            "signed_pickle" if there is a secret, else "pickle" on disk, and in network stores "typed" where the
+            function's return annotation says what to expect, else "json". `memory` keeps the objects themselves, or
+            copies made by a serializer if one is set.
         secret: the key that signs pickles, and the journals of maps. Default: environment variable
             `OPERO_CACHE_SECRET`.
         allow_unsigned_pickle: allow serializer "pickle" in a network store, and clients that unpickle by themselves:
@@ -250,7 +306,11 @@ class CachePolicy(BasePolicy):
     ttl: TimeToLive = None
     backend: str = "memory"
     key: Function | None = None
+    ignore: Ignored = ()
     namespace: str = "opero"
+    app: App | None = None
+    version: Version | None = None
+    follow_code: Flag = False
     max_size: PositiveCount = 1000
     stale_ttl: PositiveDuration | None = None
     early_refresh: PositiveDuration | None = None
@@ -293,7 +353,11 @@ class CachePolicy(BasePolicy):
             ttl: DurationLike | Callable[[], DurationLike] | AdaptiveTTL | Mapping[str, Any] | None = None,
             backend: str = "memory",
             key: Callable[..., Any] | str | None = None,
+            ignore: str | Collection[str] = (),
             namespace: str = "opero",
+            app: str | None = None,
+            version: str | float | None = None,
+            follow_code: bool = False,
             max_size: int = 1000,
             stale_ttl: DurationLike | None = None,
             early_refresh: DurationLike | None = None,
@@ -324,6 +388,10 @@ class CachePolicy(BasePolicy):
                 f"early_refresh ({format_duration(self.early_refresh)}) is not less than the "
                 f"{'lowest ' if least is not self.ttl else ''}ttl ({format_duration(least)}), so every hit would "
                 "refresh; lower early_refresh or raise ttl"
+            )
+        if self.ignore and self.key is not None:
+            raise self._wrong(
+                "ignore has no effect with a key, which decides what counts by itself; remove one of them"
             )
         if self.error_ttl is not None and not self.errors:
             raise self._wrong("error_ttl has no effect without errors: set errors: true, or remove error_ttl")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Never, ParamSpec, P
 from opero.policies.bound_types import Bound, BoundAttributes
 
 if TYPE_CHECKING:
-    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny, Signature
+    from opero.policies.bound_types import AsyncMapped, Mapped, Signature
+    from opero.policies.map_types import OnlyAny
 
 F_co = TypeVar("F_co", covariant=True)
 P = ParamSpec("P")

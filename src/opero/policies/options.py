@@ -64,7 +64,11 @@ class Options(TypedDict, total=False):
     cache_ttl: DurationLike | Callable[[], DurationLike] | AdaptiveTTL | Mapping[str, Any] | None
     cache_backend: str
     cache_key: Callable[..., Any] | str | None
+    cache_ignore: str | Collection[str]
     cache_namespace: str
+    cache_app: str | None
+    cache_version: str | float | None
+    cache_follow_code: bool
     cache_max_size: int
     cache_stale_ttl: DurationLike | None
     cache_early_refresh: DurationLike | None
@@ -121,6 +125,7 @@ class Options(TypedDict, total=False):
     on_error: OnError
     max_failures: float | str | None
     worker_retries: int
+    inner_threads: int | Literal["auto"]
     concurrency: int
     window: int | Literal["auto"]
     deadline: DurationLike | None

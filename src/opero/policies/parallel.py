@@ -60,6 +60,9 @@ class ParallelPolicy(BasePolicy):
         executor: a `concurrent.futures.Executor` to use instead of the workers of `mode`, a function that returns one,
             or the import path of either ("app.pools:make"). An executor that is passed stays open; one that a
             function returns is shut down. Default None.
+        inner_threads: how many threads BLAS and OpenMP may start in each worker process of "process" and
+            "async_process"; "auto": its share of the processors, unless the program has set `OMP_NUM_THREADS` and the
+            like. Default "auto".
         initializer: called once in each process, without arguments, before its first item, in any mode; may be an
             import path ("app.setup:connect"). Default None.
         address: the scheduler of "dask", or the cluster of "ray". Default None: the current connection, else a cluster
@@ -84,6 +87,7 @@ class ParallelPolicy(BasePolicy):
     deadline: PositiveDuration | None = None
     max_memory: Size | None = None
     executor: ExecutorLike | None = None
+    inner_threads: CountOrAuto = "auto"
     initializer: Function | None = None
     address: Address | None = None
 
@@ -107,6 +111,7 @@ class ParallelPolicy(BasePolicy):
             deadline: DurationLike | None = None,
             max_memory: int | str | None = None,
             executor: Executor | Callable[[], Executor] | str | None = None,
+            inner_threads: int | Literal["auto"] = "auto",
             initializer: Callable[[], object] | str | None = None,
             address: str | None = None,
         ) -> None: ...

@@ -206,7 +206,7 @@ class Policy(StrictModel):
                 each["type"] == "unknown_field" or (len(each["loc"]) > 1 and each["type"] != "missing")
                 for each in error.errors()
             ):
-                refused = refusal(error, names)
+                refused = refusal(error, names, partial=True)
         if refused is not None:
             raise refused
 

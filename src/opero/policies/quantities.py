@@ -29,20 +29,30 @@ UNITS = {
     "us": 1e-6,
     "µs": 1e-6,  # the micro sign
     "μs": 1e-6,  # the Greek letter
-    "ms": 1e-3,
-    "s": 1.0,
-    "sec": 1.0,
-    "m": 60.0,
-    "min": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
+    **dict.fromkeys(("microsecond", "microseconds"), 1e-6),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
 }
-PERIODS = {**UNITS, "second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+ISO_UNITS = {"w": 7 * 86400.0, "d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 MOST_BITS = 13_000
 """Larger integers, of some 4,000 digits, are refused: Python does not write them as decimals unless told to."""
 LONGEST = 36500 * 86400.0
 """100 years: the longest time in seconds. Every clock, timer and date can hold it."""
-SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+SIZES = {
+    **dict.fromkeys(("", "b"), 1),
+    **dict.fromkeys(("kb", "k"), 10**3),
+    **dict.fromkeys(("mb", "m"), 10**6),
+    **dict.fromkeys(("gb", "g"), 10**9),
+    **dict.fromkeys(("tb", "t"), 10**12),
+    **dict.fromkeys(("kib", "ki"), 2**10),
+    **dict.fromkeys(("mib", "mi"), 2**20),
+    **dict.fromkeys(("gib", "gi"), 2**30),
+    **dict.fromkeys(("tib", "ti"), 2**40),
+}
+"""Units of sizes, as bytes are counted and as Kubernetes writes them."""
 
 
 def any_case(words: Iterable[str]) -> str:
@@ -64,10 +74,18 @@ UNIT = any_case(UNITS)
 PARTS = rf"({NUMBER}{SPACE}|({NUMBER}{SPACE}{UNIT}{SPACE})+)"
 POSITIVE_PARTS = rf"(?!({ZERO}{SPACE}|({ZERO}{SPACE}{UNIT}{SPACE})+)$){PARTS}"
 
+ISO_NUMBER = r"[0-9]{1,20}([.,][0-9]{1,20})?"
+_ISO_TIME = rf"[tT]({ISO_NUMBER}[hH]({ISO_NUMBER}[mM])?({ISO_NUMBER}[sS])?|{ISO_NUMBER}[mM]({ISO_NUMBER}[sS])?|{ISO_NUMBER}[sS])"
+ISO_PARTS = (
+    rf"[pP]({ISO_NUMBER}[wW]({ISO_NUMBER}[dD])?({_ISO_TIME})?|{ISO_NUMBER}[dD]({_ISO_TIME})?|{_ISO_TIME}){SPACE}"
+)
+"""A duration of ISO 8601 without years and months, whose length is not fixed: PT10S, P1DT12H."""
+POSITIVE_ISO_PARTS = rf"(?=[pPtTwWdDhHmMsS0.,]*[1-9]){ISO_PARTS}"
+
 POSITIVE_NUMBER_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}$"
-DURATION_TEXT = rf"^{SPACE}\+?{PARTS}$"
-POSITIVE_DURATION_TEXT = rf"^{SPACE}\+?{POSITIVE_PARTS}$"
-RATE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(PERIODS)}{SPACE}|{POSITIVE_PARTS}))?$"
+DURATION_TEXT = rf"^{SPACE}\+?({PARTS}|{ISO_PARTS})$"
+POSITIVE_DURATION_TEXT = rf"^{SPACE}\+?({POSITIVE_PARTS}|{POSITIVE_ISO_PARTS})$"
+RATE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(UNITS)}{SPACE}|{POSITIVE_PARTS}))?$"
 INTEGER = r"[0-9]{1,20}(\.0{0,20})?([eE]\+?[0-9]{1,2})?"
 COUNT_TEXT = rf"^{SPACE}\+?{INTEGER}{SPACE}$"
 POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{INTEGER}{SPACE}$"
@@ -83,6 +101,7 @@ UP_TO_ONE = rf"(0?\.[0-9]{{1,20}}|0\.?|1(\.0{{0,20}})?|{SMALL})"
 RATIO_TEXT = rf"^{SPACE}\+?{UP_TO_ONE}{SPACE}$"
 PERCENT = rf"([0-9]{{1,2}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}|100(\.0{{0,20}})?){SPACE}%{SPACE}"
 SHARE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{UP_TO_ONE}{SPACE}$"
+RATIO_PERCENT_TEXT = rf"^{SPACE}\+?{PERCENT}$"
 SHARE_PERCENT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{PERCENT}$"
 AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{INTEGER}|{any_case(['auto'])}){SPACE}$"
 
@@ -133,7 +152,7 @@ def parse_number(value: object, text: str = rf"^{SPACE}\+?{NUMBER}{SPACE}$") -> 
 
 
 def parse_duration(value: object) -> float:
-    """Convert a number of seconds, a `timedelta`, or text such as "250ms", "30s", "1h30m" to seconds."""
+    """Return the seconds of a number, a `timedelta`, or text such as "250ms", "10 seconds", "1h30m", "PT10S"."""
     if isinstance(value, timedelta):
         number: float | None = value.total_seconds()
     else:
@@ -156,7 +175,11 @@ def parse_duration(value: object) -> float:
 def _seconds(text: str) -> float | None:
     if not fits(DURATION_TEXT, text):
         return None
-    parts = re.findall(rf"({NUMBER}){SPACE}{UNIT}", text.lower())
+    lower = text.strip().removeprefix("+").lower()
+    if lower.startswith("p"):
+        found = re.findall(rf"({ISO_NUMBER})([wdhms])", lower)
+        return sum(float(amount.replace(",", ".")) * ISO_UNITS[unit] for amount, _, unit in found)
+    parts = re.findall(rf"({NUMBER}){SPACE}{UNIT}", lower)
     return sum(float(amount) * UNITS[unit] for amount, *_, unit in parts) if parts else float(text)
 
 
@@ -180,7 +203,7 @@ def parse_rate(value: object) -> float:
     if number is None and isinstance(value, str) and fits(RATE_TEXT, value):
         amount, _, period = value.partition("/")
         word = period.strip().lower()
-        number = float(amount) / (PERIODS[word] if word in PERIODS else parse_duration(period))
+        number = float(amount) / (UNITS[word] if word in UNITS else parse_duration(period))
     if number is not None:
         if 0 < number < 1 / LONGEST:
             raise ValueError(f"{quoted(value)} is invalid: there must be a permit within 100 years")
@@ -264,6 +287,17 @@ def share_of(value: object) -> float:
     return number
 
 
+def ratio_of(value: object) -> float:
+    """Return a share of 0 or more from a number or a percentage."""
+    _reject_bool(value)
+    if isinstance(value, str) and fits(RATIO_PERCENT_TEXT, value):
+        return float(value.strip().rstrip("%")) / 100
+    number = parse_number(value, RATIO_TEXT)
+    if number is None:
+        raise ValueError(f'{quoted(value)} is invalid: use a number from 0 to 1, such as 0.1, or a percentage ("10%")')
+    return number
+
+
 _SECONDS = {"type": "number", "minimum": 0, "maximum": LONGEST}
 POSITIVE_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST}
 _PERMITS = {"type": "number", "minimum": 1 / LONGEST}
@@ -298,8 +332,17 @@ Factor = Annotated[
 Ratio = Annotated[
     float,
     Field(ge=0, le=1),
-    _number(RATIO_TEXT, "use a number from 0 to 1, such as 0.1"),
-    number_or_text("Ratio", {"type": "number", "minimum": 0, "maximum": 1}, RATIO_TEXT, 0.1),
+    BeforeValidator(ratio_of),
+    named_schema(
+        "Ratio",
+        [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "string", "pattern": RATIO_TEXT},
+            {"type": "string", "pattern": RATIO_PERCENT_TEXT},
+        ],
+        0.1,
+        "10%",
+    ),
 ]
 Share = Annotated[
     float,

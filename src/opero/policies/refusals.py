@@ -44,16 +44,21 @@ def hint(name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
     return nearest(name, known)
 
 
-def refusal(error: ValidationError, names: Mapping[tuple[Any, ...], str] | None = None) -> ConfigError:
+def refusal(
+    error: ValidationError, names: Mapping[tuple[Any, ...], str] | None = None, *, partial: bool = False
+) -> ConfigError:
     """Return a `ConfigError` that says what pydantic's error says, without values that may be secret.
 
     Args:
         error: the error.
         names: path of a value → the name by which it was given, for flat options.
+        partial: whether fields may be missing.
     """
     texts: dict[str, None] = {}
     for each in error.errors(include_url=False):
         path = tuple(each["loc"])
+        if partial and each["type"] == "missing":
+            continue
         name = (names or {}).get(path[:2]) or ".".join(map(str, path))
         text = str(each["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
         value = each["input"]

@@ -23,8 +23,9 @@ from opero.runtime.log import log
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
-    from opero.policies.bound_types import AsyncMapped, Mapped, OnlyAny
+    from opero.policies.bound_types import AsyncMapped, Mapped
     from opero.policies.decorated_types import Decorated
+    from opero.policies.map_types import OnlyAny
     from opero.policies.options import Options
     from opero.runtime.clock import Clock
 

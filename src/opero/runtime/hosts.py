@@ -344,18 +344,25 @@ def run_in_background(coroutine: Coroutine[Any, Any, object]) -> bool:
         coroutine.close()
         return False
 
+    unbegun = [True]  # popped by the thread when it begins, or here if it will not
+
     def work() -> None:
-        try:
-            run_blocking(coroutine)
-        finally:
-            slots.release()
+        if unbegun.pop():
+            try:
+                run_blocking(coroutine)
+            finally:
+                slots.release()
 
     try:
         threading.Thread(target=copy_context().run, args=(work,), name="opero-refresh", daemon=True).start()
-    except RuntimeError:  # the system has no thread left
-        slots.release()
-        coroutine.close()
-        return False
+    except BaseException as error:  # the system has no thread left, or Ctrl-C
+        if unbegun:
+            unbegun[:] = [False]
+            slots.release()
+            coroutine.close()
+        if isinstance(error, RuntimeError):
+            return False
+        raise
     return True
 
 

@@ -51,6 +51,7 @@ RECORDS: dict[str, Record] = {
     "cache_function_failed": _record(_W, "what error error_message"),
     "cache_file_damaged": _record(_W, "path error error_message"),
     "cache_directory_unsafe": _record(_W, "path"),
+    "cache_app_unknown": _record(_W, "path"),
     "cache_lock_lapsed": _record(_D, "error error_message"),
     # The configuration; each of these comes from one load or reload, which an operator has caused
     "configuration_warning": _record(_W, "", 0),
@@ -61,6 +62,7 @@ RECORDS: dict[str, Record] = {
     "reload_failed": _record(_E, "error error_message"),
     # Maps
     "map_mode_changed": _record(_I, "mode error error_message"),
+    "map_in_daemon": _record(_W, "mode", 1),
     "map_memory_limited": _record(_I, "used limit"),
     "map_worker_lost": _record(_W, "index"),
     "map_progress_failed": _record(_E, "error error_message"),

@@ -36,7 +36,11 @@ MOST_LINES = 100
 
 def _is_own(traceback: TracebackType) -> bool:
     """Return whether the first frame of a traceback is opero's."""
-    name = traceback.tb_frame.f_code.co_filename
+    return is_own_file(traceback.tb_frame.f_code.co_filename)
+
+
+def is_own_file(name: str) -> bool:
+    """Return whether code of a file is opero's."""
     if name in _own_files:
         return True
     if not name.startswith(OWN) or name == SUITE:
@@ -52,7 +56,8 @@ def _users(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-def _is_of_library(file: str) -> bool:
+def is_of_library(file: str) -> bool:
+    """Return whether code of a file is the standard library's."""
     return file.startswith(LIBRARY) and "-packages" not in file  # site-packages, dist-packages
 
 
@@ -76,7 +81,7 @@ class Trimmed:
             return
         users = _users(traceback)
         if not isinstance(error, Exception):
-            while users is not None and _is_of_library(users.tb_frame.f_code.co_filename):
+            while users is not None and is_of_library(users.tb_frame.f_code.co_filename):
                 users = _users(users.tb_next)
         elif users is None and not isinstance(error, OperoError):
             return

@@ -102,6 +102,13 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def interrupt_itself(what: str, folder: str) -> str:
+    note(what, folder)
+    if what == "raise":
+        raise KeyboardInterrupt
+    return what
+
+
 def fail_from(number: int, first: int) -> int:
     """Fail at once from an item on; those before it take their time."""
     if number == first or (number > first and number % 3 == 0):
@@ -558,6 +565,15 @@ class WorkerTests:
         assert error.code == 3
         assert isinstance(error.__cause__, MapError)
 
+    def test_an_item_that_interrupts_itself_fails_alone_and_is_not_run_again(self) -> None:
+        self.need(not (self.is_async and self.shares_memory), "survive an interrupt: it is the program's")
+        bound = self.bind(interrupt_itself, on_error="return")
+        with self.folder() as folder:
+            first, failure, last = self.map(bound, ["a", "raise", "b"], folder)
+            assert (first, last, started(folder)["raise"]) == ("a", "b", 1)
+        assert isinstance(failure, RuntimeError)
+        assert isinstance(failure.__cause__, KeyboardInterrupt)
+
     def test_an_exception_arrives_as_itself(self) -> None:
         whats = ["a", "awkward", "locked", "missing", "group", "b"]
         first, awkward, locked, missing, group, last = self.map(self.bind(misbehave, on_error="return"), whats)
@@ -588,17 +604,19 @@ class WorkerTests:
         results = self.map(self.bind(identity, on_error="return"), items)
         kinds = [type(each) if isinstance(each, Exception) else each for each in results]
         assert kinds == [n if n % 10 < 8 else (ConfigError, TypeError)[n % 2] for n in range(90)]
-        one, unsendable = self.map(self.bind(identity, on_error="return"), [1, threading.Lock()])
-        assert (one, type(unsendable)) == (1, ConfigError)
-        assert "cannot be sent to a worker process" in str(unsendable)
-        assert [each.index for each in self.error(self.bind(identity), [1, threading.Lock()]).failures] == [1]
+        for place in (0, 1):
+            items = [threading.Lock() if each == place else each for each in range(2)]
+            results = self.map(self.bind(identity, on_error="return"), items)
+            unsendable = results.pop(place)
+            assert (results, type(unsendable)) == ([1 - place], ConfigError)
+            assert "cannot be sent to a worker process" in str(unsendable)
+            assert [each.index for each in self.error(self.bind(identity), items).failures] == [place]
 
     def test_the_part_that_cannot_be_sent_is_named_before_any_item_runs(self) -> None:
         self.need(not self.shares_memory, "pickle items")
         lock = threading.Lock()
         with self.folder() as folder:
             for part, function, items, *fixed in (
-                ("the first item of note", note, [lock, 1], folder),
                 ("'folder' of the arguments of note", note, [1], lock),
                 ("variable 'lock'", lambda number: note(number, folder) or lock, [1]),
             ):

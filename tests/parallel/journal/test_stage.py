@@ -318,3 +318,61 @@ def test_a_refused_journal_starts_no_workers_and_a_refused_map_closes_its_journa
     with pytest.raises(AssertionError, match="it is not needed"):
         function.map([1], journal=journal)
     assert Policy(parallel="thread").apply(abs).map([-1], journal=journal) == [1]  # it is closed
+
+
+# A full disk
+
+
+FULL = """
+    import asyncio, resource, sys
+    from opero import opmap
+
+    mode, how = sys.argv[1:]
+
+    def text(number):
+        return f"{number} " * 2000
+
+    async def text_async(number):
+        return text(number)
+
+    async def read(stream, into):
+        async for each in stream:
+            into.append(each)
+
+    if __name__ == "__main__":
+        function = opmap(mode=mode, workers=2, retries=0, progress=False)(text_async if "async" in mode else text)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))  # the disk is full then
+        got, results = [], {}
+        try:
+            if how == "stream":
+                stream = function.stream(range(2000), journal="journal")
+                asyncio.run(read(stream, got)) if "async" in mode else got.extend(stream)
+            else:
+                result = function.map(range(2000), journal="journal")
+                got = asyncio.run(result) if "async" in mode else result
+        except OSError as error:
+            results = error.__cause__.results
+            assert error.filename == "journal" and not error.__cause__.failures
+            assert error.__cause__.__cause__.errno == error.errno  # what it was before
+        assert results and all(value == text(index) for index, value in results.items())
+        assert got == [text(number) for number in range(len(got))] and not set(range(len(got))) & set(results)
+        if how == "stream":
+            assert len(got) + len(results) >= 10
+        print("the way is there")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on the size of files")
+@pytest.mark.parametrize("how", ["list", "stream"])
+@pytest.mark.parametrize("mode", ["thread", "process", "async", "async_process", "auto"])
+def test_results_are_not_lost_when_the_disk_is_full(mode: str, how: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(FULL))
+    done = subprocess.run(
+        [sys.executable, "program.py", mode, how],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("the way is there\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -106,8 +107,8 @@ def test_the_unpicklable_attribute_of_an_item_whose_repr_fails_is_named() -> Non
         def __repr__(self) -> str:
             raise ZeroDivisionError
 
-    with pytest.raises(ConfigError, match="the first item of identity cannot be sent .* attribute 'lock'"):
-        mapped(identity)([BrokenRepr()])
+    [error] = mapped(identity, on_error="return")([BrokenRepr()])
+    assert re.match("item 0 of identity cannot be sent .* attribute 'lock'", str(error))
 
 
 def identity(value: Any) -> Any:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from opero import ConfigError, MapError, Policy, opero, opmap
 from opero.parallel.workers.choose import worker_count
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def plain(item: int) -> int:
@@ -190,3 +196,49 @@ def test_on_error_raise_starts_no_item_after_a_failed_one_of_its_chunk(mode: Any
 @pytest.mark.parametrize(("function", "items", "results"), [(int, ["1", "2"], [1, 2]), (time.sleep, [0], [None])])
 def test_a_builtin_without_a_signature_is_mapped(function: Any, items: list[Any], results: Any) -> None:
     assert opmap(mode="thread")(function)(items) == results
+
+
+# Daemonic processes
+
+
+DAEMON = """
+    import asyncio, logging, multiprocessing, os, sys
+    from opero import opmap
+
+    @opmap(mode="process", workers=2, progress=False)
+    def pid(_):
+        return os.getpid()
+
+    @opmap(mode="async_process", workers=2, progress=False)
+    async def pid_async(_):
+        return os.getpid()
+
+    def work(_):
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+        found = {*pid(range(5)), *pid(range(5)), *asyncio.run(pid_async(range(5)))}
+        return found == {os.getpid()}
+
+    if __name__ == "__main__":
+        if sys.argv[1] == "billiard":
+            from billiard.pool import Pool
+        else:
+            Pool = multiprocessing.get_context("spawn").Pool
+        pool = Pool(1)
+        print(pool.map(work, [1]))
+        pool.close()
+        pool.join()
+        assert os.getpid() not in pid(range(5))
+"""
+
+
+@pytest.mark.parametrize("library", ["multiprocessing", "billiard"])
+def test_a_daemonic_process_has_no_worker_processes_and_says_so_once(library: str, tmp_path: Path) -> None:
+    pytest.importorskip(library)
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(DAEMON))
+    done = subprocess.run(
+        [sys.executable, str(program), library], capture_output=True, text=True, timeout=120, check=False
+    )
+    text = "WARNING {} would be mapped in processes, but this process is daemonic and must not have any: in mode {}"
+    lines = [text.format("pid", "thread"), text.format("pid_async", "async"), "[True]"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr

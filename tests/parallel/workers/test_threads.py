@@ -173,12 +173,14 @@ def test_an_exception_that_an_item_returns_is_a_result() -> None:
     assert [str(each) for each in mapped(give, on_error="skip")([1, 2])] == ["1", "2"]
 
 
-def test_keyboard_interrupt_ends_the_map_as_itself() -> None:
+def test_an_interrupt_ends_the_map_in_the_main_thread_only() -> None:
     def leave(number: int) -> int:
         raise KeyboardInterrupt
 
+    for failure in mapped(leave, on_error="return")([1, 2]):
+        assert isinstance(failure.__cause__, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        mapped(leave, on_error="return")([1, 2])
+        mapped(leave, on_error="return", mode="auto")([1, 2])
 
 
 def test_each_item_has_its_own_retries() -> None:

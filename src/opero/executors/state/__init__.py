@@ -33,7 +33,8 @@ another owner it starts anew.
       order, weights
     cache                  keeps results, and computations under way, where the place is the same
       backend, namespace,  another place, which starts empty in memory
-      key, url, cache_dir, arguments
+      key, ignore, version, url, cache_dir, arguments
+      app, follow_code     another place in stores
       serializer, secret   in memory another place; in stores, entries that the new one cannot read are missing
       ttl, stale_ttl,      from now on: each result keeps the times it was stored with
       early_refresh, ttl_jitter, error_ttl

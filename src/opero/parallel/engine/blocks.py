@@ -217,6 +217,17 @@ class Report:
         failures = [each for each in list(self.failures) if each < count]
         return Report(values, failures, fell_back=[each for each in list(self.fell_back) if each < count])
 
+    def leave_interrupted(self) -> None:
+        """Leave out items that were interrupted in their workers, as if they had not been started."""
+        hit = {place for place, value in enumerate(self.values) if _was_interrupted(value)}
+        if not hit:
+            return
+        positions = list(range(len(self.values))) if self.positions is None else self.positions
+        lost = {positions[place] for place in hit}
+        self.positions = [each for each in positions if each not in lost]
+        self.values = [value for place, value in enumerate(self.values) if place not in hit]
+        self.failures = [each for each in self.failures if each not in lost]
+
     def is_whole(self, count: int) -> bool:
         """Whether it has the results of that many items, in order."""
         positions = self.positions
@@ -227,6 +238,17 @@ class Report:
         report = Report(self.values, self.failures, positions=self.positions, fell_back=self.fell_back)
         self.values, self.failures, self.positions, self.fell_back = [], [], [], []
         return report
+
+
+def interrupted(error: KeyboardInterrupt) -> Exception:
+    """The failure of an item that raised `KeyboardInterrupt` in its worker."""
+    failure = RuntimeError("the item was interrupted in its worker, by itself: the program was not")
+    failure.__cause__ = error
+    return failure
+
+
+def _was_interrupted(value: Any) -> bool:
+    return isinstance(value, RuntimeError) and isinstance(value.__cause__, KeyboardInterrupt)
 
 
 class ChunkSize:

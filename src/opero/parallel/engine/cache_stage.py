@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.events import CacheStale
+from opero.parallel.engine.settings import spread
 from opero.runtime.hosts import Outcome
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ class CacheStage:
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
         before, after, kwargs, make = self.fixed.before, self.fixed.after, self.fixed.kwargs or {}, self.cache.key.of
         items, cache = block.items, self.cache
-        keys = [make(*before, items[position], *after, **kwargs) for position in positions]
+        if self.fixed.spreads:
+            positions = self._spread(block, positions)
+            keys = [make(*before, *items[position], *after, **kwargs) for position in positions]
+        else:
+            keys = [make(*before, items[position], *after, **kwargs) for position in positions]
         entries = list(cache.read_many(keys, lambda index: self.fixed.around(items[positions[index]])))
         now = cache.store.now()
         values = [entry.value for entry in entries if entry is not None and entry.until > now]
@@ -83,6 +88,21 @@ class CacheStage:
             self._keys[block] = held
         self.stats.count_hits(hits)
         return missing
+
+    def _spread(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        """Make tuples of items of `starmap`, which are read for their keys as well; return those that can be spread."""
+        good = []
+        for position in positions:
+            try:
+                block.items[position] = tuple(spread(block.items[position]))
+            except Exception as error:  # noqa: BLE001  # it costs the item
+                block.put(position, error, failed=True)
+                self.stats.calls += 1
+                self.stats.count_error(error)
+                self.stats.count_failure(error)
+            else:
+                good.append(position)
+        return good
 
     def _answer(self, block: Block, position: int, outcome: Outcome) -> None:
         """Answer an item that needs no call of its own."""

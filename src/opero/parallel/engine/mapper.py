@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError, MissingExtraError, message_of, nearest
+from opero.errors import ConfigError, MissingExtraError
+from opero.parallel.engine.arguments import check_fixed, taken_items
 from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.settings import FixedArguments, MapSettings, Options
 from opero.policies.names import is_installed
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 CLUSTERS = {"dask": "distributed", "ray": "ray"}
 """The module that each cluster mode needs, from the extra of its name."""
 OPTIONS = ("journal", "failed_only", "progress")
-"""Keyword arguments of `map` and `stream` that are options of the map, unless the function has such a parameter."""
+"""Keyword arguments of `map` and its like that are options of the map, unless the function has such a parameter."""
 
 
 class Mapper:
@@ -76,10 +77,26 @@ class Mapper:
 
         Items are read ahead of the reader by no more than `window`.
         """
-        run = self._run(args, kwargs)
+        return self._streamed(self._run(args, kwargs))
+
+    def starmap(self, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """As `map`, for items that are tuples of arguments: the results of `f(*item)`."""
+        with TRIMMED:
+            return self._run(args, kwargs, spreads=True).run()
+
+    async def starmap_async(self, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """As `starmap`, for an async function."""
+        with TRIMMED:
+            return await self._run(args, kwargs, spreads=True).run_async()
+
+    def starstream(self, /, *args: Any, **kwargs: Any) -> Any:
+        """As `stream`, for items that are tuples of arguments."""
+        return self._streamed(self._run(args, kwargs, spreads=True))
+
+    def _streamed(self, run: Run) -> Any:
         return run.stream_async() if self.binding.kind == "async" else run.stream()
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, spreads: bool = False) -> Run:
         known = self.parameters
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs and name not in known}
         progress = options.get("progress")
@@ -97,7 +114,7 @@ class Mapper:
             raise TypeError(
                 f"{self.binding.name}: failed_only runs what a journal records as failed; pass journal= too"
             )
-        return self.new_run(args, kwargs, Options(**options))
+        return self.new_run(args, kwargs, Options(**options), spreads=spreads)
 
     def new_run(
         self,
@@ -105,6 +122,8 @@ class Mapper:
         kwargs: Mapping[str, Any],
         options: Options,
         consume: Callable[[Piece], Iterable[Any]] | None = None,
+        *,
+        spreads: bool = False,
     ) -> Run:
         """A run over the items among these arguments.
 
@@ -113,6 +132,7 @@ class Mapper:
             options: of the call.
             consume: receives each finished piece of a stream, and returns what the reader of the stream gets of it.
                 Default: its results.
+            spreads: each item is a tuple of arguments.
 
         Raises:
             TypeError: there are no items that can be mapped, or the function does not accept the other arguments.
@@ -122,10 +142,14 @@ class Mapper:
 
         pipeline, position = self.binding.resolved(), self.position
         policy, others = self.parallel(pipeline), dict(kwargs)
-        rule = self._rule(policy.batch)
-        items = self._items(args, others, "items" if rule.parameter is None else rule.parameter.name)
-        fixed = FixedArguments(args[:position], args[position + 1 :], others)
-        self._check_arguments(fixed)
+        if spreads and policy.batch:
+            raise ConfigError(
+                f"{self.binding.name}: starmap calls it once for each item, and batch=True with lists of items; use map"
+            )
+        rule = self._rule(False if spreads else policy.batch)
+        items = taken_items(self, args, others, None if spreads else rule)
+        fixed = FixedArguments(args[:position], args[position + 1 :], others, spreads)
+        check_fixed(self, fixed, items, OPTIONS)
         settings = MapSettings(
             name=self.binding.name,
             binding=self.binding,
@@ -141,29 +165,6 @@ class Mapper:
             remember_cost=lambda cost: setattr(self, "cost", cost),
         )
         return Run(settings, items, consume)
-
-    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any], parameter: str) -> Any:
-        """The items among the arguments of a call; taken out of `kwargs` if they are there."""
-        name = self.binding.name
-        if len(args) > self.position:
-            items = args[self.position]
-        elif parameter in kwargs:
-            items = kwargs.pop(parameter)
-        else:
-            raise TypeError(f"{name} is mapped over items and got none: pass an iterable")
-        if isinstance(items, str | bytes | bytearray):
-            raise TypeError(
-                f"{name} is mapped over items and got the bare {type(items).__name__} {items!r:.60}; "
-                "wrap it in a list, or pass list(text) for its characters"
-            )
-        if isinstance(items, AsyncIterable) and not isinstance(items, Iterable) and self.binding.kind != "async":
-            raise TypeError(
-                f"{name} is a sync function and cannot wait for the async iterable {items!r:.60}; "
-                "collect its items first, or map an async function"
-            )
-        if not isinstance(items, Iterable | AsyncIterable):
-            raise TypeError(f"{name} is mapped over items, and {items!r:.60} is not iterable; pass a list")
-        return items
 
     def _rule(self, forced: bool | None) -> BatchRule:
         if self._rules is None:
@@ -183,21 +184,9 @@ class Mapper:
             self.mode_for(policy)
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The function's own: an option of a map never shadows one."""
         return {} if self.signature is None else self.signature.parameters
-
-    def _check_arguments(self, fixed: FixedArguments) -> None:
-        """Check the arguments that all calls share, before anything is sent."""
-        kinds, kwargs = {each.kind for each in self.parameters.values()}, fixed.kwargs or {}
-        if self.signature is None or inspect.Parameter.VAR_KEYWORD in kinds:  # its `bind` refuses legal calls
-            return
-        try:
-            self.signature.bind(*fixed.before, None, *fixed.after, **kwargs)
-        except TypeError as error:
-            unknown = next((name for name in kwargs if name not in self.parameters), None)
-            hint = "" if unknown is None else nearest(unknown, [*self.parameters, *OPTIONS])
-            raise TypeError(f"{self.binding.name}, mapped over items, {message_of(error)}{hint}") from None
 
     @property
     def position(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,15 +18,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FixedArguments:
-    """The arguments that all calls share: those before and after the item, and the keywords."""
+    """The arguments that all calls share: those before and after the item, and the keywords.
+
+    Attributes:
+        spreads: an item is not an argument, but has several, as for `starmap`.
+    """
 
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+    spreads: bool = False
 
     def around(self, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of the call for an item or a batch."""
+        """Return the arguments of the call for an item or a batch.
+
+        Raises:
+            TypeError: the item should have several arguments, and is none that can be spread.
+        """
+        if self.spreads:
+            return (*self.before, *spread(item), *self.after), self.kwargs or {}
         return (*self.before, item, *self.after), self.kwargs or {}
+
+
+def spread(item: Any) -> Iterable[Any]:
+    """Return the arguments that an item of `starmap` has.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if isinstance(item, Iterable) and not isinstance(item, str | bytes | bytearray | Mapping):
+        return item
+    raise TypeError(
+        f"an item of starmap is a tuple of arguments for one call, and this one is of type {type(item).__name__}; use "
+        "map for items that are one argument each"
+    )
 
 
 @dataclass(frozen=True, slots=True)

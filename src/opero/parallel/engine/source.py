@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,28 @@ PATIENCE = 0.02
 """Seconds after which a read of a slow source returns what it has."""
 
 
+def is_iterable(items: Any) -> bool:
+    """Whether `iter` accepts something: by its class, as `iter` itself decides, and without a call of its code."""
+    kind = type(items)
+    if hasattr(kind, "__iter__"):
+        return kind.__iter__ is not None
+    return hasattr(kind, "__getitem__")
+
+
+def length_of(items: Any) -> int | None:
+    """What `len` says; None if it says nothing."""
+    if not isinstance(items, Sized):
+        return None
+    try:
+        return len(items)
+    except Exception:  # noqa: BLE001  # it is longer than any list, or does not know its length
+        return None
+
+
 class Source:
     """Reads items in blocks. Items that were read before the source fails are not lost.
+
+    Whatever `iter` or `aiter` accepts is a source. What `len` says of it is a guess, which may fail or prove wrong.
 
     Args:
         items: the items.
@@ -33,14 +53,14 @@ class Source:
     """
 
     def __init__(self, items: Any, again: Sequence[tuple[int, Any]] = (), read: int = 0) -> None:
-        self.is_async = isinstance(items, AsyncIterable) and not isinstance(items, Iterable)
+        self.is_async = isinstance(items, AsyncIterable) and not is_iterable(items)
         self.again = deque(again)
         self.index = read
         self.error: Exception | None = None
         self._has_ended = False
         self.is_slow = False
         self._is_at_hand = isinstance(items, AT_HAND)
-        self._left = len(items) if isinstance(items, Sized) else None
+        self._left = length_of(items)
         self._items = items
         self._iterator: Iterator[Any] | AsyncIterator[Any] | None = None
         self._reader: Task[None] | None = None
@@ -55,7 +75,7 @@ class Source:
     @property
     def left(self) -> int | None:
         """How many items are left, if known."""
-        return None if self._left is None else max(self._left, 0) + len(self._arrived) + len(self.again)
+        return None if self._left is None else self._left + len(self._arrived) + len(self.again)
 
     def first(self) -> list[Any]:
         """The first item, without taking it, in a list; an empty list if none has arrived."""
@@ -113,9 +133,15 @@ class Source:
         except Exception as error:  # noqa: BLE001  # raised when the items before it have finished
             self.error = error
             self._has_ended = True
-        if self._left is not None:
-            self._left -= len(items)
+        self._count(len(items))
         return items
+
+    def _count(self, taken: int) -> None:
+        """Subtract what was read from what is left. If there is more or less than the length said, it was wrong."""
+        if self._has_ended and self.error is None:
+            self._left = 0
+        elif self._left is not None:
+            self._left = None if taken > self._left else self._left - taken
 
     # Async sources
 
@@ -143,9 +169,11 @@ class Source:
             for _ in range(most):
                 item = await anext(iterator)
                 self._arrived.append(item)  # after the await: `read` may have replaced the list meanwhile
+                self._count(1)
                 self._wake_reader()
         except StopAsyncIteration:
             self._has_ended = True
+            self._count(0)
         except Exception as error:  # noqa: BLE001  # as above
             self.error = error
             self._has_ended = True

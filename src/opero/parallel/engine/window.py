@@ -91,7 +91,7 @@ class Window:
         self._delivery = Delivery(ordered=ordered, keeps=keeps)
         self._items_under_way = self._read = self._number = 0
         self._missing: deque[tuple[Block, int]] = deque()  # items read, neither answered nor in a chunk
-        self._has_stopped_workers = False
+        self._has_stopped_workers = self._is_ended = False
         self._first_failure: int | None = None  # its index, while the items before it are to be run
         self._answered = 0.0  # the fraction of the last items that stages have answered
         self._generation = forking.generation
@@ -150,6 +150,7 @@ class Window:
         if self.is_inherited:
             return
         self.stop()
+        self._is_ended = True
         await self._take_reports(LAST_ITEM)
         if self.under_way:
             self.workers.interrupt()
@@ -323,6 +324,8 @@ class Window:
             raise report
         if report.is_last:
             self._leave(chunk)
+        if self._is_ended:  # Ctrl-C interrupts workers of executors as well
+            report.leave_interrupted()
         self.chunk_size.learn(report, self.workers.concurrency)
         count = len(report.values)
         self.finished += count

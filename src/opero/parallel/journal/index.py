@@ -9,8 +9,8 @@ from hashlib import blake2b
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from opero.cache.content import freeze
 from opero.cache.digest import digest
-from opero.cache.keys import freeze
 from opero.errors import ConfigError
 from opero.parallel.journal.records import MOST_ITEMS
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.digest import digest, name_in_stores
-from opero.cache.keys import freeze
+from opero.cache.content import freeze
+from opero.cache.digest import digest
+from opero.cache.identity import name_in_stores
 from opero.errors import ConfigError
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome

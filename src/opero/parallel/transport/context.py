@@ -1,125 +1,25 @@
-"""Context variables, log records and events across processes."""
+"""What calls in another process find of their caller: context variables, log levels, where records and events go."""
 
 from __future__ import annotations
 
-import contextvars
-import importlib
-import io
-import itertools
 import logging
 import pickle
 import sys
 import traceback
-import uuid
 from contextlib import nullcontext
-from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import cloudpickle
 
 from opero.events import EVENTS, Event
 from opero.observe.hooks import deliver_from_worker
-from opero.observe.receipts import current
+from opero.parallel.transport import variables
+from opero.parallel.transport.variables import Pickler
 from opero.runtime.forking import at_fork
 from opero.runtime.log import keep_from_structlog, level_for_workers, relay
 
 if TYPE_CHECKING:
+    import contextvars
+
     from opero.observe.stats import Stats
-
-PROCESS = uuid.uuid4().hex
-"""Identifies this process. A forked child gets another."""
-
-NO_FILE = "<dynamic-code>"
-"""What cloudpickle says instead of the file of a function."""
-
-Variable = contextvars.ContextVar[Any]
-
-
-# Context variables
-
-
-class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, extended: context variables go by name if a module holds them, else by a number.
-
-    And functions that go by value keep the names of their files, which cloudpickle drops: tracebacks show them.
-    """
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is contextvars.ContextVar:
-            return _reduced(value)
-        if type(value) is CodeType:
-            build, parts = self.dispatch_table[CodeType](value)
-            return build, tuple([value.co_filename if part == NO_FILE else part for part in parts])
-        return super().reducer_override(value)
-
-    @classmethod
-    def dumps(cls, value: Any) -> bytes:
-        file = io.BytesIO()
-        cls(file, protocol=5).dump(value)
-        return file.getvalue()
-
-
-_numbers: dict[Variable, int] = {}
-_count = itertools.count()
-_homes: dict[Variable, list[tuple[str, str]]] = {}
-_made: dict[tuple[str, int], Variable] = {}
-
-
-def _home(variable: Variable) -> list[tuple[str, str]]:
-    """The modules and names from which a variable can be imported."""
-    if variable not in _homes:
-        _homes[variable] = [
-            (module_name, name)
-            for module_name, module in list(sys.modules.items())
-            if module_name not in ("__main__", "__mp_main__")
-            for name, value in list(getattr(module, "__dict__", {}).items())
-            if value is variable
-        ]
-    return _homes[variable]
-
-
-def _reduced(variable: Variable) -> Any:
-    homes = _home(variable)
-    if homes:
-        return _imported, (homes,)
-    number = _numbers.setdefault(variable, next(_count))
-    try:
-        default = (contextvars.Context().run(variable.get),)
-    except LookupError:
-        default = ()  # type: ignore[assignment]
-    return _remade, (PROCESS, number, variable.name, default)
-
-
-def _imported(homes: list[tuple[str, str]]) -> Any:
-    """The variable of that name; from a module that is already loaded, if possible."""
-    for module, name in sorted(homes, key=lambda home: home[0] not in sys.modules):
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            problem = error
-    raise problem
-
-
-def _remade(process: str, number: int, name: str, default: tuple[Any, ...]) -> Variable:
-    if (process, number) not in _made:
-        _made[process, number] = (
-            contextvars.ContextVar(name, default=default[0]) if default else contextvars.ContextVar(name)
-        )
-    return _made[process, number]
-
-
-def _pickled_variables() -> bytes:
-    """The variables of the current context whose values can be pickled."""
-    pairs = []
-    for variable, value in contextvars.copy_context().items():
-        if variable is current:
-            continue  # a receipt is written in this process only
-        try:
-            pairs.append(Pickler.dumps((variable, value)))
-        except Exception:  # noqa: BLE001  # its value stays here
-            continue
-    return pickle.dumps(pairs)
-
 
 # Logging
 
@@ -254,27 +154,20 @@ class CallContext:
     is_forked: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.variables = _pickled_variables()
+        self.variables = variables.pickled_variables()
         self.levels = _levels()
         self.disabled = logging.root.manager.disable
         self.events = [name for name, event in EVENTS.items() if event.handlers]
-        self.process = PROCESS
+        self.process = variables.PROCESS
 
     @property
     def is_home(self) -> bool:
         """Whether this is the process in which it was taken: a pool may have its workers in the parent itself."""
-        return self.process == PROCESS
+        return self.process == variables.PROCESS
 
     def context(self) -> contextvars.Context:
         """In the worker: a context in which the variables have the values that they had when they were pickled."""
-        context = contextvars.Context()
-        for pickled in pickle.loads(self.variables):
-            try:
-                variable, value = pickle.loads(pickled)
-            except Exception:  # noqa: BLE001  # like one that cannot be pickled
-                continue
-            context.run(variable.set, value)
-        return context
+        return variables.context_of(self.variables)
 
     def enter(self) -> bool:
         """In the worker: send log records to the parent, from the same levels on; false if that is so already."""
@@ -309,9 +202,7 @@ def drain_records() -> list[Any]:
 
 
 def _forked() -> None:
-    """In a forked child, which may be a worker: forget the identity of the parent."""
-    global PROCESS  # noqa: PLW0603  # one per process
-    PROCESS = uuid.uuid4().hex
+    """In a forked child, which may be a worker: it enters contexts of its own."""
     CallContext.records = CallContext.entered = None
     CallContext.is_forked = True
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import OperoError, describe
 from opero.observe.subscriptions import redirect
-from opero.parallel.transport.context import CallContext, Pickler
+from opero.parallel.transport.context import CallContext
 from opero.parallel.transport.exceptions import portable
+from opero.parallel.transport.variables import Pickler
 
 if TYPE_CHECKING:
     from opero.events import Event

@@ -1,7 +1,8 @@
 """The messages between a map and its workers: items on the way there, reports on the way back.
 
-A chunk's values are pickled together if they consist of builtin types only. Others may fail to unpickle where they
-arrive, so each of those is a pickle of its own: one that fails costs its own item and no other.
+A chunk's results are pickled together if they consist of builtin types only. Others may fail to unpickle where they
+arrive, so each of those is a pickle of its own: one that fails costs its own item and no other. So is each exception:
+a few failures do not change how the results beside them are sent.
 """
 
 from __future__ import annotations
@@ -136,23 +137,27 @@ def encode_report(report: Report, new_counts: Callable[[], dict[str, Any]], *, s
     values, failures = list(report.values), set(report.failures)
     portables: dict[int, Any] = {}
     positions = range(len(values)) if report.positions is None else report.positions
-    for place, position in enumerate(positions):
-        if position in failures:
-            values[place] = portable(values[place], portables)
-    order: list[int] | None = None
+    alone: dict[int, Any] = {}  # by their places, the values that are pickled each on its own
+    if failures:
+        for place, position in enumerate(positions):
+            if position in failures:
+                alone[place], values[place] = portable(values[place], portables), None
     failed_positions = list(report.failures)
     try:
-        pickles = [_dumps_builtin(values)]
+        together = _dumps_builtin(values)
     except Exception:  # noqa: BLE001  # it holds other types, or cannot be pickled
-        pickles, order, failed = _pickle_each(values)
-        for place, error in failed.items():
-            if strictly:
-                raise error from None
-            text = f"the result {shown(values[place], 200)} cannot be sent back from a worker process: {error}"
-            pickles[order[place]] = dumps(TypeError(text))
-            failed_positions.append(positions[place])
+        alone = {place: alone.get(place, value) for place, value in enumerate(values)}
+        together = _dumps_builtin([None] * len(values))
+    places = list(alone)
+    pickles, order, failed = _pickle_each(list(alone.values()))
+    for at, error in failed.items():
+        if strictly:
+            raise error from None
+        text = f"the result {shown(alone[places[at]], 200)} cannot be sent back from a worker process: {error}"
+        pickles[order[at]] = dumps(TypeError(text))
+        failed_positions.append(positions[places[at]])
     rest = (report.positions, report.fell_back, report.seconds, new_counts(), drain_records())
-    return _dumps_builtin((REPORT, pickles, order, failed_positions, *rest))
+    return _dumps_builtin((REPORT, together, places, pickles, order, failed_positions, *rest))
 
 
 def encode_end(error: BaseException, failed: str = "") -> bytes:
@@ -181,14 +186,15 @@ def decode_report(data: bytes | memoryview, name: str, stats: Stats) -> Report:
         raise Unreadable
     if kind == END:
         raise _end(name, stats, *parts)
-    pickles, order, failures, positions, fell_back, seconds, counts, records = parts
-    if order is None:
-        values = loads(pickles[0])
-    else:
-        values, broken = _unpickle_each(pickles, order)
-        for place, error in broken.items():
+    together, places, pickles, order, failures, positions, fell_back, seconds, counts, records = parts
+    values = loads(together)
+    alone, broken = _unpickle_each(pickles, order)
+    for at, place in enumerate(places):
+        values[place] = alone[at]
+        if at in broken:
             values[place] = TypeError(
-                f"the result of {name} came back from its worker process and cannot be read here: {describe(error)}"
+                f"the result of {name} came back from its worker process and cannot be read here: "
+                f"{describe(broken[at])}"
             )
             position = place if positions is None else positions[place]
             if position not in failures:

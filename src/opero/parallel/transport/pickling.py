@@ -11,7 +11,8 @@ from typing import Any
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from opero.errors import ConfigError, described, message_of
-from opero.parallel.transport.context import Pickler, is_picklable
+from opero.parallel.transport.context import is_picklable
+from opero.parallel.transport.variables import Pickler
 
 loads = pickle.loads
 """Only given data that our own processes wrote."""

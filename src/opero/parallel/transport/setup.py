@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from opero.parallel.transport.context import Pickler
+from opero.parallel.transport.parcel import Packed
 from opero.parallel.transport.pickling import pickled
+from opero.parallel.transport.variables import Pickler
 
 if TYPE_CHECKING:
     from opero.executors.state.sharing import SharedLimits
     from opero.parallel.engine.settings import FixedArguments
     from opero.parallel.transport.context import CallContext
     from opero.policies.policy import Policy
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +57,34 @@ class Setup:
     profile: str = ""
 
 
-def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:
-    """Pickle a setup for workers, part by part, so that an error names the part.
+def pickled_setup(setup: Setup, name: str) -> bytes:
+    """Pickle a setup for workers that may be anywhere.
 
     Args:
         setup: the setup.
         name: the function's name, for messages.
-        first: the first item, if there is one; it is checked too, before anything is sent.
 
     Raises:
         ConfigError: a part cannot be pickled.
     """
+    return _pickled(Pickler.dumps, setup, name)
+
+
+def packed_setup(setup: Setup, name: str) -> Packed:
+    """As `pickled_setup`, for worker processes of this machine, which share what is large."""
+    return _pickled(Packed, setup, name)
+
+
+def _pickled(pickle: Callable[[Setup], Result], setup: Setup, name: str) -> Result:
+    try:
+        return pickle(setup)
+    except Exception:
+        _check_parts(setup, name)
+        raise
+
+
+def _check_parts(setup: Setup, name: str) -> None:
+    """Pickle part by part, so that the error names the part."""
     pickled(setup.reference, name)
     pickled(setup.policy, f"the policy of {name}")
     names = _positional_parameters(setup.reference)
@@ -76,9 +96,6 @@ def pickled_setup(setup: Setup, name: str, first: Sequence[Any]) -> bytes:
         pickled(argument, f"{key!r} of the arguments of {name}")
     if setup.initializer is not None:
         pickled(setup.initializer, f"the initializer of {name}")
-    for item in first:
-        pickled(item, f"the first item of {name}")
-    return Pickler.dumps(setup)
 
 
 def _positional_parameters(reference: Any) -> list[str]:

@@ -28,6 +28,7 @@ from opero.parallel.transport.messages import (
     encode_report,
     encode_unreadable,
 )
+from opero.parallel.transport.parcel import Parcel
 from opero.parallel.transport.pickling import dumps
 from opero.parallel.transport.setup import find
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, ChunkRunner
@@ -37,7 +38,8 @@ from opero.runtime.functions import full_name, kind_of
 if TYPE_CHECKING:
     from opero.parallel.transport.setup import Setup
 
-MOST_SETUPS = 8
+MOST_SETUPS, MOST_LARGE = 8, 2
+"""The most maps that a worker is set up for, and those among them whose function or arguments are large."""
 NOWHERE = -1
 """The position while no item runs."""
 
@@ -204,14 +206,14 @@ _initialized: dict[bytes, dict[contextvars.ContextVar[Any], Any]] = {}
 """The context variables that each initializer set, by its reference. An initializer runs once in a process."""
 
 
-def _load_job(setup: bytes) -> Job:
+def load_job(setup: bytes | Parcel) -> Job:
     """The job that a pickled `Setup` describes.
 
     Raises:
         NotReady: the worker cannot be set up for it.
     """
     try:
-        loaded: Setup = cloudpickle.loads(setup)
+        loaded: Setup = setup.load() if isinstance(setup, Parcel) else cloudpickle.loads(setup)
         if loaded.context is None or not loaded.context.is_home:
             opero.parallel.is_worker = True
         return Job(loaded)
@@ -301,29 +303,32 @@ class RunningChunk:
 
 
 class Jobs(threading.local):
-    """The jobs that this thread of a worker has been set up for, by the keys of their setups."""
+    """The jobs that this thread of a worker of an executor or a cluster has been set up for, by their setups."""
 
     def __init__(self) -> None:
-        self._held: dict[bytes | int, Job] = {}
+        self._held: dict[bytes | Parcel, Job] = {}
 
-    def get(self, key: bytes | int, setup: bytes) -> Job:
-        """The job of a key, made of its pickled setup if this thread does not have it."""
+    def get(self, setup: bytes | Parcel) -> Job:
+        """The job of a setup, made now if this thread does not have it."""
         held = self._held
-        if key not in held:
+        if setup not in held:
+            large = [each for each in held if isinstance(each, Parcel)]
+            if isinstance(setup, Parcel) and len(large) >= MOST_LARGE:
+                held.pop(large[0]).close()
             while len(held) >= MOST_SETUPS:
                 held.pop(next(iter(held))).close()
-            held[key] = _load_job(setup)
-        return held[key]
+            held[setup] = load_job(setup)
+        return held[setup]
 
 
 _jobs = Jobs()
 
 
-def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
+def run_chunk(setup: bytes | Parcel, payload: bytes, *, keep_going: bool) -> bytes:
     """Run a chunk in a worker of an executor or a cluster.
 
     Args:
-        setup: a pickled `Setup`.
+        setup: a pickled or packed `Setup`.
         payload: the encoded items.
         keep_going: continue after a failed item.
 
@@ -332,6 +337,6 @@ def run_chunk(setup: bytes, payload: bytes, *, keep_going: bool) -> bytes:
     """
     run = RunningChunk([0, NOWHERE, 0])
     try:
-        return run.run(lambda: _jobs.get(setup, setup), payload, keep_going=keep_going) or run.take()
+        return run.run(lambda: _jobs.get(setup), payload, keep_going=keep_going) or run.take()
     finally:
         del run  # see `ChunkRunner.run`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +51,13 @@ def worker_count(workers: int | str, mode: str) -> int:
     return min(32, cores + 4)
 
 
+def _is_daemonic() -> bool:
+    """Whether this is a daemonic process of `multiprocessing` or Celery's billiard: those end without any cleanup, and
+    run side by side already, so that they are not meant to have processes of their own."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.current_process().daemon
+
+
 class WorkerSelection:
     """Selects the workers of one map.
 
@@ -88,7 +96,9 @@ class WorkerSelection:
         if self.is_sampling:
             return self._workers("inline", first)
         if settings.policy.executor is None and self.mode in CLUSTERS and not self._is_nested:
-            setup = self._pickled_setup(self._setup(), first)
+            from opero.parallel.transport.setup import pickled_setup
+
+            setup = pickled_setup(self._setup(), settings.name)
             return self._over(await host.offload(copy_context().run, self._cluster, setup))  # it may have to start
         return self._suitable_workers(first)
 
@@ -153,30 +163,43 @@ class WorkerSelection:
     def _suitable_workers(self, first: list[Any]) -> Workers:
         """Workers of the selected mode; threads if mode "auto" selected processes and the function cannot be sent."""
         settings = self.settings
+        if self.mode in PROCESSES and settings.policy.executor is None and not self._is_nested and _is_daemonic():
+            self._leave_processes()
+            text = "%s would be mapped in processes, but this process is daemonic and must not have any: in mode %s"
+            log("map_in_daemon", text, settings.name, self.mode, about=settings.binding.stats, mode=self.mode)
         try:
             return self._workers(self.mode, first)
         except ConfigError as error:
             if self.mode not in PROCESSES or settings.policy.mode != "auto":
                 raise
-            self.mode = "async" if settings.binding.is_async else "thread"
+            self._leave_processes()
             text = "%s would be mapped in processes, but: %s"
             log("map_mode_changed", text, settings.name, error, mode=self.mode, error=error)
-            self.workers = settings.policy.workers
             return self._workers(self.mode, first)
+
+    def _leave_processes(self) -> None:
+        """Continue in the mode that suits the function best without processes."""
+        self.mode = "async" if self.settings.binding.is_async else "thread"
+        self.workers = self.settings.policy.workers
 
     def _workers(self, mode: str, first: list[Any]) -> Workers:
         settings, left = self.settings, self.source.left
         if settings.policy.executor is not None and mode != "inline":
-            return self._executor_workers(first)
-        count = worker_count(self.workers, mode)
+            return self._executor_workers()
+        count = usual = worker_count(self.workers, mode)
         if left is not None:
             count = max(1, min(count, left))
         in_processes = mode in PROCESSES or mode in CLUSTERS
         if in_processes and not self._is_nested:
+            from opero.parallel.transport.program_state import worker_environment
+            from opero.parallel.transport.setup import packed_setup
             from opero.parallel.workers.processes import ProcessPool
 
-            setup = self._setup()
-            return self._over(ProcessPool(setup, self._pickled_setup(setup, first), settings.name, count))
+            if first and settings.policy.mode == "auto":
+                self._check_sendable(first[0])
+            setup, environment = self._setup(), worker_environment(settings.policy.inner_threads, usual)
+            packed = packed_setup(setup, settings.name)
+            return self._over(ProcessPool(setup, packed, settings.name, count, environment))
         context = self._initialized()
         if settings.binding.is_async:
             from opero.parallel.workers.event_loop import LoopWorkers
@@ -189,7 +212,17 @@ class WorkerSelection:
             return InlineWorkers(self._work(), self._inbox, context)
         return ThreadWorkers(self._work(), count, self._inbox, context)
 
-    def _executor_workers(self, first: list[Any]) -> Workers:
+    def _check_sendable(self, item: Any) -> None:
+        """Check that an item can be pickled: if not, mode "auto" has other workers to choose from.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        from opero.parallel.transport.pickling import pickled
+
+        pickled(item, f"the first item of {self.settings.name}")
+
+    def _executor_workers(self) -> Workers:
         from opero.parallel.workers.executors import UserPool, refuse_threads
 
         settings = self.settings
@@ -201,7 +234,7 @@ class WorkerSelection:
                 self._initialized()
                 pool.work = self._work()
             else:
-                pool.setup = self._pickled_setup(self._setup(), first)
+                pool.pack(self._setup(), settings.name)
         except BaseException:
             pool.close(())
             raise
@@ -248,11 +281,6 @@ class WorkerSelection:
             has_cache=settings.pipeline.cache is not None,
             pipeline=settings.pipeline,
         )
-
-    def _pickled_setup(self, setup: Setup, first: list[Any]) -> bytes:
-        from opero.parallel.transport.setup import pickled_setup
-
-        return pickled_setup(setup, self.settings.name, first)
 
     def _setup(self) -> Setup:
         from opero.parallel.transport.context import CallContext

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from asyncio import CancelledError, TaskGroup, current_task, sleep
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import opero.parallel
 from opero.binding.invocation import Entry
 from opero.binding.observed import begun, ended, settle
 from opero.errors import FailedResponseError, RejectedError
 from opero.executors.call import abandon
-from opero.runtime.tracebacks import trim
+from opero.parallel.engine.blocks import interrupted
+from opero.parallel.engine.settings import spread
+from opero.runtime.tracebacks import is_of_library, is_own_file, trim
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
@@ -76,9 +82,12 @@ class ChunkRunner:
         self._counts_errors = not has_fallback and "retry" not in pipeline.executors
         # The map keeps these, even if they are replaced meanwhile.
         single = Entry(binding.target, _Fixed(pipeline), is_exact=pipeline.is_exact).function
-        if fixed.before or fixed.after or fixed.kwargs:
-            before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
-            self.call: Callable[[Any], Any] = lambda item: single(*before, item, *after, **kwargs)
+        before, after, kwargs = fixed.before, fixed.after, fixed.kwargs or {}
+        self.call: Callable[[Any], Any]
+        if fixed.spreads:
+            self.call = lambda item: single(*before, *spread(item), *after, **kwargs)
+        elif before or after or kwargs:
+            self.call = lambda item: single(*before, item, *after, **kwargs)
         else:
             self.call = single
         if not binding.is_checked:
@@ -102,6 +111,22 @@ class ChunkRunner:
         if size is None:
             return enumerate(items)
         return ((first, items[first : first + size]) for first in range(0, len(items), size))
+
+    def _failure(self, error: Exception | KeyboardInterrupt) -> Exception:
+        """The failure of an item that raised an exception.
+
+        Raises:
+            KeyboardInterrupt: this is the main thread of the program, which Ctrl-C interrupts.
+        """
+        if not isinstance(error, KeyboardInterrupt):
+            trim(error)
+            return error
+        if not opero.parallel.is_worker and threading.current_thread() is threading.main_thread():
+            raise error
+        failure = interrupted(error)
+        self._stats.count_error(failure)
+        self._stats.count_failure(failure)
+        return failure
 
     # Sync functions
 
@@ -139,10 +164,11 @@ class ChunkRunner:
                         if control[STOP] or now() > until:
                             break
                     break
-                except Exception as error:  # noqa: BLE001  # reported as a value
-                    trim(error)
+                except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # reported as a value
+                    failure = self._failure(error)
                     report.failures.append(position)
-                    append(error)
+                    append(failure)
+                    del failure
                     if not keep_going or now() > until:
                         break
         finally:
@@ -160,9 +186,8 @@ class ChunkRunner:
                 control[POSITION] = position
                 try:
                     value = self._call_unit(argument, position, report)
-                except Exception as error:  # noqa: BLE001  # reported as a value
-                    trim(error)
-                    self._settle(report, position, argument, error, failed=True)
+                except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # reported as a value
+                    self._settle(report, position, argument, self._failure(error), failed=True)
                 else:
                     self._settle(report, position, argument, value, failed=False)
                 if report.failures and not keep_going:
@@ -228,9 +253,8 @@ class ChunkRunner:
                 if self.reports_fallbacks
                 else self.call(argument)
             )
-        except Exception as error:  # noqa: BLE001  # reported as a value
-            trim(error)
-            self._settle(report, position, argument, error, failed=True)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # reported as a value
+            self._settle(report, position, argument, self._failure(error), failed=True)
             return False
         except CancelledError as error:
             task = current_task()
@@ -300,6 +324,22 @@ class ChunkRunner:
                     group.create_task(share())
         finally:
             report.seconds = time.perf_counter() - started
+
+
+_CALLERS = {each.__code__ for each in (ChunkRunner._run_items, ChunkRunner._run_units, ChunkRunner.run_unit)}
+
+
+def runs_item(frame: FrameType | None) -> bool | None:
+    """Return whether a frame is that of an item's function, or of what it has called; None if opero's own code runs for
+    the item, for example between two attempts."""
+    is_users: bool | None = None
+    while frame is not None:
+        if frame.f_code in _CALLERS:
+            return is_users or None
+        if is_users is None and not is_of_library(frame.f_code.co_filename):
+            is_users = not is_own_file(frame.f_code.co_filename)
+        frame = frame.f_back
+    return False
 
 
 def _from_within(error: CancelledError) -> Exception:

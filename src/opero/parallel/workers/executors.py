@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.parallel.engine.blocks import Report
+from opero.parallel.transport.setup import packed_setup, pickled_setup
 from opero.parallel.transport.worker import run_chunk
 from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.pool import Pool
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.transport.parcel import Packed, Parcel
+    from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.chunk_runner import ChunkRunner
     from opero.parallel.workers.pool import Task
 
@@ -26,6 +29,12 @@ def shares_memory(executor: Any) -> bool:
     """Whether an executor's workers are threads of this interpreter."""
     names = {kind.__name__ for kind in type(executor).__mro__}
     return isinstance(executor, ThreadPoolExecutor) and "InterpreterPoolExecutor" not in names
+
+
+def is_local(executor: Any) -> bool:
+    """Whether an executor's workers are known to be processes of this machine: the standard library's, or loky's."""
+    modules = {kind.__module__ for kind in type(executor).__mro__}
+    return isinstance(executor, ProcessPoolExecutor) or any("loky." in f"{module}." for module in modules)
 
 
 def refuse_threads(executor: Any, name: str) -> None:
@@ -45,7 +54,8 @@ class UserPool(Pool):
     """An executor that is given is used as it is; a function that makes executors is called for each map.
 
     Attributes:
-        setup: what the workers need, pickled; `work` is used instead if they share this process's memory.
+        setup: what the workers need, pickled or packed; `work` is used instead if they share this process's memory.
+        packed: to be closed at the end, if the setup is packed.
     """
 
     way_out = (
@@ -59,7 +69,8 @@ class UserPool(Pool):
         own_count = getattr(self.executor, "_max_workers", None)
         self.count = workers if isinstance(workers, int) else own_count if isinstance(own_count, int) else cpu_limit()
         self.shares_memory = shares_memory(self.executor)
-        self.setup = b""
+        self.setup: bytes | Parcel = b""
+        self.packed: Packed | None = None
         self.work: ChunkRunner | None = None
         self._control = [0, 0, 0]
         self._sent: dict[Task, tuple[Future[Any], Report]] = {}
@@ -108,7 +119,22 @@ class UserPool(Pool):
             for task in tasks:
                 task.post(self._sent[task][1].so_far())
 
+    def pack(self, setup: Setup, name: str) -> None:
+        """Pickle what the workers need; what is large is shared with processes of this machine."""
+        if is_local(self.executor):
+            self.packed = packed_setup(setup, name)
+            self.setup = self.packed.contents
+        else:
+            self.setup = pickled_setup(setup, name)
+
     def close(self, tasks: Sequence[Task]) -> None:
+        try:
+            self._close(tasks)
+        finally:
+            if self.packed is not None:
+                self.packed.close()
+
+    def _close(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             self._sent[task][0].cancel()
         if self.make is None:

@@ -12,16 +12,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, suppress
-from multiprocessing import spawn
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from opero.parallel.transport.process import (
     CONTROL_BYTES,
+    ENTER,
     EXIT,
     FINAL,
+    FORGET,
     GIVE_UP,
     GIVEN_UP,
     HEADER,
@@ -31,17 +32,19 @@ from opero.parallel.transport.process import (
     SETUP,
     open_control,
 )
+from opero.parallel.transport.program_state import traits
 from opero.parallel.transport.worker import MOST_SETUPS
 from opero.parallel.workers.chunk_runner import STOP
+from opero.parallel.workers.start import exit_text, start, without_ctrl_c
 from opero.parallel.workers.threads import in_thread
 from opero.runtime.forking import RenewedLock, at_fork, renew_in_child, undivided
 from opero.runtime.machine import descendants
 from opero.runtime.private_folder import in_private_folder
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
     from pathlib import Path
 
+    from opero.parallel.transport.parcel import Parcel
     from opero.parallel.workers.pool import Task
 
 IDLE_SECONDS = 60
@@ -50,17 +53,6 @@ SMALL = 1 << 14
 """Bytes that can be sent without waiting: the pipe holds all that may be under way in messages of that size."""
 LAST_SECONDS = 1.0
 """Seconds that killed processes have to end with the program."""
-PROGRAM = """
-import sys, multiprocessing
-from multiprocessing import connection
-parent = connection.{kind}({handle})
-try:
-    sys.path[:], sys.argv[:], multiprocessing.current_process().authkey = parent.recv()
-except EOFError:  # the start was interrupted
-    sys.exit(1)
-from opero.parallel.transport.process import main
-main(parent, {control!r})
-"""
 
 
 class ProcessDied(BrokenExecutor):
@@ -70,7 +62,11 @@ class ProcessDied(BrokenExecutor):
 class Process:
     """A worker process.
 
+    Args:
+        environment: its environment variables.
+
     Attributes:
+        traits: what it keeps to its end.
         control: the memory page shared with it.
         tasks: what it was sent and has not answered with its last message, by number.
         is_idle: set while there are no such tasks.
@@ -80,8 +76,9 @@ class Process:
 
     numbers = itertools.count(1)
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         number = next(self.numbers)
+        self.traits = traits(environment)
         control, self._path = in_private_folder(lambda folder: _new_control(folder / f"control-{number}"))
         self.control = open_control(os.dup(control))
         self.tasks: dict[int, Task | None] = {}
@@ -93,11 +90,12 @@ class Process:
         self._lock = threading.RLock()
         self._outbox: deque[bytes] = deque()
         self._is_sending = False
-        self._setups: deque[bytes | int] = deque(maxlen=MOST_SETUPS)  # those that it has: it drops the oldest, too
-        with undivided, _without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
+        self._state = b""
+        self._setups: dict[bytes | Parcel, int] = {}  # those that it has, by number
+        with undivided, without_ctrl_c():  # a process forked meanwhile would hold the other end of the pipe
             self._connection, theirs = multiprocessing.Pipe()
             try:
-                self._process = _start(theirs, control if self._path is None else str(self._path))
+                self._process = start(theirs, control if self._path is None else str(self._path), environment)
             finally:
                 theirs.close()
                 os.close(control)
@@ -118,8 +116,8 @@ class Process:
 
     # Sending
 
-    def send(self, task: Task, key: bytes | int, setup: bytes) -> None:
-        """Send a task, and first the setup of its map, unless the process has it.
+    def send(self, task: Task, state: bytes, setup: bytes | Parcel) -> None:
+        """Send a task, and first the state of the program and the setup of its map, unless the process has them.
 
         Raises:
             ProcessDied: the process has ended.
@@ -129,11 +127,22 @@ class Process:
                 raise ProcessDied(self._exit or self.end)
             self.tasks[task.number] = task
             self.is_idle.clear()
-        if key not in self._setups:
-            self._setups.append(key)
-            self._send(pickle.dumps((SETUP, key, setup)))
-        chunk, payload = task.chunk, task.payload
-        self._send(pickle.dumps((RUN, task.number, key, len(task.positions), payload, chunk.keep_going)))
+        if state != self._state:
+            self._send(pickle.dumps((ENTER, state)))
+            self._state = state
+        if setup not in self._setups:
+            if len(self._setups) >= MOST_SETUPS:
+                self.forget(next(iter(self._setups)))
+            number = next(self.numbers)
+            self._send(pickle.dumps((SETUP, number, setup)))
+            self._setups[setup] = number
+        chunk, number = task.chunk, self._setups[setup]
+        self._send(pickle.dumps((RUN, task.number, number, len(task.positions), task.payload, chunk.keep_going)))
+
+    def forget(self, setup: bytes | Parcel) -> None:
+        """Have it free what belongs to a map that has ended."""
+        if setup in self._setups:
+            self._send(pickle.dumps((FORGET, self._setups.pop(setup))))
 
     def give_up(self) -> None:
         """Make it send what has finished. Later results of its tasks are dropped."""
@@ -197,7 +206,7 @@ class Process:
     def _finish(self) -> None:
         code = self._process.wait()
         with self._lock:
-            self._exit = _exit_text(code)
+            self._exit = exit_text(code)
             tasks = list(self.tasks.values())
             self.tasks.clear()
             self.is_idle.set()
@@ -250,44 +259,6 @@ def _new_control(path: Path) -> tuple[int, Path | None]:
     return file, None
 
 
-def _start(connection: Connection, control: int | str) -> subprocess.Popen[bytes]:
-    """Start a worker with its end of a pipe: a new interpreter, with nothing of this one's threads and locks."""
-    handle = connection.fileno()
-    program = PROGRAM.format(kind=type(connection).__name__, handle=handle, control=control)
-    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    command = [os.fsdecode(spawn.get_executable()), *options, "-c", program]
-    inherited: dict[str, Any] = {"pass_fds": [handle, control]}
-    if sys.platform == "win32":  # pragma: no cover
-        os.set_handle_inheritable(handle, True)
-        inherited = {"startupinfo": subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})}
-    environ = {**os.environ, "OPERO_SERVE": "off", "OPERO_WATCH": "off"}  # the parent does, for all
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environ, **inherited)
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """A worker inherits which signals are blocked, so Ctrl-C has no effect before it has its own handler."""
-    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover  # Windows
-        yield
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _exit_text(code: int) -> str:
-    """How a process has ended, by its exit code."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"{name}; was it out of memory?" if name == "SIGKILL" else name
-
-
 # Processes between maps
 
 _lock = RenewedLock()
@@ -296,31 +267,37 @@ _busy: set[Process] = set()
 _has_ended = False
 
 
-def take_process(mine: list[Process], most: int) -> Process | None:
+def take_process(mine: list[Process], most: int, environment: Mapping[str, str]) -> Process | None:
     """A process for one map: an idle one, or a new one if this program has fewer than `most` at work, or the map has
     none.
 
     Args:
         mine: the processes that the map has. It is added to them in the moment in which it is not idle any more, so
             that it can be given back whatever interrupts the map.
-        most: how many may be at work.
+        most: how many may be at work, and how many idle ones stay whose traits are not those that the map needs.
+        environment: the environment variables of the map's processes.
     """
+    wanted = traits(environment)
     with _lock:
         if _has_ended and threading.current_thread().daemon:
             raise SystemExit  # as the program does
-        while _idle:
-            process = _idle[0]  # the oldest
-            if process.is_usable:
-                process.control[STOP] = 0
-                _busy.add(process)
-                end = len(mine)
-                del _idle[0]
-                mine[end:] = [process]  # with the statement before: see `opero.executors.state.slots`
-                return process
-            del _idle[0]
+        _idle[:] = [each for each in _idle if each.is_usable]
+        suitable = [at for at, each in enumerate(_idle) if each.traits == wanted]
+        if suitable:
+            at = suitable[0]  # the oldest
+            process = _idle[at]
+            process.control[STOP] = 0
+            _busy.add(process)
+            end = len(mine)
+            del _idle[at]
+            mine[end:] = [process]  # with the statement before: see `opero.executors.state.slots`
+            return process
         if mine and len(_busy) >= most:
             return None
-    process = Process()
+        while len(_idle) >= most:
+            _idle[0].kill("others were needed")
+            del _idle[0]
+    process = Process(environment)
     with _lock:
         mine.append(process)
         _busy.add(process)

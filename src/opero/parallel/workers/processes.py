@@ -6,13 +6,14 @@ functions and `__main__`.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from opero.errors import CallTimeoutError
+from opero.parallel.transport.parcel import Parcel
 from opero.parallel.transport.process import CHUNK
+from opero.parallel.transport.program_state import pickled_state
 from opero.parallel.workers.chunk_runner import BEGUN, POSITION, STOP
 from opero.parallel.workers.pool import Death, Pool
 from opero.parallel.workers.process import ProcessDied, give_back, take_process
@@ -20,12 +21,11 @@ from opero.runtime.machine import cpu_limit, resident
 
 if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Chunk
+    from opero.parallel.transport.parcel import Packed
     from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.pool import Task
     from opero.parallel.workers.process import Process
 
-LARGE = 1 << 16
-"""Bytes of a setup above which a worker does not keep it for later maps of the same function."""
 LONG_CHUNK = 0.05
 """Seconds: a chunk that takes longer has none waiting behind it."""
 LAST_ITEM = 0.3
@@ -45,22 +45,23 @@ class ProcessPool(Pool):
 
     Args:
         setup: what the workers need.
-        pickled_setup: the same, pickled.
+        packed: the same, pickled.
         name: the function's name, for messages.
         count: the most processes.
+        environment: their environment variables.
     """
 
     deaths = (ProcessDied,)
     worker = "worker process"
     what = "the pool of worker processes"
     way_out = "look at what the processes wrote to stderr"
-    _keys = itertools.count()
 
-    def __init__(self, setup: Setup, pickled_setup: bytes, name: str, count: int) -> None:
+    def __init__(self, setup: Setup, packed: Packed, name: str, count: int, environment: Mapping[str, str]) -> None:
         self.count = count
         self._name = name
-        self._setup = pickled_setup
-        self._key: bytes | int = pickled_setup if len(pickled_setup) <= LARGE else next(self._keys)
+        self._packed = packed
+        self._environment = environment
+        self._state = pickled_state(environment)
         timeout = setup.policy.in_force("timeout")
         is_enforced = timeout is not None and timeout.enforce == "interrupt"
         self._limit = timeout.attempt or timeout.total if is_enforced else None
@@ -84,7 +85,7 @@ class ProcessPool(Pool):
             self._drop(process)
         best = min(self._processes, key=lambda each: len(each.tasks), default=None)
         if (best is None or best.tasks) and len(self._processes) < self.count:
-            best = take_process(self._processes, max(self.count, cpu_limit())) or best
+            best = take_process(self._processes, max(self.count, cpu_limit()), self._environment) or best
         if best is None or best.is_reserved or len(best.tasks) >= (1 if chunk.suspect else 2):
             return False
         self._next = best
@@ -97,7 +98,7 @@ class ProcessPool(Pool):
 
     def submit(self, task: Task) -> None:
         process = self._where[task] = self._next
-        process.send(task, self._key, self._setup)
+        process.send(task, self._state, self._packed.contents)
 
     def received(self, task: Task) -> None:
         if self._where.pop(task).is_ready:
@@ -184,6 +185,9 @@ class ProcessPool(Pool):
         for process in self._processes:
             if not process.is_idle.wait(max(0.0, until - time.monotonic())):
                 process.kill(CLOSED)
+            if isinstance(self._packed.contents, Parcel):  # too large to be kept for later maps of the function
+                process.forget(self._packed.contents)
             give_back(process)
+        self._packed.close()
         self._processes.clear()
         self._where.clear()
