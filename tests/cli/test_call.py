@@ -304,7 +304,7 @@ def test_debug_shows_the_functions_own_traceback(command: Command) -> None:
         (["app:echo", "--kw", "x"], "--kw 'x' is invalid: use name=value"),
         (["app:echo", "--kw", "x=1", "--kw", "x=2"], "--kw 'x' is given twice"),
         (["app:echo", "--set", "retrie=1"], "unknown option 'retrie'; did you mean 'retries'?"),
-        (["app:echo", "--set", "retries=-1"], "retry.retries: Input should be greater than or equal to 0"),
+        (["app:echo", "--set", "retries=-1"], "retries: -1 should be greater than or equal to 0"),
         (["app:echo", "--policy", "ap"], "no profile 'ap'"),
         (["app:user", "ada", "--set", "arg_fallback=key"], "'key'"),
     ],

@@ -259,9 +259,9 @@ def test_an_invalid_line_ends_the_map_after_the_results_before_it(command: Comma
         (["app:double", "n.txt", "-o", "nowhere/r.jsonl"], "nowhere/r.jsonl: No such file or directory"),
         (["app:double", "n.txt", "-o", "."], ".: Is a directory"),
         (["app:double", "n.txt", "--policy", "none"], "no profile 'none'"),
-        (["app:double", "n.txt", "--mode", "proces"], "parallel.mode"),
+        (["app:double", "n.txt", "--mode", "proces"], "mode: "),
         (["app:double", "n.txt", "--mode", "async"], "is a sync function, which mode 'async' cannot run"),
-        (["app:double", "n.txt", "--workers", "0"], "parallel.workers"),
+        (["app:double", "n.txt", "--workers", "0"], "workers: "),
         (
             ["app:double", "n.txt", "--workers", "2", "--set", "workers=3"],
             "'workers' is given by both --set and --workers",
