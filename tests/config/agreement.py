@@ -39,6 +39,7 @@ BEYOND: dict[str, Any] = {
     ),
     "alerts": lambda text, value: re.search("a condition has exactly one of|does not go with|more than count", text),
     "profiles": lambda text, value: re.search("which does not exist|circular (`extends`|canaries)", text),
+    "environments": lambda text, value: "no file for the environment" in text,
     "imports": lambda text, value: re.search(
         r"cannot be imported|is (not|neither) a builtin|is not callable|is not an exception class|is never retried|"
         r"neither a concurrent\.futures\.Executor|the name of an exception is empty|is a generator function|"
@@ -46,6 +47,7 @@ BEYOND: dict[str, Any] = {
         text,
     ),
     "tags": lambda text, value: "is not a tag:" in text,
+    "parameters": lambda text, value: "is not the name of a parameter" in text,
     "json in text": lambda text, value: str(value.get("ttl") if isinstance(value, dict) else value).strip()[:1] == "{",
     "numbers that JSON has not": lambda text, value: isinstance(value, int | float) and not abs(value) < 1e308,
     "long times": lambda text, value: re.search("longer than 100 years|within 100 years|permits of 100 years", text),

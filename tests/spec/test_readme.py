@@ -82,7 +82,7 @@ def test_its_links_lead_to_files() -> None:
 def test_its_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"\bmake (\w+)", README))
-    assert {"demo", "test", "bench"} == targets
+    assert {"demo", "test", "bench", "chaos"} == targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 

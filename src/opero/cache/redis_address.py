@@ -81,9 +81,10 @@ def read_address(url: str, timeout: float, arguments: Mapping[str, Any]) -> Addr
         found, connection_class = _parsed(plain)
     except ValueError as error:
         # Other errors quote the URL, which may have a password.
-        is_harmless = "@" not in url or str(error) in REASONS or str(error).startswith("Invalid value for '")
+        text = message_of(error)
+        is_harmless = "@" not in url or text in REASONS or text.startswith("Invalid value for '")
         is_split = "@" in "".join(re.split("[/?#]", rest, maxsplit=1)[1:])  # within the password
-        told = ESCAPES if is_split else message_of(error) if is_harmless else ""
+        told = ESCAPES if is_split else text if is_harmless else ""
         reason = f" ({told})" if told else ""
         raise ValueError(f"invalid redis URL{reason}: {FORMS}") from None
     query = set(found) - {"host", "port", "username", "password", "path"}

@@ -43,7 +43,8 @@ class CacheSettings:
 
         def value(name: str) -> str | None:
             try:
-                return variable(os.environ, PREFIX + name) or find(PREFIX + name) or None
+                full = PREFIX + name  # files of secrets often have names in lower case
+                return variable(os.environ, full) or find(full) or find(full.lower()) or None
             except ValueError as error:
                 raise error_at(PREFIX + name, message_of(error)) from None
 

@@ -54,7 +54,7 @@ class TypedValues:
             return cls(function)
         except UnfitError as error:
             raise ConfigError(
-                f"{name}: cache.serializer 'typed' cannot be used: {error}; or choose another serializer"
+                f"{name}: cache.serializer 'typed' cannot be used: {message_of(error)}; or choose another serializer"
             ) from error
 
     @functools.cached_property

@@ -148,28 +148,32 @@ def _directory(value: Any) -> Any:
 Directory = Annotated[str, BeforeValidator(_directory), WithJsonSchema(NAME_SCHEMA)]
 
 
+WHITE = " \t\r\n"
+_TEXT_SCHEMA = {"type": "string", "pattern": r"[^ \t\r\n]"}
+
+
 def _version(value: Any) -> Any:
     """Also accept a number, as YAML reads `version: 2`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number and (not isinstance(value, str) or not value.strip()):
+    if not is_number and (not isinstance(value, str) or not value.strip(WHITE)):
         raise ValueError(f"{quoted(value)} is not a version: use text or a number, such as 2 or '2026-11'")
-    return str(value).strip()
+    return str(value).strip(WHITE)
 
 
 Version = Annotated[
     str,
     BeforeValidator(_version),
-    named_schema("Version", [NAME_SCHEMA, {"type": "number"}], 2, "2026-11"),
+    named_schema("Version", [_TEXT_SCHEMA, {"type": "number"}], 2, "2026-11"),
 ]
 
 
 def _app(value: Any) -> Any:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip(WHITE):
         raise ValueError(f"{quoted(value)} is not the name of a program: use text, such as billing")
-    return value.strip()
+    return value.strip(WHITE)
 
 
-App = Annotated[str, BeforeValidator(_app), WithJsonSchema(NAME_SCHEMA)]
+App = Annotated[str, BeforeValidator(_app), WithJsonSchema(_TEXT_SCHEMA)]
 
 
 def _ignored(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opero.errors import ConfigError, error_at
+from opero.errors import ConfigError, error_at, message_of
 from opero.runtime.project import folders
 
 HERE = Path()
@@ -112,7 +112,7 @@ def absence(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return "does not exist"
     except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+        return f"cannot be read: {error.strerror or message_of(error)}"
     return ""
 
 
