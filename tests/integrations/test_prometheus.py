@@ -492,6 +492,7 @@ def function():
     return 1
 function()
 """
+BY_PROFILE = CALL.replace("retries=1", "policy='api'")
 
 
 class TestSwitch:
@@ -536,7 +537,9 @@ class TestSwitch:
         self, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        done = run(CALL, OPERO_METRICS=value)
+        (tmp_path / "policies").mkdir()
+        (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 1}}")
+        done = run(BY_PROFILE, OPERO_METRICS=value)
         assert done.returncode == 1
         assert message in done.stderr
         assert "ConfigError" in done.stderr
@@ -546,7 +549,9 @@ class TestSwitch:
         self, name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        done = run(f"import sys; sys.modules[{package!r}] = None\n{CALL}", OPERO_METRICS=name)
+        (tmp_path / "policies").mkdir()
+        (tmp_path / "policies" / "base.yaml").write_text("policies: {api: {retry: 1}}")
+        done = run(f"import sys; sys.modules[{package!r}] = None\n{BY_PROFILE}", OPERO_METRICS=name)
         assert done.returncode == 1
         assert "MissingExtraError: " in done.stderr
         assert f"pip install 'opero[{name}]'" in done.stderr

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from opero import CanaryPolicy, Policy
+from opero import CanaryPolicy, ConfigError, Policy
 from policies.checks import Bad, Good, accepts, covers, refuses
 
 GOOD: Good = [
@@ -47,5 +47,5 @@ def test_every_field_is_tested_with_good_and_bad_values() -> None:
 
 def test_share_and_policy_are_required() -> None:
     for field in NEEDED:
-        with pytest.raises(ValueError, match=f"{field}\n  Field required"):
+        with pytest.raises(ConfigError, match=rf"^canary\.{field}: Field required$"):
             Policy(canary={name: each for name, each in NEEDED.items() if name != field})

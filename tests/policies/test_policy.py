@@ -42,9 +42,9 @@ DESIGN = {
     RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
     "retry_after reraise",
     FallbackPolicy: "arg values remember order weights default function on",
-    CachePolicy: "ttl backend key namespace max_size stale_ttl early_refresh ttl_jitter cache_if errors "
-    "error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout lock_timeout "
-    "arguments",
+    CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
+    "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
+    "lock_timeout arguments",
     RateLimitPolicy: "shadow rate burst max_wait cost scope",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
@@ -54,7 +54,7 @@ DESIGN = {
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",
     ParallelPolicy: "mode workers ordered progress batch batch_size on_error deadline max_memory max_failures "
-    "worker_retries concurrency window executor initializer address",
+    "worker_retries concurrency window executor initializer address inner_threads",
 }
 """The table of design.md section 2, and what its sections 3 to 7 add to it."""
 
@@ -74,6 +74,10 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("cache_ttl", 60.0, "cache", "ttl"),
     ("cache_backend", "dogpile.cache.null", "cache", "backend"),
     ("cache_key", named.cost, "cache", "key"),
+    ("cache_ignore", ("session",), "cache", "ignore"),
+    ("cache_app", "shop", "cache", "app"),
+    ("cache_version", "2", "cache", "version"),
+    ("cache_follow_code", True, "cache", "follow_code"),
     ("cache_namespace", "app", "cache", "namespace"),
     ("cache_max_size", 5, "cache", "max_size"),
     ("cache_stale_ttl", 9.0, "cache", "stale_ttl"),
@@ -108,6 +112,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("executor", named.an_hour, "parallel", "executor"),
     ("initializer", named.an_hour, "parallel", "initializer"),
     ("address", "host:1", "parallel", "address"),
+    ("inner_threads", 2, "parallel", "inner_threads"),
     *((hook, (named.hears,), "hooks", hook) for hook in HOOKS),
 ]
 

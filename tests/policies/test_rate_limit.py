@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from opero import Policy, RateLimitPolicy
+from opero import ConfigError, Policy, RateLimitPolicy
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
@@ -62,8 +62,10 @@ def test_an_unknown_field_is_refused() -> None:
 
 
 def test_a_rate_is_required() -> None:
-    with pytest.raises(ValueError, match="rate: Field required"):
+    with pytest.raises(ValueError, match=r"rate\n  Field required"):  # pydantic's own way to make a model
         RateLimitPolicy.model_validate({"burst": 3})
+    with pytest.raises(ConfigError, match="^rate: Field required$"):
+        RateLimitPolicy(burst=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="rate: Field required"):
         Policy(rate_limit=True)
 

@@ -57,7 +57,10 @@ def test_without_policy_files_the_error_says_where_they_are_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PolicyNotFoundError, match=r"as there is no \./policies; set OPERO_CONFIG"):
+    with pytest.raises(
+        PolicyNotFoundError,
+        match="as there is no directory policies in .* or above it in its project; set OP",
+    ):
         Registry.load(environ={})["api"]
 
 

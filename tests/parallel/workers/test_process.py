@@ -282,6 +282,7 @@ def test_finally_blocks_of_a_running_item_run_when_its_map_ends(mode: str, funct
     assert (tmp_path / "released").exists()
 
 
+@pytest.mark.alone  # the worker has a third of a second to answer
 def test_a_worker_process_whose_item_was_interrupted_is_used_again(tmp_path: Path) -> None:
     options = {"mode": "process", "workers": 1, "progress": False}
     bound: Any = Policy(parallel={**options, "deadline": 1.5}).apply(hold)

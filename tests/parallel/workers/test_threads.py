@@ -81,7 +81,7 @@ def test_no_more_items_run_at_a_time_than_there_are_workers() -> None:
     assert most == 2
 
 
-@pytest.mark.parametrize("items", [[0, 2, 4], (0, 2, 4), range(0, 5, 2), {0: "a", 2: "b", 4: "c"}], ids=repr)
+@pytest.mark.parametrize("items", [[0, 2, 4], (0, 2, 4), range(0, 5, 2)], ids=repr)
 def test_any_iterable_can_be_mapped(items: Any) -> None:
     assert mapped()(items) == [0, 1, 2]
     assert mapped()(iter(items)) == [0, 1, 2]
