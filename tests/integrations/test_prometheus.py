@@ -447,7 +447,7 @@ class TestRegistering:
 
 
 class TestBounds:
-    def test_a_hundred_thousand_different_errors_and_statuses_make_no_more_series(self, scraped: Export) -> None:
+    def test_ten_thousand_different_errors_and_statuses_make_no_more_series(self, scraped: Export) -> None:
         registry = registry_of(retry=0)
         number = 0
 
@@ -467,13 +467,13 @@ class TestBounds:
         for number in range(1000):  # noqa: B007  # read by the function
             fail()
         before = lines()
-        for number in range(1000, 100_000):  # noqa: B007
+        for number in range(1000, 10_000):  # noqa: B007
             fail()
-        assert bound.stats.failures == 100_000
+        assert bound.stats.failures == 10_000
         assert lines() == before < 100
         found = scrape()
-        assert found["opero_calls_total"][NAME, "failed", "api"] == 100_000
-        assert sum(found["opero_attempt_failures_total"].values()) == 100_000
+        assert found["opero_calls_total"][NAME, "failed", "api"] == 10_000
+        assert sum(found["opero_attempt_failures_total"].values()) == 10_000
         words = {word for each in found.values() for labels in each for word in labels}
         assert not any(word.startswith("Error") or word.isdigit() for word in words)
 

@@ -203,7 +203,7 @@ def descriptors() -> int:
 def test_files_and_descriptors_go_with_their_executors(tmp_path: Path) -> None:
     policies = {"rate_limit": 1000.0, "circuit_breaker": {"failure_rate": 0.5}, "bulkhead": 3}
     before = descriptors()
-    for _ in range(20):
+    for _ in range(6):
         bound, worker = pair(tmp_path, **policies)
         bound(1), worker(1)
         assert list(tmp_path.iterdir()) != []
