@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.computation_lock import ComputationLock
@@ -46,6 +48,7 @@ def generated({parameters}):
     {count}
     _entry = get(_key)
     if _entry is None or _entry.until <= now():
+        missed((_key, {args}, {kwargs}))
         return miss
     try:
         use(_key)
@@ -115,6 +118,9 @@ class CacheExecutor(FunctionCache):
         super().__init__(policy, clock, function, keeps_error, is_method=is_method, before=before)
         self.stats = stats
         self._refresh_pauses: dict[Hashable, float] = {}
+        # Keys that `hit` has not found, and the arguments they were made of: for the layer, which is called next. An
+        # interruption in between leaves some, so there are never more than a few.
+        self._missed: deque[tuple[Hashable, Args, Kwargs]] = deque(maxlen=4)
         self._refresh_failed = ThrottledFailure("refresh", self.name, clock)
         for each in (self._refresh_failed, self.retention.not_stored, getattr(self.store, "unreadable", None)):
             if each is not None:
@@ -140,6 +146,7 @@ class CacheExecutor(FunctionCache):
             "use": memory.values.move_to_end,
             "now": memory.now,
             "miss": MISS,
+            "missed": self._missed.append,
             "stats": self.stats,
             "watched": watched,
             "CacheHit": CacheHit,
@@ -364,7 +371,7 @@ class CacheExecutor(FunctionCache):
         computes_here = not self.is_shared and not self.policy.errors
 
         def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            key, tags = self.key(args, kwargs), self.retention.tags(args, kwargs)
+            key, tags = self._key_of(args, kwargs), self.retention.tags(args, kwargs)
             if count is not None:
                 count(key)
             finished = self.single_flight.finished
@@ -406,7 +413,7 @@ class CacheExecutor(FunctionCache):
         awaits_key = self.key.is_async
 
         async def cached(call: Call, args: Args, kwargs: Kwargs) -> Any:
-            key = await self.key.awaited(args, kwargs) if awaits_key else self.key(args, kwargs)
+            key = await self.key.awaited(args, kwargs) if awaits_key else self._key_of(args, kwargs)
             tags = self.retention.tags(args, kwargs)
             if count is not None:
                 count(key)
@@ -417,6 +424,16 @@ class CacheExecutor(FunctionCache):
             return (await self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
+
+    def _key_of(self, args: Args, kwargs: Kwargs) -> Hashable:
+        """Return the key of a call: the one that `hit` has made, if these are the arguments it was made of."""
+        try:
+            key, those, named = self._missed.pop()
+        except IndexError:
+            return self.key(args, kwargs)
+        if kwargs or named or len(those) != len(args) or not all(map(is_, those, args)):
+            return self.key(args, kwargs)
+        return key
 
     def _counter(self) -> Callable[[Hashable], None] | None:
         """Return what counts requests for an adaptive time to live; None if there is none, or `hit` counts them."""
