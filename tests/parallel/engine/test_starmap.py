@@ -137,8 +137,8 @@ class Service:
     def multiply(self, x: int, y: int) -> int:
         return self.base * x * y
 
-    @classmethod
     @opero(mode="thread", progress=False)
+    @classmethod
     def join(cls, x: str, y: str) -> str:
         return f"{cls.__name__}{x}{y}"
 
