@@ -442,9 +442,11 @@ def test_a_dependency_that_hangs_leaves_the_threads_of_timeouts_to_the_others(mo
 
 
 @pytest.mark.parametrize("text", ["a\0b", "x" * 300, "~nobody-has-this/\0"], ids=ascii)
-def test_a_directory_that_is_no_path_is_a_configuration_error(text: str) -> None:
+def test_a_directory_that_is_no_path_is_a_configuration_error(text: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
     cache = CachePolicy(backend="disk", ttl=5, cache_dir=text)
     with pytest.raises(ConfigError, match="cannot be used"):
         check_store(cache, "f")
     with pytest.raises(ConfigError, match="cannot be used"):
         Policy(cache=cache).apply(lambda: 1)()
+    assert list(tmp_path.iterdir()) == []

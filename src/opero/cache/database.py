@@ -262,7 +262,9 @@ class Database:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it, where they are missing, for this user alone."""
+    """Make a directory and those above it, where they are missing, for this user alone; none if there can be no such."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(directory)
     for each in reversed([directory, *directory.parents]):
         if not each.is_dir():
             each.mkdir(mode=0o700, exist_ok=True)

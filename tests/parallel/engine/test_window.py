@@ -285,15 +285,29 @@ def test_a_stream_keeps_nothing_that_it_has_handed_out(mode: str, ordered: bool,
     function = result_or_failure_async if mode.startswith("async") else result_or_failure
     bound: Any = opmap(mode=mode, workers=2, ordered=ordered, retries=0, progress=False, **options)(function)
     numbers = (number for number in range(300) if options or number % 10 != 7)
+    stream = bound.stream(numbers)
     count, last = 0, None
+
+    def check(result: Result) -> None:
+        nonlocal count, last
+        assert last is None or last() is None, count
+        last = weakref.ref(result)
+        count += 1
+
+    async def read() -> None:  # in one task: the frames of a failure refer to those of the event loop
+        async for result in stream:
+            check(result)
+            del result
+
     gc.disable()
     try:
-        with Reader(bound.stream(numbers)) as reader, suppress(MapError):
-            for result in reader:
-                assert last is None or last() is None, count
-                last = weakref.ref(result)
-                count += 1
-                del result
+        with suppress(MapError):
+            if mode.startswith("async"):
+                asyncio.run(read())
+            else:
+                for result in stream:
+                    check(result)
+                    del result
     finally:
         gc.enable()
     assert count == 270
