@@ -262,7 +262,7 @@ class Database:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory and those above it, where they are missing, for this user alone; none if there can be no such."""
+    """Make a directory and those above it, where they are missing, for this user alone; none if it cannot exist."""
     with suppress(FileNotFoundError, NotADirectoryError):
         os.stat(directory)
     for each in reversed([directory, *directory.parents]):
