@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def pytest_collection_finish() -> None:
 def no_line_is_left_out() -> None:
     """Begin each test with no log line of the last minute: its own must not be left out for those of another test."""
     limiter.forget()
+
+
+@pytest.fixture
+def fails_if_it_hangs() -> Iterator[None]:
+    """End a test that waits for ever, as for a cluster that has lost a task, while its second try is still possible."""
+
+    def fail(*_: object) -> None:
+        pytest.fail("it has not ended after three minutes")
+
+    before = signal.signal(signal.SIGUSR1, fail)
+    timer = threading.Timer(180, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+    signal.signal(signal.SIGUSR1, before)
 
 
 class Caller:

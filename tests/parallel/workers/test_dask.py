@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("fails_if_it_hangs")
+
 LOCK = threading.Lock()
 """Cannot be pickled: functions that use it must be found by their names."""
 
@@ -53,8 +55,10 @@ def client(cluster: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def dask(client: Any, cluster: Any) -> Iterator[Callable[..., Any]]:
+def dask(client: Any, cluster: Any, request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Maps a function on the default client's cluster. At the end the scheduler knows nothing of it any more."""
+    if getattr(request.node, "execution_count", 1) > 1:  # a second try, with workers that no first one has left busy
+        client.restart(timeout=60)
 
     def has_two_workers() -> bool:
         cluster.scale(2)  # dask gives up a worker that dies while it starts, after some seconds

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("fails_if_it_hangs")
+
 LOCK = threading.Lock()
 """Cannot be pickled: functions that use it must be found by their names."""
 
