@@ -209,11 +209,13 @@ class CacheExecutor(FunctionCache):
             stats.count_miss()
             return await self._execute(host, pending, computation, snapshot)
         finally:
-            self.single_flight.finish(key, computation)
-            with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
-                current_computations.reset(token)
-            if lock is not None and lock.was_requested:
-                await host.ensure(lock.release)
+            try:
+                self.single_flight.finish(key, computation)
+                with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
+                    current_computations.reset(token)
+            finally:  # Ctrl-C may have come within these
+                if lock is not None and lock.was_requested:
+                    await host.ensure(lock.release)
 
     def _computation_lock(self, key: Hashable, computation: Computation) -> ComputationLock | None:
         mutex = self.store.mutex(key) if self.is_shared else None
