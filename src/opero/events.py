@@ -5,7 +5,7 @@
 
     off = on(RetryScheduled, lambda event: print(event.function, event.delay), policy="api")
 
-An event that nobody listens to is not built: where it would be emitted, one attribute is read, `handlers` of its class.
+Without a handler no event is built: where it would be emitted, one attribute is read, `handlers` of its class.
 """
 
 from __future__ import annotations

@@ -235,6 +235,16 @@ def test_a_key_that_was_not_found_serves_its_own_call_only() -> None:
     assert (bound.stats.attempts, bound.stats.cache_hits) == (2, 1)
 
 
+def test_a_key_that_an_interrupted_call_has_left_is_gone_with_the_next_one_that_is_missed() -> None:
+    bound: Any = Policy(cache=True).apply(lambda x: x[:])
+    cache = bound.binding.pipeline.cache
+    changing = [1]
+    cache.hit(changing)
+    changing.append(2)
+    assert bound([0]) == [0]
+    assert cache._key_of((changing,), {}) == cache.key(([1, 2],), {})
+
+
 def test_keyword_arguments_in_another_order_are_the_same_key() -> None:
     bound: Any = Policy(cache=True).apply(lambda *args, **kwargs: list(kwargs))
     assert bound(1, a=1, b=2) == bound(1, b=2, a=1) == ["a", "b"]

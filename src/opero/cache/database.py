@@ -42,7 +42,7 @@ class Database:
     connection would take the parent's locks for its own, and lose its writes when the parent closes the file.
 
     The directory and the file are made by the first operation that succeeds. Where nothing can be written, as in a
-    read-only image or on a full disk, a file that is there is read as it is, for as long as nobody changes it.
+    read-only image or on a full disk, a file that is there is read as it is, as long as it does not change.
 
     Attributes:
         checks: called before a file is opened; they raise an exception where it must not be.
@@ -74,7 +74,7 @@ class Database:
         self._close = weakref.finalize(self, _close_all, self._idle)
         self.checks: list[Callable[[], object]] = []
         self._frozen: tuple[Any, ...] | None = None
-        """What the file was when it was opened as one that nobody changes; None if it was opened as usual."""
+        """The stamp of the file when it was opened as immutable; None if it was opened as usual."""
 
     def run(self, operation: Callable[[sqlite3.Connection], Any], *, writes: bool = False) -> Any:
         """Return the result of an operation on a connection, and retry it on a new file if this one is damaged."""

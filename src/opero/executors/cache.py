@@ -433,6 +433,7 @@ class CacheExecutor(FunctionCache):
             key, those, named = self._missed.pop()
         except IndexError:
             return self.key(args, kwargs)
+        self._missed.clear()  # what an interrupted call has left must never serve another, whose arguments have changed
         if kwargs or named or len(those) != len(args) or not all(map(is_, those, args)):
             return self.key(args, kwargs)
         return key

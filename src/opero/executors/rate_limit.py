@@ -194,7 +194,7 @@ class RateLimitExecutor(Holder[Budget]):
     def migrate_from(self, old: Holder[Budget]) -> None:
         super().migrate_from(old)
         if old.policy.shadow and not self.policy.shadow:
-            # Nobody has waited for what was reserved in shadow: calls do not begin with a debt.
+            # No call waited for what was reserved in shadow, so the next ones must not wait for it either.
             wait, (_, due) = self.ask(lambda home: home.book(self.clock.monotonic(), self.cost or 1.0, -1.0))
             if wait > 0:
                 self.refund((due - wait, due))

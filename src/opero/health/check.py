@@ -52,7 +52,7 @@ class Check:
         self._is_async = kind_of(function) == "async"
         self._clock = clock
         self._running: dict[object, float] = {}
-        """When each run of the function that has not ended began, also of those that nobody waits for any more."""
+        """When each run of the function that has not ended began, including those whose caller has stopped waiting."""
 
     def after_fork(self) -> None:
         """What runs is the parent's."""

@@ -43,7 +43,7 @@ class Locks:
                 return False
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self.holders[mutex.offset] = mutex  # first: so an interruption leaves no lock that nobody has
+            self.holders[mutex.offset] = mutex  # first, so that an interruption leaves no lock without a holder
             if not try_lock_byte(self._file, mutex.offset):
                 del self.holders[mutex.offset]
                 return False

@@ -48,7 +48,7 @@ class SlotHolder(Protocol):
 
 
 class _Anyone:
-    """Whoever takes and gives back slots without a call."""
+    """Takes and gives back slots without a call, and notes nothing."""
 
     @property
     def slot(self) -> int | None:
