@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -287,11 +288,12 @@ def main() -> int:
             seconds = time.perf_counter() - screen.started
             show_outage(screen, service.url)
             if page is not None:
+                stop = threading.Event()
+                before = signal.signal(signal.SIGINT, lambda *_: stop.set())  # between calls: each is counted
                 print("Ctrl-C ends the demo", flush=True)
-                with suppress(KeyboardInterrupt):
-                    while True:
-                        ask(f"{service.url}/records/1")
-                        time.sleep(0.1)
+                while not stop.wait(0.1):
+                    ask(f"{service.url}/records/1")
+                signal.signal(signal.SIGINT, before)
         show(service.report, limit)
         print(f"{'time':18}{seconds:.1f} s in {os.environ.get('OPERO_ENV') or 'development'}\n\n{receipt}\n")
     with Service(limit=limit, late=WORKERS, records=count) as other:
