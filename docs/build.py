@@ -1,7 +1,7 @@
 """Builds the documentation as a site in .site/html: `make docs`.
 
-The documents are plain Markdown that reads well where it is. Here their links to other files of the repository become links to pages:
-README.md is the first page, and each example has one of its own.
+The documents are plain Markdown that reads well where it is. Here their links to other files of the repository become
+links to pages: README.md is the first page, and each example has one of its own.
 """
 
 from __future__ import annotations

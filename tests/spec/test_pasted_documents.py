@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import opero
 import pytest
+
+import opero
 from opero.policies.parallel import ParallelPolicy
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 from pasted import paste

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pasted import NAMED, blocks, paste, run
 
 ROOT = Path(__file__).parents[2]

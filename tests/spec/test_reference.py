@@ -25,8 +25,8 @@ Each option may be set
 - in code, by `@opero(...)` and `@opmap(...)` if an argument is named here, otherwise by the policy:
   `@opero(circuit_breaker={"open_for": "30s"})`.
 
-A wrong value is a `ConfigError` when the configuration is loaded or the function is bound, with the place of the value. Each option has
-an example of one, with what the error says.
+A wrong value is a `ConfigError` when the configuration is loaded or the function is bound, with the place of the value.
+Each option has an example of one, with what the error says.
 """
 
 WRONG: tuple[Any, ...] = ("nonsense", -1, 0, "", "no such thing", [[]], 3.5)
