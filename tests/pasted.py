@@ -1,7 +1,8 @@
 """Documents whose blocks are pasted, in order, into an empty directory.
 
 A block of Python or YAML that begins with a comment that names a file is that file. In a block of the language
-`console` the lines after `$ ` are commands, and the others what they print; `...` at the end of a line stands for the rest of it.
+`console` the lines after `$ ` are commands, and the others what they print; `...` at the end of a line stands for the
+rest of it.
 """
 
 from __future__ import annotations
