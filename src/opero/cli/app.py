@@ -20,7 +20,21 @@ from opero.cli.signals import Termination
 from opero.cli.terminal import print_error, say
 from opero.errors import OperoError, describe, nearest, text_of, without_passwords
 
-COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "tune", "export", "top")
+COMMANDS = (
+    "init",
+    "check",
+    "show",
+    "explain",
+    "diff",
+    "schema",
+    "env",
+    "call",
+    "map",
+    "tune",
+    "export",
+    "top",
+    "migrate",
+)
 
 EXIT_CODES = """\b
 Exit codes:
