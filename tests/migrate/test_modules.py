@@ -59,7 +59,9 @@ def fetch(user: str) -> dict[str, str]:
 class Client:
     timeout = 5
 
-    @retry(stop=stop_after_attempt(5), wait=wait_exponential(max=30), retry=retry_if_exception_type((Refused, Timeout)), reraise=True)
+    @retry(
+        wait=wait_exponential(max=30), retry=retry_if_exception_type((Refused, Timeout)),
+        reraise=True, stop=stop_after_attempt(5))
     def fetch_all(self) -> None: ...  # noqa: E704
 
     @classmethod
@@ -315,7 +317,7 @@ def test_what_has_no_equal_is_left_alone_and_reported_with_its_line(
         ("DECORATOR\ndef fetch():\n    raise TryAgain", "the module uses TryAgain"),
         (
             "DECORATOR\ndef fetch(): ...\nprint(fetch.retry.statistics)",
-            "fetch.retry in line 15 is an attribute of tenacity",
+            "fetch.retry in line 17 is an attribute of tenacity",
         ),
         ("DECORATOR\ndef fetch():\n    yield 1", "it is a generator"),
         ("DECORATOR\ndef fetch(): ...\nopero = 1", "the module has a name opero of its own"),
@@ -356,7 +358,8 @@ def test_imports_that_others_use_are_kept(tmp_path: Path) -> None:
         """,
     )
     assert text.startswith(
-        "from opero import opero\nfrom requests import HTTPError\nfrom tenacity import retry, stop_after_attempt, wait_fixed\n"
+        "from opero import opero\nfrom requests import HTTPError\n"
+        "from tenacity import retry, stop_after_attempt, wait_fixed\n"
     )
     assert [each.found.function for each in migration.left] == ["send"]
 
@@ -379,5 +382,6 @@ def test_an_import_in_a_block_stays(tmp_path: Path) -> None:
 
 
 def test_a_name_that_may_be_of_two_modules_is_not_a_decorator_of_a_library(tmp_path: Path) -> None:
-    source = "try:\n    from tenacity import retry\nexcept ImportError:\n    from app import retry\n\n@retry()\ndef fetch(): ...\n"
+    imports = "try:\n    from tenacity import retry\nexcept ImportError:\n    from app import retry\n"
+    source = f"{imports}\n@retry()\ndef fetch(): ...\n"
     assert migrated(tmp_path, source)[0] == source

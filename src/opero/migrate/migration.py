@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from opero.config.location import show_path
 from opero.errors import ConfigError
 from opero.migrate.libraries import TRANSLATORS
 from opero.migrate.module import Found, Module
-from opero.migrate.profiles import Files, Profile, unused_name, yaml_of
+from opero.migrate.profiles import Files, Profile, yaml_of
 
 SKIPPED = ("__pycache__", "node_modules", "site-packages")
 
@@ -183,19 +183,22 @@ def _names(module: Module, path: Path, name: str | None, named: dict[str, Profil
         for index, each in enumerate(module.found)
         if each.translation is not None
     }
-    first = name or re.sub(r"\W", "_", path.stem if path.stem != "__init__" else path.absolute().parent.name)
+    others = frozenset() if name else frozenset(named)  # of other modules, whose services are others as well
+    own = named if name else {}
+    first = name or _module_name(path, others)
     # What most functions have gets the shortest name.
     common = Counter(map(repr, profiles.values()))
     names: dict[int, str] = {}
-    for index in sorted(profiles, key=lambda each: -common[repr(profiles[each])]):
-        function = module.found[index].function.rpartition(".")[2]
-        others = (f"{first}_{function}_{number}" for number in itertools.count(2))
-        taken = named if name else {names[each]: profiles[each] for each in names} | _foreign(named, names)
-        names[index] = unused_name(itertools.chain([first, f"{first}_{function}"], others), taken, profiles[index])
-        named[names[index]] = profiles[index]
+    for index, profile in sorted(profiles.items(), key=lambda each: -common[repr(each[1])]):
+        longer = f"{first}_{module.found[index].function.rpartition('.')[2]}"
+        candidates = itertools.chain([first, longer], (f"{longer}_{number}" for number in itertools.count(2)))
+        names[index] = next(each for each in candidates if each not in others and own.get(each, profile) == profile)
+        own[names[index]] = named[names[index]] = profile
     return dict(sorted(names.items()))
 
 
-def _foreign(named: dict[str, Profile], own: dict[int, str]) -> dict[str, Profile]:
-    """Return the names that profiles of other modules have, with no profile that is equal to one of this module."""
-    return {each: {} for each in named if each not in own.values()}
+def _module_name(path: Path, taken: Container[str]) -> str:
+    """Return the name of a module, with that of its package if it is taken."""
+    package = path.absolute().parent.name
+    name = re.sub(r"\W", "_", package if path.stem == "__init__" else path.stem)
+    return re.sub(r"\W", "_", f"{package}_{name}") if name in taken else name

@@ -131,7 +131,10 @@ class Module:
         return "the module uses TryAgain, which opero does not know" if "TryAgain" in raised else ""
 
     def _is_opero(self, assignment: Any) -> bool:
-        return isinstance(assignment, ImportAssignment) and assignment.get_module_name_for_import() == "opero"
+        if not isinstance(assignment, ImportAssignment):
+            return False
+        names = assignment.get_qualified_names_for(assignment.name)
+        return any(each.name.partition(".")[0] == "opero" for each in names)
 
     def _raised(self) -> set[str]:
         """Return the exceptions of tenacity that the module uses."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -152,8 +152,3 @@ def yaml_of(profiles: Mapping[str, Profile], indent: str = "  ") -> list[str]:
 def _flow(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
     return text.removesuffix("...\n").strip()
-
-
-def unused_name(candidates: Iterable[str], taken: Mapping[str, Profile], profile: Profile) -> str:
-    """Return the first of these names that is free, or that of an equal profile."""
-    return next(each for each in candidates if taken.get(each, profile) == profile)
