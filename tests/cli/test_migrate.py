@@ -68,7 +68,7 @@ def test_the_json_of_migrate(command: Command) -> None:
     command.write("other.py", "import backoff\n\n\n@backoff.on_exception(backoff.expo, OSError)\ndef send(): ...\n")
     ran = command("migrate", "client.py", "other.py", "--name", "users", "--write", "--json")
     assert ran.code == 1
-    assert ran.json["written"] == [str(command.directory / "policies/base.yaml"), "client.py"]
+    assert ran.json["written"] == ["policies/base.yaml", "client.py"]
     assert ran.json["profiles"]["users"]["retry"]["retry_on"] == ["OSError"]
     first = ran.json["replaced"][0]
     assert (first["function"], first["line"], first["profile"], first["library"]) == (
@@ -86,8 +86,8 @@ def test_the_json_of_migrate(command: Command) -> None:
     [
         (["nowhere"], "error: nowhere: no such file or directory\n"),
         (
-            ["client.py", "--name", "api"],
-            "policies/base.yaml has a profile 'api' with other values; choose another name by",
+            ["client.py", "--name", "reports"],
+            "policies/base.yaml has a profile 'reports' with other values; choose another name by",
         ),
         ([], "Missing argument 'PATH...'"),
     ],

@@ -141,7 +141,7 @@ def test_equal_policies_of_a_module_are_one_profile_and_a_name_makes_one_of_all_
         ("b/__init__.py", "b"),
     }
     found = plan(paths, tmp_path / "policies", "api")
-    assert [*found.profiles] == ["api_fetch", "api"]
+    assert [*found.profiles] == ["api", "api_fetch"]
     assert len(found.replaced) == 7
 
 

@@ -183,16 +183,17 @@ def _names(module: Module, path: Path, name: str | None, named: dict[str, Profil
         for index, each in enumerate(module.found)
         if each.translation is not None
     }
-    others = frozenset() if name else frozenset(named)  # of other modules, whose services are others as well
-    own = named if name else {}
-    first = name or _module_name(path, others)
+    # The functions of a profile share what is added to it later, such as a rate limit, so each module has its own.
+    own: dict[str, Profile] = named if name else {}
+    first = name or _module_name(path, named)
     # What most functions have gets the shortest name.
     common = Counter(map(repr, profiles.values()))
     names: dict[int, str] = {}
     for index, profile in sorted(profiles.items(), key=lambda each: -common[repr(each[1])]):
         longer = f"{first}_{module.found[index].function.rpartition('.')[2]}"
-        candidates = itertools.chain([first, longer], (f"{longer}_{number}" for number in itertools.count(2)))
-        names[index] = next(each for each in candidates if each not in others and own.get(each, profile) == profile)
+        equal = (each for each in own if own[each] == profile)
+        free = itertools.chain([first, longer], (f"{longer}_{number}" for number in itertools.count(2)))
+        names[index] = next(itertools.chain(equal, (each for each in free if each not in named)))
         own[names[index]] = named[names[index]] = profile
     return dict(sorted(names.items()))
 
