@@ -28,7 +28,7 @@ FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The full name of a function: module:qualname."""
 MODULE = re.compile(DOTTED)
 IMPORT = re.compile(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)")
-"""What an entry of `imports:` binds: module:function, module:Class.method, or module:* for all functions that it has."""
+"""What an entry of `imports:` binds: module:function, module:Class.method, or module:* for all that a module has."""
 LONGEST_FUNCTION = 1000
 """The most characters of a name or glob of `functions:`."""
 
