@@ -17,7 +17,7 @@ from opero.config.composition import compose, inherit, parent_leaf, sections_of,
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section, Source
-from opero.config.validation import check_fields, validate
+from opero.config.validation import Known, check_fields, validate
 from opero.errors import nearest
 from opero.policies.canary import canary_problem
 from opero.policies.names import importing_from
@@ -260,6 +260,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
     layers = configuration.layers
     policies: dict[str, Policy] = {}
     lineages: dict[str, Sequence[str]] = {}
+    known: Known = {}
     with importing_from(configuration.import_from):
         if any(layer.defaults is not None for layer in layers):
             check_fields(compose(sections_of(None, layers)), report)
@@ -267,7 +268,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
             profile = compose(sections_of(lineage or [name], layers))
             if lineage is None or not complete:
                 check_fields(profile, report)
-            elif (policy := validate(f"policies.{name}", profile, report)) is not None:
+            elif (policy := validate(f"policies.{name}", profile, report, known)) is not None:
                 policies[name] = policy
                 lineages[name] = tuple(lineage)
         names = {name for layer in layers for name in layer.profiles}
