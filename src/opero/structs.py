@@ -19,6 +19,8 @@ __all__ = ["struct"]
 
 @dataclass(init=False, repr=False, eq=False)
 class _Sample:
+    """A dataclass, which would be slow to make without a docstring."""
+
     value: int
 
 
