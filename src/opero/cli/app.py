@@ -30,6 +30,7 @@ COMMANDS = (
     "env",
     "call",
     "map",
+    "run",
     "tune",
     "export",
     "top",
@@ -76,7 +77,8 @@ class _Commands(TyperGroup):
         if cmd_name not in self.commands:
             module = import_module(f"opero.cli.{cmd_name}")
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            settings = getattr(module, "CONTEXT", {})
+            app.command(cmd_name, context_settings=settings)(getattr(module, f"{cmd_name}_command"))
             command = get_command(app)
             command.params += [each for each in self.params if each.name == "debug"]
             self.commands[cmd_name] = command
