@@ -47,7 +47,7 @@ def test_what_would_change_is_shown_and_written_only_with_write(command: Command
 
     ran = command("migrate", "app", "--write")
     assert ran.code == 0
-    assert "3 functions now have a profile" in ran.out
+    assert ran.out.startswith("wrote policies/base.yaml\nwrote app/client.py\n3 functions now have a profile\n")
     assert command("check", "--all-envs", "--import", "app.client").code == 0
     ran = command("migrate", "app", "--write")
     assert (ran.code, ran.out) == (0, "0 functions can have a profile\n")

@@ -41,7 +41,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    success
   1    problems were found (check), items failed (map), the function failed
-       (call, tune), environments differ (diff --exit-code)
+       (call, tune), environments differ (diff --exit-code), decorators were
+       left alone (migrate)
   2    invalid usage or configuration, or a file that cannot be read or written
   130  interrupted (Ctrl-C)
   141  the reader of the output closed it (broken pipe)

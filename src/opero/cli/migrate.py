@@ -31,9 +31,9 @@ def migrate_command(
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Replace retry decorators of tenacity, stamina and backoff by profiles.
+    """Replace decorators of tenacity, stamina and backoff.
 
-    Shows the profiles, the changes of the code, what will be different, and what is left alone and why. No code is run
+    A profile takes their place. Shows the profiles, the changes of the code, what will be different, and what is left alone and why. No code is run
     or imported.
 
     \b
@@ -61,18 +61,18 @@ def migrate_command(
 def _print(migration: Migration, written: bool) -> None:
     from opero.config.location import show_path
 
-    if migration.profiles:
-        say(f"# {show_path(migration.base.absolute())}")
-        say(migration.yaml())
-    if migration.texts:
+    if written:
+        for path in migration.texts:
+            say(f"wrote {show_path(path.absolute())}")
+    elif migration.texts:
+        if migration.profiles:
+            say(f"# {show_path(migration.base.absolute())}")
+            say(migration.yaml())
         say(migration.diff())
     functions = len(migration.replaced)
-    found = f"{functions} {'function' if functions == 1 else 'functions'} can have a profile"
-    say(
-        found
-        if not written or not functions
-        else found.replace("can have", "now has" if functions == 1 else "now have")
-    )
+    what = "function" if functions == 1 else "functions"
+    has = "can have" if not written or not functions else "now has" if functions == 1 else "now have"
+    say(f"{functions} {what} {has} a profile")
     for use in migration.replaced:
         for difference in use.found.translation.differences if use.found.translation else ():
             say(f"  {_place(use)}: {difference}")
