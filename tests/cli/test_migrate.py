@@ -89,6 +89,7 @@ def test_the_json_of_migrate(command: Command) -> None:
             ["client.py", "--name", "reports"],
             "policies/base.yaml has a profile 'reports' with other values; choose another name by",
         ),
+        (["client.py", "--name", 'a"b'], "is not a name for a profile"),
         ([], "Missing argument 'PATH...'"),
     ],
 )

@@ -277,6 +277,7 @@ def is_busy(error):
             "does not retry",
         ),
         ("@stamina.retry(on=is_busy)", "is_busy may return a delay"),
+        ("@stamina.retry(on=own_wait)", "own_wait may be a function that returns a delay"),
         ("@stamina.retry(on=lambda error: error.delay)", "may return a delay"),
         ("@stamina.retry(on=OSError, attempts=None, timeout=None)", "it never stops"),
         (

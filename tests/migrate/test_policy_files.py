@@ -41,12 +41,12 @@ def made(
     folder = directory / "policies"
     folder.mkdir(exist_ok=True)
     for stem, text in {**({} if base is None else {"base": base}), **files}.items():
-        (folder / f"{stem}.yaml").write_text(dedent(text))
+        (folder / f"{stem}.yaml").write_bytes(dedent(text).encode())
     return plan([directory / "client.py"], folder, name)
 
 
 def base_of(directory: Path) -> str:
-    return (directory / "policies" / "base.yaml").read_text()
+    return (directory / "policies" / "base.yaml").read_bytes().decode()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,7 @@ def base_of(directory: Path) -> str:
         "policies:\n    api: {retry: 3}\n# the end",
         "policies:\n  api:\n    retry:\n      retries: 3",
         "functions: {}\npolicies:\n  api:\n    retry: 3\n    # last\n",
+        "policies:\r\n  api:\r\n    retry: 3\r\nfunctions: {}\r\n",
         "%YAML 1.1\n---\npolicies:\n  api:\n    retry: 3\n",
     ],
 )
@@ -125,6 +126,22 @@ def test_the_defaults_of_all_profiles_do_not_change_what_a_function_does(tmp_pat
 def test_exceptions_stand_in_the_code_if_files_may_not_import_their_modules(tmp_path: Path) -> None:
     made(tmp_path, "import_from: [app]\n", CLIENT.replace("OSError", "stamina.Error")).write()
     assert '@opero(policy="client", retry_on=stamina.Error)' in (tmp_path / "client.py").read_text()
+
+
+def test_exceptions_of_the_own_project_stand_in_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "errors.py").touch()
+    source = CLIENT.replace("import stamina\n", "import stamina\nfrom errors import Busy\n").replace("OSError", "Busy")
+    made(tmp_path, source=source).write()
+    text = (tmp_path / "client.py").read_text()
+    assert text.startswith("from errors import Busy\nfrom opero import opero\n")
+    assert '@opero(policy="client", retry_on=Busy)' in text
+
+
+@pytest.mark.parametrize("name", ["on", "1", "null", "a.b-c"])
+def test_a_name_with_another_meaning_in_yaml_is_quoted(name: str, tmp_path: Path) -> None:
+    made(tmp_path, "policies:\n", name=name).write()
+    assert name in Registry.load(tmp_path / "policies")
 
 
 def test_equal_policies_of_a_module_are_one_profile_and_a_name_makes_one_of_all_modules(tmp_path: Path) -> None:

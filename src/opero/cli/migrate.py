@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opero.cli.exits import FAILED, OK
+from opero.cli.exits import FAILED, OK, UsageError
 from opero.cli.options import Config, Json  # noqa: TC001  # typer reads the annotations
 from opero.cli.terminal import print_json, say
 from opero.errors import MissingExtraError
@@ -33,8 +34,8 @@ def migrate_command(
 ) -> int:
     """Replace decorators of tenacity, stamina and backoff.
 
-    A profile takes their place. Shows the profiles, the changes of the code, what will be different, and what is left alone and why. No code is run
-    or imported.
+    A profile takes their place. Shows the profiles, the changes of the code, what will be different, and what is left
+    alone and why. No code is run or imported.
 
     \b
     opero migrate app/
@@ -47,6 +48,9 @@ def migrate_command(
             raise
         raise MissingExtraError("the command requires the extra migrate: pip install 'opero[migrate]'") from error
     from opero.config.location import named_directory
+
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"{name!r} is not a name for a profile: use letters, digits, '-', '_' and '.'")
 
     migration = plan(paths, Path(named_directory(config, os.environ).value), name)
     if write and migration.texts:

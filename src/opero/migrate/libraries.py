@@ -269,6 +269,8 @@ def of_stamina(reader: Reader, node: cst.BaseExpression, is_async: bool) -> Tran
         translation.code["retry_on"], translation.responses = on, False
     elif isinstance(on, cst.Name) and reader.is_plain(on.value):
         raise NotTranslatableError(f"{on.value} may return a delay; if it returns a bool, use retry_on={on.value}")
+    elif isinstance(on, cst.Name | cst.Attribute) and code_of(on).rpartition(".")[2][0].islower():
+        raise NotTranslatableError(f"{code_of(on)} may be a function that returns a delay")
     else:
         reader.classes(on, translation)
     numbers = [

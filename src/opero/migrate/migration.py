@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import libcst as cst
@@ -145,12 +146,12 @@ def plan(paths: Sequence[Path], directory: Path, name: str | None = None) -> Mig
     migration = Migration(files.base)
     named: dict[str, Profile] = {}
     mentions = [each.encode() for each in TRANSLATORS]
-    for path in dict.fromkeys(python_files(paths)):
+    for path in {each.resolve(): each for each in python_files(paths)}.values():
         source = path.read_bytes()
         if not any(each in source for each in mentions):
             continue
         try:
-            module = Module(source, by_name=not files.restricts_imports)
+            module = Module(source, partial(_may_name, path, files))
         except (cst.ParserSyntaxError, UnicodeDecodeError, SyntaxError, RecursionError) as error:
             line = getattr(error, "raw_line", None)
             migration.unreadable[path] = f"is not valid Python{'' if line is None else f', see line {line}'}"
@@ -174,6 +175,15 @@ def plan(paths: Sequence[Path], directory: Path, name: str | None = None) -> Mig
         # The policy file first: a program that starts meanwhile then has the profiles that its code names.
         migration.texts = {files.base: (files.text.encode(), after.encode()), **migration.texts}
     return migration
+
+
+def _may_name(path: Path, files: Files, name: str) -> bool:
+    """Return whether profiles may name what a file imports: not what is its project's own, as programs that share the
+    profiles may not be able to import it."""
+    module, folder = name.partition(".")[0], path.resolve().parent
+    roots = [folder, *(each for each in folder.parents if each.is_relative_to(Path.cwd())), Path.cwd() / "src"]
+    is_own = any((each / module).is_dir() or (each / f"{module}.py").is_file() for each in roots)
+    return not is_own and not files.restricts_imports
 
 
 def _names(module: Module, path: Path, name: str | None, named: dict[str, Profile], files: Files) -> dict[int, str]:

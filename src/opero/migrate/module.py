@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,13 @@ class Module:
 
     Args:
         source: its source code.
-        by_name: whether profiles may name exceptions of other modules.
+        may_name: whether profiles may name something that the module imports.
 
     Raises:
         libcst.ParserSyntaxError, UnicodeDecodeError: it cannot be parsed.
     """
 
-    def __init__(self, source: bytes, *, by_name: bool = True) -> None:
+    def __init__(self, source: bytes, may_name: Callable[[str], bool]) -> None:
         self._wrapper = MetadataWrapper(cst.parse_module(source))
         self._module = self._wrapper.module
         self._names = self._wrapper.resolve(QualifiedNameProvider)
@@ -72,7 +72,7 @@ class Module:
         self._module.visit(functions)
         self._functions = functions.found
         plain = {name for name, node in self._functions if node.asynchronous is None}
-        self._reader = Reader(self._names, plain.__contains__, by_name)
+        self._reader = Reader(self._names, plain.__contains__, may_name)
         self._nodes = [*_walk(self._module)]
         self._attributes = {
             code_of(each.value).rpartition(".")[2]: (self._line(each), code_of(each))

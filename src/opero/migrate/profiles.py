@@ -33,8 +33,9 @@ class Files:
     def __init__(self, directory: Path) -> None:
         paths = [each for suffix in SUFFIXES for each in sorted(directory.glob(f"*{suffix}"))]
         self.base = next((each for each in paths if each.stem == BASE), directory / f"{BASE}.yaml")
-        self.text = self.base.read_text("utf-8") if self.base.exists() else ""
-        self._data = {path: _mapping(path.read_text("utf-8"), str(path)) for path in paths}
+        texts = {each: _text(each) for each in paths}
+        self.text = texts.get(self.base, "")
+        self._data = {path: _mapping(text, str(path)) for path, text in texts.items()}
 
     @property
     def restricts_imports(self) -> bool:
@@ -85,7 +86,7 @@ class Files:
             return self.text
         lines = self.text.splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
-            lines[-1] += "\n"
+            lines[-1] += "\r\n" if "\r\n" in self.text else "\n"
         place, indent = self._place(lines)
         new = yaml_of(profiles, indent or "  ")
         if place is None:
@@ -93,6 +94,8 @@ class Files:
             place = len(lines)
         elif lines[place - 1].strip() and indent:
             new = ["\n", *new]
+        if "\r\n" in self.text:
+            new = [each.replace("\n", "\r\n") for each in new]
         text = "".join([*lines[:place], *new, *lines[place:]])
         before = _mapping(self.text, str(self.base))
         expected = {**before, "policies": {**(before.get("policies") or {}), **profiles}}
@@ -126,6 +129,13 @@ class Files:
         return None, ""
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # with the line ends that it has
+    except UnicodeDecodeError as error:
+        raise error_at(str(path), "is not UTF-8") from error
+
+
 def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         data = yaml.safe_load(text)
@@ -139,7 +149,7 @@ def yaml_of(profiles: Mapping[str, Profile], indent: str = "  ") -> list[str]:
     lines: list[str] = []
     for number, (name, profile) in enumerate(profiles.items()):
         lines += ["\n"] if number else []
-        lines.append(f"{indent}{name}:\n")
+        lines.append(f"{indent}{_flow(name)}:\n")
         for kind, fields in profile.items():
             if fields is None or len(fields) < 3:
                 lines.append(f"{indent * 2}{kind}: {_flow(fields)}\n")

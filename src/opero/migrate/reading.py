@@ -43,13 +43,15 @@ class Reader:
     Args:
         names: expression → what it may refer to, by the module's imports.
         is_plain: whether a name is that of a function of the module that is not async.
-        by_name: whether profiles may name exceptions of other modules.
+        may_name: whether profiles may name something that the module imports.
     """
 
-    def __init__(self, names: Mapping[cst.CSTNode, Any], is_plain: Callable[[str], bool], by_name: bool = True) -> None:
+    def __init__(
+        self, names: Mapping[cst.CSTNode, Any], is_plain: Callable[[str], bool], may_name: Callable[[str], bool]
+    ) -> None:
         self._names = names
         self.is_plain = is_plain
-        self.by_name = by_name
+        self.may_name = may_name
 
     def name(self, node: cst.CSTNode) -> QualifiedName | None:
         """Return what a name refers to, or None if that is not certain."""
@@ -156,8 +158,8 @@ class Reader:
                 found is not None
                 and found.source is QualifiedNameSource.IMPORT
                 and is_class
-                and self.by_name
                 and not path.startswith(".")
+                and self.may_name(path)
             ):
                 named.append(path)
         if len(named) == len(nodes):
