@@ -272,6 +272,8 @@ def test_attempts_delays_and_the_end_are_the_same(decorator: str, kind: str, bot
         compared += 1
     assert compared == 30
     assert not any(each.startswith("delays are drawn") for each in differences)
+    assert any("logger opero" in each for each in differences) == ("backoff" in decorator and "logger" not in decorator)
+    assert any("set_active" in each for each in differences) == ("stamina" in decorator)
 
 
 @pytest.mark.parametrize("decorator", JITTERED)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from opero.migrate.migration import Migration, Use
 
 FOR_ALL = (
-    "for all: after a response 429 without Retry-After the delay is at least 1 s; an exception by which a framework "
-    "steers, such as Celery's Retry, is not retried; statistics are in .stats"
+    "all of them: after a response 429 without Retry-After the delay is at least 1 s; an exception by which a "
+    "framework steers, such as Celery's Retry, is not retried; a sync function must not return a coroutine"
 )
 
 
@@ -77,11 +77,15 @@ def _print(migration: Migration, written: bool) -> None:
     what = "function" if functions == 1 else "functions"
     has = "can have" if not written or not functions else "now has" if functions == 1 else "now have"
     say(f"{functions} {what} {has} a profile")
+    if functions:
+        say("what will be different:" if not written else "what is different:")
+        say(f"  {FOR_ALL}")
+    places: dict[str, list[str]] = {}
     for use in migration.replaced:
         for difference in use.found.translation.differences if use.found.translation else ():
-            say(f"  {_place(use)}: {difference}")
-    if functions:
-        say(f"  {FOR_ALL}")
+            places.setdefault(difference, []).append(_place(use))
+    for difference, where in places.items():
+        say("\n    ".join([f"  {difference}", *where]))
     if migration.left or migration.unreadable:
         say("left alone:")
         for use in migration.left:

@@ -20,8 +20,9 @@ from libcst.metadata import (
 
 from opero.migrate.delays import NotTranslatableError
 from opero.migrate.imports import add_import, without_names
-from opero.migrate.libraries import OTHERS, RETRY_ERROR, TRANSLATORS
+from opero.migrate.libraries import OTHERS, TRANSLATORS
 from opero.migrate.reading import Reader, Translation, code_of
+from opero.migrate.tenacity import RETRY_ERROR
 
 ATTRIBUTES = ("retry", "retry_with", "statistics")
 """What tenacity adds to functions."""
