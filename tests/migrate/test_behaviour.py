@@ -118,8 +118,11 @@ JITTERED = [
 """Decorators whose delays have another jitter in a profile."""
 
 
-class NoError(Exception):
-    """Its message says no."""
+@dataclass(frozen=True)
+class Response:
+    """What opero takes for a failed response, and other libraries for a result."""
+
+    status_code: int
 
 
 @dataclass
@@ -242,7 +245,7 @@ def differences_of(use: Use) -> list[str]:
 
 def scripts(busy: type[Exception]) -> Iterator[tuple[Any, ...]]:
     """What attempts come to, the last of them for ever: all combinations of two."""
-    outcomes = [OSError("no"), TimeoutError("late"), busy("busy"), "done", None]
+    outcomes = [OSError("no"), TimeoutError("late"), busy("busy"), Response(503), None]
     return itertools.chain.from_iterable(itertools.product(outcomes, repeat=length) for length in (1, 2))
 
 

@@ -110,7 +110,12 @@ class Module:
                 used = self._reader.imported(node.func, library)
                 if used in TRANSLATORS[library]:
                     yield Found(
-                        self._line(node), "", library, None, f"{code_of(node.func)}(...) is not a decorator here", None
+                        self._line(node),
+                        "",
+                        library,
+                        None,
+                        f"{code_of(node.func)}(...) is not a decorator here; write it at the functions",
+                        None,
                     )
                 elif used in OTHERS[library]:
                     reason = f"{used} has no equal in a profile; put what it repeats into a function"
