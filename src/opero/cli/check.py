@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opero.cli.exits import FAILED, OK, UsageError
+from opero.cli.general import check_general_variables
 from opero.cli.import_errors import problems_in
 from opero.cli.loading import environments, import_by_name, use_registry
 from opero.cli.options import Config, Environment, Json, Modules  # noqa: TC001  # typer reads the annotations
@@ -39,7 +40,7 @@ def check_command(
     opero check --all-envs
     opero check --env production --import app
     """
-    from opero.registry.checks import check, shadowed
+    from opero.registry.checks import check, shadowed, unmappable
 
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs cannot be combined")
@@ -49,6 +50,9 @@ def check_command(
     found = _Findings()
     for name in names:
         found.load(config, name)
+    for error in check_general_variables():
+        for problem in error.problems:
+            found.add(problem, found.environments)
     if not modules:
         for name, configuration in found.loaded.items():
             found.take(name, partial(check, configuration, [], complete=False))
@@ -63,7 +67,8 @@ def check_command(
             # If the import of a module failed, its functions are missing.
             complete = not found.has_failed
             found.take(name, partial(check, registry.configuration, registry._bindings(), complete=complete))
-            found.warnings |= dict.fromkeys(shadowed(registry.configuration, registry._bindings()))
+            for warnings in (shadowed, unmappable):
+                found.warnings |= dict.fromkeys(warnings(registry.configuration, registry._bindings()))
     if as_json:
         print_json(found.data())
     else:

@@ -13,13 +13,14 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 from opero.errors import message_of, nearest
 from opero.failures.kinds import Kind
 from opero.policies.lists import each_of
 from opero.policies.merging import FLAG_TEXT, is_false
 from opero.policies.quantities import SPACE, fits, named_schema
+from opero.runtime.functions import full_name, signature_of
 
 Condition = Kind | type[Exception] | Callable[..., Any]
 """A kind of failure, an exception class, or a function that receives the exception and returns whether it is meant."""
@@ -158,6 +159,7 @@ def _condition(value: object) -> Condition | None:
         return _kind(value)
     if not isinstance(value, type):
         if callable(value) and value is not getattr(builtins, getattr(value, "__name__", ""), None):
+            check_call(value, "the exception")
             return value
         raise ValueError(f"{_described(value, given)} is not an exception class, a kind of failure or a function")
     if not issubclass(value, BaseException):
@@ -279,18 +281,47 @@ def check_callable(value: object, given: object) -> None:
         raise ValueError(f"{_described(value, given)} is not callable")
 
 
+def check_call(function: Callable[..., Any], *arguments: str) -> None:
+    """Check that a function can be called with these arguments by position.
+
+    Args:
+        function: the function.
+        arguments: what each argument is, for the message.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    signature = signature_of(function)
+    if signature is None:
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        with_what = f"with one argument, {arguments[0]}" if arguments else "with no arguments"
+        raise ValueError(f"{full_name(function)}{signature} cannot be called {with_what}") from None
+
+
 def _function(given: object) -> object:
     value = resolve(given) if isinstance(given, str) else given
     check_callable(value, given)
     return value
 
 
-Function = Annotated[
-    Callable[..., Any],
-    BeforeValidator(_function),
-    WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]}),
-    PlainSerializer(dotted_name, return_type=str, when_used="json"),
-]
+def _called_with(*arguments: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        check_call(value, *arguments)
+        return value
+
+    return check
+
+
+_FUNCTION_SCHEMA = WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]})
+_FUNCTION_NAME = PlainSerializer(dotted_name, return_type=str, when_used="json")
+Function = Annotated[Callable[..., Any], BeforeValidator(_function), _FUNCTION_SCHEMA, _FUNCTION_NAME]
+FunctionOfResult = Annotated[Function, AfterValidator(_called_with("the result"))]
+FunctionOfException = Annotated[Function, AfterValidator(_called_with("the exception"))]
+FunctionOfNothing = Annotated[Function, AfterValidator(_called_with())]
+"""Functions by what they are called with. `Function` receives the arguments of a call of the bound function."""
 
 
 def _executor(given: object) -> object:
@@ -302,6 +333,8 @@ def _executor(given: object) -> object:
         raise ValueError(
             f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that returns one"
         )
+    if not isinstance(value, Executor):
+        check_call(value)
     return value
 
 
