@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
@@ -14,6 +17,10 @@ from opero.errors import visible
 STYLES = {"red": "1;31", "yellow": "1;33", "green": "32", "bold": "1", "dim": "2"}
 GAP = 2
 """Spaces between the columns of a table."""
+WIDEST = 100
+"""The most columns of a paragraph."""
+QUANTITY = re.compile(r"([0-9]) (s|min|h|d)\b")
+"""A number and its unit, which stay on one line."""
 UNWRAPPED = 10_000
 """The width of a table that is not printed to a terminal, so that nothing in it is wrapped."""
 
@@ -93,6 +100,19 @@ def stdout_reserved() -> Iterator[TextIO]:
 def print_json(data: Any, file: TextIO | None = None) -> None:
     """Print plain data as indented JSON. Default: to stdout."""
     print(json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)), file=file)
+
+
+def print_paragraphs(parts: Sequence[tuple[str, str]]) -> None:
+    """Print texts beside their headings, wrapped to the width of the terminal, but not wider than can be read."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    indent = max(len(heading) for heading, _ in parts) + GAP
+    for heading, text in parts:
+        joined = QUANTITY.sub("\\1\0\\2", visible(text))
+        lines = textwrap.wrap(joined, max(20, width - indent), break_on_hyphens=False, break_long_words=False)
+        start = styled(heading.ljust(indent), "bold", sys.stdout)
+        for line in lines:
+            print(start + line.replace("\0", " "))
+            start = " " * indent
 
 
 def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:

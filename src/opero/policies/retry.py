@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from opero.policies.quantities import DurationLike
 
 
+THROTTLED_DELAY = 1.0
+"""The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
+
+
 class RetryPolicy(ShadowPolicy):
     """Retry failed attempts with exponential backoff and jitter.
 
