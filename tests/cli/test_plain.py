@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
-from cli.conftest import Command, environment
+from cli.conftest import Command, on_terminal
 from opero import Policy
 from opero.cli.plain import in_words, worst_as_data
 from opero.policies.bounds import bounds
@@ -111,28 +106,6 @@ def test_it_says_that_policies_are_switched_off(command: Command, monkeypatch: p
     assert "The function is called as it is." in ran.out
     assert command("explain", "api", "--plain", "--json").json["enabled"] is True
     assert command("explain", "api", "--plain", "--all").code == 2
-
-
-def on_terminal(directory: Path, columns: int, *arguments: str) -> list[str]:
-    """Return the lines that a command prints to a terminal of this width, without colours."""
-    ours, its = pty.openpty()
-    environ = environment() | {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "xterm"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "opero", *arguments], cwd=directory, env=environ, stdin=its, stdout=its, stderr=its
-    ) as process:
-        os.close(its)
-        found = b""
-        while True:
-            try:
-                read = os.read(ours, 65536)
-            except OSError:  # the command has ended
-                break
-            if not read:
-                break
-            found += read
-        os.close(ours)
-        assert process.wait(60) == 0
-    return found.decode().replace("\r\n", "\n").splitlines()
 
 
 def test_it_fits_a_terminal_of_80_columns(command: Command) -> None:
