@@ -90,4 +90,12 @@ ItemFormat = Annotated[
         "The format of ITEMS. Default: by the suffix of the file's name, else lines.",
     ),
 ]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="What separates the fields of CSV files: a character, or tab. Default: a comma; for .tsv a tab.",
+    ),
+]
 Unpack = Annotated[bool, typer.Option("--unpack", help="Pass the fields of an item as keyword arguments.")]

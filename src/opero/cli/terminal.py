@@ -162,7 +162,7 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
         print(line.rstrip())
 
 
-def _print_blocks(columns: Sequence[str], rows: list[tuple[list[str], str]], titles: int, width: int) -> None:
+def _print_blocks(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], titles: int, width: int) -> None:
     """Print each row as a block of lines: its title, and below it its other cells with their headings.
 
     The cell of a column "source" stands beside the one before it.
