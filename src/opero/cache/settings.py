@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -11,11 +10,12 @@ from pydantic import SecretStr
 from opero.errors import error_at, message_of
 from opero.runtime.environment_files import variable
 from opero.runtime.named_secrets import SecretFinder
+from opero.structs import struct
 
 PREFIX = "OPERO_CACHE_"
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class CacheSettings:
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 

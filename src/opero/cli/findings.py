@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from opero.cli.terminal import print_json, print_warning, say, styled
 from opero.errors import visible
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.errors import Problem
@@ -26,7 +27,7 @@ RULES = {
 }
 
 
-@dataclass(slots=True)
+@struct(slots=True)
 class Findings:
     """Problems and warnings.
 
