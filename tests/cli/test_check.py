@@ -163,8 +163,8 @@ def test_the_directory_named_in_the_env_file_is_checked(command: Command) -> Non
 def test_a_missing_directory_is_an_error(command: Command) -> None:
     assert command("check", "--all-envs", "--config", "nowhere").code == 2
     ran = command("check", "--config", "nowhere")
-    assert ran.code == 1
-    assert "the directory nowhere does not exist" in ran.out
+    assert ran.code == 2
+    assert "the directory nowhere does not exist" in ran.err
     for path in (command.directory / "policies").iterdir():
         path.unlink()
     (command.directory / "policies").rmdir()

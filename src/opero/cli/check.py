@@ -12,9 +12,8 @@ import typer
 
 from opero.cli.exits import FAILED, OK, UsageError
 from opero.cli.findings import FORMATS, Findings
-from opero.cli.general import check_general_variables
 from opero.cli.import_errors import problems_in
-from opero.cli.loading import environments, import_by_name, policy_directory, texts_of, use_registry
+from opero.cli.loading import NoDirectoryError, environments, import_by_name, policy_directory, texts_of, use_registry
 from opero.cli.options import Config, Environment, Json, Modules, one_of  # typer reads the annotations
 from opero.cli.terminal import stdout_reserved
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
@@ -53,6 +52,7 @@ def check_command(
     opero check --env production --import app
     opero check --all-envs --format sarif > opero.sarif
     """
+    from opero.cli.general import check_general_variables
     from opero.policies.names import keeping_names
     from opero.registry.checks import check, shadowed, unmappable
 
@@ -98,16 +98,19 @@ def check_command(
 
 
 def _directory(config: str | None, *, is_needed: bool) -> Path | None:
-    """Return the directory of the policy files, or None if there is none and none is needed.
+    """Return the directory of the policy files; None if there is none and none is needed, or something else is wrong,
+    which is reported when it is loaded.
 
     Raises:
-        ConfigError: there is none, and it is named, or there is nothing else to check.
+        NoDirectoryError: there is none, and it is named, or there is nothing else to check.
     """
     try:
         return policy_directory(config)
-    except ConfigError as error:
+    except NoDirectoryError as error:
         if is_needed or error.problems[0].place:
             raise
+        return None
+    except ConfigError:
         return None
 
 

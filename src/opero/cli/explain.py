@@ -12,11 +12,11 @@ from opero.cli.functions import bind_function
 from opero.cli.loading import check_profile, import_by_name, load_configuration, load_function, use_registry
 from opero.cli.options import Config, Environment, Json, Modules, target_names  # typer reads the annotations
 from opero.cli.terminal import print_json, print_paragraphs, print_table, say, stdout_reserved
-from opero.policies.policy import Policy
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
+    from opero.policies.policy import Policy
     from opero.registry.registry import Registry
 
 
@@ -67,7 +67,7 @@ def explain_command(
         if all_options:
             raise UsageError("--plain and --all cannot be combined")
         told: dict[str, Any] = {"target": target, "environment": configuration.environment}
-        _print_plain(told, Policy() if is_off else policy, is_off=is_off, as_json=as_json)
+        _print_plain(told, policy, is_off=is_off, as_json=as_json)
         return 0
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
@@ -81,7 +81,9 @@ def explain_command(
 
 def _print_plain(told: dict[str, Any], policy: Policy, *, is_off: bool, as_json: bool) -> None:
     from opero.cli.plain import in_words, worst_as_data
+    from opero.policies.policy import Policy
 
+    policy = Policy() if is_off else policy
     parts = in_words(policy)
     if as_json:
         words = [{"topic": topic, "text": text} for topic, text in parts]

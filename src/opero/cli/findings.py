@@ -9,7 +9,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-from xml.etree import ElementTree
 
 from opero.cli.terminal import print_json, print_warning, say, styled
 from opero.errors import visible
@@ -194,6 +193,8 @@ def _physical(file: str, line: int | None = None, column: int | None = None, wid
 
 def print_junit(found: Findings) -> None:
     """Print findings as JUnit XML: a test for each problem, and one for each environment that has none."""
+    from xml.etree import ElementTree
+
     affected = {each for environments in found.problems.values() for each in environments}
     healthy = [each for each in found.environments if each not in affected]
     counts = {"tests": str(len(found.problems) + len(healthy)), "failures": str(len(found.problems))}

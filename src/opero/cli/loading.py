@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,26 @@ if TYPE_CHECKING:
     from opero.registry.registry import Registry
 
 
-def import_from_here() -> None:
+class NoDirectoryError(ConfigError):
+    """There is no directory of policy files."""
+
+
+@contextmanager
+def importing_from_here() -> Iterator[None]:
     """Let modules be imported from the working directory, as `python -m` does."""
+    before = [*sys.path]
+    with suppress(OSError):  # it has been deleted
+        import_from_here()
     try:
-        here = os.getcwd()
-    except OSError:  # it has been deleted
-        return
+        yield
+    finally:
+        for added in {*sys.path} - {*before}:
+            sys.path.remove(added)
+
+
+def import_from_here() -> None:
+    """Let modules be imported from the working directory from now on."""
+    here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
 
@@ -46,7 +61,8 @@ def policy_directory(config: str | None) -> Path:
     """Return the directory of the policy files.
 
     Raises:
-        ConfigError: it does not exist, or cannot be determined.
+        NoDirectoryError: it does not exist.
+        ConfigError: it cannot be determined.
     """
     from opero.config.location import locate, named_directory
     from opero.config.report import Report
@@ -55,8 +71,11 @@ def policy_directory(config: str | None) -> Path:
     variables = flatten(collect_variables(None, None, None, Report())[0])
     folder = Path(os.path.expanduser(named_directory(config, variables).value))
     if not os.path.isdir(folder):
-        locate(config, None, variables, Report())  # usually raises a more specific error
-        raise ConfigError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
+        try:
+            locate(config, None, variables, Report())  # if it is named, this raises a more specific error
+        except ConfigError as error:
+            raise NoDirectoryError.of(error.problems) from error
+        raise NoDirectoryError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
     return folder
 
 

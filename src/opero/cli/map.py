@@ -26,14 +26,12 @@ from opero.cli.options import (  # typer reads the annotations
     Unpack,
     one_of,
 )
-from opero.cli.tables import Table
 from opero.cli.terminal import stdout_reserved
-from opero.executors.classifier import Classifier
-from opero.parallel.engine.batching import BatchRule
 
 if TYPE_CHECKING:
     from opero.cli.map_run import RunJournal
     from opero.cli.results import Results
+    from opero.cli.tables import Table
     from opero.registry.registry import Registry
 
 MODES = ("auto", "thread", "process", "async", "async_process", "dask", "ray")
@@ -118,6 +116,7 @@ def map_command(
     """
     from opero.cli.map_run import MapRun, RunJournal, make_run
     from opero.cli.results import Results
+    from opero.executors.classifier import Classifier
 
     if journal is not None and no_journal:
         raise UsageError("--journal and --no-journal cannot be combined")
@@ -152,6 +151,8 @@ def map_command(
 
 def _table(output: str, form: str | None, delimiter: str | None, *, has_keys: bool) -> Table | None:
     """Return what makes rows of a table of the results, if that is their format."""
+    from opero.cli.tables import Table
+
     if form is None:
         form = "csv" if output.lower().endswith((".csv", ".tsv")) else "jsonl"
     if form not in ("jsonl", "csv"):
@@ -161,6 +162,8 @@ def _table(output: str, form: str | None, delimiter: str | None, *, has_keys: bo
 
 def _with_batches(function: Any, items: Iterable[Any], registry: Registry) -> tuple[Any, Iterable[Any]]:
     """Return the function and all items. Whether calls receive batches is decided by the first item that is valid."""
+    from opero.parallel.engine.batching import BatchRule
+
     read, rest = [], iter(items)
     for item in rest:
         read.append(item)

@@ -24,7 +24,6 @@ from opero.cli.options import (  # noqa: TC001  # typer reads the annotations
     Unpack,
 )
 from opero.cli.terminal import print_json, print_warning, say, stdout_reserved
-from opero.cli.words import number
 from opero.errors import MapError, describe
 
 DAY = 86_400.0
@@ -53,6 +52,7 @@ def tune_command(
     \b
     opero tune app.images:resize photos.txt
     """
+    from opero.cli.words import number
     from opero.parallel.tuning import tune_without_failures
 
     if not 0 < seconds <= DAY:
