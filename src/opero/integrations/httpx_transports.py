@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from opero.errors import CallTimeoutError, ConfigError, OperoError
+from opero.errors import CallTimeoutError, ConfigError, FailedResponseError, OperoError
 from opero.integrations.http_clients import IDEMPOTENT, ONE_READ, STILL_READ, Repeats, for_caller, under_policy
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class PolicyTransport:
     def _why_once(self, error: Exception, request: Any) -> str | None:
         if isinstance(error, self._unsent):
             return None
+        if isinstance(error, FailedResponseError) and _is_refused(error.response):
+            return "the service says so in the header x-should-retry"
         reason = self._repeats.why_once(request.method, request.headers)
         return reason if reason is not None or _is_replayable(request) else ONE_READ
 
@@ -211,6 +213,11 @@ class AsyncPolicyTransport(PolicyTransport):
         traceback: TracebackType | None = None,
     ) -> None:
         await self.transport.__aexit__(exc_type, exc_value, traceback)
+
+
+def _is_refused(response: Any) -> bool:
+    """Return whether the service says that a request should not be repeated, as model APIs do."""
+    return bool(response.headers.get("x-should-retry") == "false")
 
 
 def _is_in_memory(request: Any) -> bool:
