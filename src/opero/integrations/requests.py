@@ -10,7 +10,8 @@ import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3.exceptions import NewConnectionError
 
-from opero.errors import CallTimeoutError, ConfigError, OperoError
+from opero import errors
+from opero.errors import ConfigError, OperoError
 from opero.integrations.http_clients import (
     IDEMPOTENT,
     ONE_READ,
@@ -155,7 +156,7 @@ class Adapter(BaseAdapter):
         reason = self._repeats.why_once(request.method or "", request.headers)
         if reason is not None or request.body is None or isinstance(request.body, str | bytes):
             return reason
-        if isinstance(error, CallTimeoutError):
+        if isinstance(error, errors.CallTimeoutError):
             return STILL_READ
         return None if _is_replayable(request) else ONE_READ
 
