@@ -89,16 +89,22 @@ def in_django() -> Iterator[None]:
         await asyncio.sleep(0)
         return HttpResponse(fail(what))
 
-    if not django.conf.settings.configured:
-        django.conf.settings.configure(ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None)
+    urls = type("urls", (), {"urlpatterns": [path("<what>", view), path("async/<what>", view_async)]})
+    values = {
+        "ALLOWED_HOSTS": ["*"],
+        "SECRET_KEY": "for tests",
+        "LOGGING_CONFIG": None,
+        "ROOT_URLCONF": urls,
+        "MIDDLEWARE": ["opero.integrations.django.Middleware"],
+    }
     settings = django.conf.settings
-    before = {name: getattr(settings, name, None) for name in ("ROOT_URLCONF", "MIDDLEWARE")}
-    settings.ROOT_URLCONF = type("urls", (), {"urlpatterns": [path("<what>", view), path("async/<what>", view_async)]})
-    settings.MIDDLEWARE = ["opero.integrations.django.Middleware"]
+    if not settings.configured:
+        settings.configure(SECRET_KEY="for tests", LOGGING_CONFIG=None)
+    for name, value in values.items():  # another test of this process may have configured it
+        setattr(settings, name, value)
     django.setup()
     yield
-    for name, value in before.items():
-        setattr(settings, name, value)
+    settings.MIDDLEWARE = []
 
 
 def fastapi_app() -> Any:
