@@ -245,7 +245,9 @@ def differences_of(use: Use) -> list[str]:
 
 def scripts(busy: type[Exception]) -> Iterator[tuple[Any, ...]]:
     """What attempts come to, the last of them for ever: all combinations of two."""
-    outcomes = [OSError("no"), TimeoutError("late"), busy("busy"), Response(503), None]
+    asking = busy("busy")
+    asking.retry_after = 7  # type: ignore[attr-defined]  # which opero would wait for by default
+    outcomes = [OSError("no"), TimeoutError("late"), asking, Response(503), None]
     return itertools.chain.from_iterable(itertools.product(outcomes, repeat=length) for length in (1, 2))
 
 
