@@ -322,7 +322,13 @@ def test_what_has_no_equal_is_left_alone_and_reported_with_its_line(
         ),
         ("DECORATOR\ndef fetch():\n    yield 1", "it is a generator"),
         ("DECORATOR\ndef fetch(): ...\nopero = 1", "the module has a name opero of its own"),
-        ("again = retry(stop=stop_after_attempt(3))\n@again\ndef fetch(): ...", "retry(...) is not a decorator here"),
+        (
+            "again = retry(stop=stop_after_attempt(3))\n@again\ndef fetch(): ...",
+            "retry is not a decorator here; write it",
+        ),
+        ("import functools\nagain = functools.partial(retry, reraise=True)", "retry is not a decorator here; write it"),
+        ("from tenacity import *", "import * hides which names are of the library"),
+        ("from backoff import *\n@on_exception(expo, OSError)\ndef fetch(): ...", "import * hides"),
         ("for attempt in tenacity.Retrying(): ...", "Retrying has no equal in a profile"),
         ("for attempt in stamina.retry_context(on=OSError): ...", "retry_context has no equal in a profile"),
     ],
@@ -372,6 +378,21 @@ def test_an_import_of_opero_is_used(imported: str, decorator: str, tmp_path: Pat
     source = f"{imported}\nimport stamina\n\n@stamina.retry(on=OSError)\ndef fetch(): ...\n"
     text, _ = migrated(tmp_path, source)
     assert text == f'{imported}\n\n{decorator}policy="client")\ndef fetch(): ...\n'
+
+
+def test_an_argument_or_attribute_of_the_same_name_is_no_use_of_a_library(tmp_path: Path) -> None:
+    source = """\
+        from tenacity import retry, stop_after_attempt
+        from urllib3 import HTTPConnectionPool
+
+
+        @retry(stop=stop_after_attempt(3), reraise=True)
+        def fetch(retry=None):
+            return HTTPConnectionPool("host", retry=2).retry
+    """
+    text, migration = migrated(tmp_path, source)
+    assert migration.left == []
+    assert text.startswith("from opero import opero\nfrom urllib3 import HTTPConnectionPool\n")
 
 
 def test_an_import_in_a_block_stays(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def test_equal_policies_of_a_module_are_one_profile_and_a_name_makes_one_of_all_
     assert len(found.replaced) == 7
 
 
-def test_all_is_written_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    migration = made(tmp_path, "# mine\n")
+@pytest.mark.parametrize("base", [None, "# mine\n"])
+def test_all_is_written_or_nothing(base: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    migration = made(tmp_path, base)
     replace, calls = os.replace, []
 
     def failing(source: str, target: Path) -> None:
@@ -176,8 +177,9 @@ def test_all_is_written_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="no space"):
         migration.write()
     assert len(calls) == 2
-    assert (base_of(tmp_path), (tmp_path / "client.py").read_text()) == ("# mine\n", CLIENT)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["base.yaml", "client.py", "policies"]
+    assert (tmp_path / "client.py").read_text() == CLIENT
+    assert {each.name for each in tmp_path.rglob("*")} - {"base.yaml"} == {"client.py", "policies"}
+    assert [each.read_text() for each in tmp_path.rglob("*.yaml")] == [each for each in [base] if each is not None]
 
 
 def test_a_file_that_has_changed_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

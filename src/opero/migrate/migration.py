@@ -79,6 +79,7 @@ class Migration:
         """
         prepared: dict[Path, str] = {}
         done: list[Path] = []
+        new = {path.resolve() for path in self.texts if not path.exists()}
         try:
             for path, (_, after) in self.texts.items():
                 target = path.resolve()  # what a symbolic link refers to
@@ -100,7 +101,9 @@ class Migration:
                 done.append(target)
         except BaseException:
             for path, (before, _) in self.texts.items():
-                if path.resolve() in done:
+                if path.resolve() in done and path.resolve() in new:
+                    path.unlink()
+                elif path.resolve() in done:
                     path.write_bytes(before)
             for name in prepared.values():
                 with suppress(FileNotFoundError):

@@ -75,6 +75,10 @@ class Module:
         plain = {name for name, node in self._functions if node.asynchronous is None}
         self._reader = Reader(self._names, plain.__contains__, may_name)
         self._nodes = [*_walk(self._module)]
+        labels = {each for node in self._nodes for each in _labels(node)}
+        self._expressions = {
+            each for each in self._nodes if isinstance(each, cst.Name | cst.Attribute) and each not in labels
+        }
         self._attributes = {
             code_of(each.value).rpartition(".")[2]: (self._line(each), code_of(each))
             for each in self._nodes
@@ -84,14 +88,14 @@ class Module:
         self.found = sorted(self._find(), key=lambda each: each.line)
 
     def _find(self) -> Iterator[Found]:
-        decorators: set[cst.CSTNode] = set()
+        callees: set[cst.CSTNode] = set()
         raised = self._raised()
         obstacle = self._obstacle(raised)
         for name, function in self._functions:
             libraries = [(each, self._library(each.decorator)) for each in function.decorators]
             own = [(each, library) for each, library in libraries if library is not None]
             for decorator, library in own:
-                decorators.add(decorator.decorator)
+                callees.add(_callee(decorator.decorator))
                 translation, reason = None, obstacle or self._conflict(name, function, len(own))
                 if not reason:
                     callee, is_async = _callee(decorator.decorator), function.asynchronous is not None
@@ -104,22 +108,23 @@ class Module:
                     translation, reason = None, "the module uses RetryError, which opero does not raise"
                 yield Found(self._line(decorator), name, library, translation, reason, decorator)
         for node in self._nodes:
-            if not isinstance(node, cst.Call) or node in decorators:
-                continue
             for library in TRANSLATORS:
-                used = self._reader.imported(node.func, library)
-                if used in TRANSLATORS[library]:
-                    yield Found(
-                        self._line(node),
-                        "",
-                        library,
-                        None,
-                        f"{code_of(node.func)}(...) is not a decorator here; write it at the functions",
-                        None,
-                    )
-                elif used in OTHERS[library]:
-                    reason = f"{used} has no equal in a profile; put what it repeats into a function"
+                reason = "" if node in callees else self._elsewhere(node, library)
+                if reason:
                     yield Found(self._line(node), "", library, None, reason, None)
+
+    def _elsewhere(self, node: cst.CSTNode, library: str) -> str:
+        """Return why a use of a library that decorates nothing is left alone; "" if it is none."""
+        if isinstance(node, cst.ImportFrom):
+            is_of_library = node.module is not None and code_of(node.module).partition(".")[0] == library
+            is_star = isinstance(node.names, cst.ImportStar) and is_of_library and not node.relative
+            return "import * hides which names are of the library; import them by name" if is_star else ""
+        used = self._reader.imported(node, library) if node in self._expressions else None
+        if used in TRANSLATORS[library]:
+            return f"{code_of(node)} is not a decorator here; write it at the functions"
+        return (
+            f"{used} has no equal in a profile; put what it repeats into a function" if used in OTHERS[library] else ""
+        )
 
     def _line(self, node: cst.CSTNode) -> int:
         return int(self._positions[node].start.line)
@@ -128,7 +133,7 @@ class Module:
         callee = _callee(node)
         return next((each for each in TRANSLATORS if self._reader.imported(callee, each) in TRANSLATORS[each]), None)
 
-    def _obstacle(self, raised: set[str]) -> str:
+    def _obstacle(self, raised: set[str | None]) -> str:
         """Return why no decorator of the module can be replaced, or ""."""
         for scope in {id(each): each for each in self._scopes.values() if each is not None}.values():
             for assignment in scope.assignments:
@@ -142,10 +147,10 @@ class Module:
         names = assignment.get_qualified_names_for(assignment.name)
         return any(each.name.partition(".")[0] == "opero" for each in names)
 
-    def _raised(self) -> set[str]:
+    def _raised(self) -> set[str | None]:
         """Return the exceptions of tenacity that the module uses."""
-        nodes = (node for node in self._nodes if isinstance(node, cst.Name | cst.Attribute))
-        return {name for node in nodes if (name := self._reader.imported(node, "tenacity")) in RAISED and name}
+        names = (self._reader.imported(node, "tenacity") for node in self._expressions)
+        return {name for name in names if name in RAISED}
 
     def _conflict(self, name: str, function: cst.FunctionDef, count: int) -> str:
         """Return why the decorator of this function cannot be replaced, or ""."""
@@ -264,6 +269,17 @@ def _walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     yield node
     for child in node.children:
         yield from _walk(child)
+
+
+def _labels(node: cst.CSTNode) -> list[cst.CSTNode | None]:
+    """Return the names in a node that are no expressions."""
+    if isinstance(node, cst.Attribute):
+        return [node.attr]
+    if isinstance(node, cst.Arg):
+        return [node.keyword]
+    if isinstance(node, cst.Param | cst.FunctionDef | cst.ClassDef):
+        return [node.name]
+    return [*_walk(node)] if isinstance(node, cst.Import | cst.ImportFrom) else []
 
 
 def _is_generator(function: cst.FunctionDef) -> bool:
