@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.fit import check_arguments, check_own
-from opero.config.declaration import where
+from opero.config.declaration import NO_FIELDS, where
 from opero.errors import ConfigError
 from opero.failures.kinds import Kind
 from opero.policies.policy import Policy, merge, names_of, options_to_fields, whole_policies
@@ -208,7 +208,7 @@ def _decorating(
     policy: str | Policy | None, registry: Registry | None, clock: Clock | None, options: Options, *, mapped: bool
 ) -> Callable[[Any], Any]:
     """Return the function that decorates with these options, which are checked here, before there is a function."""
-    fields = options_to_fields(options)
+    fields = options_to_fields(options) if options else NO_FIELDS
     place = where(2)
     profile: str | None = None
     below: Mapping[str, Any] = {}
