@@ -133,6 +133,8 @@ class Configuration:
                 if section.enabled is not None:
                     said["enabled"] = section.enabled
                 hashed.update(f"{section.name} {parent} {_written(said)}".encode("utf-8", "surrogatepass"))
+        if self.imports:
+            hashed.update(_written(self.imports).encode("utf-8", "surrogatepass"))
         return hashed.hexdigest()[:8]
 
     @property
@@ -140,6 +142,14 @@ class Configuration:
         """The modules that names may be imported from; None: from any module."""
         lists = [layer.import_from for layer in self.layers if layer.import_from is not None]
         return tuple(lists[-1].plain()) if lists else None
+
+    @cached_property
+    def imports(self) -> Mapping[str, Marked]:
+        """The functions that `opero run` binds, as `imports:` names them, and the profile of each."""
+        found: dict[str, Marked] = {}
+        for layer in self.layers:
+            found |= layer.imports
+        return {target: profile for target, profile in found.items() if profile.value is not None}
 
     def leaves(self, profile: str) -> Mapping[str, Leaf]:
         """Return path ("retry.retries") → effective leaf of a profile; "extends" → the profile that it extends."""
@@ -273,5 +283,10 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
                 hint = "" if report.is_full else nearest(parent.value, names)
                 text = f"{section.name} uses the profile {quoted(parent.value)}, which does not exist{hint}"
                 report.add(parent.source, text)
+        for target, named in configuration.imports.items() if complete else ():
+            if named.value not in names:
+                hint = "" if report.is_full else nearest(named.value, names)
+                text = f"imports: {target} uses the profile {quoted(named.value)}, which does not exist{hint}"
+                report.add(named.source, text)
         alerts = alerts_of(layers, report, complete=complete)
     return replace(configuration, policies=policies, alerts=alerts, _lineages=lineages)
