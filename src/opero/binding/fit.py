@@ -39,6 +39,10 @@ def check(target: Target, policy: Policy) -> None:
     Raises:
         ConfigError: the policy does not fit.
     """
+    traits = target.traits
+    reason = traits.refusal(policy) if traits.refusal is not None else None
+    if reason is not None:
+        raise ConfigError(f"{target.name}: {reason}")
     if target.kind in ("generator", "async_generator"):
         reasons = {
             "cache": "it yields items one by one and has no result to keep; cache a function that returns a list",

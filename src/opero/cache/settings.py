@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -10,12 +11,11 @@ from pydantic import SecretStr
 from opero.errors import error_at, message_of
 from opero.runtime.environment_files import variable
 from opero.runtime.named_secrets import SecretFinder
-from opero.structs import struct
 
 PREFIX = "OPERO_CACHE_"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CacheSettings:
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 

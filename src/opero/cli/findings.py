@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from opero.cli.terminal import print_json, print_warning, say, styled
 from opero.errors import visible
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.errors import Problem
@@ -26,7 +25,7 @@ RULES = {
 }
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class Findings:
     """Problems and warnings.
 

@@ -6,12 +6,12 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from opero.cli.exits import InvalidItemError, UsageError
 from opero.errors import message_of, shortened
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Block
@@ -39,7 +39,7 @@ def delimiter_of(path: str, given: str | None) -> str:
     return found
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class InvalidItem:
     """Stands for a line that is not a valid item: it fails, and the others run.
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from opero.errors import ConfigError, MapError, message_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.cli.results import Results
@@ -45,7 +44,7 @@ def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress
     return mapper.new_run((*instance, items), {}, options, write)
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class RunJournal:
     """The journal file of a run.
 
@@ -126,7 +125,7 @@ class RunJournal:
         return "" if self.path is None else "; give the same command again to resume"
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class MapRun:
     """Runs a map, and prints its summary.
 

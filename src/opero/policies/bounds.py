@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.errors import RejectedError
 from opero.failures.kinds import Kind
 from opero.policies.retry import THROTTLED_DELAY
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.policies.policy import Policy
@@ -18,7 +18,7 @@ MOST_SUMMED = 10_000
 """The delays that are added up one by one; the others are taken for the longest."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """Upper bounds of a call. Times are seconds; `math.inf` is no bound.
 

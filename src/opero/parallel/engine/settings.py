@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from opero.structs import struct
 
 if TYPE_CHECKING:
     import os
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from opero.values import ItemCost, Progress
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class FixedArguments:
     """The arguments that all calls share: those before and after the item, and the keywords.
 
@@ -56,7 +55,7 @@ def spread(item: Any) -> Iterable[Any]:
     )
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Options:
     """Options of one call of a map, beside the policy.
 
@@ -73,7 +72,7 @@ class Options:
     stage: Stage | None = None
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class MapSettings:
     """The settings of one map.
 
