@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from opero.cache.redis_address import Address, read_address
 from opero.runtime.forking import RenewedLock, renew_in_child
+from opero.runtime.redis_address import Address, read_address
 
 
 class Server:
