@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiolimiter import AsyncLimiter
 
-from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, describe, described, nearest
+from opero.errors import CallTimeoutError, RateLimitExceededError
 from opero.events import Waited
-from opero.executors.state.budget import Budget, LocalBudget, Terms, new_budget
+from opero.executors.costs import cost_function, harmless
+from opero.executors.state.budget import FOREVER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking
 from opero.runtime.async_library import await_within, in_trio, is_closed, new_lock, running_loop
-from opero.runtime.functions import is_async_function, short_name
+from opero.runtime.functions import is_async_function
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.interruption import Expired
 from opero.runtime.log import log
@@ -27,72 +27,6 @@ if TYPE_CHECKING:
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
-
-MOST = 1e18
-"""The most permits that a call may cost by its arguments."""
-
-
-def cost_function(
-    cost: Any, function: Callable[..., Any]
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any] | None:
-    """A function that computes a call's cost from its arguments; None where every call costs the same. If `cost` is
-    async, so is that function.
-
-    Raises:
-        ConfigError: `cost` names a parameter that the function lacks.
-    """
-    if isinstance(cost, float | int):
-        return None
-    if is_async_function(cost):
-
-        async def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-            return _checked(await cost(*args, **kwargs), function)
-
-        return awaited
-    if callable(cost):
-        return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
-    signature = inspect.signature(function)
-    if cost not in signature.parameters:
-        known = nearest(cost, signature.parameters)
-        raise ConfigError(f"{short_name(function)} has no parameter {cost!r} to take the cost from{known}")
-
-    def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return _checked(bound.arguments[cost], function)
-
-    return from_argument
-
-
-def _checked(cost: Any, function: Callable[..., Any]) -> float:
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= MOST:
-        where = short_name(function)
-        told = described(cost, 30) if isinstance(cost, int | float) else f"of type {type(cost).__name__}"
-        raise ValueError(f"the rate-limit cost of a call of {where} is {told}; it must be a number from 0 to 1e18")
-    return float(cost)
-
-
-def _harmless(cost_of: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function that computes a call's cost in shadow: 0 where that raises an exception, which is logged."""
-
-    def report(error: Exception) -> float:
-        text = "%s: the cost of a call, in shadow, raised %s"
-        log("condition_failed", text, name, describe(error), function=name, error=error)
-        return 0.0
-
-    def cost(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        try:
-            return float(cost_of(args, kwargs))
-        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-            return report(error)
-
-    async def cost_async(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        try:
-            return float(await cost_of(args, kwargs))
-        except Exception as error:  # noqa: BLE001  # as above
-            return report(error)
-
-    return cost_async if is_async_function(cost_of) else cost
 
 
 class RateLimitExecutor(Holder[Budget]):
@@ -145,6 +79,10 @@ class RateLimitExecutor(Holder[Budget]):
     def refusal(self, call: Call, wait: float, now: float) -> Exception:
         """The error for a call whose permit is too far away."""
         call.turned_away = True
+        if wait == FOREVER:
+            text = f"{self.name}: the budget it shares cannot be reached, and on_store_error is closed: "
+            error = RateLimitExceededError(text + self.home.trouble, retry_in=1.0)
+            return call.stats.count_rejection("rate_limit", error)
         away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             left = approximate_duration(max(0.0, call.time_left(now)))
@@ -187,7 +125,7 @@ class RateLimitExecutor(Holder[Budget]):
 
     def _tell(self, call: Call, wait: float, patience: float) -> None:
         """Count what would have happened to a call in shadow."""
-        away = approximate_duration(wait)
+        away = approximate_duration(min(wait, LONGEST))
         message = f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away"
         call.stats.count_shadow("rate_limit", "reject" if wait > patience else "delay", wait, message=message)
 
@@ -234,10 +172,12 @@ class RateLimitExecutor(Holder[Budget]):
         if self.policy.shadow:
             await self.run(host, lambda: self.reserve(call, cost, patience), lambda reserved: self.refund(reserved[1]))
             return
-        wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
-        expected = wait + self.queued * cost / self.policy.rate
-        if expected > patience:
-            raise self.refusal(call, expected, started)
+        expected = 0.0
+        if patience < LONGEST:
+            wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
+            expected = wait + self.queued * cost / self.policy.rate
+            if expected > patience:
+                raise self.refusal(call, expected, started)
         queue, generation = self._queue(), forking.generation
         self.queued += 1
         try:
@@ -281,7 +221,7 @@ class Meter:
         self.limiter = limiter
         self.cost_of = cost_function(limiter.policy.cost, function)
         if self.cost_of is not None and limiter.policy.shadow:
-            self.cost_of = _harmless(self.cost_of, limiter.name)
+            self.cost_of = harmless(self.cost_of, limiter.name)
 
     def wrap(self, layer: Layer) -> Layer:
         limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic

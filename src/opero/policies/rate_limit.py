@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
-from opero.policies.base import ShadowPolicy
 from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resolve
 from opero.policies.quantities import (
     LONGEST,
@@ -20,10 +19,13 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
+from opero.policies.sharing import StoredPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
     from typing import Literal
+
+    from pydantic import SecretStr
 
     from opero.policies.quantities import DurationLike
 
@@ -58,11 +60,12 @@ Cost = Annotated[
 ]
 
 
-class RateLimitPolicy(ShadowPolicy):
+class RateLimitPolicy(StoredPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
     Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
-    least 0.4 s. All callers share one budget: threads, event loops, sync and async callers.
+    least 0.4 s. All callers share one budget: threads, event loops, sync and async callers; with `share: redis` those
+    of all processes and machines.
 
     A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
 
@@ -75,6 +78,15 @@ class RateLimitPolicy(ShadowPolicy):
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
             is full and overdraws it. Default 1.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
+        share: whose calls take permits from one budget: "process", those of this process; "redis", those of all
+            processes that use the same server (requires that extra). Default "process".
+        share_as: the name of the budget that is shared. Default: the name of the profile; for a function with its own
+            budget, its module and name.
+        url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
+            redis://localhost:6379/0.
+        on_store_error: what holds while redis cannot be used: "local", each process uses the share of the permits that
+            it had before; "open", calls are not limited; "closed", they are rejected. Default "local".
+        store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
     short: ClassVar[str | None] = "rate"
@@ -98,6 +110,11 @@ class RateLimitPolicy(ShadowPolicy):
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
+            share: Literal["process", "redis"] = "process",
+            share_as: str | None = None,
+            url: SecretStr | str | None = None,
+            on_store_error: Literal["local", "open", "closed"] = "local",
+            store_timeout: DurationLike = 0.25,
         ) -> None: ...
 
     @model_validator(mode="after")
