@@ -94,7 +94,7 @@ class Homes:
         return _home(kind, executor, StateFile.create(self.folder / kind, 1 << 16))
 
     def in_redis(self, executor: Any) -> Any:
-        store = store_of(RateLimitPolicy(rate=1, share="redis", url=self.url, store_timeout=10), "work")
+        store = store_of(RateLimitPolicy(rate=1, share="redis", url=self.url, store_timeout=10), "work: rate_limit")
         server, run = self.server, store.run
 
         def noting(*args: Any) -> Any:

@@ -129,6 +129,7 @@ class RedisBudget(Budget):
         self.monotonic = own.monotonic
         self.keys = (f"opero:{{{key}}}:due".encode(), f"opero:{{{key}}}:used".encode())
         self._refund = Command(REFUND, self.keys[:1], (), 2)
+        self.terms = Terms.of(policy)
         self._since = 0
         self._owed = 0.0  # the moment, on this clock, before which no permit may fall due by what has moved here
         self._seen = (0, 0, 0.0)  # what the server said last: its clock, `due`, and when, on this clock

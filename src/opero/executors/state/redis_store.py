@@ -63,7 +63,7 @@ class RedisStore:
     After a failure nothing waits for the server: a thread probes it, at most every quarter of a second.
 
     Args:
-        url: the address.
+        url: the address, which may have a password.
         timeout: seconds to connect, and to wait for a reply.
 
     Raises:
@@ -74,6 +74,7 @@ class RedisStore:
     def __init__(self, url: str, timeout: float) -> None:
         import redis
 
+        self.url = url
         self.server = new_server(url, timeout, {})
         self.breaker = Breaker(f"redis at {place_of(url)}", SYSTEM)
         self.rest = Rest(WORDS, FIRST_PAUSE, LONGEST_PAUSE)
@@ -179,7 +180,7 @@ def store_of(policy: Any, name: str) -> RedisStore:
 
     Args:
         policy: the policy.
-        name: what messages begin with.
+        name: what messages begin with, before the name of an option.
 
     Raises:
         ConfigError: the URL is invalid; the message does not show what may be a password.
@@ -190,12 +191,11 @@ def store_of(policy: Any, name: str) -> RedisStore:
         found = _stores.get((url, policy.store_timeout))
         if found is not None:
             return found
-        where = f"{name}: {policy.kind}"
         try:
             found = RedisStore(url, policy.store_timeout)
         except ImportError as error:
-            raise MissingExtraError(f"{where}.share 'redis' requires an extra: pip install 'opero[redis]'") from error
+            raise MissingExtraError(f"{name}.share 'redis' requires an extra: pip install 'opero[redis]'") from error
         except ValueError as error:
-            raise ConfigError(f"{where}.url: {message_of(error)}") from None
+            raise ConfigError(f"{name}.url: {message_of(error)}") from None
         _stores[url, policy.store_timeout] = found
         return found

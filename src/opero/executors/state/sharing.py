@@ -55,7 +55,7 @@ class SharedLimits:
         """
         kind = policy.kind
         if kind not in self.paths:
-            return make()
+            return make(self.names.get(kind))
         executor = make(self.names[kind])
         try:
             file = StateFile(self.paths[kind], self.held.get(kind))
@@ -101,9 +101,27 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
                 file = in_private_folder(create) if folder is None else create(folder)
                 executor.move_to(_home(kind, executor, file))
         home = executor.home.successor
-        if isinstance(home, FileHome):  # else it is one that a worker's executor uses by its policy
+        if isinstance(home, FileHome):
             paths[kind], names[kind], held[kind] = home.file.path, executor.name, home.file.held
-    return SharedLimits(paths, names, held) if paths else None
+        elif home.stated:  # a worker's executor uses it by its policy
+            names[kind] = executor.name
+    return SharedLimits(paths, names, held) if names else None
+
+
+def stated_in(executors: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, Any]:
+    """Return policies for workers, which need not find out under which name, and where, a state is shared.
+
+    Args:
+        executors: kind of policy → its executor.
+        policies: kind of policy → the policy, or None.
+    """
+    found = dict(policies)
+    for kind, policy in policies.items():
+        executor = executors.get(KINDS.get(kind, ""))
+        home = getattr(getattr(executor, "limiter", executor), "home", None)
+        if policy is not None and home is not None and home.successor.stated:
+            found[kind] = policy.replace(**home.successor.stated)
+    return found
 
 
 def _create(name: str, size: int, folder: Path) -> StateFile:

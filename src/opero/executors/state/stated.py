@@ -34,9 +34,9 @@ def sharing(executor: H, name: str) -> H:
         from opero.executors.state.redis_budget import RedisBudget
         from opero.executors.state.redis_store import store_of
 
-        key = f"{_quoted(policy.share_as or _in_all_processes(name))}/{policy.kind}"
-        home = RedisBudget(store_of(policy, name), key, policy, executor.own, name)
-        home.is_stated = True
+        store, shared_as = store_of(policy, f"{name}: {policy.kind}"), policy.share_as or _in_all_processes(name)
+        home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
+        home.stated = {"share_as": shared_as, "url": store.url}
         executor.join(home)
     return executor
 
