@@ -169,7 +169,7 @@ class RateLimitExecutor(Holder[Budget]):
         """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
-        if self.policy.shadow:
+        if self.policy.shadow or (patience <= 0 and not self.queued):  # it does not wait, or not at all
             await self.run(host, lambda: self.reserve(call, cost, patience), lambda reserved: self.refund(reserved[1]))
             return
         expected = 0.0
@@ -191,7 +191,7 @@ class RateLimitExecutor(Holder[Budget]):
             call.waited += passed
             call.stats.count_wait("rate_limit", passed, waits=0)
         try:
-            left = patience - passed
+            left = max(0.0, patience - passed)
             wait, receipt = await self.run(
                 host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
             )

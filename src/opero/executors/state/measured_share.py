@@ -20,7 +20,7 @@ KNOWN = WHOLE * 9 // 10
 """What processes with a claim share. The rest is for those without one, so that they can go on as well."""
 UNKNOWN = WHOLE // 50
 """What a process without a claim uses: a fiftieth, at random in what is left for such processes."""
-RARE = WHOLE >> 10
+RARE = WHOLE >> 12
 LEAST_PERIOD, LONGEST_PERIOD = 5.0, 600.0
 PERMITS = 100
 """How many permits a period should have, to measure shares by."""
