@@ -78,8 +78,9 @@ class RateLimitPolicy(StoredPolicy):
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
             is full and overdraws it. Default 1.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
-        share: whose calls take permits from one budget: "process", those of this process; "redis", those of all
-            processes that use the same server (requires that extra). Default "process".
+        share: whose calls take permits from one budget: "process", those of this process; "machine", those of all
+            processes of this user on this machine; "redis", those of all processes that use the same server (requires
+            that extra). Default "process".
         share_as: the name of the budget that is shared. Default: the name of the profile; for a function with its own
             budget, its module and name.
         url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
@@ -110,7 +111,7 @@ class RateLimitPolicy(StoredPolicy):
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
-            share: Literal["process", "redis"] = "process",
+            share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,
             on_store_error: Literal["local", "open", "closed"] = "local",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import ShadowPolicy
@@ -24,12 +25,47 @@ def _name(value: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_name), WithJsonSchema({"type": "string", "pattern": r"[^ \t\r\n]"})]
 
 
-class StoredPolicy(ShadowPolicy):
-    """A policy whose state may be shared by all processes of all machines, in redis.
+def _lacks_share(policy: BaseModel, names: Sequence[str], value: str) -> ValidationError | None:
+    """Return an error if some fields are set that have no effect, as nothing says whether the state is shared.
+
+    With `share: process`, which may replace what another file says, they keep their values.
+    """
+    fields = type(policy).model_fields
+    idle = [name for name in names if getattr(policy, name) != fields[name].default]
+    if not idle or "share" in policy.model_fields_set:
+        return None
+    text = f"{' and '.join(idle)} would have no effect without share: {value}"
+    wrong = PydanticCustomError("contradiction", "{text}", {"text": text})
+    # pydantic's own error would show the input, which may contain a password.
+    return ValidationError.from_exception_data(type(policy).__name__, [InitErrorDetails(type=wrong, input=policy)])
+
+
+class SharedPolicy(ShadowPolicy):
+    """A policy whose state may be shared by the processes of this machine.
 
     Attributes:
-        share: who shares the state: "process", the callers in one process; "redis", all processes that use the same
-            server (requires that extra). Default "process".
+        share: who shares the state: "process", the callers in one process; "machine", all processes of this user on
+            this machine. Default "process".
+        share_as: the name under which the state is shared. Default: the name of the profile; for a function without a
+            profile, its module and name.
+    """
+
+    share: Annotated[Literal["process", "machine"], one_of(Literal["process", "machine"])] = "process"
+    share_as: Name | None = None
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if error := _lacks_share(self, ("share_as",), "machine"):
+            raise error
+        return self
+
+
+class StoredPolicy(ShadowPolicy):
+    """A policy whose state may be shared by the processes of this machine, or of all machines, in redis.
+
+    Attributes:
+        share: who shares the state: "process", the callers in one process; "machine", all processes of this user on
+            this machine; "redis", all processes that use the same server (requires that extra). Default "process".
         share_as: the name under which the state is shared. Default: the name of the profile; for a function without a
             profile, its module and name.
         url: the URL of redis, as for the cache policy. Default: environment variable `OPERO_REDIS_URL`, else
@@ -39,9 +75,7 @@ class StoredPolicy(ShadowPolicy):
         store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
-    of_share: ClassVar[tuple[str, ...]] = ("share_as", "url", "on_store_error", "store_timeout")
-
-    share: Annotated[Literal["process", "redis"], one_of(Literal["process", "redis"])] = "process"
+    share: Annotated[Literal["process", "machine", "redis"], one_of(Literal["process", "machine", "redis"])] = "process"
     share_as: Name | None = None
     url: Secret | None = None
     on_store_error: Annotated[OnStoreError, one_of(OnStoreError)] = "local"
@@ -49,12 +83,7 @@ class StoredPolicy(ShadowPolicy):
 
     @model_validator(mode="after")
     def _check_share(self) -> Self:
-        # With `share: process`, which may replace what another file says, the rest keeps its values.
-        fields = type(self).model_fields
-        idle = [name for name in self.of_share if getattr(self, name) != fields[name].default]
-        if idle and "share" not in self.model_fields_set:
-            text = f"{' and '.join(idle)} would have no effect without share: redis"
-            wrong = PydanticCustomError("contradiction", "{text}", {"text": text})
-            # pydantic's own error would show the input, which may contain a password.
-            raise ValidationError.from_exception_data(type(self).__name__, [InitErrorDetails(type=wrong, input=self)])
+        error = _lacks_share(self, ("url", "on_store_error", "store_timeout"), "redis")
+        if error := error or _lacks_share(self, ("share_as",), "machine or redis"):
+            raise error
         return self

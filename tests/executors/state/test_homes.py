@@ -87,11 +87,11 @@ class Homes:
             return self.in_redis(executor)
         if self.sort in ("dictionary", "redis"):
             return home_on(self.server, executor)
-        from opero.executors.state.sharing import _home
+        from opero.executors.state.sharing import file_home
 
         if kind in self.moved:
-            return _home(kind, executor, StateFile(self.moved[kind].home.successor.file.path))
-        return _home(kind, executor, StateFile.create(self.folder / kind, 1 << 16))
+            return file_home(kind, executor, StateFile(self.moved[kind].home.successor.file.path))
+        return file_home(kind, executor, StateFile.create(self.folder / kind, 1 << 16))
 
     def in_redis(self, executor: Any) -> Any:
         store = store_of(RateLimitPolicy(rate=1, share="redis", url=self.url, store_timeout=10), "work: rate_limit")

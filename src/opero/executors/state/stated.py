@@ -31,14 +31,26 @@ def sharing(executor: H, name: str) -> H:
     """
     policy: Any = executor.policy
     if getattr(policy, "share", "process") != "process" and getattr(executor, "clock", SYSTEM) is SYSTEM:
-        from opero.executors.state.redis_budget import RedisBudget
-        from opero.executors.state.redis_store import store_of
-
-        store, shared_as = store_of(policy, f"{name}: {policy.kind}"), policy.share_as or _in_all_processes(name)
-        home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
-        home.stated = {"share_as": shared_as, "url": store.url}
-        executor.join(home)
+        join = _join_machine if policy.share == "machine" else _join_redis
+        join(executor, policy.share_as or _in_all_processes(name), name)
     return executor
+
+
+def _join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
+    from opero.executors.state.machine_home import join_machine
+
+    join_machine(executor, shared_as, f"{name}: {executor.policy.kind}")
+
+
+def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
+    from opero.executors.state.redis_budget import RedisBudget
+    from opero.executors.state.redis_store import store_of
+
+    policy = executor.policy
+    store = store_of(policy, f"{name}: {policy.kind}")
+    home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
+    home.stated = {"share_as": shared_as, "url": store.url}
+    executor.join(home)
 
 
 def _in_all_processes(name: str) -> str:
