@@ -46,8 +46,8 @@ another owner it starts anew.
       max_size             the least recently used go at once, down to the new size
       store_timeout,       from now on
       lock_timeout, allow_unsigned_pickle
-    share, share_as, url   moves there, and is added to what other processes have there; back in one process it continues
-                           with what was known
+    share, share_as, url   moves there, and is added to what other processes have there; back in one process it
+                           continues with what was known
     on_store_error,        from now on
     store_timeout
     scope                  another owner: starts anew

@@ -36,9 +36,12 @@ NONE: Receipt = (0.0, 0.0)
 # force, and since when they hold. A budget that is missing is full: its value lasts until it is.
 BOOK = f"""
 local since, interval, burst, period = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local cost, patience, ahead, is_owed = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
-local lost, debt, used = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local last, own = tonumber(ARGV[12]), tonumber(ARGV[13])
+local cost, patience, ahead = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local is_owed, lost, debt, used, last, own = false, -1, 0, 0, 0, 0
+if ARGV[8] then
+  is_owed, lost, debt = ARGV[8] == '1', tonumber(ARGV[9]), tonumber(ARGV[10])
+  used, last, own = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+end
 local time = redis.call('TIME')
 local now = time[1] * {SECOND} + time[2]
 local due, alone, told, before, most = 0, 0, 0, 0, 0
@@ -90,7 +93,10 @@ if used > 0 then
     part = {{number, claimed - own, tonumber(redis.call('HGET', KEYS[2], last)) or 0}}
   end
 end
-return {{wait, due, after, now, others, part}}
+if others or part then
+  return {{wait, due, after, now, others, part}}
+end
+return {{wait, due, after, now}}
 """
 REFUND = """
 local held = redis.call('GET', KEYS[1])
@@ -158,22 +164,30 @@ class RedisBudget(Budget):
             if patience < 0:  # nothing is to be booked
                 due = self._seen[1] / SECOND
                 return self._expected(cost), (due, due)
-            news = self._news()
-        arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), *news)
-        reply = self.store.ask(self._command, self._probe, *arguments)
+            ahead, news = self._news()
+        arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), ahead)
+        if news is None:
+            reply = self.store.ask(self._command, self._probe, *arguments)
+        else:
+            reply = self.store.ask(self._telling, self._probe, *arguments, *news)
         with self.lock:
             if reply is None:
                 self.check()
                 return self._book_without(cost, patience)
-            wait, due, after = reply[:3]
+            wait, due, after, clock = reply[:4]
             receipt = (due / SECOND, after / SECOND)
             if self.location.home is not self:
                 run_later(self._give_back, receipt)
                 raise Moved
-            if news.is_owed:
-                self._owed = 0.0
-            self._lost = self._turns = None
-            self._note(reply, news, cost)
+            if clock >= self._seen[0]:
+                self._seen = (clock, after, self.monotonic())
+            if after != due:
+                self._used += cost
+            if news is not None:
+                self._lost = self._turns = None
+                self._owed = 0.0 if news.is_owed else self._owed
+            if len(reply) > 4 or self.in_force is not self.terms:
+                self._learn(reply, news)
             return wait / SECOND, receipt
 
     def refund(self, receipt: Receipt) -> None:
@@ -197,7 +211,7 @@ class RedisBudget(Budget):
             self._since = max(self._since + 1, time.time_ns() // 1000)
             self._period = period_of(terms.interval)
             constant = (self._since, repr(terms.interval * SECOND), terms.burst, int(self._period * SECOND))
-            self._command = Command(BOOK, self.keys, constant, 9)
+            self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (3, 9))
 
     def values(self) -> tuple[float, Terms]:
         return max(self._owed, self._local(self._seen[1])), self.terms
@@ -231,34 +245,31 @@ class RedisBudget(Budget):
         due = max(0.0, self.values()[0] - self.monotonic())
         return due if cost >= burst else max(0.0, due - (burst - cost) * interval)
 
-    def _news(self) -> _News:
-        """What the script is told beside the cost."""
-        now = self.monotonic()
+    def _news(self) -> tuple[int, _News | None]:
+        """Microseconds from now until `due`, by what is known here, and what the script has to be told besides."""
+        now, owed = self.monotonic(), self._owed
+        ahead = max(0, int(((owed or self._local(self._seen[1])) - now) * SECOND))
+        if self._lost is None and not owed and now < self._next_report:
+            return ahead, None
         lost, debt = -1, 0
         if self._lost is not None:
             lost = int((now - self._lost) * SECOND)
             debt = 0 if self._turns is None else self._turns.booked_ahead(self._moment(now))
-        ahead = self._owed or self._local(self._seen[1])
         used = last = own = 0
         if now >= self._next_report:
             self._next_report = now + self._period / 10
             used, self._used = int(self._used), self._used % 1
             last = max(self._counted, default=0)
             own = self._counted.get(last, 0)
-        return _News(max(0, int((ahead - now) * SECOND)), int(bool(self._owed)), lost, debt, used, last, own)
+        return ahead, _News(int(bool(owed)), lost, debt, used, last, own)
 
-    def _note(self, reply: list[Any], news: _News, cost: float) -> None:
-        """Learn from a reply."""
-        now = self.monotonic()
-        _, due, after, clock, others, part = reply
-        if clock >= self._seen[0]:
-            self._seen = (clock, after, now)
-        if after != due:
-            self._used += cost
-        if part:
+    def _learn(self, reply: list[Any], news: _News | None) -> None:
+        """Learn from a reply which terms are in force, and what this process may claim."""
+        others, part = reply[4:] or (None, None)
+        if part and news is not None:
             number, before, total = part
             if total and news.own:
-                self._claim = Claim.of(before, news.own, total), now + 2 * self._period
+                self._claim = Claim.of(before, news.own, total), self.monotonic() + 2 * self._period
             counted = {each: used for each, used in self._counted.items() if each >= number - 1}
             self._counted = {**counted, number: counted.get(number, 0) + news.used}
         self.in_force = self.terms if others is None else Terms(*_numbers(others), self.terms.unit)
@@ -298,22 +309,21 @@ class RedisBudget(Budget):
     def _probe(self) -> None:
         """Find out whether the server can be used again: write what would be written, but book nothing."""
         lost = -1 if self._lost is None else int((self.monotonic() - self._lost) * SECOND)
-        self.store.run(self._command, 0, 0, *_News(lost=lost))
+        self.store.run(self._telling, 0, 0, 0, *_News(lost=lost))
 
 
 class _News(NamedTuple):
-    """What the script is told beside the cost.
+    """What the script is told when there is something to tell.
 
     Attributes:
-        ahead: microseconds from now until `due`, by what is known here. It counts where the server has lost its own.
-        is_owed: whether that is what has moved here, and counts anyway.
+        is_owed: whether what it is told of `due` has moved here, so that it counts not only where the server has lost
+            its own.
         lost: microseconds since this process began to use permits by itself; -1 if it does not.
         debt: microseconds of the limit for permits that it has booked then and that have not fallen due yet.
         used: permits booked since the last report.
         last, own: the period of the last report, and the permits reported in it.
     """
 
-    ahead: int = 0
     is_owed: int = 0
     lost: int = -1
     debt: int = 0

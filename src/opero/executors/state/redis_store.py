@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from opero.cache.outage import Breaker, Rest, Words
@@ -17,7 +18,7 @@ from opero.runtime.general_settings import REDIS_URL, GeneralSettings
 from opero.runtime.hosts import run_later
 from opero.runtime.interruption import interruptible
 from opero.runtime.redis_address import place_of
-from opero.runtime.redis_servers import new_server
+from opero.runtime.redis_servers import Cluster, Server, new_server
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.25
 """Seconds between probes of a server that has failed."""
@@ -86,11 +87,12 @@ class RedisStore:
         # they have to go back there.
         self._keeps = not self.server.address.options.get("max_connections")
         self._idle: dict[Any, deque[Any]] = {}
+        weakref.finalize(self, _close, self.server, self._idle)
         renew_in_child(self)
 
     def after_fork(self) -> None:
         """Leave the connections to the parent, and let another thread probe the server."""
-        self._idle = {}
+        self._idle.clear()
         self.rest.is_probing = False
         self.rest.until = float("-inf")
 
@@ -141,10 +143,7 @@ class RedisStore:
         except self._late:
             raise
         except self._lost:  # after a restart of the server, all idle connections are dead, and new ones work
-            idle, self._idle = self._idle, {}
-            for pool, connections in idle.items():
-                for each in connections:
-                    pool.release(each)
+            _give_back(self._idle)
             self.server.drop_idle()
             return self._send(command.keys[0], packed)
 
@@ -169,6 +168,19 @@ class RedisStore:
         else:
             pool.release(connection)
         return reply
+
+
+def _give_back(idle: dict[Any, deque[Any]]) -> None:
+    """Give idle connections back to the pools that they are from."""
+    for pool, connections in list(idle.items()):
+        while connections:
+            with suppress(IndexError):  # another thread has taken the last one
+                pool.release(connections.pop())
+
+
+def _close(server: Server | Cluster, idle: dict[Any, deque[Any]]) -> None:
+    _give_back(idle)
+    server.close()
 
 
 _stores: weakref.WeakValueDictionary[tuple[str, float], RedisStore] = weakref.WeakValueDictionary()
