@@ -41,11 +41,14 @@ def _rows(rounds: int, server: RedisServer) -> list[Row]:
 
     alone = RateLimitPolicy(rate=10**6, burst=10**6).apply(nothing)
     machine = RateLimitPolicy(**NEVER, share="machine").apply(nothing)
+    reserving: Any = {**NEVER, "share_as": "reserving", "reserve": 10**5}
+    ahead = RateLimitPolicy(**reserving, share="redis", url=server.url, store_timeout=30).apply(nothing)
     shared = RateLimitPolicy(**NEVER, share="redis", url=server.url, store_timeout=30).apply(nothing)
     rows = [
         compare("a permit, share: machine / process", machine, "process", alone, rounds),
         compare("a permit, share: redis / redis-py's ping()", shared, "ping()", client.ping, rounds, target=1.2),
-        compare("the same / a packed PING on a connection", shared, "packed PING", bare_ping, rounds),
+        compare("the same with reserve / ping()", ahead, "ping()", client.ping, rounds, target=0.2),
+        compare("without reserve / a packed PING on a connection", shared, "packed PING", bare_ping, rounds),
     ]
     client.connection_pool.release(connection)
     client.close()

@@ -29,6 +29,7 @@ GOOD: Good = [
     ("url", "redis://h", SecretStr("redis://h")),
     ("on_store_error", "closed", "closed"),
     ("store_timeout", "50ms", 0.05),
+    ("reserve", "4", 4),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -51,17 +52,19 @@ BAD: Bad = [
     ("url", 5, "a secret must be text, not int"),
     ("on_store_error", "lokal", "did you mean 'local'?"),
     ("store_timeout", 0, "use a value > 0"),
+    ("reserve", -1, "greater than or equal to 0"),
+    ("reserve", 19, "reserve .19. has no effect with a burst of 20: both reserve and the rest of burst"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(RateLimitPolicy, field, written, held, rate=1, share="redis")
+    accepts(RateLimitPolicy, field, written, held, rate=1, burst=20, share="redis")
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
 def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
-    refuses(RateLimitPolicy, field, wrong, told, rate=1)
+    refuses(RateLimitPolicy, field, wrong, told, rate=1, burst=20, share="redis")
 
 
 def test_every_field_is_tested_with_good_and_bad_values() -> None:

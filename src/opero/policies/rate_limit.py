@@ -11,6 +11,7 @@ from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resol
 from opero.policies.quantities import (
     LONGEST,
     POSITIVE_NUMBER_TEXT,
+    Count,
     Duration,
     PositiveCount,
     Rate,
@@ -88,6 +89,8 @@ class RateLimitPolicy(StoredPolicy):
         on_store_error: what holds while redis cannot be used: "local", each process uses the share of the permits that
             it had before; "open", calls are not limited; "closed", they are rejected. Default "local".
         store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
+        reserve: with `share: redis`, how many permits of the burst may be reserved ahead, so that not each call asks
+            redis. Default 0: none.
     """
 
     short: ClassVar[str | None] = "rate"
@@ -98,6 +101,7 @@ class RateLimitPolicy(StoredPolicy):
     max_wait: Duration | None = None
     cost: Cost = 1.0
     scope: Scope = "profile"
+    reserve: Count = 0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -116,6 +120,7 @@ class RateLimitPolicy(StoredPolicy):
             url: SecretStr | str | None = None,
             on_store_error: Literal["local", "open", "closed"] = "local",
             store_timeout: DurationLike = 0.25,
+            reserve: int = 0,
         ) -> None: ...
 
     @model_validator(mode="after")
@@ -127,4 +132,17 @@ class RateLimitPolicy(StoredPolicy):
                     f"{name} ({permits}) is more than the permits of 100 years at {self.rate:g}/s; lower {name} "
                     "or raise rate"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reserve(self) -> Self:
+        if not self.reserve:
+            return self
+        if callable(self.cost) or isinstance(self.cost, str):
+            raise ValueError("reserve has no effect where the cost of a call depends on its arguments; remove either")
+        if min(self.reserve, self.burst - self.reserve) < 2 * self.cost:
+            raise ValueError(
+                f"reserve ({self.reserve}) has no effect with a burst of {self.burst}: both reserve and the rest of "
+                "burst have to hold the permits of two calls at least"
+            )
         return self

@@ -31,7 +31,7 @@ def _lacks_share(policy: BaseModel, names: Sequence[str], value: str) -> Validat
     With `share: process`, which may replace what another file says, they keep their values.
     """
     fields = type(policy).model_fields
-    idle = [name for name in names if getattr(policy, name) != fields[name].default]
+    idle = [name for name in names if name in fields and getattr(policy, name) != fields[name].default]
     if not idle or "share" in policy.model_fields_set:
         return None
     text = f"{' and '.join(idle)} would have no effect without share: {value}"
@@ -83,7 +83,7 @@ class StoredPolicy(ShadowPolicy):
 
     @model_validator(mode="after")
     def _check_share(self) -> Self:
-        error = _lacks_share(self, ("url", "on_store_error", "store_timeout"), "redis")
+        error = _lacks_share(self, ("url", "on_store_error", "store_timeout", "reserve"), "redis")
         if error := error or _lacks_share(self, ("share_as",), "machine or redis"):
             raise error
         return self

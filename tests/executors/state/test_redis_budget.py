@@ -252,6 +252,82 @@ def test_nothing_stays_on_the_server_for_ever(redis_url: str) -> None:
     assert all(0 < each <= 62_000 for each in left)
 
 
+# Reserving
+
+
+def reserving(url: str, **options: Any) -> Any:
+    return limited(url, **{"rate": 100.0, "burst": 200, "reserve": 100, **options})
+
+
+def count_trips(url: str, use: Callable[[], object]) -> int:
+    client = redis.Redis.from_url(url)
+    client.config_resetstat()
+    use()
+    stats = client.info("commandstats")
+    client.close()
+    return sum(int(stats.get(f"cmdstat_{each}", {"calls": 0})["calls"]) for each in ("evalsha", "eval"))
+
+
+def test_permits_that_are_reserved_take_no_round_trip(redis_url: str) -> None:
+    bound = reserving(redis_url)
+    assert count_trips(redis_url, lambda: [bound() for _ in range(95)]) <= 12
+
+
+def test_reserved_permits_are_taken_by_tasks_without_another_thread(redis_url: str) -> None:
+    bound = reserving(redis_url, function=work_async)
+
+    async def use() -> None:
+        for _ in range(95):
+            await bound()
+
+    assert count_trips(redis_url, lambda: asyncio.run(use())) <= 12
+
+
+def test_all_processes_together_get_no_more_than_the_burst(redis_url: str) -> None:
+    both = [reserving(redis_url, rate=0.01) for _ in range(2)]
+    assert sum(passing(both[number % 2], 1) for number in range(400)) <= 200
+    assert sum(passing(each, 20) for each in both) == 0
+
+
+def test_reserved_permits_lapse(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = reserving(redis_url, rate=0.01)
+    for _ in range(10):
+        bound()
+    own = executor_of(bound).own
+    assert own._reserved
+    own._until = 0.0  # reserved for longer than 100 permits take
+    assert count_trips(redis_url, bound) == 1
+
+
+def test_a_process_that_calls_less_reserves_less(redis_url: str) -> None:
+    bound = reserving(redis_url)
+    own = executor_of(bound).own
+    for _ in range(40):
+        bound()
+    assert own._calls > 8
+    for _ in range(8):
+        own._until = 0.0
+        bound()
+    assert own._calls <= 2
+
+
+def test_a_forked_child_has_none_of_the_permits_that_its_parent_has_reserved(redis_url: str) -> None:
+    bound = reserving(redis_url)
+    for _ in range(10):
+        bound()
+    own = executor_of(bound).own
+    assert own._reserved
+    own.after_fork()
+    assert not own._reserved
+
+
+def test_calls_that_wait_ask_one_by_one(redis_url: str) -> None:
+    bound = reserving(redis_url, rate=100.0, burst=4, reserve=2, max_wait=None)
+    for _ in range(6):
+        bound()
+    assert count_trips(redis_url, lambda: [bound() for _ in range(5)]) >= 4
+
+
 # Configuration
 
 

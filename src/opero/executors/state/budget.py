@@ -164,6 +164,13 @@ class LocalBudget(Budget):
     def forgo(self, receipts: Collection[Receipt]) -> None:
         self._due -= sum(after - before for before, after in receipts)
 
+    def batch(self, cost: float) -> float:
+        """How many permits to reserve where a call takes some from a server; 0: none but its own."""
+        return 0.0
+
+    def grant(self, calls: int, moment: float) -> None:
+        """Permits for as many calls have been reserved at a moment."""
+
     def values(self) -> tuple[float, Terms]:
         return self._due, self.terms
 
@@ -215,4 +222,8 @@ class LockedBudget(LocalBudget):
 
 def new_budget(policy: RateLimitPolicy, monotonic: Callable[[], float]) -> LocalBudget:
     """A budget in this process that is exact under this interpreter's threads."""
+    if policy.reserve and policy.share == "redis":
+        from opero.executors.state.reserving_budget import ReservingBudget
+
+        return ReservingBudget(policy, monotonic)
     return (LocalBudget if HAS_GLOBAL_LOCK else LockedBudget)(policy, monotonic)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from opero.executors.state.budget import FOREVER, Budget, Terms, migrated
 from opero.executors.state.home import Moved
 from opero.executors.state.measured_share import Claim, Turns, period_of
+from opero.executors.state.redis_scripts import BOOK, REFUND, SECOND
 from opero.executors.state.redis_store import Command
 from opero.policies.quantities import LONGEST
 from opero.runtime.forking import renew_in_child
@@ -22,93 +23,8 @@ if TYPE_CHECKING:
     from opero.executors.state.redis_store import RedisStore
     from opero.policies.rate_limit import RateLimitPolicy
 
-SECOND = 1_000_000
-"""Microseconds, in which the scripts compute: whole numbers, by the clock of the server."""
-LASTS = 60_000
-"""Milliseconds for which the terms outlast the budget."""
-HANDOVER = 300_000
-"""Microseconds after the server is back before which no permit falls due: by then, each process has noticed, and uses
-none by itself any more."""
 NONE: Receipt = (0.0, 0.0)
 """The receipt of permits that are not given back."""
-
-# The budget is one value: when the next permit falls due; until when processes may go on by themselves; the terms in
-# force, and since when they hold. A budget that is missing is full: its value lasts until it is.
-BOOK = f"""
-local since, interval, burst, period = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local cost, patience, ahead = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local is_owed, lost, debt, used, last, own = false, -1, 0, 0, 0, 0
-if ARGV[8] then
-  is_owed, lost, debt = ARGV[8] == '1', tonumber(ARGV[9]), tonumber(ARGV[10])
-  used, last, own = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-end
-local time = redis.call('TIME')
-local now = time[1] * {SECOND} + time[2]
-local due, alone, told, before, most = 0, 0, 0, 0, 0
-local held = redis.call('GET', KEYS[1])
-if held then
-  due, alone, told, before, most = cmsgpack.unpack(held)
-end
-local others = false
-if not held or told == since or (before == interval and most == burst) then
-  told = math.max(told, since)
-elseif told < since then
-  local unit = math.min(cost, burst, most)
-  local saved = due > now and most - (due - now) / before or most
-  if saved >= unit then
-    due = now + (burst - saved) * interval
-  else
-    due = due + (burst - unit) * interval - (most - unit) * before
-  end
-  told = since
-else
-  others = {{tostring(before), tostring(most)}}
-  interval, burst = before, most
-end
-if ahead > 0 and (is_owed or not held) then
-  due = math.max(due, now + ahead)
-end
-if lost >= 0 and alone < now - lost then
-  alone = now + {HANDOVER}
-end
-due = math.ceil(math.max(due, now, alone) + debt)
-local wait, after = cost >= burst and due - now or math.ceil(due - (burst - cost) * interval) - now, due
-wait = math.max(0, alone - now, wait)
-if wait <= patience then
-  after = math.ceil(due + cost * interval)
-end
-redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst), 'PX',
-  math.ceil((after - now) / 1000) + {LASTS})
-local part = false
-if used > 0 then
-  local number = math.floor(now / period)
-  local total = redis.call('HINCRBY', KEYS[2], number, used)
-  if total == used then
-    redis.call('HDEL', KEYS[2], number - 2, 'claimed' .. number - 2)
-  end
-  redis.call('PEXPIRE', KEYS[2], math.ceil(3 * period / 1000))
-  part = {{number, 0, 0}}
-  if last == number - 1 then
-    local claimed = redis.call('HINCRBY', KEYS[2], 'claimed' .. number, own)
-    part = {{number, claimed - own, tonumber(redis.call('HGET', KEYS[2], last)) or 0}}
-  end
-end
-if others or part then
-  return {{wait, due, after, now, others, part}}
-end
-return {{wait, due, after, now}}
-"""
-REFUND = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local due, alone, told, interval, burst = cmsgpack.unpack(held)
-  if due == tonumber(ARGV[1]) then
-    redis.call('SET', KEYS[1], cmsgpack.pack(tonumber(ARGV[2]), alone, told, interval, burst), 'KEEPTTL')
-    return 1
-  end
-end
-return 0
-"""
 
 
 class RedisBudget(Budget):
@@ -132,10 +48,11 @@ class RedisBudget(Budget):
         self.lock = threading.RLock()
         self.store = store
         self.name = name
+        self.own = own
         self.monotonic = own.monotonic
         self.keys = (f"opero:{{{key}}}:due".encode(), f"opero:{{{key}}}:used".encode())
         self._refund = Command(REFUND, self.keys[:1], (), 2)
-        self.terms = Terms.of(policy)
+        self.terms = _terms(policy)
         self._since = 0
         self._owed = 0.0  # the moment, on this clock, before which no permit may fall due by what has moved here
         self._seen = (0, 0, 0.0)  # what the server said last: its clock, `due`, and when, on this clock
@@ -165,7 +82,8 @@ class RedisBudget(Budget):
                 due = self._seen[1] / SECOND
                 return self._expected(cost), (due, due)
             ahead, news = self._news()
-        arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), ahead)
+        asked, batch = self.monotonic(), self.own.batch(cost)
+        arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), ahead, repr(batch))
         if news is None:
             reply = self.store.ask(self._command, self._probe, *arguments)
         else:
@@ -176,13 +94,16 @@ class RedisBudget(Budget):
                 return self._book_without(cost, patience)
             wait, due, after, clock = reply[:4]
             receipt = (due / SECOND, after / SECOND)
+            if batch and (calls := round((after - due) / (cost * self.in_force.interval * SECOND))) > 1:
+                self.own.grant(calls - 1, asked)
+                receipt = (after - (after - due) // calls) / SECOND, after / SECOND
             if self.location.home is not self:
                 run_later(self._give_back, receipt)
                 raise Moved
             if clock >= self._seen[0]:
                 self._seen = (clock, after, self.monotonic())
             if after != due:
-                self._used += cost
+                self._used += (after - due) / (self.in_force.interval * SECOND)
             if news is not None:
                 self._lost = self._turns = None
                 self._owed = 0.0 if news.is_owed else self._owed
@@ -204,14 +125,14 @@ class RedisBudget(Budget):
     def apply(self, policy: RateLimitPolicy) -> None:
         with self.lock:
             self.policy = policy
-            terms = Terms.of(policy)
+            terms = _terms(policy)
             if self._owed:
                 self._owed = migrated(self._owed, self.monotonic(), self.terms, terms)
             self.terms = self.in_force = terms
             self._since = max(self._since + 1, time.time_ns() // 1000)
             self._period = period_of(terms.interval)
             constant = (self._since, repr(terms.interval * SECOND), terms.burst, int(self._period * SECOND))
-            self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (3, 9))
+            self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (4, 10))
 
     def values(self) -> tuple[float, Terms]:
         return max(self._owed, self._local(self._seen[1])), self.terms
@@ -309,7 +230,7 @@ class RedisBudget(Budget):
     def _probe(self) -> None:
         """Find out whether the server can be used again: write what would be written, but book nothing."""
         lost = -1 if self._lost is None else int((self.monotonic() - self._lost) * SECOND)
-        self.store.run(self._telling, 0, 0, 0, *_News(lost=lost))
+        self.store.run(self._telling, 0, 0, 0, 0, *_News(lost=lost))
 
 
 class _News(NamedTuple):
@@ -330,6 +251,12 @@ class _News(NamedTuple):
     used: int = 0
     last: int = 0
     own: int = 0
+
+
+def _terms(policy: RateLimitPolicy) -> Terms:
+    """The terms by which the server keeps the budget: what may be reserved ahead is no part of the burst there."""
+    terms = Terms.of(policy)
+    return terms._replace(burst=terms.burst - policy.reserve)
 
 
 def _numbers(texts: list[bytes]) -> tuple[float, float]:
