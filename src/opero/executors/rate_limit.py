@@ -12,6 +12,7 @@ from opero.events import Waited
 from opero.executors.costs import cost_function, harmless
 from opero.executors.state.budget import FOREVER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
+from opero.executors.state.reserving_budget import ReservingBudget
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking
@@ -40,7 +41,8 @@ class RateLimitExecutor(Holder[Budget]):
     own: LocalBudget
 
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
-        super().__init__(policy, new_budget(policy, clock.monotonic))
+        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
+        super().__init__(policy, new(policy, clock.monotonic))
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None

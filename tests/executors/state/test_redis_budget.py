@@ -419,6 +419,51 @@ def test_an_outage_is_told_once_and_so_is_its_end(server: RedisServer, heard: li
     assert [each.name for each in heard] == ["store_failed", "store_restored"]
 
 
+PROGRAM = """
+import sys, threading, time
+from opero import RateLimitPolicy
+policy = RateLimitPolicy(rate=100, share="redis", share_as="work", url=sys.argv[1], store_timeout=1)
+limited = policy.apply(time.monotonic)
+print("ready", flush=True)
+moments, ends = [], threading.Event()
+def work():
+    while not ends.is_set():
+        moments.append(limited())
+threads = [threading.Thread(target=work) for _ in range(2)]
+for each in threads:
+    each.start()
+sys.stdin.read()
+ends.set()
+for each in threads:
+    each.join()
+print(*moments)
+"""
+
+
+def test_processes_go_on_within_the_limit_while_the_server_is_gone_and_after(server: RedisServer) -> None:
+    """`python -m tests.chaos.limits` does it with more processes, for longer, and by a server that counts."""
+    run = [sys.executable, "-c", PROGRAM, server.url]
+    processes = [subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for each in processes:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    time.sleep(1.5)
+    gone = time.monotonic()
+    server.kill()
+    time.sleep(1.5)
+    server.start()
+    back = time.monotonic()
+    time.sleep(1.5)
+    moments = sorted(float(each) for process in processes for each in process.communicate(timeout=WAIT)[0].split())
+    assert any(gone + 0.1 < each < back for each in moments)
+    assert any(each > back + 0.5 for each in moments)
+    first = 0
+    for last, moment in enumerate(moments):
+        while moments[first] <= moment - 1:
+            first += 1
+        assert last - first + 1 <= 100 + 1 + 25  # a busy machine wakes threads late, so calls come closer to each other
+
+
 def test_a_server_that_answers_nothing_delays_one_call(server: RedisServer) -> None:
     bound = limited(server.url, rate=1000, burst=1, max_wait=None, store_timeout=0.2)
     bound()

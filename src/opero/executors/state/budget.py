@@ -222,8 +222,4 @@ class LockedBudget(LocalBudget):
 
 def new_budget(policy: RateLimitPolicy, monotonic: Callable[[], float]) -> LocalBudget:
     """A budget in this process that is exact under this interpreter's threads."""
-    if policy.reserve and policy.share == "redis":
-        from opero.executors.state.reserving_budget import ReservingBudget
-
-        return ReservingBudget(policy, monotonic)
     return (LocalBudget if HAS_GLOBAL_LOCK else LockedBudget)(policy, monotonic)
