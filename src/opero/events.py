@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.problems import text_of
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from opero.values import Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened.
 
@@ -70,7 +71,7 @@ def plain(value: Any) -> Any:
 # Calls
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class CallSucceeded(Event):
     """A call returned a result, of whatever origin. For a generator: it has yielded its first item.
 
@@ -81,7 +82,7 @@ class CallSucceeded(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class CallFailed(Event):
     """A call raised an exception, or returned a failed response.
 
@@ -97,7 +98,7 @@ class CallFailed(Event):
     seconds: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
     """An attempt of a call failed: the function raised an exception, or returned a failed response.
 
@@ -120,7 +121,7 @@ class AttemptFailed(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class RetryScheduled(Event):
     """Another round of attempts begins after a delay.
 
@@ -137,7 +138,7 @@ class RetryScheduled(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class FallbackUsed(Event):
     """A call falls back, on another value of the fallback argument or on a fallback result.
 
@@ -150,7 +151,7 @@ class FallbackUsed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class ValueSetAside(Event):
     """A value of a fallback argument is asked last for a while.
 
@@ -169,7 +170,7 @@ class ValueSetAside(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class ValueRestored(Event):
     """A value of a fallback argument that was set aside works again.
 
@@ -184,7 +185,7 @@ class ValueRestored(Event):
     hash: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class Waited(Event):
     """An attempt waited for a permit, for a slot, or until a value of a fallback argument is no longer throttled.
 
@@ -197,7 +198,7 @@ class Waited(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
@@ -212,7 +213,7 @@ class Rejected(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class TimedOut(Event):
     """A timeout ended an attempt or a call.
 
@@ -225,7 +226,7 @@ class TimedOut(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class Shadowed(Event):
     """A policy in shadow would have done something. The call went on as if there were no such policy.
 
@@ -249,7 +250,7 @@ class Shadowed(Event):
 # Circuits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class CircuitChanged(Event):
     """A circuit breaker changed its state.
 
@@ -321,7 +322,7 @@ class CacheRefreshed(Event):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class CacheFailed(Event):
     """A cache could not do its work. Calls go on without it.
 
@@ -344,7 +345,7 @@ class CacheFailed(Event):
     since: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class CacheRestored(Event):
     """A cache store that had failed is available again, or accepts writes again.
 
@@ -364,7 +365,7 @@ class CacheRestored(Event):
 # Servers of shared limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class StoreFailed(Event):
     """The server of limits that processes share cannot be used. Each limit does what its `on_store_error` says.
 
@@ -379,7 +380,7 @@ class StoreFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class StoreRestored(Event):
     """The server of shared limits can be used again.
 
@@ -397,7 +398,7 @@ class StoreRestored(Event):
 # The configuration
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class ConfigurationReloaded(Event):
     """A changed configuration is in force, or one that was rejected is as before again.
 
@@ -411,7 +412,7 @@ class ConfigurationReloaded(Event):
     functions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class ConfigurationRejected(Event):
     """A changed configuration is invalid; the previous one stays in force.
 
@@ -425,7 +426,7 @@ class ConfigurationRejected(Event):
 # Maps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class MapStarted(Event):
     """A map began.
 
@@ -440,7 +441,7 @@ class MapStarted(Event):
     map: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class MapProgressed(Event):
     """The progress of a map, at most ten times a second and at its end.
 
@@ -453,7 +454,7 @@ class MapProgressed(Event):
     map: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class MapItemFailed(Event):
     """An item of a map failed for good.
 
@@ -466,7 +467,7 @@ class MapItemFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class MapWorkerLost(Event):
     """A worker process of a map died.
 
@@ -477,7 +478,7 @@ class MapWorkerLost(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class MapFinished(Event):
     """A map ended, in whichever way.
 
@@ -495,7 +496,7 @@ class MapFinished(Event):
 # Alerts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class AlertFired(Event):
     """An alert notifies: its condition holds. `function` and `policy` are set if it concerns a single one.
 
@@ -515,7 +516,7 @@ class AlertFired(Event):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@struct(frozen=True, slots=True, kw_only=True)
 class AlertResolved(AlertFired):
     """An alert that has notified is over: its condition has not held for its calm time.
 

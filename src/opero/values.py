@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from opero.structs import struct
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class CacheEntry(NamedTuple, Generic[T]):
     time_left: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Progress:
     """How far a map has come.
 
@@ -90,7 +92,7 @@ def _rough_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ItemCost:
     """What one item costs, as measured.
 
@@ -108,7 +110,7 @@ class ItemCost:
         return min(1.0, self.computed / self.seconds) if self.seconds > 0 else 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Measurement:
     """One way of running a sample, as `tune` measured it.
 
@@ -128,7 +130,7 @@ class Measurement:
     batch_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Tuning:
     """What `tune` recommends, and what it measured.
 

@@ -28,7 +28,7 @@ def test_the_help_of_each_command_has_an_example_and_json_and_debug(command: Com
     ran = command(name, "--help")
     assert ran.code == 0
     assert f"\n  opero {name}" in ran.out
-    assert "--json" in ran.out
+    assert "--json" in ran.out or name == "run"  # what it prints is the program's
     assert "--debug" in ran.out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from opero.binding.pipeline import build, migrate_limits, migrate_state, rebuild
 from opero.errors import ConfigError
 from opero.runtime.functions import argument_of
 from opero.runtime.generators import Started
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.invocation import Pipeline
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     """Returns what counts the calls of a function on another profile."""
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Trial:
     """What a share of the calls of a function runs on. Equal if nothing changes for the function.
 
@@ -46,7 +47,7 @@ class Trial:
     provider: ExecutorProvider | None = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Canary:
     """The two pipelines of a function.
 

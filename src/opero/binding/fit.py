@@ -27,6 +27,8 @@ AWAITED = {
 NEVER_AWAITED = {"cache": ("errors",), "failures": ("classify",)}
 """The same for functions that are called where nothing can wait."""
 
+NAMING_PARAMETERS = ("fallback", "rate_limit", "canary")
+"""Kinds of policy with a field that names a parameter of the function."""
 TO_CHOOSE = "to choose a canary by"
 
 
@@ -99,8 +101,9 @@ def check_fit(target: Target, policy: Policy) -> None:
         ConfigError: the policy does not fit.
     """
     check(target, policy)
-    active = {kind: fields for kind, fields in policy.fields().items() if policy.active(kind) is not None}
-    check_arguments(active, target.function)
+    named = {kind: own._given() for kind in NAMING_PARAMETERS if (own := policy.active(kind)) is not None}
+    if named:
+        check_arguments(named, target.function)
     cache = policy.active("cache")
     if cache is not None:
         _check_cache(cache, target)

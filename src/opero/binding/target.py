@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.observe.stats import Stats
 from opero.runtime.clock import default_clock
 from opero.runtime.functions import is_method, kind_of, short_name
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.runtime.clock import Clock
     from opero.runtime.functions import FunctionKind
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Target:
     """One function that a policy is bound to.
 

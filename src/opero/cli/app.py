@@ -20,7 +20,7 @@ from opero.cli.signals import Termination
 from opero.cli.terminal import print_error, say
 from opero.errors import OperoError, describe, nearest, text_of, without_passwords
 
-COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "tune", "export", "top")
+COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "run", "tune", "export", "top")
 
 EXIT_CODES = """\b
 Exit codes:
@@ -62,7 +62,8 @@ class _Commands(TyperGroup):
         if cmd_name not in self.commands:
             module = import_module(f"opero.cli.{cmd_name}")
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            settings = getattr(module, "CONTEXT", {})
+            app.command(cmd_name, context_settings=settings)(getattr(module, f"{cmd_name}_command"))
             command = get_command(app)
             command.params += [each for each in self.params if each.name == "debug"]
             self.commands[cmd_name] = command

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from opero.errors import ConfigError, MapError, message_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.cli.results import Results
@@ -37,7 +38,7 @@ def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress
     return mapper.new_run((*instance, items), {}, Options(journal=journal, progress=progress), write)
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class RunJournal:
     """The journal file of a run.
 
@@ -115,7 +116,7 @@ class RunJournal:
         return "" if self.path is None else "; give the same command again to resume"
 
 
-@dataclass(slots=True)
+@struct(slots=True)
 class MapRun:
     """Runs a map, and prints its summary.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from opero.structs import struct
 
 PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
 RESERVED = (
@@ -28,7 +29,7 @@ starts with "test"."""
 RESERVED_PREFIX = "OPERO_TEST_"
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Target:
     """What a variable may set: a policy (no field), one field, the profile to start from (no kind), or "enabled"."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@dataclass(frozen=True)
+@struct(frozen=True)
 class BoundFunction:
     """A function that a registry looks after.
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from inspect import CO_VARARGS, CO_VARKEYWORDS, Parameter
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
+from opero.structs import struct
 
-@dataclass(frozen=True, slots=True)
+
+@struct(frozen=True, slots=True)
 class Shape:
     """The parameters of a function without their names: how many there are of each kind.
 
@@ -33,7 +34,7 @@ class Shape:
     kwargs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Parameters:
     """The parameters of a function.
 

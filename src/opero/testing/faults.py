@@ -7,13 +7,14 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.errors import ConfigError
 from opero.policies.quantities import parse_duration
 from opero.runtime.forking import renew_in_child
+from opero.structs import struct
 from opero.testing.attempts import binding_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ ok = _Ok()
 """A step in which the real function is called."""
 
 
-@dataclass(frozen=True)
+@struct(frozen=True)
 class Response:
     """An HTTP response, as far as opero and most code look at one.
 
@@ -94,7 +95,7 @@ def status(code: int, *, retry_after: float | None = None, headers: dict[str, st
     return Response(code, {**stated, **(headers or {})}, phrase)
 
 
-@dataclass(frozen=True)
+@struct(frozen=True)
 class Later:
     """A step after some time.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Owner
@@ -42,7 +44,7 @@ class SetAside(NamedTuple):
     is_denied: bool
 
 
-@dataclass(slots=True)
+@struct(slots=True)
 class Memory:
     """What is remembered.
 

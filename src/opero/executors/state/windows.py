@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+from opero.structs import struct
 
 
-@dataclass(slots=True)
+@struct(slots=True)
 class Counts:
     """How many calls a window holds, and how many of them failed or were slow."""
 
@@ -20,7 +21,7 @@ class Counts:
         self.slow += slow - was_slow
 
 
-@dataclass(slots=True)
+@struct(slots=True)
 class _Part(Counts):
     """A tenth of a window, with its number since time began, and when its latest call ended."""
 

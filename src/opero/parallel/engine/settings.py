@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from opero.structs import struct
 
 if TYPE_CHECKING:
     import os
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from opero.values import ItemCost, Progress
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class FixedArguments:
     """The arguments that all calls share: those before and after the item, and the keywords.
 
@@ -54,7 +55,7 @@ def spread(item: Any) -> Iterable[Any]:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Options:
     """Options of one call of a map, beside the policy.
 
@@ -69,7 +70,7 @@ class Options:
     progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class MapSettings:
     """The settings of one map.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.parallel.workers.base import AHEAD
+from opero.structs import struct
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.inbox import Inbox
 
 
-@dataclass(slots=True, eq=False)
+@struct(slots=True, eq=False)
 class Task:
     """A chunk that was sent.
 
@@ -57,7 +58,7 @@ class Task:
         return [each for each in self.positions if each not in self.finished]
 
 
-@dataclass(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Death:
     """A worker's death, and what its pool knows about it.
 
