@@ -21,7 +21,6 @@ SOURCE = Path(__file__).parents[1] / "src" / "opero"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
-    "structs",
     "problems",
     "errors values failures",
     "events",
@@ -37,8 +36,8 @@ FLOORS = (
     "alerts",
     "registry",
     "health",
-    "integrations",
     "decorators",
+    "integrations",
     "__init__",
     "testing",
     "pytest_plugin",

@@ -87,9 +87,10 @@ def transcripts() -> list[tuple[str, str]]:
 
 
 TIMES = re.compile(
-    r"^\d{4}-\d\d-\d\d [\d:.]+(?= UTC)|^ +\d+\.\d{3}(?=  )|(?<=[ ])[\d.]+ m?s\b|(?<=configuration )[0-9a-f]{8}\b"
+    r"^\d{4}-\d\d-\d\d [\d:.]+(?= UTC)|^ +\d+\.\d{3}(?=  )|(?<=[ ])[\d.]+ m?s\b|(?<=configuration )[0-9a-f]{8}\b|"
+    r"(?<=, )[\d.,]+(?= items a second)"
 )
-"""The times and versions in a receipt."""
+"""The times, rates and versions in a receipt or summary."""
 
 
 def matches(printed: list[str], shown: list[str]) -> bool:
@@ -125,7 +126,7 @@ def test_the_transcripts_are_what_the_commands_print(command: Command, monkeypat
         shown = [each.rstrip() for each in text.rstrip().splitlines()]
         assert matches(lines, shown), f"{line}:\n{printed}"
         run += 1
-    assert run == 15
+    assert run == 16
 
 
 @contextmanager

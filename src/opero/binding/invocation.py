@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,6 @@ from opero.failures.kinds import ORDINARY
 from opero.runtime.generated import ANY, Parameters, code
 from opero.runtime.interruption import interruptible
 from opero.runtime.tracebacks import trim
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.target import Target
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """The layers of a call, as one configuration built them.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from opero.runtime.general_settings import REDIS_URL, GeneralSettings
-from opero.structs import struct
 
 PREFIX = "OPERO_CACHE_"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CacheSettings:
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 

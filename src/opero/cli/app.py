@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from opero.cli.exits import BROKEN_PIPE, INTERRUPTED, INVALID, TERMINATED, FailedError
-from opero.cli.loading import hide_warnings
+from opero.cli.loading import hide_warnings, importing_from_here
 from opero.cli.signals import Termination
 from opero.cli.terminal import print_error, say
 from opero.errors import OperoError, describe, nearest, text_of, without_passwords
@@ -139,7 +139,7 @@ def _invoke(arguments: list[str], options: _GlobalOptions) -> int:
         command.main(arguments, prog_name="opero")
     try:
         # Not `command.main`, which handles Ctrl-C and broken pipes in its own way.
-        with command.make_context("opero", arguments, obj=options) as context:
+        with importing_from_here(), command.make_context("opero", arguments, obj=options) as context:
             code = command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.alerts import leaves_of
@@ -11,7 +12,6 @@ from opero.config.fields import OPTIONS
 from opero.config.variable_names import PREFIX, RESERVED, Target, fold
 from opero.policies.alert import Alert
 from opero.policies.policy import KINDS
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
@@ -43,7 +43,7 @@ GENERAL = {
 assert {*RESERVED, "ENVIRONMENT"} == set(GENERAL), "a reserved variable has no description"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class EnvironmentVariable:
     """A variable that opero reads.
 

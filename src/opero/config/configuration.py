@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from opero.policies.canary import canary_problem
 from opero.policies.names import importing_from
 from opero.policies.quantities import quoted
 from opero.runtime.functions import full_name
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Effective:
     """The effective policy of one function.
 
@@ -64,7 +63,7 @@ def _beside(start: Mapping[str, Leaf | None], sections: Sequence[Section]) -> di
     return {name: leaf for name, leaf in found.items() if leaf is not None}
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Configuration:
     """An immutable configuration: policies by name, with the source of each value.
 

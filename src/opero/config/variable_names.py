@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-
-from opero.structs import struct
+from dataclasses import dataclass
 
 PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
 RESERVED = (
@@ -29,7 +28,7 @@ starts with "test"."""
 RESERVED_PREFIX = "OPERO_TEST_"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """What a variable may set: a policy (no field), one field, the profile to start from (no kind), or "enabled"."""
 

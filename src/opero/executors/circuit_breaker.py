@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ from opero.runtime import forking
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost
 from opero.runtime.log import log
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from typing import TypeVar, TypeVarTuple
@@ -352,7 +352,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         return guarded
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class Unsettled:
     """What a circuit breaker has seen of a round that is under way: an `UnsettledRound`.
 

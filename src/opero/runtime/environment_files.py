@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from opero.errors import ConfigError, error_at, message_of
+from opero.errors import error_at, message_of
 from opero.runtime.project import folders
-from opero.structs import struct
 
 HERE = Path()
 """The working directory at the time of use."""
@@ -39,11 +39,11 @@ def flag(name: str, *, default: bool) -> bool:
     """
     text = variable(os.environ, name) or str(default)
     if text.strip().lower() not in TRUE + FALSE:
-        raise ConfigError(f"{name}: {text!r} is invalid: use true or false")
+        raise error_at(name, f"{text!r} is invalid: use true or false")
     return text.strip().lower() in TRUE
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class _Place:
     """A file or directory of further variables.
 

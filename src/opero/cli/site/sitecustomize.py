@@ -22,6 +22,6 @@ _run_the_other()
 try:
     from opero.integrations.imports import bind_imports
 except ImportError:  # another Python, in which opero is not installed
-    print(f"opero run: opero is not installed in {sys.prefix}; this process runs without it", file=sys.stderr)
+    sys.stderr.write(f"opero run: opero is not installed in {sys.prefix}; this process runs without it\n")
 else:
     bind_imports()
