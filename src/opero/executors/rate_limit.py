@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError, RateLimitExceededError
 from opero.events import Waited
 from opero.executors.costs import cost_function, harmless
-from opero.executors.state.budget import FOREVER, Budget, LocalBudget, Terms, new_budget
+from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
 from opero.executors.state.reserving_budget import ReservingBudget
 from opero.policies.quantities import LONGEST
@@ -149,8 +150,20 @@ class RateLimitExecutor(Holder[Budget]):
 
     # What waits
 
-    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt, queued: float = 0.0) -> None:
+    async def wait(
+        self, host: Host, call: Call, cost: float, patience: float, reserved: tuple[float, Receipt], queued: float = 0.0
+    ) -> None:
         """Wait until reserved permits fall due, after `queued` seconds in a queue."""
+        until = self.clock.monotonic() + patience
+        wait, receipt = reserved
+        while receipt == LATER:
+            call.stats.count_wait("rate_limit", AGAIN, waits=0)
+            call.waited += AGAIN
+            await host.sleep(AGAIN)
+            left = max(0.0, until - self.clock.monotonic())
+            wait, receipt = await self.run(
+                host, partial(self.reserve, call, cost, left), lambda reserved: self.refund(reserved[1])
+            )
         call.stats.count_wait("rate_limit", wait)
         call.waited += wait
         text = "%s: waits %.3g s for a permit"
@@ -194,11 +207,11 @@ class RateLimitExecutor(Holder[Budget]):
             call.stats.count_wait("rate_limit", passed, waits=0)
         try:
             left = max(0.0, patience - passed)
-            wait, receipt = await self.run(
+            reserved = await self.run(
                 host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
             )
-            if wait > 0:
-                await self.wait(host, call, wait, receipt, passed)
+            if reserved[0] > 0:
+                await self.wait(host, call, cost, left, reserved, passed)
         finally:
             queue.leave()
 
@@ -232,9 +245,10 @@ class Meter:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
-                wait, receipt = limiter.reserve(call, cost, limiter.patience_of(call, now()))
-                if wait > 0:
-                    run_blocking(limiter.wait(limiter.blocking, call, wait, receipt))
+                patience = limiter.patience_of(call, now())
+                reserved = limiter.reserve(call, cost, patience)
+                if reserved[0] > 0:
+                    run_blocking(limiter.wait(limiter.blocking, call, cost, patience, reserved))
             return layer(call, args, kwargs)
 
         return limited

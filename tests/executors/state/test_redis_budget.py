@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -508,6 +509,26 @@ def test_a_process_that_has_never_reached_the_server_uses_a_fiftieth() -> None:
     for _ in range(6):
         bound()
     assert time.monotonic() - began >= 4 / 20
+
+
+@pytest.mark.parametrize("function", [work, work_async])
+def test_a_call_that_would_wait_for_long_asks_again_whether_the_server_is_back(
+    server: RedisServer, function: Any
+) -> None:
+    bound = limited(server.url, function, rate=0.001, burst=2, max_wait=None)
+    server.kill()
+    done: list[Any] = []
+
+    def call() -> None:
+        done.append(asyncio.run(bound(1)) if function is work_async else bound(1))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    until(lambda: executor_of(bound).home.trouble)
+    assert not done  # by itself, this process has a permit in hours
+    server.start()
+    thread.join(WAIT)
+    assert done == [1]
 
 
 def test_a_server_that_lost_its_data_grants_no_second_burst(server: RedisServer) -> None:

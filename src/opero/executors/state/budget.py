@@ -30,6 +30,12 @@ Receipt = tuple[float, float]
 """What a reservation has changed: `due` before and after it."""
 
 
+LATER: Receipt = (-1.0, -1.0)
+"""The receipt of a reservation that has not been made, as it would be far away while the server that keeps the budget
+cannot be used: ask again after `AGAIN` seconds."""
+AGAIN = 1.0
+
+
 class Terms(NamedTuple):
     """What a policy says about its budget.
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from opero.executors.state.budget import FOREVER, Budget, Terms, migrated
+from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, Terms, migrated
 from opero.executors.state.home import Moved
 from opero.executors.state.measured_share import Claim, Turns, period_of
 from opero.executors.state.redis_scripts import BOOK, REFUND, SECOND
@@ -220,7 +220,8 @@ class RedisBudget(Budget):
                 claim = Claim.unknown()
             start = max(self._seen[1], moment + (self._owed - now) * SECOND)
             self._turns = Turns(claim, self.in_force.interval * SECOND, start)
-        return self._turns.book(moment, cost, patience * SECOND) / SECOND, NONE
+        wait = self._turns.book(moment, cost, min(patience, AGAIN) * SECOND) / SECOND
+        return wait, LATER if wait > AGAIN else NONE
 
     def _moment(self, now: float) -> float:
         """The server's clock; that of this machine, if the server has never answered."""
