@@ -217,7 +217,7 @@ class TimedOut(Event):
     """A timeout ended an attempt or a call.
 
     Attributes:
-        scope: "attempt", "total" or "idle".
+        scope: "attempt", "total", "idle" or "deadline".
         error: the exception.
     """
 

@@ -115,6 +115,8 @@ def build(
         classifier=classifier,
         hooks=_hooks(target, policy, profile),
         is_exact=_passes_arguments(policy),
+        monotonic=target.clock.monotonic,
+        inherits=not executors.keys() <= {"fallback"},
     )
 
 

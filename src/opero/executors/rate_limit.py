@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiolimiter import AsyncLimiter
 
-from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, describe, described, nearest
+from opero.errors import ConfigError, RateLimitExceededError, describe, described, nearest
 from opero.events import Waited
 from opero.executors.state.budget import Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
@@ -148,13 +148,8 @@ class RateLimitExecutor(Holder[Budget]):
         away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             left = approximate_duration(max(0.0, call.time_left(now)))
-            return call.stats.count_timeout(
-                CallTimeoutError(
-                    f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
-                    scope="total",
-                    waiting_for="rate_limit",
-                )
-            )
+            text = f"{self.name}: the next rate-limit permit is {away} away, and {call.limit} leaves {left}"
+            return call.out_of_time(text, "rate_limit")
         error = RateLimitExceededError(
             f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
             f"{format_duration(self.patience)}",
@@ -288,6 +283,8 @@ class Meter:
         take, usual = limiter.own.take, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
                 wait, receipt = limiter.reserve(call, cost, limiter.patience_of(call, now()))
@@ -308,6 +305,8 @@ class Meter:
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or limiter.queued or not take():
                 return wait_and_go_on(call, args, kwargs)
             return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it

@@ -117,7 +117,7 @@ class Rounds:
             if isinstance(error, RejectedError):
                 return isinstance(error, self.named_rejections)
             # An attempt that took too long is always worth another: its timeout is there for that.
-            if isinstance(error, CallTimeoutError) and error.scope != "total":
+            if isinstance(error, CallTimeoutError) and error.scope not in ("total", "deadline"):
                 return True
         statuses = self.policy.retry_on_status
         if statuses is not None:
@@ -368,16 +368,11 @@ class Rounds:
         last = errors[-1]
         if isinstance(last, FailedResponseError):
             return Outcome(error=last)
-        error = CallTimeoutError(
-            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after the total timeout in "
-            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}",
-            scope="total",
-            errors=errors,
-            retry_in=retry_in,
+        text = (
+            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after {call.limit} in "
+            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}"
         )
-        error.__cause__ = last
-        call.stats.count_timeout(error)
-        return Outcome(error=error)
+        return Outcome(error=call.out_of_time(text, "retry", errors=errors, retry_in=retry_in))
 
 
 async def close_response(host: Host, error: FailedResponseError) -> None:
