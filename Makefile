@@ -12,20 +12,21 @@ PIP := .venv/pip
 DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
+DOCS := .venv/docs
 # Processes that the tests are spread over: one more than this has processors, as many tests wait for something.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 # Bytecode is written even where the user's own environment forbids it: many tests start programs.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+.PHONY: demo test lint types docs bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
 	$(DEMO)/bin/python examples/demo.py $(if $(LIVE),--live)
 
 test: $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
-venvs: $(foreach python,$(PYTHONS),.venv/test$(call name,$(python))/ready) $(LINT)/ready $(DEMO)/ready
+venvs: $(foreach python,$(PYTHONS),.venv/test$(call name,$(python))/ready) $(LINT)/ready $(DEMO)/ready $(DOCS)/ready
 
 define suite
 .venv/test$(call name,$(1))/ready: pyproject.toml | $(PIP)/ready
@@ -53,6 +54,10 @@ types: $(LINT)/ready
 	$(LINT)/bin/mypy --strict src examples tests/typing
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(LINT)/bin/pyright --pythonpath $(LINT)/bin/python
 
+# The documentation as a site, in .site/html. A link that leads nowhere is an error.
+docs: $(DOCS)/ready
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python docs/build.py
+
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks
 
@@ -70,9 +75,12 @@ $(DEMO)/ready: pyproject.toml | $(PIP)/ready
 $(LINT)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(LINT),-e . --group lint --group test)
 
+$(DOCS)/ready: pyproject.toml | $(PIP)/ready
+	$(call make_venv,$(FIRST),$(DOCS),--group docs)
+
 $(BENCH)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(BENCH),-e . --group test --group bench)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
