@@ -3,7 +3,7 @@
 `home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
 `values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
 kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
-file. `sharing` moves states to files for worker processes.
+file. `allowance` has all of that for retry budgets. `sharing` moves states to files for worker processes.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
@@ -28,6 +28,8 @@ another owner it starts anew.
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
       max_wait             from now on: waiting calls keep the wait they began with
+    retry                  any change keeps what has been spent of the budget
+      budget               from now on
     fallback               any change keeps which values are set aside and which work, and calls in flight with each
       values, remember,    from now on: values stay set aside until their time, unless nothing is remembered any more
       order, weights
