@@ -138,7 +138,26 @@ def start_watched(start: Callable[..., RedisServer], place: Path) -> tuple[Redis
     return first, second, sentinel
 
 
-@pytest.fixture(params=["server", "user", "tls", "unix", "sentinel", "cluster", "cluster of a user", "cluster tls"])
+def start_watched_with_tls(start: Callable[..., RedisServer], certificates: Path, place: Path) -> RedisServer:
+    """Start a server, and return a sentinel that knows it by its port with TLS, and that also has such a port."""
+    tls = (*tls_options(certificates), "--tls-auth-clients", "no", "--tls-replication", "yes")
+    first = start("--save", "", "--requirepass", PASSWORD, "--tls-port", str(free_port()), *tls)
+    settings = place / "sentinel.conf"
+    settings.write_text(f"sentinel monitor main 127.0.0.1 {first.tls_port} 1\nsentinel auth-pass main {PASSWORD}\n")
+    sentinel = start(str(settings), "--sentinel", "--tls-port", str(free_port()), *tls)
+    client = redis.Redis(port=sentinel.port)
+    wait_until(lambda: "disconnected" not in client.sentinel_master("main")["flags"])
+    client.close()
+    return sentinel
+
+
+DEPLOYMENTS = (
+    *("server", "user", "tls", "unix", "sentinel", "sentinel tls"),
+    *("cluster", "cluster of a user", "cluster tls"),
+)
+
+
+@pytest.fixture(params=DEPLOYMENTS)
 def written(request: pytest.FixtureRequest) -> str:
     """What an operator writes for a deployment."""
     if request.param == "cluster tls":
@@ -154,6 +173,12 @@ def written(request: pytest.FixtureRequest) -> str:
         return f"""url: 'redis+sentinel://:{QUOTED}@{hosts}/main/0'
       arguments: {{sentinel_password: ofsentinel}}"""
     start = request.getfixturevalue("start")
+    if request.param == "sentinel tls":
+        certificates = request.getfixturevalue("certificates")
+        place = request.getfixturevalue("tmp_path_factory").mktemp("sentinel")
+        sentinel = start_watched_with_tls(start, certificates, place)
+        return f"""url: 'rediss+sentinel://:{QUOTED}@localhost:{sentinel.tls_port}/main/0'
+      arguments: {{ssl_ca_certs: {certificates}/ca.pem}}"""
     if request.param == "tls":
         certificates = request.getfixturevalue("certificates")
         port = free_port()

@@ -9,6 +9,8 @@ import math
 import pickle
 import random
 import statistics
+import subprocess
+import sys
 from typing import Any, Literal
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from executors.steady import steady
 from opero import AllFailedError, BulkheadFullError, CallTimeoutError, CircuitOpenError, Policy, RetryPolicy
-from opero.executors.backoff import Backoff, Progress
+from opero.executors.backoff import Backoff, Progress, _power, exponential
 from opero.testing import VirtualClock
 
 JITTERS = ("full", "equal", "none")
@@ -381,3 +383,37 @@ def test_a_full_bulkhead_says_no_time(bind: Any, script: Any) -> None:
     policy = Policy(retry={"retry_on": BulkheadFullError, "jitter": False, "retries": 1})
     assert bind(policy, script(BulkheadFullError("full"), 5))() == 5
     assert bind.slept == [0.1]
+
+
+def test_a_first_failure_is_retried_though_no_file_can_be_opened() -> None:
+    """What the delay needs is imported after the first failure, which may be that the process has no descriptors."""
+    code = """
+import resource
+from opero import Policy
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+calls = []
+
+def function():
+    calls.append(len(calls))
+    if len(calls) < 3:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+        open("/dev/null")
+    return "ok"
+
+bound = Policy(retry={"retries": 3, "min_delay": "1ms", "retry_on": ["transient", "unknown"]}).apply(function)
+try:
+    result = bound()
+finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+print(result, calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "ok [0, 1, 2]\n", done.stderr
+
+
+@pytest.mark.parametrize(("first", "longest", "factor"), [(0.1, 30.0, 2.0), (1.5, 1e6, 1.0), (0.5, 8.0, 1e9)])
+def test_the_delay_without_tenacity_is_that_of_tenacity(first: float, longest: float, factor: float) -> None:
+    theirs, progress = exponential(first, longest, factor), Progress()
+    for number in (1, 2, 3, 7, 30, 2000):
+        progress.attempt_number = number
+        assert theirs(progress) == _power(first, longest, factor, number - 1)

@@ -15,7 +15,11 @@ from pasted import paste
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("name", "commands"), [("tutorial", 8), ("coming-from", 2), ("agents", 2)])
+PASTED = {"tutorial": 8, "coming-from": 2, "agents": 2, "http-clients": 5, "frameworks": 4}
+"""The documents, with the numbers of their commands."""
+
+
+@pytest.mark.parametrize(("name", "commands"), PASTED.items())
 def test_its_programs_files_and_commands_do_what_it_shows(name: str, commands: int, tmp_path: Path) -> None:
     assert paste((DOCS / f"{name}.md").read_text(encoding="utf-8"), tmp_path) == commands
 

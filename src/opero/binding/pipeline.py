@@ -320,7 +320,8 @@ def _retrying(
 
     clock, name, retry = target.clock, target.name, retry or RetryPolicy(retries=0)
     if fallback is None or not fallback.arg:
-        return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot)}
+        why_once = target.traits.why_once
+        return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot, why_once)}
     from opero.executors.fallback import Alternatives
 
     alternatives = Alternatives(fallback.arg, target.function, fallback.on, classifier, fallback.values)

@@ -53,6 +53,11 @@ def freezer_of(kind: Any) -> Freezer:
     return _hashed if type(kind.__hash__) is FunctionType else _opaque
 
 
+def compares_by_identity(kind: Any) -> bool:
+    """Return whether instances of a class have no value that a key could have in their place."""
+    return freezer_of(kind) is _identity
+
+
 def _own_key(value: Any) -> Hashable:
     own = value.__opero_key__
     return type(value), freeze(own() if callable(own) else own)

@@ -17,7 +17,7 @@ from opero.config.composition import compose, inherit, parent_leaf, sections_of,
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section, Source
-from opero.config.validation import check_fields, validate
+from opero.config.validation import Known, check_fields, validate
 from opero.errors import nearest
 from opero.policies.canary import canary_problem
 from opero.policies.names import importing_from
@@ -133,6 +133,8 @@ class Configuration:
                 if section.enabled is not None:
                     said["enabled"] = section.enabled
                 hashed.update(f"{section.name} {parent} {_written(said)}".encode("utf-8", "surrogatepass"))
+        if self.imports:
+            hashed.update(_written(self.imports).encode("utf-8", "surrogatepass"))
         return hashed.hexdigest()[:8]
 
     @property
@@ -140,6 +142,14 @@ class Configuration:
         """The modules that names may be imported from; None: from any module."""
         lists = [layer.import_from for layer in self.layers if layer.import_from is not None]
         return tuple(lists[-1].plain()) if lists else None
+
+    @cached_property
+    def imports(self) -> Mapping[str, Marked]:
+        """The functions that `opero run` binds, as `imports:` names them, and the profile of each."""
+        found: dict[str, Marked] = {}
+        for layer in self.layers:
+            found |= layer.imports
+        return {target: profile for target, profile in found.items() if profile.value is not None}
 
     def leaves(self, profile: str) -> Mapping[str, Leaf]:
         """Return path ("retry.retries") → effective leaf of a profile; "extends" → the profile that it extends."""
@@ -250,6 +260,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
     layers = configuration.layers
     policies: dict[str, Policy] = {}
     lineages: dict[str, Sequence[str]] = {}
+    known: Known = {}
     with importing_from(configuration.import_from):
         if any(layer.defaults is not None for layer in layers):
             check_fields(compose(sections_of(None, layers)), report)
@@ -257,7 +268,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
             profile = compose(sections_of(lineage or [name], layers))
             if lineage is None or not complete:
                 check_fields(profile, report)
-            elif (policy := validate(f"policies.{name}", profile, report)) is not None:
+            elif (policy := validate(f"policies.{name}", profile, report, known)) is not None:
                 policies[name] = policy
                 lineages[name] = tuple(lineage)
         names = {name for layer in layers for name in layer.profiles}
@@ -272,5 +283,10 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
                 hint = "" if report.is_full else nearest(parent.value, names)
                 text = f"{section.name} uses the profile {quoted(parent.value)}, which does not exist{hint}"
                 report.add(parent.source, text)
+        for target, named in configuration.imports.items() if complete else ():
+            if named.value not in names:
+                hint = "" if report.is_full else nearest(named.value, names)
+                text = f"imports: {target} uses the profile {quoted(named.value)}, which does not exist{hint}"
+                report.add(named.source, text)
         alerts = alerts_of(layers, report, complete=complete)
     return replace(configuration, policies=policies, alerts=alerts, _lineages=lineages)

@@ -274,6 +274,7 @@ class ConfigLayer:
         import_from: the modules that names may be imported from; None if not set.
         alerts: name of an alert → a mapping of its fields; null removes the alert.
         extends: the environment whose file this one lies over; None if not set.
+        imports: function that `opero run` binds → the name of its profile; null binds it no more.
     """
 
     name: str
@@ -283,6 +284,7 @@ class ConfigLayer:
     import_from: Marked | None = None
     alerts: Mapping[str, Marked] = field(default_factory=dict)
     extends: Marked | None = None
+    imports: Mapping[str, Marked] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # pydantic-settings logs the results of sources; values may be secret, so only names are shown.

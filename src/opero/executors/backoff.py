@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from tenacity import wait_exponential
 
 from opero.errors import FailedResponseError, OperoError, RejectedError
 from opero.executors.classifier import BY_SHAPE, Classifier
 from opero.failures import Kind, retry_after
+from opero.policies.retry import THROTTLED_DELAY
 
 if TYPE_CHECKING:
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
 
-THROTTLED_DELAY = 1.0
-"""The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
-
 Wait = tuple[float, bool]
 """The seconds until another attempt, and whether the error asks for them."""
 NO_WAIT: Wait = (0.0, False)
+
+
+def exponential(first: float, longest: float, factor: float) -> Callable[[Any], float]:
+    """Return tenacity's exponential delay.
+
+    tenacity is imported after the first failure, as that takes as long as a tenth of a program's first call. If it
+    cannot be imported because no file can be opened, which may be that failure, the delay is the same.
+    """
+    try:
+        from tenacity import wait_exponential
+    except OSError:
+        return lambda progress: _power(first, longest, factor, progress.attempt_number - 1)
+    return wait_exponential(first, longest, factor)
+
+
+def _power(first: float, longest: float, factor: float, exponent: int) -> float:
+    try:
+        return min(longest, first * factor**exponent)
+    except OverflowError:
+        return longest
 
 
 class Progress:
@@ -40,12 +57,23 @@ class Backoff:
         self.policy = policy
         self.clock = clock
         self.jitter = policy.jitter
-        factor, longest = policy.backoff_factor, policy.max_delay
+        self.exponential: Callable[[Any], float] | None = None
+        self.slow_exponential: Callable[[Any], float] | None = None
+
+    def _exponential(self) -> Callable[[Any], float]:
+        """Return what returns the longest delay before a round."""
+        policy = self.policy
         # Full jitter draws from an interval that ends where the next delay without jitter would be.
-        first = policy.min_delay * factor if policy.jitter == "full" else policy.min_delay
-        # tenacity takes a power that overflows for the longest delay, even of a first delay of 0.
-        self.exponential: Any = wait_exponential(first, longest, factor) if first else None
-        self.slow_exponential: Any = wait_exponential(max(policy.min_delay, THROTTLED_DELAY), longest, factor)
+        first = policy.min_delay * policy.backoff_factor if policy.jitter == "full" else policy.min_delay
+        self.exponential = exponential(first, policy.max_delay, policy.backoff_factor)
+        return self.exponential
+
+    def _slow_exponential(self) -> Callable[[Any], float]:
+        """Return the same for a throttled attempt."""
+        policy = self.policy
+        first = max(policy.min_delay, THROTTLED_DELAY)
+        self.slow_exponential = exponential(first, policy.max_delay, policy.backoff_factor)
+        return self.slow_exponential
 
     def asked(self, error: Exception) -> float | None:
         """Return the seconds that an error asks to wait, or None if it does not say."""
@@ -73,9 +101,9 @@ class Backoff:
                 return asked, True
             if self.kind_of(error) is Kind.THROTTLED and not isinstance(error, RejectedError):
                 return self.slow_delay(progress, chance), False
-        if self.exponential is None:
+        if not self.policy.min_delay:  # tenacity takes a power that overflows for the longest delay, even then
             return NO_WAIT
-        delay: float = self.exponential(progress)
+        delay = (self.exponential or self._exponential())(progress)
         if jitter == "full":
             return delay * chance, False  # type: ignore[operator]  # drawn above
         if jitter == "equal":
@@ -88,7 +116,7 @@ class Backoff:
         With jitter it is between the exponential delay and twice that, or if `max_delay` is less, between half of
         `max_delay` and `max_delay`: callers are told apart even there.
         """
-        least: float = self.slow_exponential(progress)
+        least = (self.slow_exponential or self._slow_exponential())(progress)
         if chance is None or self.jitter == "none":
             return least
         longest = self.policy.max_delay

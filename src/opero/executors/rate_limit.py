@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aiolimiter import AsyncLimiter
-
 from opero.errors import ConfigError, RateLimitExceededError, describe, described, nearest
 from opero.events import Waited
 from opero.executors.state.budget import Budget, LocalBudget, Terms, new_budget
@@ -22,6 +20,8 @@ from opero.runtime.interruption import Expired
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
+    from aiolimiter import AsyncLimiter
+
     from opero.executors.call import Call, Layer
     from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
@@ -333,6 +333,8 @@ class _Queue:
         if not varying:
             rate = policy.rate / policy.cost
             capacity = policy.burst + max(1.0, rate * self.AHEAD)
+            from aiolimiter import AsyncLimiter  # only async callers need it
+
             self.limiter = AsyncLimiter(capacity, capacity / rate)
 
     async def enter(self) -> None:

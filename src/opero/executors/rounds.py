@@ -22,6 +22,7 @@ from opero.events import AttemptFailed, FallbackUsed, RetryScheduled
 from opero.executors.backoff import NO_WAIT, Backoff, Progress, Schedule, Wait
 from opero.executors.conditions import Matcher
 from opero.executors.given_up import give_up, was_given_up
+from opero.executors.responses import close_response
 from opero.failures import status_of
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.functions import is_async_function
@@ -79,6 +80,8 @@ class Rounds:
         classifier: says of which kind failures are.
         alternatives: makes the arguments for each value of the fallback argument; None if there is none.
         one_shot: warns of arguments that can be read only once. Default: there is no warning.
+        why_once: called with the exception of a failed attempt and the arguments of the call: returns why it must not
+            be repeated, or None. Default: it may be.
     """
 
     def __init__(
@@ -89,8 +92,10 @@ class Rounds:
         classifier: Classifier,
         alternatives: Alternatives | None = None,
         one_shot: OneShotArguments | None = None,
+        why_once: Callable[..., str | None] | None = None,
     ) -> None:
         self.policy = policy
+        self.why_once = why_once
         self.clock = clock
         self.name = name
         self.alternatives = alternatives
@@ -201,8 +206,7 @@ class Rounds:
                 rejection = False
                 for position, variant in enumerate(variants):
                     if position:
-                        if isinstance(errors[-1], FailedResponseError):
-                            await close_response(host, errors[-1])
+                        await close_response(host, errors[-1])
                         call.stats.fallbacks += 1
                         call.stats.emit(FallbackUsed, what="value", error=errors[-1])
                         text = "%s: trying the next value of %s"
@@ -231,6 +235,8 @@ class Rounds:
                     if schedule is not None:
                         schedule.kinds[id(variant)] = self.kind_of(outcome.error)
                     verdict = self.verdict(outcome.error, call)
+                    if self.why_once is not None and verdict is AGAIN and self.is_unsafe(outcome.error, variant, call):
+                        verdict = NEVER
                     ends_round = position + 1 == len(variants) or verdict in (FINAL, ROUND_OVER)
                     if ends_round and call.unsettled is not None:
                         await call.unsettled.settle(host, call, outcome.error)
@@ -240,7 +246,7 @@ class Rounds:
                     if schedule is None:
                         if verdict is NEVER:
                             call.stats.retries_saved += self.retries + 1 - progress.attempt_number
-                            return outcome
+                            return self.kept(call, outcome)
                         wait = self.backoff.after(outcome.error, progress)
                     elif verdict is NEVER:
                         schedule.drop(variant)
@@ -275,8 +281,7 @@ class Rounds:
                 if RetryScheduled.handlers:
                     values = {"attempt": progress.attempt_number, "delay": delay, "is_asked": is_asked}
                     call.stats.emit(RetryScheduled, **values, error=errors[-1])
-                if isinstance(errors[-1], FailedResponseError):
-                    await close_response(host, errors[-1])
+                await close_response(host, errors[-1])
                 if delay > 0:
                     await host.sleep(delay)
                 elif progress.attempt_number > 1 + RETRIES_WITHOUT_TURN:
@@ -299,6 +304,14 @@ class Rounds:
         if self.is_retryable(error, call.answers, kind):
             return AGAIN
         return NEVER if self.alternatives is None or self.alternatives.is_meant(error, call.answers, kind) else FINAL
+
+    def is_unsafe(self, error: Exception, variant: Variant, call: Call) -> bool:
+        """Return whether the call must not be repeated, although the policy would, and log why."""
+        assert self.why_once is not None
+        reason = self.why_once(error, *variant[0], **variant[1])
+        if reason is not None:
+            self.log("retry_refused", "%s: no retry after %r: %s", error, reason, call=call, delay=None, error=error)
+        return reason is not None
 
     def log(self, event: str, text: str, *args: Any, call: Call, **fields: Any) -> None:
         """Log a record of a call. Exceptions are not shown if they may contain a fallback value, which is secret."""
@@ -327,6 +340,14 @@ class Rounds:
                 text = "%s: succeeded after %d failed attempts"
                 self.log("call_recovered", text, len(errors), call=call, attempts=len(errors) + 1)
         return outcome
+
+    def kept(self, call: Call, outcome: Outcome) -> Outcome:
+        """Return the outcome of an attempt that no other follows: a result that was rejected is the call's result."""
+        error = outcome.error
+        if type(error) is not ResultRejectedError:
+            return outcome
+        call.fell_back = True
+        return Outcome(error.result)
 
     def exhausted(
         self, call: Call, errors: list[Exception], rounds: int, retry_in: float | None, by_value: Sequence[Kind] = ()
@@ -409,9 +430,3 @@ class Rounds:
             f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}"
         )
         return Outcome(error=call.out_of_time(text, "retry", errors=errors, retry_in=retry_in))
-
-
-async def close_response(host: Host, error: FailedResponseError) -> None:
-    """Close a failed response that another attempt will follow: it may hold a connection."""
-    with suppress(Exception):  # the response is the user's
-        await host.close(error.result)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import RateLimitExceededError
 from opero.events import Waited
-from opero.executors.backoff import THROTTLED_DELAY
 from opero.executors.retry import RetryExecutor
 from opero.executors.state import values as state
 from opero.executors.state.home import Moved
 from opero.executors.value_memory import Tries
 from opero.failures import Kind
+from opero.policies.retry import THROTTLED_DELAY
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.generators import Started
 from opero.runtime.hosts import Outcome, run_blocking

@@ -181,7 +181,8 @@ class StrictModel(BaseModel, metaclass=ModelType):
 
     def _given(self) -> dict[str, Any]:
         """Return the fields that were set explicitly."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        given, values = self.model_fields_set, self.__dict__
+        return {name: values[name] for name in type(self).model_fields if name in given}
 
 
 class BasePolicy(StrictModel):

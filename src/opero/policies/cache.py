@@ -30,6 +30,8 @@ from opero.policies.names import (
     NAME_SCHEMA,
     ConditionsOrFlag,
     Function,
+    FunctionOfResult,
+    check_call,
     check_callable,
     import_path,
     resolve,
@@ -69,7 +71,10 @@ JSON_TEXT = rf"^{SPACE}\{{"
 
 
 def _time_to_live(value: Any) -> Any:
-    if value is None or callable(value) or isinstance(value, AdaptiveTTL):
+    if callable(value):
+        check_call(value)
+        return value
+    if value is None or isinstance(value, AdaptiveTTL):
         return value
     if fits(JSON_TEXT, value):  # an environment variable
         try:
@@ -83,6 +88,7 @@ def _time_to_live(value: Any) -> Any:
     if fits(IMPORT_TEXT, value):
         found = resolve(value.strip())
         check_callable(found, value)
+        check_call(found)
         return found
     seconds = parse_duration(value)
     if seconds <= 0:
@@ -319,7 +325,7 @@ class CachePolicy(BasePolicy):
     stale_ttl: PositiveDuration | None = None
     early_refresh: PositiveDuration | None = None
     ttl_jitter: Ratio = 0.0
-    cache_if: Function | None = None
+    cache_if: FunctionOfResult | None = None
     errors: ConditionsOrFlag = ()
     error_ttl: PositiveDuration | None = None
     share_errors: Flag = True

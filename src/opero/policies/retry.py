@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from opero.failures.kinds import Kind
 from opero.policies.base import ShadowPolicy
-from opero.policies.names import Conditions, Function
+from opero.policies.names import Conditions, FunctionOfResult
 from opero.policies.quantities import Count, Duration, Factor, format_duration
 from opero.policies.types import Amplification, Flag, Jitter, RetryShare, StatusCodes
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
+
+
+THROTTLED_DELAY = 1.0
+"""The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
 
 
 class RetryPolicy(ShadowPolicy):
@@ -68,7 +72,7 @@ class RetryPolicy(ShadowPolicy):
     jitter: Jitter = "full"
     retry_on: Conditions = (Kind.TRANSIENT, Kind.THROTTLED, Kind.UNKNOWN)
     retry_on_status: StatusCodes | None = None
-    retry_if_result: Function | None = None
+    retry_if_result: FunctionOfResult | None = None
     retry_after: Flag = True
     reraise: Flag = False
     budget: RetryShare | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opero.binding.fit import check_fit
+from opero.binding.fit import check_fit, check_mode
 from opero.config.code_layer import place_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
@@ -56,6 +56,22 @@ def shadowed(configuration: Configuration, bindings: Sequence[Binding]) -> list[
         effective = configuration.effective(declaration, Report())
         if effective is not None:
             found += shadowed_variables(declaration, effective, configuration)
+    return found
+
+
+def unmappable(configuration: Configuration, bindings: Sequence[Binding]) -> list[str]:
+    """Return a message for each function that can be called under its profile, and whose mode cannot map it."""
+    found: list[str] = []
+    for binding, declaration in ((each, declaration_of(each)) for each in bindings):
+        effective = None if declaration.mapped else configuration.effective(declaration, Report())
+        parallel = None if effective is None else effective.policy.active("parallel")
+        if effective is None or parallel is None or binding.target.is_stream:
+            continue
+        try:
+            check_mode(parallel.mode, declaration.name, is_async=binding.target.is_async)
+        except ConfigError as error:
+            source = effective.leaves()["parallel.mode"].source
+            found.append(f"{source}: {error}; until then it can be called, and not mapped")
     return found
 
 

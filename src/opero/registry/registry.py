@@ -21,6 +21,7 @@ from opero.runtime.functions import short_name
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
+    from opero.binding.pipeline import ExecutorProvider
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
     from opero.policies.bound_types import AsyncMapped, Mapped
@@ -153,7 +154,8 @@ class Registry(Profiles):
                 "object, call Policy(...).apply(function)"
             )
         fields = options_to_fields(options)
-        Policy.check_fields(fields, names_of(options))
+        if fields:
+            Policy.check_fields(fields, names_of(options))
         whole = whole_policies(options)
         made: list[Binding] = []
 
@@ -241,15 +243,14 @@ class Registry(Profiles):
         binding = Binding(
             function,
             policy,
-            resolve=self._resolve,
+            owner=self,
             declaration=declaration,
-            provider=self._provider(declaration),
             clock=clock,
         )
         self._roster.add(binding)
         return binding
 
-    def _provider(self, declaration: Declaration) -> Any:
+    def _provider(self, declaration: Declaration) -> ExecutorProvider:
         def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
             profile, _ = self._start_of(declaration)
             return self._in_force.shared.of(profile)(policy, clock, make)

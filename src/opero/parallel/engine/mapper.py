@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.fit import check_mode
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.engine.arguments import check_fixed, taken_items
 from opero.parallel.engine.batching import BatchRule
@@ -225,17 +226,7 @@ class Mapper:
             refuse_threads(parallel.executor, name)
         if mode == "auto":
             return "async" if is_async else "auto"
-        if is_async and mode in ("thread", "process"):
-            raise ConfigError(
-                f"{name} is an async function, which mode {mode!r} cannot run; use mode='async', or 'async_process' "
-                "for event loops in worker processes"
-            )
-        if not is_async and mode in ("async", "async_process"):
-            serves = "thread" if mode == "async" else "process"
-            other = "process" if mode == "async" else "thread"
-            raise ConfigError(
-                f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
-            )
+        check_mode(mode, name, is_async=is_async)
         check_cluster(policy, name)
         cache = policy.active("cache")
         if mode in ("async_process", "dask", "ray") and cache is not None and is_async_function(cache.cache_if):

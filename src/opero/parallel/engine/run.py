@@ -235,8 +235,8 @@ class Run:
                 log("journal_not_closed", "%s", error, path=self._journal.path, error=error)
 
     def _stages(self) -> list[Stage]:
-        stages: list[Stage] = []
         options = self.settings.options
+        stages: list[Stage] = [] if options.stage is None else [options.stage]
         if options.journal is not None:
             from opero.cache.settings import CacheSettings
             from opero.parallel.journal.journal import Journal

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
+    from opero.parallel.engine.stage import Stage
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
 
@@ -62,11 +63,13 @@ class Options:
         journal: the file in which finished items are recorded, and from which those of an earlier run are taken.
         failed_only: run only the items that the journal records as failed.
         progress: as in the policy, or a callback that receives each `Progress`; None: as the policy says.
+        stage: answers items before anything else does; None: there is no such stage.
     """
 
     journal: str | os.PathLike[str] | None = None
     failed_only: bool = False
     progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True, slots=True)
