@@ -59,6 +59,9 @@ def test_every_policy_is_put_into_words(policy: Policy) -> None:
         ({"retry": {"min_delay": 0, "retry_on": "transient"}}, "retries", "There are no delays before that."),
         ({"retry": {"retries": 50}}, "retries", "and so on, up to 30 s"),
         ({"retry": {"retry_after": False}}, "retries", "they are up to 2 s, 3 s and 4.5 s."),
+        ({"retry": {"budget": "10%"}}, "retries", "In all, retries add at most 10% to the calls, or one a second."),
+        ({"retry": {"budget": False}}, "retries", "However many calls fail, all of them are retried."),
+        ({"retry": {"amplification": "allow"}}, "retries", "a bound function within it has retried without success."),
         ({"circuit_breaker": 5}, "circuit", "The circuit opens when 5 calls in a row have failed."),
         (
             {"rate_limit": {"rate": "6/min", "max_wait": 0}},

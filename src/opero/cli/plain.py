@@ -176,6 +176,12 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
     if policy.retry_after:
         yield "If a failure says how long to wait (Retry-After), the delay is exactly that;"
         yield f"if that is longer than {seconds(policy.max_delay)}, the call fails at once."
+    if policy.budget:
+        yield f"In all, retries add at most {policy.budget * 100:g}% to the calls, or one a second."
+    elif policy.budget is not None:
+        yield "However many calls fail, all of them are retried."
+    if policy.amplification == "allow":
+        yield "That holds as well for what a bound function within it has retried without success."
 
 
 def _delays(policy: RetryPolicy, *, throttled: bool) -> str:
