@@ -6,7 +6,7 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 unset PYTHONPATH
 "$python" -m venv "$place/venv"
-"$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$file[cli]"
+"$place/venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$file[cli]"
 cd "$place"
 export PATH="$place/venv/bin:$PATH"
 opero --version

@@ -69,6 +69,8 @@ def test_every_policy_is_put_into_words(policy: Policy) -> None:
             "an attempt every 10 s. An attempt for which there is no",
         ),
         ({"rate_limit": {"rate": 5, "cost": "tokens"}}, "rate", "as many as the argument tokens says"),
+        ({"retry": {"budget": "20%"}}, "retries", "No more than 20% are added to the calls of the profile by retries."),
+        ({"rate_limit": {"rate": 5, "share": "machine"}}, "rate", "the profile in all processes of this machine share"),
         ({"bulkhead": 1}, "at once", "At most 1 attempt runs at once."),
         ({"parallel": {"mode": "process", "max_failures": "5%"}}, "maps", "It stops when more than 5% have failed."),
         ({"retry": {"shadow": True}}, "retries", "In shadow, so this is only counted and not done:"),

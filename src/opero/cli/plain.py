@@ -168,6 +168,8 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
         yield f"With an HTTP status it is retried if that is {listed(map(str, policy.retry_on_status), 'or')}."
     if policy.retry_if_result is not None:
         yield f"A result for which {name_of(policy.retry_if_result)} returns true is a failure that is retried."
+    if policy.budget:
+        yield f"No more than {100 * policy.budget:g}% are added to the calls of the profile by retries."
     rule = DRAWN[policy.jitter]
     ordinary = _delays(policy, throttled=False)
     yield f"The delays before that {rule} {ordinary}." if ordinary else "There are no delays before that."
@@ -219,7 +221,10 @@ def _breaker(policy: Any) -> Iterator[str]:
 
 
 def _whose(policy: Any) -> str:
-    return "All functions of the profile share this." if policy.scope == "profile" else "Each function has its own."
+    where = {"machine": " in all processes of this machine", "redis": " on all machines"}.get(policy.share, "")
+    if policy.scope == "profile":
+        return f"All functions of the profile{where} share this."
+    return f"Each function{where} has its own." if where else "Each function has its own."
 
 
 def _rate_limit(policy: Any) -> Iterator[str]:
