@@ -13,13 +13,14 @@ DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
 DOCS := .venv/docs
+DIST := .venv/dist
 # Processes that the tests are spread over: one more than this has processors, as many tests wait for something.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 # Bytecode is written even where the user's own environment forbids it: many tests start programs.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types docs bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+.PHONY: demo test lint types docs dist bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
 	$(DEMO)/bin/python examples/demo.py $(if $(LIVE),--live)
@@ -58,6 +59,13 @@ types: $(LINT)/ready
 docs: $(DOCS)/ready
 	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python docs/build.py
 
+# The wheel and the sdist: built, checked, and installed alone, where the command has to work.
+dist: $(DIST)/ready
+	rm -rf dist && $(DIST)/bin/python -m build --quiet
+	$(DIST)/bin/python -m twine check --strict dist/*
+	sh tests/installed.sh $(FIRST) dist/*.tar.gz
+	for python in $(PYTHONS); do sh tests/installed.sh "$$python" dist/*.whl || exit 1; done
+
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks
 
@@ -77,6 +85,9 @@ $(LINT)/ready: pyproject.toml | $(PIP)/ready
 
 $(DOCS)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(DOCS),--group docs)
+
+$(DIST)/ready: pyproject.toml | $(PIP)/ready
+	$(call make_venv,$(FIRST),$(DIST),--group dist)
 
 $(BENCH)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(BENCH),-e . --group test --group bench)

@@ -41,6 +41,7 @@ FLOORS = (
     "__init__",
     "testing",
     "pytest_plugin",
+    "migrate",
     "cli",
     "__main__",
 )
@@ -49,11 +50,12 @@ FLOORS = (
 LOADED_BY_NAME = {
     "__init__.py",
     "cli/app.py",
+    "migrate/__main__.py",
     "policies/door.py",
     "registry/default.py",
 }
-"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, the one way up
-from policies, and what variables switch on."""
+"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, `python -m
+opero.migrate`, the one way up from policies, and what variables switch on."""
 
 TYPES_MAY_CIRCLE = "policies"
 

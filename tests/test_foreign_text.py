@@ -69,6 +69,7 @@ PRINTS = {
     "cli/findings.py": "each `Problem`, which is prepared, with styles; XML, whose texts are",
     "cli/export.py": "what is exported, to be redirected to a file",
     "cli/schema.py": "the schema, to be redirected to a file",
+    "cli/site/sitecustomize.py": "a text of its own, where opero may not be installed",
     "cli/terminal.py": "the functions that prepare text",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.fit import check_arguments, check_own
-from opero.config.declaration import where
+from opero.config.declaration import NO_FIELDS, where
 from opero.errors import ConfigError
 from opero.failures.kinds import Kind
 from opero.policies.policy import Policy, merge, names_of, options_to_fields, whole_policies
@@ -220,7 +220,7 @@ def decorating(
         place: the file and line that state them.
         mapped: whether the bound function takes many items.
     """
-    fields = options_to_fields(options)
+    fields = options_to_fields(options) if options else NO_FIELDS
     profile: str | None = None
     below: Mapping[str, Any] = {}
     effective: Policy | None = None

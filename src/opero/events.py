@@ -361,6 +361,39 @@ class CacheRestored(Event):
     what: str = "unavailable"
 
 
+# Servers of shared limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFailed(Event):
+    """The server of limits that processes share cannot be used. Each limit does what its `on_store_error` says.
+
+    Attributes:
+        store: the server: "redis at host:port".
+        message: a description.
+        error: the exception.
+    """
+
+    store: str
+    message: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRestored(Event):
+    """The server of shared limits can be used again.
+
+    Attributes:
+        store: as in `StoreFailed`.
+        message: a description.
+        skipped: the number of operations that did not ask the server meanwhile.
+    """
+
+    store: str
+    message: str
+    skipped: int
+
+
 # The configuration
 
 
@@ -498,6 +531,7 @@ for _class in (
     *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
     *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
+    *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),
     *(MapStarted, MapProgressed, MapItemFailed, MapWorkerLost, MapFinished),
     *(AlertFired, AlertResolved),

@@ -33,6 +33,7 @@ CALLS = {
     "tune": ["builtins:len", "n.txt", "--seconds", "0.1"],
     "export": ["alerts", "-o", "rules.yaml"],
     "top": [str(os.getpid())],
+    "migrate": ["n.txt"],
 }
 
 

@@ -49,6 +49,17 @@ def test_a_program_that_has_disabled_it_keeps_it_disabled() -> None:
     assert not gc.isenabled()
 
 
+def test_objects_that_the_program_has_frozen_stay_frozen() -> None:
+    assert not is_enabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        assert not is_enabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_the_last_of_two_threads_leaves_it_enabled() -> None:
     entered, leave = threading.Event(), threading.Event()
 

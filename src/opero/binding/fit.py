@@ -155,7 +155,7 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
     if by is not None:
         argument_of(function, by, TO_CHOOSE)
     if isinstance(cost, str) and ":" not in cost:
-        from opero.executors.rate_limit import cost_function
+        from opero.executors.costs import cost_function
 
         cost_function(cost, function)
         check_cost_parameter(cost, function)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.fit import check
 from opero.binding.invocation import Pipeline, failing, innermost
 from opero.binding.observed import attempt_wrappers
+from opero.executors.state.stated import sharing
 from opero.runtime.functions import is_async_function
 
 if TYPE_CHECKING:
@@ -225,15 +226,16 @@ def _executors(
 
     def shareable(policy: Any, executor: Callable[[Any, Any, str], Any]) -> Any:
         def make(shared_name: str | None = None) -> Any:
-            if shared_name is not None:
-                made = executor(policy, clock, shared_name)
-                made.origin = {"policy": shared_name}
-                return made
-            own.add(policy.kind)
-            kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
-            made = kept if kept is not None and kept.policy == policy else executor(policy, clock, name)
-            made.origin = {"function": target.stats.function, "policy": profile}
-            return made
+            origin = {"function": target.stats.function, "policy": profile}
+            if shared_name is None:
+                own.add(policy.kind)
+                kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
+                if kept is not None and kept.policy == policy:
+                    kept.origin = origin
+                    return kept
+            made = executor(policy, clock, shared_name or name)
+            made.origin = origin if shared_name is None else {"policy": shared_name}
+            return sharing(made, shared_name or target.stats.function)
 
         return make() if provider is None else provider(policy, clock, make)
 

@@ -23,7 +23,6 @@ from opero.cache.identity import Identity
 from opero.cache.leases import LEASE
 from opero.cache.memory import purge_in_background
 from opero.cache.outage import StoreBreaker
-from opero.cache.redis_address import place_of
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.stores import MemoryStore, SharedStore
@@ -35,6 +34,7 @@ from opero.runtime.clock import SYSTEM
 from opero.runtime.forking import RenewedLock
 from opero.runtime.functions import full_name
 from opero.runtime.log import log
+from opero.runtime.redis_address import place_of
 from opero.runtime.trusted_paths import distrusted
 
 if TYPE_CHECKING:

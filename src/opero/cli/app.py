@@ -20,13 +20,29 @@ from opero.cli.signals import Termination
 from opero.cli.terminal import print_error, say
 from opero.errors import OperoError, describe, nearest, text_of, without_passwords
 
-COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "run", "tune", "export", "top")
+COMMANDS = (
+    "init",
+    "check",
+    "show",
+    "explain",
+    "diff",
+    "schema",
+    "env",
+    "call",
+    "map",
+    "run",
+    "tune",
+    "export",
+    "top",
+    "migrate",
+)
 
 EXIT_CODES = """\b
 Exit codes:
   0    success
   1    problems were found (check), items failed (map), the function failed
-       (call, tune), environments differ (diff --exit-code)
+       (call, tune), environments differ (diff --exit-code), decorators were
+       left alone (migrate)
   2    invalid usage or configuration, or a file that cannot be read or written
   130  interrupted (Ctrl-C)
   141  the reader of the output closed it (broken pipe)

@@ -162,7 +162,9 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
         yield "A failed attempt is not retried."
         return
     yield f"A failed attempt is retried at most {times(policy.retries)}, if the failure {_is_one(policy.retry_on)}."
-    if policy.retry_on_status is not None:
+    if policy.retry_on_status == ():
+        yield "With an HTTP status it is not retried."
+    elif policy.retry_on_status is not None:
         yield f"With an HTTP status it is retried if that is {listed(map(str, policy.retry_on_status), 'or')}."
     if policy.retry_if_result is not None:
         yield f"A result for which {name_of(policy.retry_if_result)} returns true is a failure that is retried."

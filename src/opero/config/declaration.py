@@ -9,6 +9,9 @@ from typing import Any
 
 from opero.runtime.functions import names_of
 
+NO_FIELDS: Mapping[str, Any] = {}
+"""What a function without options states."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Declaration:
@@ -28,8 +31,8 @@ class Declaration:
 
     name: str
     profile: str | None
-    below: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may contain a secret
-    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    below: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS, repr=False)  # may contain a secret
+    fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS, repr=False)
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     names_registry: bool = False

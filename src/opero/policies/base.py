@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
@@ -260,8 +260,14 @@ def homes_of(name: str) -> list[str]:
     """Return the policies, as `RetryPolicy`, that have a field of that name; none for one that all have."""
     if name in ShadowPolicy.model_fields:
         return []
-    policies = [*BasePolicy.__subclasses__(), *ShadowPolicy.__subclasses__()]
-    return sorted({each.__name__ for each in policies if name in each.model_fields})
+    return sorted({each.__name__ for each in _policies(BasePolicy) if name in each.model_fields})
+
+
+def _policies(base: type[BasePolicy]) -> Iterator[type[BasePolicy]]:
+    for each in base.__subclasses__():
+        if each.kind:
+            yield each
+        yield from _policies(each)
 
 
 class ShadowPolicy(BasePolicy):

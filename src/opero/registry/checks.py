@@ -112,7 +112,7 @@ def _check_available(policy: Policy, leaves: Callable[[], Mapping[str, Leaf]], n
         report: receives what is wrong.
     """
     is_available = True
-    for kind, fields, check_kind in (("cache", STORE_FIELDS, _check_store), ("parallel", ("mode",), _check_cluster)):
+    for kind, fields, check_kind in CHECKS:
         if policy.active(kind) is None:
             continue
         try:
@@ -138,6 +138,22 @@ def _check_cluster(policy: Policy, name: str) -> None:
         from opero.parallel.engine.mapper import check_cluster
 
         check_cluster(policy, name)
+
+
+def _check_shared(policy: Policy, name: str) -> None:
+    limit = policy.active(name)
+    if limit is not None and limit.share == "redis":
+        from opero.executors.state.redis_store import store_of
+
+        store_of(limit, name)
+
+
+CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Policy, str], None]], ...] = (
+    ("cache", STORE_FIELDS, _check_store),
+    ("parallel", ("mode",), _check_cluster),
+    ("rate_limit", ("url", "share"), _check_shared),
+)
+"""Kind of policy → the fields that may ask for what is not available, and what checks it."""
 
 
 def _leaf_of(kind: str, fields: Sequence[str], text: str, leaves: Mapping[str, Leaf]) -> Leaf:

@@ -9,7 +9,7 @@ from opero.binding.binding import Binding
 from opero.binding.roster import Roster
 from opero.bound import bind
 from opero.config.code_layer import place_of
-from opero.config.declaration import Declaration, name_in_config, where
+from opero.config.declaration import NO_FIELDS, Declaration, name_in_config, where
 from opero.config.shadowed import shadowed_variables
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, names_of, options_to_fields, whole_policies
@@ -153,15 +153,16 @@ class Registry(Profiles):
                 f"bind() expects the name of a profile, not a value of type {type(profile).__name__}; to use a policy "
                 "object, call Policy(...).apply(function)"
             )
-        fields = options_to_fields(options)
-        if fields:
+        fields = NO_FIELDS
+        if options:
+            fields = options_to_fields(options)
             Policy.check_fields(fields, names_of(options))
         whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
             bound_as = name or name_in_config(function)
-            declaration = Declaration(bound_as, profile, {}, fields, by, place, True, whole, mapped)
+            declaration = Declaration(bound_as, profile, NO_FIELDS, fields, by, place, True, whole, mapped)
             made.append(self._binding(function, None, declaration, clock))
             try:
                 now = self._in_force

@@ -36,8 +36,18 @@ def without_collector(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             gc.enable()
             _pausing.discard(thread)
+            if not gc.get_freeze_count():  # else the program has frozen objects, which are to stay so
+                _make_old()
 
     return paused
+
+
+def _make_old() -> None:
+    """Count all objects as old, which takes no time. Otherwise, the next collections would go through the new ones."""
+    try:
+        gc.freeze()
+    finally:
+        gc.unfreeze()
 
 
 def _resume() -> None:

@@ -254,11 +254,16 @@ def check_cluster(policy: Policy, name: str) -> None:
     mode = parallel.mode
     if not is_installed(CLUSTERS[mode]):
         raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
-    if shared := _shared_kinds(policy):
+    if shared := [kind for kind in _shared_kinds(policy) if not _is_in_network(policy.active(kind))]:
         raise ConfigError(
             f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
             "or use mode='process', whose workers share it on this machine"
+            + ("; or share it by redis, with share: redis" if shared == ["rate_limit"] else "")
         )
+
+
+def _is_in_network(policy: Any) -> bool:
+    return getattr(policy, "share", "process") == "redis"
 
 
 def _shared_kinds(policy: Policy) -> list[str]:

@@ -288,15 +288,17 @@ class WorkerSelection:
 
         settings, pipeline = self.settings, self.settings.pipeline
         kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "failures")
+        policies = {kind: getattr(pipeline.policy, kind) for kind in kinds}
         limits = None
         if settings.shares_state:
-            from opero.executors.state.sharing import share_limits
+            from opero.executors.state.sharing import share_limits, stated_in
 
             limits = share_limits(pipeline.executors, settings.name)
+            policies = stated_in(pipeline.executors, policies)
         initializer = settings.policy.initializer
         return Setup(
             reference=reference(settings.binding.function),
-            policy=Policy(**{kind: getattr(pipeline.policy, kind) for kind in kinds}),
+            policy=Policy(**policies),
             fixed=settings.fixed,
             position=settings.position,
             batch=settings.policy.batch,
