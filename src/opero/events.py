@@ -202,7 +202,8 @@ class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
     Attributes:
-        by: "circuit_breaker", "rate_limit", "bulkhead", or "fallback" where all values are throttled for too long.
+        by: "circuit_breaker", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
+            long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
     """
@@ -217,7 +218,7 @@ class TimedOut(Event):
     """A timeout ended an attempt or a call.
 
     Attributes:
-        scope: "attempt", "total" or "idle".
+        scope: "attempt", "total", "idle" or "deadline".
         error: the exception.
     """
 

@@ -40,7 +40,7 @@ from policies.test_cache import COMPANIONS
 
 DESIGN = {
     RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
-    "retry_after reraise",
+    "retry_after reraise budget amplification",
     FallbackPolicy: "arg values remember order weights default function on",
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
@@ -69,6 +69,8 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("retry_if_result", named.is_none, "retry", "retry_if_result"),
     ("retry_after", False, "retry", "retry_after"),
     ("reraise", True, "retry", "reraise"),
+    ("budget", 0.1, "retry", "budget"),
+    ("amplification", "allow", "retry", "amplification"),
     ("arg_fallback", "key", "fallback", "arg"),
     ("attempt_timeout", 1.0, "timeout", "attempt"),
     ("cache_ttl", 60.0, "cache", "ttl"),

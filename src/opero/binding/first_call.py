@@ -43,7 +43,7 @@ def first(resolver: Resolver, pipeline: Pipeline) -> Pipeline:
 
 def _call_and_check(resolver: Resolver, /, *args: Any, **kwargs: Any) -> Any:
     pipeline = resolver.begin_check()
-    call = timed(pipeline.stats)
+    call = timed(pipeline)
     try:
         result = run(pipeline, call, args, kwargs)
         resolver.accept(result)

@@ -116,6 +116,8 @@ def build(
         classifier=classifier,
         hooks=_hooks(target, policy, profile),
         is_exact=_passes_arguments(policy),
+        monotonic=target.clock.monotonic,
+        inherits=not executors.keys() <= {"fallback"},
     )
 
 
@@ -203,7 +205,7 @@ def _passes_arguments(policy: Policy) -> bool:
 
 
 def _limit(pipeline: Pipeline, kind: str) -> Any:
-    executor = pipeline.executors["values" if kind == "fallback" else kind]
+    executor = pipeline.executors[{"fallback": "values", "retry": "retry_budget"}.get(kind, kind)]
     return executor.limiter if kind == "rate_limit" else executor
 
 
@@ -269,6 +271,11 @@ def _executors(
         one_shot = OneShotArguments(target.function, is_method=target.is_method)
     if retry or (fallback and fallback.arg):
         executors.update(_retrying(target, retry, fallback, classifier, shareable, one_shot))
+    if retry and (profile if retry.budget is None else retry.budget is not False):
+        from opero.executors.retry_budget import RetryBudget
+
+        budget = executors["retry_budget"] = executors["retry"].budget = shareable(retry, RetryBudget)
+        budget.serve(target.stats)
     if watched and watched.shadow:
         from opero.executors.retry import RetryExecutor
         from opero.executors.shadow import ShadowRetry

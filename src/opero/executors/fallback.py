@@ -20,7 +20,15 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from opero.errors import AllFailedError, CallTimeoutError, ConfigError, RejectedError, ResultRejectedError, nearest
+from opero.errors import (
+    AllFailedError,
+    CallTimeoutError,
+    ConfigError,
+    RejectedError,
+    ResultRejectedError,
+    is_by_deadline,
+    nearest,
+)
 from opero.events import FallbackUsed
 from opero.executors.classifier import BY_SHAPE, Classifier
 from opero.executors.conditions import Matcher
@@ -293,6 +301,7 @@ class FallbackExecutor:
         """Return the fallback result, or an awaitable of it if the fallback function is async."""
         call.stats.fallbacks += 1
         call.fell_back = call.is_fallback = True
+        call.is_cut_short = is_by_deadline(error)
         if self.counts_errors and not call.turned_away:
             call.stats.count_error(error, self.classifier, call)
         what = "default" if self.policy.function is None else "function"

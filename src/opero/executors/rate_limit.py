@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import CallTimeoutError, RateLimitExceededError
+from opero.errors import RateLimitExceededError
 from opero.events import Waited
 from opero.executors.costs import cost_function, harmless
 from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
@@ -89,13 +89,8 @@ class RateLimitExecutor(Holder[Budget]):
         away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             left = approximate_duration(max(0.0, call.time_left(now)))
-            return call.stats.count_timeout(
-                CallTimeoutError(
-                    f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
-                    scope="total",
-                    waiting_for="rate_limit",
-                )
-            )
+            text = f"{self.name}: the next rate-limit permit is {away} away, and {call.limit} leaves {left}"
+            return call.out_of_time(text, "rate_limit")
         error = RateLimitExceededError(
             f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
             f"{format_duration(self.patience)}",
@@ -243,6 +238,8 @@ class Meter:
         take, usual = limiter.own.take, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
                 patience = limiter.patience_of(call, now())
@@ -264,6 +261,8 @@ class Meter:
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or limiter.queued or not take():
                 return wait_and_go_on(call, args, kwargs)
             return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it

@@ -21,6 +21,7 @@ from opero.errors import (
 from opero.events import AttemptFailed, FallbackUsed, RetryScheduled
 from opero.executors.backoff import NO_WAIT, Backoff, Progress, Schedule, Wait
 from opero.executors.conditions import Matcher
+from opero.executors.given_up import give_up, was_given_up
 from opero.executors.responses import close_response
 from opero.failures import status_of
 from opero.policies.types import approximate_duration, format_duration
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from opero.executors.classifier import Classifier
     from opero.executors.fallback import Alternatives
     from opero.executors.one_shot import OneShotArguments
+    from opero.executors.retry_budget import RetryBudget
     from opero.failures import Kind
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
@@ -56,6 +58,8 @@ a turn takes several times as long as a quick attempt."""
 
 MOST_TEXT = 300
 """The most characters of the last exception that the message of all has."""
+NOT_GIVEN_UP = RejectedError, FailedResponseError
+"""Errors with which a call may end that calls around it judge by themselves."""
 
 
 def counted(kinds: Sequence[Kind]) -> str:
@@ -98,8 +102,11 @@ class Rounds:
         self.one_shot = one_shot
         self.classifier = classifier
         self.kind_of = classifier.kind_of
+        self.budget: RetryBudget | None = None
+        self.guards = policy.amplification == "guard"
         self.is_meant = Matcher.of(policy.retry_on, classifier)
         self.named_rejections = tuple(each for each in self.is_meant.classes if issubclass(each, RejectedError))
+        self.named_own = tuple(each for each in self.is_meant.classes if issubclass(each, OperoError))
         self.retries = policy.retries
         self.awaits_judgement = is_async_function(policy.retry_if_result)
         self.backoff = Backoff(policy, clock, classifier)
@@ -122,8 +129,10 @@ class Rounds:
             if isinstance(error, RejectedError):
                 return isinstance(error, self.named_rejections)
             # An attempt that took too long is always worth another: its timeout is there for that.
-            if isinstance(error, CallTimeoutError) and error.scope != "total":
+            if isinstance(error, CallTimeoutError) and error.scope not in ("total", "deadline"):
                 return True
+        if self.guards and was_given_up(error) and not isinstance(error, self.named_own):
+            return False
         statuses = self.policy.retry_on_status
         if statuses is not None:
             status = status_of(error)
@@ -233,7 +242,7 @@ class Rounds:
                         await call.unsettled.settle(host, call, outcome.error)
                     if verdict is FINAL:
                         shorten(errors, places)
-                        return self.final(outcome.error, errors)
+                        return self.given_up(self.final(outcome.error, errors))
                     if schedule is None:
                         if verdict is NEVER:
                             call.stats.retries_saved += self.retries + 1 - progress.attempt_number
@@ -256,10 +265,15 @@ class Rounds:
                     shorten(errors, places)
                     call.fell_back |= type(errors[-1]) is ResultRejectedError
                     by_value = () if schedule is None else [*schedule.kinds.values()]
-                    return self.exhausted(call, errors, progress.attempt_number, delay if is_asked else None, by_value)
+                    last = self.exhausted(call, errors, progress.attempt_number, delay if is_asked else None, by_value)
+                    return self.given_up(last)
                 if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     shorten(errors, places)
-                    return self.out_of_time(call, delay, errors, delay if is_asked else None)
+                    return self.given_up(self.out_of_time(call, delay, errors, delay if is_asked else None))
+                if self.budget is not None and not self.budget.allows(len(variants)):
+                    shorten(errors, places)
+                    by_value = () if schedule is None else [*schedule.kinds.values()]
+                    return self.given_up(self.refused(self.budget, call, errors, progress.attempt_number, by_value))
                 progress.attempt_number += 1
                 if shows("retry_scheduled"):
                     self.log_retry(call, progress.attempt_number, len(errors), errors[-1], delay)
@@ -374,6 +388,28 @@ class Rounds:
             )
         )
 
+    def refused(
+        self, budget: RetryBudget, call: Call, errors: list[Exception], rounds: int, by_value: Sequence[Kind]
+    ) -> Outcome:
+        """Return the outcome if the retry budget allows no further round, and count that."""
+        last = errors[-1]
+        reason = f"not retried: {budget} is spent"
+        self.log("retry_refused", "%s: no retry after %r: %s is spent", last, budget, call=call, error=last)
+        call.stats.count_spent(last)
+        with suppress(Exception):  # a class may have no room for it
+            last.add_note(reason)
+        call.fell_back |= type(last) is ResultRejectedError
+        outcome = self.exhausted(call, errors, rounds, None, by_value)
+        if isinstance(outcome.error, AllFailedError):
+            outcome.error.add_note(reason)
+        return outcome
+
+    def given_up(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a call that has failed, marked as one that a call around it is not to retry."""
+        if self.retries and outcome.error is not None and not isinstance(outcome.error, NOT_GIVEN_UP):
+            give_up(outcome.error)
+        return outcome
+
     def final(self, error: Exception, errors: list[Exception]) -> Outcome:
         """Return the outcome after a rejection or the total timeout, which are not retried."""
         earlier = errors[:-1]
@@ -389,13 +425,8 @@ class Rounds:
         last = errors[-1]
         if isinstance(last, FailedResponseError):
             return Outcome(error=last)
-        error = CallTimeoutError(
-            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after the total timeout in "
-            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}",
-            scope="total",
-            errors=errors,
-            retry_in=retry_in,
+        text = (
+            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after {call.limit} in "
+            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}"
         )
-        error.__cause__ = last
-        call.stats.count_timeout(error)
-        return Outcome(error=error)
+        return Outcome(error=call.out_of_time(text, "retry", errors=errors, retry_in=retry_in))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import CallTimeoutError, RateLimitExceededError
+from opero.errors import RateLimitExceededError
 from opero.events import Waited
 from opero.executors.retry import RetryExecutor
 from opero.executors.state import values as state
@@ -285,11 +285,7 @@ class ValuesRetryExecutor(RetryExecutor):
                 f"{approximate_duration(delay)}"
             )
             if is_late:
-                raise call.stats.count_timeout(
-                    CallTimeoutError(
-                        f"{text}, after the total timeout", scope="total", waiting_for="fallback", retry_in=delay
-                    )
-                )
+                raise call.out_of_time(f"{text}, after {call.limit}", "fallback", retry_in=delay)
             if is_long:
                 text += f", longer than max_delay ({format_duration(longest)})"
                 raise call.stats.count_rejection("fallback", RateLimitExceededError(text, retry_in=delay))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
+from opero.executors.state.allowance import SharedAllowance
 from opero.executors.state.home import migrating
 from opero.executors.state.shared_budget import SharedBudget
 from opero.executors.state.shared_circuit import ROOM, SharedCircuit
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from opero.runtime.clock import Clock
     from opero.runtime.state_file import Held
 
-KINDS = {"rate_limit": "rate_limit", "circuit_breaker": "circuit_breaker", "bulkhead": "bulkhead", "fallback": "values"}
+KINDS = {
+    "rate_limit": "rate_limit",
+    "circuit_breaker": "circuit_breaker",
+    "bulkhead": "bulkhead",
+    "fallback": "values",
+    "retry": "retry_budget",
+}
 """Kind of policy → the name of its executor in a pipeline."""
+OPTIONAL = ("fallback", "retry")
+"""Kinds that each worker has for itself where they cannot be shared: it learns by itself which values work, and its own
+calls pay for its retries."""
 _numbers = itertools.count()
 
 
@@ -60,7 +70,7 @@ class SharedLimits:
         try:
             file = StateFile(self.paths[kind], self.held.get(kind))
         except ConfigError:
-            if kind == "fallback":  # the worker of an executor on another machine learns by itself which values work
+            if kind in OPTIONAL:  # the worker of an executor on another machine
                 return executor
             raise
         executor.join(file_home(kind, executor, file))
@@ -84,8 +94,8 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
     paths, names, held = {}, {}, {}
     for kind, executor_name in KINDS.items():
         executor = executors.get(executor_name)
-        if executor is None or (kind == "fallback" and not (executor.clock is SYSTEM and HAS_LOCKS)):
-            continue  # without a memory in common each worker learns by itself which values work
+        if executor is None or (kind in OPTIONAL and not (executor.clock is SYSTEM and HAS_LOCKS)):
+            continue
         if kind == "rate_limit":
             executor = executor.limiter
         if executor.clock is not SYSTEM:
@@ -135,6 +145,8 @@ def file_home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
         return SharedBudget(file, executor.own)
     if kind == "fallback":
         return SharedValues(file)
+    if kind == "retry":
+        return SharedAllowance(file)
     return SharedCircuit(file) if kind == "circuit_breaker" else SharedSlots(file)
 
 
@@ -142,4 +154,4 @@ def size_of(kind: str, executor: Holder[Any]) -> int:
     """Bytes for a limit's state: a circuit breaker's window of calls takes one each."""
     if kind == "circuit_breaker":
         return ROOM + (executor.policy.window if isinstance(executor.policy.window, int) else 0)
-    return 8192 if kind == "rate_limit" else 1 << 16
+    return 8192 if kind in ("rate_limit", "retry") else 1 << 16

@@ -161,7 +161,7 @@ class Mapper:
             rule=rule,
             fixed=fixed,
             options=options,
-            shares_state=_shares_state(pipeline.policy),
+            shares_state=_shares_state(pipeline),
             cost=self.cost,
             remember_cost=lambda cost: setattr(self, "cost", cost),
         )
@@ -270,9 +270,12 @@ def _shared_kinds(policy: Policy) -> list[str]:
     return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if policy.active(kind) is not None]
 
 
-def _shares_state(policy: Policy) -> bool:
-    """Return whether worker processes share the limits, or what is remembered of fallback values. A cluster does not:
-    each of its workers learns by itself which values work."""
-    fallback, parallel = policy.active("fallback"), policy.active("parallel")
+def _shares_state(pipeline: Pipeline) -> bool:
+    """Return whether worker processes share the limits, a retry budget, or what is remembered of fallback values.
+
+    Of the last two each worker of a cluster has its own.
+    """
+    parallel = pipeline.policy.active("parallel")
     is_in_cluster = parallel is not None and parallel.mode in CLUSTERS
-    return bool(_shared_kinds(policy)) or (fallback is not None and fallback.has_memory and not is_in_cluster)
+    has_more = "values" in pipeline.executors or "retry_budget" in pipeline.executors
+    return bool(_shared_kinds(pipeline.policy)) or (has_more and not is_in_cluster)

@@ -200,7 +200,7 @@ class ChunkRunner:
         if not self.reports_fallbacks:
             return self.call(argument)
         self._stats.calls += 1
-        call = begun(self._stats)
+        call = begun(self._pipeline)
         try:
             return ended(call, self._whole(call, *self.fixed.around(argument)))
         except FailedResponseError as failed:
@@ -272,7 +272,7 @@ class ChunkRunner:
 
     async def _call_inside_cache_async(self, argument: Any, position: int, report: Report) -> Any:
         self._stats.calls += 1
-        call = begun(self._stats)
+        call = begun(self._pipeline)
         try:
             return ended(call, await self._whole(call, *self.fixed.around(argument)))
         except FailedResponseError as failed:
