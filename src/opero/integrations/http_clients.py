@@ -94,7 +94,6 @@ def under_policy(
     registry: Registry | None,
     clock: Clock | None,
     options: Options,
-    depth: int = 2,
 ) -> Any:
     """Return a function that sends requests under a policy.
 
@@ -103,14 +102,13 @@ def under_policy(
         name: its name in `functions:`, "module:name".
         why_once: called with the exception of a failed attempt and the arguments of `send`; see `Traits`.
         policy, registry, clock, options: as for `@opero`.
-        depth: the frames between here and the code that states the policy.
 
     Raises:
         ConfigError: the policy, if it is known already, does not fit.
     """
     send.__module__, _, send.__qualname__ = name.partition(":")
     setattr(send, TRAITS, Traits(_refusal, why_once))
-    bound = decorating(policy, registry, clock, options, where(depth))(send)
+    bound = decorating(policy, registry, clock, options, where(2))(send)
     if registry is not None:
         bound.binding.resolved()  # there is no reason to wait for the first request
     return bound

@@ -101,7 +101,6 @@ class PolicyTransport:
             registry,
             clock,
             options,
-            depth=3,
         )
 
     def _default(self) -> Any:

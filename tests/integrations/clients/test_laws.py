@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -228,6 +230,16 @@ def test_policies_that_are_switched_off_leave_requests_alone(client: Client, ser
     service.answers = [503]
     assert client.request("GET", service.url).status == 503
     assert len(service.seen) == 1
+
+
+def test_a_registry_knows_where_it_was_put_under_a_policy(client: Client) -> None:
+    registry = Registry({"api": Policy()})
+    under = client.make("api", registry=registry)
+    [bound] = registry.bindings()
+    line = inspect.currentframe().f_lineno - 2  # type: ignore[union-attr]
+    assert bound.name == f"{client.make.__module__}:{client.make.__name__}"
+    assert (Path(bound.place.name).name, bound.place.line) == (Path(__file__).name, line)
+    assert under.bound.policy == Policy()
 
 
 # Invalid arguments

@@ -27,6 +27,8 @@ import opero.integrations.flask
 import opero.integrations.starlette
 from integrations.web.test_mounted import uvicorn_serves, werkzeug_serves
 from opero import ConfigError, Policy, Registry, set_default_registry
+from opero.binding.roster import Roster
+from opero.registry import default
 
 RETRY = {"retries": 1, "min_delay": 0}
 
@@ -167,8 +169,9 @@ def test_what_is_no_application_is_refused(install: Any) -> None:
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
     """`loaded(text)` makes a registry of a file the default one; its path."""
+    monkeypatch.setattr(default, "_unclaimed", Roster())  # functions of other tests are not looked after
 
     def load(text: str) -> Path:
         file = tmp_path / "base.yaml"
