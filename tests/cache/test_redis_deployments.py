@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from opero import ConfigError, Registry
-from opero.cache.open_store import forget_breakers
+from opero.cache.open_shared import forget_breakers
 from opero.cache.redis import RedisBackend
 from opero.events import CacheFailed, CacheRestored
 from redis_server import RedisServer, free_port

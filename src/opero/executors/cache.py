@@ -9,7 +9,6 @@ from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.computation_lock import ComputationLock
 from opero.cache.function_cache import FunctionCache
 from opero.cache.outage import ThrottledFailure
 from opero.cache.retention import shared
@@ -22,6 +21,7 @@ from opero.executors.conditions import Matcher
 from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
+    from opero.cache.computation_lock import ComputationLock
     from opero.cache.entry import Entry
     from opero.cache.stores import Snapshot
     from opero.executors.call import Layer
@@ -220,6 +220,8 @@ class CacheExecutor(FunctionCache):
     def _computation_lock(self, key: Hashable, computation: Computation) -> ComputationLock | None:
         mutex = self.store.mutex(key) if self.is_shared else None
         if mutex is not None:
+            from opero.cache.computation_lock import ComputationLock
+
             computation.watch()  # for other processes
             computation.lock = ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
         return computation.lock
