@@ -115,7 +115,8 @@ def _freezer_of_record(kind: Any) -> Freezer | None:
     if model is not None and issubclass(kind, model):
         return _model if kind.__eq__ in (model.__eq__, sys.modules["pydantic"].RootModel.__eq__) else None
     file = getattr(getattr(kind.__eq__, "__code__", None), "co_filename", "")
-    if hasattr(kind, "__dataclass_fields__") and file == "<string>":
+    is_struct = getattr(kind.__eq__, "__module__", "") == "opero.structs"
+    if hasattr(kind, "__dataclass_fields__") and (file == "<string>" or is_struct):
         return _of_fields([field.name for field in fields(kind) if field.compare])
     if hasattr(kind, "__attrs_attrs__") and file.startswith("<attrs generated"):
         if any(each.eq_key is not None for each in kind.__attrs_attrs__):

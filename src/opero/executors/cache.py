@@ -10,6 +10,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.function_cache import FunctionCache
+from opero.cache.keys import NAMESPACE
 from opero.cache.outage import ThrottledFailure
 from opero.cache.retention import shared
 from opero.cache.single_flight import Computation, current_computations
@@ -48,18 +49,22 @@ def generated({parameters}):
     {count}
     _entry = get(_key)
     if _entry is None or _entry.until <= now():
-        missed((_key, {args}, {kwargs}))
-        return miss
+        if type(_key) is tuple and not FLAT.issuperset(map(type, _key)):
+            missed((_key, {args}, {kwargs}))
+        return MISS
     try:
         use(_key)
     except KeyError:
-        return miss
+        return MISS
     stats.cache_hits += 1
     if watched.hits:
         stats.emit(CacheHit)
     return _entry.value
 """
 """The template of `hit`: a lookup without a layer or a lock."""
+FLAT = frozenset({str, int, bytes, bool, type(None)})
+"""The types of parts of keys that cost nothing to make or to look up again. Other keys are handed on to the layer."""
+NAMES = {**NAMESPACE, "MISS": MISS, "FLAT": FLAT, "watched": watched, "CacheHit": CacheHit}
 
 
 class PendingCall:
@@ -118,8 +123,8 @@ class CacheExecutor(FunctionCache):
         super().__init__(policy, clock, function, keeps_error, is_method=is_method, before=before)
         self.stats = stats
         self._refresh_pauses: dict[Hashable, float] = {}
-        # Keys that `hit` has not found, and the arguments they were made of: for the layer, which is called next. An
-        # interruption in between leaves some, so there are never more than a few.
+        # Keys that `hit` has not found and that are not flat, with the arguments they were made of: for the layer, which
+        # is called next. An interruption in between leaves some, so there are never more than a few.
         self._missed: deque[tuple[Hashable, Args, Kwargs]] = deque(maxlen=4)
         self._refresh_failed = ThrottledFailure("refresh", self.name, clock)
         for each in (self._refresh_failed, self.retention.not_stored, getattr(self.store, "unreadable", None)):
@@ -145,14 +150,13 @@ class CacheExecutor(FunctionCache):
             "get": memory.values.get,
             "use": memory.values.move_to_end,
             "now": memory.now,
-            "miss": MISS,
             "missed": self._missed.append,
             "stats": self.stats,
-            "watched": watched,
-            "CacheHit": CacheHit,
             "count_request": popularity and popularity.count,
         }
-        return self.key.compiled(HIT, values=values, count="" if popularity is None else "count_request(_key)")
+        return self.key.compiled(
+            HIT, values=values, names=NAMES, count="" if popularity is None else "count_request(_key)"
+        )
 
     # The coroutines, which serve both sync and async callers
 
@@ -431,9 +435,11 @@ class CacheExecutor(FunctionCache):
 
     def _key_of(self, args: Args, kwargs: Kwargs) -> Hashable:
         """Return the key of a call: the one that `hit` has made, if these are the arguments it was made of."""
+        if not self._missed:
+            return self.key(args, kwargs)
         try:
             key, those, named = self._missed.pop()
-        except IndexError:
+        except IndexError:  # another thread has taken it
             return self.key(args, kwargs)
         self._missed.clear()  # what an interrupted call has left must never serve another, whose arguments have changed
         if kwargs or named or len(those) != len(args) or not all(map(is_, those, args)):
