@@ -60,7 +60,13 @@ def test_listing_the_names_of_opero_loads_nothing_heavy() -> None:
         ("from opero import opero, opmap", {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml"}),
         (
             "from opero import opero\n@opero\ndef f():\n    return 1\nf()",
-            {"dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
+            {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
+        ),
+        (
+            "import os; os.mkdir('policies'); open('policies/base.yaml', 'w').write('policies: {api: {retry: 3, cache: 1m, "
+            "rate_limit: 9/s, timeout: 5s, circuit_breaker: 5}}')\n"
+            "from opero import opero\n@opero(policy='api')\ndef f(x):\n    return x\nf(1)",
+            {"tenacity", "dogpile", "joblib", "aiolimiter", "cloudpickle", "sqlite3", "stevedore", "difflib"},
         ),
         (
             "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nf([1, 2])",

@@ -83,13 +83,7 @@ class KeyMaker:
         return self.of(*args, **kwargs) if kwargs else self.of(*args)
 
     def compiled(
-        self,
-        template: str = KEY,
-        /,
-        *,
-        values: Mapping[str, Any] | None = None,
-        names: dict[str, Any] = NAMESPACE,
-        **parts: str,
+        self, template: str = KEY, /, *, values: Mapping[str, Any] | None = None, **parts: str
     ) -> FunctionType:
         """Generate a function with the user's parameters that makes the key.
 
@@ -98,14 +92,13 @@ class KeyMaker:
         Args:
             template: see `opero.runtime.generated.code`; `{key}` stands for the expression that makes the key.
             values: the values of the names in it that differ from function to function.
-            names: the values of the names that are the same for all functions, with those of `NAMESPACE`.
             parts: further parts of the template.
         """
         parameters, key, used = self._expression()
         if self.is_shared:
             used["digested"], key = _digested, f"digested({key})"
         used["explained"] = self._explained
-        made = generate(template, parameters, {**used, **(values or {})}, names, key=key, **parts)
+        made = generate(template, parameters, {**used, **(values or {})}, NAMESPACE, key=key, **parts)
         made.__qualname__ = made.__name__ = self.name  # for the TypeError of a call with wrong arguments
         return made
 

@@ -10,7 +10,6 @@ from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.function_cache import FunctionCache
-from opero.cache.keys import NAMESPACE
 from opero.cache.outage import ThrottledFailure
 from opero.cache.retention import shared
 from opero.cache.single_flight import Computation, current_computations
@@ -49,13 +48,13 @@ def generated({parameters}):
     {count}
     _entry = get(_key)
     if _entry is None or _entry.until <= now():
-        if type(_key) is tuple and not FLAT.issuperset(map(type, _key)):
+        if type(_key) is tuple:
             missed((_key, {args}, {kwargs}))
-        return MISS
+        return miss
     try:
         use(_key)
     except KeyError:
-        return MISS
+        return miss
     stats.cache_hits += 1
     if watched.hits:
         stats.emit(CacheHit)
@@ -64,7 +63,6 @@ def generated({parameters}):
 """The template of `hit`: a lookup without a layer or a lock."""
 FLAT = frozenset({str, int, bytes, bool, type(None)})
 """The types of parts of keys that cost nothing to make or to look up again. Other keys are handed on to the layer."""
-NAMES = {**NAMESPACE, "MISS": MISS, "FLAT": FLAT, "watched": watched, "CacheHit": CacheHit}
 
 
 class PendingCall:
@@ -123,7 +121,7 @@ class CacheExecutor(FunctionCache):
         super().__init__(policy, clock, function, keeps_error, is_method=is_method, before=before)
         self.stats = stats
         self._refresh_pauses: dict[Hashable, float] = {}
-        # Keys that `hit` has not found and that are not flat, with the arguments they were made of: for the layer, which
+        # Keys that `hit` has not found and the arguments they were made of, unless they are flat: for the layer, which
         # is called next. An interruption in between leaves some, so there are never more than a few.
         self._missed: deque[tuple[Hashable, Args, Kwargs]] = deque(maxlen=4)
         self._refresh_failed = ThrottledFailure("refresh", self.name, clock)
@@ -150,13 +148,14 @@ class CacheExecutor(FunctionCache):
             "get": memory.values.get,
             "use": memory.values.move_to_end,
             "now": memory.now,
-            "missed": self._missed.append,
+            "miss": MISS,
+            "missed": self._hand_on,
             "stats": self.stats,
+            "watched": watched,
+            "CacheHit": CacheHit,
             "count_request": popularity and popularity.count,
         }
-        return self.key.compiled(
-            HIT, values=values, names=NAMES, count="" if popularity is None else "count_request(_key)"
-        )
+        return self.key.compiled(HIT, values=values, count="" if popularity is None else "count_request(_key)")
 
     # The coroutines, which serve both sync and async callers
 
@@ -432,6 +431,10 @@ class CacheExecutor(FunctionCache):
             return (await self.answer(host, PendingCall(layer, call, args, kwargs, key, tags), entry)).get()
 
         return cached
+
+    def _hand_on(self, missed: tuple[tuple[Any, ...], Args, Kwargs]) -> None:
+        if not FLAT.issuperset(map(type, missed[0])):
+            self._missed.append(missed)
 
     def _key_of(self, args: Args, kwargs: Kwargs) -> Hashable:
         """Return the key of a call: the one that `hit` has made, if these are the arguments it was made of."""
