@@ -12,20 +12,22 @@ PIP := .venv/pip
 DEMO := .venv/demo
 LINT := .venv/lint
 BENCH := .venv/bench
+DOCS := .venv/docs
+DIST := .venv/dist
 # Processes that the tests are spread over: one more than this has processors, as many tests wait for something.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 # Bytecode is written even where the user's own environment forbids it: many tests start programs.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint types bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
+.PHONY: demo test lint types docs dist bench chaos clean venvs $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
 demo: $(DEMO)/ready
 	$(DEMO)/bin/python examples/demo.py $(if $(LIVE),--live)
 
 test: $(foreach python,$(PYTHONS),test-$(call name,$(python)))
 
-venvs: $(foreach python,$(PYTHONS),.venv/test$(call name,$(python))/ready) $(LINT)/ready $(DEMO)/ready
+venvs: $(foreach python,$(PYTHONS),.venv/test$(call name,$(python))/ready) $(LINT)/ready $(DEMO)/ready $(DOCS)/ready
 
 define suite
 .venv/test$(call name,$(1))/ready: pyproject.toml | $(PIP)/ready
@@ -53,6 +55,17 @@ types: $(LINT)/ready
 	$(LINT)/bin/mypy --strict src examples tests/typing
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(LINT)/bin/pyright --pythonpath $(LINT)/bin/python
 
+# The documentation as a site, in .site/html. A link that leads nowhere is an error.
+docs: $(DOCS)/ready
+	PATH="$(CURDIR)/$(DOCS)/bin:$$PATH" $(DOCS)/bin/python docs/build.py
+
+# The wheel and the sdist: built, checked, and installed alone, where the command has to work.
+dist: $(DIST)/ready
+	rm -rf dist && $(DIST)/bin/python -m build --quiet
+	$(DIST)/bin/python -m twine check --strict dist/*
+	sh tests/installed.sh $(FIRST) dist/*.tar.gz
+	for python in $(PYTHONS); do sh tests/installed.sh "$$python" dist/*.whl || exit 1; done
+
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m tests.benchmarks
 
@@ -70,9 +83,15 @@ $(DEMO)/ready: pyproject.toml | $(PIP)/ready
 $(LINT)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(LINT),-e . --group lint --group test)
 
+$(DOCS)/ready: pyproject.toml | $(PIP)/ready
+	$(call make_venv,$(FIRST),$(DOCS),--group docs)
+
+$(DIST)/ready: pyproject.toml | $(PIP)/ready
+	$(call make_venv,$(FIRST),$(DIST),--group dist)
+
 $(BENCH)/ready: pyproject.toml | $(PIP)/ready
 	$(call make_venv,$(FIRST),$(BENCH),-e . --group test --group bench)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "opero"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
-    "structs patterns",
+    "patterns",
     "problems",
     "errors values failures",
     "events",
@@ -37,11 +37,12 @@ FLOORS = (
     "alerts",
     "registry",
     "health",
-    "integrations",
     "decorators",
+    "integrations",
     "__init__",
     "testing",
     "pytest_plugin",
+    "migrate",
     "cli",
     "__main__",
 )
@@ -50,11 +51,12 @@ FLOORS = (
 LOADED_BY_NAME = {
     "__init__.py",
     "cli/app.py",
+    "migrate/__main__.py",
     "policies/door.py",
     "registry/default.py",
 }
-"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, the one way up
-from policies, and what variables switch on."""
+"""The files that may load modules of opero by name: the lazy package, the command's lazy subcommands, `python -m
+opero.migrate`, the one way up from policies, and what variables switch on."""
 
 TYPES_MAY_CIRCLE = "policies"
 

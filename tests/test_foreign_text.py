@@ -66,9 +66,10 @@ RAW = {
 PRINTS = {
     "cli/__init__.py": "a text of its own, when not even the printing functions can be loaded",
     "cli/call.py": "results, as JSON",
-    "cli/check.py": "a `Problem`, which is prepared, with styles",
+    "cli/findings.py": "each `Problem`, which is prepared, with styles; XML, whose texts are",
     "cli/export.py": "what is exported, to be redirected to a file",
     "cli/schema.py": "the schema, to be redirected to a file",
+    "cli/site/sitecustomize.py": "a text of its own, where opero may not be installed",
     "cli/terminal.py": "the functions that prepare text",
 }
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
     from opero.events import Event as Event
+    from opero.executors.deadlines import deadline as deadline
+    from opero.executors.deadlines import remaining as remaining
     from opero.health.error_tracker import ErrorTracker as ErrorTracker
     from opero.health.monitor import HealthMonitor as HealthMonitor
     from opero.health.status import HealthStatus as HealthStatus
@@ -104,6 +106,7 @@ _MODULES = {
     ),
     "alerts.manager": ("AlertManager",),
     "events": ("Event",),
+    "executors.deadlines": ("deadline", "remaining"),
     "health.error_tracker": ("ErrorTracker",),
     "health.monitor": ("HealthMonitor",),
     "health.status": ("HealthStatus",),

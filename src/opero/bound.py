@@ -166,6 +166,8 @@ class Attributes(dict[str, Any]):
     they would pass by.
     """
 
+    __slots__ = ()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from opero.binding.fit import check_arguments, check_own
-from opero.config.declaration import where
+from opero.config.declaration import NO_FIELDS, where
 from opero.errors import ConfigError
 from opero.failures.kinds import Kind
 from opero.policies.policy import Policy, merge, names_of, options_to_fields, whole_policies
@@ -140,7 +140,7 @@ def opero(
         ConfigError: an option's value is out of range, or the policy does not fit the function; for example, the
             fallback argument is not a parameter.
     """
-    decorate = _decorating(policy, registry, clock, options, mapped=False)
+    decorate = decorating(policy, registry, clock, options, where(1), mapped=False)
     return _Decorator(decorate) if func is None else decorate(_decorated(func, "opero"))
 
 
@@ -191,7 +191,7 @@ def opmap(
     Raises:
         MapError: when called, if items failed; it has all results and failures so far.
     """
-    decorate = _decorating(policy, registry, clock, options, mapped=True)
+    decorate = decorating(policy, registry, clock, options, where(1), mapped=True)
     return _MapDecorator(decorate) if func is None else decorate(_decorated(func, "opmap"))
 
 
@@ -204,12 +204,23 @@ def _decorated(func: Any, decorator: str) -> Any:
     return func
 
 
-def _decorating(
-    policy: str | Policy | None, registry: Registry | None, clock: Clock | None, options: Options, *, mapped: bool
+def decorating(
+    policy: str | Policy | None,
+    registry: Registry | None,
+    clock: Clock | None,
+    options: Options,
+    place: tuple[str, int],
+    *,
+    mapped: bool = False,
 ) -> Callable[[Any], Any]:
-    """Return the function that decorates with these options, which are checked here, before there is a function."""
-    fields = options_to_fields(options)
-    place = where(2)
+    """Return the function that decorates with these options, which are checked here, before there is a function.
+
+    Args:
+        policy, registry, clock, options: as for `opero`.
+        place: the file and line that state them.
+        mapped: whether the bound function takes many items.
+    """
+    fields = options_to_fields(options) if options else NO_FIELDS
     profile: str | None = None
     below: Mapping[str, Any] = {}
     effective: Policy | None = None

@@ -174,9 +174,11 @@ class CallTimeoutError(OperoError, TimeoutError):
     """A timeout ended an attempt or the whole call.
 
     Attributes:
-        scope: `"attempt"`, `"total"` or `"idle"`, the field of the `TimeoutPolicy` that applied.
-        seconds: the timeout, in seconds.
-        waiting_for: what the call was waiting for when the timeout ended it, such as a permit; None if nothing.
+        scope: `"attempt"`, `"total"` or `"idle"`, the field of the `TimeoutPolicy` that applied; or `"deadline"`, which
+            the code that made the call has set (see `opero.deadline`), or that is of a whole map.
+        seconds: the timeout, in seconds; 0 if it is a deadline.
+        waiting_for: what the call was waiting for, or about to do, when its time was over: `"rate_limit"`,
+            `"bulkhead"`, `"fallback"`, `"retry"`, `"cache"` or `"attempt"`; None if an attempt was under way.
         errors: the exceptions of earlier attempts, in the order tried; the last is the `__cause__`.
         retry_in: seconds until another call may succeed, if the last attempt asked to wait longer than the call had
             left; else None.
@@ -200,6 +202,16 @@ class CallTimeoutError(OperoError, TimeoutError):
         self.errors = tuple(errors)
         if self.errors:
             self.__cause__ = self.errors[-1]
+
+    @property
+    def is_unbegun(self) -> bool:
+        """Whether a deadline was over before any attempt: that says nothing of the service."""
+        return self.scope == "deadline" and self.waiting_for is not None and not self.errors
+
+
+def is_by_deadline(error: BaseException | None) -> bool:
+    """Return whether the deadline of the calling code has ended a call."""
+    return isinstance(error, CallTimeoutError) and error.scope == "deadline"
 
 
 class ResultRejectedError(OperoError):

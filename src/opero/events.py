@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.problems import text_of
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from opero.values import Progress
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened.
 
@@ -71,7 +70,7 @@ def plain(value: Any) -> Any:
 # Calls
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallSucceeded(Event):
     """A call returned a result, of whatever origin. For a generator: it has yielded its first item.
 
@@ -82,7 +81,7 @@ class CallSucceeded(Event):
     seconds: float
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(Event):
     """A call raised an exception, or returned a failed response.
 
@@ -98,7 +97,7 @@ class CallFailed(Event):
     seconds: float | None
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
     """An attempt of a call failed: the function raised an exception, or returned a failed response.
 
@@ -121,7 +120,7 @@ class AttemptFailed(Event):
     seconds: float | None = None
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryScheduled(Event):
     """Another round of attempts begins after a delay.
 
@@ -138,7 +137,7 @@ class RetryScheduled(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackUsed(Event):
     """A call falls back, on another value of the fallback argument or on a fallback result.
 
@@ -151,7 +150,7 @@ class FallbackUsed(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueSetAside(Event):
     """A value of a fallback argument is asked last for a while.
 
@@ -170,7 +169,7 @@ class ValueSetAside(Event):
     seconds: float
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueRestored(Event):
     """A value of a fallback argument that was set aside works again.
 
@@ -185,7 +184,7 @@ class ValueRestored(Event):
     hash: str
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waited(Event):
     """An attempt waited for a permit, for a slot, or until a value of a fallback argument is no longer throttled.
 
@@ -198,12 +197,13 @@ class Waited(Event):
     seconds: float
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
     Attributes:
-        by: "circuit_breaker", "rate_limit", "bulkhead", or "fallback" where all values are throttled for too long.
+        by: "circuit_breaker", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
+            long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
     """
@@ -213,12 +213,12 @@ class Rejected(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimedOut(Event):
     """A timeout ended an attempt or a call.
 
     Attributes:
-        scope: "attempt", "total" or "idle".
+        scope: "attempt", "total", "idle" or "deadline".
         error: the exception.
     """
 
@@ -226,7 +226,7 @@ class TimedOut(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shadowed(Event):
     """A policy in shadow would have done something. The call went on as if there were no such policy.
 
@@ -250,7 +250,7 @@ class Shadowed(Event):
 # Circuits
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitChanged(Event):
     """A circuit breaker changed its state.
 
@@ -322,7 +322,7 @@ class CacheRefreshed(Event):
     __slots__ = ()
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFailed(Event):
     """A cache could not do its work. Calls go on without it.
 
@@ -345,7 +345,7 @@ class CacheFailed(Event):
     since: int = 0
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRestored(Event):
     """A cache store that had failed is available again, or accepts writes again.
 
@@ -362,10 +362,43 @@ class CacheRestored(Event):
     what: str = "unavailable"
 
 
+# Servers of shared limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFailed(Event):
+    """The server of limits that processes share cannot be used. Each limit does what its `on_store_error` says.
+
+    Attributes:
+        store: the server: "redis at host:port".
+        message: a description.
+        error: the exception.
+    """
+
+    store: str
+    message: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreRestored(Event):
+    """The server of shared limits can be used again.
+
+    Attributes:
+        store: as in `StoreFailed`.
+        message: a description.
+        skipped: the number of operations that did not ask the server meanwhile.
+    """
+
+    store: str
+    message: str
+    skipped: int
+
+
 # The configuration
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationReloaded(Event):
     """A changed configuration is in force, or one that was rejected is as before again.
 
@@ -379,7 +412,7 @@ class ConfigurationReloaded(Event):
     functions: tuple[str, ...] = ()
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationRejected(Event):
     """A changed configuration is invalid; the previous one stays in force.
 
@@ -393,7 +426,7 @@ class ConfigurationRejected(Event):
 # Maps
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapStarted(Event):
     """A map began.
 
@@ -408,7 +441,7 @@ class MapStarted(Event):
     map: int = 0
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapProgressed(Event):
     """The progress of a map, at most ten times a second and at its end.
 
@@ -421,7 +454,7 @@ class MapProgressed(Event):
     map: int = 0
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapItemFailed(Event):
     """An item of a map failed for good.
 
@@ -434,7 +467,7 @@ class MapItemFailed(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapWorkerLost(Event):
     """A worker process of a map died.
 
@@ -445,7 +478,7 @@ class MapWorkerLost(Event):
     error: BaseException
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapFinished(Event):
     """A map ended, in whichever way.
 
@@ -463,7 +496,7 @@ class MapFinished(Event):
 # Alerts
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertFired(Event):
     """An alert notifies: its condition holds. `function` and `policy` are set if it concerns a single one.
 
@@ -483,7 +516,7 @@ class AlertFired(Event):
     seconds: float = 0.0
 
 
-@struct(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertResolved(AlertFired):
     """An alert that has notified is over: its condition has not held for its calm time.
 
@@ -499,6 +532,7 @@ for _class in (
     *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
     *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
+    *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),
     *(MapStarted, MapProgressed, MapItemFailed, MapWorkerLost, MapFinished),
     *(AlertFired, AlertResolved),

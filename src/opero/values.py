@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
-
-from opero.structs import struct
 
 T = TypeVar("T")
 
@@ -42,7 +40,7 @@ class CacheEntry(NamedTuple, Generic[T]):
     time_left: float | None
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a map has come.
 
@@ -92,7 +90,7 @@ def _rough_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ItemCost:
     """What one item costs, as measured.
 
@@ -110,7 +108,7 @@ class ItemCost:
         return min(1.0, self.computed / self.seconds) if self.seconds > 0 else 1.0
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One way of running a sample, as `tune` measured it.
 
@@ -130,7 +128,7 @@ class Measurement:
     batch_size: int | None = None
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Tuning:
     """What `tune` recommends, and what it measured.
 

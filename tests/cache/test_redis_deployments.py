@@ -7,14 +7,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import redis
+import yaml
 
-from opero import ConfigError, Registry
+from opero import ConfigError, Policy, RateLimitExceededError, Registry
 from opero.cache.open_shared import forget_breakers
 from opero.cache.redis import RedisBackend
 from opero.events import CacheFailed, CacheRestored
@@ -53,8 +55,9 @@ def start(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield begin
 
 
-def allow(client: Any, name: str = "app", keys: str = "~opero* ~other*") -> None:
-    client.execute_command("ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *keys.split(), *RIGHTS.split())
+def allow(client: Any, name: str = "app", keys: str = "~opero* ~other*", rights: str = "") -> None:
+    rights = rights or f"{RIGHTS} {LIMIT_RIGHTS}"
+    client.execute_command("ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *keys.split(), *rights.split())
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,26 @@ def start_watched(start: Callable[..., RedisServer], place: Path) -> tuple[Redis
     return first, second, sentinel
 
 
-@pytest.fixture(params=["server", "user", "tls", "unix", "sentinel", "cluster", "cluster of a user", "cluster tls"])
+def start_watched_with_tls(start: Callable[..., RedisServer], certificates: Path, place: Path) -> RedisServer:
+    """Start a server, and return a sentinel that knows it by its port with TLS, and that also has such a port."""
+    tls = (*tls_options(certificates), "--tls-auth-clients", "no", "--tls-replication", "yes")
+    first = start("--save", "", "--requirepass", PASSWORD, "--tls-port", str(free_port()), *tls)
+    settings = place / "sentinel.conf"
+    settings.write_text(f"sentinel monitor main 127.0.0.1 {first.tls_port} 1\nsentinel auth-pass main {PASSWORD}\n")
+    sentinel = start(str(settings), "--sentinel", "--tls-port", str(free_port()), *tls)
+    client = redis.Redis(port=sentinel.port)
+    wait_until(lambda: "disconnected" not in client.sentinel_master("main")["flags"])
+    client.close()
+    return sentinel
+
+
+DEPLOYMENTS = (
+    *("server", "user", "tls", "unix", "sentinel", "sentinel tls"),
+    *("cluster", "cluster of a user", "cluster tls"),
+)
+
+
+@pytest.fixture(params=DEPLOYMENTS)
 def written(request: pytest.FixtureRequest) -> str:
     """What an operator writes for a deployment."""
     if request.param == "cluster tls":
@@ -154,6 +176,12 @@ def written(request: pytest.FixtureRequest) -> str:
         return f"""url: 'redis+sentinel://:{QUOTED}@{hosts}/main/0'
       arguments: {{sentinel_password: ofsentinel}}"""
     start = request.getfixturevalue("start")
+    if request.param == "sentinel tls":
+        certificates = request.getfixturevalue("certificates")
+        place = request.getfixturevalue("tmp_path_factory").mktemp("sentinel")
+        sentinel = start_watched_with_tls(start, certificates, place)
+        return f"""url: 'rediss+sentinel://:{QUOTED}@localhost:{sentinel.tls_port}/main/0'
+      arguments: {{ssl_ca_certs: {certificates}/ca.pem}}"""
     if request.param == "tls":
         certificates = request.getfixturevalue("certificates")
         port = free_port()
@@ -223,6 +251,58 @@ def test_a_deployment_serves_everything_a_cache_does(tmp_path: Path, written: st
     assert backend.count_prefix("other:") == 0
     assert whats(heard) == []
     backend.close()
+
+
+LIMIT_RIGHTS = "+get +set +time +hget +hincrby +hdel +pexpire +evalsha +eval +cluster|slots +command"
+"""What opero needs of redis for a shared rate limit. docs/guide.md has the same list."""
+
+
+def test_a_deployment_keeps_the_budget_of_a_rate_limit(tmp_path: Path, written: str) -> None:
+    found = yaml.safe_load(f"      {written}")
+    query = urlencode(found.get("arguments", {}), safe="/")
+    url = f"{found['url']}{'&' if '?' in found['url'] else '?'}{query}" if query else found["url"]
+    limit = {"rate": 0.01, "burst": 6, "max_wait": 0, "share": "redis", "store_timeout": 30, "url": url}
+    limit["share_as"] = f"of {tmp_path}"
+    policy = Policy.model_validate({"rate_limit": limit})
+    passed = 0
+    for _ in range(4):
+        bound: Any = policy.apply(double)
+        limiter = bound.binding.resolved().executors["rate_limit"].limiter
+        for _ in range(3):
+            limiter.home._next_report = 0  # so that all that is ever sent is sent
+            with suppress(RateLimitExceededError):
+                passed += bound(1) // 2
+            assert limiter.home.trouble == ""
+    assert passed == 6
+    with pytest.raises(RateLimitExceededError) as caught:
+        bound(1)
+    assert caught.value.retry_in == pytest.approx(100, abs=20)
+
+
+def test_the_rights_in_the_guide_are_those_of_the_tests() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text("utf-8")
+    assert guide.count(RIGHTS) == 1
+    assert guide.count(LIMIT_RIGHTS) == 1
+
+
+def test_a_budget_is_found_again_when_its_slot_moves_to_another_node(cluster: list[RedisServer]) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster[0].port}"
+    limit = {"rate": 0.01, "burst": 6, "max_wait": 0, "share": "redis", "store_timeout": 30, "url": url}
+    bound: Any = Policy.model_validate({"rate_limit": {**limit, "share_as": "moving"}}).apply(double)
+    bound(1)
+    home = bound.binding.resolved().executors["rate_limit"].limiter.home
+    server = home.store.server
+    other = next(each for each in server.client.get_primaries() if each is not node_of(server.client, home.keys[0]))
+    server.client.nodes_manager.slots_cache[server.client.keyslot(home.keys[0])] = [other]  # as it was before a move
+    for _ in range(5):
+        bound(1)
+    with pytest.raises(RateLimitExceededError):
+        bound(1)
+    assert home.trouble == ""
+
+
+def node_of(client: Any, key: bytes) -> Any:
+    return client.nodes_manager.get_node_from_slot(client.keyslot(key))
 
 
 def test_what_belongs_to_a_key_is_in_one_slot_of_a_cluster(cluster: list[RedisServer], tmp_path: Path) -> None:

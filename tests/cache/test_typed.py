@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 
 import numpy
 import numpy.typing
+import pandas
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, SecretStr
 from typing_extensions import TypedDict
@@ -219,7 +220,6 @@ def test_models_come_back_with_the_same_fields_set() -> None:
 
 
 def test_frames_come_back_exactly_as_they_were() -> None:
-    pandas = pytest.importorskip("pandas")
     times = pandas.date_range("2026-10-24", periods=3, freq="D", tz="Europe/Madrid")
     columns: dict[str, Any] = {
         "i": numpy.array([1, 2, 3], dtype="int32"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ class Command:
         captured = self.capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 
+    def on_terminal(self, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let stdout pass for a terminal of this width, without colours."""
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+
     def write(self, name: str, text: str) -> Path:
         """Write a dedented file in the working directory."""
         path = self.directory / name
@@ -131,6 +138,28 @@ def finished(process: subprocess.Popen[str], text: str | None = None) -> Ran:
     with process:
         out, err = process.communicate(text, timeout=120)
     return Ran(process.returncode, out, err)
+
+
+def on_terminal(directory: Path, columns: int, *arguments: str, **options: str) -> list[str]:
+    """Return the lines that a command prints to a terminal of this width, without colours; `options` are variables."""
+    ours, its = pty.openpty()
+    environ = environment() | {"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "xterm"} | options
+    with subprocess.Popen(
+        [sys.executable, "-m", "opero", *arguments], cwd=directory, env=environ, stdin=its, stdout=its, stderr=its
+    ) as process:
+        os.close(its)
+        found = b""
+        while True:
+            try:
+                read = os.read(ours, 65536)
+            except OSError:  # the command has ended
+                break
+            if not read:
+                break
+            found += read
+        os.close(ours)
+        assert process.wait(60) == 0
+    return found.decode().replace("\r\n", "\n").splitlines()
 
 
 @pytest.fixture(autouse=True)

@@ -181,5 +181,5 @@ def test_an_unpacked_field_that_is_no_such_value_fails_its_item(command: Command
     ran = command("map", "obeying:get", "users.csv", "--unpack", "--ordered")
     assert ran.code == 1
     failed, fine = map(json.loads, ran.out.splitlines())
-    assert failed["error"]["message"].startswith("field 'limit': 'many' is not int")
+    assert failed["error"]["message"].startswith("users.csv:2: field 'limit': 'many' is not int")
     assert fine["result"][:2] == ["'124'", "5"]

@@ -163,8 +163,8 @@ def test_the_directory_named_in_the_env_file_is_checked(command: Command) -> Non
 def test_a_missing_directory_is_an_error(command: Command) -> None:
     assert command("check", "--all-envs", "--config", "nowhere").code == 2
     ran = command("check", "--config", "nowhere")
-    assert ran.code == 1
-    assert "the directory nowhere does not exist" in ran.out
+    assert ran.code == 2
+    assert "the directory nowhere does not exist" in ran.err
     for path in (command.directory / "policies").iterdir():
         path.unlink()
     (command.directory / "policies").rmdir()
@@ -350,3 +350,43 @@ def test_a_variable_that_a_decorator_shadows_is_a_warning(command: Command, monk
         "OPERO_API_RETRIES has no effect on shadow:f, as code takes precedence over a profile and"
     )
     assert command("check", "--json").json["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("OPERO_SERVE", "nonsense", "use an address and a port"),
+        ("OPERO_WATCH", "perhaps", "use true or false"),
+        ("OPERO_METRICS", "promtheus", "did you mean 'prometheus'?"),
+        ("OPERO_LOG_LEVEL", "loud", "use DEBUG, INFO"),
+        ("OPERO_LOG_FORMAT", "xml", "use text or json"),
+        ("OPERO_RECEIPTS", "maybe", "use true or false"),
+        ("OPERO_TOKEN", "secret:NO_SUCH_TOKEN", "NO_SUCH_TOKEN does not exist"),
+        ("OPERO_HOSTS", "https://opero.example/", "is not the name of a host"),
+        ("OPERO_ENABLED", "foo", "use true or false"),
+    ],
+)
+def test_a_general_variable_that_is_invalid_is_a_problem(
+    command: Command, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for arguments in ((), ("--all-envs",)):
+        ran = command("check", "--json", *arguments)
+        assert ran.code == 1
+        (problem,) = ran.json["problems"]
+        assert problem["place"] == variable
+        assert told in problem["text"]
+    monkeypatch.delenv(variable)
+    if variable != "OPERO_RECEIPTS":  # which is a variable of the process alone
+        command.write(".env", f"{variable}={value}\n")
+        assert [each["place"] for each in command("check", "--json").json["problems"]]
+
+
+def test_general_variables_that_are_valid_are_no_problem(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.write(
+        ".env",
+        "OPERO_SERVE=127.0.0.1:9300\nOPERO_WATCH=yes\nOPERO_METRICS=prometheus, otel\nOPERO_LOG_LEVEL=10\n"
+        "OPERO_LOG_FORMAT=JSON\nOPERO_TOKEN=secret:TOKEN_OF_PAGE\nTOKEN_OF_PAGE=x\n"
+        "OPERO_HOSTS=a.example, b.example:8000,[::1]\n",
+    )
+    assert command("check").code == 0

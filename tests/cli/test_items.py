@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opero.cli.exits import UsageError
-from opero.cli.items import Items
+from opero.cli.items import InvalidItem, Items
 
 
 @pytest.fixture
@@ -53,20 +53,45 @@ def test_a_csv_field_can_contain_newlines_commas_and_quotes(write: Any) -> None:
         ("a.jsonl", '1\n{"a": \n', "a.jsonl:2: invalid JSON, expected one value per line: Expecting value"),
         ("a.jsonl", b"1\n\n\xff\n", "a.jsonl:3: invalid UTF-8"),
         ("a.csv", "a,b\n1,2\n1\n", "a.csv:3: 1 fields, but the header has 2"),
-        ("a.csv", "a,a\n1,2\n", "a.csv:1: duplicate column name"),
         ("a.csv", "a\n" + "x" * 200_000, "a.csv:2: invalid CSV: field larger than field limit"),
     ],
 )
-def test_the_error_for_invalid_data_names_the_line(write: Any, name: str, data: Any, message: str) -> None:
-    items = Items(write(name, data), None)
-    with pytest.raises(UsageError, match="later lines were not read") as caught:
-        list(items)
-    assert message in str(caught.value)
+def test_what_stands_for_an_invalid_line_names_it(write: Any, name: str, data: Any, message: str) -> None:
+    found = list(Items(write(name, data), None))
+    (invalid,) = [each for each in found if isinstance(each, InvalidItem)]
+    assert message in str(invalid.error)
 
 
-def test_items_before_an_invalid_line_are_read(write: Any) -> None:
-    items = iter(Items(write("a.jsonl", "1\n2\n?\n"), None))
-    assert [next(items), next(items)] == [1, 2]
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("a,b\n1,2\n1\n3,4\n", [{"a": "1", "b": "2"}, None, {"a": "3", "b": "4"}]),
+        (b"a\n\xff\nx\n", [None, {"a": "x"}]),
+        ("a\n" + "x" * 200_000 + "\ny\n", [None, {"a": "y"}]),
+    ],
+)
+def test_rows_after_an_invalid_one_are_read(write: Any, data: Any, expected: list[Any]) -> None:
+    found = Items(write("a.csv", data), None)
+    assert [None if isinstance(each, InvalidItem) else each for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [("a,a\n1,2\n", "duplicate column name"), (b"a,\xff\n1,2\n", "invalid UTF-8")]
+)
+def test_a_header_that_cannot_be_used_ends_the_run(write: Any, data: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"a.csv:1: {message}; nothing was run"):
+        list(Items(write("a.csv", data), None))
+
+
+def test_fields_are_separated_as_the_suffix_or_the_option_says(write: Any) -> None:
+    assert list(Items(write("a.tsv", "a\tb\n1\t2,3\n"), None)) == [{"a": "1", "b": "2,3"}]
+    for given in (";", "semicolon"):
+        assert list(Items(write("a.csv", "a;b\n1;2,3\n"), None, given)) == [{"a": "1", "b": "2,3"}]
+    for given in ("tab", "\\t", "\t"):
+        assert list(Items(write("a.csv", "a\tb\n1\t2\n"), None, given)) == [{"a": "1", "b": "2"}]
+    for given in ("", ";;", "\n", '"'):
+        with pytest.raises(UsageError, match="--delimiter .* is invalid: use one character"):
+            Items(write("a.csv", "a\n"), None, given)
 
 
 def test_an_unusable_file_or_format_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ def results(path: Path) -> dict[int, Any]:
 def test_each_item_has_a_line_with_its_index_and_result(command: Command) -> None:
     ran = command("map", "app:double", "n.txt", "-o", "r.jsonl")
     assert (ran.code, ran.out) == (0, "")
-    assert ran.err == "10 items done, 0 failed, in r.jsonl\n"
+    assert re.fullmatch(r"10 items done, 0 failed, in r.jsonl\n  took \S+ s, \S+ items a second\n", ran.err)
     assert results(command.directory / "r.jsonl") == {number: 2 * number for number in range(10)}
 
 
@@ -106,6 +108,7 @@ def test_a_failed_item_has_a_line_with_its_error_and_the_exit_code_is_1(command:
     assert ran.lines[4] == {"index": 4, "error": {"type": "ValueError", "message": "4 is even"}}
     assert ran.lines[5] == {"index": 5, "result": 5}
     assert "10 items done, 5 failed" in ran.err
+    assert ran.err.endswith("\n  5 unknown: ValueError (5)\n")
 
 
 def test_failed_items_can_be_left_out(command: Command) -> None:
@@ -244,12 +247,139 @@ def test_output_of_the_function_does_not_mix_with_results(command: Command) -> N
     assert "saying" not in command("map", "app:talk", "n.txt", "--mode", "thread").out
 
 
-def test_an_invalid_line_ends_the_map_after_the_results_before_it(command: Command) -> None:
-    command.write("a.jsonl", "1\n2\noops\n")
-    ran = command("map", "app:double", "a.jsonl", "--ordered")
-    assert ran.code == 2
-    assert [line["result"] for line in ran.lines] == [2, 4]
-    assert "error: a.jsonl:3: invalid JSON" in ran.err
+@pytest.mark.parametrize("mode", ["thread", "process", "auto"])
+def test_an_invalid_line_costs_one_item(command: Command, mode: str) -> None:
+    (command.directory / "a.jsonl").write_bytes(b'oops\n1\n"\xff"\n2\n\n{\n3\n')
+    ran = command("map", "app:double", "a.jsonl", "--ordered", "--mode", mode)
+    assert ran.code == 1
+    assert [line.get("result") for line in ran.lines] == [None, 2, None, 4, None, 6]
+    assert [line["error"]["message"].partition(", exp")[0] for line in ran.lines if "error" in line] == [
+        "a.jsonl:1: invalid JSON",
+        "a.jsonl:3: invalid UTF-8",
+        "a.jsonl:6: invalid JSON",
+    ]
+    assert ran.err.endswith("  3 invalid lines of the file of items\n")
+    skipped = command("map", "app:double", "a.jsonl", "--on-error", "skip", "--ordered", "--mode", mode)
+    assert [line["index"] for line in skipped.lines] == [1, 3, 5]
+    stopped = command("map", "app:double", "a.jsonl", "--on-error", "raise", "--mode", mode)
+    assert stopped.code == 1
+    assert "map stopped: an item failed" in stopped.err
+
+
+def test_an_invalid_row_or_one_that_does_not_fit_the_annotation_costs_one_item(command: Command) -> None:
+    command.write("typed.py", "def add(a: int, b: int = 0) -> int:\n    return a + b\n")
+    command.write("a.csv", "a;b\n1;2\nx;3\n1;2;3\n4;5\n")
+    ran = command("map", "typed:add", "a.csv", "--unpack", "--ordered", "--delimiter", ";", "--set", "retries=3")
+    assert [line.get("result") for line in ran.lines] == [3, None, None, 9]
+    assert "a.csv:3: field 'a': 'x' is not int" in ran.lines[1]["error"]["message"]
+    assert "2 invalid lines" in ran.err
+    command.write("n.txt", "1\nx\n3\n")
+    ran = command("map", "typed:add", "n.txt", "--ordered", "--json")
+    assert [line.get("result") for line in ran.lines] == [1, None, 3]
+    assert json.loads(ran.err)["invalid"] == 1
+
+
+def test_a_line_that_was_mended_runs_when_the_map_is_resumed(command: Command) -> None:
+    command.write("a.jsonl", "1\noops\n3\n")
+    assert command("map", "app:double", "a.jsonl", "-o", "r.jsonl").code == 1
+    command.write("a.jsonl", "1\n2\n3\n")
+    ran = command("map", "app:double", "a.jsonl", "-o", "r.jsonl")
+    assert ran.code == 0
+    assert results(command.directory / "r.jsonl") == {0: 2, 1: 4, 2: 6}
+    assert re.search(r"\n  took \S+ s\n", ran.err), "no rate, as an earlier run did some"
+
+
+def test_invalid_lines_before_the_first_item_leave_batches_as_they_are(command: Command) -> None:
+    command.write("sums.py", "def total(xs: list[int]) -> int:\n    return sum(xs)\n")
+    command.write("a.jsonl", "oops\n[1, 2]\n[3]\n")
+    assert [line.get("result") for line in command("map", "sums:total", "a.jsonl", "--ordered").lines] == [None, 3, 3]
+    command.write("a.jsonl", "oops\n1\n2\n")
+    assert [line.get("result") for line in command("map", "app:batch", "a.jsonl", "--ordered").lines] == [None, 2, 2]
+
+
+# Tables
+
+
+TABLE = """\
+    def shop(x):
+        if x == "0":
+            raise KeyError("no such")
+        return {"name": f'{x}, "Ltd"', "size": int(x), "tags": ["a"]} | ({"more": 1} if x == "3" else {})
+
+    def scalar(x):
+        return None if x == "0" else x * 2
+"""
+
+
+def table(path: Path, delimiter: str = ",") -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file, delimiter=delimiter))
+
+
+def test_results_can_be_a_table_with_a_column_for_each_field(command: Command) -> None:
+    command.write("shop.py", TABLE)
+    assert command("map", "shop:shop", "n.txt", "-o", "r.csv", "--ordered", "--set", "retries=0").code == 1
+    rows = table(command.directory / "r.csv")
+    assert rows[0] == ["index", "name", "size", "tags", "more", "error", "message"]
+    assert rows[1] == ["0", "", "", "", "", "KeyError", "'no such'"]
+    assert rows[2] == ["1", '1, "Ltd"', "1", '["a"]', "", "", ""]
+    assert rows[4] == ["3", '3, "Ltd"', "3", '["a"]', '{"more": 1}', "", ""]
+    assert len(rows) == 11
+
+
+def test_other_results_have_one_column(command: Command) -> None:
+    command.write("shop.py", TABLE)
+    command.write("a.csv", "id\n0\n5\n")
+    command.write("keyed.py", "def of(row):\n    return row['id'] * 2\n")
+    ran = command("map", "keyed:of", "a.csv", "--key", "id", "--output-format", "csv", "--ordered")
+    assert ran.out == "index,key,result,error,message\n0,0,00,,\n1,5,55,,\n"
+    ran = command("map", "shop:scalar", "n.txt", "-o", "r.tsv", "--ordered")
+    assert table(command.directory / "r.tsv", "\t")[:3] == [
+        ["index", "result", "error", "message"],
+        ["0", "", "", ""],
+        ["1", "11", "", ""],
+    ]
+
+
+def test_a_table_without_results_has_a_header_and_the_failures(command: Command) -> None:
+    command.write("shop.py", TABLE)
+    command.write("zero.txt", "0\n0\n")
+    command("map", "shop:shop", "zero.txt", "-o", "r.csv", "--ordered", "--set", "retries=0")
+    assert [row[:3] for row in table(command.directory / "r.csv")] == [
+        ["index", "result", "error"],
+        ["0", "", "KeyError"],
+        ["1", "", "KeyError"],
+    ]
+    command.write("none.txt", "")
+    assert command("map", "shop:shop", "none.txt", "-o", "empty.csv").code == 0
+    assert table(command.directory / "empty.csv") == [["index", "result", "error", "message"]]
+
+
+def test_a_table_is_made_anew_when_the_map_is_resumed(command: Command) -> None:
+    command.write(
+        "picky.py",
+        """\
+        from pathlib import Path
+        def of(x):
+            if x == "5" and not Path("fixed").exists():
+                raise ValueError(x)
+            return {"x": x}
+        """,
+    )
+    arguments = ("map", "picky:of", "n.txt", "-o", "r.csv", "--set", "retries=0")
+    assert command(*arguments).code == 1
+    (command.directory / "fixed").touch()
+    assert command(*arguments).code == 0
+    rows = table(command.directory / "r.csv")
+    assert rows[0] == ["index", "x", "more", "error", "message"]
+    assert sorted(rows[1:], key=lambda row: int(row[0])) == [[str(n), str(n), "", "", ""] for n in range(10)]
+
+
+def test_a_map_that_cannot_begin_leaves_an_existing_table_as_it_is(command: Command) -> None:
+    command.write("r.csv", "precious\n")
+    assert command("map", "app:double", "n.txt", "-o", "r.csv").code == 2
+    assert command("map", "app:double", "n.txt", "-o", "r.csv", "--mode", "async", "--overwrite").code == 2
+    assert (command.directory / "r.csv").read_text() == "precious\n"
 
 
 @pytest.mark.parametrize(
@@ -266,6 +396,8 @@ def test_an_invalid_line_ends_the_map_after_the_results_before_it(command: Comma
             ["app:double", "n.txt", "--workers", "2", "--set", "workers=3"],
             "'workers' is given by both --set and --workers",
         ),
+        (["app:double", "n.txt", "--delimiter", "ab"], "--delimiter 'ab' is invalid: use one character"),
+        (["app:double", "n.txt", "--output-format", "xml"], "--output-format 'xml' is invalid: use jsonl or csv"),
         (["app:double", "n.txt", "--journal", "j", "--no-journal"], "cannot be combined"),
         (["app:double", "n.txt", "--env", "prodction"], "did you mean 'production'?"),
     ],
@@ -284,6 +416,8 @@ def test_the_json_of_the_summary(command: Command) -> None:
         "finished": True,
         "succeeded": 5,
         "failed": 5,
+        "invalid": 0,
+        "failures": {"unknown": {"ValueError": 5}},
         "output": "r.jsonl",
         "journal": "r.jsonl.journal",
         "seconds": ran.json["seconds"],

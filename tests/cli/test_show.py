@@ -170,6 +170,7 @@ def test_the_json_of_show(command: Command) -> None:
         "environment": "production",
         "directory": str(command.directory / "policies"),
         "import_from": None,
+        "imports": {},
         "policies": {
             "api": {"retry": {"min_delay": 0, "retries": 5}, "cache": {"ttl": "30m"}, "rate_limit": {"rate": "50/s"}}
         },

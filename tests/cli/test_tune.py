@@ -60,10 +60,42 @@ def test_the_json_of_tune(command: Command) -> None:
     assert ran.json["measurements"][0].keys() == {"mode", "workers", "rate", "cpu", "batch_size"}
 
 
+def test_items_that_fail_are_left_out(command: Command) -> None:
+    command.write(
+        "picky.py",
+        """\
+        import time
+        def wait(x: int):
+            time.sleep(0.002)
+            if x % 2:
+                raise ValueError(f"{x} is odd")
+        def sums(xs: list[int]) -> list[int]:
+            if 1 in xs:
+                raise ValueError("no 1")
+            return xs
+        async def wait_async(x: int):
+            if x % 2:
+                raise ValueError(f"{x} is odd")
+        """,
+    )
+    command.write("m.txt", "1\n2\nx\n3\n4\n")
+    for target in ("picky:wait", "picky:wait_async"):
+        ran = command("tune", target, "m.txt", "--seconds", "0.2", "--json")
+        assert ran.code == 0
+        assert ran.err.startswith("warning: left out 3 items that failed; the first: InvalidItemError: m.txt:3: 'x' is")
+        assert ran.json["measurements"]
+    ran = command("tune", "picky:sums", "m.txt", "--seconds", "0.2")
+    assert ran.code == 0
+    command.write("x.txt", "x\n")
+    ran = command("tune", "picky:wait", "x.txt")
+    assert ran.code == 2
+    assert "contains no items to measure with; the first is invalid: x.txt:1: 'x' is not int" in ran.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["app:broken", "n.txt"], 1, "broken failed with item 0 of the sample: ValueError: no"),
+        (["app:broken", "n.txt"], 1, "broken failed with item 1 of the sample: ValueError: no"),
         (["app:wait", "empty.txt"], 2, "empty.txt contains no items to measure with"),
         (["app:wait", "n.txt", "--seconds", "0"], 2, "--seconds 0 is invalid: use a number > 0 and ≤ 86400"),
         (["app:wait", "n.txt", "--seconds", "nan"], 2, "--seconds nan is invalid"),

@@ -43,7 +43,7 @@ BEYOND: dict[str, Any] = {
     "imports": lambda text, value: re.search(
         r"cannot be imported|is (not|neither) a builtin|is not callable|is not an exception class|is never retried|"
         r"neither a concurrent\.futures\.Executor|the name of an exception is empty|is a generator function|"
-        "cannot be called with one argument",
+        "cannot be called with (one argument|no arguments)",
         text,
     ),
     "tags": lambda text, value: "is not a tag:" in text,

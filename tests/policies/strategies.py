@@ -83,6 +83,8 @@ retry = given(
     retry_if_result=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
     retry_after=st.booleans(),
     reraise=st.booleans(),
+    budget=st.sampled_from([None, False, True, 0.1, "10%"]),
+    amplification=st.sampled_from(["guard", "allow"]),
 ).map(lambda fields: RetryPolicy(**fields))
 cache = given(
     ttl=st.none()

@@ -14,6 +14,8 @@ GOOD: Good = [
     ("max_wait", None, None),
     ("max_wait", "250ms", 0.25),
     ("scope", "function", "function"),
+    ("share", "machine", "machine"),
+    ("share_as", " openai ", "openai"),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -22,12 +24,14 @@ BAD: Bad = [
     ("max_concurrent", None, "None is not an integer"),
     ("max_wait", -1, "-1 is negative"),
     ("scope", "process", "'process' is not one of 'profile', 'function'"),
+    ("share", "redis", "'redis' is not one of 'process', 'machine'"),
+    ("share_as", 5, "5 is not the name of a shared state"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(BulkheadPolicy, field, written, held, max_concurrent=3)
+    accepts(BulkheadPolicy, field, written, held, max_concurrent=3, share="machine")
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)

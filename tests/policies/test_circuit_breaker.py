@@ -31,6 +31,8 @@ GOOD: Good = [
     ("ignore", KeyError, (KeyError,)),
     ("ignore", ["KeyError", "json.JSONDecodeError?"], (KeyError, __import__("json").JSONDecodeError)),
     ("scope", "function", "function"),
+    ("share", "machine", "machine"),
+    ("share_as", " openai ", "openai"),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -59,12 +61,15 @@ BAD: Bad = [
     ("trip_on", "control", "'control' is not a failure"),
     ("ignore", "KeyEror", "did you mean 'KeyError'"),
     ("scope", "global", "'global' is not one of 'profile', 'function'"),
+    ("share", "redis", "'redis' is not one of 'process', 'machine'"),
+    ("share_as", 5, "5 is not the name of a shared state"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(CircuitBreakerPolicy, field, written, held, failure_rate=0.5, slow_call=1, half_open_calls=4)
+    others: Any = {"failure_rate": 0.5, "slow_call": 1, "half_open_calls": 4, "share": "machine"}
+    accepts(CircuitBreakerPolicy, field, written, held, **others)
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)

@@ -40,16 +40,16 @@ from policies.test_cache import COMPANIONS
 
 DESIGN = {
     RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
-    "retry_after reraise",
+    "retry_after reraise budget amplification",
     FallbackPolicy: "arg values remember order weights default function on",
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
     "lock_timeout arguments",
-    RateLimitPolicy: "shadow rate burst max_wait cost scope",
+    RateLimitPolicy: "shadow rate burst max_wait cost scope share share_as url on_store_error store_timeout reserve",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
-    "open_for_max half_open_calls half_open_rate trip_on ignore scope",
-    BulkheadPolicy: "shadow max_concurrent max_wait scope",
+    "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as",
+    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",
@@ -69,6 +69,8 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("retry_if_result", named.is_none, "retry", "retry_if_result"),
     ("retry_after", False, "retry", "retry_after"),
     ("reraise", True, "retry", "reraise"),
+    ("budget", 0.1, "retry", "budget"),
+    ("amplification", "allow", "retry", "amplification"),
     ("arg_fallback", "key", "fallback", "arg"),
     ("attempt_timeout", 1.0, "timeout", "attempt"),
     ("cache_ttl", 60.0, "cache", "ttl"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from opero import ConfigError, Policy, RateLimitPolicy
 from policies import named
@@ -22,6 +23,13 @@ GOOD: Good = [
     ("cost", named.cost, named.cost),
     ("cost", "policies.named:cost", named.cost),
     ("scope", "function", "function"),
+    ("share", "redis", "redis"),
+    ("share", "machine", "machine"),
+    ("share_as", " openai ", "openai"),
+    ("url", "redis://h", SecretStr("redis://h")),
+    ("on_store_error", "closed", "closed"),
+    ("store_timeout", "50ms", 0.05),
+    ("reserve", "4", 4),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -39,17 +47,24 @@ BAD: Bad = [
     ("cost", "not a name", "'not a name' is not a cost: use a number > 0, the name of a parameter, or a function"),
     ("cost", None, "None is not a cost"),
     ("scope", "global", "'global' is not one of 'profile', 'function'"),
+    ("share", "disk", "'disk' is not one of 'process', 'machine', 'redis'"),
+    ("share_as", " ", "' ' is not the name of a shared state"),
+    ("url", 5, "a secret must be text, not int"),
+    ("on_store_error", "lokal", "did you mean 'local'?"),
+    ("store_timeout", 0, "use a value > 0"),
+    ("reserve", -1, "greater than or equal to 0"),
+    ("reserve", 19, "reserve .19. has no effect with a burst of 20: both reserve and the rest of burst"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(RateLimitPolicy, field, written, held, rate=1)
+    accepts(RateLimitPolicy, field, written, held, rate=1, burst=20, share="redis")
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
 def test_a_field_rejects_invalid_values_with_a_reason(field: str, wrong: Any, told: str) -> None:
-    refuses(RateLimitPolicy, field, wrong, told, rate=1)
+    refuses(RateLimitPolicy, field, wrong, told, rate=1, burst=20, share="redis")
 
 
 def test_every_field_is_tested_with_good_and_bad_values() -> None:

@@ -35,6 +35,13 @@ GOOD: Good = [
     ("retry_if_result", "policies.named:is_none", named.is_none),
     ("retry_after", False, False),
     ("reraise", True, True),
+    ("budget", "10%", 0.1),
+    ("budget", 1, 1.0),
+    ("budget", "1", 1.0),
+    ("budget", True, 0.2),
+    ("budget", "off", False),
+    ("budget", False, False),
+    ("amplification", "allow", "allow"),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -59,6 +66,12 @@ BAD: Bad = [
     ("retry_if_result", 3, "3 is not callable"),
     ("retry_after", "x", "is not a boolean: use true or false"),
     ("reraise", 2, "is not a boolean: use true or false"),
+    ("budget", 2, "2 is invalid: use a number > 0 and <= 1, such as 0.2, or a percentage"),
+    ("budget", 0, "or false for no budget"),
+    ("budget", "some", "'some' is invalid"),
+    ("budget", float("nan"), "is invalid"),
+    ("amplification", "gard", "did you mean 'guard'"),
+    ("amplification", True, "True is not one of 'guard', 'allow'"),
 ]
 
 
@@ -91,6 +104,8 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "retry_if_result": None,
         "retry_after": True,
         "reraise": False,
+        "budget": None,
+        "amplification": "guard",
     }
     assert repr(policy) == "RetryPolicy()"
 

@@ -173,7 +173,8 @@ def test_each_call_during_reloads_sees_one_configuration(tmp_path: Path) -> None
 
     def write(version: int) -> None:
         (tmp_path / "base.yaml").write_text(
-            f"policies: {{api: {{retry: {{retries: {version}, min_delay: 0}}, fallback: {{default: {version}}}}}}}"
+            f"policies: {{api: {{retry: {{retries: {version}, min_delay: 0, budget: false}}, "
+            f"fallback: {{default: {version}}}}}}}"
         )
 
     write(0)

@@ -97,7 +97,7 @@ def test_the_table_of_events_has_each_with_its_fields_in_their_order() -> None:
 
 def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
     texts = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert len(texts) == 9
+    assert len(texts) == 10
     assert yaml.safe_load(texts[0])["policies"]["orders"].keys() == {"failures"}  # it names functions of an application
     policies: list[Any] = []
     (tmp_path / "base.yaml").write_text(texts.pop(), encoding="utf-8")
@@ -110,10 +110,11 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
         (tmp_path / "base.yaml").write_text(text, encoding="utf-8")
         policies.append(opero.Registry.load(tmp_path, environ={"API_KEY_1": "one", "API_KEY_2": "two"})["api"])
     assert len(policies[0].fallback.values) == 2
-    assert (policies[1].cache.backend, policies[1].cache.tags) == ("redis", ("user:{user_id}",))
-    assert yaml.safe_load(texts[2])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
-    assert policies[3].cache.arguments["ssl_ca_certs"] == "/etc/redis/ca.pem"
-    assert policies[4].cache.ignore == ("session",)
+    assert (policies[1].rate_limit.share, policies[1].bulkhead.share) == ("redis", "machine")
+    assert (policies[2].cache.backend, policies[2].cache.tags) == ("redis", ("user:{user_id}",))
+    assert yaml.safe_load(texts[3])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
+    assert policies[4].cache.arguments["ssl_ca_certs"] == "/etc/redis/ca.pem"
+    assert policies[5].cache.ignore == ("session",)
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pasted import NAMED, blocks, paste, run
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")
-UNNAMED = [text for kind, text in BLOCKS if kind == "python" and not NAMED.match(text)]
+UNNAMED = [text for kind, text in blocks(README) if kind == "python" and not NAMED.match(text)]
 PRINTED = [
     ["3 attempts, the last: no route to host"],
     ["Ada, found with backup"],
@@ -26,42 +23,8 @@ PRINTED = [
 ]
 
 
-def environment() -> dict[str, str]:
-    """The process's own, but for what configures opero and the language."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("OPERO_") and name != "ENVIRONMENT"}
-    return {**own, "LC_ALL": "C.UTF-8"}
-
-
-def run(command: list[str], directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=directory, env={**environment(), **variables}, capture_output=True, text=True, check=False
-    )
-
-
-def shell(command: str, directory: Path) -> str:
-    """What a command of the README prints, with this Python as `python` and this package's `opero`."""
-    variables = {}
-    words = shlex.split(command)
-    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        name, _, variables[name] = words.pop(0).partition("=")
-    programs = {"python": [sys.executable], "opero": [sys.executable, "-m", "opero"], "sed": ["sed"]}
-    done = run([*programs[words[0]], *words[1:]], directory, **variables)
-    assert done.stderr == "", command
-    return done.stdout
-
-
 def test_its_programs_files_and_commands_do_what_it_shows(tmp_path: Path) -> None:
-    commands = 0
-    for kind, text in BLOCKS:
-        if named := NAMED.match(text):
-            path = tmp_path / named[1]
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        elif kind == "console":
-            for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-                assert shell(command, tmp_path).splitlines() == shown.splitlines(), command
-                commands += 1
-    assert commands == 7
+    assert paste(README, tmp_path) == 7
 
 
 @pytest.mark.parametrize(("code", "printed"), list(zip(UNNAMED, PRINTED, strict=True)))
@@ -82,7 +45,7 @@ def test_its_links_lead_to_files() -> None:
 def test_its_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"\bmake (\w+)", README))
-    assert {"demo", "test", "bench", "chaos"} == targets
+    assert {"demo", "test", "docs", "bench", "chaos"} == targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 

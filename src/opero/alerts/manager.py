@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,6 @@ from opero.policies.alert import Alert
 from opero.policies.refusals import made
 from opero.runtime.clock import SYSTEM, default_clock
 from opero.runtime.forking import RenewedLock
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.observe.stats import Stats
@@ -30,7 +30,7 @@ MOST_LISTED = 50
 _counts_of: Callable[[Any], Any] = attrgetter(*Counts._fields)
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class AlertStatus:
     """The state of an alert.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.binding.canary import build_with, main_of, migrate, put_in_force, rebuild_with
 from opero.binding.disabled import is_suspended, plain
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from opero.runtime.functions import FunctionKind
     from opero.values import Tuning
 
+    class Owner(Protocol):
+        """Knows the policies of bindings, and the executors that they share: a registry."""
+
+        def _resolve(self, binding: Binding, /) -> None: ...
+        def _provider(self, declaration: Declaration, /) -> ExecutorProvider | None: ...
+
+
 CHECKED_BY_BUILDING = ("cache", "fallback", "rate_limit")
 """Kinds of policy that may not fit a function in a way that only building its pipeline shows."""
 
@@ -46,11 +53,12 @@ class Binding:
 
     Args:
         function: the function as its user wrote it.
-        policy: what should happen around it; None if only `resolve` knows.
-        resolve: finds the effective policy and enforces it, when it is first needed. Default: `policy` holds at once.
+        policy: what should happen around it; None if only its owner knows.
+        owner: finds the effective policy and enforces it, when it is first needed. Default: `policy` holds at once.
         declaration: what code states about the function, for its registry.
         clock: the source of time and randomness. Default: the system's.
-        provider: returns the executors that several functions share. Default: this function has its own.
+        provider: returns the executors that several functions share. Default: the owner's; without an owner, this
+            function has its own.
         stats: counts to continue. Default: new ones.
 
     Attributes:
@@ -64,6 +72,7 @@ class Binding:
         own_policy: the policy that code states, if it names no profile; else None.
         tuning: the result of `tune`, if it was called.
         canaries: profile → the counts of the calls that ran on it as a canary; None if there were none.
+        is_late: whether its owner has not been asked for its policy yet, as nothing has needed it.
 
     Raises:
         ConfigError: the policy does not fit the function.
@@ -71,17 +80,17 @@ class Binding:
 
     __slots__ = (
         "__weakref__",
-        "_ask",
         "_behind",
+        "_owner",
         "_prepared",
         "_provider",
-        "_resolve",
         "callable",
         "canaries",
         "declaration",
         "direct_pipeline",
         "entry",
         "is_checked",
+        "is_late",
         "own_policy",
         "pipeline",
         "target",
@@ -93,7 +102,7 @@ class Binding:
         function: Callable[..., Any],
         policy: Policy | None,
         *,
-        resolve: Callable[[Binding], None] | None = None,
+        owner: Owner | None = None,
         declaration: Declaration | None = None,
         clock: Clock | None = None,
         provider: ExecutorProvider | None = None,
@@ -114,18 +123,18 @@ class Binding:
         self.is_checked = self.target.kind != "sync"
         self._behind: Pipeline | None = None  # what calls run on once the result of one has been checked
         self._provider = provider
-        self._ask = resolve
-        self._resolve: Callable[[Binding], None] | None = resolve
+        self._owner = owner
+        self.is_late = owner is not None
         self._prepared: Pipeline | None = None
         if policy is not None:
-            if resolve is None and policy.active("canary") is not None:
+            if owner is None and policy.active("canary") is not None:
                 raise ConfigError(f"{self.target.name}: a canary names a profile; bind the function by its registry")
             # A policy that does not fit is reported at once, even if the registry will be asked later.
-            if resolve is None or any(policy.active(kind) is not None for kind in CHECKED_BY_BUILDING):
-                self._prepared = self._build(policy, provider, None, profile)
+            if owner is None or any(policy.active(kind) is not None for kind in CHECKED_BY_BUILDING):
+                self._prepared = self._build(policy, self._executor_provider, None, profile)
             else:
                 check(self.target, policy)
-        if resolve is None and self._prepared is not None:
+        if owner is None and self._prepared is not None:
             self._enforce(self._prepared)
         else:
             self._publish(unresolved(self, None))
@@ -171,11 +180,6 @@ class Binding:
         return self.target.kind in ("async", "async_generator")
 
     @property
-    def is_late(self) -> bool:
-        """Whether its registry has not been asked for its policy yet, as nothing has needed it."""
-        return self._resolve is not None
-
-    @property
     def known_policy(self) -> Policy | None:
         """The policy as far as it is known without asking a registry; None if it is not."""
         return self.own_policy if self.is_late else self.pipeline.policy
@@ -195,9 +199,9 @@ class Binding:
             ConfigError: the profile does not fit the function.
         """
         # No lock is held: resolving may import modules that call this very function, in other threads as well.
-        resolve = self._resolve
-        if resolve is not None:
-            resolve(self)
+        if self.is_late:
+            assert self._owner is not None
+            self._owner._resolve(self)
         return main_of(self._behind or self.pipeline)
 
     def swap(self, policy: Policy) -> None:
@@ -207,7 +211,7 @@ class Binding:
             ConfigError: the policy does not fit the function; the old one stays in force.
         """
         self.enforce(self.prepare(policy))
-        if self._ask is None:
+        if self._owner is None:
             self.own_policy = policy
 
     def prepare(
@@ -233,7 +237,14 @@ class Binding:
         is_prepared = prepared is not None and prepared.policy == policy and prepared.profile == profile
         if prepared is not None and is_prepared and provider is None and trial is None:
             return prepared
-        return self._build(policy, provider or self._provider, self.pipeline, profile, trial)
+        return self._build(policy, provider or self._executor_provider, self.pipeline, profile, trial)
+
+    @property
+    def _executor_provider(self) -> ExecutorProvider | None:
+        if self._owner is None or self._provider is not None:
+            return self._provider
+        assert self.declaration is not None
+        return self._owner._provider(self.declaration)
 
     def _build(
         self,
@@ -255,7 +266,7 @@ class Binding:
     def settle(self, prepared: Pipeline) -> None:
         """Put in force what the first call resolved, unless another thread did so before."""
         with _changing:
-            if self._resolve is not None:
+            if self.is_late:
                 self._enforce(prepared)
 
     def forget(self) -> None:
@@ -264,7 +275,7 @@ class Binding:
             self._ask_again(self.pipeline)
 
     def _ask_again(self, before: Pipeline | None) -> None:
-        self._resolve, self._behind = self._ask, None
+        self.is_late, self._behind = self._owner is not None, None
         self._publish(unresolved(self, before))
         self.stats.count_bare(False)
         if self.callable is not None:
@@ -278,12 +289,12 @@ class Binding:
         """
         with _changing:
             before, self.target = self.target, replace(self.target, clock=clock or self.target.clock)
-            if self._ask is not None:
+            if self._owner is not None:
                 self._prepared = None
                 self._ask_again(None)
             elif self.own_policy is not None:
                 try:
-                    renewed = self._build(self.own_policy, self._provider, None, self.stats.policy)
+                    renewed = self._build(self.own_policy, self._executor_provider, None, self.stats.policy)
                 except BaseException:
                     self.target = before
                     raise
@@ -294,12 +305,12 @@ class Binding:
         """Call another function of the same kind and parameters from now on, under the same policy and state."""
         with _changing:
             self.target, self._prepared = replace(self.target, function=function), None
-            if self._resolve is None:
+            if not self.is_late:
                 self._enforce(rebuild_with(self.target, self._behind or self.pipeline))
 
     def late_policy(self) -> LatePolicy:
         """Return a stand-in for the policy, resolved when something of it is used."""
-        return LatePolicy(lambda: self.policy)
+        return LatePolicy(self)
 
     def enforce(self, prepared: Pipeline) -> None:
         """Put in force what `prepare` returned. State migrates as `opero.executors.state` says; this cannot fail."""
@@ -312,7 +323,7 @@ class Binding:
             pipeline = migrate(self.target, held, pipeline)
         self._behind = None if self.is_checked else pipeline
         self._publish(pipeline if self.is_checked else first(self, pipeline))
-        self._resolve = self._prepared = None
+        self.is_late, self._prepared = False, None
         self.stats.policy = pipeline.profile
         put_in_force(held, pipeline)
         if self.callable is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from opero.binding.pipeline import build, migrate_limits, migrate_state, rebuild
 from opero.errors import ConfigError
 from opero.runtime.functions import argument_of
 from opero.runtime.generators import Started
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.invocation import Pipeline
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     """Returns what counts the calls of a function on another profile."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """What a share of the calls of a function runs on. Equal if nothing changes for the function.
 
@@ -47,7 +46,7 @@ class Trial:
     provider: ExecutorProvider | None = field(compare=False)
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Canary:
     """The two pipelines of a function.
 

@@ -43,7 +43,7 @@ def first(resolver: Resolver, pipeline: Pipeline) -> Pipeline:
 
 def _call_and_check(resolver: Resolver, /, *args: Any, **kwargs: Any) -> Any:
     pipeline = resolver.begin_check()
-    call = timed(pipeline.stats)
+    call = timed(pipeline)
     try:
         result = run(pipeline, call, args, kwargs)
         resolver.accept(result)
@@ -55,6 +55,17 @@ def _call_and_check(resolver: Resolver, /, *args: Any, **kwargs: Any) -> Any:
         settle(call)
 
 
+def reraise(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Call | None) -> Any:
+    """Raise an exception that has been handled on another pipeline already."""
+    try:
+        raise error
+    except Exception:
+        trim(error)
+        raise
+    finally:
+        del error
+
+
 def unresolved(resolver: Resolver, before: Pipeline | None) -> Pipeline:
     """Build a pipeline whose first call resolves the real one, and runs on that from beginning to end.
 
@@ -62,26 +73,48 @@ def unresolved(resolver: Resolver, before: Pipeline | None) -> Pipeline:
         resolver: finds the real pipeline.
         before: the pipeline whose state is to continue, or None.
     """
-    function = MethodType(_resolve_and_call_async if resolver.is_async else _resolve_and_call, resolver)
-    return Pipeline(
-        function=function,
-        layer=function,  # never called, as there is a function
-        hit=None,
-        fail=reraise,
-        whole=function,
-        stats=resolver.stats,
-        policy=_no_policy(),
-        executors=NOTHING if before is None else before.executors,
-        own=NONE if before is None else before.own,
-        canary=None if before is None else before.canary,
-        profile=resolver.stats.policy,
-        is_exact=True,  # the real one may be
-        is_resolved=False,
-    )
+    return _Unresolved(resolver, before)  # type: ignore[return-value]
 
 
 NOTHING: Mapping[str, Any] = {}
 NONE: frozenset[str] = frozenset()
+
+
+class _Unresolved:
+    """A pipeline whose calls resolve the real one. It is small, as most functions are bound and never called."""
+
+    __slots__ = ("canary", "executors", "own", "resolver")
+
+    hit = check = classifier = hooks = None
+    is_exact = True  # the real one may be
+    is_resolved = False
+
+    def __init__(self, resolver: Resolver, before: Pipeline | None) -> None:
+        self.resolver = resolver
+        self.executors = NOTHING if before is None else before.executors
+        self.own = NONE if before is None else before.own
+        self.canary = None if before is None else before.canary
+
+    @property
+    def function(self) -> Any:
+        return MethodType(_resolve_and_call_async if self.resolver.is_async else _resolve_and_call, self.resolver)
+
+    layer = whole = function  # never called, as there is a function
+
+    @property
+    def stats(self) -> Stats:
+        return self.resolver.stats
+
+    @property
+    def policy(self) -> Policy:
+        return _no_policy()
+
+    @property
+    def profile(self) -> str:
+        return self.resolver.stats.policy
+
+    fail = staticmethod(reraise)
+    start, checked, stream_failed, cache = Pipeline.start, Pipeline.checked, Pipeline.stream_failed, Pipeline.cache
 
 
 def _resolve_and_call(resolver: Resolver, /, *args: Any, **kwargs: Any) -> Any:
@@ -100,17 +133,6 @@ async def _resolve_and_call_async(resolver: Resolver, /, *args: Any, **kwargs: A
         resolver.stats.calls -= 1
         return await entry.function(*args, **kwargs)
     return await observed_async(resolver.begin_check(), args, kwargs)  # which may choose between two
-
-
-def reraise(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Call | None) -> Any:
-    """Raise an exception that has been handled on another pipeline already."""
-    try:
-        raise error
-    except Exception:
-        trim(error)
-        raise
-    finally:
-        del error
 
 
 @functools.cache

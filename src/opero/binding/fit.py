@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.arguments import check_cost_parameter, check_functions_of_calls
 from opero.errors import ConfigError
 from opero.runtime.functions import argument_of, full_name, kind_of, short_name
 
@@ -27,6 +28,8 @@ AWAITED = {
 NEVER_AWAITED = {"cache": ("errors",), "failures": ("classify",)}
 """The same for functions that are called where nothing can wait."""
 
+NAMING_PARAMETERS = ("fallback", "rate_limit", "canary")
+"""Kinds of policy with a field that names a parameter of the function."""
 TO_CHOOSE = "to choose a canary by"
 
 
@@ -36,6 +39,10 @@ def check(target: Target, policy: Policy) -> None:
     Raises:
         ConfigError: the policy does not fit.
     """
+    traits = target.traits
+    reason = traits.refusal(policy) if traits.refusal is not None else None
+    if reason is not None:
+        raise ConfigError(f"{target.name}: {reason}")
     if target.kind in ("generator", "async_generator"):
         reasons = {
             "cache": "it yields items one by one and has no result to keep; cache a function that returns a list",
@@ -57,6 +64,7 @@ def check(target: Target, policy: Policy) -> None:
             )
     if fallback is not None and not fallback.function and fallback.has_result:
         _check_default(fallback.default, target)
+    check_functions_of_calls(policy, target.function)
     for fields, is_awaited in ((AWAITED, target.is_async), (NEVER_AWAITED, False)):
         for kind, names in fields.items():
             own = policy.active(kind)
@@ -99,8 +107,9 @@ def check_fit(target: Target, policy: Policy) -> None:
         ConfigError: the policy does not fit.
     """
     check(target, policy)
-    active = {kind: fields for kind, fields in policy.fields().items() if policy.active(kind) is not None}
-    check_arguments(active, target.function)
+    named = {kind: own._given() for kind in NAMING_PARAMETERS if (own := policy.active(kind)) is not None}
+    if named:
+        check_arguments(named, target.function)
     cache = policy.active("cache")
     if cache is not None:
         _check_cache(cache, target)
@@ -114,6 +123,12 @@ def _check_cache(policy: CachePolicy, target: Target) -> None:
 
     if not policy.is_in_memory:
         Identity(target.function, policy)
+        if policy.key is None:
+            from opero.cache.keyless import keyless_parameter
+
+            lacking = keyless_parameter(target.function, is_method=target.is_method, ignore=policy.ignore)
+            if lacking:
+                raise ConfigError(f"{target.name}: {lacking}")
     if policy.serializer == "typed":
         from opero.cache.typed import TypedValues
 
@@ -140,9 +155,29 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
     if by is not None:
         argument_of(function, by, TO_CHOOSE)
     if isinstance(cost, str) and ":" not in cost:
-        from opero.executors.rate_limit import cost_function
+        from opero.executors.costs import cost_function
 
         cost_function(cost, function)
+        check_cost_parameter(cost, function)
+
+
+def check_mode(mode: Any, name: str, *, is_async: bool) -> None:
+    """Check that a mode can run sync functions, or async ones.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if is_async and mode in ("thread", "process"):
+        raise ConfigError(
+            f"{name} is an async function, which mode {mode!r} cannot run; use mode='async', or 'async_process' for "
+            "event loops in worker processes"
+        )
+    if not is_async and mode in ("async", "async_process"):
+        serves = "thread" if mode == "async" else "process"
+        other = "process" if mode == "async" else "thread"
+        raise ConfigError(
+            f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
+        )
 
 
 def check_own(policy: Policy | None, function: Any, fields: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -162,7 +197,10 @@ def check_own(policy: Policy | None, function: Any, fields: Mapping[str, Any] = 
         active = policy.active("timeout")
         idle = None if active is None else active.idle
     function = getattr(function, "__func__", function)
-    if idle is not None and not kind_of(function).endswith("generator"):
+    mode, kind = (fields.get("parallel") or {}).get("mode"), kind_of(function)
+    if mode is not None and not kind.endswith("generator"):
+        check_mode(mode, short_name(function), is_async=kind == "async")
+    if idle is not None and not kind.endswith("generator"):
         raise ConfigError(
             f"{short_name(function)} is not a generator function: it has no items for timeout.idle to wait for; use "
             "timeout.attempt or timeout.total"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,10 +13,10 @@ from opero.binding.observed import observed, observed_async
 from opero.errors import FailedResponseError, RejectedError
 from opero.executors.call import MISS, Call, abandon
 from opero.failures.kinds import ORDINARY
+from opero.runtime import deadlines
 from opero.runtime.generated import ANY, Parameters, code
 from opero.runtime.interruption import interruptible
 from opero.runtime.tracebacks import trim
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.target import Target
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """The layers of a call, as one configuration built them.
 
@@ -51,6 +53,9 @@ class Pipeline:
         is_exact: whether something else than the function receives the arguments as well, such as a cache's own key
             function: they have to be passed on by position or name just as the caller did.
         is_resolved: whether calls run on it; false if they only find another one to run on.
+        monotonic: that of the function's clock.
+        inherits: whether calls inherit deadlines. Those of a function without a policy, or with nothing but a fallback
+            result, do not: so it is while opero is switched off.
     """
 
     function: Callable[..., Any] | None
@@ -69,11 +74,15 @@ class Pipeline:
     canary: Canary | None = None
     is_exact: bool = False
     is_resolved: bool = True
+    monotonic: Callable[[], float] = time.monotonic
+    inherits: bool = False
 
     @interruptible
     def start(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Start a call: return its result, or for an async function an awaitable."""
         if self.function is not None:
+            if call.inherited is not None:
+                call.check_time()
             return self.function(*args, **kwargs)
         return self.layer(call, args, kwargs)
 
@@ -134,7 +143,7 @@ CALL = """
     _calls = stats.calls + 1
     stats.calls = _calls
     _pipeline = holder.{pipeline}
-    if _calls >= stats.sample_at and _pipeline.is_resolved:
+    if (_calls >= stats.sample_at or (has_deadlines and deadline() is not None)) and _pipeline.is_resolved:
         return {await_}observed{suffix}(_pipeline, {args}, {kwargs})
     try:
         _function = _pipeline.function
@@ -175,10 +184,12 @@ NAMESPACE = {
     "ORDINARY": ORDINARY,
     "Call": Call,
     "abandon": abandon,
+    "deadline": deadlines.current.get,
     "observed": observed,
     "observed_async": observed_async,
 }
 """The other names in it."""
+deadlines.use.show_in(NAMESPACE)
 
 
 class Entry:
@@ -261,6 +272,8 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
 
     @interruptible
     def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
         stats.executed += 1
         return function(*args, **kwargs)
 
@@ -269,6 +282,8 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
 
     @interruptible
     def invoke_checked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
         stats.executed += 1
         result = function(*args, **kwargs)
         if type(result) not in ORDINARY:
@@ -276,6 +291,8 @@ def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any
         return result
 
     async def invoke_checked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
         stats.executed += 1
         result = await function(*args, **kwargs)
         if type(result) not in ORDINARY:

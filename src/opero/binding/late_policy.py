@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from opero.policies.policy import Policy
+
+
+class HasPolicy(Protocol):
+    @property
+    def policy(self) -> Policy: ...
 
 
 class LatePolicy:
     """Behaves as the effective `Policy`, which is resolved when something of it is first used.
 
     Args:
-        resolve: returns the effective policy.
+        binding: its `policy` is the effective one.
     """
 
-    def __init__(self, resolve: Callable[[], Policy]) -> None:
-        self._resolve = resolve
+    __slots__ = ("__weakref__", "_binding")
+
+    def __init__(self, binding: HasPolicy) -> None:
+        self._binding = binding
+
+    def _resolve(self) -> Policy:
+        return self._binding.policy
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

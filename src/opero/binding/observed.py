@@ -1,6 +1,6 @@
-"""Calls on the slower path: the first of a function, a sample of the others, and all while their ends have listeners.
+"""Calls on the slower path: the first ones, a sample, those under a deadline, and all while their ends have listeners.
 
-They are timed, and deliver `CallSucceeded`; `Stats` delivers `CallFailed`.
+All but those under a deadline are timed, and deliver `CallSucceeded`; `Stats` delivers `CallFailed`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from opero.events import CallSucceeded
 from opero.executors.call import MISS, Call, abandon
 from opero.failures.kinds import ORDINARY
 from opero.observe.tracing import begin, follow, recording
+from opero.runtime import deadlines
 from opero.runtime.generators import Started
 from opero.runtime.interruption import interruptible
 from opero.runtime.log import log
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
         @property
         def stats(self) -> Stats: ...
+        @property
+        def monotonic(self) -> Callable[[], float]: ...
+        @property
+        def inherits(self) -> bool: ...
         @property
         def executors(self) -> Mapping[str, Any]: ...
         @property
@@ -84,10 +89,13 @@ def told(method: Callable[..., Any], *args: Any) -> Any:
         return None
 
 
-def timed(stats: Stats) -> Call:
+def timed(pipeline: Pipeline) -> Call:
     """Return a new call that is timed. `settle` has to follow, however the call ends."""
+    stats = pipeline.stats
     call = Call()
     call.stats = stats
+    if deadlines.use.has_begun and pipeline.inherits:
+        call.inherit(pipeline.monotonic)
     if observers:
         seen = [(each, told(each.begin, stats)) for each in observers]
         call.observed = tuple([each for each in seen if each[1] is not None])
@@ -98,9 +106,15 @@ def timed(stats: Stats) -> Call:
     return call
 
 
-def begun(stats: Stats) -> Call:
+def begun(pipeline: Pipeline) -> Call:
     """Return a new call, which is timed if its turn has come or there is a listener; `settle` has to follow."""
-    return timed(stats) if stats.calls >= stats.sample_at else Call.of(stats)
+    stats = pipeline.stats
+    if stats.calls >= stats.sample_at:
+        return timed(pipeline)
+    call = Call.of(stats)
+    if deadlines.use.has_begun and pipeline.inherits:
+        call.inherit(pipeline.monotonic)
+    return call
 
 
 def settle(call: Call) -> None:
@@ -153,13 +167,15 @@ def run(pipeline: Pipeline, call: Call, args: tuple[Any, ...], kwargs: Mapping[s
 
 @interruptible
 def observed(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Make a call that is timed, and deliver the event of its end."""
-    call = timed(pipeline.stats)
+    """Make a call that is timed or has a deadline, and deliver the event of its end."""
+    call = begun(pipeline)
     try:
         try:
             hit, function = pipeline.hit, pipeline.function
             result = MISS if hit is None else hit(*args, **kwargs)  # which counts requests
             if result is MISS and function is not None:
+                if call.inherited is not None:
+                    call.check_time()
                 result = function(*args, **kwargs)
                 if pipeline.check is not None and type(result) not in ORDINARY:
                     pipeline.check(result)
@@ -178,13 +194,15 @@ def observed(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 async def observed_async(pipeline: Pipeline, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Make a call of an async function that is timed, and deliver the event of its end."""
-    call = timed(pipeline.stats)
+    """Make a call of an async function that is timed or has a deadline, and deliver the event of its end."""
+    call = begun(pipeline)
     try:
         try:
             hit, function = pipeline.hit, pipeline.function
             result = MISS if hit is None else hit(*args, **kwargs)
             if result is MISS and function is not None:
+                if call.inherited is not None:
+                    call.check_time()
                 result = await function(*args, **kwargs)
                 if pipeline.check is not None and type(result) not in ORDINARY:
                     pipeline.check(result)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.fit import check
 from opero.binding.invocation import Pipeline, failing, innermost
 from opero.binding.observed import attempt_wrappers
+from opero.executors.state.stated import sharing
 from opero.runtime.functions import is_async_function
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def build(
         classifier=classifier,
         hooks=_hooks(target, policy, profile),
         is_exact=_passes_arguments(policy),
+        monotonic=target.clock.monotonic,
+        inherits=not executors.keys() <= {"fallback"},
     )
 
 
@@ -202,7 +205,7 @@ def _passes_arguments(policy: Policy) -> bool:
 
 
 def _limit(pipeline: Pipeline, kind: str) -> Any:
-    executor = pipeline.executors["values" if kind == "fallback" else kind]
+    executor = pipeline.executors[{"fallback": "values", "retry": "retry_budget"}.get(kind, kind)]
     return executor.limiter if kind == "rate_limit" else executor
 
 
@@ -225,15 +228,16 @@ def _executors(
 
     def shareable(policy: Any, executor: Callable[[Any, Any, str], Any]) -> Any:
         def make(shared_name: str | None = None) -> Any:
-            if shared_name is not None:
-                made = executor(policy, clock, shared_name)
-                made.origin = {"policy": shared_name}
-                return made
-            own.add(policy.kind)
-            kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
-            made = kept if kept is not None and kept.policy == policy else executor(policy, clock, name)
-            made.origin = {"function": target.stats.function, "policy": profile}
-            return made
+            origin = {"function": target.stats.function, "policy": profile}
+            if shared_name is None:
+                own.add(policy.kind)
+                kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
+                if kept is not None and kept.policy == policy:
+                    kept.origin = origin
+                    return kept
+            made = executor(policy, clock, shared_name or name)
+            made.origin = origin if shared_name is None else {"policy": shared_name}
+            return sharing(made, shared_name or target.stats.function)
 
         return make() if provider is None else provider(policy, clock, make)
 
@@ -267,6 +271,11 @@ def _executors(
         one_shot = OneShotArguments(target.function, is_method=target.is_method)
     if retry or (fallback and fallback.arg):
         executors.update(_retrying(target, retry, fallback, classifier, shareable, one_shot))
+    if retry and (profile if retry.budget is None else retry.budget is not False):
+        from opero.executors.retry_budget import RetryBudget
+
+        budget = executors["retry_budget"] = executors["retry"].budget = shareable(retry, RetryBudget)
+        budget.serve(target.stats)
     if watched and watched.shadow:
         from opero.executors.retry import RetryExecutor
         from opero.executors.shadow import ShadowRetry
@@ -313,7 +322,8 @@ def _retrying(
 
     clock, name, retry = target.clock, target.name, retry or RetryPolicy(retries=0)
     if fallback is None or not fallback.arg:
-        return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot)}
+        why_once = target.traits.why_once
+        return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot, why_once)}
     from opero.executors.fallback import Alternatives
 
     alternatives = Alternatives(fallback.arg, target.function, fallback.on, classifier, fallback.values)

@@ -47,25 +47,24 @@ class Roster:
     def __init__(self) -> None:
         with _all_lock:
             _all.add(self)
-        self._held: dict[int, weakref.KeyedRef[int, Binding]] = {}
+        self._held: dict[weakref.ref[Binding], None] = {}
         self._on_gone = self._forget  # one for all
         self._lock = RenewedLock()  # reentrant: a weak reference may be cleared while this thread holds the lock
 
     def add(self, binding: Binding) -> None:
         with self._lock:
-            self._held[id(binding)] = weakref.KeyedRef(binding, self._on_gone, id(binding))
+            self._held[weakref.ref(binding, self._on_gone)] = None
 
-    def _forget(self, gone: weakref.KeyedRef[int, Binding]) -> None:
-        if self._held.get(gone.key) is gone:  # another binding may have the same address by now
-            self._held.pop(gone.key, None)
+    def _forget(self, gone: weakref.ref[Binding]) -> None:
+        self._held.pop(gone, None)  # bindings compare by identity, and so does what is left of them
 
     def discard(self, binding: Binding) -> None:
-        self._held.pop(id(binding), None)
+        self._held.pop(weakref.ref(binding), None)
 
     def bindings(self) -> list[Binding]:
         """Return the bindings that are still alive."""
         with self._lock:
-            references = list(self._held.values())
+            references = list(self._held)
         return [binding for reference in references if (binding := reference()) is not None]
 
 

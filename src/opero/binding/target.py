@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.observe.stats import Stats
 from opero.runtime.clock import default_clock
 from opero.runtime.functions import is_method, kind_of, short_name
-from opero.structs import struct
 
 if TYPE_CHECKING:
+    from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
     from opero.runtime.functions import FunctionKind
 
 
-@struct(frozen=True, slots=True)
+TRAITS = "__opero_traits__"
+"""The attribute of a function that has its traits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What holds for a function whatever policy it has: those by which opero goes under clients say it of themselves.
+
+    Attributes:
+        refusal: returns why a policy does not fit, with the cure; None if it fits.
+        why_once: called with the exception of a failed attempt and the arguments: returns why the call must not be
+            repeated, although the policy would; None if it may be.
+    """
+
+    refusal: Callable[[Policy], str | None] | None = None
+    why_once: Callable[..., str | None] | None = None
+
+
+NO_TRAITS = Traits()
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One function that a policy is bound to.
 
@@ -53,6 +75,12 @@ class Target:
             clock or default_clock(),
             stats,
         )
+
+    @property
+    def traits(self) -> Traits:
+        """What holds for the function whatever policy it has."""
+        traits: Traits = getattr(self.function, TRAITS, NO_TRAITS)
+        return traits
 
     @property
     def is_async(self) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import FunctionType
 
 
-def _is_value(kind: Any) -> bool:
+def is_value(kind: Any) -> bool:
     """Return whether instances of a class compare by value and are hashable."""
     return kind.__eq__ is not object.__eq__ and kind.__hash__ is not None
 
@@ -218,4 +218,4 @@ def instance_key(instance: Any) -> Hashable:
     own = getattr(instance, "__opero_key__", None)
     if own is not None:
         return kind, freeze(own() if callable(own) else own)
-    return freeze(instance) if _is_value(kind) else (kind, token_of(instance))
+    return freeze(instance) if is_value(kind) else (kind, token_of(instance))

@@ -22,7 +22,6 @@ from opero.cache.database import FILE, make_directory
 from opero.cache.identity import Identity
 from opero.cache.leases import LEASE
 from opero.cache.outage import StoreBreaker
-from opero.cache.redis_address import place_of
 from opero.cache.serializers import Codec
 from opero.cache.settings import CacheSettings
 from opero.cache.shared_store import SharedStore
@@ -33,6 +32,7 @@ from opero.policies.types import approximate_duration
 from opero.runtime.forking import RenewedLock
 from opero.runtime.functions import full_name
 from opero.runtime.log import log
+from opero.runtime.redis_address import place_of
 from opero.runtime.trusted_paths import distrusted
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Circuit breaker for cache stores: after a failure, it probes the store, or its writes, with exponential backoff."""
+"""Circuit breaker for stores: after a failure, it probes the store, or its writes, with exponential backoff."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from opero.errors import describe
 from opero.events import CacheFailed, CacheRestored
@@ -16,6 +16,7 @@ from opero.runtime.forking import RenewedLock, renew_in_child
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
+    from opero.events import Event
     from opero.observe.stats import Stats
     from opero.runtime.clock import Clock
 
@@ -41,8 +42,47 @@ class User(Protocol):
         """Write a few bytes; fails if the store accepts no writes."""
 
 
-class _Rest:
-    """When a kind of operations is tried again after a failure: in 1 s, then in 2, 4, … up to 30 s.
+class Words(NamedTuple):
+    """How failures of a store are told.
+
+    Attributes:
+        failed, restored: texts about the failure, with the reason, and about the recovery.
+        next: what comes after the pause.
+        store: the field of records and events that has the store's name.
+        what: the kind of failure, as in `CacheFailed`; None where the events have no such field.
+        records: the names of the records.
+        events: the classes of the events.
+    """
+
+    failed: str
+    restored: str
+    next: str = "probe"
+    store: str = "cache"
+    what: str | None = None
+    records: tuple[str, str] = ("cache_failed", "cache_restored")
+    events: tuple[type[Event], type[Event]] = (CacheFailed, CacheRestored)
+
+    def fields(self, name: str) -> dict[str, Any]:
+        return {self.store: name} if self.what is None else {self.store: name, "what": self.what}
+
+
+UNAVAILABLE = Words(
+    "cache store failed ({}); functions run without it", "cache store is available again", what="unavailable"
+)
+READ_ONLY = Words(
+    "cache store accepts no writes ({}); results are read from it, but not stored",
+    "cache store accepts writes again",
+    next="try",
+    what="read_only",
+)
+
+
+class Rest:
+    """When a kind of operations is tried again after a failure: by default in 1 s, then in 2, 4, … up to 30 s.
+
+    Args:
+        words: how its failures are told.
+        first, longest: seconds of the first pause, and of the longest one.
 
     Attributes:
         failures: how many tries have failed in a row; 0 while operations are not at rest.
@@ -50,7 +90,10 @@ class _Rest:
         reason: the last failure, in one line; "" while operations are not at rest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, words: Words, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> None:
+        self.words = words
+        self.first = first
+        self.longest = longest
         self.failures = 0
         self.skipped = 0
         self.reason = ""
@@ -59,7 +102,7 @@ class _Rest:
 
     @property
     def pause(self) -> float:
-        return float(min(FIRST_PAUSE * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE))
+        return float(min(self.first * 2 ** min(self.failures - 1, 10), self.longest))
 
     def skips(self, now: float) -> bool:
         """Return whether to leave an operation out, and count it; otherwise it is the next try."""
@@ -86,7 +129,48 @@ class _Rest:
         return skipped
 
 
-class StoreBreaker(Emitter):
+class Breaker(Emitter):
+    """Tells of the failures of a store, once, and of its recovery.
+
+    Args:
+        name: the store's name, for messages.
+        clock: the source of time.
+    """
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self._lock = threading.RLock()
+        renew_in_child(self, "_lock")
+
+    def failed(self, rest: Rest, error: Exception, *, is_probe: bool) -> None:
+        """Let operations rest after a failure, and tell of it if it is the first one."""
+        with self._lock:
+            first = rest.failures == 0
+            if not first and not is_probe:
+                return  # it was running when another operation failed
+            rest.begin(describe(error), self.clock.monotonic())
+            pause = rest.pause
+        if first:
+            words = rest.words
+            text = f"{words.failed.format(rest.reason)}, next {words.next} in {approximate_duration(pause)}"
+            fields = words.fields(self.name) | {"error": error}
+            log(words.records[0], "%s: %s", self.name, text, clock=self.clock, **fields)
+            emit(words.events[0], self.hooks, message=text, **fields)
+
+    def restored(self, rest: Rest) -> None:
+        """Let operations rest no longer, and tell of it if they did."""
+        with self._lock:
+            if not rest.failures:
+                return
+            skipped = rest.end()
+        text = f"{rest.words.restored}; {skipped} operations were skipped"
+        fields = rest.words.fields(self.name) | {"skipped": skipped}
+        log(rest.words.records[1], "%s: %s", self.name, text, clock=self.clock, **fields)
+        emit(rest.words.events[1], self.hooks, message=text, **fields)
+
+
+class StoreBreaker(Breaker):
     """Runs a store's operations, and leaves them out for a while after a failure: 1 s, then 2, 4, … up to 30 s.
 
     After each pause one operation probes the store; all others are left out until a probe succeeds.
@@ -106,14 +190,11 @@ class StoreBreaker(Emitter):
     """
 
     def __init__(self, name: str, clock: Clock, limit: Callable[..., Any] | None = None) -> None:
-        self.name = name
-        self.clock = clock
+        super().__init__(name, clock)
         self.limit = limit
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
         self._refused = ThrottledFailure("refused", name, clock)
-        self._lock = threading.RLock()
-        self._all, self._writes = _Rest(), _Rest()
-        renew_in_child(self, "_lock")
+        self._all, self._writes = Rest(UNAVAILABLE), Rest(READ_ONLY)
 
     @property
     def trouble(self) -> str:
@@ -141,12 +222,12 @@ class StoreBreaker(Emitter):
             result = operation(*args) if self.limit is None else self.limit(operation, *args)  # a call less, for hits
         except Exception as error:  # noqa: BLE001  # a store may raise anything
             if not self._answers(error, OUTAGES):
-                self._failed(error, is_probe=is_probe)
+                self.failed(self._all, error, is_probe=is_probe)
                 return default
             self._refuse(error)
             result = default
         if self._all.failures:
-            self._recovered()
+            self.restored(self._all)
         return result
 
     def write(self, default: T, operation: Callable[..., T], *args: Any) -> T:
@@ -158,17 +239,17 @@ class StoreBreaker(Emitter):
             result = self._run(operation, args)
         except Exception as error:  # noqa: BLE001  # as above
             if not self._answers(error, SLOW):
-                self._failed(error, is_probe=is_probe)
+                self.failed(self._all, error, is_probe=is_probe)
                 return default
             if not self._accepts_writes(error):
-                self._recovered()
-                self._failed_to_write(error, is_probe=tries)
+                self.restored(self._all)
+                self.failed(self._writes, error, is_probe=tries)
                 return default
             self._refuse(error)
             result = default
         if self._all.failures or self._writes.failures:
-            self._recovered()
-            self._writes_recovered()
+            self.restored(self._all)
+            self.restored(self._writes)
         return result
 
     def delete(self, default: T, operation: Callable[..., T], *args: Any) -> T:
@@ -183,11 +264,11 @@ class StoreBreaker(Emitter):
             result = self._run(operation, args)
         except Exception as error:  # noqa: BLE001  # as above
             if not self._answers(error, SLOW):
-                self._failed(error, is_probe=is_probe)
+                self.failed(self._all, error, is_probe=is_probe)
                 return default
             self._refuse(error)
             result = default
-        self._recovered()
+        self.restored(self._all)
         return result
 
     def _run(self, operation: Callable[..., T], args: tuple[Any, ...] = ()) -> T:
@@ -228,48 +309,6 @@ class StoreBreaker(Emitter):
             if self._all.failures and self._all.skips(now):
                 return True
             return writes and self._writes.failures > 0 and self._writes.skips(now)
-
-    def _failed(self, error: Exception, *, is_probe: bool) -> None:
-        pause = self._rest(self._all, error, is_probe=is_probe)
-        if pause is not None:
-            text = f"cache store failed ({describe(error)}); functions run without it"
-            self._report("unavailable", text, "probe", pause, error)
-
-    def _failed_to_write(self, error: Exception, *, is_probe: bool) -> None:
-        pause = self._rest(self._writes, error, is_probe=is_probe)
-        if pause is not None:
-            text = f"cache store accepts no writes ({describe(error)}); results are read from it, but not stored"
-            self._report("read_only", text, "try", pause, error)
-
-    def _rest(self, rest: _Rest, error: Exception, *, is_probe: bool) -> float | None:
-        """Let operations rest, and return for how long if this is the first failure."""
-        with self._lock:
-            first = rest.failures == 0
-            if not first and not is_probe:
-                return None  # it was running when another operation failed
-            rest.begin(describe(error), self.clock.monotonic())
-            return rest.pause if first else None
-
-    def _report(self, what: str, text: str, next_: str, pause: float, error: Exception) -> None:
-        message = f"{text}, next {next_} in {approximate_duration(pause)}"
-        log("cache_failed", "%s: %s", self.name, message, clock=self.clock, cache=self.name, what=what, error=error)
-        emit(CacheFailed, self.hooks, cache=self.name, what=what, message=message, error=error)
-
-    def _recovered(self) -> None:
-        self._end(self._all, "unavailable", "cache store is available again")
-
-    def _writes_recovered(self) -> None:
-        self._end(self._writes, "read_only", "cache store accepts writes again")
-
-    def _end(self, rest: _Rest, what: str, text: str) -> None:
-        with self._lock:
-            if not rest.failures:
-                return
-            skipped = rest.end()
-        message = f"{text}; {skipped} operations were skipped"
-        fields: dict[str, Any] = {"cache": self.name, "what": what, "skipped": skipped}
-        log("cache_restored", "%s: %s", self.name, message, clock=self.clock, **fields)
-        emit(CacheRestored, self.hooks, message=message, **fields)
 
 
 class ThrottledFailure:

@@ -53,6 +53,11 @@ def freezer_of(kind: Any) -> Freezer:
     return _hashed if type(kind.__hash__) is FunctionType else _opaque
 
 
+def compares_by_identity(kind: Any) -> bool:
+    """Return whether instances of a class have no value that a key could have in their place."""
+    return freezer_of(kind) is _identity
+
+
 def _own_key(value: Any) -> Hashable:
     own = value.__opero_key__
     return type(value), freeze(own() if callable(own) else own)
@@ -115,8 +120,7 @@ def _freezer_of_record(kind: Any) -> Freezer | None:
     if model is not None and issubclass(kind, model):
         return _model if kind.__eq__ in (model.__eq__, sys.modules["pydantic"].RootModel.__eq__) else None
     file = getattr(getattr(kind.__eq__, "__code__", None), "co_filename", "")
-    is_struct = getattr(kind.__eq__, "__module__", "") == "opero.structs"
-    if hasattr(kind, "__dataclass_fields__") and (file == "<string>" or is_struct):
+    if hasattr(kind, "__dataclass_fields__") and file == "<string>":
         return _of_fields([field.name for field in fields(kind) if field.compare])
     if hasattr(kind, "__attrs_attrs__") and file.startswith("<attrs generated"):
         if any(each.eq_key is not None for each in kind.__attrs_attrs__):

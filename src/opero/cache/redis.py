@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from dogpile.cache.api import NO_VALUE, BytesBackend
 
-from opero.cache.redis_servers import server_at
 from opero.runtime.interruption import interruptible
+from opero.runtime.redis_servers import server_at
 
 T = TypeVar("T")
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from opero.errors import error_at, message_of
-from opero.runtime.environment_files import variable
-from opero.runtime.named_secrets import SecretFinder
-from opero.structs import struct
+from opero.runtime.general_settings import REDIS_URL, GeneralSettings
 
 PREFIX = "OPERO_CACHE_"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CacheSettings:
     """Defaults for policies that leave an option out, from the environment, a `.env` file or a secrets directory.
 
     Attributes:
-        redis_url: `OPERO_CACHE_REDIS_URL`, the URL of the `redis` backend.
+        redis_url: `OPERO_CACHE_REDIS_URL`, else `OPERO_REDIS_URL`, the URL of the `redis` backend.
         secret: `OPERO_CACHE_SECRET`, the key that signs pickles.
         dir: `OPERO_CACHE_DIR`, the directory of the `disk` backend.
         app: `OPERO_CACHE_APP`, the name of the program whose results are stored.
@@ -39,17 +36,9 @@ class CacheSettings:
             ConfigError: the `.env` file or secrets directory that the environment names does not exist, or a file
                 cannot be read.
         """
-        find = SecretFinder()
-
-        def value(name: str) -> str | None:
-            try:
-                full = PREFIX + name  # files of secrets often have names in lower case
-                return variable(os.environ, full) or find(full) or find(full.lower()) or None
-            except ValueError as error:
-                raise error_at(PREFIX + name, message_of(error)) from None
-
-        url, secret, folder = (value(name) for name in ("REDIS_URL", "SECRET", "DIR"))
-        app = value("APP")
+        value = GeneralSettings()
+        url = value("OPERO_CACHE_REDIS_URL") or value(REDIS_URL)
+        secret, folder, app = (value(PREFIX + name) for name in ("SECRET", "DIR", "APP"))
         return cls(
             None if url is None else SecretStr(url),
             None if secret is None else SecretStr(secret),

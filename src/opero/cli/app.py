@@ -15,18 +15,34 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from opero.cli.exits import BROKEN_PIPE, INTERRUPTED, INVALID, TERMINATED, FailedError
-from opero.cli.loading import hide_warnings
+from opero.cli.loading import hide_warnings, importing_from_here
 from opero.cli.signals import Termination
 from opero.cli.terminal import print_error, say
 from opero.errors import OperoError, describe, nearest, text_of, without_passwords
 
-COMMANDS = ("init", "check", "show", "explain", "diff", "schema", "env", "call", "map", "tune", "export", "top")
+COMMANDS = (
+    "init",
+    "check",
+    "show",
+    "explain",
+    "diff",
+    "schema",
+    "env",
+    "call",
+    "map",
+    "run",
+    "tune",
+    "export",
+    "top",
+    "migrate",
+)
 
 EXIT_CODES = """\b
 Exit codes:
   0    success
   1    problems were found (check), items failed (map), the function failed
-       (call, tune), environments differ (diff --exit-code)
+       (call, tune), environments differ (diff --exit-code), decorators were
+       left alone (migrate)
   2    invalid usage or configuration, or a file that cannot be read or written
   130  interrupted (Ctrl-C)
   141  the reader of the output closed it (broken pipe)
@@ -62,7 +78,8 @@ class _Commands(TyperGroup):
         if cmd_name not in self.commands:
             module = import_module(f"opero.cli.{cmd_name}")
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            settings = getattr(module, "CONTEXT", {})
+            app.command(cmd_name, context_settings=settings)(getattr(module, f"{cmd_name}_command"))
             command = get_command(app)
             command.params += [each for each in self.params if each.name == "debug"]
             self.commands[cmd_name] = command
@@ -138,7 +155,7 @@ def _invoke(arguments: list[str], options: _GlobalOptions) -> int:
         command.main(arguments, prog_name="opero")
     try:
         # Not `command.main`, which handles Ctrl-C and broken pipes in its own way.
-        with command.make_context("opero", arguments, obj=options) as context:
+        with importing_from_here(), command.make_context("opero", arguments, obj=options) as context:
             code = command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

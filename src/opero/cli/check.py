@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
-import sys
-from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from opero.cli.exits import FAILED, OK, UsageError
+from opero.cli.findings import FORMATS, Findings
 from opero.cli.import_errors import problems_in
-from opero.cli.loading import environments, import_by_name, use_registry
-from opero.cli.options import Config, Environment, Json, Modules  # noqa: TC001  # typer reads the annotations
-from opero.cli.terminal import print_json, print_warning, say, stdout_reserved, styled
-from opero.errors import ConfigError, PolicyNotFoundError, visible
+from opero.cli.loading import NoDirectoryError, environments, import_by_name, policy_directory, texts_of, use_registry
+from opero.cli.options import Config, Environment, Json, Modules, one_of  # typer reads the annotations
+from opero.cli.terminal import stdout_reserved
+from opero.errors import ConfigError, PolicyNotFoundError, nearest
+
+SCHEMA = "schema.json"
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from opero.config.configuration import Configuration
-    from opero.errors import Problem
 
 
 def check_command(
@@ -27,6 +31,14 @@ def check_command(
     all_envs: Annotated[bool, typer.Option("--all-envs", "-a", help="Check every environment.")] = False,
     modules: Modules = None,
     config: Config = None,
+    form: Annotated[
+        str,
+        one_of("--format", (*FORMATS,), "How to report: for people (text), programs (json), or CI systems."),
+    ] = "text",
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Names in the files that cannot be imported here are warnings."),
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Report all problems of the configuration.
@@ -38,24 +50,39 @@ def check_command(
     \b
     opero check --all-envs
     opero check --env production --import app
+    opero check --all-envs --format sarif > opero.sarif
     """
-    from opero.registry.checks import check, shadowed
+    from opero.cli.general import check_general_variables
+    from opero.policies.names import keeping_names
+    from opero.registry.checks import check, shadowed, unmappable
 
+    if form not in FORMATS:
+        hint = nearest(form, FORMATS).partition("; known")[0]
+        raise UsageError(f"--format {form!r} is invalid: use one of {', '.join(FORMATS)}{hint}")
     if all_envs and env is not None:
         raise UsageError("--env and --all-envs cannot be combined")
     names: list[str | None] = [*environments(config)] if all_envs else [env]
     if all_envs and not names:
         names = [None]  # there is only base.yaml
-    found = _Findings()
-    for name in names:
-        found.load(config, name)
+    if allow_missing and modules:
+        raise UsageError("--allow-missing and --import cannot be combined: functions need what the files name")
+    found = _Checks()
+    found.directory = _directory(config, is_needed=not modules)
+    accepting: Any = keeping_names() if allow_missing else nullcontext({})
+    with accepting as missing:
+        for name in names:
+            found.load(config, name)
+    found.warnings |= dict.fromkeys(texts_of(missing))
+    for error in check_general_variables():
+        for problem in error.problems:
+            found.add(problem, found.environments)
     if not modules:
         for name, configuration in found.loaded.items():
             found.take(name, partial(check, configuration, [], complete=False))
     else:
         for name in found.loaded:
             registry = use_registry(config, name)
-            if not found.imported:
+            if not found.has_functions:
                 with stdout_reserved():
                     for module in modules:
                         found.import_module(module, name)
@@ -63,28 +90,40 @@ def check_command(
             # If the import of a module failed, its functions are missing.
             complete = not found.has_failed
             found.take(name, partial(check, registry.configuration, registry._bindings(), complete=complete))
-            found.warnings |= dict.fromkeys(shadowed(registry.configuration, registry._bindings()))
-    if as_json:
-        print_json(found.data())
-    else:
-        found.print()
+            for warnings in (shadowed, unmappable):
+                found.warnings |= dict.fromkeys(warnings(registry.configuration, registry._bindings()))
+    found.look_at_schema()
+    FORMATS["json" if as_json else form](found)
     return FAILED if found.problems else OK
 
 
-class _Findings:
-    """Problems, without duplicates, with the environments that they affect."""
+def _directory(config: str | None, *, is_needed: bool) -> Path | None:
+    """Return the directory of the policy files; None if there is none and none is needed, or something else is wrong,
+    which is reported when it is loaded.
+
+    Raises:
+        NoDirectoryError: there is none, and it is named, or there is nothing else to check.
+    """
+    try:
+        return policy_directory(config)
+    except NoDirectoryError as error:
+        if is_needed or error.problems[0].place:
+            raise
+        return None
+    except ConfigError:
+        return None
+
+
+class _Checks(Findings):
+    """Runs checks, and keeps what they find."""
 
     def __init__(self) -> None:
-        self.problems: dict[Problem, list[str]] = {}
-        self.warnings: dict[str, None] = {}
-        self.environments: list[str] = []
+        super().__init__()
         self.loaded: dict[str, Configuration] = {}
-        self.profiles: set[str] = set()
-        self.functions: set[str] = set()
-        self.imported = False
         self.has_failed = False
 
     def load(self, config: str | None, environment: str | None) -> None:
+        """Load an environment, and add its problems and warnings."""
         from opero.config.settings import load as load_quietly
 
         def load() -> None:
@@ -104,7 +143,7 @@ class _Findings:
         Raises:
             UsageError: the import fails for another reason.
         """
-        self.imported = True
+        self.has_functions = True
         try:
             import_by_name(module)
         except UsageError as error:
@@ -117,11 +156,6 @@ class _Findings:
                 is_of_files = isinstance(cause, PolicyNotFoundError) or problem.snippet
                 self.add(problem, [environment] if is_of_files else [*self.loaded])
 
-    def add(self, problem: Problem, environments: Sequence[str]) -> None:
-        """Add a problem, or more environments of a known problem."""
-        affected = self.problems.setdefault(problem, [])
-        affected += [each for each in environments if each not in affected]
-
     def take(self, environment: str, check: Any) -> bool:
         """Run a check, add its problems, and return whether there are none."""
         try:
@@ -132,41 +166,22 @@ class _Findings:
             return False
         return True
 
-    def data(self) -> dict[str, Any]:
-        names = ("place", "text", "file", "line", "column", "snippet")
-        problems = [
-            {**{name: getattr(problem, name) for name in names}, "environments": affected}
-            for problem, affected in self.problems.items()
-        ]
-        return {
-            "ok": not self.problems,
-            "environments": self.environments,
-            "profiles": sorted(self.profiles),
-            "functions": sorted(self.functions),
-            "problems": problems,
-            "warnings": [str(each) for each in self.warnings],
-        }
+    def look_at_schema(self) -> None:
+        """Warn of a schema beside the policy files that another version has written."""
+        from opero.config.location import show_path
+        from opero.config.schema import schema_text
 
-    def print(self) -> None:
-        for warning in self.warnings:
-            print_warning(warning)
-        for problem, affected in self.problems.items():
-            message, *snippet = str(problem).split("\n")
-            where = "" if len(self.environments) == len(affected) else f"  [{', '.join(affected)}]"
-            print("\n".join([styled(message, "bold", sys.stdout) + visible(where), *snippet]))  # of a `Problem`
-            print()
-        count = len(self.problems)
-        checked = f"{_number(len(self.environments), 'environment')} ({', '.join(self.environments)})"
-        if count:
-            say(f"{_number(count, 'problem')} in {checked}", "red")
-        else:
-            functions = f", {_number(len(self.functions), 'function')}" if self.imported else ""
-            summary = f"{checked}, {_number(len(self.profiles), 'profile')}{functions}: no problems"
-            say(summary, "green")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        path = self.directory and self.directory / SCHEMA
+        if path is None or not path.is_file():
+            return
+        try:
+            is_current = json.loads(path.read_text("utf-8")) == json.loads(schema_text())
+        except (OSError, ValueError):
+            is_current = False
+        if not is_current:
+            shown = show_path(path)
+            text = "is not the schema of this version, so editors may be wrong"
+            self.warnings[f"{shown}: {text}; write it anew: opero schema -o {shown}"] = None
 
 
 def _default_environment() -> str:

@@ -49,7 +49,7 @@ def diff_command(
             ((section, path or WHOLE, *_cells(path, left), *_cells(path, right)), "")
             for section, path, left, right in rows
         )
-        print_table(["section", "option", first, "source", second, "source"], cells)
+        print_table(["section", "option", first, "source", second, "source"], cells, titles=2)
     else:
         say(f"no differences between {first} and {second}")
     return FAILED if rows and exit_code else OK

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opero.cli.variables import EnvironmentVariable
     from opero.config.configuration import Configuration
 
-SECRET = ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL", "OPERO_TOKEN")
+SECRET = ("OPERO_CACHE_SECRET", "OPERO_CACHE_REDIS_URL", "OPERO_REDIS_URL", "OPERO_TOKEN")
 
 
 def env_command(

@@ -21,6 +21,10 @@ class UsageError(OperoError):
     exit_code = INVALID
 
 
+class InvalidItemError(OperoError):
+    """A line of the file of items is not a valid item."""
+
+
 class FailedError(OperoError):
     """The user's function failed; its exception is the cause."""
 

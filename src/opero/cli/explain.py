@@ -11,11 +11,12 @@ from opero.cli.exits import UsageError
 from opero.cli.functions import bind_function
 from opero.cli.loading import check_profile, import_by_name, load_configuration, load_function, use_registry
 from opero.cli.options import Config, Environment, Json, Modules, target_names  # typer reads the annotations
-from opero.cli.terminal import print_json, print_table, say, stdout_reserved
+from opero.cli.terminal import print_json, print_paragraphs, print_table, say, stdout_reserved
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
     from opero.config.sources import Leaf
+    from opero.policies.policy import Policy
     from opero.registry.registry import Registry
 
 
@@ -30,6 +31,9 @@ def explain_command(
     env: Environment = None,
     config: Config = None,
     all_options: Annotated[bool, typer.Option("--all", help="Include options that are not set.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Say in words what it does, and what a call comes to at worst.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Show where each option of a profile or function is set.
@@ -40,6 +44,7 @@ def explain_command(
     \b
     opero explain api --env production
     opero explain app.users:get_user
+    opero explain api --plain
     """
     from opero.config.plain_values import leaf_data
 
@@ -48,15 +53,22 @@ def explain_command(
         with stdout_reserved():
             for module in (*(modules or ()), target.partition(":")[0]):
                 import_by_name(module)
-            found, is_bound = _of_function(registry, target)
+            found, is_bound, policy = _of_function(registry, target)
         configuration = registry.configuration
     else:
         if modules:
             raise UsageError("--import applies to functions only, not to profiles")
         configuration, is_bound = load_configuration(config, env), True
         check_profile(configuration, target)
-        found = configuration.leaves(target)
+        found, policy = configuration.leaves(target), configuration.policies[target]
+    is_off = not configuration.enabled or ("enabled" in found and found["enabled"].value is False)
     leaves = _selected(found, everything=all_options)
+    if plain:
+        if all_options:
+            raise UsageError("--plain and --all cannot be combined")
+        told: dict[str, Any] = {"target": target, "environment": configuration.environment}
+        _print_plain(told, policy, is_off=is_off, as_json=as_json)
+        return 0
     if as_json:
         options = [leaf_data(path, leaf) for path, leaf in leaves.items()]
         told = {"target": target, "environment": configuration.environment, **places(configuration), "bound": is_bound}
@@ -67,13 +79,34 @@ def explain_command(
     return 0
 
 
-def _of_function(registry: Registry, target: str) -> tuple[Mapping[str, Leaf], bool]:
-    """Return the options of a function, and whether it is bound to a policy."""
-    if any(each.name == target for each in registry.bindings()):
-        return registry.explain(target), True
+def _print_plain(told: dict[str, Any], policy: Policy, *, is_off: bool, as_json: bool) -> None:
+    from opero.cli.plain import in_words, worst_as_data
+    from opero.policies.policy import Policy
+
+    policy = Policy() if is_off else policy
+    parts = in_words(policy)
+    if as_json:
+        words = [{"topic": topic, "text": text} for topic, text in parts]
+        print_json({**told, "enabled": not is_off, "plain": words, "worst": worst_as_data(policy)})
+        return
+    say(f"{told['target']}, environment {told['environment']}", "bold")
+    if is_off:
+        say("its policies are switched off (enabled is false)", "yellow")
+    say()
+    print_paragraphs(parts)
+
+
+def _of_function(registry: Registry, target: str) -> tuple[Mapping[str, Leaf], bool, Policy]:
+    """Return the options of a function, whether it is bound to a policy, and the policy."""
+    from opero.registry.roster import declaration_of
+
+    bound = {declaration_of(each).name: each for each in registry._bindings()}
+    if target in bound:
+        return registry.explain(target), True, bound[target].policy
     function = load_function(target)
     is_bound = hasattr(function, "binding")
-    return registry.explain(function if is_bound else bind_function(function, registry, None, {})), is_bound
+    function = function if is_bound else bind_function(function, registry, None, {})
+    return registry.explain(function), is_bound, function.binding.policy
 
 
 def _selected(leaves: Mapping[str, Leaf], *, everything: bool) -> dict[str, Leaf]:

@@ -147,9 +147,18 @@ class Unpacked:
     def __call__(self, item: Any) -> Any:
         return self.function(*self.instance, **self._fields(item))
 
+    def checked(self, item: Any) -> Any:
+        """Return an item whose fields can be arguments, as it is.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        self._fields(item)
+        return item
+
     def _fields(self, item: Any) -> dict[str, Any]:
         if not isinstance(item, dict):
-            raise TypeError(f"--unpack requires items that are JSON objects or CSV rows, and this is {item!r:.60}")
+            raise ValueError(f"--unpack requires items that are JSON objects or CSV rows, and this is {item!r:.60}")
         return self._arguments.fields(item)
 
     def __opero_key__(self) -> str:

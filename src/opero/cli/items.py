@@ -5,29 +5,67 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from opero.cli.exits import UsageError
-from opero.errors import message_of
+from opero.cli.exits import InvalidItemError, UsageError
+from opero.errors import message_of, shortened
+
+if TYPE_CHECKING:
+    from opero.parallel.engine.blocks import Block
 
 FORMATS = ("jsonl", "csv", "lines")
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
+DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
+
+
+def delimiter_of(path: str, given: str | None) -> str:
+    """Return what separates the fields of a CSV file.
+
+    Args:
+        path: the path of the file.
+        given: what the user has given. Default: a tab for `.tsv`, else a comma.
+
+    Raises:
+        UsageError: it is not one character.
+    """
+    if given is None:
+        return "\t" if path.lower().endswith(".tsv") else ","
+    found = DELIMITERS.get(given, given)
+    if len(found) != 1 or found in '\r\n"':
+        raise UsageError(f"--delimiter {given!r} is invalid: use one character, such as ';', or tab")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidItem:
+    """Stands for a line that is not a valid item: it fails, and the others run.
+
+    Attributes:
+        error: what is wrong with it.
+    """
+
+    error: InvalidItemError
 
 
 class Items(Iterable[Any]):
-    """The items of a file, read lazily. Blank lines are skipped.
+    """The items of a file, read lazily. Blank lines are skipped; what is not valid is an `InvalidItem`.
 
     Args:
         path: the path of the file; "-" for stdin.
         form: "jsonl", "csv" or "lines". Default: by the suffix of the file's name, else lines.
+        delimiter: what separates the fields of CSV. Default: a tab for `.tsv`, else a comma.
+
+    Attributes:
+        line: the number of the line that was read last.
 
     Raises:
         UsageError: the format is unknown, or the file cannot be read.
     """
 
-    def __init__(self, path: str, form: str | None) -> None:
+    def __init__(self, path: str, form: str | None, delimiter: str | None = None) -> None:
         self.path = path
         self.line = 0
         self.is_stdin = path == "-"
@@ -35,6 +73,7 @@ class Items(Iterable[Any]):
         self.form = form or self._form()
         if self.form not in FORMATS:
             raise UsageError(f"--format {self.form!r} is invalid: use one of {', '.join(FORMATS)}")
+        self.delimiter = delimiter_of(path, delimiter)
         if not self.is_stdin:
             self._open().close()
 
@@ -70,54 +109,72 @@ class Items(Iterable[Any]):
             if not self.is_stdin:
                 file.close()
 
-    def _texts(self, file: IO[bytes]) -> Iterator[str]:
-        for _, text in self._lines(file):
+    def _texts(self, file: IO[bytes]) -> Iterator[Any]:
+        for text in self._lines(file):
             if text.strip():
-                yield text
+                yield self.invalid("invalid UTF-8") if _is_broken(text) else text
 
-    def _lines(self, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    def _lines(self, file: IO[bytes]) -> Iterator[str]:
+        """Yield each line; bytes that are not UTF-8 are lone surrogates in it."""
         for number, line in enumerate(file, 1):
             self.line = number
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise self._invalid(number, "invalid UTF-8") from error
-            yield number, text.removesuffix("\n").removesuffix("\r")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+            yield text.removesuffix("\n").removesuffix("\r")
 
     def _json(self, file: IO[bytes]) -> Iterator[Any]:
-        for number, text in self._lines(file):
+        for text in self._lines(file):
             if not text.strip():
                 continue
+            if _is_broken(text):
+                yield self.invalid("invalid UTF-8")
+                continue
             try:
-                yield json.loads(text)
+                found = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise self._invalid(
-                    number, f"invalid JSON, expected one value per line: {message_of(error)}"
-                ) from error
+                found = self.invalid(f"invalid JSON, expected one value per line: {message_of(error)}")
+            yield found
 
-    def _rows(self, file: IO[bytes]) -> Iterator[dict[str, str]]:
-        rows = csv.reader(f"{text}\n" for _, text in self._lines(file))
-        names: list[str] | None = None
+    def _rows(self, file: IO[bytes]) -> Iterator[Any]:
+        rows = csv.reader((f"{text}\n" for text in self._lines(file)), delimiter=self.delimiter)
+        names: Sequence[str] | None = None
         while True:
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                raise self._invalid(rows.line_num, f"invalid CSV: {message_of(error)}") from error
+                if names is None:
+                    raise self._unusable(f"invalid CSV: {message_of(error)}") from error
+                yield self.invalid(f"invalid CSV: {message_of(error)}")
+                continue
             if row is None:
                 return
             if not row:
                 continue
             if names is None:
-                names = row
-                if len(set(names)) < len(names):
-                    raise self._invalid(rows.line_num, "duplicate column name")
-                continue
-            if len(row) != len(names):
-                raise self._invalid(rows.line_num, f"{len(row)} fields, but the header has {len(names)}")
-            yield dict(zip(names, row, strict=True))
+                names = self._header(row)
+            elif any(map(_is_broken, row)):
+                yield self.invalid("invalid UTF-8")
+            elif len(row) != len(names):
+                yield self.invalid(f"{len(row)} fields, but the header has {len(names)}")
+            else:
+                yield dict(zip(names, row, strict=True))
 
-    def _invalid(self, line: int, reason: str) -> UsageError:
-        return UsageError(f"{self.name}:{line}: {reason}; later lines were not read")
+    def _header(self, names: list[str]) -> list[str]:
+        if any(map(_is_broken, names)):
+            raise self._unusable("invalid UTF-8")
+        if len(set(names)) < len(names):
+            raise self._unusable("duplicate column name")
+        return names
+
+    def _unusable(self, reason: str) -> UsageError:
+        return UsageError(f"{self.name}:{self.line}: {reason}; nothing was run")
+
+    def invalid(self, reason: str) -> InvalidItem:
+        """Return what stands for the last line."""
+        return InvalidItem(InvalidItemError(f"{self.name}:{self.line}: {reason}"))
+
+
+def _is_broken(text: str) -> bool:
+    return not text.isascii() and any("\udc80" <= each <= "\udcff" for each in text)
 
 
 class Counted(Iterable[Any]):
@@ -135,24 +192,63 @@ class Counted(Iterable[Any]):
 
 
 def fitted(items: Items, fit: Callable[[Any], Any]) -> Iterator[Any]:
-    """Yield the items as the function's annotation says.
-
-    Raises:
-        UsageError: an item is no such value.
-    """
+    """Yield the items as the function's annotation says; one that is no such value is an `InvalidItem`."""
     for item in items:
+        if isinstance(item, InvalidItem):
+            yield item
+            continue
         try:
             found = fit(item)
         except ValueError as error:
-            raise UsageError(f"{items.name}:{items.line}: {message_of(error)}; later lines were not read") from None
+            found = items.invalid(message_of(error))
         yield found
 
 
-def keyed(items: Iterable[Any], field: str, keep: Callable[[int, Any], None]) -> Iterator[Any]:
-    """Yield the items, and call `keep` with the index of each and the value of its field."""
+def keyed(items: Iterable[Any], source: Items, field: str, keep: Callable[[int, Any], None]) -> Iterator[Any]:
+    """Yield the items, and call `keep` with the index of each and the value of its field.
+
+    Raises:
+        UsageError: the first item has no such field, so that its name seems to be wrong.
+    """
+    has_kept = False
     for index, item in enumerate(items):
-        if not isinstance(item, dict) or field not in item:
-            fields = f"its fields are {', '.join(map(str, item))}" if isinstance(item, dict) else "it has no fields"
-            raise UsageError(f"item {index} has no field {field!r}, which --key requires; {fields}")
-        keep(index, item[field])
-        yield item
+        if isinstance(item, InvalidItem):
+            yield item
+        elif isinstance(item, dict) and field in item:
+            keep(index, item[field])
+            has_kept = True
+            yield item
+        else:
+            has = f"its fields are {', '.join(map(str, item))}" if isinstance(item, dict) else "it has no fields"
+            if not has_kept:
+                raise UsageError(f"item {index} has no field {field!r}, which --key requires; {has}")
+            yield source.invalid(f"there is no field {field!r}, which --key requires; {shortened(has, 200)}")
+
+
+class InvalidItems:
+    """A stage of a map that answers each `InvalidItem` with its error, so that no worker receives it."""
+
+    is_blocking = False
+    answers_failures = False
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        missing = []
+        for position in positions:
+            item = block.items[position]
+            if isinstance(item, InvalidItem):
+                block.put(position, item.error, failed=True)
+            else:
+                missing.append(position)
+        return missing
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        return value, failed
+
+    def followers(self) -> list[tuple[Block, int]]:
+        return []
+
+    def settle(self) -> None:
+        pass
+
+    def forget(self, block: Block) -> None:
+        pass

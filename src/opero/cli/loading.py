@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +22,65 @@ if TYPE_CHECKING:
     from opero.registry.registry import Registry
 
 
+class NoDirectoryError(ConfigError):
+    """There is no directory of policy files."""
+
+
+@contextmanager
+def importing_from_here() -> Iterator[None]:
+    """Let modules be imported from the working directory, as `python -m` does."""
+    before = [*sys.path]
+    with suppress(OSError):  # it has been deleted
+        import_from_here()
+    try:
+        yield
+    finally:
+        for added in {*sys.path} - {*before}:
+            sys.path.remove(added)
+
+
+def import_from_here() -> None:
+    """Let modules be imported from the working directory from now on."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
 def environments(config: str | None) -> list[str]:
     """Return the environments that have a file of their own.
 
     Raises:
         ConfigError: the directory of the policy files does not exist, or cannot be determined.
     """
-    from opero.config.location import BASE, SUFFIXES, locate, named_directory
+    from opero.config.location import BASE, SUFFIXES
+
+    return sorted({path.stem for suffix in SUFFIXES for path in policy_directory(config).glob(f"*{suffix}")} - {BASE})
+
+
+def policy_directory(config: str | None) -> Path:
+    """Return the directory of the policy files.
+
+    Raises:
+        NoDirectoryError: it does not exist.
+        ConfigError: it cannot be determined.
+    """
+    from opero.config.location import locate, named_directory
     from opero.config.report import Report
     from opero.config.variables import collect_variables, flatten
 
     variables = flatten(collect_variables(None, None, None, Report())[0])
     folder = Path(os.path.expanduser(named_directory(config, variables).value))
     if not os.path.isdir(folder):
-        locate(config, None, variables, Report())  # usually raises a more specific error
-        raise ConfigError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
-    return sorted({path.stem for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {BASE})
+        try:
+            locate(config, None, variables, Report())  # if it is named, this raises a more specific error
+        except ConfigError as error:
+            raise NoDirectoryError.of(error.problems) from error
+        raise NoDirectoryError(f"directory {str(folder)!r} does not exist: set --config, or create it with opero init")
+    return folder
+
+
+MOST_NAMES = 4
+"""The most names that a warning lists."""
 
 
 class _WarningPrinter(logging.Handler):
@@ -46,7 +91,9 @@ class _WarningPrinter(logging.Handler):
         self.printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        self.tell(record.getMessage())
+
+    def tell(self, text: str) -> None:
         if text not in self.printed:
             self.printed.add(text)
             print_warning(text)
@@ -67,18 +114,34 @@ def hide_warnings() -> None:
 
 
 def load_configuration(config: str | None, environment: str | None) -> Configuration:
-    """Load the configuration of an environment, without the imports that a registry needs.
+    """Load the configuration of an environment to show it. Names that cannot be imported here are accepted.
 
     Raises:
         ConfigError: the configuration is invalid.
     """
     from opero.config.settings import load
+    from opero.policies.names import keeping_names
 
-    configuration = load(config, environment)
+    with keeping_names() as missing:
+        configuration = load(config, environment)
+    for text in texts_of(missing):
+        _printer.tell(f"{text}; names are shown as they are written")
     for warning in configuration.warnings:
-        print_warning(warning)
+        _printer.tell(warning)
     _warn_if_off(configuration)
     return configuration
+
+
+def texts_of(missing: Mapping[str, tuple[object, str]]) -> list[str]:
+    """Return a text for each reason why names cannot be imported."""
+    by_reason: dict[str, list[str]] = {}
+    for name, (_, why) in missing.items():
+        by_reason.setdefault(why.partition(" cannot be imported: ")[2], []).append(name)
+    texts = []
+    for why, names in by_reason.items():
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        texts.append(f"cannot import {', '.join(names[:MOST_NAMES])}{more} here ({why})")
+    return texts
 
 
 def _warn_if_off(configuration: Configuration) -> None:
@@ -131,15 +194,13 @@ def import_by_name(name: str) -> Any:
     Raises:
         UsageError: the module does not exist, or its import fails.
     """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    import_from_here()
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
-            raise UsageError(f"no module {missing!r} in {here} or installed in {sys.prefix}") from error
+            raise UsageError(f"no module {missing!r} in {os.getcwd()} or installed in {sys.prefix}") from error
         raise UsageError(f"cannot import module {name!r}: {message_of(error)}") from error
     except (Exception, SystemExit) as error:
         from opero.cli.import_errors import problems_in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ import typer
 from opero.cli.arguments import item_fit
 from opero.cli.exits import UsageError
 from opero.cli.functions import bind_function, flat_options, unpacked
-from opero.cli.items import Counted, Items, fitted, keyed
+from opero.cli.items import Counted, InvalidItem, Items, delimiter_of, fitted, keyed
 from opero.cli.loading import load_function, use_registry
 from opero.cli.options import (  # typer reads the annotations
     Config,
+    Delimiter,
     Environment,
     ItemFile,
     ItemFormat,
@@ -29,6 +31,8 @@ from opero.cli.terminal import stdout_reserved
 if TYPE_CHECKING:
     from opero.cli.map_run import RunJournal
     from opero.cli.results import Results
+    from opero.cli.tables import Table
+    from opero.registry.registry import Registry
 
 MODES = ("auto", "thread", "process", "async", "async_process", "dask", "ray")
 REPLIES = ("return", "raise", "skip")
@@ -41,10 +45,15 @@ def map_command(
         str,
         typer.Option("--output", "-o", metavar="FILE", help="The file for results, one JSON line each; - for stdout."),
     ] = "-",
+    form_out: Annotated[
+        str | None,
+        one_of("--output-format", ("jsonl", "csv"), "The format of FILE. Default: by its suffix, else jsonl."),
+    ] = None,
     policy: PolicyName = None,
     env: Environment = None,
     config: Config = None,
     form: ItemFormat = None,
+    delimiter: Delimiter = None,
     unpack: Unpack = False,
     key: Annotated[
         str | None,
@@ -102,36 +111,69 @@ def map_command(
 
     \b
     opero map app.users:get_user ids.txt -o users.jsonl --policy api
-    opero map app.images:resize photos.csv -o sizes.jsonl --mode process --unpack --key path
+    opero map app.images:resize photos.csv -o sizes.csv --mode process --unpack --key path
     cat ids.txt | opero map app.users:get_user - --workers 20 > users.jsonl
     """
     from opero.cli.map_run import MapRun, RunJournal, make_run
     from opero.cli.results import Results
+    from opero.executors.classifier import Classifier
 
     if journal is not None and no_journal:
         raise UsageError("--journal and --no-journal cannot be combined")
     options = flat_options(sets, mode=mode, workers=workers, on_error=on_error, max_failures=max_failures)
     registry = use_registry(config, env)
-    source = Items(items, form)
+    source = Items(items, form, delimiter)
     with stdout_reserved() as out:
         function = load_function(target)
         if unpack:
             function = unpacked(target, function)
         options.setdefault("ordered", ordered)
         function = bind_function(function, registry, policy, options, {"on_error": "return"})
-        results = Results(output, out, skips=function.policy.parallel.on_error == "skip")
+        skips = function.policy.parallel.on_error == "skip"
+        results = Results(output, out, skips=skips, table=_table(output, form_out, delimiter, has_keys=key is not None))
+        failures = function.policy.active("failures")
+        if failures is not None:
+            results.kind_of = Classifier.of(failures).kind_of
         run_journal = RunJournal.of(results, journal, wanted=not no_journal)
         _check_files(source, results, run_journal)
         run_journal.prepare(results, overwrite=overwrite)
-        feed: Iterable[Any] = source if unpack else fitted(source, item_fit(function))
+        fit = function.binding.function.checked if unpack else item_fit(function)
+        function, feed = _with_batches(function, fitted(source, fit), registry)
         if key is not None:
             results.keys = {}
-            feed = keyed(source, key, results.keys.__setitem__)
+            feed = keyed(feed, source, key, results.keys.__setitem__)
         shows_progress = sys.stderr.isatty() if progress is None else progress
         if shows_progress and (count := source.count()) is not None:
             feed = Counted(feed, count)
         run = make_run(function, feed, run_journal.path, "auto" if progress is None else progress, results)
         return MapRun(target, run, results, run_journal, as_json=as_json).run()
+
+
+def _table(output: str, form: str | None, delimiter: str | None, *, has_keys: bool) -> Table | None:
+    """Return what makes rows of a table of the results, if that is their format."""
+    from opero.cli.tables import Table
+
+    if form is None:
+        form = "csv" if output.lower().endswith((".csv", ".tsv")) else "jsonl"
+    if form not in ("jsonl", "csv"):
+        raise UsageError(f"--output-format {form!r} is invalid: use jsonl or csv")
+    return Table(delimiter_of(output, delimiter), has_keys=has_keys) if form == "csv" else None
+
+
+def _with_batches(function: Any, items: Iterable[Any], registry: Registry) -> tuple[Any, Iterable[Any]]:
+    """Return the function and all items. Whether calls receive batches is decided by the first item that is valid."""
+    from opero.parallel.engine.batching import BatchRule
+
+    read, rest = [], iter(items)
+    for item in rest:
+        read.append(item)
+        if not isinstance(item, InvalidItem):
+            break
+    if len(read) > 1 and not isinstance(read[-1], InvalidItem) and function.policy.parallel.batch is None:
+        binding = function.binding
+        batch = BatchRule(binding.function, int(binding.is_method), None).applies(read[-1])
+        function = bind_function(function, registry, None, {"batch": batch})
+    return function, chain(read, rest)
 
 
 def _check_files(source: Items, results: Results, journal: RunJournal) -> None:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opero.cli.exits import FAILED, OK, InterruptedRunError, UsageError, failed_by_exit
+from opero.cli.items import InvalidItems
 from opero.cli.terminal import print_error, print_json, say
+from opero.cli.words import number, seconds
 from opero.errors import ConfigError, MapError, message_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in
 from opero.runtime.exclusive_file import LockedFile
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.cli.results import Results
     from opero.parallel.engine.blocks import Piece
     from opero.parallel.engine.mapper import Mapper
     from opero.parallel.engine.run import Run
+
+
+MOST_TYPES = 5
+"""The most types of exceptions that the summary lists for a kind of failure."""
 
 
 def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress: Any, results: Results) -> Run:
@@ -35,20 +40,23 @@ def make_run(function: Any, items: Iterable[Any], journal: Path | None, progress
     plain = getattr(function, "__func__", function)
     instance = (function.__self__,) if plain is not function else ()
     mapper: Mapper = plain.stream.__self__
-    return mapper.new_run((*instance, items), {}, Options(journal=journal, progress=progress), write)
+    options = Options(journal=journal, progress=progress, stage=InvalidItems())
+    return mapper.new_run((*instance, items), {}, options, write)
 
 
-@struct(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunJournal:
     """The journal file of a run.
 
     Attributes:
         path: the path of the file; None for no journal.
         is_temporary: whether the file is deleted when all items have succeeded.
+        resumes: whether it holds results of an earlier run.
     """
 
     path: Path | None
     is_temporary: bool
+    resumes: bool = False
 
     @classmethod
     def of(cls, results: Results, path: Path | None, *, wanted: bool) -> RunJournal:
@@ -73,11 +81,12 @@ class RunJournal:
         Raises:
             UsageError: the output file has content but no journal, or cannot be written.
         """
-        resumes = self.path is not None and self.path.exists()
+        exists = self.path is not None and self.path.exists()
+        self.resumes = exists and not overwrite
         if overwrite:
-            if resumes:
+            if exists:
                 self._clear()
-        elif results.has_content and not resumes:
+        elif results.has_content and not exists:
             missing = "" if self.path is None else f" and there is no journal {self.path} to resume from"
             raise UsageError(
                 f"{results.path} is not empty{missing}; nothing was run: use another file for -o, or --overwrite to "
@@ -116,7 +125,7 @@ class RunJournal:
         return "" if self.path is None else "; give the same command again to resume"
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class MapRun:
     """Runs a map, and prints its summary.
 
@@ -170,7 +179,7 @@ class MapRun:
         except BaseException as error:
             self._write_remaining(error)
             raise
-        self.results.begin()
+        self.results.finish()
 
     async def _drain(self) -> None:
         async for _ in self.map.stream_async():
@@ -185,6 +194,8 @@ class MapRun:
             outcomes = [(index, value, False) for index, value in stopped.results.items()]
             outcomes += [(each.index, each.exception, True) for each in stopped.failures]
             self.results.write(outcomes)
+        if not isinstance(error, OSError):
+            self.results.write_held()
 
     def _why(self, error: Any) -> str:
         if error.reason is not None:
@@ -201,6 +212,19 @@ class MapRun:
         where = "" if self.results.is_stdout else f", in {self.results.path}"
         return f"{done:,} items done, {self.results.failed:,} failed{where}"
 
+    def _details(self) -> Iterator[str]:
+        """Yield how long the run took, with the rate unless an earlier run has done some, and each kind of failure."""
+        results, passed = self.results, time.monotonic() - self.began
+        rate = (results.succeeded + results.failed) / max(passed, 1e-6)
+        shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        yield f"  took {seconds(float(f'{passed:.3g}'))}{'' if self.journal.resumes else f', {shown} items a second'}"
+        for kind, types in sorted(results.failures.items(), key=lambda each: -each[1].total()):
+            names = ", ".join(f"{name} ({count:,})" for name, count in types.most_common(MOST_TYPES))
+            more = ", …" if len(types) > MOST_TYPES else ""
+            yield f"  {types.total():,} {kind}: {names}{more}"
+        if results.invalid:
+            yield f"  {number(results.invalid, 'invalid line')} of the file of items"
+
     def _summarize(self, *, finished: bool) -> None:
         results = self.results
         if not self.as_json:
@@ -208,16 +232,19 @@ class MapRun:
             if finished:
                 retry = "; give the same command again to retry the failed items"
                 hint = retry if results.failed and self.journal.path is not None else ""
-            say(f"{self._counts()}{hint}", file=sys.stderr)
+            say("\n".join([f"{self._counts()}{hint}", *self._details()]), file=sys.stderr)
             return
+        passed = time.monotonic() - self.began
         data = {
             "function": self.target,
             "finished": finished,
             "succeeded": results.succeeded,
             "failed": results.failed,
+            "invalid": results.invalid,
+            "failures": {kind: dict(types) for kind, types in results.failures.items()},
             "output": None if results.is_stdout else results.path,
             "journal": str(self.journal.path) if self.journal.path is not None and self.journal.path.exists() else None,
-            "seconds": round(time.monotonic() - self.began, 3),
+            "seconds": round(passed, 3),
             "stats": self.map.binding.stats.as_dict(),
         }
         print_json(data, sys.stderr if results.is_stdout else results.out)

@@ -21,9 +21,11 @@ def environment_names(ctx: typer.Context, incomplete: str) -> list[str]:
 def profile_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a profile in the environment that the command line names so far."""
     from opero.config.settings import load
+    from opero.policies.names import keeping_names
 
     try:
-        policies = load(ctx.params.get("config"), ctx.params.get("env")).policies
+        with keeping_names():
+            policies = load(ctx.params.get("config"), ctx.params.get("env")).policies
     except Exception:  # noqa: BLE001  # as above
         return []
     return [name for name in sorted(policies) if name.startswith(incomplete)]
@@ -86,6 +88,14 @@ ItemFormat = Annotated[
         "--format",
         ("jsonl", "csv", "lines"),
         "The format of ITEMS. Default: by the suffix of the file's name, else lines.",
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="What separates the fields of CSV files: a character, or tab. Default: a comma; for .tsv a tab.",
     ),
 ]
 Unpack = Annotated[bool, typer.Option("--unpack", help="Pass the fields of an item as keyword arguments.")]

@@ -6,16 +6,21 @@ import json
 import signal
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from os.path import realpath, samefile
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
-from opero.cli.exits import UsageError
+from opero.cli.exits import InvalidItemError, UsageError
 from opero.cli.terminal import json_text
 from opero.cli.values import jsonable
-from opero.errors import MapError, OperoError, message_of, text_of, without_passwords
+from opero.errors import AllFailedError, MapError, OperoError, message_of, text_of, without_passwords
+from opero.failures import kind_of
+
+if TYPE_CHECKING:
+    from opero.cli.tables import Table
 
 RETRY_INTERRUPT = 0.005
 """Seconds after which a Ctrl-C that arrived during a write is raised again."""
@@ -53,19 +58,26 @@ class Results:
         path: the path of the file; "-" for stdout.
         out: the stream of stdout.
         skips: whether failed items are left out.
+        table: makes rows of a table of the results. Default: each is a line of JSON.
 
     Attributes:
         succeeded: the number of items that succeeded.
         failed: the number of items that failed.
+        invalid: how many of these are lines of the file of items that are not valid.
+        failures: kind → type of exception → how many of the others.
         keys: index → key, for items that are not written yet; None if lines have no key.
     """
 
-    def __init__(self, path: str, out: TextIO, *, skips: bool) -> None:
+    def __init__(self, path: str, out: TextIO, *, skips: bool, table: Table | None = None) -> None:
         self.path = path
         self.out = out
         self.skips = skips
         self.succeeded = 0
         self.failed = 0
+        self.invalid = 0
+        self.failures: dict[str, Counter[str]] = {}
+        self.table = table
+        self.kind_of: Callable[[BaseException], str] = kind_of
         self.keys: dict[int, Any] | None = None
         self._file: IO[bytes] | None = None
         self._is_writing = False
@@ -115,7 +127,7 @@ class Results:
         Args:
             outcomes: the index of each item, its result or exception, and whether it failed.
         """
-        lines = []
+        lines: list[dict[str, Any]] = []
         self._is_writing = True
         try:
             for index, value, has_failed in outcomes:
@@ -123,19 +135,41 @@ class Results:
                 if self.keys is not None:
                     line["key"] = self.keys.pop(index, None)
                 if has_failed:
-                    self.failed += 1
+                    self._count(value)
                     line["error"] = error_data(value)
                 else:
                     self.succeeded += 1
                     line["result"] = jsonable(value)
                 if not (has_failed and self.skips):
-                    lines.append(f"{_encode(line)}\n".encode("utf-8", "backslashreplace"))
+                    lines.append(line)
             if lines:
-                file = self.begin()
-                file.write(b"".join(lines))
-                file.flush()
+                table = self.table
+                self._put("".join([f"{_encode(line)}\n" for line in lines]) if table is None else table.rows(lines))
         finally:
             self._is_writing = False
+
+    def finish(self) -> None:
+        """Write what is left; without any result, the file is empty, or has a header alone."""
+        self._put("" if self.table is None else self.table.rest())
+
+    def write_held(self) -> None:
+        """Write the rows that wait for the first result."""
+        if self.table is not None and self.table.held:
+            self._put(self.table.rest())
+
+    def _put(self, text: str) -> None:
+        file = self.begin()
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+
+    def _count(self, error: BaseException) -> None:
+        self.failed += 1
+        if isinstance(error, InvalidItemError):
+            self.invalid += 1
+            return
+        while isinstance(error, AllFailedError) and error.errors:
+            error = error.errors[-1]
+        self.failures.setdefault(self.kind_of(error), Counter())[type(error).__name__] += 1
 
     def begin(self) -> IO[bytes]:
         """Return the open file; the first call empties it."""

@@ -43,6 +43,7 @@ def show_command(
     policies = {name: policies_of(found, name) for name in (sorted(found.policies) if profile is None else [profile])}
     functions = {} if profile else {name: _entry_of(found, name) for name in found.functions.sections}
     imports = None if profile or found.import_from is None else list(found.import_from)
+    bound = {} if profile else {target: each.value for target, each in found.imports.items()}
     alerts = {} if profile else {name: _alert_of(found, name) for name in found.alerts}
     if as_json:
         directory = None if found.directory is None else str(found.directory)
@@ -53,6 +54,7 @@ def show_command(
                 "import_from": imports,
                 "policies": policies,
                 "functions": functions,
+                "imports": bound,
                 "alerts": alerts,
             }
         )
@@ -60,6 +62,8 @@ def show_command(
         where = "" if found.directory is None else f" from {show_path(found.directory)}"
         say(f"# environment {found.environment}{where}, including environment variables")
         say(yaml_of(policies, functions, imports))
+        if bound:
+            say(_yaml_of_imports(bound))
         if alerts:
             say(_yaml_of_alerts(alerts))
     return 0
@@ -157,6 +161,12 @@ def yaml_of(
             for kind, fields in section.items():
                 lines += _lines_of(kind, fields)
     return "\n".join(lines)
+
+
+def _yaml_of_imports(imports: Mapping[str, str]) -> str:
+    from opero.config.plain_values import yaml_scalar
+
+    return "\n".join(["imports:", *(f"  {yaml_scalar(name)}: {yaml_scalar(each)}" for name, each in imports.items())])
 
 
 def _lines_of(kind: str, fields: Any) -> list[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
@@ -14,6 +17,12 @@ from opero.errors import visible
 STYLES = {"red": "1;31", "yellow": "1;33", "green": "32", "bold": "1", "dim": "2"}
 GAP = 2
 """Spaces between the columns of a table."""
+WIDEST = 100
+"""The most columns of a paragraph."""
+QUANTITY = re.compile(r"([0-9]) (s|min|h|d)\b")
+"""A number and its unit, which stay on one line."""
+SOURCE = "source"
+"""The heading of a column that says where the value before it comes from."""
 UNWRAPPED = 10_000
 """The width of a table that is not printed to a terminal, so that nothing in it is wrapped."""
 
@@ -95,12 +104,29 @@ def print_json(data: Any, file: TextIO | None = None) -> None:
     print(json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)), file=file)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
+def print_paragraphs(parts: Sequence[tuple[str, str]]) -> None:
+    """Print texts beside their headings, wrapped to the width of the terminal, but not wider than can be read."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    indent = max(len(heading) for heading, _ in parts) + GAP
+    for heading, text in parts:
+        joined = QUANTITY.sub("\\1\0\\2", visible(text))
+        lines = textwrap.wrap(joined, max(20, width - indent), break_on_hyphens=False, break_long_words=False)
+        start = styled(heading.ljust(indent), "bold", sys.stdout)
+        for line in lines:
+            print(start + line.replace("\0", " "))
+            start = " " * indent
+
+
+def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]], *, titles: int = 1) -> None:
     """Print a table; unless stdout is a terminal, each row is one line.
+
+    On a terminal, cells wrap between words, and no word is ever cut. If the longest words do not fit beside each other,
+    each row is printed as a block of lines.
 
     Args:
         columns: the headings.
         rows: the cells of each row, and its style: one of `STYLES`, or "".
+        titles: how many of the first cells are the title of a block.
     """
     from rich.console import Console
     from rich.table import Table
@@ -116,7 +142,12 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
         color_system="auto" if _has_colours(sys.stdout) else None,  # None: also no bold and dim text
         legacy_windows=False,
     )
-    widths = _widths([columns, *(cells for cells, _ in rows)], console.width) if is_terminal else [None] * len(columns)
+    widths: list[int | None] | None = [None] * len(columns)
+    if is_terminal:
+        widths = _widths([columns, *(cells for cells, _ in rows)], console.width)
+    if widths is None:
+        _print_blocks(columns, rows, titles, console.width)
+        return
     for column, width in zip(columns, widths, strict=True):
         table.add_column(column, overflow="fold", no_wrap=not is_terminal, width=width)
     for cells, style in rows:
@@ -131,18 +162,46 @@ def print_table(columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]
         print(line.rstrip())
 
 
-def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int | None]:
-    """Return the width of each column so that cells wrap between words if possible; None where it does not matter.
+def _print_blocks(columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], titles: int, width: int) -> None:
+    """Print each row as a block of lines: its title, and below it its other cells with their headings.
+
+    The cell of a column "source" stands beside the one before it.
+    """
+    indent = GAP + max(len(name) for name in columns[titles:] if name != SOURCE) + GAP
+    for cells, style in rows:
+        print(styled("  ".join(cells[:titles]), style or "bold", sys.stdout))
+        lines: list[tuple[str, str]] = []
+        for name, cell in zip(columns[titles:], cells[titles:], strict=True):
+            if name == SOURCE and lines and cell:
+                heading, value = lines.pop()
+                lines.append((heading, f"{value} ({cell})" if value else cell))
+            else:
+                lines.append((name, cell))
+        for heading, text in lines:
+            start = f"{'':{GAP}}{heading}".ljust(indent)
+            words = {"break_long_words": False, "break_on_hyphens": False}
+            for line in textwrap.wrap(text, max(width - indent, 1), **words):  # type: ignore[arg-type]
+                print(styled(start + line, style, sys.stdout) if style else start + line)
+                start = " " * indent
+
+
+def _widths(rows: Sequence[Sequence[str]], width: int) -> list[int | None] | None:
+    """Return the width of each column so that cells wrap between words; None in it where it does not matter.
 
     By default rich narrows the widest column first, which breaks words such as file:line:column.
+
+    Returns:
+        None if the longest words of the columns do not fit beside each other.
     """
     from rich.cells import cell_len
 
     columns = list(zip(*rows, strict=True))
     wanted = [max(map(cell_len, cells)) for cells in columns]
     least = [max(cell_len(word) for cell in cells for word in cell.split() or [""]) for cells in columns]
-    spare = width - sum(least) - GAP * len(columns)
-    if spare < 0 or sum(wanted) + GAP * len(columns) <= width:
+    spare = width - sum(least) - GAP * (len(columns) - 1)
+    if spare < 0:
+        return None
+    if sum(wanted) + GAP * len(columns) <= width:
         return [None] * len(columns)
     found: list[int | None] = []
     for needed, narrowest in zip(wanted, least, strict=True):

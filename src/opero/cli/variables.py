@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.alerts import leaves_of
@@ -11,7 +12,6 @@ from opero.config.fields import OPTIONS
 from opero.config.variable_names import PREFIX, RESERVED, Target, fold
 from opero.policies.alert import Alert
 from opero.policies.policy import KINDS
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.config.configuration import Configuration
@@ -28,7 +28,8 @@ GENERAL = {
     "OPERO_RECEIPTS": "whether exceptions have the receipts of their calls",
     "OPERO_CACHE_APP": "the name of the program whose results are cached",
     "OPERO_CACHE_DIR": "the directory of disk caches",
-    "OPERO_CACHE_REDIS_URL": "the server of redis caches",
+    "OPERO_CACHE_REDIS_URL": "the server of redis caches, if it is not OPERO_REDIS_URL",
+    "OPERO_REDIS_URL": "the redis that limits and caches share",
     "OPERO_CACHE_SECRET": "the key that signs cached pickles",
     "OPERO_LOG_LEVEL": "the level from which on records are logged",
     "OPERO_LOG_FORMAT": "the format of log lines, text or json",
@@ -42,7 +43,7 @@ GENERAL = {
 assert {*RESERVED, "ENVIRONMENT"} == set(GENERAL), "a reserved variable has no description"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class EnvironmentVariable:
     """A variable that opero reads.
 

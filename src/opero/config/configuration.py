@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,12 @@ from opero.config.composition import compose, inherit, parent_leaf, sections_of,
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section, Source
-from opero.config.validation import check_fields, validate
+from opero.config.validation import Known, check_fields, validate
 from opero.errors import nearest
 from opero.policies.canary import canary_problem
 from opero.policies.names import importing_from
 from opero.policies.quantities import quoted
 from opero.runtime.functions import full_name
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Effective:
     """The effective policy of one function.
 
@@ -64,7 +63,7 @@ def _beside(start: Mapping[str, Leaf | None], sections: Sequence[Section]) -> di
     return {name: leaf for name, leaf in found.items() if leaf is not None}
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Configuration:
     """An immutable configuration: policies by name, with the source of each value.
 
@@ -134,6 +133,8 @@ class Configuration:
                 if section.enabled is not None:
                     said["enabled"] = section.enabled
                 hashed.update(f"{section.name} {parent} {_written(said)}".encode("utf-8", "surrogatepass"))
+        if self.imports:
+            hashed.update(_written(self.imports).encode("utf-8", "surrogatepass"))
         return hashed.hexdigest()[:8]
 
     @property
@@ -141,6 +142,14 @@ class Configuration:
         """The modules that names may be imported from; None: from any module."""
         lists = [layer.import_from for layer in self.layers if layer.import_from is not None]
         return tuple(lists[-1].plain()) if lists else None
+
+    @cached_property
+    def imports(self) -> Mapping[str, Marked]:
+        """The functions that `opero run` binds, as `imports:` names them, and the profile of each."""
+        found: dict[str, Marked] = {}
+        for layer in self.layers:
+            found |= layer.imports
+        return {target: profile for target, profile in found.items() if profile.value is not None}
 
     def leaves(self, profile: str) -> Mapping[str, Leaf]:
         """Return path ("retry.retries") → effective leaf of a profile; "extends" → the profile that it extends."""
@@ -251,6 +260,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
     layers = configuration.layers
     policies: dict[str, Policy] = {}
     lineages: dict[str, Sequence[str]] = {}
+    known: Known = {}
     with importing_from(configuration.import_from):
         if any(layer.defaults is not None for layer in layers):
             check_fields(compose(sections_of(None, layers)), report)
@@ -258,7 +268,7 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
             profile = compose(sections_of(lineage or [name], layers))
             if lineage is None or not complete:
                 check_fields(profile, report)
-            elif (policy := validate(f"policies.{name}", profile, report)) is not None:
+            elif (policy := validate(f"policies.{name}", profile, report, known)) is not None:
                 policies[name] = policy
                 lineages[name] = tuple(lineage)
         names = {name for layer in layers for name in layer.profiles}
@@ -273,5 +283,10 @@ def validated(configuration: Configuration, report: Report, *, complete: bool = 
                 hint = "" if report.is_full else nearest(parent.value, names)
                 text = f"{section.name} uses the profile {quoted(parent.value)}, which does not exist{hint}"
                 report.add(parent.source, text)
+        for target, named in configuration.imports.items() if complete else ():
+            if named.value not in names:
+                hint = "" if report.is_full else nearest(named.value, names)
+                text = f"imports: {target} uses the profile {quoted(named.value)}, which does not exist{hint}"
+                report.add(named.source, text)
         alerts = alerts_of(layers, report, complete=complete)
     return replace(configuration, policies=policies, alerts=alerts, _lineages=lineages)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from opero.runtime.functions import names_of
-from opero.structs import struct
+
+NO_FIELDS: Mapping[str, Any] = {}
+"""What a function without options states."""
 
 
-@struct(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Declaration:
     """What code states about one function.
 
@@ -29,8 +31,8 @@ class Declaration:
 
     name: str
     profile: str | None
-    below: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may contain a secret
-    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    below: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS, repr=False)  # may contain a secret
+    fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS, repr=False)
     by: str = "@opero"
     place: tuple[str, int] = ("", 0)
     names_registry: bool = False

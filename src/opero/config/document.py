@@ -22,12 +22,14 @@ from opero.problems import MASK
 if TYPE_CHECKING:
     from opero.config.report import Report
 
-KEYS = ("policies", "defaults", "functions", "import_from", "alerts", "extends")
+KEYS = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
 FUNCTION = pattern(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The full name of a function: module:qualname."""
 MODULE = pattern(DOTTED)
+IMPORT = pattern(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)")
+"""What an entry of `imports:` binds: module:function, module:Class.method, or module:* for all that a module has."""
 LONGEST_FUNCTION = 1000
 """The most characters of a name or glob of `functions:`."""
 
@@ -42,8 +44,8 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
 
     Args:
         document: a mapping with `policies:` (name → profile), `defaults:` (for all profiles), `functions:` (name or
-            glob → policies of these functions), `import_from:` (modules), `alerts:` (name → alert) and `extends:` (an
-            environment).
+            glob → policies of these functions), `imports:` (function → its profile), `import_from:` (modules),
+            `alerts:` (name → alert) and `extends:` (an environment).
         name: the name of the file in messages.
         report: receives the problems.
     """
@@ -54,6 +56,7 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
     import_from: Marked | None = None
     extends: Marked | None = None
     alerts: dict[str, Marked] = {}
+    imports: dict[str, Marked] = {}
     for key, entry in entries.items():
         if key not in KEYS:
             report.add(
@@ -71,6 +74,8 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
             continue
         elif key == "alerts":
             alerts = read_alerts(entry, report)
+        elif key == "imports":
+            imports = _read_imports(entry, report)
         elif key == "defaults":
             defaults = _read_section(entry, "defaults", report)
         elif key == "policies":
@@ -85,7 +90,24 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
             for each, body in mapping_of(entry, "`functions:`", report, advice).items():
                 if _check_function(each, body, report):
                     functions[each] = _read_section(body, f"functions.{each}", report, "policy")
-    return ConfigLayer(name, defaults, profiles, functions, import_from, alerts, extends)
+    return ConfigLayer(name, defaults, profiles, functions, import_from, alerts, extends, imports)
+
+
+def _read_imports(marked: Marked, report: Report) -> dict[str, Marked]:
+    """Parse `imports`: functions that `opero run` binds, each with the name of its profile; null binds it no more."""
+    good: dict[str, Marked] = {}
+    advice = 'write "module:function" and the name of its profile, such as `"requests:get": api`'
+    for target, entry in mapping_of(marked, "`imports:`", report, advice).items():
+        if not IMPORT.fullmatch(target):
+            dotted = target.rpartition(".")
+            hint = f'; did you mean "{dotted[0]}:{dotted[2]}"?' if dotted[0] and ":" not in target else ""
+            report.add(
+                entry.place,
+                f'{quoted(target)} is no function: use "module:function", "module:Class.method" or "module:*"{hint}',
+            )
+        elif (parent := read_parent(entry, f"imports: {target}", report)) is not None:
+            good[target] = parent
+    return good
 
 
 def _check_function(name: str, body: Marked, report: Report) -> bool:

@@ -67,7 +67,7 @@ def known_words() -> frozenset[str]:
     from opero.policies.alert import Alert, Condition  # few programs have alerts, and models are expensive
 
     fields = {field for model in KINDS.values() for field in model.model_fields} | AdaptiveTTL.model_fields.keys()
-    groups = ("policies", "defaults", "functions", "import_from", "alerts", "extends", "policy")
+    groups = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends", "policy")
     of_alerts = {*Alert.model_fields, *Condition.model_fields}
     return frozenset(
         {*KINDS, *OPTIONS, *fields, *groups, *of_alerts, "true", "false", "null", "yes", "no", "on", "off"}

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,6 @@ from opero.errors import ConfigError, error_at, nearest, readable, text_of
 from opero.patterns import pattern
 from opero.runtime.environment_files import HERE, absence, env_file, variable
 from opero.runtime.project import PROJECT, folders
-from opero.structs import struct
 
 DEFAULT_ENVIRONMENT = "development"
 DEFAULT_DIRECTORY = "policies"
@@ -30,7 +29,7 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Location:
     """Where the configuration is.
 
@@ -53,7 +52,7 @@ class Location:
     found: Mapping[str, Path] = field(default_factory=dict)
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Named:
     """A value, what set it ("" for a default), and in which file; whether other programs use what set it as well, and
     what is wrong with it then."""

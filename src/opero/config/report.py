@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from opero.config.fields import hidden_keys, known_words
 from opero.config.sources import Marked, Source, span
 from opero.errors import ConfigError, Problem, one_line, readable
 from opero.patterns import pattern
 from opero.problems import LONGEST_TEXT, MASK, passwords_in
-from opero.structs import struct
 
 WIDEST = 110
 """The maximum number of characters of a line to show."""
@@ -58,7 +58,7 @@ def _masked(text: str) -> str:
     return text
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class _Found:
     """A problem, with the parts of the configuration that it affects → the line of an alias that refers to it."""
 

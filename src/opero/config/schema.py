@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from opero.config.document import FUNCTION, MODULE
+from opero.config.document import FUNCTION, IMPORT, MODULE
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.alert import Alert, Condition, Webhook
 from opero.policies.names import dotted_name
@@ -24,7 +24,7 @@ BEYOND_THE_SCHEMA = {
     "contradictions": "values that are valid alone but contradict each other, such as min_delay above max_delay",
     "secrets": "in fallback.values, secret:NAME must name a secret that exists",
     "alerts": "what makes a condition is one of event, share, state, any and all, and other fields go with one of them",
-    "profiles": "`extends`, `policy` and canaries name a profile, which may be in another file",
+    "profiles": "`extends`, `policy`, `imports` and canaries name a profile, which may be in another file",
     "environments": "`extends` of a file names an environment that has a file",
     "imports": "names of functions and exceptions must be importable, allowed by import_from, and of the right type",
     "tags": 'braces in a tag must contain the name of a parameter: "user:{user_id}"',
@@ -109,6 +109,13 @@ def json_schema() -> dict[str, Any]:
                 "type": ["object", "null"],
                 "propertyNames": {"pattern": rf"{_whole(FUNCTION)}|[*?\[]"},
                 "additionalProperties": {"$ref": "#/$defs/function"},
+            },
+            "imports": {
+                "description": 'Functions that `opero run` binds, and their profiles: "module:function", "module:*".',
+                "type": ["object", "null"],
+                "propertyNames": {"pattern": _whole(IMPORT)},
+                "additionalProperties": {"type": ["string", "null"]},
+                "examples": [{"requests:get": "api"}],
             },
             "import_from": {
                 "description": "The modules, with their submodules, that names may be imported from. Default: any.",

@@ -21,6 +21,7 @@ from opero.config.variables import collect_variables, flatten, places_of, secret
 from opero.config.yaml_source import read_yaml
 from opero.errors import nearest
 from opero.policies.quantities import quoted
+from opero.runtime.collector import without_collector
 from opero.runtime.environment_files import HERE
 from opero.runtime.named_secrets import SecretFinder
 
@@ -143,6 +144,7 @@ def _read_file(path: Path, report: Report) -> ConfigLayer | None:
     return None if document is None else read_document(document, name, report)
 
 
+@without_collector  # else it would go through all objects of the program several times, and free nothing
 def load(
     directory: str | Path | None = None,
     environment: str | None = None,

@@ -6,16 +6,15 @@ Parsing stores each position as one number; a `Source` is made of it on demand.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from opero.policies.base import masked
 from opero.policies.merging import Replacing
 from opero.policies.quantities import without_password
-from opero.structs import struct
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """The place where a value is set.
 
@@ -160,7 +159,7 @@ def _shown(value: Any) -> Any:
     return without_password(value) if isinstance(value, str) else value
 
 
-@struct(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
     """The value of one field, its source, and what it shadows.
 
@@ -191,7 +190,7 @@ class Leaf:
             leaf = leaf.shadowed
 
 
-@struct(slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Statement:
     """What one section of one layer says about one policy.
 
@@ -237,7 +236,7 @@ class Statement:
         return self.whole.source if self.removed else self.whole.place
 
 
-@struct(slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Section:
     """The part of one layer about one profile, about all profiles (`defaults`), or about functions.
 
@@ -263,7 +262,7 @@ class Section:
         return self.place.place
 
 
-@struct(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False)
 class ConfigLayer:
     """The contents of one file, of a set of variables, or of an override.
 
@@ -275,6 +274,7 @@ class ConfigLayer:
         import_from: the modules that names may be imported from; None if not set.
         alerts: name of an alert → a mapping of its fields; null removes the alert.
         extends: the environment whose file this one lies over; None if not set.
+        imports: function that `opero run` binds → the name of its profile; null binds it no more.
     """
 
     name: str
@@ -284,6 +284,7 @@ class ConfigLayer:
     import_from: Marked | None = None
     alerts: Mapping[str, Marked] = field(default_factory=dict)
     extends: Marked | None = None
+    imports: Mapping[str, Marked] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         # pydantic-settings logs the results of sources; values may be secret, so only names are shown.

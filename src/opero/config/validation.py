@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from opero.config.fields import is_hidden, is_list
 from opero.config.mapping import shown
 from opero.errors import describe, nearest
+from opero.policies.base import BasePolicy
 from opero.policies.contradictions import contradictions
 from opero.policies.policy import KINDS, Policy
 from opero.policies.quantities import quoted
@@ -23,16 +24,24 @@ if TYPE_CHECKING:
     from opero.policies.contradictions import Contradiction
 
 
-def validate(name: str, profile: Profile, report: Report) -> Policy | None:
+Known = dict[Any, BasePolicy]
+"""What policies were made of → those policies. Most profiles of a large file share most of their values."""
+
+
+def validate(name: str, profile: Profile, report: Report, known: Known | None = None) -> Policy | None:
     """Return the policy that a merged profile describes, or None if it is invalid.
 
     Args:
         name: the name of the section: "policies.api".
         profile: the merged profile.
         report: receives the problems, each at a line and column of a file or at a variable.
+        known: policies that were validated under the same conditions, to which those of the profile are added. They are
+            immutable, so profiles may share them. Default: none.
     """
+    values = profile.values()
+    new = {} if known is None else _replace_known(values, known)
     try:
-        policy = Policy.model_validate(profile.values())
+        policy = Policy.model_validate(values)
     except ValidationError as error:
         wrong = _by_kind(error)
         for kind, found in wrong.items():
@@ -42,8 +51,33 @@ def validate(name: str, profile: Profile, report: Report) -> Policy | None:
     except (Exception, SystemExit):  # noqa: BLE001  # importing a module may raise anything
         _report_imports(profile, report)
     else:
+        if known is not None:
+            known.update((key, each) for kind, key in new.items() if (each := getattr(policy, kind)) is not None)
         return None if _report_contradictions(name, policy, (), profile, report) else policy
     return None
+
+
+def _replace_known(values: dict[str, Any], known: Known) -> dict[str, Any]:
+    """Put policies that are known in the place of what they are made of; return the keys of the others by kind."""
+    new: dict[str, Any] = {}
+    for kind, fields in values.items():
+        if type(fields) is not dict:  # what objects of code state, which may mean something else
+            continue
+        try:
+            key = kind, *((field, type(each), _hashable(each)) for field, each in fields.items())
+            found = known.get(key)
+        except TypeError:
+            continue  # it contains a mapping
+        if found is None:
+            new[kind] = key
+        else:
+            values[kind] = found
+    return new
+
+
+def _hashable(value: Any) -> Any:
+    """Return a value as part of a key: 1, 1.0 and true differ."""
+    return tuple([(type(each), _hashable(each)) for each in value]) if type(value) is list else value
 
 
 def _report_among_valid(name: str, wrong: Mapping[str, Sequence[Any]], profile: Profile, report: Report) -> None:

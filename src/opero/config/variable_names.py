@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-
-from opero.structs import struct
+from dataclasses import dataclass
 
 PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
 RESERVED = (
@@ -15,7 +14,7 @@ RESERVED = (
     "OPERO_RECEIPTS",
     "OPERO_SECRETS_DIR",
     *("OPERO_CACHE_APP", "OPERO_CACHE_DIR"),
-    "OPERO_CACHE_REDIS_URL",
+    *("OPERO_CACHE_REDIS_URL", "OPERO_REDIS_URL"),
     "OPERO_CACHE_SECRET",
     *("OPERO_LOG_LEVEL", "OPERO_LOG_FORMAT"),
     "OPERO_METRICS",
@@ -29,7 +28,7 @@ starts with "test"."""
 RESERVED_PREFIX = "OPERO_TEST_"
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """What a variable may set: a policy (no field), one field, the profile to start from (no kind), or "enabled"."""
 

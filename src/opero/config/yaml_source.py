@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
@@ -22,7 +23,6 @@ from opero.errors import readable
 from opero.patterns import pattern
 from opero.policies.quantities import LONGEST_QUOTED, MOST_BITS, quoted
 from opero.problems import MASK
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def read_yaml(path: Path, name: str, report: Report) -> Marked | None:
         return None
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Frame:
     """A mapping or list that has started and not ended.
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import FailedResponseError, OperoError, RejectedError
 from opero.executors.classifier import BY_SHAPE, Classifier
 from opero.failures import Kind, retry_after
+from opero.policies.retry import THROTTLED_DELAY
 
 if TYPE_CHECKING:
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
-
-THROTTLED_DELAY = 1.0
-"""The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
 
 Wait = tuple[float, bool]
 """The seconds until another attempt, and whether the error asks for them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import BulkheadFullError, CallTimeoutError
+from opero.errors import BulkheadFullError
 from opero.events import Waited
 from opero.executors.state.home import Holder
 from opero.executors.state.slots import ANYONE, FOREVER, LocalSlots, QueuedCall, Slots
@@ -67,11 +67,7 @@ class BulkheadExecutor(Holder[Slots]):
         limit = self.home.successor.limit
         full = f"{self.name}: bulkhead full: {limit} of {limit} slots in use"
         if self.policy.max_wait is None or waited < self.policy.max_wait:
-            return call.stats.count_timeout(
-                CallTimeoutError(
-                    f"{full}, and the total timeout leaves no time to queue", scope="total", waiting_for="bulkhead"
-                )
-            )
+            return call.out_of_time(f"{full}, and {call.limit} leaves no time to queue", "bulkhead")
         queued = f" after {format_duration(self.policy.max_wait)} in the queue" if self.policy.max_wait else ""
         return call.stats.count_rejection("bulkhead", BulkheadFullError(f"{full}{queued}"))
 
@@ -152,6 +148,8 @@ class BulkheadExecutor(Holder[Slots]):
 
     def wrap(self, layer: Layer) -> Layer:
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             home = self.home
             if not home.take(call):
                 run_blocking(self.queue(self.blocking, call))
@@ -172,6 +170,8 @@ class BulkheadExecutor(Holder[Slots]):
         host = AsyncHost(self.clock)
 
         async def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             home = self.home
             if home.blocks or not home.take(call):
                 await self.queue(host, call)

@@ -14,10 +14,11 @@ from opero.cache.outage import ThrottledFailure
 from opero.cache.retention import shared
 from opero.cache.single_flight import Computation, current_computations
 from opero.cache.stores import MemoryStore
-from opero.errors import FailedResponseError, RejectedError, describe
+from opero.errors import FailedResponseError, RejectedError, describe, is_by_deadline
 from opero.events import CacheHit, CacheRefreshed, watched
 from opero.executors.call import MISS, Call
 from opero.executors.conditions import Matcher
+from opero.runtime.deadlines import current
 from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from opero.observe.stats import Stats
     from opero.policies.cache import CachePolicy
     from opero.runtime.clock import Clock
-    from opero.runtime.hosts import Host
+    from opero.runtime.hosts import Host, Waiter
 
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
@@ -178,7 +179,7 @@ class CacheExecutor(FunctionCache):
                 still_wanted = partial(self.single_flight.leave, computation, waited=False)
                 return await host.shielded(leader, computation, still_wanted)
             try:
-                await waiter.wait(None)
+                await self._wait(waiter, pending.call)
             finally:
                 self.single_flight.leave(computation, waited=True)
             result = computation.result  # not from the cache, which may have evicted it already
@@ -192,6 +193,14 @@ class CacheExecutor(FunctionCache):
             if computation.failed:
                 stats.count_miss()
                 return await self._execute(host, pending, Computation(pending.tags), None)
+
+    async def _wait(self, waiter: Waiter, call: Call) -> None:
+        """Wait for the end of a computation, at most until the deadline that the call has inherited."""
+        if call.inherited is None:
+            await waiter.wait(None)
+        elif not await waiter.wait(max(0.0, call.time_left(self.clock.monotonic()))):
+            text = f"{self.name}: another call computes the result, and {call.limit} has passed"
+            raise call.out_of_time(text, "cache")
 
     async def _lead(self, host: Host, pending: PendingCall, computation: Computation) -> Outcome:
         """Compute a key for all callers that wait for it, unless it has been stored in the meantime."""
@@ -244,7 +253,8 @@ class CacheExecutor(FunctionCache):
         """
         if await self._acquire(host, lock):
             return entry
-        wait, until = FIRST_POLL, self.clock.monotonic() + self.policy.lock_timeout
+        call, now = pending.call, self.clock.monotonic()
+        wait, until = FIRST_POLL, now + min(self.policy.lock_timeout, call.time_left(now))
         while self.clock.monotonic() < until:
             await host.sleep(wait)
             wait = min(wait * 1.5, LONGEST_POLL)
@@ -257,6 +267,9 @@ class CacheExecutor(FunctionCache):
                 if entry is None and await host.offload(self.store.is_uncached, pending.key):  # type: ignore[attr-defined]
                     await host.ensure(lock.release)
                 return entry
+        if call.time_left(self.clock.monotonic()) <= 0:
+            text = f"{self.name}: another process computes the result, and {call.limit} has passed"
+            raise call.out_of_time(text, "cache")
         return None
 
     async def _execute(
@@ -265,6 +278,8 @@ class CacheExecutor(FunctionCache):
         """Call the function, and store its outcome if the policy says so."""
         key, invalidations = pending.key, self.single_flight.invalidations
         outcome = await host.attempt(pending.layer, pending.call, pending.args, pending.kwargs)
+        if self._was_short_of_time(pending.call, outcome.error):
+            return outcome
         computation.failed = True  # waiting callers compute for themselves unless there is an outcome for them below
         try:
             if pending.call.is_fallback or (
@@ -290,6 +305,16 @@ class CacheExecutor(FunctionCache):
             return outcome
         finally:
             del outcome  # an exception's traceback refers to this frame: break the reference cycle
+
+    def _was_short_of_time(self, call: Call, error: Exception | None) -> bool:
+        """Return whether a call has failed, or a fallback has answered it, for the deadline that it has inherited.
+
+        That is neither stored nor shared: the first of those that wait computes next, in its own time.
+        """
+        deadline = call.inherited
+        if deadline is None or (error is None and not call.fell_back):
+            return False
+        return call.is_cut_short or deadline.left() <= 0 or is_by_deadline(error)
 
     def _settle(
         self,
@@ -328,6 +353,7 @@ class CacheExecutor(FunctionCache):
 
     async def _refresh(self, host: Host, pending: PendingCall, computation: Computation) -> None:
         current_computations.set((*current_computations.get(), computation))  # in a context of its own
+        current.set(None)  # it is for later callers
         key, lock = pending.key, self._computation_lock(pending.key, computation)
         outcome: Outcome | None = None
         try:
@@ -399,6 +425,8 @@ class CacheExecutor(FunctionCache):
                 call.stats.count_miss()
                 invalidations = self.single_flight.invalidations
                 value = layer(call, args, kwargs)
+                if self._was_short_of_time(call, None):
+                    return value
                 computation.failed = True  # waiting callers compute for themselves unless it has a result below
                 if call.is_fallback:
                     computation.failure = Outcome(value)
@@ -406,7 +434,8 @@ class CacheExecutor(FunctionCache):
                     self._settle(key, computation, Outcome(value), invalidations)
                 return value
             except Exception as error:
-                computation.failure = Outcome(error=error)
+                if not self._was_short_of_time(call, error):
+                    computation.failure = Outcome(error=error)
                 raise
             finally:
                 self.single_flight.finish(key, computation)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opero.errors import CallTimeoutError
+from opero.runtime.deadlines import current
+
 if TYPE_CHECKING:
     from opero.cache.single_flight import Computation
     from opero.executors.state.circuit import Counted
     from opero.executors.state.slots import QueuedCall
     from opero.observe.receipts import CallReceipt
     from opero.observe.stats import Stats
+    from opero.runtime.deadlines import Deadline
     from opero.runtime.hosts import Host
 
 Answers = Mapping[Callable[..., Any], bool]
@@ -23,7 +27,9 @@ class Call:
 
     Attributes:
         stats: the statistics of the called function.
-        deadline: the time at which the total timeout ends the call, by the clock's `monotonic`; None for no timeout.
+        deadline: the time at which the total timeout ends the call, or the deadline that it has inherited, by the
+            clock's `monotonic`; None if there is neither.
+        inherited: the deadline of the code that made the call, if it comes before that of the total timeout; else None.
         began: when the call began, by `time.perf_counter`, if it is timed.
         started: the same until the call has been reported to have failed; else 0.
         weight: the number of calls that it stands for in the statistics; 0 if it is not timed.
@@ -39,6 +45,7 @@ class Call:
         chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
         computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
         unsettled: what the circuit breaker has seen of the current round, which it counts when the round ends.
+        is_cut_short: whether a fallback has answered it for the deadline that it has inherited.
         fell_back: whether the result is a fallback result, or another that is not to be cached.
         is_fallback: whether a fallback answered instead of a failure.
         answers: what the user's async functions have said about the failure of the current attempt; None if there are
@@ -48,6 +55,7 @@ class Call:
 
     stats: Stats
     deadline: float | None = None
+    inherited: Deadline | None = None
     began: float = 0.0
     started: float = 0.0
     weight: int = 0
@@ -58,6 +66,7 @@ class Call:
     turned_away: bool = False
     fell_back: bool = False
     is_fallback: bool = False
+    is_cut_short: bool = False
     answers: Answers | None = None
     ttl: float | None = None
     counted: Counted | None = None
@@ -83,6 +92,38 @@ class Call:
     def time_left(self, now: float) -> float:
         """Return the seconds until the deadline; infinity if there is none."""
         return float("inf") if self.deadline is None else self.deadline - now
+
+    def inherit(self, monotonic: Callable[[], float]) -> None:
+        """Take on the deadline of the code that makes the call.
+
+        Args:
+            monotonic: that of the function's clock.
+        """
+        deadline = current.get()
+        if deadline is not None:
+            self.inherited, self.deadline = deadline, deadline.by(monotonic)
+
+    def check_time(self) -> None:
+        """Raise an error if the inherited deadline has passed: the call begins no attempt, and waits for nothing."""
+        if self.inherited is not None and self.inherited.left() <= 0:
+            name = self.stats.function.rpartition(":")[2]
+            raise self.out_of_time(f"{name}: not begun, as {self.limit} has passed")
+
+    def out_of_time(self, message: str, waiting_for: str = "attempt", **values: Any) -> CallTimeoutError:
+        """Return the error for a call that has no time to go on, and count it."""
+        self.turned_away = True
+        error = CallTimeoutError(message, scope=self.scope, waiting_for=waiting_for, **values)
+        return self.stats.count_timeout(error)
+
+    @property
+    def scope(self) -> str:
+        """What `deadline` comes from, as `CallTimeoutError.scope` says it."""
+        return "total" if self.inherited is None else "deadline"
+
+    @property
+    def limit(self) -> str:
+        """The same in words."""
+        return "the total timeout" if self.inherited is None else "the deadline of its caller"
 
 
 def abandon(call: Call, executors: Mapping[str, Any]) -> None:

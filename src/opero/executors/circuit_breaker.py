@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import CircuitOpenError, ResultRejectedError, describe
+from opero.errors import CallTimeoutError, CircuitOpenError, ResultRejectedError, describe
 from opero.events import CircuitChanged, CircuitClosed, CircuitForced, CircuitHalfOpened, CircuitOpened, Shadowed
 from opero.executors.conditions import Matcher
 from opero.executors.state.circuit import (
@@ -28,7 +29,6 @@ from opero.runtime import forking
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost
 from opero.runtime.log import log
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from typing import TypeVar, TypeVarTuple
@@ -258,7 +258,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         is_ignored = Matcher.of(self.policy.ignore, classifier)
 
         def ignores(call: Call, error: Exception) -> bool:
-            if call.turned_away:
+            if call.turned_away or (type(error) is CallTimeoutError and error.is_unbegun):
                 return True
             if type(error) is ResultRejectedError:
                 return False
@@ -286,6 +286,8 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         report = partial(self.note if by_round else self.count, ignores)
 
         def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             home = self.home
             period = home.passing
             if period < 0:
@@ -318,6 +320,8 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         report = partial(self.note if by_round else self.count, ignores)
 
         async def guarded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             home = self.home
             period = home.passing
             if period < 0:
@@ -352,7 +356,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         return guarded
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class Unsettled:
     """What a circuit breaker has seen of a round that is under way: an `UnsettledRound`.
 

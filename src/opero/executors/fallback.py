@@ -20,12 +20,23 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from opero.errors import AllFailedError, CallTimeoutError, ConfigError, RejectedError, nearest
+from opero.errors import (
+    AllFailedError,
+    CallTimeoutError,
+    ConfigError,
+    RejectedError,
+    ResultRejectedError,
+    is_by_deadline,
+    nearest,
+)
 from opero.events import FallbackUsed
 from opero.executors.classifier import BY_SHAPE, Classifier
 from opero.executors.conditions import Matcher
+from opero.executors.responses import close_response
 from opero.policies.types import UNSET
+from opero.runtime.clock import SYSTEM
 from opero.runtime.functions import short_name
+from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.interruption import interruptible
 from opero.runtime.log import log
 
@@ -290,6 +301,7 @@ class FallbackExecutor:
         """Return the fallback result, or an awaitable of it if the fallback function is async."""
         call.stats.fallbacks += 1
         call.fell_back = call.is_fallback = True
+        call.is_cut_short = is_by_deadline(error)
         if self.counts_errors and not call.turned_away:
             call.stats.count_error(error, self.classifier, call)
         what = "default" if self.policy.function is None else "function"
@@ -308,6 +320,8 @@ class FallbackExecutor:
             except Exception as error:
                 if not self.covers(call, error):
                     raise
+                if isinstance(error, ResultRejectedError):
+                    run_blocking(close_response(BlockingHost(SYSTEM), error))
                 answer = self.answer(call, args, kwargs, error)
                 return answer if self.convert is None else self.convert(answer)
 
@@ -320,6 +334,8 @@ class FallbackExecutor:
             except Exception as error:
                 if not self.covers(call, error):
                     raise
+                if isinstance(error, ResultRejectedError):
+                    await close_response(AsyncHost(SYSTEM), error)
                 answer = self.answer(call, args, kwargs, error)
                 if self.policy.function is not None and inspect.isawaitable(answer):
                     answer = await answer

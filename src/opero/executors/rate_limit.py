@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import CallTimeoutError, ConfigError, RateLimitExceededError, describe, described, nearest
+from opero.errors import RateLimitExceededError
 from opero.events import Waited
-from opero.executors.state.budget import Budget, LocalBudget, Terms, new_budget
+from opero.executors.costs import cost_function, harmless
+from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
+from opero.executors.state.reserving_budget import ReservingBudget
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking
 from opero.runtime.async_library import await_within, in_trio, is_closed, new_lock, running_loop
-from opero.runtime.functions import is_async_function, short_name
+from opero.runtime.functions import is_async_function
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.interruption import Expired
 from opero.runtime.log import log
@@ -28,72 +30,6 @@ if TYPE_CHECKING:
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
 
-MOST = 1e18
-"""The most permits that a call may cost by its arguments."""
-
-
-def cost_function(
-    cost: Any, function: Callable[..., Any]
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Any] | None:
-    """A function that computes a call's cost from its arguments; None where every call costs the same. If `cost` is
-    async, so is that function.
-
-    Raises:
-        ConfigError: `cost` names a parameter that the function lacks.
-    """
-    if isinstance(cost, float | int):
-        return None
-    if is_async_function(cost):
-
-        async def awaited(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-            return _checked(await cost(*args, **kwargs), function)
-
-        return awaited
-    if callable(cost):
-        return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
-    signature = inspect.signature(function)
-    if cost not in signature.parameters:
-        known = nearest(cost, signature.parameters)
-        raise ConfigError(f"{short_name(function)} has no parameter {cost!r} to take the cost from{known}")
-
-    def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return _checked(bound.arguments[cost], function)
-
-    return from_argument
-
-
-def _checked(cost: Any, function: Callable[..., Any]) -> float:
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= MOST:
-        where = short_name(function)
-        told = described(cost, 30) if isinstance(cost, int | float) else f"of type {type(cost).__name__}"
-        raise ValueError(f"the rate-limit cost of a call of {where} is {told}; it must be a number from 0 to 1e18")
-    return float(cost)
-
-
-def _harmless(cost_of: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function that computes a call's cost in shadow: 0 where that raises an exception, which is logged."""
-
-    def report(error: Exception) -> float:
-        text = "%s: the cost of a call, in shadow, raised %s"
-        log("condition_failed", text, name, describe(error), function=name, error=error)
-        return 0.0
-
-    def cost(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        try:
-            return float(cost_of(args, kwargs))
-        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
-            return report(error)
-
-    async def cost_async(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        try:
-            return float(await cost_of(args, kwargs))
-        except Exception as error:  # noqa: BLE001  # as above
-            return report(error)
-
-    return cost_async if is_async_function(cost_of) else cost
-
 
 class RateLimitExecutor(Holder[Budget]):
     """A rate limit, shared by all functions that are bound to its profile, from threads and event loops alike.
@@ -106,7 +42,8 @@ class RateLimitExecutor(Holder[Budget]):
     own: LocalBudget
 
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
-        super().__init__(policy, new_budget(policy, clock.monotonic))
+        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
+        super().__init__(policy, new(policy, clock.monotonic))
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
@@ -145,16 +82,15 @@ class RateLimitExecutor(Holder[Budget]):
     def refusal(self, call: Call, wait: float, now: float) -> Exception:
         """The error for a call whose permit is too far away."""
         call.turned_away = True
+        if wait == FOREVER:
+            text = f"{self.name}: the budget it shares cannot be reached, and on_store_error is closed: "
+            error = RateLimitExceededError(text + self.home.trouble, retry_in=1.0)
+            return call.stats.count_rejection("rate_limit", error)
         away = approximate_duration(wait)
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             left = approximate_duration(max(0.0, call.time_left(now)))
-            return call.stats.count_timeout(
-                CallTimeoutError(
-                    f"{self.name}: the next rate-limit permit is {away} away, and the total timeout leaves {left}",
-                    scope="total",
-                    waiting_for="rate_limit",
-                )
-            )
+            text = f"{self.name}: the next rate-limit permit is {away} away, and {call.limit} leaves {left}"
+            return call.out_of_time(text, "rate_limit")
         error = RateLimitExceededError(
             f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
             f"{format_duration(self.patience)}",
@@ -187,7 +123,7 @@ class RateLimitExecutor(Holder[Budget]):
 
     def _tell(self, call: Call, wait: float, patience: float) -> None:
         """Count what would have happened to a call in shadow."""
-        away = approximate_duration(wait)
+        away = approximate_duration(min(wait, LONGEST))
         message = f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away"
         call.stats.count_shadow("rate_limit", "reject" if wait > patience else "delay", wait, message=message)
 
@@ -209,8 +145,20 @@ class RateLimitExecutor(Holder[Budget]):
 
     # What waits
 
-    async def wait(self, host: Host, call: Call, wait: float, receipt: Receipt, queued: float = 0.0) -> None:
+    async def wait(
+        self, host: Host, call: Call, cost: float, patience: float, reserved: tuple[float, Receipt], queued: float = 0.0
+    ) -> None:
         """Wait until reserved permits fall due, after `queued` seconds in a queue."""
+        until = self.clock.monotonic() + patience
+        wait, receipt = reserved
+        while receipt == LATER:
+            call.stats.count_wait("rate_limit", AGAIN, waits=0)
+            call.waited += AGAIN
+            await host.sleep(AGAIN)
+            left = max(0.0, until - self.clock.monotonic())
+            wait, receipt = await self.run(
+                host, partial(self.reserve, call, cost, left), lambda reserved: self.refund(reserved[1])
+            )
         call.stats.count_wait("rate_limit", wait)
         call.waited += wait
         text = "%s: waits %.3g s for a permit"
@@ -231,13 +179,15 @@ class RateLimitExecutor(Holder[Budget]):
         """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
         started = self.clock.monotonic()
         patience = self.patience_of(call, started)
-        if self.policy.shadow:
+        if self.policy.shadow or (patience <= 0 and not self.queued):  # it does not wait, or not at all
             await self.run(host, lambda: self.reserve(call, cost, patience), lambda reserved: self.refund(reserved[1]))
             return
-        wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
-        expected = wait + self.queued * cost / self.policy.rate
-        if expected > patience:
-            raise self.refusal(call, expected, started)
+        expected = 0.0
+        if patience < LONGEST:
+            wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
+            expected = wait + self.queued * cost / self.policy.rate
+            if expected > patience:
+                raise self.refusal(call, expected, started)
         queue, generation = self._queue(), forking.generation
         self.queued += 1
         try:
@@ -251,12 +201,12 @@ class RateLimitExecutor(Holder[Budget]):
             call.waited += passed
             call.stats.count_wait("rate_limit", passed, waits=0)
         try:
-            left = patience - passed
-            wait, receipt = await self.run(
+            left = max(0.0, patience - passed)
+            reserved = await self.run(
                 host, lambda: self.reserve(call, cost, left), lambda reserved: self.refund(reserved[1])
             )
-            if wait > 0:
-                await self.wait(host, call, wait, receipt, passed)
+            if reserved[0] > 0:
+                await self.wait(host, call, cost, left, reserved, passed)
         finally:
             queue.leave()
 
@@ -281,18 +231,21 @@ class Meter:
         self.limiter = limiter
         self.cost_of = cost_function(limiter.policy.cost, function)
         if self.cost_of is not None and limiter.policy.shadow:
-            self.cost_of = _harmless(self.cost_of, limiter.name)
+            self.cost_of = harmless(self.cost_of, limiter.name)
 
     def wrap(self, layer: Layer) -> Layer:
         limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic
         take, usual = limiter.own.take, limiter.cost or 1.0
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or not take():
                 cost = usual if cost_of is None else cost_of(args, kwargs)
-                wait, receipt = limiter.reserve(call, cost, limiter.patience_of(call, now()))
-                if wait > 0:
-                    run_blocking(limiter.wait(limiter.blocking, call, wait, receipt))
+                patience = limiter.patience_of(call, now())
+                reserved = limiter.reserve(call, cost, patience)
+                if reserved[0] > 0:
+                    run_blocking(limiter.wait(limiter.blocking, call, cost, patience, reserved))
             return layer(call, args, kwargs)
 
         return limited
@@ -308,6 +261,8 @@ class Meter:
             return await layer(call, args, kwargs)
 
         def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.inherited is not None:
+                call.check_time()
             if cost_of is not None or limiter.queued or not take():
                 return wait_and_go_on(call, args, kwargs)
             return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import FailedResponseError
-from opero.failures import ORDINARY, failed_status
+from opero.errors import FailedResponseError, ResultRejectedError
+from opero.failures import ORDINARY, failed_status, is_response
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from opero.runtime.hosts import Host
+
+
+async def close_response(host: Host, error: Exception) -> None:
+    """Close the response of a failed attempt whose place another result takes: it may hold a connection.
+
+    Other results that `retry_if_result` has rejected are left alone.
+    """
+    if isinstance(error, ResultRejectedError) and is_response(error.result):
+        with suppress(Exception):  # the response is the user's
+            await host.close(error.result)
 
 
 class ResponseCheck:

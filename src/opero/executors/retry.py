@@ -71,6 +71,8 @@ class RetryExecutor(Rounds):
 
             @interruptible
             def called(call: Call, args: Args, kwargs: Kwargs) -> Any:
+                if call.inherited is not None:
+                    call.check_time()
                 call.stats.executed += 1
                 try:
                     result = function(*args, **kwargs)

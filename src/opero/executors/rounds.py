@@ -21,6 +21,8 @@ from opero.errors import (
 from opero.events import AttemptFailed, FallbackUsed, RetryScheduled
 from opero.executors.backoff import NO_WAIT, Backoff, Progress, Schedule, Wait
 from opero.executors.conditions import Matcher
+from opero.executors.given_up import give_up, was_given_up
+from opero.executors.responses import close_response
 from opero.failures import status_of
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.functions import is_async_function
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from opero.executors.classifier import Classifier
     from opero.executors.fallback import Alternatives
     from opero.executors.one_shot import OneShotArguments
+    from opero.executors.retry_budget import RetryBudget
     from opero.failures import Kind
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
@@ -55,6 +58,8 @@ a turn takes several times as long as a quick attempt."""
 
 MOST_TEXT = 300
 """The most characters of the last exception that the message of all has."""
+NOT_GIVEN_UP = RejectedError, FailedResponseError
+"""Errors with which a call may end that calls around it judge by themselves."""
 
 
 def counted(kinds: Sequence[Kind]) -> str:
@@ -75,6 +80,8 @@ class Rounds:
         classifier: says of which kind failures are.
         alternatives: makes the arguments for each value of the fallback argument; None if there is none.
         one_shot: warns of arguments that can be read only once. Default: there is no warning.
+        why_once: called with the exception of a failed attempt and the arguments of the call: returns why it must not
+            be repeated, or None. Default: it may be.
     """
 
     def __init__(
@@ -85,16 +92,21 @@ class Rounds:
         classifier: Classifier,
         alternatives: Alternatives | None = None,
         one_shot: OneShotArguments | None = None,
+        why_once: Callable[..., str | None] | None = None,
     ) -> None:
         self.policy = policy
+        self.why_once = why_once
         self.clock = clock
         self.name = name
         self.alternatives = alternatives
         self.one_shot = one_shot
         self.classifier = classifier
         self.kind_of = classifier.kind_of
+        self.budget: RetryBudget | None = None
+        self.guards = policy.amplification == "guard"
         self.is_meant = Matcher.of(policy.retry_on, classifier)
         self.named_rejections = tuple(each for each in self.is_meant.classes if issubclass(each, RejectedError))
+        self.named_own = tuple(each for each in self.is_meant.classes if issubclass(each, OperoError))
         self.retries = policy.retries
         self.awaits_judgement = is_async_function(policy.retry_if_result)
         self.backoff = Backoff(policy, clock, classifier)
@@ -117,8 +129,10 @@ class Rounds:
             if isinstance(error, RejectedError):
                 return isinstance(error, self.named_rejections)
             # An attempt that took too long is always worth another: its timeout is there for that.
-            if isinstance(error, CallTimeoutError) and error.scope != "total":
+            if isinstance(error, CallTimeoutError) and error.scope not in ("total", "deadline"):
                 return True
+        if self.guards and was_given_up(error) and not isinstance(error, self.named_own):
+            return False
         statuses = self.policy.retry_on_status
         if statuses is not None:
             status = status_of(error)
@@ -192,8 +206,7 @@ class Rounds:
                 rejection = False
                 for position, variant in enumerate(variants):
                     if position:
-                        if isinstance(errors[-1], FailedResponseError):
-                            await close_response(host, errors[-1])
+                        await close_response(host, errors[-1])
                         call.stats.fallbacks += 1
                         call.stats.emit(FallbackUsed, what="value", error=errors[-1])
                         text = "%s: trying the next value of %s"
@@ -222,16 +235,18 @@ class Rounds:
                     if schedule is not None:
                         schedule.kinds[id(variant)] = self.kind_of(outcome.error)
                     verdict = self.verdict(outcome.error, call)
+                    if self.why_once is not None and verdict is AGAIN and self.is_unsafe(outcome.error, variant, call):
+                        verdict = NEVER
                     ends_round = position + 1 == len(variants) or verdict in (FINAL, ROUND_OVER)
                     if ends_round and call.unsettled is not None:
                         await call.unsettled.settle(host, call, outcome.error)
                     if verdict is FINAL:
                         shorten(errors, places)
-                        return self.final(outcome.error, errors)
+                        return self.given_up(self.final(outcome.error, errors))
                     if schedule is None:
                         if verdict is NEVER:
                             call.stats.retries_saved += self.retries + 1 - progress.attempt_number
-                            return outcome
+                            return self.kept(call, outcome)
                         wait = self.backoff.after(outcome.error, progress)
                     elif verdict is NEVER:
                         schedule.drop(variant)
@@ -250,10 +265,15 @@ class Rounds:
                     shorten(errors, places)
                     call.fell_back |= type(errors[-1]) is ResultRejectedError
                     by_value = () if schedule is None else [*schedule.kinds.values()]
-                    return self.exhausted(call, errors, progress.attempt_number, delay if is_asked else None, by_value)
+                    last = self.exhausted(call, errors, progress.attempt_number, delay if is_asked else None, by_value)
+                    return self.given_up(last)
                 if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     shorten(errors, places)
-                    return self.out_of_time(call, delay, errors, delay if is_asked else None)
+                    return self.given_up(self.out_of_time(call, delay, errors, delay if is_asked else None))
+                if self.budget is not None and not self.budget.allows(len(variants)):
+                    shorten(errors, places)
+                    by_value = () if schedule is None else [*schedule.kinds.values()]
+                    return self.given_up(self.refused(self.budget, call, errors, progress.attempt_number, by_value))
                 progress.attempt_number += 1
                 if shows("retry_scheduled"):
                     self.log_retry(call, progress.attempt_number, len(errors), errors[-1], delay)
@@ -261,8 +281,7 @@ class Rounds:
                 if RetryScheduled.handlers:
                     values = {"attempt": progress.attempt_number, "delay": delay, "is_asked": is_asked}
                     call.stats.emit(RetryScheduled, **values, error=errors[-1])
-                if isinstance(errors[-1], FailedResponseError):
-                    await close_response(host, errors[-1])
+                await close_response(host, errors[-1])
                 if delay > 0:
                     await host.sleep(delay)
                 elif progress.attempt_number > 1 + RETRIES_WITHOUT_TURN:
@@ -285,6 +304,14 @@ class Rounds:
         if self.is_retryable(error, call.answers, kind):
             return AGAIN
         return NEVER if self.alternatives is None or self.alternatives.is_meant(error, call.answers, kind) else FINAL
+
+    def is_unsafe(self, error: Exception, variant: Variant, call: Call) -> bool:
+        """Return whether the call must not be repeated, although the policy would, and log why."""
+        assert self.why_once is not None
+        reason = self.why_once(error, *variant[0], **variant[1])
+        if reason is not None:
+            self.log("retry_refused", "%s: no retry after %r: %s", error, reason, call=call, delay=None, error=error)
+        return reason is not None
 
     def log(self, event: str, text: str, *args: Any, call: Call, **fields: Any) -> None:
         """Log a record of a call. Exceptions are not shown if they may contain a fallback value, which is secret."""
@@ -313,6 +340,14 @@ class Rounds:
                 text = "%s: succeeded after %d failed attempts"
                 self.log("call_recovered", text, len(errors), call=call, attempts=len(errors) + 1)
         return outcome
+
+    def kept(self, call: Call, outcome: Outcome) -> Outcome:
+        """Return the outcome of an attempt that no other follows: a result that was rejected is the call's result."""
+        error = outcome.error
+        if type(error) is not ResultRejectedError:
+            return outcome
+        call.fell_back = True
+        return Outcome(error.result)
 
     def exhausted(
         self, call: Call, errors: list[Exception], rounds: int, retry_in: float | None, by_value: Sequence[Kind] = ()
@@ -353,6 +388,28 @@ class Rounds:
             )
         )
 
+    def refused(
+        self, budget: RetryBudget, call: Call, errors: list[Exception], rounds: int, by_value: Sequence[Kind]
+    ) -> Outcome:
+        """Return the outcome if the retry budget allows no further round, and count that."""
+        last = errors[-1]
+        reason = f"not retried: {budget} is spent"
+        self.log("retry_refused", "%s: no retry after %r: %s is spent", last, budget, call=call, error=last)
+        call.stats.count_spent(last)
+        with suppress(Exception):  # a class may have no room for it
+            last.add_note(reason)
+        call.fell_back |= type(last) is ResultRejectedError
+        outcome = self.exhausted(call, errors, rounds, None, by_value)
+        if isinstance(outcome.error, AllFailedError):
+            outcome.error.add_note(reason)
+        return outcome
+
+    def given_up(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a call that has failed, marked as one that a call around it is not to retry."""
+        if self.retries and outcome.error is not None and not isinstance(outcome.error, NOT_GIVEN_UP):
+            give_up(outcome.error)
+        return outcome
+
     def final(self, error: Exception, errors: list[Exception]) -> Outcome:
         """Return the outcome after a rejection or the total timeout, which are not retried."""
         earlier = errors[:-1]
@@ -368,19 +425,8 @@ class Rounds:
         last = errors[-1]
         if isinstance(last, FailedResponseError):
             return Outcome(error=last)
-        error = CallTimeoutError(
-            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after the total timeout in "
-            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}",
-            scope="total",
-            errors=errors,
-            retry_in=retry_in,
+        text = (
+            f"{self.name}: the next attempt would start in {approximate_duration(delay)}, after {call.limit} in "
+            f"{approximate_duration(left)}; failed attempts: {len(errors)}, last error: {describe(last)}"
         )
-        error.__cause__ = last
-        call.stats.count_timeout(error)
-        return Outcome(error=error)
-
-
-async def close_response(host: Host, error: FailedResponseError) -> None:
-    """Close a failed response that another attempt will follow: it may hold a connection."""
-    with suppress(Exception):  # the response is the user's
-        await host.close(error.result)
+        return Outcome(error=call.out_of_time(text, "retry", errors=errors, retry_in=retry_in))

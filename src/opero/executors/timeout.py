@@ -1,4 +1,4 @@
-"""Ends attempts that take too long, and sets the deadline of the call for the total timeout."""
+"""Ends attempts that take too long, and sets the deadlines: of the call, and of calls that an attempt makes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError
-from opero.policies.types import format_duration
+from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.async_library import await_within
+from opero.runtime.deadlines import Deadline, current, restore, run_until, sooner
 from opero.runtime.interruption import Expired
 from opero.runtime.time_limits import Here, run_and_judge
 
@@ -46,14 +47,30 @@ class TimeoutExecutor:
         self.limits = sorted((seconds, field) for field in fields if (seconds := getattr(policy, field)) is not None)
         self.shortest = self.limits[0][0] if self.limits else float("inf")
 
-    def time_for(self, call: Call) -> float:
-        """Return the seconds that an attempt may take if it starts now."""
-        left = call.time_left(self.clock.monotonic())
-        return left if left < self.shortest else self.shortest  # noqa: FURB136  # min() is a call
+    def time_for(self, call: Call) -> tuple[float, Deadline]:
+        """Return the seconds that an attempt may take if it starts now, and the deadline of the calls that it makes.
+
+        Raises:
+            CallTimeoutError: there is no time left.
+        """
+        monotonic = self.clock.monotonic
+        now = monotonic()
+        left = call.time_left(now)
+        if left <= 0:
+            call.turned_away = True
+            raise self.expired(call, left)
+        if left < self.shortest:
+            return left, call.inherited or Deadline(now + left, monotonic)
+        return self.shortest, Deadline(now + self.shortest, monotonic)
 
     def expired(self, call: Call, allowed: float) -> CallTimeoutError:
         """Return the error for an attempt that took longer than `allowed` seconds, and count it."""
         total = self.policy.total
+        if call.inherited is not None and allowed < self.shortest:
+            if allowed <= 0:
+                return call.out_of_time(f"{self.name}: not begun, as {call.limit} has passed")
+            message = f"{self.name} took longer than {call.limit} left, {approximate_duration(allowed)}"
+            return call.stats.count_timeout(CallTimeoutError(message, scope="deadline"))
         if total is not None and allowed < self.shortest:
             message = f"{self.name} took longer than its total timeout of {format_duration(total)}"
             return call.stats.count_timeout(CallTimeoutError(message, scope="total", seconds=total))
@@ -69,13 +86,20 @@ class TimeoutExecutor:
         message = f"{self.name} took longer than its idle timeout of {format_duration(seconds)} for the {which} item"
         return stats.count_timeout(CallTimeoutError(message, scope="idle", seconds=seconds))
 
+    def deadline_of_step(self) -> Deadline:
+        """Return the deadline of the calls that a stream makes for its next item."""
+        monotonic = self.clock.monotonic
+        return sooner(Deadline(monotonic() + (self.idle or float("inf")), monotonic))
+
     # The whole call
 
     def wrap_total(self, layer: Layer) -> Layer:
         total, now = self.policy.total or 0.0, self.clock.monotonic
 
         def timed(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            call.deadline = now() + total
+            deadline = now() + total
+            if call.deadline is None or deadline < call.deadline:
+                call.deadline, call.inherited = deadline, None
             return layer(call, args, kwargs)  # for an async function a coroutine, which starts when it is awaited
 
         return timed
@@ -92,13 +116,14 @@ class TimeoutExecutor:
         within = self._within()
 
         def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            allowed = self.time_for(call)
-            if allowed <= 0:
-                raise self.expired(call, allowed)
+            allowed, deadline = self.time_for(call)
+            token = current.set(deadline)
             try:
                 return within(allowed, layer, call, args, kwargs)
             except Expired as expired:
                 raise self.expired(call, allowed) from expired.__cause__
+            finally:
+                restore(token)
 
         return bounded
 
@@ -111,10 +136,8 @@ class TimeoutExecutor:
         """Return the layer that begins no attempt after the deadline."""
 
         def begun(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            allowed = self.time_for(call)
-            if allowed <= 0:
-                raise self.expired(call, allowed)
-            return layer(call, args, kwargs)
+            _, deadline = self.time_for(call)
+            return run_until(deadline, layer, call, args, kwargs)
 
         return begun
 
@@ -122,12 +145,10 @@ class TimeoutExecutor:
         waits, monotonic = self.policy.enforce == "wait", self.clock.monotonic
 
         def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            allowed = self.time_for(call)
-            if allowed <= 0:
-                raise self.expired(call, allowed)
+            allowed, deadline = self.time_for(call)
             place = Here(self._within(), monotonic) if waits else self.clock.place()
             try:
-                started: Started = place.run(allowed, layer, call, args, kwargs)
+                started: Started = place.run(allowed, run_until, deadline, layer, call, args, kwargs)
             except Expired as expired:
                 place.release()
                 raise self.expired(call, allowed) from expired.__cause__
@@ -148,13 +169,14 @@ class TimeoutExecutor:
         within, idle = self._within_async(), self.idle
 
         async def bounded(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            allowed = self.time_for(call)
-            if allowed <= 0:
-                raise self.expired(call, allowed)
+            allowed, deadline = self.time_for(call)
+            token = current.set(deadline)
             try:
                 result = await within(allowed, layer(call, args, kwargs))
             except Expired as expired:
                 raise self.expired(call, allowed) from expired.__cause__
+            finally:
+                restore(token)
             if idle is not None:
                 result.steps = _AsyncSteps(self, call.stats, result, within)
             return result
@@ -166,10 +188,12 @@ class TimeoutExecutor:
 
     def _wrap_unlimited_async(self, layer: Layer) -> Layer:
         async def begun(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            allowed = self.time_for(call)
-            if allowed <= 0:
-                raise self.expired(call, allowed)
-            return await layer(call, args, kwargs)
+            _, deadline = self.time_for(call)
+            token = current.set(deadline)
+            try:
+                return await layer(call, args, kwargs)
+            finally:
+                restore(token)
 
         return begun
 
@@ -201,7 +225,7 @@ class _Steps:
     def run(self, step: Callable[[Any], Any], message: Any) -> Any:
         """Return the next item."""
         try:
-            return self.place.run(self.executor.idle, step, message)
+            return self.place.run(self.executor.idle, run_until, self.executor.deadline_of_step(), step, message)
         except Expired as expired:
             with suppress(Exception):
                 self.place.expire()
@@ -221,9 +245,12 @@ class _AsyncSteps:
 
     async def run(self, step: Awaitable[Any]) -> Any:
         """Return the next item."""
+        token = current.set(self.executor.deadline_of_step())
         try:
             return await self.within(self.executor.idle or 0.0, step)
         except Expired as expired:
             with suppress(Exception):
                 await self.close()
             raise self.executor.idle_expired(self.stats) from expired.__cause__
+        finally:
+            restore(token)

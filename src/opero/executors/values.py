@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import CallTimeoutError, RateLimitExceededError
+from opero.errors import RateLimitExceededError
 from opero.events import Waited
-from opero.executors.backoff import THROTTLED_DELAY
 from opero.executors.retry import RetryExecutor
 from opero.executors.state import values as state
 from opero.executors.state.home import Moved
 from opero.executors.value_memory import Tries
 from opero.failures import Kind
+from opero.policies.retry import THROTTLED_DELAY
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.generators import Started
 from opero.runtime.hosts import Outcome, run_blocking
@@ -285,11 +285,7 @@ class ValuesRetryExecutor(RetryExecutor):
                 f"{approximate_duration(delay)}"
             )
             if is_late:
-                raise call.stats.count_timeout(
-                    CallTimeoutError(
-                        f"{text}, after the total timeout", scope="total", waiting_for="fallback", retry_in=delay
-                    )
-                )
+                raise call.out_of_time(f"{text}, after {call.limit}", "fallback", retry_in=delay)
             if is_long:
                 text += f", longer than max_delay ({format_duration(longest)})"
                 raise call.stats.count_rejection("fallback", RateLimitExceededError(text, retry_in=delay))

@@ -26,7 +26,7 @@ from opero.failures.kinds import GRAVITY, ORDINARY, Failure, Kind, gravest
 
 if TYPE_CHECKING:
     from opero.failures.classify import failure_of, kind_of
-    from opero.failures.statuses import failed_status, response_failure, retry_after, status_of
+    from opero.failures.statuses import failed_status, is_response, response_failure, retry_after, status_of
 
 __all__ = [
     "GRAVITY",
@@ -36,6 +36,7 @@ __all__ = [
     "failed_status",
     "failure_of",
     "gravest",
+    "is_response",
     "kind_of",
     "response_failure",
     "retry_after",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-
-from opero.structs import struct
 
 
 class Kind(StrEnum):
@@ -41,7 +40,7 @@ ORDINARY = frozenset({type(None), bool, int, float, complex, str, bytes, bytearr
 """Types that are never responses. `type(result) in ORDINARY` is the fastest way to know that a result is no failure."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """What is known of a failure.
 

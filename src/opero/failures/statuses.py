@@ -219,6 +219,17 @@ def failed_status(value: object, also: Collection[int] = ()) -> int | None:
     return status if status is not None and (status >= 400 or status in also) else None
 
 
+def is_response(value: object) -> bool:
+    """Return whether a value is a response object, as `failed_status` has it; botocore's dictionaries hold nothing."""
+    key = id(type(value))
+    if key in _ordinary or isinstance(value, dict):
+        return False
+    try:
+        return key in _responses or _is_response_type(value)
+    except Exception:  # noqa: BLE001  # the attributes of foreign classes may do anything
+        return False
+
+
 def response_failure(value: object, now: float | None = None) -> Failure | None:
     """Return the failure that a returned response stands for; None for a success, and for what is no response.
 

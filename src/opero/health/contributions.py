@@ -108,6 +108,9 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> Finding:
 
 
 def _of_rate_limit(limiter: RateLimitExecutor) -> Finding:
+    if trouble := limiter.home.successor.trouble:
+        rule = limiter.policy.on_store_error
+        return Finding("degraded", f"its shared budget cannot be used, and on_store_error is {rule}: {trouble}")
     wait = limiter.next_permit()
     if wait <= limiter.patience:
         return OK

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
-from opero.structs import struct
 
 State = Literal["healthy", "degraded", "unhealthy"]
 MOST_KEPT = 100
 """Results that are kept of each check."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class HealthStatus:
     """The result of one run of a health check.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opero.errors import ConfigError, message_of, nearest
+from opero.errors import error_at, message_of, nearest
 from opero.runtime.named_secrets import find_secret
 
 VARIABLE = "OPERO_METRICS"
@@ -16,12 +16,7 @@ def switch_on() -> None:
         ConfigError: it names something unknown.
         MissingExtraError: a package is missing.
     """
-    names = [name for each in _named().split(",") if (name := each.strip().lower())]
-    for name in names:
-        if name not in KNOWN:
-            raise ConfigError(
-                f"{VARIABLE}: unknown value {name!r}{nearest(name, KNOWN)}; use prometheus, otel, or prometheus,otel"
-            )
+    names = wanted()
     if "prometheus" in names:
         from opero.integrations import prometheus
 
@@ -32,8 +27,22 @@ def switch_on() -> None:
         otel.instrument()
 
 
+def wanted() -> list[str]:
+    """Return the metrics that the variable names.
+
+    Raises:
+        ConfigError: it names something unknown.
+    """
+    names = [name for each in _named().split(",") if (name := each.strip().lower())]
+    for name in names:
+        if name not in KNOWN:
+            text = f"unknown value {name!r}{nearest(name, KNOWN)}; use prometheus, otel, or prometheus,otel"
+            raise error_at(VARIABLE, text)
+    return names
+
+
 def _named() -> str:
     try:
         return find_secret(VARIABLE) or ""
     except ValueError as error:
-        raise ConfigError(f"{VARIABLE}: {message_of(error)}") from None
+        raise error_at(VARIABLE, message_of(error)) from None

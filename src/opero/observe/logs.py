@@ -161,7 +161,7 @@ def _setting(name: str) -> tuple[Any, str]:
     try:
         parse(default if value is None else value)
     except ValueError:
-        return default, f"{name}: {value!r} is invalid: use {valid}; {default} is used"
+        return default, f"{value!r} is invalid: use {valid}; {default} is used"
     return (default if value is None else value), ""
 
 
@@ -172,13 +172,17 @@ SETTINGS: dict[str, tuple[Callable[[Any], object], str, str]] = {
 """Variable → what parses it, its default, and its valid values."""
 
 
+def complaints() -> list[tuple[str, str]]:
+    """Return the variables that are invalid, each with what is wrong with it."""
+    return [(name, complaint) for name in SETTINGS if (complaint := _setting(name)[1])]
+
+
 def _configure_by_variables() -> None:
     """Switch logging on if a variable asks for it: when opero is first used."""
     if any(_value(name) is not None for name in SETTINGS):
         configure_logging()
-        for _, complaint in map(_setting, SETTINGS):
-            if complaint:
-                log("configuration_warning", "%s", complaint)
+        for name, complaint in complaints():
+            log("configuration_warning", "%s: %s", name, complaint)
 
 
 _configure_by_variables()

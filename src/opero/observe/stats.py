@@ -61,6 +61,7 @@ class Stats:
         rejections: attempts rejected by an open circuit, the rate limit or a full bulkhead.
         timeouts: attempts and calls ended by a timeout.
         function: the name of the function, "module:qualname", for events.
+        added: the calls among them that were made in other processes, such as the workers of maps.
         ordinary: the type of its last result that can be no response, which the next one mostly is, too.
         policy: the name of its profile, or "".
         hooks: those of its policy, if it has any.
@@ -72,7 +73,7 @@ class Stats:
     # read and its write, where another thread could run. So a success is counted without a lock.
     __slots__ = (
         *COUNTS,
-        *("_bare_since", "_samples", "_tables"),
+        *("__weakref__", "_bare_since", "_samples", "_tables", "added"),
         *("executed", "function", "hooks", "ordinary", "policy", "registry", "sample_at"),
     )
 
@@ -83,6 +84,7 @@ class Stats:
         self.registry = registry
         self.ordinary: type | None = None
         self.calls = 0
+        self.added = 0
         self.failures = 0
         self.retries = 0
         self.retries_saved = 0
@@ -101,6 +103,11 @@ class Stats:
         # Both are made when there is something to count: most functions of a program are bound and never called.
         self._samples: Samples | None = None
         self._tables: Tables | None = None
+
+    @property
+    def own_calls(self) -> int:
+        """The calls in this process, without those that `add` has added."""
+        return self.calls - self.added
 
     @property
     def attempts(self) -> int:
@@ -129,7 +136,7 @@ class Stats:
 
     @property
     def rejected_by(self) -> dict[str, int]:
-        """ "circuit_breaker", "rate_limit", "bulkhead" or "fallback" → attempts that it rejected."""
+        """ "circuit_breaker", "rate_limit", "bulkhead", "fallback" or "retry_budget" → attempts that it rejected."""
         return self._table().rejected_by
 
     @property
@@ -290,6 +297,12 @@ class Stats:
         self.emit(Rejected, by=by, retry_in=error.retry_in, error=error)
         return error
 
+    def count_spent(self, error: BaseException) -> None:
+        """Count a retry that the retry budget did not allow."""
+        self.rejections += 1
+        count(self._table().rejected_by, "retry_budget")
+        self.emit(Rejected, by="retry_budget", retry_in=None, error=error)
+
     def count_wait(self, what: str, seconds: float, waits: int = 1) -> None:
         """Count time that an attempt waits: for a permit, for a slot, or for a value of a fallback argument.
 
@@ -374,7 +387,10 @@ class Stats:
     def add(self, counts: dict[str, Any]) -> None:
         """Add counts that `as_counts` returned elsewhere, such as in a worker process."""
         for name, value in counts.items():
-            if name == "attempts":
+            if name == "calls":
+                self.added += value
+                self.calls += value
+            elif name == "attempts":
                 # If calls count as attempts here, the calls that are added include as many of these attempts.
                 self.executed += value - (counts["calls"] if self._bare_since is not None else 0)
             elif name == "latency":

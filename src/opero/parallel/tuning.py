@@ -61,7 +61,22 @@ def tune(func: Callable[..., Any], sample: Iterable[Any], *args: Any, seconds: f
         MapError: an item of the sample failed.
         RuntimeError: the function is async and an event loop is running: use a thread (`asyncio.to_thread`).
     """
-    tuner = _Tuner(func, args, kwargs, seconds)
+    return _tuned(_Tuner(func, args, kwargs, seconds), sample)
+
+
+def tune_without_failures(
+    func: Callable[..., Any], sample: Iterable[Any], *, seconds: float
+) -> tuple[Tuning, Sequence[Failure]]:
+    """As `tune`, but leave out items that fail, and return their failures as well.
+
+    Raises:
+        MapError: all items failed.
+    """
+    tuner = _Tuner(func, (), {}, seconds, skips=True)
+    return _tuned(tuner, sample), tuner.failures
+
+
+def _tuned(tuner: _Tuner, sample: Iterable[Any]) -> Tuning:
     if isinstance(sample, str | bytes | bytearray) or not isinstance(sample, Iterable):
         raise TypeError(f"tune: the sample of {tuner.name} is {sample!r:.60}; pass a list of some of its items")
     items = list(itertools.islice(sample, MOST_ITEMS))
@@ -79,7 +94,9 @@ def _nothing(_: int) -> None:
 
 
 class _Tuner:
-    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float) -> None:
+    def __init__(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float, *, skips: bool = False
+    ) -> None:
         if not callable(func):
             kind = type(func).__name__
             raise TypeError(
@@ -115,6 +132,8 @@ class _Tuner:
         self.kwargs = kwargs
         self.budget = seconds
         self.ends = time.perf_counter() + seconds
+        self.skips = skips
+        self.failures: list[Failure] = []
         self.items: list[Any] = []
         self.in_batches = False
         self.batch_size: int | None = None
@@ -258,6 +277,7 @@ class _Tuner:
             ways["batch_size"] = self.batch_size
             ways["initializer"] = self.policy.initializer
             ways["concurrency"] = self.policy.concurrency
+            ways["on_error"] = "return" if self.skips else "raise"
         return Policy(parallel=ParallelPolicy(**ways)).apply(function)
 
     def _run(self, bound: Any, items: list[Any]) -> None:
@@ -284,7 +304,11 @@ class _Tuner:
         size, most = self.batch_size, self.budget / PARTS
         indices = itertools.cycle(range(0, len(self.items), size or 1))
         done, started, computed, waited = 0, now(), cpu(), queued()
-        for place, index in enumerate(itertools.islice(indices, MOST_CALLS)):
+        is_warm = False
+        failed: set[int] = set()
+        for index in itertools.islice(indices, MOST_CALLS):
+            if index in failed:
+                continue
             argument = self.items[index] if size is None else self.items[index : index + size]
             try:
                 found = self.function(*self.before, argument, *self.args, **self.kwargs)
@@ -292,6 +316,10 @@ class _Tuner:
                     await found
             except Exception as error:
                 failure = Failure(index, argument, error)
+                failed.add(index)
+                if self.skips and len(failed) * (size or 1) < len(self.items):
+                    self.failures.append(failure)
+                    continue
                 raise MapError(
                     f"tune: {self.name} failed with item {index} of the sample: {describe(error)}",
                     {},
@@ -300,8 +328,11 @@ class _Tuner:
             done += 1 if size is None else len(argument)
             if now() - started > most:
                 break
-            if not place:
+            if not is_warm:
+                is_warm = True
                 done, started, computed, waited = 0, now(), cpu(), queued()
+        left_out = {position for index in failed for position in range(index, index + (size or 1))}
+        self.items = [item for position, item in enumerate(self.items) if position not in left_out]
         return done, now() - started, cpu() - computed, queued() - waited
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
@@ -182,7 +182,8 @@ class StrictModel(BaseModel, metaclass=ModelType):
 
     def _given(self) -> dict[str, Any]:
         """Return the fields that were set explicitly."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        given, values = self.model_fields_set, self.__dict__
+        return {name: values[name] for name in type(self).model_fields if name in given}
 
 
 class BasePolicy(StrictModel):
@@ -260,8 +261,14 @@ def homes_of(name: str) -> list[str]:
     """Return the policies, as `RetryPolicy`, that have a field of that name; none for one that all have."""
     if name in ShadowPolicy.model_fields:
         return []
-    policies = [*BasePolicy.__subclasses__(), *ShadowPolicy.__subclasses__()]
-    return sorted({each.__name__ for each in policies if name in each.model_fields})
+    return sorted({each.__name__ for each in _policies(BasePolicy) if name in each.model_fields})
+
+
+def _policies(base: type[BasePolicy]) -> Iterator[type[BasePolicy]]:
+    for each in base.__subclasses__():
+        if each.kind:
+            yield each
+        yield from _policies(each)
 
 
 class ShadowPolicy(BasePolicy):

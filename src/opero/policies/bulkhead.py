@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from opero.policies.base import ShadowPolicy
 from opero.policies.quantities import Duration, PositiveCount
+from opero.policies.sharing import SharedPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
     from opero.policies.quantities import DurationLike
 
 
-class BulkheadPolicy(ShadowPolicy):
+class BulkheadPolicy(SharedPolicy):
     """Limit the number of concurrent calls; others wait in FIFO order or are rejected.
 
     All callers share the same slots: threads, event loops, sync and async callers.
@@ -24,6 +24,10 @@ class BulkheadPolicy(ShadowPolicy):
         max_wait: how long a call may wait for a slot before it raises `BulkheadFullError`; None: without limit.
             Default 0: no waiting.
         scope: "profile": all functions bound to one named profile share the slots; "function": each has its own.
+        share: whose calls share the slots: "process", those of this process; "machine", those of all processes of
+            this user on this machine. Default "process".
+        share_as: the name of the slots that are shared. Default: the name of the profile; for a function with its
+            own, its module and name.
     """
 
     short: ClassVar[str | None] = "max_concurrent"
@@ -43,4 +47,6 @@ class BulkheadPolicy(ShadowPolicy):
             max_concurrent: int,
             max_wait: DurationLike | None = 0.0,
             scope: Literal["profile", "function"] = "profile",
+            share: Literal["process", "machine"] = "process",
+            share_as: str | None = None,
         ) -> None: ...

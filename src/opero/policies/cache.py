@@ -30,12 +30,13 @@ from opero.policies.names import (
     NAME_SCHEMA,
     ConditionsOrFlag,
     Function,
+    FunctionOfResult,
+    check_call,
     check_callable,
     import_path,
     resolve,
 )
 from opero.policies.quantities import (
-    HIDDEN,
     SPACE,
     PositiveCount,
     PositiveDuration,
@@ -46,6 +47,7 @@ from opero.policies.quantities import (
     parse_duration,
     quoted,
 )
+from opero.policies.secrets import Secret, hidden_error
 from opero.policies.types import Flag, one_of
 
 if TYPE_CHECKING:
@@ -70,7 +72,10 @@ JSON_TEXT = rf"^{SPACE}\{{"
 
 
 def _time_to_live(value: Any) -> Any:
-    if value is None or callable(value) or isinstance(value, AdaptiveTTL):
+    if callable(value):
+        check_call(value)
+        return value
+    if value is None or isinstance(value, AdaptiveTTL):
         return value
     if fits(JSON_TEXT, value):  # an environment variable
         try:
@@ -84,6 +89,7 @@ def _time_to_live(value: Any) -> Any:
     if fits(IMPORT_TEXT, value):
         found = resolve(value.strip())
         check_callable(found, value)
+        check_call(found)
         return found
     seconds = parse_duration(value)
     if seconds <= 0:
@@ -198,26 +204,10 @@ Ignored = Annotated[
 ]
 
 
-def _hidden(kind: str, text: str, context: dict[str, Any] | None = None) -> ValidationError:
-    """Make an error that does not show the input, as pydantic's own would."""
-    wrong = InitErrorDetails(type=PydanticCustomError(kind, text, context), input=HIDDEN)
-    return ValidationError.from_exception_data(kind, [wrong])
-
-
-def _secret(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    if not isinstance(value, str | SecretStr):
-        kind = type(value).__name__
-        raise _hidden("secret", "a secret must be text, not {kind}; quote it", {"kind": kind})
-    held = handler(value)
-    if not held.get_secret_value():
-        raise _hidden("secret", "the value is empty; set it, or remove it")
-    return held
-
-
 def _arguments(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         kind = type(value).__name__
-        raise _hidden("arguments", "arguments must be a mapping, not {kind}", {"kind": kind})
+        raise hidden_error("arguments", "arguments must be a mapping, not {kind}", {"kind": kind})
     return handler(value)
 
 
@@ -226,11 +216,6 @@ Arguments = Annotated[
     WrapValidator(_arguments),
     PlainSerializer(masked, when_used="json"),
     WithJsonSchema({"type": "object"}),
-]
-Secret = Annotated[
-    SecretStr,
-    WrapValidator(_secret),
-    WithJsonSchema({"type": "string", "minLength": 1, "format": "password", "writeOnly": True}),
 ]
 
 
@@ -291,7 +276,7 @@ class CachePolicy(BasePolicy):
         url: the URL of `redis`: "redis://[[user]:password@]host[:port][/db]",
             "redis+sentinel://[[user]:password@]host[:port],…/service[/db]" or
             "redis+cluster://[[user]:password@]host[:port],…"; with "rediss" in place of "redis" for TLS. Default:
-            environment variable `OPERO_CACHE_REDIS_URL`, else redis://localhost:6379/0.
+            environment variable `OPERO_CACHE_REDIS_URL`, else `OPERO_REDIS_URL`, else redis://localhost:6379/0.
         cache_dir: the directory of the file of `disk`. Default: environment variable `OPERO_CACHE_DIR`, else `opero` in
             the platform's cache directory.
         store_timeout: the timeout of an operation of a store; seconds or text. Default 1 second.
@@ -320,7 +305,7 @@ class CachePolicy(BasePolicy):
     stale_ttl: PositiveDuration | None = None
     early_refresh: PositiveDuration | None = None
     ttl_jitter: Ratio = 0.0
-    cache_if: Function | None = None
+    cache_if: FunctionOfResult | None = None
     errors: ConditionsOrFlag = ()
     error_ttl: PositiveDuration | None = None
     share_errors: Flag = True

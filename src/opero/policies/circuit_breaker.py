@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from opero.failures.kinds import Kind
-from opero.policies.base import ShadowPolicy
 from opero.policies.names import Conditions
 from opero.policies.quantities import (
     MOST_BITS,
@@ -25,6 +24,7 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
+from opero.policies.sharing import SharedPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ Window = Annotated[
 ]
 
 
-class CircuitBreakerPolicy(ShadowPolicy):
+class CircuitBreakerPolicy(SharedPolicy):
     """Stop calling a failing service: reject calls with `CircuitOpenError`, and probe the service after a while.
 
     It opens when the rate of failures or of slow calls within a window reaches its threshold, or after
@@ -103,6 +103,10 @@ class CircuitBreakerPolicy(ShadowPolicy):
             that have to slow down open the circuit.
         ignore: which of these do not count all the same. Default none.
         scope: "profile": all functions bound to one named profile share the breaker; "function": each has its own.
+        share: whose calls share the circuit: "process", those of this process; "machine", those of all processes of
+            this user on this machine. Default "process".
+        share_as: the name of the circuit that is shared. Default: the name of the profile; for a function with its
+            own, its module and name.
     """
 
     short: ClassVar[str | None] = "consecutive_failures"
@@ -143,6 +147,8 @@ class CircuitBreakerPolicy(ShadowPolicy):
             trip_on: ConditionsLike | None = (Kind.TRANSIENT, Kind.UNKNOWN),
             ignore: ConditionsLike | None = (),
             scope: Literal["profile", "function"] = "profile",
+            share: Literal["process", "machine"] = "process",
+            share_as: str | None = None,
         ) -> None: ...
 
     @property
@@ -204,4 +210,4 @@ class CircuitBreakerPolicy(ShadowPolicy):
         # A window of 10 calls differs from one of 10 seconds, although 10 == 10.0.
         return super().__eq__(other) is True and type(self.window) is type(getattr(other, "window", None))
 
-    __hash__ = ShadowPolicy.__hash__
+    __hash__ = SharedPolicy.__hash__

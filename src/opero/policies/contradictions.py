@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.errors import BulkheadFullError
 from opero.policies.quantities import approximate_duration, format_duration
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.policies.bulkhead import BulkheadPolicy
@@ -28,7 +28,7 @@ LONG = 1e15
 WAITS = ("retry.retries", "retry.min_delay", "retry.max_delay", "retry.backoff_factor", "retry.jitter")
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Contradiction:
     """Values that contradict each other.
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, PlainSerializer, model_validator
 from opero.failures.kinds import Kind
 from opero.policies.base import BasePolicy
 from opero.policies.lists import each_of
-from opero.policies.names import NAME_SCHEMA, Function, exception_class
+from opero.policies.names import NAME_SCHEMA, FunctionOfException, exception_class
 from opero.policies.quantities import fits, named_schema
 from opero.policies.types import STATUS_TEXT, Flag, dotted_name, status_code
 
@@ -79,7 +79,7 @@ class FailurePolicy(BasePolicy):
     permanent: FailureTypes = ()
     control: FailureTypes = ()
     unknown: FailureTypes = ()
-    classify: Function | None = None
+    classify: FunctionOfException | None = None
     responses: Flag = True
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, PlainSerializer
 from opero.events import EVENTS, Event
 from opero.policies.base import BasePolicy
 from opero.policies.lists import each_of
-from opero.policies.names import NAME_SCHEMA, check_callable, dotted_name, resolve
+from opero.policies.names import NAME_SCHEMA, check_call, check_callable, dotted_name, resolve
 from opero.policies.quantities import named_schema
-from opero.runtime.functions import full_name, kind_of, signature_of
+from opero.runtime.functions import full_name, kind_of
 
 if TYPE_CHECKING:
     from opero import events
@@ -58,12 +58,7 @@ def _handler(given: object) -> Callable[..., Any]:
     name = full_name(value)
     if kind_of(value).endswith("generator"):
         raise ValueError(f"{name} is a generator function, so calling it runs nothing; use a function")
-    signature = signature_of(value)
-    if signature is not None:
-        try:
-            signature.bind(None)
-        except TypeError:
-            raise ValueError(f"{name}{signature} cannot be called with one argument, the event") from None
+    check_call(value, "the event")
     return value  # type: ignore[no-any-return]  # it is callable
 
 

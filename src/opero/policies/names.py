@@ -7,19 +7,21 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
 from opero.errors import message_of, nearest
 from opero.failures.kinds import Kind
 from opero.policies.lists import each_of
 from opero.policies.merging import FLAG_TEXT, is_false
 from opero.policies.quantities import SPACE, fits, named_schema
+from opero.runtime.functions import full_name, signature_of
 
 Condition = Kind | type[Exception] | Callable[..., Any]
 """A kind of failure, an exception class, or a function that receives the exception and returns whether it is meant."""
@@ -53,12 +55,55 @@ def _check_import_allowed(name: str, module: str | None = None) -> None:
         raise ValueError(f"{name!r} cannot be imported: import_from allows {only}; add {package} to it")
 
 
+class NotImportableError(ValueError):
+    """A name leads to nothing that can be imported here."""
+
+
+class MissingName(Exception):  # noqa: N818  # it stands for whatever the name means, and may be anything
+    """Stands for what a name means that cannot be imported here; each has a subclass."""
+
+
+_missing: ContextVar[dict[str, tuple[type[MissingName], str]] | None] = ContextVar("missing", default=None)
+
+
+@contextmanager
+def keeping_names() -> Iterator[Mapping[str, tuple[type[MissingName], str]]]:
+    """Accept names that cannot be imported within the context, for what shows a configuration and calls nothing.
+
+    Yields:
+        Each such name, with what stands for it, and why it cannot be imported.
+    """
+    found: dict[str, tuple[type[MissingName], str]] = {}
+    token = _missing.set(found)
+    try:
+        yield found
+    finally:
+        _missing.reset(token)
+
+
+@cache
+def _stand_in(name: str) -> type[MissingName]:
+    return type(name, (MissingName,), {})  # the same for a name, so that two configurations compare equal
+
+
 def resolve(name: str) -> Any:
     """Import an object by name: "package.module:attribute", "package.module.attribute", or a builtin.
 
     Raises:
         ValueError: it cannot be imported (the message suggests the nearest name), or `importing_from` forbids it.
     """
+    missing = _missing.get()
+    if missing is None:
+        return _imported(name)
+    try:
+        return _imported(name)
+    except NotImportableError as error:
+        if name not in missing:
+            missing[name] = _stand_in(name), message_of(error)
+        return missing[name][0]
+
+
+def _imported(name: str) -> Any:
     module_name, colon, path = name.partition(":")
     if not colon:
         module_name, _, path = name.rpartition(".")
@@ -80,7 +125,7 @@ def resolve(name: str) -> Any:
         except (Exception, SystemExit) as error:  # importing a module may exit
             if colon or end == 1 or getattr(error, "name", None) != module:
                 reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {message_of(error)}"
-                raise ValueError(f"{name!r} cannot be imported: {reason}") from error
+                raise NotImportableError(f"{name!r} cannot be imported: {reason}") from error
         else:
             return _attribute(found, ".".join([*parts[end:], path]), name)
     raise AssertionError("unreachable: the last round returns or raises")
@@ -90,7 +135,7 @@ def _attribute(found: Any, path: str, name: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             where = getattr(found, "__name__", None) or _kind_of(found)  # not the value, which may be secret
-            raise ValueError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
+            raise NotImportableError(f"{name!r} cannot be imported: {where} has no {part!r}{nearest(part, dir(found))}")
         found = getattr(found, part)
         if isinstance(found, ModuleType):  # an allowed module may have imported it
             _check_import_allowed(name, found.__name__)
@@ -158,6 +203,7 @@ def _condition(value: object) -> Condition | None:
         return _kind(value)
     if not isinstance(value, type):
         if callable(value) and value is not getattr(builtins, getattr(value, "__name__", ""), None):
+            check_call(value, "the exception")
             return value
         raise ValueError(f"{_described(value, given)} is not an exception class, a kind of failure or a function")
     if not issubclass(value, BaseException):
@@ -279,29 +325,60 @@ def check_callable(value: object, given: object) -> None:
         raise ValueError(f"{_described(value, given)} is not callable")
 
 
+def check_call(function: Callable[..., Any], *arguments: str) -> None:
+    """Check that a function can be called with these arguments by position.
+
+    Args:
+        function: the function.
+        arguments: what each argument is, for the message.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    signature = signature_of(function)
+    if signature is None:
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        with_what = f"with one argument, {arguments[0]}" if arguments else "with no arguments"
+        raise ValueError(f"{full_name(function)}{signature} cannot be called {with_what}") from None
+
+
 def _function(given: object) -> object:
     value = resolve(given) if isinstance(given, str) else given
     check_callable(value, given)
     return value
 
 
-Function = Annotated[
-    Callable[..., Any],
-    BeforeValidator(_function),
-    WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]}),
-    PlainSerializer(dotted_name, return_type=str, when_used="json"),
-]
+def _called_with(*arguments: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        check_call(value, *arguments)
+        return value
+
+    return check
+
+
+_FUNCTION_SCHEMA = WithJsonSchema({**NAME_SCHEMA, "examples": ["package.module:function"]})
+_FUNCTION_NAME = PlainSerializer(dotted_name, return_type=str, when_used="json")
+Function = Annotated[Callable[..., Any], BeforeValidator(_function), _FUNCTION_SCHEMA, _FUNCTION_NAME]
+FunctionOfResult = Annotated[Function, AfterValidator(_called_with("the result"))]
+FunctionOfException = Annotated[Function, AfterValidator(_called_with("the exception"))]
+FunctionOfNothing = Annotated[Function, AfterValidator(_called_with())]
+"""Functions by what they are called with. `Function` receives the arguments of a call of the bound function."""
 
 
 def _executor(given: object) -> object:
     from concurrent.futures import Executor
 
     value = resolve(given) if isinstance(given, str) else given
-    makes_no_executor = isinstance(value, type) and not issubclass(value, Executor)
+    makes_no_executor = isinstance(value, type) and not issubclass(value, Executor | MissingName)
     if not isinstance(value, Executor) and (makes_no_executor or not callable(value)):
         raise ValueError(
             f"{_described(value, given)} is neither a concurrent.futures.Executor nor a function that returns one"
         )
+    if not isinstance(value, Executor):
+        check_call(value)
     return value
 
 

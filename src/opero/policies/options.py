@@ -55,6 +55,8 @@ class Options(TypedDict, total=False):
     retry_if_result: Callable[[Any], Any] | str | None
     retry_after: bool
     reraise: bool
+    budget: float | str | bool | None
+    amplification: Literal["guard", "allow"]
 
     # FallbackPolicy, TimeoutPolicy
     arg_fallback: str | None

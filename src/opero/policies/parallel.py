@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import PlainSerializer
 
 from opero.policies.base import BasePolicy
-from opero.policies.names import ExecutorLike, Function
+from opero.policies.names import ExecutorLike, FunctionOfNothing
 from opero.policies.quantities import Count, CountOrAuto, PositiveCount, PositiveDuration, Size, without_password
 from opero.policies.types import Flag, FlagOrAuto, MostFailures, one_of
 
@@ -88,7 +88,7 @@ class ParallelPolicy(BasePolicy):
     max_memory: Size | None = None
     executor: ExecutorLike | None = None
     inner_threads: CountOrAuto = "auto"
-    initializer: Function | None = None
+    initializer: FunctionOfNothing | None = None
     address: Address | None = None
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold

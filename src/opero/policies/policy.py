@@ -9,7 +9,6 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
-    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -156,8 +155,11 @@ class Policy(StrictModel):
             canary: CanaryPolicy | Mapping[str, Any] | bool | None = None,
         ) -> None: ...
 
-    _off: frozenset[str] = PrivateAttr(frozenset())
-    """The policies that are switched off without values: absent here, and off in whatever is merged over them."""
+    @property
+    def _off(self) -> frozenset[str]:
+        """The policies that are switched off without values: absent here, and off in whatever is merged over them."""
+        private = self.__pydantic_private__  # which pydantic copies and pickles; few policies need it
+        return NO_KINDS if private is None else private["_off"]
 
     @model_validator(mode="wrap")
     @classmethod
@@ -168,8 +170,7 @@ class Policy(StrictModel):
         if not absent:
             return handler(data)
         policy = handler({kind: None if kind in absent else value for kind, value in data.items()})
-        assert policy.__pydantic_private__ is not None
-        policy.__pydantic_private__["_off"] = frozenset(absent)
+        object.__setattr__(policy, "__pydantic_private__", {"_off": frozenset(absent)})
         return policy
 
     @classmethod

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
-from opero.policies.base import ShadowPolicy
 from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resolve
 from opero.policies.quantities import (
     LONGEST,
     POSITIVE_NUMBER_TEXT,
+    Count,
     Duration,
     PositiveCount,
     Rate,
@@ -20,10 +20,13 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
+from opero.policies.sharing import StoredPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
     from typing import Literal
+
+    from pydantic import SecretStr
 
     from opero.policies.quantities import DurationLike
 
@@ -58,11 +61,12 @@ Cost = Annotated[
 ]
 
 
-class RateLimitPolicy(ShadowPolicy):
+class RateLimitPolicy(StoredPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
     Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
-    least 0.4 s. All callers share one budget: threads, event loops, sync and async callers.
+    least 0.4 s. All callers share one budget: threads, event loops, sync and async callers; with `share: redis` those
+    of all processes and machines.
 
     A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
 
@@ -75,6 +79,18 @@ class RateLimitPolicy(ShadowPolicy):
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
             is full and overdraws it. Default 1.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
+        share: whose calls take permits from one budget: "process", those of this process; "machine", those of all
+            processes of this user on this machine; "redis", those of all processes that use the same server (requires
+            that extra). Default "process".
+        share_as: the name of the budget that is shared. Default: the name of the profile; for a function with its own
+            budget, its module and name.
+        url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
+            redis://localhost:6379/0.
+        on_store_error: what holds while redis cannot be used: "local", each process uses the share of the permits that
+            it had before; "open", calls are not limited; "closed", they are rejected. Default "local".
+        store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
+        reserve: with `share: redis`, how many permits of the burst may be reserved ahead, so that not each call asks
+            redis. Default 0: none.
     """
 
     short: ClassVar[str | None] = "rate"
@@ -85,6 +101,7 @@ class RateLimitPolicy(ShadowPolicy):
     max_wait: Duration | None = None
     cost: Cost = 1.0
     scope: Scope = "profile"
+    reserve: Count = 0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -98,6 +115,12 @@ class RateLimitPolicy(ShadowPolicy):
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["profile", "function"] = "profile",
+            share: Literal["process", "machine", "redis"] = "process",
+            share_as: str | None = None,
+            url: SecretStr | str | None = None,
+            on_store_error: Literal["local", "open", "closed"] = "local",
+            store_timeout: DurationLike = 0.25,
+            reserve: int = 0,
         ) -> None: ...
 
     @model_validator(mode="after")
@@ -109,4 +132,17 @@ class RateLimitPolicy(ShadowPolicy):
                     f"{name} ({permits}) is more than the permits of 100 years at {self.rate:g}/s; lower {name} "
                     "or raise rate"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reserve(self) -> Self:
+        if not self.reserve:
+            return self
+        if callable(self.cost) or isinstance(self.cost, str):
+            raise ValueError("reserve has no effect where the cost of a call depends on its arguments; remove either")
+        if min(self.reserve, self.burst - self.reserve) < 2 * self.cost:
+            raise ValueError(
+                f"reserve ({self.reserve}) has no effect with a burst of {self.burst}: both reserve and the rest of "
+                "burst have to hold the permits of two calls at least"
+            )
         return self

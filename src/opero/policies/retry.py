@@ -9,15 +9,19 @@ from pydantic import model_validator
 
 from opero.failures.kinds import Kind
 from opero.policies.base import ShadowPolicy
-from opero.policies.names import Conditions, Function
+from opero.policies.names import Conditions, FunctionOfResult
 from opero.policies.quantities import Count, Duration, Factor, format_duration
-from opero.policies.types import Flag, Jitter, StatusCodes
+from opero.policies.types import Amplification, Flag, Jitter, RetryShare, StatusCodes
 
 if TYPE_CHECKING:
     from typing import Any
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
+
+
+THROTTLED_DELAY = 1.0
+"""The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
 
 
 class RetryPolicy(ShadowPolicy):
@@ -50,6 +54,12 @@ class RetryPolicy(ShadowPolicy):
         retry_if_result: a function of the result; if it returns true, the attempt counts as failed.
         retry_after: wait exactly as long as a Retry-After header says. Default true.
         reraise: when all attempts have failed, raise the last exception instead of `AllFailedError`. Default false.
+        budget: the share of the calls by which retries may add to them, such as "20%", for all functions of a profile
+            together: of the calls of the last 10 s; beside that at least 1 retry a second, and 60 at once after a
+            minute without. When it is spent, calls fail without a retry. False: there is none; true: 20%. Default: 20%
+            for the functions of a named profile, none for others.
+        amplification: what happens when an attempt fails as a bound function that it called has given up: "guard": it
+            is not retried, as attempts would multiply; "allow": it is retried like others. Default "guard".
     """
 
     short: ClassVar[str | None] = "retries"
@@ -62,9 +72,11 @@ class RetryPolicy(ShadowPolicy):
     jitter: Jitter = "full"
     retry_on: Conditions = (Kind.TRANSIENT, Kind.THROTTLED, Kind.UNKNOWN)
     retry_on_status: StatusCodes | None = None
-    retry_if_result: Function | None = None
+    retry_if_result: FunctionOfResult | None = None
     retry_after: Flag = True
     reraise: Flag = False
+    budget: RetryShare | None = None
+    amplification: Amplification = "guard"
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -83,6 +95,8 @@ class RetryPolicy(ShadowPolicy):
             retry_if_result: Callable[[Any], Any] | str | None = None,
             retry_after: bool = True,
             reraise: bool = False,
+            budget: float | str | bool | None = None,
+            amplification: Literal["guard", "allow"] = "guard",
         ) -> None: ...
 
     @model_validator(mode="after")

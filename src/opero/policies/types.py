@@ -13,6 +13,8 @@ from opero.policies.names import dotted_name
 from opero.policies.quantities import (
     MOST_BITS,
     PERCENT,
+    SHARE_PERCENT_TEXT,
+    SHARE_TEXT,
     SMALL,
     SPACE,
     approximate_duration,
@@ -22,6 +24,7 @@ from opero.policies.quantities import (
     parse_duration,
     parse_number,
     quoted,
+    share_of,
 )
 
 __all__ = [
@@ -125,6 +128,43 @@ Jitter = Annotated[
     BeforeValidator(_jitter),
     named_schema("Jitter", [{"enum": list(JITTERS)}, *_FLAGS]),
 ]
+
+
+def _retry_share(value: object) -> float | bool:
+    if isinstance(value, bool):
+        return DEFAULT_BUDGET if value else False
+    try:
+        share = share_of(value)
+        if 0 < share <= 1:
+            return share
+    except ValueError:
+        if fits(FLAG_TEXT, value):  # after numbers: 1 is all calls
+            return DEFAULT_BUDGET if _flag(value) else False
+    raise ValueError(
+        f'{quoted(value)} is invalid: use a number > 0 and <= 1, such as 0.2, or a percentage ("20%"), or false for '
+        "no budget"
+    )
+
+
+DEFAULT_BUDGET = 0.2
+"""The share of the calls that may be retries, where there is a budget and nothing else is said."""
+RetryShare = Annotated[
+    float | Literal[False],
+    BeforeValidator(_retry_share),
+    named_schema(
+        "RetryShare",
+        [
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            {"type": "string", "pattern": SHARE_TEXT},
+            {"type": "string", "pattern": SHARE_PERCENT_TEXT},
+            *_FLAGS,
+        ],
+        0.2,
+        "20%",
+        False,
+    ),
+]
+Amplification = Annotated[Literal["guard", "allow"], one_of(Literal["guard", "allow"])]
 
 
 Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]

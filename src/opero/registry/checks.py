@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opero.binding.fit import check_fit
+from opero.binding.fit import check_fit, check_mode
 from opero.config.code_layer import place_of
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
@@ -59,6 +59,22 @@ def shadowed(configuration: Configuration, bindings: Sequence[Binding]) -> list[
     return found
 
 
+def unmappable(configuration: Configuration, bindings: Sequence[Binding]) -> list[str]:
+    """Return a message for each function that can be called under its profile, and whose mode cannot map it."""
+    found: list[str] = []
+    for binding, declaration in ((each, declaration_of(each)) for each in bindings):
+        effective = None if declaration.mapped else configuration.effective(declaration, Report())
+        parallel = None if effective is None else effective.policy.active("parallel")
+        if effective is None or parallel is None or binding.target.is_stream:
+            continue
+        try:
+            check_mode(parallel.mode, declaration.name, is_async=binding.target.is_async)
+        except ConfigError as error:
+            source = effective.leaves()["parallel.mode"].source
+            found.append(f"{source}: {error}; until then it can be called, and not mapped")
+    return found
+
+
 def _check_binding(binding: Binding, configuration: Configuration, report: Report) -> None:
     declaration = declaration_of(binding)
     effective = configuration.effective(declaration, report)
@@ -96,7 +112,7 @@ def _check_available(policy: Policy, leaves: Callable[[], Mapping[str, Leaf]], n
         report: receives what is wrong.
     """
     is_available = True
-    for kind, fields, check_kind in (("cache", STORE_FIELDS, _check_store), ("parallel", ("mode",), _check_cluster)):
+    for kind, fields, check_kind in CHECKS:
         if policy.active(kind) is None:
             continue
         try:
@@ -122,6 +138,22 @@ def _check_cluster(policy: Policy, name: str) -> None:
         from opero.parallel.engine.mapper import check_cluster
 
         check_cluster(policy, name)
+
+
+def _check_shared(policy: Policy, name: str) -> None:
+    limit = policy.active(name)
+    if limit is not None and limit.share == "redis":
+        from opero.executors.state.redis_store import store_of
+
+        store_of(limit, name)
+
+
+CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Policy, str], None]], ...] = (
+    ("cache", STORE_FIELDS, _check_store),
+    ("parallel", ("mode",), _check_cluster),
+    ("rate_limit", ("url", "share"), _check_shared),
+)
+"""Kind of policy → the fields that may ask for what is not available, and what checks it."""
 
 
 def _leaf_of(kind: str, fields: Sequence[str], text: str, leaves: Mapping[str, Leaf]) -> Leaf:

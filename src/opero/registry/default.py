@@ -71,20 +71,6 @@ def _ask_again(bindings: list[Binding]) -> None:
             binding.forget()
 
 
-def _resolve_by_default(binding: Binding) -> None:
-    """Ask the default registry. A function without a profile asks it only if there is a configuration at all, and does
-    without one that is invalid, unless that has an entry for it."""
-    declaration = binding.declaration
-    names_none = declaration is not None and declaration.profile is None
-    if declaration is not None and names_none and not _is_configured_for(declaration):
-        assert binding.own_policy is not None
-        binding.settle(binding.prepare(binding.own_policy))
-        return
-    registry = _default if names_none else None  # what it serves may be wrong, but not what it configures
-    (get_default_registry() if registry is None else registry)._resolve(binding)
-    _unclaimed.discard(binding)
-
-
 _told: set[str] = set()
 """The invalid configurations that have been reported."""
 
@@ -114,11 +100,33 @@ def _is_configured_for(declaration: Declaration) -> bool:
     return True
 
 
-def _provider(declaration: Declaration) -> ExecutorProvider:
-    def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
-        return get_default_registry()._provider(declaration)(policy, clock, make)
+class _Default:
+    """Looks after functions that name no registry: it asks the default one, when that is first needed."""
 
-    return provide
+    def _resolve(self, binding: Binding) -> None:
+        """Ask the default registry. A function without a profile asks it only if there is a configuration at all, and
+        does without one that is invalid, unless that has an entry for it."""
+        declaration = binding.declaration
+        names_none = declaration is not None and declaration.profile is None
+        if declaration is not None and names_none and not _is_configured_for(declaration):
+            assert binding.own_policy is not None
+            binding.settle(binding.prepare(binding.own_policy))
+            return
+        registry = _default if names_none else None  # what it serves may be wrong, but not what it configures
+        (get_default_registry() if registry is None else registry)._resolve(binding)
+        _unclaimed.discard(binding)
+
+    def _provider(self, declaration: Declaration) -> ExecutorProvider | None:
+        if declaration.profile is None:
+            return None
+
+        def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
+            return get_default_registry()._provider(declaration)(policy, clock, make)
+
+        return provide
+
+
+_owner = _Default()
 
 
 def bind_declared(
@@ -159,9 +167,8 @@ def bind_declared(
         binding = Binding(
             function,
             policy,
-            resolve=_resolve_by_default,
+            owner=_owner,
             declaration=declaration,
-            provider=_provider(declaration) if profile is not None else None,
             clock=clock,
         )
         _unclaimed.add(binding)

@@ -6,16 +6,16 @@ import builtins
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from opero.binding.binding import Binding
 from opero.errors import ConfigError, message_of, nearest
 from opero.runtime.forking import RenewedLock
-from opero.structs import struct
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Place:
     """Where a function was found, and what replaced it."""
 

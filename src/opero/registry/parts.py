@@ -52,7 +52,8 @@ def parts(shared: SharedExecutors, bindings: Iterable[Binding]) -> Iterator[Part
     known = set()
     for profile, executor in shared.held():
         known.add(id(executor))
-        yield Part(executor.policy.kind, profile, None, executor)
+        if executor.policy.kind in STATEFUL:
+            yield Part(executor.policy.kind, profile, None, executor)
     for binding in bindings:
         if binding.is_late:
             continue

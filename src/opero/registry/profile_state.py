@@ -20,6 +20,11 @@ _all: WeakSet[SharedExecutors] = WeakSet()
 _all_lock = RenewedLock()
 
 
+def scope_of(policy: Any) -> str:
+    """Return who shares the state of a policy: the functions of a profile share a retry budget in any case."""
+    return getattr(policy, "scope", "profile")
+
+
 def forget_shared_state() -> None:
     """Have the functions of every profile begin with new limits when they are resolved next."""
     with _all_lock:
@@ -67,7 +72,7 @@ class SharedExecutors:
         def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
             kind = policy.kind
             own = None if profile is None else self._policies.get(profile)
-            if profile is None or own is None or policy.scope != "profile" or getattr(own, kind) != policy:
+            if profile is None or own is None or scope_of(policy) != "profile" or getattr(own, kind) != policy:
                 return make()
             key = profile, kind, id(clock)
             held = self._held.get(key)
@@ -112,7 +117,7 @@ class SharedExecutors:
         policy = self._policies[profile].active(kind) if profile in self._policies else None
         if policy is not None and policy == executor.policy:
             self._held.setdefault(key, executor)
-        elif policy is not None and policy.scope == "profile" and key not in self._held:
+        elif policy is not None and scope_of(policy) == "profile" and key not in self._held:
             self._predecessors.setdefault(key, executor)
 
     def migrate(self, draft: SharedExecutors) -> None:

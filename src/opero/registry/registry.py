@@ -9,7 +9,7 @@ from opero.binding.binding import Binding
 from opero.binding.roster import Roster
 from opero.bound import bind
 from opero.config.code_layer import place_of
-from opero.config.declaration import Declaration, name_in_config, where
+from opero.config.declaration import NO_FIELDS, Declaration, name_in_config, where
 from opero.config.shadowed import shadowed_variables
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, names_of, options_to_fields, whole_policies
@@ -20,6 +20,7 @@ from opero.runtime.functions import short_name
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
+    from opero.binding.pipeline import ExecutorProvider
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
     from opero.policies.bound_types import AsyncMapped, Mapped
@@ -152,14 +153,16 @@ class Registry(Profiles):
                 f"bind() expects the name of a profile, not a value of type {type(profile).__name__}; to use a policy "
                 "object, call Policy(...).apply(function)"
             )
-        fields = options_to_fields(options)
-        Policy.check_fields(fields, names_of(options))
+        fields = NO_FIELDS
+        if options:
+            fields = options_to_fields(options)
+            Policy.check_fields(fields, names_of(options))
         whole = whole_policies(options)
         made: list[Binding] = []
 
         def make(function: Any, _: Policy | None) -> Binding:
             bound_as = name or name_in_config(function)
-            declaration = Declaration(bound_as, profile, {}, fields, by, place, True, whole, mapped)
+            declaration = Declaration(bound_as, profile, NO_FIELDS, fields, by, place, True, whole, mapped)
             made.append(self._binding(function, None, declaration, clock))
             try:
                 now = self._in_force
@@ -245,15 +248,14 @@ class Registry(Profiles):
         binding = Binding(
             function,
             policy,
-            resolve=self._resolve,
+            owner=self,
             declaration=declaration,
-            provider=self._provider(declaration),
             clock=clock,
         )
         self._roster.add(binding)
         return binding
 
-    def _provider(self, declaration: Declaration) -> Any:
+    def _provider(self, declaration: Declaration) -> ExecutorProvider:
         def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
             profile, _ = self._start_of(declaration)
             return self._in_force.shared.of(profile)(policy, clock, make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.binding.canary import Trial
@@ -16,7 +17,6 @@ from opero.observe.subscriptions import emit
 from opero.registry.roster import declaration_of
 from opero.runtime.forking import undivided
 from opero.runtime.log import log
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opero.registry.profile_state import SharedExecutors
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Changes:
     """What a new configuration has changed; false if nothing has changed.
 
@@ -45,7 +45,7 @@ class Changes:
         return bool(self.profiles or self.functions or self.alerts)
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class InForce:
     """The configuration in force, and the executors that its functions share. Both change in one assignment."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class BoundFunction:
     """A function that a registry looks after.
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import CO_VARARGS, CO_VARKEYWORDS, Parameter
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
-from opero.structs import struct
 
-
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Shape:
     """The parameters of a function without their names: how many there are of each kind.
 
@@ -34,7 +33,7 @@ class Shape:
     kwargs: bool = False
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Parameters:
     """The parameters of a function.
 

@@ -149,6 +149,8 @@ class Helper:
                 if self.on_late_end is not None:
                     with suppress(BaseException):
                         task.context.run(self.on_late_end)
+                else:
+                    task.close_response()
                 self.is_lost, self.on_late_end = False, None
                 _helpers.returned(task.function)
                 if not _helpers.take_back(self):
@@ -193,6 +195,15 @@ class _Task:
             _helpers.abandoned += 1
             _helpers.abandoned_of[id(self.function)] += 1
             return True
+
+    def close_response(self) -> None:
+        """Close the response that the function has returned too late: it may hold a connection."""
+        from opero.failures import is_response
+
+        late: Any = self.result if self.error is None else getattr(self.error, "result", None)
+        if is_response(late):
+            with suppress(BaseException):
+                late.close()
 
     def return_context(self) -> None:
         """Set the context variables that the function has set in the context of the caller."""

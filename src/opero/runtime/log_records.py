@@ -53,6 +53,10 @@ RECORDS: dict[str, Record] = {
     "cache_directory_unsafe": _record(_W, "path"),
     "cache_app_unknown": _record(_W, "path"),
     "cache_lock_lapsed": _record(_D, "error error_message"),
+    # Limits that processes share
+    "store_failed": _record(_W, "store error error_message"),
+    "store_restored": _record(_I, "store skipped"),
+    "limit_differs": _record(_W, "", 1),
     # The configuration; each of these comes from one load or reload, which an operator has caused
     "configuration_warning": _record(_W, "", 0),
     "configuration_reloaded": _record(_I, "reason profiles functions", 0),
@@ -103,6 +107,7 @@ ENDED_BY = {
     "circuit_opened": "circuit_closed",
     "circuit_forced": "circuit_closed",
     "cache_failed": "cache_restored",
+    "store_failed": "store_restored",
     "value_set_aside": "value_restored",
 }
 """What a line says the beginning of → the record of its end, which is never left out then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -102,6 +103,14 @@ def started(pid: int, root: Path = Path("/")) -> float:
     except OSError:  # the process of another user
         pass
     return 0.0
+
+
+def boot(root: Path = Path("/")) -> str:
+    """Return what tells this run of the machine from others, between which its monotonic clock begins anew."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):  # no Linux: when it began, give or take the corrections of its clock
+        return str(round((time.time() - time.monotonic()) / 600))
 
 
 def queued() -> float:

@@ -85,13 +85,15 @@ class StateFile:
         renew_in_child(self, "_lock")
 
     @classmethod
-    def create(cls, path: Path, size: int) -> StateFile:
-        """Create a file for states of up to `size` bytes. It is deleted once this process does not use it any more."""
+    def create(cls, path: Path, size: int, *, stays: bool = False) -> StateFile:
+        """Create a file for states of up to `size` bytes. It is deleted once this process does not use it any more,
+        unless it stays."""
         area = _padded(size)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
             new.write(struct.pack("q", 2 * area) + bytes(cls.HEADER - 8 + 2 * area))
         file = cls(str(path))
-        weakref.finalize(file, _unlink, file.path, os.getpid()).atexit = False
+        if not stays:
+            weakref.finalize(file, _unlink, file.path, os.getpid()).atexit = False
         return file
 
     @property

@@ -8,6 +8,7 @@ import selectors
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,13 +17,12 @@ from opero.runtime.clock import Clock
 from opero.runtime.forking import renew_in_child
 from opero.runtime.interruption import Expired, Interruption
 from opero.runtime.time_limits import Here, Place
-from opero.structs import struct
 from opero.testing.sleepers import Sleepers
 
 R = TypeVar("R")
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Limit:
     """The time limit of a function: when it is due, what it raises, and whether it has."""
 

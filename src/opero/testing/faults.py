@@ -7,14 +7,13 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.errors import ConfigError
 from opero.policies.quantities import parse_duration
 from opero.runtime.forking import renew_in_child
-from opero.structs import struct
 from opero.testing.attempts import binding_of
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ ok = _Ok()
 """A step in which the real function is called."""
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Response:
     """An HTTP response, as far as opero and most code look at one.
 
@@ -95,7 +94,7 @@ def status(code: int, *, retry_after: float | None = None, headers: dict[str, st
     return Response(code, {**stated, **(headers or {})}, phrase)
 
 
-@struct(frozen=True)
+@dataclass(frozen=True)
 class Later:
     """A step after some time.
 

@@ -1,4 +1,4 @@
-"""What executors need of every home of their state: this process, a locked file, and one made for this test."""
+"""What executors need of every home of their state: this process, a locked file, redis, and one made for this test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from executors.state.dict_homes import Server, home_on
-from opero import BulkheadFullError, CircuitOpenError, Policy, RateLimitExceededError
+from opero import BulkheadFullError, CircuitOpenError, Policy, RateLimitExceededError, RateLimitPolicy
 from opero.executors.state.circuit import enter
+from opero.executors.state.redis_budget import RedisBudget
+from opero.executors.state.redis_store import store_of
 from opero.executors.state.sharing import share_limits
 from opero.runtime.state_file import StateFile
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 WAIT = 30
 """Seconds after which a test has hung."""
 KINDS = ["rate_limit", "circuit_breaker", "bulkhead"]
+IN_REDIS = ["rate_limit"]
 
 
 def work(value: Any = None) -> Any:
@@ -52,8 +55,9 @@ def executor_of(bound: Any, kind: str) -> Any:
 class Homes:
     """Binds functions whose limits have one state, in homes of one sort."""
 
-    def __init__(self, sort: str, folder: Path) -> None:
+    def __init__(self, sort: str, folder: Path, url: str = "") -> None:
         self.sort = sort
+        self.url = url
         self.folder = folder
         self.server = Server()
         self.moved: dict[str, Any] = {}
@@ -79,18 +83,36 @@ class Homes:
             executor.move_to(home)
 
     def home(self, kind: str, executor: Any) -> Any:
-        if self.sort == "dictionary":
+        if self.sort == "redis" and kind in IN_REDIS:
+            return self.in_redis(executor)
+        if self.sort in ("dictionary", "redis"):
             return home_on(self.server, executor)
-        from opero.executors.state.sharing import _home
+        from opero.executors.state.sharing import file_home
 
         if kind in self.moved:
-            return _home(kind, executor, StateFile(self.moved[kind].home.successor.file.path))
-        return _home(kind, executor, StateFile.create(self.folder / kind, 1 << 16))
+            return file_home(kind, executor, StateFile(self.moved[kind].home.successor.file.path))
+        return file_home(kind, executor, StateFile.create(self.folder / kind, 1 << 16))
+
+    def in_redis(self, executor: Any) -> Any:
+        store = store_of(RateLimitPolicy(rate=1, share="redis", url=self.url, store_timeout=10), "work: rate_limit")
+        server, run = self.server, store.run
+
+        def noting(*args: Any) -> Any:
+            server.threads.add(threading.get_ident())
+            return run(*args)
+
+        store.run = noting  # type: ignore[method-assign]
+        return RedisBudget(store, "work", executor.policy, executor.own, "work")
 
 
-@pytest.fixture(params=["process", "file", "dictionary"])
+@pytest.fixture(params=["process", "file", "dictionary", "redis"])
 def homes(request: pytest.FixtureRequest, tmp_path: Path) -> Homes:
-    return Homes(request.param, tmp_path)
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else ""
+    return Homes(request.param, tmp_path, url)
+
+
+remote = pytest.mark.parametrize("homes", ["dictionary", "redis"], indirect=True)
+"""Homes that block."""
 
 
 def until(condition: Callable[[], Any], seconds: float = WAIT) -> None:
@@ -448,10 +470,11 @@ def test_threads_lose_nothing_while_the_state_moves_and_policies_change(homes: H
     assert not executor_of(bound, "bulkhead").home.successor.queue
 
 
+@remote
 def test_a_function_whose_state_has_a_home_of_another_sort_needs_no_file_for_its_worker_processes(
+    homes: Homes,
     tmp_path: Path,
 ) -> None:
-    homes = Homes("dictionary", tmp_path)
     bound = homes.bind(rate_limit=10.0, circuit_breaker=5, bulkhead=2)
     assert share_limits(bound.binding.resolved().executors, "work", tmp_path) is None
     assert list(tmp_path.iterdir()) == []
@@ -460,8 +483,8 @@ def test_a_function_whose_state_has_a_home_of_another_sort_needs_no_file_for_its
 # Homes that block
 
 
-def test_an_event_loop_never_waits_for_a_home_that_blocks(tmp_path: Path) -> None:
-    homes = Homes("dictionary", tmp_path)
+@remote
+def test_an_event_loop_never_waits_for_a_home_that_blocks(homes: Homes) -> None:
     policy = {
         "rate_limit": {"rate": 500.0, "burst": 2, "max_wait": None},
         "circuit_breaker": {"failure_rate": 1.0, "min_calls": 3, "open_for": 0.1},
@@ -486,8 +509,8 @@ def test_an_event_loop_never_waits_for_a_home_that_blocks(tmp_path: Path) -> Non
     assert executor_of(bound, "bulkhead").running == 0
 
 
-def test_a_home_that_blocks_is_asked_for_a_slot_even_by_tasks_that_may_not_wait(tmp_path: Path) -> None:
-    homes = Homes("dictionary", tmp_path)
+@remote
+def test_a_home_that_blocks_is_asked_for_a_slot_even_by_tasks_that_may_not_wait(homes: Homes) -> None:
     bound = homes.bind(work_async, bulkhead=1)
 
     async def main() -> None:
@@ -505,10 +528,10 @@ def test_a_home_that_blocks_is_asked_for_a_slot_even_by_tasks_that_may_not_wait(
     assert threading.get_ident() not in homes.server.threads
 
 
+@remote
 @pytest.mark.parametrize("moment", range(6))
-def test_a_task_that_is_cancelled_while_a_home_blocks_keeps_nothing(tmp_path: Path, moment: int) -> None:
+def test_a_task_that_is_cancelled_while_a_home_blocks_keeps_nothing(homes: Homes, moment: int) -> None:
     """Whatever the operation under way is, and whether it ends before the task hears of it or after."""
-    homes = Homes("dictionary", tmp_path)
     bound = homes.bind(
         work_async,
         rate_limit={"rate": 0.001, "burst": 3, "max_wait": None},
@@ -541,8 +564,9 @@ def test_a_task_that_is_cancelled_while_a_home_blocks_keeps_nothing(tmp_path: Pa
     until(lambda: budget.wait_at(time.monotonic(), 3.0) < 1.0 or moment > 2)
 
 
-def test_a_task_that_is_cancelled_while_it_waits_for_a_permit_gives_it_back(tmp_path: Path) -> None:
-    bound = Homes("dictionary", tmp_path).bind(work_async, rate_limit={"rate": 0.1, "max_wait": None})
+@remote
+def test_a_task_that_is_cancelled_while_it_waits_for_a_permit_gives_it_back(homes: Homes) -> None:
+    bound = homes.bind(work_async, rate_limit={"rate": 0.1, "max_wait": None})
 
     async def main() -> None:
         await bound()

@@ -114,6 +114,13 @@ def test_limits_that_no_cluster_can_share_are_refused(options: dict[str, Any], n
         opmap(mode=mode, **options)(plain)
 
 
+@pytest.mark.parametrize("mode", ["dask", "ray"])
+def test_a_limit_that_a_cluster_can_share_is_accepted(mode: Any) -> None:
+    opmap(mode=mode, rate_limit={"rate": 10, "share": "redis"})(plain)
+    with pytest.raises(ConfigError, match="rate_limit cannot be shared with the machines"):
+        opmap(mode=mode, rate_limit={"rate": 10, "share": "machine"})(plain)
+
+
 def test_limits_that_are_switched_off_are_accepted() -> None:
     opmap(mode="dask", policy=Policy(rate_limit={"rate": 5, "enabled": False}))(plain)
 

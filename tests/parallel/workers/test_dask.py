@@ -22,7 +22,7 @@ import pytest
 
 import opero.parallel
 from leftovers import restored
-from opero import ConfigError, MapError, MissingExtraError, opmap
+from opero import ConfigError, MapError, MissingExtraError, RateLimitExceededError, opmap
 from opero.testing.workers import WorkerTests
 
 distributed = pytest.importorskip("distributed")
@@ -286,6 +286,12 @@ def test_a_wrong_address_is_reported_at_once(address: str, message: str) -> None
 def test_limits_that_no_cluster_can_share_are_refused_when_the_function_is_decorated(policy: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be shared with the machines of a cluster"):
         opmap(mode="dask", **policy)(identity)
+
+
+def test_workers_of_a_cluster_use_a_budget_in_redis(dask: Any, redis_url: str) -> None:
+    limit = {"rate": 0.01, "burst": 10, "max_wait": 0, "share": "redis", "url": redis_url, "store_timeout": 30}
+    found = dask(identity, rate_limit=limit, on_error="return", ordered=False)(range(30))
+    assert sum(isinstance(each, RateLimitExceededError) for each in found) == 20
 
 
 def test_a_missing_extra_is_reported_when_the_function_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:

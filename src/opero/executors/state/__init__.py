@@ -3,7 +3,9 @@
 `home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
 `values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
 kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
-file. `sharing` moves states to files for worker processes.
+file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where their policy
+says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget` on `redis_store`, and
+`measured_share` while that cannot be used). `allowance` has all of that for retry budgets.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
@@ -28,6 +30,8 @@ another owner it starts anew.
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
       max_wait             from now on: waiting calls keep the wait they began with
+    retry                  any change keeps what has been spent of the budget
+      budget               from now on
     fallback               any change keeps which values are set aside and which work, and calls in flight with each
       values, remember,    from now on: values stay set aside until their time, unless nothing is remembered any more
       order, weights
@@ -44,6 +48,10 @@ another owner it starts anew.
       max_size             the least recently used go at once, down to the new size
       store_timeout,       from now on
       lock_timeout, allow_unsigned_pickle
+    share, share_as, url   moves there, and is added to what other processes have there; back in one process it
+                           continues with what was known
+    on_store_error,        from now on
+    store_timeout
     scope                  another owner: starts anew
     enabled                off, or the policy removed: the state is gone
 

@@ -30,6 +30,12 @@ Receipt = tuple[float, float]
 """What a reservation has changed: `due` before and after it."""
 
 
+LATER: Receipt = (-1.0, -1.0)
+"""The receipt of a reservation that has not been made, as it would be far away while the server that keeps the budget
+cannot be used: ask again after `AGAIN` seconds."""
+AGAIN = 1.0
+
+
 class Terms(NamedTuple):
     """What a policy says about its budget.
 
@@ -163,6 +169,13 @@ class LocalBudget(Budget):
 
     def forgo(self, receipts: Collection[Receipt]) -> None:
         self._due -= sum(after - before for before, after in receipts)
+
+    def batch(self, cost: float) -> float:
+        """How many permits to reserve where a call takes some from a server; 0: none but its own."""
+        return 0.0
+
+    def grant(self, calls: int, moment: float) -> None:
+        """Permits for as many calls have been reserved at a moment."""
 
     def values(self) -> tuple[float, Terms]:
         return self._due, self.terms

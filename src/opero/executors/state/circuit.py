@@ -6,11 +6,10 @@ plain data; a home makes that atomic.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from opero.executors.state.windows import CountWindow, TimeWindow, new_window
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from random import Random
@@ -25,7 +24,7 @@ JITTER = 0.1
 MAX_DOUBLINGS = 64
 
 
-@struct
+@dataclass
 class Circuit:
     """A circuit as data. Every change of state begins a new period; a result counts only in its call's period.
 

@@ -64,6 +64,8 @@ class Home(ABC):
 
     Attributes:
         is_shared: other processes use the same state, so it stays where it is when a policy is replaced.
+        stated: if the policy of its executor says that the state is here: the fields of the policy that say so, with
+            nothing left to defaults. An executor of another policy does not leave the state here.
         blocks: an operation may take so long, for example over a network, that it must not run in an event loop's
             thread. Attributes that calls read without a lock must not block.
         lock: held while the state moves into or out of this home.
@@ -75,7 +77,13 @@ class Home(ABC):
     def __init__(self) -> None:
         self.location = _Location()
         self.location.home = self
+        self.stated: dict[str, Any] = {}
         self.blocks = False  # a class attribute takes longer to read
+
+    @property
+    def trouble(self) -> str:
+        """Why the state cannot be reached, in one line; "" while it can."""
+        return ""
 
     @property
     def successor(self) -> Self:
@@ -205,7 +213,12 @@ class Holder(Emitter, Generic[H]):
         """Continue with the state of an executor whose policy this one's replaces (see `opero.executors.state`)."""
         with migrating:
             theirs, mine = old.home.successor, self.own.successor
-            if theirs.is_shared:
+            if mine.stated:
+                if theirs is not mine:
+                    theirs.merge_into(mine)
+            elif theirs.stated:
+                theirs.move_to(mine)
+            elif theirs.is_shared:
                 if mine is not theirs:
                     mine.merge_into(theirs)
             elif mine.is_shared:

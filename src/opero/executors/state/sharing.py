@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
+from opero.executors.state.allowance import SharedAllowance
 from opero.executors.state.home import migrating
 from opero.executors.state.shared_budget import SharedBudget
 from opero.executors.state.shared_circuit import ROOM, SharedCircuit
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
     from opero.runtime.clock import Clock
     from opero.runtime.state_file import Held
 
-KINDS = {"rate_limit": "rate_limit", "circuit_breaker": "circuit_breaker", "bulkhead": "bulkhead", "fallback": "values"}
+KINDS = {
+    "rate_limit": "rate_limit",
+    "circuit_breaker": "circuit_breaker",
+    "bulkhead": "bulkhead",
+    "fallback": "values",
+    "retry": "retry_budget",
+}
 """Kind of policy → the name of its executor in a pipeline."""
+OPTIONAL = ("fallback", "retry")
+"""Kinds that each worker has for itself where they cannot be shared: it learns by itself which values work, and its own
+calls pay for its retries."""
 _numbers = itertools.count()
 
 
@@ -55,15 +65,15 @@ class SharedLimits:
         """
         kind = policy.kind
         if kind not in self.paths:
-            return make()
+            return make(self.names.get(kind))
         executor = make(self.names[kind])
         try:
             file = StateFile(self.paths[kind], self.held.get(kind))
         except ConfigError:
-            if kind == "fallback":  # the worker of an executor on another machine learns by itself which values work
+            if kind in OPTIONAL:  # the worker of an executor on another machine
                 return executor
             raise
-        executor.join(_home(kind, executor, file))
+        executor.join(file_home(kind, executor, file))
         return executor
 
 
@@ -84,8 +94,8 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
     paths, names, held = {}, {}, {}
     for kind, executor_name in KINDS.items():
         executor = executors.get(executor_name)
-        if executor is None or (kind == "fallback" and not (executor.clock is SYSTEM and HAS_LOCKS)):
-            continue  # without a memory in common each worker learns by itself which values work
+        if executor is None or (kind in OPTIONAL and not (executor.clock is SYSTEM and HAS_LOCKS)):
+            continue
         if kind == "rate_limit":
             executor = executor.limiter
         if executor.clock is not SYSTEM:
@@ -94,33 +104,54 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
             )
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
+        if executor.home.successor.stated:  # a worker's executor uses it by its policy
+            names[kind] = executor.name
+            continue
         with migrating:
             home = executor.home.successor
             if not home.is_shared or (isinstance(home, FileHome) and not home.file.can_be_found()):
-                create = partial(_create, f"{kind}-{next(_numbers)}", _size(kind, executor))
+                create = partial(_create, f"{kind}-{next(_numbers)}", size_of(kind, executor))
                 file = in_private_folder(create) if folder is None else create(folder)
-                executor.move_to(_home(kind, executor, file))
+                executor.move_to(file_home(kind, executor, file))
         home = executor.home.successor
-        if isinstance(home, FileHome):  # else it is one that a worker's executor uses by its policy
+        if isinstance(home, FileHome):
             paths[kind], names[kind], held[kind] = home.file.path, executor.name, home.file.held
-    return SharedLimits(paths, names, held) if paths else None
+    return SharedLimits(paths, names, held) if names else None
+
+
+def stated_in(executors: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, Any]:
+    """Return policies for workers, which need not find out under which name, and where, a state is shared.
+
+    Args:
+        executors: kind of policy → its executor.
+        policies: kind of policy → the policy, or None.
+    """
+    found = dict(policies)
+    for kind, policy in policies.items():
+        executor = executors.get(KINDS.get(kind, ""))
+        home = getattr(getattr(executor, "limiter", executor), "home", None)
+        if policy is not None and home is not None and home.successor.stated:
+            found[kind] = policy.replace(**home.successor.stated)
+    return found
 
 
 def _create(name: str, size: int, folder: Path) -> StateFile:
     return StateFile.create(folder / name, size)
 
 
-def _home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
+def file_home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
     """The home of a limit's state in a file."""
     if kind == "rate_limit":
         return SharedBudget(file, executor.own)
     if kind == "fallback":
         return SharedValues(file)
+    if kind == "retry":
+        return SharedAllowance(file)
     return SharedCircuit(file) if kind == "circuit_breaker" else SharedSlots(file)
 
 
-def _size(kind: str, executor: Holder[Any]) -> int:
+def size_of(kind: str, executor: Holder[Any]) -> int:
     """Bytes for a limit's state: a circuit breaker's window of calls takes one each."""
     if kind == "circuit_breaker":
         return ROOM + (executor.policy.window if isinstance(executor.policy.window, int) else 0)
-    return 8192 if kind == "rate_limit" else 1 << 16
+    return 8192 if kind in ("rate_limit", "retry") else 1 << 16

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import accumulate
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Owner
@@ -44,7 +42,7 @@ class SetAside(NamedTuple):
     is_denied: bool
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class Memory:
     """What is remembered.
 

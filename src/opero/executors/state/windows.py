@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
-from opero.structs import struct
 
-
-@struct(slots=True)
+@dataclass(slots=True)
 class Counts:
     """How many calls a window holds, and how many of them failed or were slow."""
 
@@ -21,7 +20,7 @@ class Counts:
         self.slow += slow - was_slow
 
 
-@struct(slots=True)
+@dataclass(slots=True)
 class _Part(Counts):
     """A tenth of a window, with its number since time began, and when its latest call ended."""
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
-
-from opero.structs import struct
 
 LARGEST_BODY = 16_384
 
@@ -24,7 +22,7 @@ SECURITY: Headers = [
 """The headers of every response."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request.
 
@@ -52,7 +50,7 @@ class Request:
         return values[-1] if values else None
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Response:
     """A response with a body.
 
@@ -79,7 +77,7 @@ class Response:
         return [*of_body, *SECURITY, *self.extra]
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Updates:
     """Server-sent events: a message now, and one each second.
 
@@ -98,7 +96,7 @@ class Updates:
         return [("Content-Type", "text/event-stream; charset=utf-8"), *SECURITY, ("X-Accel-Buffering", "no")]
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class HealthAsked:
     """The health checks have to be run, in the event loop that serves the request if there is one.
 

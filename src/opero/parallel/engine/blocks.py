@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from opero.structs import struct
 
 AIM = 0.02
 """Seconds of work in a chunk: long compared with the cost of sending it, short compared with the whole map."""
@@ -18,7 +16,7 @@ FEW = 4
 MOST = 4096
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Block:
     """Items that were read together, and their results.
 
@@ -146,7 +144,7 @@ class Piece(NamedTuple):
         return Piece(block)
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Chunk:
     """Items that are sent together: a whole block, or items of several blocks.
 
@@ -190,7 +188,7 @@ class Chunk:
         )
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Report:
     """The results of a chunk, or of a part of it.
 

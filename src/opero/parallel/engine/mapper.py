@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.fit import check_mode
 from opero.errors import ConfigError, MissingExtraError
 from opero.parallel.engine.arguments import check_fixed, taken_items
 from opero.parallel.engine.batching import BatchRule
@@ -160,7 +161,7 @@ class Mapper:
             rule=rule,
             fixed=fixed,
             options=options,
-            shares_state=_shares_state(pipeline.policy),
+            shares_state=_shares_state(pipeline),
             cost=self.cost,
             remember_cost=lambda cost: setattr(self, "cost", cost),
         )
@@ -225,17 +226,7 @@ class Mapper:
             refuse_threads(parallel.executor, name)
         if mode == "auto":
             return "async" if is_async else "auto"
-        if is_async and mode in ("thread", "process"):
-            raise ConfigError(
-                f"{name} is an async function, which mode {mode!r} cannot run; use mode='async', or 'async_process' "
-                "for event loops in worker processes"
-            )
-        if not is_async and mode in ("async", "async_process"):
-            serves = "thread" if mode == "async" else "process"
-            other = "process" if mode == "async" else "thread"
-            raise ConfigError(
-                f"{name} is a sync function, which mode {mode!r} cannot run; use mode={serves!r} or {other!r}"
-            )
+        check_mode(mode, name, is_async=is_async)
         check_cluster(policy, name)
         cache = policy.active("cache")
         if mode in ("async_process", "dask", "ray") and cache is not None and is_async_function(cache.cache_if):
@@ -263,20 +254,28 @@ def check_cluster(policy: Policy, name: str) -> None:
     mode = parallel.mode
     if not is_installed(CLUSTERS[mode]):
         raise MissingExtraError(f"{name}: mode {mode!r} needs the extra {mode}: pip install 'opero[{mode}]'")
-    if shared := _shared_kinds(policy):
+    if shared := [kind for kind in _shared_kinds(policy) if not _is_in_network(policy.active(kind))]:
         raise ConfigError(
             f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
             "or use mode='process', whose workers share it on this machine"
+            + ("; or share it by redis, with share: redis" if shared == ["rate_limit"] else "")
         )
+
+
+def _is_in_network(policy: Any) -> bool:
+    return getattr(policy, "share", "process") == "redis"
 
 
 def _shared_kinds(policy: Policy) -> list[str]:
     return [kind for kind in ("rate_limit", "circuit_breaker", "bulkhead") if policy.active(kind) is not None]
 
 
-def _shares_state(policy: Policy) -> bool:
-    """Return whether worker processes share the limits, or what is remembered of fallback values. A cluster does not:
-    each of its workers learns by itself which values work."""
-    fallback, parallel = policy.active("fallback"), policy.active("parallel")
+def _shares_state(pipeline: Pipeline) -> bool:
+    """Return whether worker processes share the limits, a retry budget, or what is remembered of fallback values.
+
+    Of the last two each worker of a cluster has its own.
+    """
+    parallel = pipeline.policy.active("parallel")
     is_in_cluster = parallel is not None and parallel.mode in CLUSTERS
-    return bool(_shared_kinds(policy)) or (fallback is not None and fallback.has_memory and not is_in_cluster)
+    has_more = "values" in pipeline.executors or "retry_budget" in pipeline.executors
+    return bool(_shared_kinds(pipeline.policy)) or (has_more and not is_in_cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from opero.parallel.engine.source import Source
 from opero.parallel.engine.window import Window
 from opero.parallel.workers.choose import WorkerSelection
 from opero.policies.quantities import approximate_duration
+from opero.runtime.deadlines import Deadline, current, sooner
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
 from opero.runtime.log import log
 from opero.runtime.tracebacks import TRIMMED
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 LOOK = 0.05
 """Seconds between checks of the deadline."""
+SHORTEST_LOOK = 0.005
+"""The same just before it."""
 LAST_MOMENT = 0.1
 """Seconds that items have to finish after the deadline."""
 
@@ -134,6 +138,7 @@ class Run:
         workers: Workers | None = None
         try:
             stages = self._stages()
+            self.workers.deadline = self._deadline()
             workers = await self.workers.start(host, inbox)
             self.window = self.results.window = window = Window(
                 source,
@@ -230,8 +235,8 @@ class Run:
                 log("journal_not_closed", "%s", error, path=self._journal.path, error=error)
 
     def _stages(self) -> list[Stage]:
-        stages: list[Stage] = []
         options = self.settings.options
+        stages: list[Stage] = [] if options.stage is None else [options.stage]
         if options.journal is not None:
             from opero.cache.settings import CacheSettings
             from opero.parallel.journal.journal import Journal
@@ -279,10 +284,10 @@ class Run:
         window.patience = display.patience
         if self.workers.is_sampling:
             checks.append(lambda: self.workers.choose(window))
-        if policy.deadline is not None:
-            self._ends_at = self.binding.clock.monotonic() + policy.deadline
-            window.patience = min(policy.deadline, LOOK, window.patience or LOOK)
-            checks.append(self._check_deadline)
+        deadline = self.workers.deadline
+        if deadline is not None:
+            window.patience = min(max(deadline.left(), SHORTEST_LOOK), LOOK, window.patience or LOOK)
+            checks.append(partial(self._check_deadline, deadline))
         if policy.max_memory is not None:
             self._guard = MemoryGuard(policy.max_memory, window, self.settings.name)
             self._check_memory()
@@ -303,16 +308,23 @@ class Run:
             self.window.stop()
             self.results.reason = self.results.reason or MemoryError(f"{self.settings.name}: {problem}")
 
-    def _check_deadline(self) -> None:
+    def _deadline(self) -> Deadline | None:
+        """The deadline of this run: its own, or that of its caller if that comes first."""
+        if self.policy.deadline is None:
+            return current.get()
+        monotonic = self.binding.clock.monotonic
+        return sooner(Deadline(monotonic() + self.policy.deadline, monotonic))
+
+    def _check_deadline(self, deadline: Deadline) -> None:
         """At the deadline start nothing more, and let running items finish for a moment."""
-        late = self.binding.clock.monotonic() - self._ends_at
+        late = -deadline.left()
         if late >= 0 and (self.window.under_way or not self.window.is_over):
             self.window.stop()
-            seconds = self.policy.deadline or 0.0
+            seconds = 0.0 if deadline is current.get() else self.policy.deadline or 0.0
+            own = f"the map's deadline of {approximate_duration(seconds)}"
+            whose = own if seconds else "the deadline of its caller"
             self.results.reason = self.results.reason or CallTimeoutError(
-                f"{self.settings.name}: the map's deadline of {approximate_duration(seconds)} has passed",
-                scope="deadline",
-                seconds=seconds,
+                f"{self.settings.name}: {whose} has passed", scope="deadline", seconds=seconds
             )
             if late >= LAST_MOMENT and self.window.under_way:
                 raise self.results.reason

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from opero.structs import struct
 
 if TYPE_CHECKING:
     import os
@@ -13,11 +12,12 @@ if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.binding.invocation import Pipeline
     from opero.parallel.engine.batching import BatchRule
+    from opero.parallel.engine.stage import Stage
     from opero.policies.parallel import ParallelPolicy
     from opero.values import ItemCost, Progress
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class FixedArguments:
     """The arguments that all calls share: those before and after the item, and the keywords.
 
@@ -55,7 +55,7 @@ def spread(item: Any) -> Iterable[Any]:
     )
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Options:
     """Options of one call of a map, beside the policy.
 
@@ -63,14 +63,16 @@ class Options:
         journal: the file in which finished items are recorded, and from which those of an earlier run are taken.
         failed_only: run only the items that the journal records as failed.
         progress: as in the policy, or a callback that receives each `Progress`; None: as the policy says.
+        stage: answers items before anything else does; None: there is no such stage.
     """
 
     journal: str | os.PathLike[str] | None = None
     failed_only: bool = False
     progress: bool | Literal["auto"] | Callable[[Progress], object] | None = None
+    stage: Stage | None = None
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class MapSettings:
     """The settings of one map.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from opero.cache.content import freeze
 from opero.cache.digest import digest
 from opero.errors import ConfigError
 from opero.parallel.journal.records import MOST_ITEMS
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ AT_ONCE = 1024
 """Items for which memory is allocated together."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Recalled:
     """What a journal records of some items. Those in neither part are left out of this run.
 

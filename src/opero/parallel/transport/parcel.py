@@ -13,11 +13,11 @@ import os
 import pickle
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 from opero.parallel.transport.variables import Pickler
 from opero.runtime.private_folder import in_private_folder
-from opero.structs import struct
 
 LARGE = 1 << 16
 """Bytes above which something is put into a parcel, and above which an array's buffer lies beside the pickle."""
@@ -25,7 +25,7 @@ ALIGNMENT = 64
 _numbers = itertools.count()
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Parcel:
     """A large pickle, as workers are told of it.
 

@@ -7,13 +7,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.parallel.transport.parcel import Packed
 from opero.parallel.transport.pickling import pickled
 from opero.parallel.transport.variables import Pickler
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from opero.executors.state.sharing import SharedLimits
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Setup:
     """What a worker needs before its first chunk.
 

@@ -10,6 +10,7 @@ import opero.parallel
 from opero.errors import ConfigError, OperoError, describe
 from opero.parallel.workers.chunk_runner import ChunkRunner
 from opero.policies.policy import Policy
+from opero.runtime.deadlines import current
 from opero.runtime.log import log
 from opero.runtime.machine import cpu_limit, workers_that_fit
 from opero.values import ItemCost
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opero.parallel.transport.setup import Setup
     from opero.parallel.workers.base import Workers
     from opero.parallel.workers.pool import Pool
+    from opero.runtime.deadlines import Deadline
     from opero.runtime.hosts import Host
 
 PROCESSES = ("process", "async_process")
@@ -70,6 +72,7 @@ class WorkerSelection:
         workers: how many, or "auto".
         batch_size: items in one call; None: each call receives one item.
         is_sampling: the first items run in the caller's thread and are measured.
+        deadline: after which no item begins; None without one.
     """
 
     def __init__(self, settings: MapSettings, source: Source) -> None:
@@ -79,6 +82,7 @@ class WorkerSelection:
         self.workers: int | Literal["auto"] = settings.policy.workers
         self.batch_size: int | None = None
         self.is_sampling = False
+        self.deadline: Deadline | None = None
         self._inbox: Inbox
 
     async def start(self, host: Host, inbox: Inbox) -> Workers:
@@ -231,7 +235,7 @@ class WorkerSelection:
             if pool.shares_memory:
                 if settings.binding.is_async:
                     refuse_threads(pool.executor, settings.name)
-                self._initialized()
+                pool.context = self._initialized()
                 pool.work = self._work()
             else:
                 pool.pack(self._setup(), settings.name)
@@ -256,9 +260,16 @@ class WorkerSelection:
 
     # What they are given
 
+    def _context(self) -> Context:
+        """The context of the caller, with the deadline of the map."""
+        context = copy_context()
+        if self.deadline is not None:
+            context.run(current.set, self.deadline)
+        return context
+
     def _initialized(self) -> Context:
         """The context for calls in this process, after the initializer has run in it."""
-        context, settings = copy_context(), self.settings
+        context, settings = self._context(), self.settings
         if settings.policy.initializer is not None:
             from opero.parallel.transport.setup import reference
             from opero.parallel.transport.worker import NotReady, initialize
@@ -288,15 +299,17 @@ class WorkerSelection:
 
         settings, pipeline = self.settings, self.settings.pipeline
         kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "failures")
+        policies = {kind: getattr(pipeline.policy, kind) for kind in kinds}
         limits = None
         if settings.shares_state:
-            from opero.executors.state.sharing import share_limits
+            from opero.executors.state.sharing import share_limits, stated_in
 
             limits = share_limits(pipeline.executors, settings.name)
+            policies = stated_in(pipeline.executors, policies)
         initializer = settings.policy.initializer
         return Setup(
             reference=reference(settings.binding.function),
-            policy=Policy(**{kind: getattr(pipeline.policy, kind) for kind in kinds}),
+            policy=Policy(**policies),
             fixed=settings.fixed,
             position=settings.position,
             batch=settings.policy.batch,
@@ -304,7 +317,7 @@ class WorkerSelection:
             has_cache=pipeline.cache is not None,
             concurrency=settings.concurrency,
             initializer=None if initializer is None else reference(initializer),
-            context=CallContext(),
+            context=self._context().run(CallContext),
             limits=limits,
             function=settings.binding.stats.function,
             profile=settings.binding.stats.policy,

@@ -6,6 +6,7 @@ import threading
 import time
 from asyncio import CancelledError, TaskGroup, current_task, sleep
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import opero.parallel
@@ -16,7 +17,6 @@ from opero.executors.call import abandon
 from opero.parallel.engine.blocks import interrupted
 from opero.parallel.engine.settings import spread
 from opero.runtime.tracebacks import is_of_library, is_own_file, trim
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,7 +36,7 @@ LOOP_SECONDS = 0.01
 """Seconds for which tasks that never wait may block an event loop."""
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Fixed:
     """Holds the pipeline that a map started with, even if it is replaced meanwhile."""
 
@@ -200,7 +200,7 @@ class ChunkRunner:
         if not self.reports_fallbacks:
             return self.call(argument)
         self._stats.calls += 1
-        call = begun(self._stats)
+        call = begun(self._pipeline)
         try:
             return ended(call, self._whole(call, *self.fixed.around(argument)))
         except FailedResponseError as failed:
@@ -272,7 +272,7 @@ class ChunkRunner:
 
     async def _call_inside_cache_async(self, argument: Any, position: int, report: Report) -> Any:
         self._stats.calls += 1
-        call = begun(self._stats)
+        call = begun(self._pipeline)
         try:
             return ended(call, await self._whole(call, *self.fixed.around(argument)))
         except FailedResponseError as failed:

@@ -56,6 +56,7 @@ class UserPool(Pool):
     Attributes:
         setup: what the workers need, pickled or packed; `work` is used instead if they share this process's memory.
         packed: to be closed at the end, if the setup is packed.
+        context: a copy of it surrounds each chunk's calls, if the workers share this process's memory.
     """
 
     way_out = (
@@ -72,6 +73,7 @@ class UserPool(Pool):
         self.setup: bytes | Parcel = b""
         self.packed: Packed | None = None
         self.work: ChunkRunner | None = None
+        self.context = contextvars.Context()
         self._control = [0, 0, 0]
         self._sent: dict[Task, tuple[Future[Any], Report]] = {}
 
@@ -91,8 +93,7 @@ class UserPool(Pool):
             payload, keep_going = task.payload or b"", task.chunk.keep_going
             future = self.executor.submit(run_chunk, self.setup, payload, keep_going=keep_going)
         else:
-            run = contextvars.copy_context().run
-            future = self.executor.submit(run, _run, self.work, task.chunk, self._control, report)
+            future = self.executor.submit(self.context.copy().run, _run, self.work, task.chunk, self._control, report)
         self._sent[task] = future, report
         future.add_done_callback(task.post_future)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.parallel.workers.base import AHEAD
-from opero.structs import struct
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from opero.parallel.engine.inbox import Inbox
 
 
-@struct(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Task:
     """A chunk that was sent.
 
@@ -58,7 +57,7 @@ class Task:
         return [each for each in self.positions if each not in self.finished]
 
 
-@struct(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Death:
     """A worker's death, and what its pool knows about it.
 

@@ -8,20 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from opero.cache.redis_address import Address, read_address
 from opero.runtime.forking import RenewedLock, renew_in_child
+from opero.runtime.redis_address import Address, read_address
 
 
 class Server:
     """One server: always the same one, or the one that sentinels name.
 
     Attributes:
+        address: where it is.
         client: the client of redis-py.
     """
 
     def __init__(self, address: Address) -> None:
         import redis
 
+        self.address = address
         options = {"retry": _once(), **address.options}
         if address.kind == "sentinel":
             import redis.sentinel
@@ -53,6 +55,10 @@ class Server:
     def delete_many(self, names: Sequence[Any]) -> int:
         deleted: int = self.client.unlink(*names)
         return deleted
+
+    def pool_for(self, key: bytes) -> Any:
+        """Return the connection pool for operations on a key."""
+        return self.client.connection_pool
 
     def scans(self) -> list[dict[str, Any]]:
         """Return arguments for `scan`, one for each node that has keys of its own."""
@@ -115,6 +121,10 @@ class Cluster:
                 pipeline.unlink(each)
             return sum(pipeline.execute())
 
+    def pool_for(self, key: bytes) -> Any:
+        client = self.client
+        return client.get_redis_connection(client.nodes_manager.get_node_from_slot(client.keyslot(key))).connection_pool
+
     def scans(self) -> Iterator[dict[str, Any]]:
         return ({"target_nodes": node} for node in self.client.get_primaries())
 
@@ -141,6 +151,16 @@ _servers: weakref.WeakValueDictionary[Any, Server | Cluster] = weakref.WeakValue
 _servers_lock = RenewedLock()
 
 
+def new_server(url: str, timeout: float, arguments: Mapping[str, Any]) -> Server | Cluster:
+    """Return clients of one's own.
+
+    Raises:
+        ImportError, ValueError: as `server_at`.
+    """
+    address = read_address(url, timeout, arguments)
+    return Cluster(address) if address.kind == "cluster" else Server(address)
+
+
 def server_at(url: str, timeout: float, arguments: Mapping[str, Any]) -> Server | Cluster:
     """Return the clients that all functions with the same URL, timeout and arguments share.
 
@@ -152,6 +172,5 @@ def server_at(url: str, timeout: float, arguments: Mapping[str, Any]) -> Server 
         key = url, timeout, repr(sorted(arguments.items(), key=lambda each: each[0]))
         found = _servers.get(key)
         if found is None:
-            address = read_address(url, timeout, arguments)
-            found = _servers[key] = Cluster(address) if address.kind == "cluster" else Server(address)
+            found = _servers[key] = new_server(url, timeout, arguments)
         return found

@@ -1,0 +1,318 @@
+"""Says in words what a policy does: `opero explain --plain`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opero.cli.words import listed, name_of, number, seconds, times
+from opero.failures.kinds import Kind
+from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.bounds import bounds, longest_delay, may_be_throttled
+from opero.policies.names import KINDS_OF_FAILURE
+from opero.policies.types import UNSET
+
+if TYPE_CHECKING:
+    from opero.policies.bounds import Bounds
+    from opero.policies.cache import CachePolicy
+    from opero.policies.policy import Policy
+    from opero.policies.retry import RetryPolicy
+
+MOST_DELAYS = 5
+"""The most delays that are listed."""
+PLACES = {
+    "memory": "in the memory of each process",
+    "disk": "on disk, for all processes of this machine",
+    "redis": "in redis, for all machines",
+}
+MODES = {
+    "thread": "in threads",
+    "process": "in worker processes",
+    "async": "in one event loop",
+    "async_process": "in event loops of worker processes",
+    "dask": "on a dask cluster",
+    "ray": "on a ray cluster",
+    "auto": "in threads or worker processes, whichever suits the first items (async functions: in one event loop)",
+}
+REPLIES = {
+    "raise": "When an item fails, the map stops and raises an error with all results so far.",
+    "return": "The place of an item that fails gets its exception.",
+    "skip": "Items that fail are left out.",
+}
+
+DRAWN = {"none": "are", "equal": "are between half and all of", "full": "are drawn at random from 0 to"}
+
+Part = tuple[str, str]
+"""A topic, and sentences about it."""
+
+
+def in_words(policy: Policy) -> list[Part]:
+    """Return what a policy does to a call, from the outermost layer to the innermost, and what that may come to."""
+    parts: list[Part] = []
+    for kind, topic, tell in TOPICS:
+        own = policy.active(kind)
+        text = "" if own is None else " ".join(tell(own))
+        if text and getattr(own, "shadow", False):
+            text = f"In shadow, so this is only counted and not done: {text}"
+        if text:
+            parts.append((topic, text))
+    if not parts:
+        parts.append(("calls", "The function is called as it is."))
+    return [*parts, ("at worst", " ".join(_worst(policy)))]
+
+
+def worst_as_data(policy: Policy) -> dict[str, Any]:
+    """Return what a call comes to at worst as plain data; null is no limit."""
+    found = bounds(policy)
+    fallback = policy.active("fallback")
+    numbers = {
+        "delays": found.delays,
+        "waits": found.queueing,
+        "attempt": found.attempt,
+        "total": found.total,
+        "seconds": found.seconds(),
+    }
+    times = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"attempts": found.attempts, "for_each_value_of": fallback.arg if fallback is not None else None, **times}
+
+
+def _is_one(conditions: Sequence[Any]) -> str:
+    """Return what holds of failures that conditions mean: "is transient or throttled, or is a KeyError"."""
+    kinds = [each.value for each in conditions if isinstance(each, Kind)]
+    if {*kinds} == {*KINDS_OF_FAILURE} - {"control"}:
+        return "is of any kind"
+    classes = [name_of(each) for each in conditions if isinstance(each, type)]
+    functions = [name_of(each) for each in conditions if not isinstance(each, type | Kind)]
+    found = [f"is {listed(kinds, 'or')}"] if kinds else []
+    found += [f"is a {listed(classes, 'or')}"] if classes else []
+    found += [f"{listed(functions, 'or')} says so"] if functions else []
+    return ", or ".join(found) if found else "is of no kind"
+
+
+def _cache(policy: CachePolicy) -> Iterator[str]:
+    where = PLACES.get(policy.backend, f"in the store {policy.backend}")
+    ttl = policy.ttl
+    if ttl is None:
+        until = "until they are evicted" if policy.backend == "memory" else "until they are deleted"
+    elif isinstance(ttl, AdaptiveTTL):
+        until = f"for {seconds(ttl.cold)} to {seconds(ttl.hot)}, longer the more often they are asked for"
+    else:
+        until = f"for as long as {name_of(ttl)} says" if callable(ttl) else f"for {seconds(ttl)}"
+    yield f"A result is kept {where}, {until}; calls with the same arguments get it, and nothing below concerns them."
+    if policy.backend == "memory":
+        yield f"At most {policy.max_size:,} results are kept for a function."
+    if policy.cache_if is not None:
+        yield f"Only results for which {name_of(policy.cache_if)} returns true are kept."
+    if policy.early_refresh is not None:
+        yield f"A hit in the last {seconds(policy.early_refresh)} of that time computes it anew in the background."
+    if policy.stale_ttl is not None:
+        yield f"For another {seconds(policy.stale_ttl)} an old result is served"
+        yield "while a new one is computed, or if that fails."
+    if policy.errors:
+        kept = "" if policy.error_ttl is None else f", for {seconds(policy.error_ttl)}"
+        yield f"A failure that {_is_one(policy.errors)} is kept as well{kept}."
+
+
+def _fallback_result(policy: Any) -> Iterator[str]:
+    if policy.has_result:
+        if policy.default is not UNSET:
+            what = "null" if policy.default is None else f"a fixed value of type {type(policy.default).__name__}"
+        else:
+            what = f"what {name_of(policy.function)} returns for the same arguments"
+        yield (
+            f"If a call has failed after all, it returns {what}: if the failure {_is_one(policy.on)}, or is a timeout "
+            "or a rejection."
+        )
+
+
+def _fallback_values(policy: Any) -> Iterator[str]:
+    if policy.arg is None:
+        return
+    yield f"The argument {policy.arg} may have several values, which are tried in turn, with no delay between them."
+    if policy.order != "in_order":
+        yield f"Which value is first is decided by {policy.order.replace('_', ' ')}."
+    if policy.remember:
+        yield f"A value that was denied is asked last for {seconds(policy.remember)}."
+
+
+def _total(policy: Any) -> Iterator[str]:
+    if policy.total is None:
+        return
+    limit = seconds(policy.total)
+    if policy.enforce == "interrupt":
+        yield f"A call ends after {limit} at the latest, with all its attempts and waits; then it fails."
+        return
+    yield f"No attempt begins later than {limit} after the call; one that runs then goes on to its end"
+    yield "and its result comes too late: the call fails." if policy.enforce == "wait" else "and its result counts."
+
+
+def _attempt(policy: Any) -> Iterator[str]:
+    if policy.attempt is not None:
+        if policy.enforce == "interrupt":
+            yield f"An attempt is ended after {seconds(policy.attempt)}, and has failed then."
+        else:
+            yield f"An attempt that takes longer than {seconds(policy.attempt)} has failed, and is not interrupted."
+    if policy.idle is not None:
+        yield f"A generator that yields no item for {seconds(policy.idle)} has failed."
+
+
+def _retry(policy: RetryPolicy) -> Iterator[str]:
+    if policy.retries == 0:
+        yield "A failed attempt is not retried."
+        return
+    yield f"A failed attempt is retried at most {times(policy.retries)}, if the failure {_is_one(policy.retry_on)}."
+    if policy.retry_on_status == ():
+        yield "With an HTTP status it is not retried."
+    elif policy.retry_on_status is not None:
+        yield f"With an HTTP status it is retried if that is {listed(map(str, policy.retry_on_status), 'or')}."
+    if policy.retry_if_result is not None:
+        yield f"A result for which {name_of(policy.retry_if_result)} returns true is a failure that is retried."
+    rule = DRAWN[policy.jitter]
+    ordinary = _delays(policy, throttled=False)
+    yield f"The delays before that {rule} {ordinary}." if ordinary else "There are no delays before that."
+    if may_be_throttled(policy):
+        yield f"If the service receives too many requests, they are up to {_delays(policy, throttled=True)}."
+    if policy.retry_after:
+        yield "If a failure says how long to wait (Retry-After), the delay is exactly that;"
+        yield f"if that is longer than {seconds(policy.max_delay)}, the call fails at once."
+
+
+def _delays(policy: RetryPolicy, *, throttled: bool) -> str:
+    """Return the delays before each retry; "" if there are none."""
+    shown = min(policy.retries, MOST_DELAYS)
+    found = [longest_delay(policy, number, throttled=throttled) for number in range(1, shown + 1)]
+    last = longest_delay(policy, policy.retries, throttled=throttled)
+    if last == 0:
+        return ""
+    if found[0] == last:
+        return seconds(last)
+    if policy.retries > shown:
+        return f"{', '.join(map(seconds, found))} and so on, up to {seconds(last)}"
+    return listed(map(seconds, found))
+
+
+def _breaker(policy: Any) -> Iterator[str]:
+    window = policy.window
+    within = f"the last {window:,} calls" if isinstance(window, int) else f"the last {seconds(window)}"
+    reasons = []
+    if policy.consecutive_failures is not None:
+        reasons.append(f"{number(policy.consecutive_failures, 'call')} in a row have failed")
+    if policy.failure_rate is not None:
+        share = f"{100 * policy.failure_rate:g}%"
+        reasons.append(f"{share} of the calls within {within}, of at least {policy.least_calls:,}, have failed")
+    if policy.slow_call is not None:
+        rate = 100 * (policy.slow_rate or 1)
+        reasons.append(f"{rate:g}% of the calls within {within} took longer than {seconds(policy.slow_call)}")
+    yield f"The circuit opens when {listed(reasons, 'or')}. While it is open, attempts are rejected at once."
+    ignored = f", unless it {_is_one(policy.ignore)}" if policy.ignore else ""
+    yield f"A failure counts if it {_is_one(policy.trip_on)}{ignored}."
+    probes = f"{number(policy.half_open_calls, 'probe')} decide{'s' if policy.half_open_calls == 1 else ''}"
+    yield f"After about {seconds(policy.open_for)}, and longer each time that this fails, {probes} whether it closes."
+    yield _whose(policy)
+
+
+def _whose(policy: Any) -> str:
+    return "All functions of the profile share this." if policy.scope == "profile" else "Each function has its own."
+
+
+def _rate_limit(policy: Any) -> Iterator[str]:
+    rate = f"{policy.rate:g} attempts a second" if policy.rate >= 1 else f"an attempt every {seconds(1 / policy.rate)}"
+    cost = policy.cost
+    if cost != 1:
+        says = name_of(cost) if callable(cost) else f"the argument {cost}" if isinstance(cost, str) else f"{cost:g}"
+        rate = f"{policy.rate:g} permits a second, and an attempt takes as many as {says} says"
+        if isinstance(cost, float):
+            rate = f"{policy.rate:g} permits a second, of which an attempt takes {says}"
+    yield f"There is room for {rate}{f', and for {policy.burst:,} at once after a pause' if policy.burst > 1 else ''}."
+    yield _waits(policy, "permit")
+
+
+def _bulkhead(policy: Any) -> Iterator[str]:
+    yield f"At most {number(policy.max_concurrent, 'attempt')} run{'s' if policy.max_concurrent == 1 else ''} at once."
+    yield _waits(policy, "slot")
+
+
+def _waits(policy: Any, what: str) -> str:
+    if policy.max_wait is None:
+        rule = f"An attempt waits for its {what} as long as it takes."
+    elif policy.max_wait == 0:
+        rule = f"An attempt for which there is no {what} is rejected at once."
+    else:
+        longest = seconds(policy.max_wait)
+        rule = f"An attempt waits for its {what} for at most {longest}, and is rejected if that is not enough."
+    return f"{rule} {_whose(policy)}"
+
+
+def _parallel(policy: Any) -> Iterator[str]:
+    workers = "" if policy.workers == "auto" else f", {policy.workers:,} at once"
+    order = "in the order of the items" if policy.ordered else "in the order in which they finish"
+    yield f"A map runs its items {MODES[policy.mode]}{workers}, with results {order}. {REPLIES[policy.on_error]}"
+    if policy.max_failures is not None:
+        most = policy.max_failures
+        yield f"It stops when more than {f'{most:,}' if isinstance(most, int) else f'{100 * most:g}%'} have failed."
+    if policy.deadline is not None:
+        yield f"It ends after {seconds(policy.deadline)} at the latest."
+
+
+def _canary(policy: Any) -> Iterator[str]:
+    by = "" if policy.by is None else f", chosen by the argument {policy.by}"
+    yield f"{100 * policy.share:g}% of the calls{by} run under the profile {policy.policy} instead."
+
+
+def _hooks(policy: Any) -> Iterator[str]:
+    for name in type(policy).model_fields:
+        handlers = getattr(policy, name)
+        if name.startswith("on_") and handlers:
+            yield f"{name} calls {listed(map(name_of, handlers))}."
+
+
+def _worst(policy: Policy) -> Iterator[str]:
+    found, fallback = bounds(policy), policy.active("fallback")
+    by_value = fallback is not None and fallback.arg is not None
+    each = f" for each value of {fallback.arg}" if by_value else ""
+    yield f"A call makes at most {number(found.attempts, 'attempt')}{each}."
+    if math.isfinite(found.seconds()) and not (by_value and math.isinf(found.total)):
+        yield f"It takes at most {seconds(found.seconds())}."
+    elif math.isfinite(found.total):
+        yield f"It takes at most {seconds(found.total)}, and as long as the attempt that runs at that moment."
+    else:
+        yield f"It takes at most {listed(_addends(found, each))}. Set timeout.total to limit that."
+    if fallback is not None and fallback.function is not None:
+        yield f"The time of {name_of(fallback.function)} is added to that."
+    if policy.active("cache") is not None:
+        yield "With the cache, it may also wait for another call that computes the same result."
+
+
+def _addends(found: Bounds, each: str) -> Iterator[str]:
+    """Yield what the time of a call consists of, if nothing limits all of it."""
+    if math.isinf(found.attempt):
+        yield (
+            f"{times(found.attempts)} the time of the function{each}"
+            if found.attempts > 1 or each
+            else "the time of the function"
+        )
+    else:
+        yield f"{times(found.attempts)} {seconds(found.attempt)}{each}"
+    if found.delays:
+        yield "the delays" if each else f"{seconds(found.delays)} of delays"
+    if found.queueing:
+        is_known = math.isfinite(found.queueing) and not each
+        yield f"{seconds(found.queueing)} of waits" if is_known else "the waits for permits and slots"
+
+
+TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
+    ("canary", "canary", _canary),
+    ("cache", "cache", _cache),
+    ("fallback", "fallback", _fallback_result),
+    ("timeout", "time of a call", _total),
+    ("retry", "retries", _retry),
+    ("fallback", "values", _fallback_values),
+    ("circuit_breaker", "circuit", _breaker),
+    ("rate_limit", "rate", _rate_limit),
+    ("bulkhead", "at once", _bulkhead),
+    ("timeout", "an attempt", _attempt),
+    ("parallel", "maps", _parallel),
+    ("hooks", "hooks", _hooks),
+)
+"""The kinds of policies in the order of a call, each with its topic, and what tells of it."""

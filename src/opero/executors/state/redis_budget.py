@@ -1,0 +1,273 @@
+"""The budget of a rate limit in redis, which the processes of all machines share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, Terms, migrated
+from opero.executors.state.home import Moved
+from opero.executors.state.measured_share import Claim, Turns, period_of
+from opero.executors.state.redis_scripts import BOOK, REFUND, SECOND
+from opero.executors.state.redis_store import Command
+from opero.policies.quantities import LONGEST
+from opero.runtime.forking import renew_in_child
+from opero.runtime.hosts import run_later
+from opero.runtime.log import log
+
+if TYPE_CHECKING:
+    from opero.executors.state.budget import LocalBudget, Receipt
+    from opero.executors.state.home import Home
+    from opero.executors.state.redis_store import RedisStore
+    from opero.policies.rate_limit import RateLimitPolicy
+
+NONE: Receipt = (0.0, 0.0)
+"""The receipt of permits that are not given back."""
+
+
+class RedisBudget(Budget):
+    """Keeps the budget in redis, or what this process may use of it while redis cannot be used.
+
+    Nothing is sent until the first permit is booked. The server's clock decides, and says how long to wait.
+
+    Args:
+        store: the redis.
+        key: the name of the budget there.
+        policy: what it is for.
+        own: the executor's budget in this process, on whose clock it is.
+        name: what messages begin with.
+    """
+
+    is_shared: ClassVar[bool] = True
+
+    def __init__(self, store: RedisStore, key: str, policy: RateLimitPolicy, own: LocalBudget, name: str) -> None:
+        super().__init__()
+        self.blocks = True
+        self.lock = threading.RLock()
+        self.store = store
+        self.name = name
+        self.own = own
+        self.monotonic = own.monotonic
+        self.keys = (f"opero:{{{key}}}:due".encode(), f"opero:{{{key}}}:used".encode())
+        self._refund = Command(REFUND, self.keys[:1], (), 2)
+        self.terms = _terms(policy)
+        self._since = 0
+        self._owed = 0.0  # the moment, on this clock, before which no permit may fall due by what has moved here
+        self._seen = (0, 0, 0.0)  # what the server said last: its clock, `due`, and when, on this clock
+        self._lost: float | None = None  # since when this process goes on by itself
+        self._has_told = False
+        self._forget()
+        self.apply(policy)
+        renew_in_child(self, "lock")
+
+    def after_fork(self) -> None:
+        """Leave the claim to the parent."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._turns: Turns | None = None
+        self._claim: tuple[Claim | None, float] = (None, 0.0)  # and until when it may be used
+        self._used = 0.0  # permits that have not been reported
+        self._next_report = 0.0
+        self._counted: dict[int, int] = {}  # period → permits reported
+
+    # The interface of all budgets
+
+    def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
+        with self.lock:
+            self.check()
+            if patience < 0:  # nothing is to be booked
+                due = self._seen[1] / SECOND
+                return self._expected(cost), (due, due)
+            ahead, news = self._news()
+        asked, batch = self.monotonic(), self.own.batch(cost)
+        arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), ahead, repr(batch))
+        if news is None:
+            reply = self.store.ask(self._command, self._probe, *arguments)
+        else:
+            reply = self.store.ask(self._telling, self._probe, *arguments, *news)
+        with self.lock:
+            if reply is None:
+                self.check()
+                return self._book_without(cost, patience)
+            wait, due, after, clock = reply[:4]
+            receipt = (due / SECOND, after / SECOND)
+            if batch and (calls := round((after - due) / (cost * self.in_force.interval * SECOND))) > 1:
+                self.own.grant(calls - 1, asked)
+                receipt = (after - (after - due) // calls) / SECOND, after / SECOND
+            if self.location.home is not self:
+                run_later(self._give_back, receipt)
+                raise Moved
+            if clock >= self._seen[0]:
+                self._seen = (clock, after, self.monotonic())
+            if after != due:
+                self._used += (after - due) / (self.in_force.interval * SECOND)
+            if news is not None:
+                self._lost = self._turns = None
+                self._owed = 0.0 if news.is_owed else self._owed
+            if len(reply) > 4 or self.in_force is not self.terms:
+                self._learn(reply, news)
+            return wait / SECOND, receipt
+
+    def refund(self, receipt: Receipt) -> None:
+        self.check()
+        self._give_back(receipt)
+
+    def _give_back(self, receipt: Receipt) -> None:
+        before, after = (round(each * SECOND) for each in receipt)
+        if before != after and self.store.ask(self._refund, self._probe, after, before):
+            with self.lock:
+                clock, due, at = self._seen
+                self._seen = (clock, before if due == after else due, at)
+
+    def apply(self, policy: RateLimitPolicy) -> None:
+        with self.lock:
+            self.policy = policy
+            terms = _terms(policy)
+            if self._owed:
+                self._owed = migrated(self._owed, self.monotonic(), self.terms, terms)
+            self.terms = self.in_force = terms
+            self._since = max(self._since + 1, time.time_ns() // 1000)
+            self._period = period_of(terms.interval)
+            constant = (self._since, repr(terms.interval * SECOND), terms.burst, int(self._period * SECOND))
+            self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (4, 10))
+
+    def values(self) -> tuple[float, Terms]:
+        return max(self._owed, self._local(self._seen[1])), self.terms
+
+    def receive(self, values: tuple[float, Terms]) -> None:
+        due, terms = values
+        if due:  # else no permit has ever been taken there
+            self._owed = max(self._owed, migrated(due, self.monotonic(), terms, self.terms))
+
+    def _pass(self, target: Home, receive: Callable[[Any], None]) -> None:
+        if isinstance(target, RedisBudget) and (target.store, target.keys) == (self.store, self.keys):
+            self.refer_to(target)  # it is the same budget
+        else:
+            super()._pass(target, receive)
+
+    @property
+    def trouble(self) -> str:
+        """Why the server cannot be used, in one line; "" while it can."""
+        return self.store.trouble
+
+    # What is sent, and what is learned from the reply
+
+    def _local(self, moment: float) -> float:
+        """A moment of the server's clock on this one."""
+        clock, _, at = self._seen
+        return at + (moment - clock) / SECOND if clock else 0.0
+
+    def _expected(self, cost: float) -> float:
+        """The wait for a permit by what is known, without asking the server."""
+        interval, burst, _ = self.terms
+        due = max(0.0, self.values()[0] - self.monotonic())
+        return due if cost >= burst else max(0.0, due - (burst - cost) * interval)
+
+    def _news(self) -> tuple[int, _News | None]:
+        """Microseconds from now until `due`, by what is known here, and what the script has to be told besides."""
+        now, owed = self.monotonic(), self._owed
+        ahead = max(0, int(((owed or self._local(self._seen[1])) - now) * SECOND))
+        if self._lost is None and not owed and now < self._next_report:
+            return ahead, None
+        lost, debt = -1, 0
+        if self._lost is not None:
+            lost = int((now - self._lost) * SECOND)
+            debt = 0 if self._turns is None else self._turns.booked_ahead(self._moment(now))
+        used = last = own = 0
+        if now >= self._next_report:
+            self._next_report = now + self._period / 10
+            used, self._used = int(self._used), self._used % 1
+            last = max(self._counted, default=0)
+            own = self._counted.get(last, 0)
+        return ahead, _News(int(bool(owed)), lost, debt, used, last, own)
+
+    def _learn(self, reply: list[Any], news: _News | None) -> None:
+        """Learn from a reply which terms are in force, and what this process may claim."""
+        others, part = reply[4:] or (None, None)
+        if part and news is not None:
+            number, before, total = part
+            if total and news.own:
+                self._claim = Claim.of(before, news.own, total), self.monotonic() + 2 * self._period
+            counted = {each: used for each, used in self._counted.items() if each >= number - 1}
+            self._counted = {**counted, number: counted.get(number, 0) + news.used}
+        self.in_force = self.terms if others is None else Terms(*_numbers(others), self.terms.unit)
+        if others is not None and not self._has_told:
+            self._has_told = True
+            text = (
+                "%s: its rate limit differs between the processes that share it: %.6g/s with burst %d is in force, "
+                "which has been configured later than %.6g/s with burst %d"
+            )
+            both = (each for terms in (self.in_force, self.terms) for each in (1 / terms.interval, terms.burst))
+            log("limit_differs", text, self.name, *both, policy=self.name)
+
+    # Without the server
+
+    def _book_without(self, cost: float, patience: float) -> tuple[float, Receipt]:
+        return {"local": self._book_alone, "open": _open, "closed": _closed}[self.policy.on_store_error](cost, patience)
+
+    def _book_alone(self, cost: float, patience: float) -> tuple[float, Receipt]:
+        """Book permits of this process's share."""
+        now = self.monotonic()
+        if self._lost is None:
+            self._lost = now
+        moment = self._moment(now)
+        if self._turns is None:
+            claim, until = self._claim
+            if claim is None or now > until:
+                claim = Claim.unknown()
+            start = max(self._seen[1], moment + (self._owed - now) * SECOND)
+            self._turns = Turns(claim, self.in_force.interval * SECOND, start)
+        wait = self._turns.book(moment, cost, min(patience, AGAIN) * SECOND) / SECOND
+        return wait, LATER if wait > AGAIN else NONE
+
+    def _moment(self, now: float) -> float:
+        """The server's clock; that of this machine, if the server has never answered."""
+        clock, _, at = self._seen
+        return clock + (now - at) * SECOND if clock else time.time() * SECOND
+
+    def _probe(self) -> None:
+        """Find out whether the server can be used again: write what would be written, but book nothing."""
+        lost = -1 if self._lost is None else int((self.monotonic() - self._lost) * SECOND)
+        self.store.run(self._telling, 0, 0, 0, 0, *_News(lost=lost))
+
+
+class _News(NamedTuple):
+    """What the script is told when there is something to tell.
+
+    Attributes:
+        is_owed: whether what it is told of `due` has moved here, so that it counts not only where the server has lost
+            its own.
+        lost: microseconds since this process began to use permits by itself; -1 if it does not.
+        debt: microseconds of the limit for permits that it has booked then and that have not fallen due yet.
+        used: permits booked since the last report.
+        last, own: the period of the last report, and the permits reported in it.
+    """
+
+    is_owed: int = 0
+    lost: int = -1
+    debt: int = 0
+    used: int = 0
+    last: int = 0
+    own: int = 0
+
+
+def _terms(policy: RateLimitPolicy) -> Terms:
+    """The terms by which the server keeps the budget: what may be reserved ahead is no part of the burst there."""
+    terms = Terms.of(policy)
+    return terms._replace(burst=terms.burst - policy.reserve)
+
+
+def _numbers(texts: list[bytes]) -> tuple[float, float]:
+    interval, burst = map(float, texts)
+    return interval / SECOND, burst
+
+
+def _open(cost: float, patience: float) -> tuple[float, Receipt]:
+    return 0.0, NONE
+
+
+def _closed(cost: float, patience: float) -> tuple[float, Receipt]:
+    return FOREVER, NONE

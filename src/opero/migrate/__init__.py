@@ -1,0 +1,1 @@
+"""Replaces the retry decorators of tenacity, stamina and backoff by profiles (extra `migrate`)."""

@@ -1,0 +1,60 @@
+"""Pauses Python's garbage collector while many objects are made that all stay."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from opero.runtime.forking import at_fork
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_pausing: set[int] = set()
+"""The threads that have paused it."""
+
+
+def without_collector(function: Callable[P, R]) -> Callable[P, R]:
+    """Pause the collector while a function runs, unless it is paused already, by the program or in another thread.
+
+    It is paused for all threads, since Python has one switch for all. What they free meanwhile is freed, except for
+    cycles, which are freed later.
+    """
+
+    @functools.wraps(function)
+    def paused(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not gc.isenabled():
+            return function(*args, **kwargs)
+        thread = threading.get_ident()
+        try:  # before the collector is paused, as Ctrl-C may follow at once
+            _pausing.add(thread)
+            gc.disable()
+            return function(*args, **kwargs)
+        finally:
+            gc.enable()
+            _pausing.discard(thread)
+            if not gc.get_freeze_count():  # else the program has frozen objects, which are to stay so
+                _make_old()
+
+    return paused
+
+
+def _make_old() -> None:
+    """Count all objects as old, which takes no time. Otherwise, the next collections would go through the new ones."""
+    try:
+        gc.freeze()
+    finally:
+        gc.unfreeze()
+
+
+def _resume() -> None:
+    """In a forked child: the thread that would resume the collector may be one of the parent."""
+    if _pausing:
+        gc.enable()
+        _pausing.clear()
+
+
+at_fork(in_child=_resume)

@@ -1,0 +1,123 @@
+"""Python's garbage collector is paused while a configuration is loaded, and only then."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from opero import ConfigError, Registry
+from opero.runtime.collector import without_collector
+
+
+@pytest.fixture(autouse=True)
+def enabled() -> Iterator[None]:
+    assert gc.isenabled()
+    yield
+    gc.enable()
+
+
+@without_collector
+def is_enabled() -> bool:
+    return gc.isenabled()
+
+
+def test_it_is_paused_while_the_function_runs() -> None:
+    assert not is_enabled()
+    assert gc.isenabled()
+
+
+def test_it_is_resumed_after_an_exception() -> None:
+    @without_collector
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert gc.isenabled()
+
+
+def test_a_program_that_has_disabled_it_keeps_it_disabled() -> None:
+    gc.disable()
+    assert not is_enabled()
+    assert not gc.isenabled()
+
+
+def test_objects_that_the_program_has_frozen_stay_frozen() -> None:
+    assert not is_enabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        assert not is_enabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_the_last_of_two_threads_leaves_it_enabled() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    @without_collector
+    def wait() -> None:
+        entered.set()
+        leave.wait(30)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert entered.wait(30)
+    assert not is_enabled()
+    assert not gc.isenabled()  # the other thread still pauses it
+    leave.set()
+    thread.join()
+    assert gc.isenabled()
+
+
+def test_a_load_pauses_it_and_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seen_while_loading.py").write_text(
+        "import gc\nENABLED = gc.isenabled()\nclass Error(Exception): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base.yaml").write_text("policies: {api: {retry: {retry_on: [seen_while_loading.Error]}}}")
+    registry = Registry.load(tmp_path, "development", {})
+    assert not sys.modules.pop("seen_while_loading").ENABLED
+    assert gc.isenabled()
+
+    (tmp_path / "base.yaml").write_text("policies: {api: {retry: {retries: -1}}}")
+    with pytest.raises(ConfigError):
+        registry.reload()
+    assert gc.isenabled()
+
+
+PROGRAM = """
+import gc, os, threading
+from opero.runtime.collector import without_collector
+
+entered, leave = threading.Event(), threading.Event()
+
+@without_collector
+def wait():
+    entered.set()
+    leave.wait(30)
+
+thread = threading.Thread(target=wait)
+thread.start()
+entered.wait(30)
+child = os.fork()
+if not child:
+    os._exit(0 if gc.isenabled() else 1)
+is_wrong = os.waitpid(child, 0)[1] or gc.isenabled()
+leave.set()
+thread.join()
+raise SystemExit(1 if is_wrong or not gc.isenabled() else 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_child_that_is_forked_meanwhile_has_it_enabled() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], check=True, timeout=60)
