@@ -21,6 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "opero"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
+    "patterns",
     "problems",
     "errors values failures",
     "events",

@@ -23,6 +23,20 @@ HEAVY = [
     "cloudpickle",
 ]
 
+CALL_BY_PROFILE = """
+import os
+os.mkdir("policies")
+with open("policies/base.yaml", "w") as file:
+    file.write("policies: {api: {retry: 3, cache: 1m, rate_limit: 9/s, timeout: 5s, circuit_breaker: 5}}")
+from opero import opero
+
+@opero(policy="api")
+def function(x):
+    return x
+
+function(1)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +74,11 @@ def test_listing_the_names_of_opero_loads_nothing_heavy() -> None:
         ("from opero import opero, opmap", {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml"}),
         (
             "from opero import opero\n@opero\ndef f():\n    return 1\nf()",
-            {"dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
+            {"tenacity", "dogpile", "joblib", "pydantic_settings", "yaml", "asyncio", "aiolimiter", "cloudpickle"},
+        ),
+        (
+            CALL_BY_PROFILE,
+            {"tenacity", "dogpile", "joblib", "aiolimiter", "cloudpickle", "sqlite3", "stevedore", "difflib"},
         ),
         (
             "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nf([1, 2])",

@@ -7,11 +7,12 @@ alone for text of several lines. tests/test_foreign_text.py finds the places tha
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
+
+from opero.patterns import pattern
 
 HIDDEN = "**********"
 """Replaces values that must not be shown, as in pydantic's `SecretStr`."""
@@ -94,6 +95,8 @@ def closest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | 
     """
     if len(name) > LONGEST_NAME:
         return None
+    import difflib  # only what is wrong needs it
+
     few = [each for each in islice(candidates, MOST_COMPARED) if len(each) <= LONGEST_NAME]
     alike = difflib.get_close_matches(name, few, n=3, cutoff=min(cutoff, MOST_ALIKE))
     found = min(alike, key=lambda each: edits(name, each), default=None)
@@ -175,9 +178,9 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-_URL = re.compile(r"://(?:[^\s'\"]|['\"](?![\s,:;)}\]]|$))*")
+_URL = pattern(r"://(?:[^\s'\"]|['\"](?![\s,:;)}\]]|$))*")
 _NAME = r"(?<![\w-])[\w-]{0,40}(?:secret|passw|token|credential|api[_-]?key|signature)[\w-]{0,40}"
-_SECRET = re.compile(
+_SECRET = pattern(
     rf"(?i)({_NAME}(?:=[\"']?|[\"']\s{{0,9}}[:=]\s{{0,9}}[\"']?)"
     r"|authorization[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?:bearer |basic |token )?)[^\s&\"',;)}]+"
 )

@@ -15,7 +15,10 @@ ROUNDS_A_CYCLE = 5
 """A cycle of five interpreters takes as long as many turns of the other benchmarks."""
 
 MODEL = "import pydantic\nclass Model(pydantic.BaseModel):\n    value: int = 1\nModel()"
-CODES = ("pass", "import tenacity", MODEL, "import opero", "from opero import opero")
+SETTINGS = f"import pydantic_settings\n{MODEL}"
+CALL = "from opero import opero\n@opero(policy='api')\ndef function(x): return x\nfunction(1)"
+"""A first call by a profile of policies/, which is below the working directory."""
+CODES = ("pass", "import tenacity", MODEL, "import opero", "from opero import opero", SETTINGS, CALL)
 
 
 def nanoseconds(code: str) -> float:
@@ -37,11 +40,12 @@ def run(rounds: int) -> list[Row]:
         cycles.append({code: times[code] - times["pass"] for code in CODES})
     added = {code: statistics.median(each[code] for each in cycles) for code in CODES}
 
-    def row(code: str, peer: str, name: str, target: float | None) -> Row:
+    def row(code: str, peer: str, name: str, target: float | None, title: str = "") -> Row:
         # A single start is too noisy to divide by: the ratio is that of the medians of what was added in each cycle.
-        return Row(code, added[code], name, added[peer], added[code] / added[peer], target)
+        return Row(title or code, added[code], name, added[peer], added[code] / added[peer], target)
 
     return [
         row("import opero", "import tenacity", "import tenacity", 0.6),
         row("from opero import opero", MODEL, "pydantic, with a first model", 1.25),
+        row(CALL, SETTINGS, "pydantic-settings, with a first model", 1.5, "a first call by a profile"),
     ]

@@ -234,12 +234,12 @@ def test_a_place_where_there_can_be_no_directory_is_an_error_of_the_binding(tmp_
 def test_a_directory_that_others_make_before_the_first_use_is_checked_then(
     tmp_path: Path, heard: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from opero.cache import open_store
+    from opero.cache import open_shared
 
     def refused(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(open_store, "make_directory", refused)
+    monkeypatch.setattr(open_shared, "make_directory", refused)
     bound, clock = bound_to(tmp_path / "later", [])
     (tmp_path / "later").mkdir()
     (tmp_path / "later").chmod(0o777)

@@ -283,3 +283,32 @@ def test_long_sequences_obey_the_law(stores: list[Any]) -> None:
     before = freeze(holding)
     inner.append(1)
     assert freeze(holding) != before
+
+
+class SomeInt(int):
+    """Equal to an integer, of another type."""
+
+
+class SomeText(str):
+    """Equal to a text, of another type."""
+
+
+ALIKE: dict[Any, list[Any]] = {1: [True, 1.0, SomeInt(1), 2], "a": [SomeText("a"), "b"], b"a": [bytearray(b"a"), b"b"]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(item=st.sampled_from(list(ALIKE)), length=st.integers(999, 1200), data=st.data())
+def test_a_long_tuple_of_one_type_is_known_again_by_its_items_and_their_type(
+    item: Any, length: int, data: st.DataObject
+) -> None:
+    def made(*, at: int = 0, other: Any = item) -> tuple[Any, ...]:
+        return (*[item] * at, other, *[item] * (length - at - 1))
+
+    known = freeze(made())
+    assert freeze(made()) == known
+    assert hash(freeze(made())) == hash(known)
+    assert digest(freeze(made())) == digest(known)
+    at, other = data.draw(st.integers(0, length - 1)), data.draw(st.sampled_from(ALIKE[item]))
+    assert freeze(made(at=at, other=other)) != known
+    assert freeze([*made()]) != known
+    assert freeze(made()) == known

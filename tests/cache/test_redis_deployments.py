@@ -17,7 +17,7 @@ import redis
 import yaml
 
 from opero import ConfigError, Policy, RateLimitExceededError, Registry
-from opero.cache.open_store import forget_breakers
+from opero.cache.open_shared import forget_breakers
 from opero.cache.redis import RedisBackend
 from opero.events import CacheFailed, CacheRestored
 from redis_server import RedisServer, free_port

@@ -21,10 +21,10 @@ from dogpile.cache import register_backend
 from dogpile.cache.api import BytesBackend
 
 from opero import ConfigError, Policy
-from opero.cache import database, open_store
+from opero.cache import database, open_shared
 from opero.cache.database import Database
 from opero.cache.leases import LEASE
-from opero.cache.open_store import check_store
+from opero.cache.open_shared import check_shared
 from opero.cache.outage import StoreBreaker
 from opero.events import CacheFailed
 from opero.policies import CachePolicy
@@ -35,7 +35,7 @@ SURROGATE = "\ud800"
 
 @pytest.fixture(autouse=True)
 def _reset_breakers() -> None:
-    open_store._breakers.clear()
+    open_shared._breakers.clear()
 
 
 @pytest.fixture(params=["disk", "redis"])
@@ -446,7 +446,7 @@ def test_a_directory_that_is_no_path_is_a_configuration_error(text: str, tmp_pat
     monkeypatch.chdir(tmp_path)
     cache = CachePolicy(backend="disk", ttl=5, cache_dir=text)
     with pytest.raises(ConfigError, match="cannot be used"):
-        check_store(cache, "f")
+        check_shared(cache, "f")
     with pytest.raises(ConfigError, match="cannot be used"):
         Policy(cache=cache).apply(lambda: 1)()
     assert list(tmp_path.iterdir()) == []

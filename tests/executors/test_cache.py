@@ -222,7 +222,7 @@ def test_a_function_that_calls_itself_with_the_same_key_does_not_deadlock(bind: 
 
 def test_the_region_is_named_after_namespace_and_function() -> None:
     bound = Policy(cache={"namespace": "mine"}).apply(Client.get)
-    assert bound.binding.cache.region.name == f"mine:{__name__}.Client.get"  # type: ignore[union-attr]
+    assert bound.binding.cache.name == f"mine:{__name__}.Client.get"  # type: ignore[union-attr]
 
 
 def test_a_hit_takes_no_rate_limit_permit(bind: Any) -> None:

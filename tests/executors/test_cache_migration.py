@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import Policy, clear_cache
-from opero.cache.memory import MemoryBackend
+from opero.cache.lru import Memory
 from opero.testing import VirtualClock
 
 if TYPE_CHECKING:
@@ -400,7 +400,7 @@ def test_calls_are_answered_as_by_a_model_of_the_rules(steps: list[Any]) -> None
 def test_after_many_reloads_old_executors_and_stores_are_garbage_collected(bind: Any) -> None:
     def stores() -> int:
         gc.collect()
-        return sum(type(each) is MemoryBackend for each in gc.get_objects())
+        return sum(type(each) is Memory for each in gc.get_objects())
 
     counting = Counting(bind, ttl=60)
     counting.runs(1)

@@ -19,7 +19,7 @@ from dogpile.cache import register_backend
 from dogpile.cache.api import NO_VALUE, CacheBackend
 
 from opero import Event, Policy, on
-from opero.cache import open_store
+from opero.cache import open_shared
 from opero.events import CacheFailed
 from redis_server import RedisServer
 
@@ -45,7 +45,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _reset_breakers() -> None:
     """Reset the breakers, so that a store that another test stopped is used again at once."""
-    open_store._breakers.clear()
+    open_shared._breakers.clear()
 
 
 def names(events: list[Event]) -> list[str]:

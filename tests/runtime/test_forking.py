@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from opero import AdaptiveTTL, BulkheadFullError, CircuitOpenError, Policy, Registry
-from opero.cache import memory
+from opero.cache import lru
 from opero.cache.database import Database
 from opero.cache.outage import StoreBreaker
 from opero.executors.state.sharing import share_limits
@@ -332,7 +332,7 @@ def test_a_child_can_be_forked_inside_each_lock(tmp_path: Path, monkeypatch: pyt
     others = {id(owner) for owner, _ in registered_locks()}
     use = everything(tmp_path)
     use()
-    of_modules = helper_threads._helpers, memory._purge_thread
+    of_modules = helper_threads._helpers, lru._purge_thread
     waited_for = forking.undivided, Database.lock  # for as long as it takes
     locks = [
         (owner, name)
@@ -341,7 +341,7 @@ def test_a_child_can_be_forked_inside_each_lock(tmp_path: Path, monkeypatch: pyt
         if id(owner) not in others or isinstance(owner, RenewedLock) or owner in of_modules
     ]
     assert {type(owner).__name__ for owner, _ in locks} >= {
-        *("LocalCircuit", "LocalSlots", "MemoryBackend", "RenewedLock", "SharedSlots", "SingleFlight", "StateFile"),
+        *("LocalCircuit", "LocalSlots", "Memory", "RenewedLock", "SharedSlots", "SingleFlight", "StateFile"),
         *("StoreBreaker", "Locks", "_Counts", "_Helpers", "_PurgeThread"),
     }
     for owner, name in locks:
@@ -539,7 +539,7 @@ def test_expired_results_are_freed_in_a_child_too() -> None:
     backend = bound.binding.cache.store.backend
 
     def check() -> None:
-        assert not memory._purge_thread.is_running
+        assert not lru._purge_thread.is_running
         late: Any = bound.binding.cache
         late.store.backend.put("other", 1, time.monotonic() + 1000)
         until(lambda: len(backend) == 1)

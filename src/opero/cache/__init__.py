@@ -1,9 +1,7 @@
 """The parts of a cache: keys, entries, stores and single-flight.
 
-Importing this package registers opero's backends with dogpile.cache, and what knows the classes of values.
+Importing this package registers what knows the classes of values.
 """
-
-from dogpile.cache import register_backend
 
 from opero.cache.arrays import freezer_of_data
 from opero.cache.clearing import clear_cache
@@ -13,10 +11,3 @@ from opero.cache.records import freezer_of
 __all__ = ["clear_cache"]
 
 ways[:] = freezer_of_data, freezer_of
-
-for name, module, backend in (
-    ("opero.memory", "opero.cache.memory", "MemoryBackend"),
-    ("opero.disk", "opero.cache.disk", "DiskBackend"),
-    ("opero.redis", "opero.cache.redis", "RedisBackend"),
-):
-    register_backend(name, module, backend)  # type: ignore[no-untyped-call]

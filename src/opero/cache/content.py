@@ -15,6 +15,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
+from operator import countOf
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -27,6 +28,8 @@ LARGE = 1000
 """The length from which on a tuple of plain values is a digest in keys, which is remembered with the tuple."""
 SCALARS = frozenset({str, int, bool, float, bytes, type(None)})
 """The types that `marshal` writes in the same way whenever they are equal."""
+UNIFORM = frozenset({str, int, bytes})
+"""The types of which all equal values are the same."""
 
 
 class NoKeyError(ConfigError):
@@ -145,13 +148,19 @@ def _sequence(value: Any) -> Hashable:
 def _tuple(value: Any) -> Hashable:
     if len(value) < LARGE:
         return tuple, items_of(value)
-    known = _whole.get(id(value))
-    if known is not None and known.value is value:
-        return tuple, known
+    content: Any = _whole.get(id(value))
+    if content is not None and content.value is value:
+        return tuple, content
+    kind = type(value[0])
+    is_uniform = kind in UNIFORM and countOf(map(type, value), kind) == len(value)
+    if is_uniform and (content := _equal.get((kind, value))) is not None:
+        return tuple, content
     content = _large(value)
     if type(content) is Content:
         content.value = value
         _whole[id(value)] = content
+        if is_uniform:
+            _equal[kind, value] = content
     return tuple, content
 
 
@@ -162,6 +171,9 @@ class Content(str):
 
 
 _whole: weakref.WeakValueDictionary[int, Content] = weakref.WeakValueDictionary()
+"""Address of a tuple → its digest."""
+_equal: weakref.WeakValueDictionary[tuple[type, tuple[Any, ...]], Content] = weakref.WeakValueDictionary()
+"""The type of all items of a tuple, and the tuple → its digest, for equal ones: comparing takes a third of the time."""
 
 
 def _large(value: Any) -> Hashable:

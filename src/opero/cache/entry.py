@@ -8,6 +8,10 @@ FOREVER = float("inf")
 NEVER = float("-inf")
 
 
+class SerializationError(Exception):
+    """A serializer cannot write a value so that it reads back the same."""
+
+
 class Entry:
     """A cached result or exception, with its times as readings of its store's clock.
 

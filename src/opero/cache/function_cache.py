@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.clearing import clear_cache, forgo, register
-from opero.cache.entry import FOREVER
+from opero.cache.entry import FOREVER, SerializationError
 from opero.cache.keys import KeyMaker
-from opero.cache.open_store import BUILT_IN, open_store
+from opero.cache.open_store import open_store
 from opero.cache.retention import Retention, copied
-from opero.cache.serializers import SerializationError
 from opero.cache.single_flight import SingleFlight
 from opero.cache.stores import MemoryStore
+from opero.policies.cache import BUILT_IN
 from opero.runtime.functions import full_name
 from opero.runtime.hosts import Outcome
 from opero.values import CacheEntry, CacheInfo
@@ -42,7 +42,6 @@ class FunctionCache:
         name: the region's name, `namespace:module.qualname`.
         key: makes the key of a call.
         retention: makes the entries.
-        region: the dogpile.cache region.
         store: the store of the entries.
         identity: what the function is called in a shared store; None in memory.
         single_flight: the running computations.
@@ -69,7 +68,7 @@ class FunctionCache:
             function, policy.key, is_method=is_method, ignore=policy.ignore, is_shared=not policy.is_in_memory
         )
         self.retention = Retention(policy, clock, self.key, self.name, keeps_error)
-        self.region, opened = open_store(policy, clock, function, None if before is None else before.identity)
+        opened = open_store(policy, clock, function, None if before is None else before.identity)
         self.store: EntryStore = opened
         # In this process a function is identified by itself.
         self.identity: Identity | None = None if isinstance(opened, MemoryStore) else opened.identity
@@ -93,10 +92,10 @@ class FunctionCache:
             self.retention.popularity.share_counts(predecessor.retention.popularity)
         store, old = self.store, predecessor.store
         if isinstance(store, MemoryStore) and isinstance(old, MemoryStore):
-            store.backend, self.region = old.backend, predecessor.region
+            store.backend = old.backend
             store.backend.resize(self.policy.max_size)
         elif self.policy.backend.removeprefix("opero.") not in BUILT_IN:  # the backend itself may hold the entries
-            store.backend, self.region = old.backend, predecessor.region  # type: ignore[attr-defined]
+            store.backend = old.backend  # type: ignore[attr-defined]
         forgo(predecessor)
         register(self)
         return True

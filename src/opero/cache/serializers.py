@@ -9,7 +9,7 @@ import struct
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.entry import FOREVER, Entry
+from opero.cache.entry import FOREVER, Entry, SerializationError
 from opero.errors import describe
 from opero.policies.types import approximate_duration
 from opero.runtime import pickling
@@ -28,10 +28,6 @@ MOST_SKEW = 60.0
 """Seconds by which the clocks of two machines may differ. What was written later than that from now shows that a clock
 has been set back, after which an entry may seem not to have expired yet."""
 LETTERS = {"typed": b"t", "json": b"j", "pickle": b"p", "signed_pickle": b"s"}
-
-
-class SerializationError(Exception):
-    """A serializer cannot write a value so that it reads back the same."""
 
 
 class UnreadableError(Exception):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from opero.config.alerts import FIELDS, urls_in
+from opero.config.alerts import alert_fields, urls_in
 from opero.config.environment import NOTHING
 from opero.config.sources import Marked, mark
 from opero.config.variable_names import ALERTS, fold
@@ -37,7 +37,7 @@ def read_alert_variables(raw: Mapping[str, RawValue], alerts: Iterable[str], rep
         text, source = raw[variable]
         folded = fold(variable.upper().removeprefix(ALERTS))
         targets = [(names[each], folded.removeprefix(f"{each}__")) for each in names if folded.startswith(f"{each}__")]
-        target = next((each for each in targets if each[1] in FIELDS), None)
+        target = next((each for each in targets if each[1] in alert_fields()), None)
         try:
             if target is None:
                 raise ValueError(_unknown(folded, names))
@@ -65,5 +65,5 @@ def _parse(field: str, text: str) -> Any:
 def _unknown(folded: str, names: Mapping[str, str]) -> str:
     short, _, field = folded.partition("__")
     if short in names:
-        return f"an alert has no field {field!r}{nearest(field, FIELDS)}"
+        return f"an alert has no field {field!r}{nearest(field, alert_fields())}"
     return f"there is no alert {short!r}{nearest(short, names) or '; no file defines one'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr, ValidationError
@@ -10,14 +11,20 @@ from pydantic import SecretStr, ValidationError
 from opero.config.mapping import mapping_of, shown
 from opero.config.sources import BROKEN, Leaf, Marked
 from opero.errors import describe, nearest
-from opero.policies.alert import Alert
 from opero.runtime.named_secrets import PREFIX
 
 if TYPE_CHECKING:
     from opero.config.report import Report
     from opero.config.sources import ConfigLayer, Source
+    from opero.policies.alert import Alert
 
-FIELDS = frozenset(Alert.model_fields)
+
+@cache
+def alert_fields() -> frozenset[str]:
+    """Return the fields of an alert."""
+    from opero.policies.alert import Alert  # few programs have alerts, and models are expensive
+
+    return frozenset(Alert.model_fields)
 
 
 def read_alerts(marked: Marked, report: Report) -> dict[str, Marked]:
@@ -31,11 +38,11 @@ def read_alerts(marked: Marked, report: Report) -> dict[str, Marked]:
             found[name] = body
         else:
             entries = mapping_of(body, f"alerts.{name}", report, advice="write its fields below it, such as `when:`")
-            for field in [each for each in entries if each not in FIELDS]:
-                text = f"unknown key {field!r} in alerts.{name}{nearest(field, FIELDS)}"
+            for field in [each for each in entries if each not in alert_fields()]:
+                text = f"unknown key {field!r} in alerts.{name}{nearest(field, alert_fields())}"
                 report.add(entries[field].place, text, f"alerts.{name}")
                 report.hide_texts(entries[field])
-            fields = {field: each for field, each in entries.items() if field in FIELDS and each.is_whole()}
+            fields = {field: each for field, each in entries.items() if field in alert_fields() and each.is_whole()}
             for each in urls_in(fields):
                 report.hide(each)
                 each.value = SecretStr(each.value)
@@ -95,6 +102,8 @@ def alerts_of(layers: Sequence[ConfigLayer], report: Report, *, complete: bool) 
     """
     found: dict[str, Alert] = {}
     for name, values in fields_of(layers).items():
+        from opero.policies.alert import Alert
+
         fields = {field: each[-1] for field, each in values.items()}
         try:
             found[name] = Alert.model_validate({field: each.plain() for field, each in fields.items()})

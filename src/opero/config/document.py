@@ -11,6 +11,7 @@ from opero.config.mapping import mapping_of, shown
 from opero.config.report import HARMLESS
 from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Statement
 from opero.errors import message_of, nearest
+from opero.patterns import pattern
 from opero.policies.base import BasePolicy
 from opero.policies.merging import fields_of
 from opero.policies.names import DOTTED, NAME
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 KEYS = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
-FUNCTION = re.compile(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
+FUNCTION = pattern(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The full name of a function: module:qualname."""
-MODULE = re.compile(DOTTED)
-IMPORT = re.compile(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)")
+MODULE = pattern(DOTTED)
+IMPORT = pattern(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)")
 """What an entry of `imports:` binds: module:function, module:Class.method, or module:* for all that a module has."""
 LONGEST_FUNCTION = 1000
 """The most characters of a name or glob of `functions:`."""

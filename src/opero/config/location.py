@@ -15,6 +15,7 @@ from types import MappingProxyType
 from opero.config.report import Report
 from opero.config.sources import Source
 from opero.errors import ConfigError, error_at, nearest, readable, text_of
+from opero.patterns import pattern
 from opero.runtime.environment_files import HERE, absence, env_file, variable
 from opero.runtime.project import PROJECT, folders
 
@@ -25,7 +26,7 @@ SUFFIXES = (".yaml", ".yml")
 INDICATORS = ("OPERO_CONFIG", "OPERO_METRICS", "OPERO_SERVE", "OPERO_WATCH")
 """The variables by which functions without a profile ask the default registry as well."""
 EMPTY: Mapping[str, str] = MappingProxyType({})
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)

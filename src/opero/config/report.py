@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from opero.config.fields import hidden_keys, known_words
 from opero.config.sources import Marked, Source, span
 from opero.errors import ConfigError, Problem, one_line, readable
+from opero.patterns import pattern
 from opero.problems import LONGEST_TEXT, MASK, passwords_in
 
 WIDEST = 110
@@ -20,13 +21,13 @@ MOST_USES = 10
 MOST_SHOWN = 10_000
 """Smaller numbers are settings; larger ones may be secrets."""
 WORDS = "secret|passw|token|credential|api_?key"
-SECRET_WORD = re.compile(rf"(?i){WORDS}")
-_WORD = re.compile(r"[\w-]+")
-_BETWEEN = re.compile(r"[\"']?[\s:=#&*!|>;]++")
-_VALUE = re.compile(r"[^\s,}\]][^,}\]]*+")
-QUOTED = re.compile(r"(?<!\w)(?:'((?:\\.|[^\\'])*+)'|\"((?:\\.|[^\\\"])*+)\")", re.DOTALL)
-HARMLESS = re.compile(r"[+-]?\d{1,4}(\.\d{1,4})?(%|ms|s|m|h|d|/(s|m|h|d))?")
-FIRST_KEY = re.compile(r"[\s{,]*(\"[^\"]*\"|'[^']*'|[\w.-]+)\s*:(?=\s|$)\s*")
+SECRET_WORD = pattern(rf"(?i){WORDS}")
+_WORD = pattern(r"[\w-]+")
+_BETWEEN = pattern(r"[\"']?[\s:=#&*!|>;]++")
+_VALUE = pattern(r"[^\s,}\]][^,}\]]*+")
+QUOTED = pattern(r"(?<!\w)(?:'((?:\\.|[^\\'])*+)'|\"((?:\\.|[^\\\"])*+)\")", re.DOTALL)
+HARMLESS = pattern(r"[+-]?\d{1,4}(\.\d{1,4})?(%|ms|s|m|h|d|/(s|m|h|d))?")
+FIRST_KEY = pattern(r"[\s{,]*(\"[^\"]*\"|'[^']*'|[\w.-]+)\s*:(?=\s|$)\s*")
 _Span = tuple[int, int, int, int]
 """Start line and column, end line and column, from 0."""
 

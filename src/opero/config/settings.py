@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import InstanceOf  # pydantic reads the annotation
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from opero.config.alert_variables import read_alert_variables
@@ -18,7 +17,6 @@ from opero.config.location import BASE, locate, show_path
 from opero.config.permissions import writable_warnings
 from opero.config.report import Report
 from opero.config.secret_values import resolve_references
-from opero.config.sources import ConfigLayer
 from opero.config.variables import collect_variables, flatten, places_of, secret_files
 from opero.config.yaml_source import read_yaml
 from opero.errors import nearest
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
     from opero.config.environment import RawValue
     from opero.config.location import Location
-    from opero.config.sources import Marked
+    from opero.config.sources import ConfigLayer, Marked
 
 
 class LayerSource(PydanticBaseSettingsSource):
@@ -66,7 +64,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True)
 
     enabled: bool = True
-    layers: dict[str, InstanceOf[ConfigLayer]] = {}
+    layers: dict[str, Any] = {}  # of `ConfigLayer`, for which pydantic would build a schema
 
     @classmethod
     def read(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from opero.config.fields import OPTIONS
 from opero.config.variable_names import PREFIX, RESERVED, fold
 from opero.errors import closest, nearest
+from opero.patterns import pattern
 from opero.policies.policy import KINDS
 from opero.problems import edits, is_abbreviated
 
@@ -25,8 +25,8 @@ COMMON = frozenset(
 )
 """Options and fields in words that variables of other programs end with as well, such as DEBUG_MODE and API_KEY."""
 ROOTS = ("policies", "defaults", "functions", "alerts")
-_OF_A_SERVICE = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT$|_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
-_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+_OF_A_SERVICE = pattern(r"_SERVICE_HOST$|_SERVICE_PORT$|_PORT_[0-9]{1,5}_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_ADDRESS = pattern(r"(tcp|udp|sctp)://")
 
 
 def is_injected(name: str, text: str) -> bool:

@@ -20,6 +20,7 @@ from opero.config.report import SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
 from opero.config.unreadable import MAX_DEPTH, UnreadableError, explain, text_of
 from opero.errors import readable
+from opero.patterns import pattern
 from opero.policies.quantities import LONGEST_QUOTED, MOST_BITS, quoted
 from opero.problems import MASK
 
@@ -41,7 +42,7 @@ NUMBERS = {f"tag:yaml.org,2002:{name}" for name in ("int", "float")}
 
 
 _COMMENTS = r"(?:[ \t]*+(?:#[^\r\n]*+)?(?:[\r\n]++|\Z))*+"
-_ONLY_COMMENTS = re.compile(rf"\ufeff?{_COMMENTS}(?:---{_COMMENTS})?+")
+_ONLY_COMMENTS = pattern(rf"\ufeff?{_COMMENTS}(?:---{_COMMENTS})?+")
 
 
 def read_yaml(path: Path, name: str, report: Report) -> Marked | None:

@@ -9,7 +9,6 @@ from functools import partial
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from opero.cache.computation_lock import ComputationLock
 from opero.cache.function_cache import FunctionCache
 from opero.cache.outage import ThrottledFailure
 from opero.cache.retention import shared
@@ -23,6 +22,7 @@ from opero.runtime.deadlines import current
 from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
 
 if TYPE_CHECKING:
+    from opero.cache.computation_lock import ComputationLock
     from opero.cache.entry import Entry
     from opero.cache.stores import Snapshot
     from opero.executors.call import Layer
@@ -49,7 +49,8 @@ def generated({parameters}):
     {count}
     _entry = get(_key)
     if _entry is None or _entry.until <= now():
-        missed((_key, {args}, {kwargs}))
+        if type(_key) is tuple:
+            missed((_key, {args}, {kwargs}))
         return miss
     try:
         use(_key)
@@ -61,6 +62,8 @@ def generated({parameters}):
     return _entry.value
 """
 """The template of `hit`: a lookup without a layer or a lock."""
+FLAT = frozenset({str, int, bytes, bool, type(None)})
+"""The types of parts of keys that cost nothing to make or to look up again. Other keys are handed on to the layer."""
 
 
 class PendingCall:
@@ -119,8 +122,8 @@ class CacheExecutor(FunctionCache):
         super().__init__(policy, clock, function, keeps_error, is_method=is_method, before=before)
         self.stats = stats
         self._refresh_pauses: dict[Hashable, float] = {}
-        # Keys that `hit` has not found, and the arguments they were made of: for the layer, which is called next. An
-        # interruption in between leaves some, so there are never more than a few.
+        # Keys that `hit` has not found and the arguments they were made of, unless they are flat: for the layer, which
+        # is called next. An interruption in between leaves some, so there are never more than a few.
         self._missed: deque[tuple[Hashable, Args, Kwargs]] = deque(maxlen=4)
         self._refresh_failed = ThrottledFailure("refresh", self.name, clock)
         for each in (self._refresh_failed, self.retention.not_stored, getattr(self.store, "unreadable", None)):
@@ -147,7 +150,7 @@ class CacheExecutor(FunctionCache):
             "use": memory.values.move_to_end,
             "now": memory.now,
             "miss": MISS,
-            "missed": self._missed.append,
+            "missed": self._hand_on,
             "stats": self.stats,
             "watched": watched,
             "CacheHit": CacheHit,
@@ -229,6 +232,8 @@ class CacheExecutor(FunctionCache):
     def _computation_lock(self, key: Hashable, computation: Computation) -> ComputationLock | None:
         mutex = self.store.mutex(key) if self.is_shared else None
         if mutex is not None:
+            from opero.cache.computation_lock import ComputationLock
+
             computation.watch()  # for other processes
             computation.lock = ComputationLock(mutex, self.store.breaker)  # type: ignore[attr-defined]
         return computation.lock
@@ -456,11 +461,17 @@ class CacheExecutor(FunctionCache):
 
         return cached
 
+    def _hand_on(self, missed: tuple[tuple[Any, ...], Args, Kwargs]) -> None:
+        if not FLAT.issuperset(map(type, missed[0])):
+            self._missed.append(missed)
+
     def _key_of(self, args: Args, kwargs: Kwargs) -> Hashable:
         """Return the key of a call: the one that `hit` has made, if these are the arguments it was made of."""
+        if not self._missed:
+            return self.key(args, kwargs)
         try:
             key, those, named = self._missed.pop()
-        except IndexError:
+        except IndexError:  # another thread has taken it
             return self.key(args, kwargs)
         self._missed.clear()  # what an interrupted call has left must never serve another, whose arguments have changed
         if kwargs or named or len(those) != len(args) or not all(map(is_, those, args)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +32,7 @@ from opero.failures.statuses import (
 from opero.failures.system import of_system
 from opero.failures.types import BY_NAME, by_convention
 from opero.failures.waits import seconds_in
+from opero.patterns import pattern
 
 
 def of_aiohttp(error: BaseException) -> tuple[Kind, str] | None:
@@ -77,7 +77,7 @@ Rule = Callable[[BaseException], Failure | None]
 DEPTH = 50
 """How far causes and groups are followed."""
 
-_FORCED = re.compile(r"too many (\d{3}) error responses")
+_FORCED = pattern(r"too many (\d{3}) error responses")
 _EVIDENCE = words("sqlstate pgcode retry_after headers __getattr__ __getattribute__") | set(DEFAULT_NAMES)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from opero.failures.kinds import Kind
 from opero.failures.reading import read, text, whole
+from opero.patterns import pattern
 
 Verdict = tuple[Kind, str]
 
@@ -52,8 +53,8 @@ REDIS = (
 )
 """How messages of a server begin → kind. Their class is often a plain ResponseError."""
 
-_SQLSTATE = re.compile(r"[0-9A-Z]{5}", re.ASCII)
-_REFUSED_LOGIN = re.compile(r"authentication failed|no pg_hba\.conf entry|role \".*\" does not exist")
+_SQLSTATE = pattern(r"[0-9A-Z]{5}", re.ASCII)
+_REFUSED_LOGIN = pattern(r"authentication failed|no pg_hba\.conf entry|role \".*\" does not exist")
 
 
 def of_sqlstate(code: object) -> Verdict | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import re
 
 from opero.failures.kinds import Failure, Kind, gravest
 from opero.failures.reading import read, text, whole, words
+from opero.patterns import pattern
 
 Verdict = tuple[Kind, str]
 
@@ -36,7 +36,7 @@ TLS_REFUSALS = words(
 )
 """OpenSSL's reasons why another attempt fails in the same way."""
 
-_ERRNO = re.compile(r"\[Errno (-?\d+)\]")
+_ERRNO = pattern(r"\[Errno (-?\d+)\]")
 
 
 def kind_of_errno(number: int) -> Kind:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from opero.failures.reading import read
+from opero.patterns import pattern
 
 Headers = Callable[[str], Any]
 
@@ -25,7 +26,7 @@ RESETS = (
 )
 """The headers that say when a quota is renewed, each with the one that says what is left of it."""
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.ASCII)
+_DURATION = pattern(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.ASCII)
 _LONGEST_TEXT = 100
 """The most characters of a number, duration or date."""
 LONGEST = 36500 * 86400.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
@@ -50,6 +49,8 @@ def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except Exception:  # noqa: BLE001  # a user's type may raise anything
+        import pickle  # few values need it
+
         with suppress(Exception):
             return pickle.dumps(one) == pickle.dumps(other)
         return False

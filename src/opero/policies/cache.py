@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
 
+BUILT_IN = ("memory", "disk", "redis")
 IN_PROCESS = ("dogpile.cache.memory", "dogpile.cache.memory_pickle", "dogpile.cache.null")
 ON_THIS_MACHINE = ("disk", "memory", *IN_PROCESS, "dogpile.cache.dbm")
 PICKLING_CLIENTS = tuple(

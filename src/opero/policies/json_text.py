@@ -6,11 +6,12 @@ import json
 import re
 from typing import Any
 
+from opero.patterns import pattern
 from opero.policies.quantities import quoted
 
 DEEPEST = 50
 """The most levels of nesting, as in files."""
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_STRING = pattern(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 MOST_DIGITS = 3_900
 """The most digits of an integer, as in files."""
 

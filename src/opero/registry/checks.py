@@ -128,9 +128,9 @@ def _check_available(policy: Policy, leaves: Callable[[], Mapping[str, Leaf]], n
 def _check_store(policy: Policy, name: str) -> None:
     cache = policy.cache
     if cache is not None and not (cache.is_in_memory and cache.serializer is None):
-        from opero.cache.open_store import check_store
+        from opero.cache.open_shared import check_shared
 
-        check_store(cache, name)
+        check_shared(cache, name)
 
 
 def _check_cluster(policy: Policy, name: str) -> None:

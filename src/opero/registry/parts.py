@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.cache.stores import SharedStore
 from opero.executors.rate_limit import Meter
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def parts(shared: SharedExecutors, bindings: Iterable[Binding]) -> Iterator[Part
             if kind in STATEFUL and executor is not None and id(executor) not in known:
                 yield Part(kind, "", binding, executor)
         store = None if binding.cache is None else binding.cache.store
-        if isinstance(store, SharedStore):
+        if store is not None and store.is_shared:
             yield Part("store", "", binding, store)
 
 

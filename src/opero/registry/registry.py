@@ -13,7 +13,6 @@ from opero.config.declaration import NO_FIELDS, Declaration, name_in_config, whe
 from opero.config.shadowed import shadowed_variables
 from opero.errors import ConfigError, PolicyNotFoundError, nearest
 from opero.policies.policy import Policy, names_of, options_to_fields, whole_policies
-from opero.registry.import_bindings import ImportBindings
 from opero.registry.profiles import Profiles
 from opero.registry.reload import check_bound, in_force, trial_of
 from opero.registry.roster import BoundFunction, declaration_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from opero.policies.decorated_types import Decorated
     from opero.policies.map_types import OnlyAny
     from opero.policies.options import Options
+    from opero.registry.import_bindings import ImportBindings
     from opero.runtime.clock import Clock
 
 P = ParamSpec("P")
@@ -194,6 +194,8 @@ class Registry(Profiles):
             PolicyNotFoundError: there is no such profile.
         """
         place = where(1)
+        from opero.registry.import_bindings import ImportBindings  # few programs bind imports
+
         if self._imports is None:
             self._imports = ImportBindings()
         return self._imports.bind(
@@ -209,6 +211,8 @@ class Registry(Profiles):
         Raises:
             ConfigError: this registry did not bind it, or it has been replaced since.
         """
+        from opero.registry.import_bindings import ImportBindings
+
         (self._imports or ImportBindings()).unbind(target)
 
     def bindings(self) -> tuple[BoundFunction, ...]:

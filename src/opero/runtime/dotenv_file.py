@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from io import StringIO
 from typing import TYPE_CHECKING, NamedTuple
 
+from opero.patterns import pattern
 from opero.runtime.named_pipe import contents_of
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ MOST_ADDED = 1 << 20
 """The most characters that the references of a file may add up to."""
 WIDEST_GAP = 1000
 """The most spaces in a row, in whose number python-dotenv takes quadratic time."""
-_SINGLE_QUOTED = re.compile(r"\s*+(?:export\s++)?(?:'[^']++'|[^=#\s'\"]++)\s*+=\s*+'")
+_SINGLE_QUOTED = pattern(r"\s*+(?:export\s++)?(?:'[^']++'|[^=#\s'\"]++)\s*+=\s*+'")
 """The beginning of a line whose value is in single quotes, in which `${NAME}` is only text, as in a shell."""
-_GAP = re.compile(rf"[^\S\r\n]{{{WIDEST_GAP}}}")
+_GAP = pattern(rf"[^\S\r\n]{{{WIDEST_GAP}}}")
 
 
 class Line(NamedTuple):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from opero.errors import describe, message_of
+from opero.patterns import pattern
 from opero.runtime.dotenv_file import values_of
 from opero.runtime.environment_files import HERE, env_file, secrets_dir
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX = "secret:"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+NAME = pattern(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 """A name that is also one of a file, not a path."""
 LARGEST = 1 << 16
 
