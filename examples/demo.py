@@ -289,7 +289,9 @@ def main() -> int:
             show_outage(screen, service.url)
             if page is not None:
                 stop = threading.Event()
-                before = signal.signal(signal.SIGINT, lambda *_: stop.set())  # between calls: each is counted
+                before = signal.signal(
+                    signal.SIGINT, lambda number, frame: stop.set()
+                )  # between calls: all are counted
                 print("Ctrl-C ends the demo", flush=True)
                 while not stop.wait(0.1):
                     ask(f"{service.url}/records/1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from opero.errors import ConfigError
+from opero.errors import ConfigError, message_of
 from opero.policies.quantities import parse_duration
 from opero.runtime.clock import default_clock
 from opero.runtime.deadlines import Deadline, current, restore, sooner
@@ -55,7 +55,7 @@ class deadline:  # noqa: N801  # used like a function
         try:
             self._seconds = None if seconds is None else parse_duration(seconds)
         except ValueError as error:
-            raise ConfigError(f"opero.deadline: {error}") from None
+            raise ConfigError(f"opero.deadline: {message_of(error)}") from None
         if self._seconds is not None and self._seconds < 0:
             raise ConfigError(f"opero.deadline: {seconds!r} is negative; use at least 0, or None for no deadline")
 

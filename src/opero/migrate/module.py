@@ -18,6 +18,7 @@ from libcst.metadata import (
     ScopeProvider,
 )
 
+from opero.errors import message_of
 from opero.migrate.delays import NotTranslatableError
 from opero.migrate.imports import add_import, without_names
 from opero.migrate.libraries import OTHERS, TRANSLATORS
@@ -103,7 +104,7 @@ class Module:
                     try:
                         translation = translate(self._reader, decorator.decorator, is_async)
                     except NotTranslatableError as error:
-                        reason = str(error)
+                        reason = message_of(error)
                 if translation is not None and RETRY_ERROR in translation.differences and "RetryError" in raised:
                     translation, reason = None, "the module uses RetryError, which opero does not raise"
                 yield Found(self._line(decorator), name, library, translation, reason, decorator)

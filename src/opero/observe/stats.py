@@ -83,7 +83,7 @@ class Stats:
         self.hooks: Hooks | None = None
         self.registry = registry
         self.ordinary: type | None = None
-        self.calls = 0
+        self.calls: int = 0
         self.added = 0
         self.failures = 0
         self.retries = 0

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import ConfigError
+from opero.errors import ConfigError, message_of
 from opero.executors.state.sharing import file_home, size_of
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.forking import RenewedLock
@@ -61,7 +61,7 @@ def join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
                 home = _homes[str(path)] = file_home(kind, executor, StateFile(str(path)))
                 home.stated = {"share_as": shared_as}
     except OSError as error:
-        raise ConfigError(f"{name}.share 'machine' cannot keep its state in a file: {error}") from error
+        raise ConfigError(f"{name}.share 'machine' cannot keep its state in a file: {message_of(error)}") from error
     executor.join(home)
     if is_new:
         home.apply(executor.policy)  # which is newer than what other processes have
