@@ -47,7 +47,7 @@ def _renew(binding: Binding, clock: Clock | None = None) -> None:
 def _forget() -> None:
     forget_shared_state()
     limiter.forget()
-    stores = sys.modules.get("opero.cache.open_store")
+    stores = sys.modules.get("opero.cache.open_shared")
     if stores is not None:
         stores.forget_breakers()
 
