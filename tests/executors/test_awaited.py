@@ -403,7 +403,10 @@ async def test_a_map_refuses_an_async_key_and_ttl_of_its_cache(field: str) -> No
     async def function(item: int) -> int:
         return item
 
-    bound = opmap(mode="async", cache={"ttl": 60, field: function})(function)
+    async def ttl() -> int:
+        return 60
+
+    bound = opmap(mode="async", cache={"ttl": 60} | {field: {"key": function, "ttl": ttl}[field]})(function)
     with pytest.raises(ConfigError, match=f"cannot be mapped: .* does not await the async cache.{field}"):
         await bound([1, 2])
 

@@ -478,6 +478,8 @@ def test_every_event_has_a_text() -> None:
         events.CircuitForced: circuit,
         events.CacheFailed: {"cache": "c", "what": "unavailable", "message": "m", "error": error},
         events.CacheRestored: {"cache": "c", "message": "m", "skipped": 3},
+        events.StoreFailed: {"store": "s", "message": "m", "error": error},
+        events.StoreRestored: {"store": "s", "message": "m", "skipped": 3},
         events.AlertFired: {"alert": "a", "message": "m"},
         events.AlertResolved: {"alert": "a", "message": "m"},
         events.ConfigurationReloaded: {"changes": ("api.retry.retries: 4 → 6",)},

@@ -65,7 +65,7 @@ def test_an_entry_matches_objects_and_partials_by_that_name(function: Any, name:
 def test_messages_and_cache_names_do_not_contain_the_state_of_a_callable(function: Any, name: str) -> None:
     bound = Policy(cache=True, circuit_breaker=1).apply(function)
     assert bound.binding.name == name
-    assert bound.binding.cache.region.name == f"opero:{__name__}.{name}"
+    assert bound.binding.cache.name == f"opero:{__name__}.{name}"
     assert SECRET not in repr(bound.binding)
     with pytest.raises(ConfigError) as caught:
         Policy(fallback={"arg": "api_key"}).apply(function)
