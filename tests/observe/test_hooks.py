@@ -79,7 +79,8 @@ def work(item: int) -> int:
 
 
 def test_each_hook_is_one_event_and_each_event_of_a_function_has_a_hook() -> None:
-    assert sorted(HOOKS.values()) == sorted(name for name in EVENTS if not name.startswith(("configuration", "alert", "store")))
+    others = ("configuration", "alert", "store")
+    assert sorted(HOOKS.values()) == sorted(name for name in EVENTS if not name.startswith(others))
     assert list(HOOKS) == [name for name in KINDS["hooks"].model_fields if name != "enabled"]
     for hook, event in HOOKS.items():
         assert HooksPolicy(**{hook: hears}).handlers() == {EVENTS[event]: (hears,)}

@@ -111,7 +111,7 @@ FREEZING = """
 import gc
 from opero.runtime.collector import without_collector
 
-make = without_collector(lambda: [[] for _ in range(1000)])
+make = without_collector(lambda: [[] for _ in range(60_000)])
 made = make()
 assert gc.get_freeze_count() == 0
 assert any(each is made for each in gc.get_objects(generation=2))
