@@ -137,7 +137,11 @@ class TimeoutExecutor:
 
         def begun(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             _, deadline = self.time_for(call)
-            return run_until(deadline, layer, call, args, kwargs)
+            token = current.set(deadline)
+            try:
+                return layer(call, args, kwargs)
+            finally:
+                restore(token)
 
         return begun
 
