@@ -123,7 +123,7 @@ def test_processes_that_it_starts_take_part(folder: Path) -> None:
             if __name__ == "__main__":
                 subprocess.run([sys.executable, "-c", "from clients import fetch; print(fetch('apart'))"], check=True)
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    print(pool.map(fetch, ["spawned"]))
+                    print(pool.map(fetch, ["spawned"]), flush=True)  # or the child that is forked prints it again
                 if (child := os.fork()) == 0:
                     print(fetch("forked"), flush=True)
                     sys.exit()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero.cli.words import listed, name_of, number, seconds, times
+from opero.errors import visible
 from opero.failures.kinds import Kind
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.bounds import bounds, longest_delay, may_be_throttled
@@ -129,7 +130,8 @@ def _fallback_result(policy: Any) -> Iterator[str]:
 def _fallback_values(policy: Any) -> Iterator[str]:
     if policy.arg is None:
         return
-    yield f"The argument {policy.arg} may have several values, which are tried in turn, with no delay between them."
+    name = visible(policy.arg)
+    yield f"The argument {name} may have several values, which are tried in turn, with no delay between them."
     if policy.order != "in_order":
         yield f"Which value is first is decided by {policy.order.replace('_', ' ')}."
     if policy.remember:

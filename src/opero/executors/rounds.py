@@ -265,8 +265,8 @@ class Rounds:
                     shorten(errors, places)
                     call.fell_back |= type(errors[-1]) is ResultRejectedError
                     by_value = () if schedule is None else [*schedule.kinds.values()]
-                    last = self.exhausted(call, errors, progress.attempt_number, delay if is_asked else None, by_value)
-                    return self.given_up(last)
+                    asked = delay if is_asked else None
+                    return self.given_up(self.exhausted(call, errors, progress.attempt_number, asked, by_value))
                 if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     shorten(errors, places)
                     return self.given_up(self.out_of_time(call, delay, errors, delay if is_asked else None))
