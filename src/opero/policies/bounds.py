@@ -42,7 +42,7 @@ class Bounds:
         """Return the most that a call takes, without the function of a fallback result and the cache.
 
         Args:
-            function: the most that the function itself takes. Default: nobody knows.
+            function: the most that the function itself takes. Default: unknown.
         """
         attempt = min(self.attempt, function)
         longest = self.attempts * attempt + self.delays + self.queueing
