@@ -36,7 +36,7 @@ class RetryBudget(Holder[Allowance]):
             self._seen.setdefault(stats, stats.own_calls)
 
     def allows(self, retries: int) -> bool:
-        """Return whether so many retries may begin; they are paid for then."""
+        """Return whether this many retries may begin, and deduct them from the budget if so."""
         return self.ask(lambda home: home.draw(self.clock.monotonic(), self._new_calls(), retries))
 
     def _new_calls(self) -> int:

@@ -70,7 +70,7 @@ def opened(now: float, terms: Terms) -> Account:
 
 
 def draw(account: Account, now: float, terms: Terms, calls: float, retries: float) -> tuple[bool, Account]:
-    """Return whether so many retries are allowed, and the account from then on.
+    """Return whether this many retries are allowed, and the account from then on.
 
     Args:
         account: the account.
