@@ -60,7 +60,8 @@ def in_words(policy: Policy) -> list[Part]:
             parts.append((topic, text))
     if not parts:
         parts.append(("calls", "The function is called as it is."))
-    return [*parts, ("at worst", " ".join(_worst(policy)))]
+    parts.append(("at worst", " ".join(_worst(policy))))
+    return [(topic, visible(text)) for topic, text in parts]  # names in it are the user's
 
 
 def worst_as_data(policy: Policy) -> dict[str, Any]:
@@ -130,8 +131,7 @@ def _fallback_result(policy: Any) -> Iterator[str]:
 def _fallback_values(policy: Any) -> Iterator[str]:
     if policy.arg is None:
         return
-    name = visible(policy.arg)
-    yield f"The argument {name} may have several values, which are tried in turn, with no delay between them."
+    yield f"The argument {policy.arg} may have several values, which are tried in turn, with no delay between them."
     if policy.order != "in_order":
         yield f"Which value is first is decided by {policy.order.replace('_', ' ')}."
     if policy.remember:
