@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from opero.cli.exits import InvalidItemError, UsageError
 from opero.errors import message_of, shortened
+from opero.parallel.engine.stage import PassingStage
 
 if TYPE_CHECKING:
     from opero.parallel.engine.blocks import Block
@@ -225,11 +226,8 @@ def keyed(items: Iterable[Any], source: Items, field: str, keep: Callable[[int, 
             yield source.invalid(f"there is no field {field!r}, which --key requires; {shortened(has, 200)}")
 
 
-class InvalidItems:
+class InvalidItems(PassingStage):
     """A stage of a map that answers each `InvalidItem` with its error, so that no worker receives it."""
-
-    is_blocking = False
-    answers_failures = False
 
     def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
         missing = []
@@ -240,15 +238,3 @@ class InvalidItems:
             else:
                 missing.append(position)
         return missing
-
-    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
-        return value, failed
-
-    def followers(self) -> list[tuple[Block, int]]:
-        return []
-
-    def settle(self) -> None:
-        pass
-
-    def forget(self, block: Block) -> None:
-        pass

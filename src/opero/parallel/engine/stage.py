@@ -36,3 +36,25 @@ class Stage(Protocol):
 
     def forget(self, block: Block) -> None:
         """All items of a block have finished."""
+
+
+class PassingStage:
+    """A stage that answers no items, and passes on every outcome: what a stage does that says nothing else."""
+
+    is_blocking = False
+    answers_failures = False
+
+    def look(self, block: Block, positions: Sequence[int]) -> Sequence[int]:
+        return positions
+
+    def took(self, block: Block, position: int, value: Any, *, failed: bool, keep: bool) -> tuple[Any, bool]:
+        return value, failed
+
+    def followers(self) -> list[tuple[Block, int]]:
+        return []
+
+    def settle(self) -> None:
+        pass
+
+    def forget(self, block: Block) -> None:
+        pass
