@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from opero import BulkheadPolicy, Policy
 from policies.checks import Bad, Good, accepts, covers, refuses
@@ -15,7 +16,11 @@ GOOD: Good = [
     ("max_wait", "250ms", 0.25),
     ("scope", "function", "function"),
     ("share", "machine", "machine"),
+    ("share", "redis", "redis"),
     ("share_as", " openai ", "openai"),
+    ("url", "redis://h", SecretStr("redis://h")),
+    ("store_timeout", "50ms", 0.05),
+    ("on_store_error", "closed", "closed"),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -24,14 +29,17 @@ BAD: Bad = [
     ("max_concurrent", None, "None is not an integer"),
     ("max_wait", -1, "-1 is negative"),
     ("scope", "process", "'process' is not one of 'profile', 'function'"),
-    ("share", "redis", "'redis' is not one of 'process', 'machine'"),
+    ("share", "x", "'x' is not one of 'process', 'machine', 'redis'"),
     ("share_as", 5, "5 is not the name of a shared state"),
+    ("url", 5, "a secret must be text, not int"),
+    ("store_timeout", 0, "use a value > 0"),
+    ("on_store_error", "lokal", "did you mean 'local'?"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(BulkheadPolicy, field, written, held, max_concurrent=3, share="machine")
+    accepts(BulkheadPolicy, field, written, held, max_concurrent=3, share="redis")
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)

@@ -48,8 +48,8 @@ DESIGN = {
     RateLimitPolicy: "shadow rate burst max_wait cost scope share share_as url on_store_error store_timeout reserve",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
-    "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as",
-    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as",
+    "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as url store_timeout",
+    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as url on_store_error store_timeout",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",

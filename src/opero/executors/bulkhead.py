@@ -66,6 +66,8 @@ class BulkheadExecutor(Holder[Slots]):
         call.turned_away = True
         limit = self.home.successor.limit
         full = f"{self.name}: bulkhead full: {limit} of {limit} slots in use"
+        if trouble := self.home.successor.trouble:
+            full = f"{self.name}: no slot for this process while the store of the bulkhead cannot be used ({trouble})"
         if self.policy.max_wait is None or waited < self.policy.max_wait:
             return call.out_of_time(f"{full}, and {call.limit} leaves no time to queue", "bulkhead")
         queued = f" after {format_duration(self.policy.max_wait)} in the queue" if self.policy.max_wait else ""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.quantities import Duration, PositiveCount
-from opero.policies.sharing import SharedPolicy
+from opero.policies.sharing import StoredLimitPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from opero.policies.quantities import DurationLike
 
 
-class BulkheadPolicy(SharedPolicy):
+class BulkheadPolicy(StoredLimitPolicy):
     """Limit the number of concurrent calls; others wait in FIFO order or are rejected.
 
     All callers share the same slots: threads, event loops, sync and async callers.
@@ -25,9 +27,15 @@ class BulkheadPolicy(SharedPolicy):
             Default 0: no waiting.
         scope: "profile": all functions bound to one named profile share the slots; "function": each has its own.
         share: whose calls share the slots: "process", those of this process; "machine", those of all processes of
-            this user on this machine. Default "process".
+            this user on this machine; "redis", those of all processes that use the same server (requires that extra).
+            Default "process".
         share_as: the name of the slots that are shared. Default: the name of the profile; for a function with its
             own, its module and name.
+        url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
+            redis://localhost:6379/0.
+        on_store_error: what holds while redis cannot be used: "local", each process uses an equal part of the slots;
+            "open", calls are not limited; "closed", they are rejected. Default "local".
+        store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
     short: ClassVar[str | None] = "max_concurrent"
@@ -47,6 +55,9 @@ class BulkheadPolicy(SharedPolicy):
             max_concurrent: int,
             max_wait: DurationLike | None = 0.0,
             scope: Literal["profile", "function"] = "profile",
-            share: Literal["process", "machine"] = "process",
+            share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
+            url: SecretStr | str | None = None,
+            on_store_error: Literal["local", "open", "closed"] = "local",
+            store_timeout: DurationLike = 0.25,
         ) -> None: ...

@@ -20,7 +20,7 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
-from opero.policies.sharing import StoredPolicy
+from opero.policies.sharing import StoredLimitPolicy
 from opero.policies.types import Scope
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ Cost = Annotated[
 ]
 
 
-class RateLimitPolicy(StoredPolicy):
+class RateLimitPolicy(StoredLimitPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
     Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
