@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.quantities import Duration, PositiveCount
+from opero.policies.scope import Scope
 from opero.policies.sharing import SharedPolicy
-from opero.policies.types import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from opero.policies.quantities import DurationLike
+    from opero.policies.scope import KeyedScope
 
 
 class BulkheadPolicy(SharedPolicy):
@@ -23,7 +27,9 @@ class BulkheadPolicy(SharedPolicy):
         max_concurrent: the maximum number of concurrent calls. Required.
         max_wait: how long a call may wait for a slot before it raises `BulkheadFullError`; None: without limit.
             Default 0: no waiting.
-        scope: "profile": all functions bound to one named profile share the slots; "function": each has its own.
+        scope: "profile": all functions bound to one named profile share the slots; "function": each has its own;
+            `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
+            client `{by: host}`.
         share: whose calls share the slots: "process", those of this process; "machine", those of all processes of
             this user on this machine. Default "process".
         share_as: the name of the slots that are shared. Default: the name of the profile; for a function with its
@@ -35,7 +41,7 @@ class BulkheadPolicy(SharedPolicy):
 
     max_concurrent: PositiveCount
     max_wait: Duration | None = 0.0
-    scope: Scope = "profile"
+    scope: Scope = "auto"
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -46,7 +52,7 @@ class BulkheadPolicy(SharedPolicy):
             shadow: bool = False,
             max_concurrent: int,
             max_wait: DurationLike | None = 0.0,
-            scope: Literal["profile", "function"] = "profile",
+            scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
             share: Literal["process", "machine"] = "process",
             share_as: str | None = None,
         ) -> None: ...

@@ -142,6 +142,13 @@ class TimeWindow:
                 counts.slow += part.slow
         return window
 
+    def restore(self, number: int, calls: int, failures: int, slow: int, latest: float) -> None:
+        """Add a tenth of the window, the next one, as another window has counted it."""
+        self._parts.append(_Part(calls, failures, slow, number, latest))
+        self._sum.calls += calls
+        self._sum.failures += failures
+        self._sum.slow += slow
+
     def _part_at(self, moment: float) -> _Part:
         """The part that a call belongs to which ended then, and no other later."""
         number, parts = moment // self._width, self._parts
