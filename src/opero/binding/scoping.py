@@ -55,6 +55,5 @@ def scoped(target: Target, executor: Any, around: Callable[[Any], Any] | None = 
 
     kind = executor.policy.kind
     key_of = key_function(executor.scope, target.function, f"{kind}.scope.by", target.traits.keys)
-    if around is not None:
-        return Scoped(executor, key_of, around)
-    return (ScopedBreaker if kind == "circuit_breaker" else Scoped)(executor, key_of)
+    kind_of_layer = ScopedBreaker if kind == "circuit_breaker" else Scoped
+    return kind_of_layer(executor, key_of, is_stream=target.is_stream, around=around)

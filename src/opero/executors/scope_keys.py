@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,8 +21,24 @@ from opero.runtime.functions import argument_of, full_name, kind_of, short_name
 if TYPE_CHECKING:
     from opero.policies.scope import KeyedScope
 
-KeyOf = Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
-"""Returns the key of a call, by its arguments."""
+
+class KeyOf:
+    """Makes the key of a call.
+
+    Args:
+        make: returns it by the arguments of the call.
+        position: the position of the argument that is the key itself, where it is passed by position.
+
+    Attributes:
+        position: as above; beyond all arguments, if the key is something else.
+    """
+
+    __slots__ = ("make", "position")
+
+    def __init__(self, make: Callable[[tuple[Any, ...], Mapping[str, Any]], Any], position: int = sys.maxsize) -> None:
+        self.make = make
+        self.position = position
+
 
 PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 MOST_SHOWN = 100
@@ -72,7 +89,7 @@ def key_function(
                 f"{short_name(function)}: {field} is {full_name(own)}, which is async or a generator function: calling "
                 "it does not give the key; use a sync function"
             )
-        return lambda args, kwargs: own(*args, **kwargs)
+        return KeyOf(lambda args, kwargs: own(*args, **kwargs))
     name = by.removesuffix(ORIGIN)
     position, default = argument_of(function, name, f"for {field}")
 
@@ -80,7 +97,7 @@ def key_function(
         return args[position] if position < len(args) else kwargs.get(name, default)
 
     if name == by:
-        return argument
+        return KeyOf(argument, position)
 
     def host(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         url = argument(args, kwargs)
@@ -92,7 +109,7 @@ def key_function(
                 f"({described(url, MOST_SHOWN)}): {describe(error)}"
             ) from None
 
-    return host
+    return KeyOf(host)
 
 
 def check_key(key: Any, name: str, by: Any) -> None:

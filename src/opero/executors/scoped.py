@@ -21,16 +21,20 @@ class Scoped:
     Args:
         by_key: the executors.
         key_of: returns the key of a call.
+        is_stream: whether the function is a generator.
         around: returns what wraps the function's layers in an executor. Default: the executor itself.
 
     Attributes:
         limiter: the executors, which functions share.
     """
 
-    def __init__(self, by_key: ByKey, key_of: KeyOf, around: Callable[[Any], Any] = lambda executor: executor) -> None:
+    def __init__(
+        self, by_key: ByKey, key_of: KeyOf, *, is_stream: bool = False, around: Callable[[Any], Any] | None = None
+    ) -> None:
         self.limiter = by_key
         self.key_of = key_of
-        self.around = around
+        self.is_stream = is_stream
+        self.around: Callable[[Any], Any] = around or _itself
 
     def refusal(self, key: Any, error: TypeError) -> Exception:
         """The error for a key that the table of keys has refused; that itself, if the key is not the reason."""
@@ -56,15 +60,15 @@ class Scoped:
 
     def wrap(self, layer: Layer, *args: Any, **options: Any) -> Layer:
         """Return the layer, with the arguments that the `wrap` of an executor of this kind takes."""
-        me, key_of, find = object(), self.key_of, self.limiter.find
-        get, touch = self.limiter.live.get, self.limiter.live.move_to_end
+        me, key_of, position, find = object(), self.key_of.make, self.key_of.position, self.limiter.find
+        get, touch, is_stream = self.limiter.live.get, self.limiter.live.move_to_end, self.is_stream
 
         def build(entry: Entry) -> Layer:
             made: Layer = self.around(entry.executor).wrap(layer, *args, **options)
             return entry.layers.setdefault(me, made)
 
         def scoped(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            key = key_of(args, kwargs)
+            key = args[position] if position < len(args) else key_of(args, kwargs)
             while True:
                 try:
                     entry = get(key) or find(key)
@@ -83,7 +87,7 @@ class Scoped:
                 if call.counted_by is not None:
                     self.before(call, entry.executor)
                 result = inner(call, args, kwargs)
-                if type(result) is Started:
+                if is_stream and type(result) is Started:
                     _keep(entry, result)
                 return result
             except Exception as error:
@@ -99,15 +103,15 @@ class Scoped:
 
     def wrap_async(self, layer: Layer, *args: Any, **options: Any) -> Layer:
         """Return the layer around an async function."""
-        me, key_of, find = object(), self.key_of, self.limiter.find
-        get, touch = self.limiter.live.get, self.limiter.live.move_to_end
+        me, key_of, position, find = object(), self.key_of.make, self.key_of.position, self.limiter.find
+        get, touch, is_stream = self.limiter.live.get, self.limiter.live.move_to_end, self.is_stream
 
         def build(entry: Entry) -> Layer:
             made: Layer = self.around(entry.executor).wrap_async(layer, *args, **options)
             return entry.layers.setdefault(me, made)
 
         async def scoped(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            key = key_of(args, kwargs)
+            key = args[position] if position < len(args) else key_of(args, kwargs)
             while True:
                 try:
                     entry = get(key) or find(key)
@@ -126,7 +130,7 @@ class Scoped:
                 if call.counted_by is not None:
                     self.before(call, entry.executor)
                 result = await inner(call, args, kwargs)
-                if type(result) is Started:
+                if is_stream and type(result) is Started:
                     _keep(entry, result)
                 return result
             except Exception as error:
@@ -139,6 +143,10 @@ class Scoped:
                 entry.calls -= 1
 
         return scoped
+
+
+def _itself(executor: Any) -> Any:
+    return executor
 
 
 def _keep(entry: Entry, stream: Started) -> None:
