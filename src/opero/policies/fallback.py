@@ -11,7 +11,7 @@ from opero.failures.kinds import Kind
 from opero.policies.base import BasePolicy
 from opero.policies.fallback_values import REMEMBER, Order, Orders, Remember, Values, Weights
 from opero.policies.names import Conditions, Function
-from opero.policies.scope import Scope
+from opero.policies.scope import KeyedScope, Scope
 from opero.policies.types import UNSET
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
-    from opero.policies.scope import KeyedScope
 
 OF_VALUES = ("values", "remember", "order", "weights", "scope")
 """Fields that say something of the values of `arg`."""
@@ -115,6 +114,8 @@ class FallbackPolicy(BasePolicy):
             for field in OF_VALUES:
                 if getattr(self, field) != type(self).model_fields[field].default:
                     raise ValueError(f"{field} is about an argument; set arg as well, or remove {field}")
+        if isinstance(self.scope, KeyedScope) and not self.has_memory:
+            raise ValueError("scope has no effect where nothing is remembered of values; set remember or order")
         if self.values and self.weights and len(self.values) != len(self.weights):
             raise ValueError(
                 f"there are {len(self.values)} values and {len(self.weights)} weights; use one weight for each value"

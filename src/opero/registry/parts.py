@@ -31,6 +31,11 @@ def is_in_shadow(executor: Any) -> bool:
     return bool(getattr(executor.policy, "shadow", False))  # what is remembered of fallback values has none
 
 
+def is_by_key(executor: Any) -> bool:
+    """Return whether it has an executor for each value of an argument."""
+    return getattr(executor, "by", None) is not None
+
+
 def executors_of(binding: Binding) -> dict[str, Any]:
     """Return kind → the executor of a function that has been resolved."""
     executors = {kind: getattr(each, "limiter", each) for kind, each in binding.resolved().executors.items()}
