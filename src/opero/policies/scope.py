@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from json import JSONDecodeError
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
 
 from opero.errors import message_of, nearest
 from opero.policies.base import StrictModel
@@ -69,13 +69,13 @@ def _owner(value: object) -> object:
 class KeyedScope(StrictModel):
     """Keep one state for each value of an argument: `scope: {by: tenant}`.
 
-    The states are independent: the circuit of one tenant opens, and those of the others stay closed. None is a value
-    like others, and equal values have one state. A value that is not hashable is an error of its call.
+    The states are independent: the circuit of one tenant opens, and those of the others stay closed. Equal values have
+    one state. A value that is not hashable is an error of its call.
 
     Attributes:
         by: what a call's state is chosen by: the name of a parameter; `url.host` for the host (scheme, host and port)
             of the URL in the parameter `url`; or a sync function that receives the call's arguments, in YAML its name
-            (`app.keys:of`). Under an HTTP client `host` is that of the request. Required.
+            (`app.keys:of`). Under an HTTP client `host` is that of the request. None is a value like others. Required.
         of: who shares the states: "profile", all functions bound to a named profile; "function", each has its own.
             Default "profile".
         max_keys: the most values whose states are kept. Then those that have been used least recently are forgotten:
@@ -85,7 +85,7 @@ class KeyedScope(StrictModel):
         ConfigError: a value is invalid.
     """
 
-    by: By
+    by: By = ""
     of: Annotated[Owner, BeforeValidator(_owner)] = "profile"
     max_keys: PositiveCount = 10_000
 
@@ -98,6 +98,12 @@ class KeyedScope(StrictModel):
             of: Literal["profile", "function"] = "profile",
             max_keys: int = 10_000,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_by(self) -> Self:
+        if not self.by:
+            raise ValueError("by is missing: use {by: …} with the name of a parameter, or of a function")
+        return self
 
 
 def _scope(value: object) -> object:
@@ -114,10 +120,9 @@ def _scope(value: object) -> object:
     if isinstance(value, str) and value in OWNERS:
         return value
     hint = nearest(value, OWNERS).partition("; known")[0] if isinstance(value, str) else ""
-    raise ValueError(
-        f"{quoted(value)} is invalid: use 'auto', 'profile' or 'function', or {{by: …}} for a state for each value of "
-        f"an argument{hint}"
-    )
+    if isinstance(value, bool):
+        hint = "; YAML reads yes and on as true, no and off as false"
+    raise ValueError(f"{quoted(value)} is not one of 'auto', 'profile', 'function' and {{by: …}}{hint}")
 
 
 def _written(scope: Any) -> Any:
