@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy as Policy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
+    from opero.policies.scope import KeyedScope as KeyedScope
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
@@ -123,6 +124,7 @@ _MODULES = {
         "FailurePolicy",
         "FallbackPolicy",
         "HooksPolicy",
+        "KeyedScope",
         "ParallelPolicy",
         "Policy",
         "RateLimitPolicy",

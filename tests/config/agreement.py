@@ -26,7 +26,10 @@ WHOLE = r"^(policies\.\w+|functions\.\S+|defaults)\.\w+: "
 
 BEYOND: dict[str, Any] = {
     "what is missing": lambda text, value: re.search(
-        WHOLE + r".*(missing field|no timeout is set|no fallback is set|without slow_call|never opens)", text
+        r"\.scope: by is missing|"
+        + WHOLE
+        + r".*(missing field|no timeout is set|no fallback is set|without slow_call|never opens)",
+        text,
     ),
     "contradictions": lambda text, value: (
         re.search(WHOLE, text)

@@ -21,7 +21,7 @@ from opero.config.configuration import Configuration
 from opero.config.fields import suggest_key
 from opero.config.settings import load
 from opero.errors import ConfigError, Problem
-from opero.policies import AdaptiveTTL
+from opero.policies import AdaptiveTTL, KeyedScope
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Key:
             return None
         if depth == 1:
             return {*KINDS, "<<", *{"policies": ["extends"], "functions": ["policy"]}.get(path[0], [])}
-        return {*(AdaptiveTTL if path[-1] == "ttl" else KINDS[path[-1]]).model_fields, "<<"}
+        own = {"ttl": AdaptiveTTL, "scope": KeyedScope}
+        return {*(own.get(path[-1]) or KINDS[path[-1]]).model_fields, "<<"}
 
     @property
     def names_function(self) -> bool:

@@ -55,7 +55,10 @@ def given(required: dict[str, Any] | None = None, **optional: Any) -> st.SearchS
     return st.fixed_dictionaries(required or {}, optional={"enabled": st.booleans(), **optional})
 
 
-scopes = st.sampled_from(["profile", "function"])
+scopes = st.sampled_from(["auto", "profile", "function"]) | st.fixed_dictionaries(
+    {"by": st.sampled_from(["tenant", "url.host", "policies.named:cost", named.cost])},
+    optional={"of": st.sampled_from(["profile", "function"]), "max_keys": positive_counts},
+)
 
 
 def _without_contradictions(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from opero import FallbackPolicy, Policy
+from opero import FallbackPolicy, KeyedScope, Policy
 from opero.failures import Kind
 from opero.policies.types import UNSET
 from policies import named
@@ -27,6 +27,7 @@ GOOD: Good = [
     ("default", None, None),
     ("default", {"a": [1]}, {"a": [1]}),
     ("default", "text", "text"),
+    ("scope", {"by": "tenant"}, KeyedScope(by="tenant")),
     ("function", named.cost, named.cost),
     ("function", "policies.named:cost", named.cost),
 ]
@@ -42,6 +43,7 @@ BAD: Bad = [
     ("weights", 3, "3 is not a list of weights"),
     ("weights", [3, 0], "0 is not a weight: use a number > 0"),
     ("weights", ["x"], "'x' is not a weight"),
+    ("scope", "all", "'all' is not one of 'auto', 'profile', 'function' and {by: …}"),
     ("default", UNSET, "no fallback is set; set arg, default or function"),
     ("function", 3, "3 is not callable"),
     ("function", "policies.named:cots", "did you mean 'cost'"),
@@ -50,6 +52,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "values": {"arg": "key"},
     "remember": {"arg": "key"},
     "order": {"arg": "key"},
+    "scope": {"arg": "key"},
     "weights": {"arg": "key", "order": "weighted", "weights": [1]},
 }
 """What a field needs beside it."""

@@ -41,7 +41,7 @@ from policies.test_cache import COMPANIONS
 DESIGN = {
     RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
     "retry_after reraise budget amplification",
-    FallbackPolicy: "arg values remember order weights default function on",
+    FallbackPolicy: "arg values remember order weights scope default function on",
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
     "lock_timeout arguments",

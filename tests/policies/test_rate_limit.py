@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from opero import ConfigError, Policy, RateLimitPolicy
+from opero import ConfigError, KeyedScope, Policy, RateLimitPolicy
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
@@ -23,6 +23,9 @@ GOOD: Good = [
     ("cost", named.cost, named.cost),
     ("cost", "policies.named:cost", named.cost),
     ("scope", "function", "function"),
+    ("scope", {"by": " tenant "}, KeyedScope(by="tenant")),
+    ("scope", '{"by": "url.host", "max_keys": 5}', KeyedScope(by="url.host", max_keys=5)),
+    ("scope", {"by": "policies.named:cost", "of": "function"}, KeyedScope(by=named.cost, of="function")),
     ("share", "redis", "redis"),
     ("share", "machine", "machine"),
     ("share_as", " openai ", "openai"),
@@ -46,7 +49,13 @@ BAD: Bad = [
     ("cost", float("inf"), "inf is not a cost"),
     ("cost", "not a name", "'not a name' is not a cost: use a number > 0, the name of a parameter, or a function"),
     ("cost", None, "None is not a cost"),
-    ("scope", "global", "'global' is not one of 'profile', 'function'"),
+    ("scope", "global", "'global' is not one of 'auto', 'profile', 'function' and {by: …}"),
+    ("scope", {"of": "profile"}, "by is missing: use {by: …}"),
+    ("scope", {"by": "no parameter"}, "'no parameter' is invalid: use the name of a parameter"),
+    ("scope", {"by": "policies.named:cots"}, "did you mean 'cost'"),
+    ("scope", {"by": "tenant", "max_keys": 0}, "greater than or equal to 1"),
+    ("scope", {"by": "tenant", "of": "profil"}, "'profil' is not one of 'profile', 'function'; did you mean 'profile'"),
+    ("scope", {"for": "tenant"}, "unknown field 'for'"),
     ("share", "disk", "'disk' is not one of 'process', 'machine', 'redis'"),
     ("share_as", " ", "' ' is not the name of a shared state"),
     ("url", 5, "a secret must be text, not int"),

@@ -32,7 +32,8 @@ from opero.policies.quantities import (
     parse_rate,
     parse_size,
 )
-from opero.policies.types import UNSET, Flag, FlagOrAuto, MostFailures, Scope, StatusCodes
+from opero.policies.scope import Scope
+from opero.policies.types import UNSET, Flag, FlagOrAuto, MostFailures, StatusCodes
 from policies import named
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity", True, False, "", "  ", None, "x", [], {}, b"3"]
@@ -236,9 +237,14 @@ BAD_NUMBERS: list[tuple[Any, Any, str]] = [
     (Flag, "perhaps", "'perhaps' is not a boolean: use true or false"),
     (Flag, None, "None is not a boolean: use true or false"),
     (FlagOrAuto, "always", "'always' is invalid: use true, false or 'auto'"),
-    (Scope, True, "True is not one of 'profile', 'function'; YAML reads yes and on as true, no and off as false"),
-    (Scope, "profil", "'profil' is not one of 'profile', 'function'; did you mean 'profile'?"),
-    (Scope, None, "None is not one of 'profile', 'function'"),
+    (
+        Scope,
+        True,
+        "True is not one of 'auto', 'profile', 'function' and {by: …}; YAML reads yes and on as true, no and off as",
+    ),
+    (Scope, "profil", "'profil' is not one of 'auto', 'profile', 'function' and {by: …}; did you mean 'profile'?"),
+    (Scope, None, "None is not one of 'auto', 'profile', 'function' and {by: …}"),
+    (Scope, "{by: x}", "'{by: x}' is not valid JSON"),
 ]
 
 

@@ -370,7 +370,9 @@ class Binding:
     @property
     def circuit_breaker(self) -> CircuitBreakerExecutor | None:
         """The circuit breaker: `.state`, `.force_open()`, `.force_closed()`, `.reset()`; None if there is none."""
-        return self.resolved().executors.get("circuit_breaker")
+        executor = self.resolved().executors.get("circuit_breaker")
+        breaker: CircuitBreakerExecutor | None = getattr(executor, "limiter", executor)  # or those of all keys
+        return breaker
 
     @property
     def cache(self) -> CacheExecutor | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.fit import check
 from opero.binding.invocation import Pipeline, failing, innermost
 from opero.binding.observed import attempt_wrappers
+from opero.binding.scoping import by_of, has_key_function, scope_of, scoped
 from opero.executors.state.stated import sharing
 from opero.runtime.functions import is_async_function
 
@@ -146,7 +147,7 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
     """Move the state of a pipeline's own limits and fallback values to the one that replaces it."""
     for kind in new.own & old.own:
         successor, predecessor = _limit(new, kind), _limit(old, kind)
-        if successor is not predecessor:
+        if successor is not predecessor and by_of(successor) == by_of(predecessor):
             successor.migrate_from(predecessor)
 
 
@@ -198,7 +199,8 @@ def _passes_arguments(policy: Policy) -> bool:
     """Return whether a policy has a function of the user's that receives the arguments of calls."""
     cache, fallback, rate_limit = policy.active("cache"), policy.active("fallback"), policy.active("rate_limit")
     return (
-        (cache is not None and cache.key is not None)
+        has_key_function(policy)
+        or (cache is not None and cache.key is not None)
         or (fallback is not None and fallback.function is not None)
         or (rate_limit is not None and callable(rate_limit.cost))
     )
@@ -206,7 +208,7 @@ def _passes_arguments(policy: Policy) -> bool:
 
 def _limit(pipeline: Pipeline, kind: str) -> Any:
     executor = pipeline.executors[{"fallback": "values", "retry": "retry_budget"}.get(kind, kind)]
-    return executor.limiter if kind == "rate_limit" else executor
+    return getattr(executor, "limiter", executor)
 
 
 def _executors(
@@ -227,18 +229,28 @@ def _executors(
     clock, name = target.clock, target.name
 
     def shareable(policy: Any, executor: Callable[[Any, Any, str], Any]) -> Any:
+        scope = scope_of(target, policy)
+
         def make(shared_name: str | None = None) -> Any:
             origin = {"function": target.stats.function, "policy": profile}
             if shared_name is None:
                 own.add(policy.kind)
                 kept = _limit(before, policy.kind) if before is not None and policy.kind in before.own else None
-                if kept is not None and kept.policy == policy:
+                if kept is not None and kept.policy == policy and by_of(kept) == (scope and scope.by):
                     kept.origin = origin
                     return kept
-            made = executor(policy, clock, shared_name or name)
-            made.origin = origin if shared_name is None else {"policy": shared_name}
-            return sharing(made, shared_name or target.stats.function)
+            shown, shared = shared_name or name, shared_name or target.stats.function
+            if scope is None:
+                made = sharing(executor(policy, clock, shown), shared)
+            else:
+                from opero.executors.by_key import ByKey
 
+                made = ByKey(policy, scope, clock, shown, executor, shared)
+            made.origin = origin if shared_name is None else {"policy": shared_name}
+            return made
+
+        if scope is not None:
+            make.by = scope.by  # type: ignore[attr-defined]  # a profile shares the states by it
         return make() if provider is None else provider(policy, clock, make)
 
     timeout = policy.active("timeout")
@@ -253,15 +265,16 @@ def _executors(
     if bulkhead := policy.active("bulkhead"):
         from opero.executors.bulkhead import BulkheadExecutor
 
-        executors["bulkhead"] = shareable(bulkhead, BulkheadExecutor)
+        executors["bulkhead"] = scoped(target, shareable(bulkhead, BulkheadExecutor))
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
-        executors["rate_limit"] = Meter(shareable(rate_limit, RateLimitExecutor), target.function)
+        meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
+        executors["rate_limit"] = meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
-        executors["circuit_breaker"] = shareable(circuit_breaker, CircuitBreakerExecutor)
+        executors["circuit_breaker"] = scoped(target, shareable(circuit_breaker, CircuitBreakerExecutor))
     fallback = policy.active("fallback")
     retry, watched = policy.in_force("retry"), policy.active("retry")
     one_shot = None
@@ -332,8 +345,13 @@ def _retrying(
     from opero.executors.value_memory import ValueMemory
     from opero.executors.values import ValuesRetryExecutor
 
-    memory = shareable(fallback, ValueMemory)
-    executor = ValuesRetryExecutor(retry, clock, name, classifier, alternatives, memory, one_shot)
+    memory = scoped(target, shareable(fallback, ValueMemory))
+    if not hasattr(memory, "limiter"):
+        executor = ValuesRetryExecutor(retry, clock, name, classifier, alternatives, memory, one_shot)
+    else:
+        from opero.executors.scoped_values import ScopedValues
+
+        executor = ScopedValues(retry, clock, name, classifier, alternatives, memory, one_shot)
     return {"retry": executor, "values": memory}
 
 

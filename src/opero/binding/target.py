@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opero.observe.stats import Stats
@@ -28,10 +28,13 @@ class Traits:
         refusal: returns why a policy does not fit, with the cure; None if it fits.
         why_once: called with the exception of a failed attempt and the arguments: returns why the call must not be
             repeated, although the policy would; None if it may be.
+        keys: names that stand for something else than a parameter in `scope.by`, each with a function of the arguments.
+            With `scope: auto`, the first is the one by which states are kept.
     """
 
     refusal: Callable[[Policy], str | None] | None = None
     why_once: Callable[..., str | None] | None = None
+    keys: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 NO_TRAITS = Traits()

@@ -35,7 +35,7 @@ def _is_of_a_policy(error: BaseException) -> bool:
 
     from opero.policies.policy import KINDS
 
-    models = {"Policy", "AdaptiveTTL", *(each.__name__ for each in KINDS.values())}
+    models = {"Policy", "AdaptiveTTL", "KeyedScope", *(each.__name__ for each in KINDS.values())}
     return isinstance(error, ValidationError) and error.title in models
 
 

@@ -12,6 +12,7 @@ from opero.failures.kinds import Kind
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.bounds import bounds, longest_delay, may_be_throttled
 from opero.policies.names import KINDS_OF_FAILURE
+from opero.policies.scope import owner_of, scope_by
 from opero.policies.types import UNSET
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def _fallback_values(policy: Any) -> Iterator[str]:
         yield f"Which value is first is decided by {policy.order.replace('_', ' ')}."
     if policy.remember:
         yield f"A value that was denied is asked last for {seconds(policy.remember)}."
+    if policy.has_memory and policy.scope != "auto":
+        yield _whose(policy)
 
 
 def _total(policy: Any) -> Iterator[str]:
@@ -222,9 +225,17 @@ def _breaker(policy: Any) -> Iterator[str]:
     yield _whose(policy)
 
 
+WHERE = {"machine": " in all processes of this machine", "redis": " on all machines"}
+
+
 def _whose(policy: Any) -> str:
-    where = {"machine": " in all processes of this machine", "redis": " on all machines"}.get(policy.share, "")
-    if policy.scope == "profile":
+    where = WHERE.get(getattr(policy, "share", "process"), "")
+    keyed = scope_by(policy)
+    if keyed is not None:
+        by = f"what {name_of(keyed.by)} makes of the arguments" if callable(keyed.by) else keyed.by
+        each = f"Each value of {by} has its own{where}, for the {keyed.max_keys:,} used last"
+        return f"{each}." if keyed.of == "profile" else f"{each}, in each function."
+    if owner_of(policy) == "profile":
         return f"All functions of the profile{where} share this."
     return f"Each function{where} has its own." if where else "Each function has its own."
 

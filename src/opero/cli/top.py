@@ -165,6 +165,12 @@ def _states(state: Mapping[str, Any]) -> Iterator[str]:
         left = circuit.get("retry_in")
         forced = str(circuit["state"]).replace("_", " ")
         text = forced if forced.startswith("forced") or forced == "closed" else f"circuit {forced}"
+        if "keys" in circuit and not forced.startswith("forced"):
+            text = (
+                f"circuit open for {circuit['standing_out']} of {circuit['keys']}"
+                if circuit["standing_out"]
+                else forced
+            )
         yield f"{text}, probe in {left:.0f} s" if left else text
     if limit := state.get("rate_limit"):
         queue = f", {limit['queue']} wait" if limit.get("queue") else ""

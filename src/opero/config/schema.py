@@ -14,6 +14,7 @@ from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.alert import Alert, Condition, Webhook
 from opero.policies.names import dotted_name
 from opero.policies.policy import KINDS
+from opero.policies.scope import KeyedScope
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +38,7 @@ BEYOND_THE_SCHEMA = {
 """Everything that the loader rejects and the schema accepts."""
 
 
-OTHERS: tuple[type[BaseModel], ...] = (AdaptiveTTL, Alert, Condition, Webhook)
+OTHERS: tuple[type[BaseModel], ...] = (AdaptiveTTL, KeyedScope, Alert, Condition, Webhook)
 MODELS: dict[str, type[BaseModel]] = {each.__name__: each for group in (KINDS.values(), OTHERS) for each in group}
 SHARED = ("title", "type", "pattern", "anyOf", "examples")
 """The keywords that fields of one type share."""

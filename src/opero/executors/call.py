@@ -45,6 +45,9 @@ class Call:
         chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
         computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
         unsettled: what the circuit breaker has seen of the current round, which it counts when the round ends.
+        counted_by: the circuit breaker that has counted it, or an attempt of it has failed with, if there is one for
+            each key; else None.
+        counted_before: how others of them have counted it; None if they have not.
         is_cut_short: whether a fallback has answered it for the deadline that it has inherited.
         fell_back: whether the result is a fallback result, or another that is not to be cached.
         is_fallback: whether a fallback answered instead of a failure.
@@ -76,6 +79,8 @@ class Call:
     chosen: str | None = None
     computation: Computation | None = None
     unsettled: UnsettledRound | None = None
+    counted_by: Any = None
+    counted_before: dict[Any, Counted] | None = None
 
     # What a call holds is noted here in the moment in which it is taken, not when the layer hears of that: in between,
     # Ctrl-C may interrupt the call. See `abandon`.
@@ -148,13 +153,18 @@ class UnsettledRound(Protocol):
     Attributes:
         period: the period of the circuit in which the latest attempt was let through.
         ignored: whether an attempt was rejected or failed with an ignored error, so that a failed round says nothing.
+        trouble: the last failure in one line, if it may have to be counted before the round ends.
     """
 
     period: int
     ignored: bool
+    trouble: str
 
     async def settle(self, host: Host, call: Call, error: Exception | None) -> None:
         """Count the round: as a failure if there is an error, else as a success."""
+
+    def fail(self, call: Call) -> None:
+        """Count the attempts so far as a failure: those that follow are of another circuit."""
 
     def abandon(self, call: Call) -> None:
         """Count nothing: the round has ended without a result, for example by cancellation."""

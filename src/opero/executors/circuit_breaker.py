@@ -157,7 +157,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         self,
         period: int,
         now: float,
-        error: Exception | None,
+        error: Exception | str | None,
         seconds: float | None = None,
         counted: Counted | None = None,
         call: Call | None = None,
@@ -167,7 +167,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         Args:
             period: what `admit` returned.
             now: the clock's reading.
-            error: what the function raised, or None.
+            error: what the function raised, or that in one line; None if it raised nothing.
             seconds: how long it took; needed where the policy has `slow_call`.
             counted: how earlier attempts of the call have been counted.
             call: the call.
@@ -176,7 +176,7 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
         if seconds is not None and self.policy.slow_call is not None and seconds > self.policy.slow_call:
             slow, trouble = True, f"a call took {approximate_duration(seconds)}"
         if error is not None:
-            trouble = describe(error, 200)
+            trouble = error if isinstance(error, str) else describe(error, 200)
         failed = error is not None
         return self.change(record, self.policy, now, self.clock.random, period, failed, slow, trouble, counted, call)
 
@@ -367,6 +367,7 @@ class Unsettled:
         seconds: how long that took, where it matters.
         generation: that of the process that made it.
         ignored: whether an attempt of the round was rejected or failed with an ignored error.
+        trouble: the last failure in one line, where other attempts may be of another circuit.
     """
 
     breaker: CircuitBreakerExecutor
@@ -374,6 +375,7 @@ class Unsettled:
     seconds: float | None
     generation: int
     ignored: bool
+    trouble: str = ""
 
     async def settle(self, host: Host, call: Call, error: Exception | None) -> None:
         call.unsettled = None
@@ -390,7 +392,12 @@ class Unsettled:
         if self.generation == forking.generation:
             self.breaker.run_later(self.breaker.release, self.period, call.counted, call)
 
-    def _count(self, call: Call, error: Exception | None) -> None:
+    def fail(self, call: Call) -> None:
+        call.unsettled = None
+        if self.generation == forking.generation:
+            self._count(call, self.trouble)
+
+    def _count(self, call: Call, error: Exception | str | None) -> None:
         breaker = self.breaker
         if self.ignored and error is not None:
             breaker.release(self.period, call.counted, call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +233,12 @@ class Meter:
         self.cost_of = cost_function(limiter.policy.cost, function)
         if self.cost_of is not None and limiter.policy.shadow:
             self.cost_of = harmless(self.cost_of, limiter.name)
+
+    def with_limiter(self, limiter: RateLimitExecutor) -> Meter:
+        """Return the same in front of another rate limit of that policy."""
+        other = copy(self)
+        other.limiter = limiter
+        return other
 
     def wrap(self, layer: Layer) -> Layer:
         limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic

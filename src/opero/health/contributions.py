@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opero.errors import describe, message_of
 from opero.health.status import Finding
 from opero.policies.types import approximate_duration, format_duration
-from opero.registry.parts import is_in_shadow, parts
+from opero.registry.parts import is_by_key, is_in_shadow, parts
 from opero.registry.roster import declaration_of
 
 if TYPE_CHECKING:
     from opero.cache.outage import StoreBreaker
     from opero.executors.bulkhead import BulkheadExecutor
+    from opero.executors.by_key import ByKey
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
     from opero.registry.registry import Registry
 
 SEVERITY = ("healthy", "degraded", "unhealthy")
 LONGEST_TEXT = 300
+MOST_KEYS = 5
 
 
 class Contribution(NamedTuple):
@@ -72,7 +74,7 @@ def _parts(registry: Registry) -> Iterator[tuple[str, str | None, Callable[[], F
 
 
 def _looking_at(executor: Any) -> Callable[[], Finding]:
-    return lambda: LOOKS[executor.policy.kind](executor)
+    return lambda: (_of_keys if is_by_key(executor) else LOOKS[executor.policy.kind])(executor)
 
 
 def _looking_at_store(breaker: StoreBreaker) -> Callable[[], Finding]:
@@ -123,6 +125,24 @@ def _of_bulkhead(bulkhead: BulkheadExecutor) -> Finding:
     if running < limit or bulkhead.policy.max_wait != 0:
         return OK
     return Finding("degraded", f"calls are rejected: {running} of {limit} slots are in use")
+
+
+def _of_keys(by_key: ByKey) -> Finding:
+    """What is wrong for some values of an argument is no more than degraded."""
+    look = LOOKS[by_key.policy.kind]
+    if by_key.policy.kind == "circuit_breaker":
+        if by_key.state == "forced_open":
+            return Finding("unhealthy", "the circuits were forced open")
+        bad = [f"{key} ({circuit['state'].replace('_', ' ')})" for key, circuit in by_key.circuits()]
+        what = "the circuit is not closed"
+    else:
+        found = [(key, look(executor)) for key, executor in by_key.executors()]
+        bad = [key for key, finding in found if finding.status != "healthy"]
+        what = "calls are rejected"
+    if not bad:
+        return OK
+    more = f" and {len(bad) - MOST_KEYS} more" if len(bad) > MOST_KEYS else ""
+    return Finding("degraded", f"{what} for {len(bad)} of {by_key.size()}: {', '.join(bad[:MOST_KEYS])}{more}")
 
 
 LOOKS: dict[str, Callable[[Any], Finding]] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from opero.errors import ConfigError, OperoError
+from opero.executors.scope_keys import origin
 from opero.integrations.http_clients import IDEMPOTENT, ONE_READ, Repeats, for_caller, own_errors, under_policy
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Middleware:
     attempts raised exceptions, the last of them is raised, with a note about the others; a lost connection is raised as
     an `aiohttp.ClientConnectionError`, as aiohttp would otherwise send the request once more by itself. What opero
     raises, such as `opero.CircuitOpenError`, is an `aiohttp.ClientError` as well.
+
+    With `scope: auto`, the default, each origin (scheme, host and port) has a circuit breaker, a rate limit and a
+    bulkhead of its own, so that one host that is down concerns no other; `scope: profile` keeps one of each.
 
     The total timeout of the session, 5 minutes by default, limits all attempts together.
 
@@ -82,7 +86,7 @@ class Middleware:
             return await handler(request)
 
         name = f"{__name__}:Middleware"
-        self.bound: Any = under_policy(send, name, self._why_once, policy, registry, clock, options)
+        self.bound: Any = under_policy(send, name, self._why_once, _origin, policy, registry, clock, options)
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -119,3 +123,9 @@ class Middleware:
         if reason is not None:
             return reason
         return ONE_READ if getattr(request.body, "consumed", False) else None
+
+
+def _origin(request: Any, handler: Any) -> str:
+    """Return scheme, host and port of a request."""
+    url = request.url
+    return origin(url.scheme, url.host or "", url.port)

@@ -90,6 +90,7 @@ def under_policy(
     send: Callable[..., Any],
     name: str,
     why_once: Callable[..., str | None],
+    host: Callable[..., str],
     policy: str | Policy | None,
     registry: Registry | None,
     clock: Clock | None,
@@ -101,13 +102,15 @@ def under_policy(
         send: sends a request, and returns the response.
         name: its name in `functions:`, "module:name".
         why_once: called with the exception of a failed attempt and the arguments of `send`; see `Traits`.
+        host: returns the origin of a request: scheme, host and port. Each has a circuit breaker, a rate limit and a
+            bulkhead of its own, unless the policy says otherwise.
         policy, registry, clock, options: as for `@opero`.
 
     Raises:
         ConfigError: the policy, if it is known already, does not fit.
     """
     send.__module__, _, send.__qualname__ = name.partition(":")
-    setattr(send, TRAITS, Traits(_refusal, why_once))
+    setattr(send, TRAITS, Traits(_refusal, why_once, {"host": host}))
     bound = decorating(policy, registry, clock, options, where(2))(send)
     if registry is not None:
         bound.binding.resolved()  # there is no reason to wait for the first request

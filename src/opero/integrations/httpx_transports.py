@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from opero.errors import CallTimeoutError, ConfigError, FailedResponseError, OperoError
+from opero.executors.scope_keys import origin
 from opero.integrations.http_clients import IDEMPOTENT, ONE_READ, STILL_READ, Repeats, for_caller, under_policy
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class PolicyTransport:
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is an exception of the client as well.
+
+    With `scope: auto`, the default, each origin (scheme, host and port) has a circuit breaker, a rate limit and a
+    bulkhead of its own, so that one host that is down concerns no other; `scope: profile` keeps one of each.
 
     Args:
         policy: the name of a profile, resolved at the first request, or a `Policy`. Without it, `retries` is 3 unless
@@ -97,6 +101,7 @@ class PolicyTransport:
             self._sender(getattr(self.transport, self._method)),
             f"{name.__module__}:{name.__name__}",
             self._why_once,
+            _origin,
             policy,
             registry,
             clock,
@@ -212,6 +217,12 @@ class AsyncPolicyTransport(PolicyTransport):
         traceback: TracebackType | None = None,
     ) -> None:
         await self.transport.__aexit__(exc_type, exc_value, traceback)
+
+
+def _origin(request: Any) -> str:
+    """Return scheme, host and port of a request."""
+    url = request.url
+    return origin(url.scheme, url.host, url.port)
 
 
 def _is_refused(response: Any) -> bool:

@@ -55,7 +55,18 @@ class Metric(NamedTuple):
         return f"opero.{name}"
 
 
-GROUPS = ("call", "attempt", "circuit_breaker", "rate_limit", "bulkhead", "fallback", "cache", "map", "configuration")
+GROUPS = (
+    "call",
+    "attempt",
+    "circuit_breaker",
+    "rate_limit",
+    "bulkhead",
+    "fallback",
+    "cache",
+    "map",
+    "scope",
+    "configuration",
+)
 """The beginnings of names that OpenTelemetry separates by a dot."""
 
 OF_FUNCTION = ("policy", "function")
@@ -146,7 +157,14 @@ METRICS = (
         "gauge",
         (*OF_FUNCTION, "state"),
         "{breaker}",
-        "Circuit breakers in a state: 1 or 0, and with several processes how many of them.",
+        "Circuit breakers in a state: 1 or 0, and with several processes or a keyed scope how many of them.",
+    ),
+    Metric(
+        "opero_scope_keys",
+        "gauge",
+        (*OF_FUNCTION, "kind"),
+        "{key}",
+        "Values of an argument for each of which a policy keeps a state.",
     ),
     Metric(
         "opero_circuit_breaker_transitions",

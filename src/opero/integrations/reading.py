@@ -16,7 +16,9 @@ from opero.integrations.metrics import BOUNDS, BY_NAME, STATES, release
 from opero.observe import latency
 from opero.observe.stats import Stats
 from opero.registry.default import get_default_registry
-from opero.registry.parts import is_in_shadow, parts
+from opero.registry.keyed import of_keys
+from opero.registry.parts import is_by_key, is_in_shadow, parts
+from opero.registry.statistics import LOOKS as STATES_OF
 from opero.registry.statistics import all_of
 from opero.runtime.forking import RenewedLock
 from opero.runtime.log import log
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from opero.binding.binding import Binding
     from opero.executors.bulkhead import BulkheadExecutor
+    from opero.executors.by_key import ByKey
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
     from opero.executors.value_memory import ValueMemory
@@ -282,7 +285,7 @@ def _add_states(values: Values, registry: Registry, bindings: list[Binding]) -> 
 
 def _add_state(values: Values, labels: Labels, kind: str, executor: Any) -> None:
     try:
-        found = LOOKS[kind](executor)
+        found = _of_keys(kind, executor) if is_by_key(executor) else LOOKS[kind](executor)
     except Exception:  # noqa: BLE001  # such as of a file in which processes keep a state; health checks report it
         return
     for name, more, value in found:
@@ -315,6 +318,24 @@ def _of_bulkhead(bulkhead: BulkheadExecutor) -> Found:
 
 def _of_values(memory: ValueMemory) -> Found:
     return [("fallback_values_aside", (), sum(each["for"] > 0 for each in memory.aside()))]
+
+
+def _of_keys(kind: str, by_key: ByKey) -> Found:
+    """Of circuits the number in each state; of others the worst, as keys are no labels: there may be too many."""
+    keys: Found = [("scope_keys", (kind,), by_key.size())]
+    if kind == "circuit_breaker":
+        states = dict.fromkeys(STATES, 0.0)
+        for _, circuit in by_key.circuits():
+            states[circuit["state"]] += 1
+        states["closed"] = by_key.size() - sum(states.values())
+        return [*keys, *(("circuit_breaker_state", (state,), number) for state, number in states.items())]
+    found = of_keys(by_key, STATES_OF[kind])
+    if kind == "fallback":
+        return [*keys, ("fallback_values_aside", (), sum(each["for"] > 0 for each in found["aside"]))]
+    if kind == "bulkhead":
+        return [*keys, *((f"bulkhead_{name}", (), found[name]) for name in ("slots", "in_use", "queue"))]
+    names = {"saturation": "saturation", "next_permit": "next_permit_seconds", "queue": "queue"}
+    return [*keys, *((f"rate_limit_{metric}", (), found[name]) for name, metric in names.items())]
 
 
 LOOKS: dict[str, Callable[[Any], Found]] = {

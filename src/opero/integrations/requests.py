@@ -12,6 +12,7 @@ from urllib3.exceptions import NewConnectionError
 
 from opero import errors
 from opero.errors import ConfigError, OperoError
+from opero.executors.scope_keys import origin_of
 from opero.integrations.http_clients import (
     IDEMPOTENT,
     ONE_READ,
@@ -47,6 +48,9 @@ class Adapter(BaseAdapter):
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is a `requests.RequestException` as well, and a timeout a `requests.Timeout`.
+
+    With `scope: auto`, the default, each origin (scheme, host and port) has a circuit breaker, a rate limit and a
+    bulkhead of its own, so that one host that is down concerns no other; `scope: profile` keeps one of each.
 
     Args:
         policy: the name of a profile, resolved at the first request, or a `Policy`. Without it, `retries` is 3 unless
@@ -118,7 +122,7 @@ class Adapter(BaseAdapter):
             return handle(request, **kwargs)
 
         name = f"{__name__}:Adapter"
-        self.bound: Any = under_policy(send, name, self._why_once, policy, registry, clock, options)
+        self.bound: Any = under_policy(send, name, self._why_once, _origin, policy, registry, clock, options)
 
     def send(
         self,
@@ -159,6 +163,11 @@ class Adapter(BaseAdapter):
         if isinstance(error, errors.CallTimeoutError):
             return STILL_READ
         return None if _is_replayable(request) else ONE_READ
+
+
+def _origin(request: Any, **_: Any) -> str:
+    """Return scheme, host and port of a request."""
+    return origin_of(request.url)
 
 
 def _is_unsent(error: Exception) -> bool:

@@ -12,4 +12,5 @@ from opero.policies.parallel import ParallelPolicy as ParallelPolicy
 from opero.policies.policy import Policy as Policy
 from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
 from opero.policies.retry import RetryPolicy as RetryPolicy
+from opero.policies.scope import KeyedScope as KeyedScope
 from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy

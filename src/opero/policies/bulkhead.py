@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from opero.policies.quantities import Duration, PositiveCount
+from opero.policies.scope import Scope
 from opero.policies.sharing import StoredLimitPolicy
-from opero.policies.types import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from pydantic import SecretStr
 
     from opero.policies.quantities import DurationLike
+    from opero.policies.scope import KeyedScope
 
 
 class BulkheadPolicy(StoredLimitPolicy):
@@ -25,7 +29,9 @@ class BulkheadPolicy(StoredLimitPolicy):
         max_concurrent: the maximum number of concurrent calls. Required.
         max_wait: how long a call may wait for a slot before it raises `BulkheadFullError`; None: without limit.
             Default 0: no waiting.
-        scope: "profile": all functions bound to one named profile share the slots; "function": each has its own.
+        scope: "profile": all functions bound to one named profile share the slots; "function": each has its own;
+            `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
+            client `{by: host}`.
         share: whose calls share the slots: "process", those of this process; "machine", those of all processes of
             this user on this machine; "redis", those of all processes that use the same server (requires that extra).
             Default "process".
@@ -43,7 +49,7 @@ class BulkheadPolicy(StoredLimitPolicy):
 
     max_concurrent: PositiveCount
     max_wait: Duration | None = 0.0
-    scope: Scope = "profile"
+    scope: Scope = "auto"
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -54,7 +60,7 @@ class BulkheadPolicy(StoredLimitPolicy):
             shadow: bool = False,
             max_concurrent: int,
             max_wait: DurationLike | None = 0.0,
-            scope: Literal["profile", "function"] = "profile",
+            scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
             share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,

@@ -24,14 +24,15 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
+from opero.policies.scope import Scope
 from opero.policies.sharing import StoredPolicy
-from opero.policies.types import Scope
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
+    from opero.policies.scope import KeyedScope
 
 CALLS_TEXT = rf"^{SPACE}\+?0{{0,20}}[1-9][0-9]{{0,20}}{SPACE}$"
 SECONDS_TEXT = rf"^(?!{SPACE}\+?[0-9.]*[eE][0-9+-]+{SPACE}$)(?!{SPACE}\+?([0-9]+{SPACE})?$){POSITIVE_DURATION_TEXT[1:]}"
@@ -104,7 +105,9 @@ class CircuitBreakerPolicy(StoredPolicy):
             service. Default `transient` and `unknown`, so neither programming errors, refused credentials nor calls
             that have to slow down open the circuit.
         ignore: which of these do not count all the same. Default none.
-        scope: "profile": all functions bound to one named profile share the breaker; "function": each has its own.
+        scope: "profile": all functions bound to one named profile share the breaker; "function": each has its own;
+            `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
+            client `{by: host}`.
         share: whose calls share the circuit: "process", those of this process; "machine", those of all processes of
             this user on this machine; "redis", those of all processes that use the same server (requires that extra).
             While redis cannot be used, each process has a circuit of its own. Default "process".
@@ -131,7 +134,7 @@ class CircuitBreakerPolicy(StoredPolicy):
     half_open_rate: Share | None = None
     trip_on: Conditions = (Kind.TRANSIENT, Kind.UNKNOWN)
     ignore: Conditions = ()
-    scope: Scope = "profile"
+    scope: Scope = "auto"
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -152,7 +155,7 @@ class CircuitBreakerPolicy(StoredPolicy):
             half_open_rate: float | str | None = None,
             trip_on: ConditionsLike | None = (Kind.TRANSIENT, Kind.UNKNOWN),
             ignore: ConditionsLike | None = (),
-            scope: Literal["profile", "function"] = "profile",
+            scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
             share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,

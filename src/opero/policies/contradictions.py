@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from opero.errors import BulkheadFullError
 from opero.policies.quantities import approximate_duration, format_duration
+from opero.policies.scope import owner_of, scope_by
 
 if TYPE_CHECKING:
     from opero.policies.bulkhead import BulkheadPolicy
@@ -201,9 +202,17 @@ def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy
         )
 
 
+def _is_narrower(breaker: CircuitBreakerPolicy, limit: BulkheadPolicy | RateLimitPolicy) -> bool:
+    """Return whether all calls that a breaker counts share one state of a limit."""
+    own, other = scope_by(breaker), scope_by(limit)
+    if other is not None and (own is None or own.by != other.by):
+        return False
+    return owner_of(limit) == "profile" or owner_of(breaker) == "function"
+
+
 def _insufficient_slots(breaker: CircuitBreakerPolicy, bulkhead: BulkheadPolicy) -> Iterator[Contradiction]:
     # Several functions, each with its own slots, may fill a window that they share.
-    has_its_slots = bulkhead.scope == "profile" or breaker.scope == "function"
+    has_its_slots = _is_narrower(breaker, bulkhead)
     if breaker.slow_call is None or not isinstance(breaker.window, float) or not has_its_slots:
         return
     slow_calls = bulkhead.max_concurrent * (math.floor(breaker.window / breaker.slow_call) + 1)
@@ -224,7 +233,7 @@ def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPol
     by_rate = breaker.failure_rate is not None or breaker.slow_call is not None
     cost = rate_limit.cost
     # Several functions, each with its own budget, may fill a window that they share.
-    has_one_budget = rate_limit.scope == "profile" or breaker.scope == "function"
+    has_one_budget = _is_narrower(breaker, rate_limit)
     if not by_rate or not isinstance(breaker.window, float) or not isinstance(cost, float) or not has_one_budget:
         return
     calls = (max(rate_limit.burst, cost) + rate_limit.rate * breaker.window) / cost + 1e-9

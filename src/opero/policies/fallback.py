@@ -11,15 +11,19 @@ from opero.failures.kinds import Kind
 from opero.policies.base import BasePolicy
 from opero.policies.fallback_values import REMEMBER, Order, Orders, Remember, Values, Weights
 from opero.policies.names import Conditions, Function
+from opero.policies.scope import KeyedScope, Scope
 from opero.policies.types import UNSET
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Literal
+
     from pydantic import SecretStr
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
 
-OF_VALUES = ("values", "remember", "order", "weights")
+OF_VALUES = ("values", "remember", "order", "weights", "scope")
 """Fields that say something of the values of `arg`."""
 
 
@@ -36,12 +40,15 @@ class FallbackPolicy(BasePolicy):
             in the directory of secrets. They are never shown.
         remember: how long a value that was denied is set aside: it is asked last. A throttled one is not asked until
             its Retry-After, or for 1 s, and a value that worked after others had failed is asked first for that time.
-            Functions of a profile share what is remembered. True is 5 minutes; false or 0 remembers nothing. Default
+            True is 5 minutes; false or 0 remembers nothing. Default
             5 minutes.
         order: with which value a call begins, among those that are not set aside: "in_order" (the first, or the one
             that worked when others had failed; the default), "round_robin", "weighted" or "least_loaded" (the one with
             the fewest calls in flight).
         weights: with `order: weighted`, the shares of the values by position, such as [3, 1]; a missing one is 1.
+        scope: "profile": all functions bound to one named profile share what is remembered of the values; "function":
+            each has its own; `{by: tenant}`, a `KeyedScope`: one memory for each value of another argument. Default
+            "auto": "profile".
         default: what the call returns when everything else has failed or timed out; a copy each time. None is a
             value.
         function: called with the same arguments, instead of `default`; may be async if the bound function is.
@@ -56,14 +63,12 @@ class FallbackPolicy(BasePolicy):
         "it acts where a call has failed anyway; `failures` of the statistics are the calls that it would answer"
     )
 
-    scope: ClassVar[str] = "profile"
-    """What is remembered of values is shared by the functions of a profile."""
-
     arg: str | None = None
     values: Values = ()
     remember: Remember = REMEMBER
     order: Order = "in_order"
     weights: Weights = ()
+    scope: Scope = "auto"
     default: Any = UNSET
     function: Function | None = None
     on: Conditions = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED, Kind.UNKNOWN)
@@ -79,6 +84,7 @@ class FallbackPolicy(BasePolicy):
             remember: DurationLike | bool = 300.0,
             order: Orders = "in_order",
             weights: Sequence[float | str] = (),
+            scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
             default: Any = UNSET,
             function: Callable[..., Any] | str | None = None,
             on: ConditionsLike | None = (Kind.TRANSIENT, Kind.THROTTLED, Kind.DENIED, Kind.UNKNOWN),
@@ -108,6 +114,8 @@ class FallbackPolicy(BasePolicy):
             for field in OF_VALUES:
                 if getattr(self, field) != type(self).model_fields[field].default:
                     raise ValueError(f"{field} is about an argument; set arg as well, or remove {field}")
+        if isinstance(self.scope, KeyedScope) and not self.has_memory:
+            raise ValueError("scope has no effect where nothing is remembered of values; set remember or order")
         if self.values and self.weights and len(self.values) != len(self.weights):
             raise ValueError(
                 f"there are {len(self.values)} values and {len(self.weights)} weights; use one weight for each value"

@@ -20,15 +20,17 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
+from opero.policies.scope import Scope
 from opero.policies.sharing import StoredLimitPolicy
-from opero.policies.types import Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Literal
 
     from pydantic import SecretStr
 
     from opero.policies.quantities import DurationLike
+    from opero.policies.scope import KeyedScope
 
 
 def _cost(value: Any) -> Any:
@@ -78,7 +80,9 @@ class RateLimitPolicy(StoredLimitPolicy):
         cost: permits that a call takes: a number, the name of the parameter that holds it, or a function of the
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
             is full and overdraws it. Default 1.
-        scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
+        scope: "profile": all functions bound to one named profile share its budget; "function": each has its own;
+            `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
+            client `{by: host}`.
         share: whose calls take permits from one budget: "process", those of this process; "machine", those of all
             processes of this user on this machine; "redis", those of all processes that use the same server (requires
             that extra). Default "process".
@@ -100,7 +104,7 @@ class RateLimitPolicy(StoredLimitPolicy):
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0
-    scope: Scope = "profile"
+    scope: Scope = "auto"
     reserve: Count = 0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
@@ -114,7 +118,7 @@ class RateLimitPolicy(StoredLimitPolicy):
             burst: int = 1,
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
-            scope: Literal["profile", "function"] = "profile",
+            scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
             share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,

@@ -10,6 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import ShadowPolicy
 from opero.policies.quantities import PositiveDuration, quoted
+from opero.policies.scope import check_sharing
 from opero.policies.secrets import Secret
 from opero.policies.types import one_of
 
@@ -63,6 +64,7 @@ class StoredPolicy(ShadowPolicy):
         error = _lacks_share(self, ("url", "on_store_error", "store_timeout", "reserve"), "redis")
         if error := error or _lacks_share(self, ("share_as",), "machine or redis"):
             raise error
+        check_sharing(self)
         return self
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "FlagOrAuto",
     "Jitter",
     "MostFailures",
-    "Scope",
     "StatusCodes",
     "Unset",
     "approximate_duration",
@@ -165,9 +164,6 @@ RetryShare = Annotated[
     ),
 ]
 Amplification = Annotated[Literal["guard", "allow"], one_of(Literal["guard", "allow"])]
-
-
-Scope = Annotated[Literal["profile", "function"], one_of(Literal["profile", "function"])]
 
 
 PERCENT_TEXT = rf"^{SPACE}\+?{PERCENT}$"

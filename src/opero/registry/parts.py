@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.executors.rate_limit import Meter
-
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
     from opero.registry.profile_state import SharedExecutors
@@ -33,13 +31,15 @@ def is_in_shadow(executor: Any) -> bool:
     return bool(getattr(executor.policy, "shadow", False))  # what is remembered of fallback values has none
 
 
+def is_by_key(executor: Any) -> bool:
+    """Return whether it has an executor for each value of an argument."""
+    return getattr(executor, "by", None) is not None
+
+
 def executors_of(binding: Binding) -> dict[str, Any]:
     """Return kind → the executor of a function that has been resolved."""
-    executors = dict(binding.resolved().executors)
-    meter, memory = executors.get("rate_limit"), executors.pop("values", None)
-    if isinstance(meter, Meter):
-        executors["rate_limit"] = meter.limiter
-    return executors | {"fallback": memory}  # a fallback result has no state
+    executors = {kind: getattr(each, "limiter", each) for kind, each in binding.resolved().executors.items()}
+    return executors | {"fallback": executors.pop("values", None)}  # a fallback result has no state
 
 
 def parts(shared: SharedExecutors, bindings: Iterable[Binding]) -> Iterator[Part]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from opero.policies.scope import owner_of
 from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
@@ -13,16 +14,12 @@ if TYPE_CHECKING:
     from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
 
-Key = tuple[str, str, int]
-"""A profile, a kind of policy, and the identity of a clock: functions with different clocks share nothing."""
+Key = tuple[str, str, int, Any]
+"""A profile, a kind of policy, the identity of a clock, and what chooses among states, if there is one for each value
+of an argument: functions with different clocks, or that choose by something else, share nothing."""
 
 _all: WeakSet[SharedExecutors] = WeakSet()
 _all_lock = RenewedLock()
-
-
-def scope_of(policy: Any) -> str:
-    """Return who shares the state of a policy: the functions of a profile share a retry budget in any case."""
-    return getattr(policy, "scope", "profile")
 
 
 def forget_shared_state() -> None:
@@ -72,9 +69,9 @@ class SharedExecutors:
         def provide(policy: Any, clock: Clock, make: Callable[..., Any]) -> Any:
             kind = policy.kind
             own = None if profile is None else self._policies.get(profile)
-            if profile is None or own is None or scope_of(policy) != "profile" or getattr(own, kind) != policy:
+            if profile is None or own is None or owner_of(policy) != "profile" or getattr(own, kind) != policy:
                 return make()
-            key = profile, kind, id(clock)
+            key = profile, kind, id(clock), getattr(make, "by", None)
             held = self._held.get(key)
             if held is not None:
                 return held
@@ -98,7 +95,7 @@ class SharedExecutors:
     def held(self) -> list[tuple[str, Any]]:
         """Return the executors that functions share, each with the name of its profile."""
         with self._lock:
-            return [(profile, executor) for (profile, _, _), executor in self._held.items()]
+            return [(profile, executor) for (profile, *_), executor in self._held.items()]
 
     def successor(self, policies: Mapping[str, Policy]) -> SharedExecutors:
         """Return the executors of another configuration, which may be put in force later."""
@@ -113,11 +110,11 @@ class SharedExecutors:
 
     def _inherit(self, key: Key, executor: Any) -> None:
         """Keep an executor of the previous configuration if its policy is unchanged, else keep it as a predecessor."""
-        profile, kind, _ = key
+        profile, kind, *_ = key
         policy = self._policies[profile].active(kind) if profile in self._policies else None
         if policy is not None and policy == executor.policy:
             self._held.setdefault(key, executor)
-        elif policy is not None and scope_of(policy) == "profile" and key not in self._held:
+        elif policy is not None and owner_of(policy) == "profile" and key not in self._held:
             self._predecessors.setdefault(key, executor)
 
     def migrate(self, draft: SharedExecutors) -> None:

@@ -13,7 +13,9 @@ from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
 from opero.observe.stats import Stats, no_rates
-from opero.registry.parts import executors_of, is_in_shadow
+from opero.policies.scope import owner_of, scope_by
+from opero.registry.keyed import of_keys
+from opero.registry.parts import executors_of, is_by_key, is_in_shadow
 from opero.registry.roster import declaration_of
 from opero.runtime.clock import default_clock
 
@@ -210,7 +212,8 @@ LOOKS: dict[str, Callable[[Any], dict[str, Any]]] = {
 def state_of(kind: str, executor: Any) -> dict[str, Any]:
     """Return what is shown of an executor."""
     try:
-        return LOOKS[kind](executor) | ({"shadow": True} if is_in_shadow(executor) else {})
+        found = of_keys(executor, LOOKS[kind]) if is_by_key(executor) else LOOKS[kind](executor)
+        return found | ({"shadow": True} if is_in_shadow(executor) else {})
     except Exception as error:  # noqa: BLE001  # such as that of a file that processes share
         return {"error": describe(error)}
 
@@ -231,6 +234,8 @@ class ProfileState:
     @property
     def circuit_breaker(self) -> CircuitBreakerExecutor:
         """The circuit breaker: `state`, `details()`, `force_open()`, `force_closed()`, `reset()`.
+
+        With a state for each value of an argument: those of all of them, `keys()`, and `of(value)`, the breaker of one.
 
         Raises:
             ConfigError: the profile has none, or each of its functions has one of its own.
@@ -283,7 +288,7 @@ class ProfileState:
         if policy is None:
             given = [each for each in LIMITS if self._policy.active(each) is not None]
             raise ConfigError(f"the profile {self._name!r} has no {kind}{nearest(kind, given)}")
-        if policy.scope != "profile":
+        if owner_of(policy) != "profile":
             raise ConfigError(
                 f"each function of the profile {self._name!r} has a {kind} of its own (scope: function); ask the bound "
                 f"function: function.{kind}"
@@ -291,12 +296,23 @@ class ProfileState:
         if not self._registry.configuration.enabled:
             raise ConfigError("opero is switched off (OPERO_ENABLED=false): no limit is in force")
 
+        shared, scope, clock = self._registry._in_force.shared, scope_by(policy), default_clock()
+        held = [each for profile, each in shared.held() if profile == self._name and each.policy == policy]
+        held = [each for each in held if each.policy.kind == kind and each.clock is clock]
+        if held and all(map(is_by_key, held)):  # with `scope: auto` those of an HTTP client, and no others
+            return held[-1]
+
         def make(name: str | None = None) -> Any:
-            made = executor(policy, default_clock(), name or self._name)
+            shown = name or self._name
+            made = executor(policy, clock, shown) if scope is None else ByKey(policy, scope, clock, shown, executor)
             made.origin = {"policy": self._name}
             return made
 
-        return self._registry._in_force.shared.of(self._name)(policy, default_clock(), make)
+        if scope is not None:
+            from opero.executors.by_key import ByKey
+
+            make.by = scope.by  # type: ignore[attr-defined]  # see `opero.registry.profile_state`
+        return shared.of(self._name)(policy, clock, make)
 
     def __repr__(self) -> str:
         return f"<state of the profile {self._name!r}>"

@@ -316,7 +316,9 @@ class RedisSlots(Slots):
             elif now >= self._alone_until:
                 self._alone_until = 0.0
             if rank >= 0:
-                self._renewed, self._part = now, Part(processes, rank)
+                self._renewed = now
+                if self._part is None or not self._alone_until:  # else it does not know of all of them yet
+                    self._part = Part(processes, rank)
             self._learn(limit)
             return None if alone else bool(has_slot)
 

@@ -94,10 +94,10 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
     paths, names, held = {}, {}, {}
     for kind, executor_name in KINDS.items():
         executor = executors.get(executor_name)
-        if executor is None or (kind in OPTIONAL and not (executor.clock is SYSTEM and HAS_LOCKS)):
+        executor = getattr(executor, "limiter", executor)
+        is_by_key = getattr(executor, "by", None) is not None  # such as a memory of values: each worker has its own
+        if executor is None or is_by_key or (kind in OPTIONAL and not (executor.clock is SYSTEM and HAS_LOCKS)):
             continue
-        if kind == "rate_limit":
-            executor = executor.limiter
         if executor.clock is not SYSTEM:
             raise ConfigError(
                 f"{name}: its {kind} runs on a clock of its own, which worker processes do not have; use mode='thread'"

@@ -18,13 +18,14 @@ MAIN = ("__main__", "__mp_main__")
 H = TypeVar("H", bound="Holder[Any]")
 
 
-def sharing(executor: H, name: str) -> H:
+def sharing(executor: H, name: str, *key: Any) -> H:
     """Have an executor share its state if its policy says so, and return it. Virtual time is that of one process, so
     there it does not.
 
     Args:
         executor: the executor, whose state is in this process.
         name: the name of the profile, or of the function, under which it is shared unless the policy has another one.
+        key: the key whose state it is, in a keyed scope.
 
     Raises:
         ConfigError: the policy's URL is invalid, or what it needs is missing.
@@ -32,7 +33,8 @@ def sharing(executor: H, name: str) -> H:
     policy: Any = executor.policy
     if getattr(policy, "share", "process") != "process" and getattr(executor, "clock", SYSTEM) is SYSTEM:
         join = _join_machine if policy.share == "machine" else _join_redis
-        join(executor, policy.share_as or _in_all_processes(name), name)
+        shared_as = policy.share_as or _in_all_processes(name)
+        join(executor, f"{shared_as}/{_digest_of(*key)}" if key else shared_as, name)
     return executor
 
 
@@ -72,6 +74,18 @@ def _in_all_processes(name: str) -> str:
         return name
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return f"{Path(file).stem if file else 'main'}:{rest}"
+
+
+def _digest_of(key: Any) -> str:
+    """Return text that is the same for equal keys in all processes.
+
+    Raises:
+        ConfigError: a key of this type has none.
+    """
+    from opero.cache.content import freeze
+    from opero.cache.digest import digest
+
+    return digest(freeze(key))
 
 
 def _quoted(text: str) -> str:

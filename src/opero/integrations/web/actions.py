@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opero.errors import ConfigError, message_of, nearest, one_line, shortened
-from opero.executors.circuit_breaker import CircuitBreakerExecutor
 from opero.integrations.web.messages import LARGEST_BODY, Request, Response, as_json, refused
 from opero.integrations.web.security import token_refusal
 from opero.policies.quantities import parse_duration
 from opero.policies.types import format_duration
+from opero.registry.parts import is_by_key
 from opero.registry.statistics import all_of, profile_of
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
+    from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.integrations.web.holds import Holds
     from opero.registry.registry import Registry
 
 LONGEST_HOLD = 86_400.0
-FIELDS = ("action", "target", "for", "by", "rate", "max_concurrent")
+FIELDS = ("action", "target", "for", "by", "rate", "max_concurrent", "key")
 
 
 def act(request: Request, registry: Registry, holds: Holds) -> Response:
@@ -90,8 +91,8 @@ def _breakers(registry: Registry, target: str) -> Iterator[CircuitBreakerExecuto
             shared = registry.state(target).circuit_breaker
             found[id(shared)] = shared
     for binding in _bindings(registry, target):
-        executor = None if binding.is_late else binding.resolved().executors.get("circuit_breaker")
-        if isinstance(executor, CircuitBreakerExecutor):
+        executor = None if binding.is_late else binding.circuit_breaker
+        if executor is not None:
             found[id(executor)] = executor
     if not found:
         raise ValueError(f"{target} has no circuit breaker in use: a function gets its own at its first call")
@@ -104,9 +105,15 @@ Do = Callable[["Registry", "Holds", dict[str, Any], str], str]
 def _circuit(verb: str, done: str) -> Do:
     def do(registry: Registry, holds: Holds, order: dict[str, Any], who: str) -> str:
         names = []
+        key = order.get("key")
         for each in list(_breakers(registry, order["target"])):
-            getattr(each, verb)()
-            names.append(each.name)
+            if key is None:
+                getattr(each, verb)()
+            elif not is_by_key(each):
+                raise ValueError(f"{each.name} has one circuit, and none for each key: leave key out")
+            else:
+                getattr(cast("Any", each).of(key), verb)()
+            names.append(each.name if key is None else f"{each.name}[{shortened(one_line(str(key)), 80)}]")
         return f"{done}: {', '.join(names)}"
 
     return do

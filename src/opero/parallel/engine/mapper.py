@@ -13,6 +13,7 @@ from opero.parallel.engine.batching import BatchRule
 from opero.parallel.engine.settings import FixedArguments, MapSettings, Options
 from opero.policies.names import is_installed
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.scope import scope_by
 from opero.runtime.functions import is_async_function, signature_of
 from opero.runtime.tracebacks import TRIMMED
 
@@ -224,8 +225,14 @@ class Mapper:
             from opero.parallel.workers.executors import refuse_threads
 
             refuse_threads(parallel.executor, name)
+        keyed = [kind for kind in _shared_kinds(policy) if scope_by(policy.active(kind)) is not None]
         if mode == "auto":
-            return "async" if is_async else "auto"
+            return "async" if is_async else "thread" if keyed else "auto"
+        if keyed and mode not in ("thread", "async"):
+            raise ConfigError(
+                f"{name}: {' and '.join(keyed)} cannot be kept for each value of an argument (scope) in mode {mode!r}, "
+                "whose workers are other processes; use mode='thread', mode='async', or another scope"
+            )
         check_mode(mode, name, is_async=is_async)
         check_cluster(policy, name)
         cache = policy.active("cache")

@@ -1,0 +1,56 @@
+"""States that are parked: kept in few bytes while nothing uses them, one for each key of a keyed scope."""
+
+from __future__ import annotations
+
+import marshal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from opero.executors.state.circuit import Circuit
+from opero.executors.state.circuit_home import LocalCircuit
+from opero.executors.state.slots import LocalSlots
+from opero.executors.state.values_home import LocalValues
+from opero.executors.state.windows import window_of
+
+if TYPE_CHECKING:
+    from opero.executors.state.home import Home
+
+_FIELDS = tuple(each.name for each in fields(Circuit) if each.name != "window")
+
+
+def parked(home: Home, now: float) -> Any:
+    """Return the state of a home that no call uses, for `resume`; None if that of a new home is as good.
+
+    Args:
+        home: where the state is. One that is not only of this process keeps it itself.
+        now: the clock's reading.
+    """
+    if home.stated or isinstance(home, LocalSlots):
+        return None
+    if isinstance(home, LocalCircuit):
+        circuit = home.circuit
+        is_new = circuit.state == "closed" and not circuit.consecutive and not circuit.window.counts(now).calls
+        return None if is_new else pack(circuit)
+    if isinstance(home, LocalValues):
+        memory = home.memory
+        return memory if memory.aside or memory.worked or memory.preferred else None
+    values = home.values()
+    return None if values[0] <= now else values  # a budget: all of its permits are there again
+
+
+def resume(home: Home, state: Any) -> None:
+    """Have a new home continue with a state that was parked."""
+    home.receive(unpack(state) if isinstance(state, bytes) else state)
+
+
+def pack(circuit: Circuit) -> bytes:
+    """Return a circuit as bytes."""
+    calls = circuit.window.plain(0.0)
+    return marshal.dumps((calls, [getattr(circuit, name) for name in _FIELDS]))
+
+
+def unpack(state: bytes) -> Circuit:
+    """Return the circuit that `pack` has made bytes of."""
+    calls, values = marshal.loads(state)  # they never leave this process
+    found = dict(zip(_FIELDS, values, strict=True))
+    return Circuit(window=window_of(found["length"], calls, 0.0), **found)
