@@ -41,13 +41,20 @@ ALL_PART = Part(1 << 60, 0.0)
 
 
 class Turn:
-    """A call in the queue for permits."""
+    """A call in the queue for permits.
 
-    __slots__ = ("costs", "waiter")
+    Attributes:
+        waiter: wakes it.
+        costs: what it takes of each limit.
+        has_reserved: whether it has reserved that, and waits until it falls due.
+    """
+
+    __slots__ = ("costs", "has_reserved", "waiter")
 
     def __init__(self, waiter: Waiter, costs: Costs) -> None:
         self.waiter = waiter
         self.costs = costs
+        self.has_reserved = False
 
 
 class LimitsExecutor(RateLimitExecutor):
@@ -199,10 +206,9 @@ class LimitsExecutor(RateLimitExecutor):
 
     # The queue
 
-    def _enter(self, turn: Turn) -> bool:
+    def _enter(self, turn: Turn) -> None:
         with self._lock:
             self.turns.append(turn)
-            return self.turns[0] is turn
 
     def _leave(self, turn: Turn) -> None:
         with self._lock:
@@ -220,10 +226,15 @@ class LimitsExecutor(RateLimitExecutor):
                 if first in self.turns:
                     self.turns.remove(first)
 
-    def _ahead_of(self, costs: Costs) -> Costs:
-        """Return what a call costs, and what those in the queue cost, as it waits for them as well."""
-        queued = [turn.costs for turn in self.turns.copy()][1:]  # the first has reserved
-        return tuple(map(sum, zip(costs, *queued, strict=True)))
+    def _ahead_of(self, turn: Turn) -> Costs:
+        """Return what a call costs, and what those before it in the queue cost, as it waits for them as well."""
+        before = []
+        for each in self.turns.copy():
+            if each is turn:
+                break
+            if not each.has_reserved:
+                before.append(each.costs)
+        return tuple(map(sum, zip(turn.costs, *before, strict=True)))
 
     # What waits
 
@@ -248,17 +259,16 @@ class LimitsExecutor(RateLimitExecutor):
             await self.run(host, lambda: self._tell_all(call, costs, patience), lambda _: self.abandon(call))
             return
         turn = Turn(host.waiter(), costs)
-        generation, slowest = forking.generation, 0
+        generation, has_waited, slowest = forking.generation, False, 0
         try:
-            is_first = self._enter(turn)
-            if not is_first:
-                if patience < LONGEST:
-                    waits = await self.run(host, lambda: self.waits(self._ahead_of(costs)), lambda _: None)
-                    expected, slowest = longest(waits)
-                    if expected > patience:
-                        raise self.too_late(call, expected, slowest, started)
-                await self._await_turn(host, turn, call, started + patience)
-            slowest = await self._await_permits(host, turn, call, costs, started + patience)
+            if self.turns:
+                has_waited = True
+                await self._await_turn(host, turn, call, patience)
+            booking = await self._reserve(host, call, costs, started + patience)
+            slowest = booking.slowest
+            if booking.wait > 0:
+                has_waited = True
+                await self._await_permits(host, turn, call, booking)
         except BaseException:
             if generation == forking.generation:
                 self.abandon(call)
@@ -267,61 +277,70 @@ class LimitsExecutor(RateLimitExecutor):
             if generation == forking.generation:
                 self._leave(turn)
             waited = self.clock.monotonic() - started
-            if waited > 0:
+            if has_waited and waited > 0:
                 call.waited += waited
                 call.stats.count_wait("rate_limit", waited)
-        if waited > 0:
+        if has_waited and waited > 0:
             call.stats.emit(Waited, what="rate_limit", seconds=waited, limit=self.names[slowest])
 
-    async def _await_turn(self, host: Host, turn: Turn, call: Call, until: float) -> None:
+    async def _await_turn(self, host: Host, turn: Turn, call: Call, patience: float) -> None:
+        """Wait in the queue until this call is the first."""
+        now = self.clock.monotonic()
+        until = now + patience
+        self._enter(turn)
+        if patience < LONGEST:
+            wait, slowest = longest(await self.run(host, lambda: self.waits(self._ahead_of(turn)), lambda _: None))
+            if wait > patience:
+                raise self.too_late(call, wait, slowest, now)
         while self.turns and self.turns[0] is not turn:
             now = self.clock.monotonic()
-            left = None if until - now >= LONGEST else max(0.0, until - now)
-            if not await turn.waiter.wait(left) and left is not None and self.turns[0] is not turn:
+            left = None if patience >= LONGEST else max(0.0, until - now)
+            if not await turn.waiter.wait(left) and left is not None and self.turns and self.turns[0] is not turn:
                 wait, slowest = longest(await self.run(host, lambda: self.waits(turn.costs), lambda _: None))
                 raise self.too_late(call, wait, slowest, now)
             turn.waiter = host.waiter()
 
-    async def _await_permits(self, host: Host, turn: Turn, call: Call, costs: Costs, until: float) -> int:
-        """Reserve permits and wait for them as the first in the queue: the index of the limit that took longest."""
+    async def _reserve(self, host: Host, call: Call, costs: Costs, until: float) -> Booking:
+        """Reserve permits; a server that cannot be used may make the call ask again after a while."""
         while True:
             now = self.clock.monotonic()
             left = max(0.0, until - now)
-            booking = await self.run(host, partial(self.book, call, costs, left), self.cancel)
+            booking = await self.run(host, partial(self.book, call, costs, left), lambda _: self.abandon(call))
             if booking.wait > left:
                 raise self.too_late(call, booking.wait, booking.slowest, now)
             if booking.parts or booking.wait == 0:
-                break
-            await host.sleep(booking.wait)  # it cannot be told yet
-        if booking.wait > 0:
-            text = "%s: waits %.3g s for a permit of %s"
-            name = self.names[booking.slowest]
-            log(
-                "waiting",
-                text,
-                self.name,
-                booking.wait,
-                name,
-                about=call.stats,
-                what="rate_limit",
-                seconds=booking.wait,
-            )
-        due = self.clock.monotonic() + booking.wait
+                return booking
+            await host.sleep(booking.wait)
+
+    async def _await_permits(self, host: Host, turn: Turn, call: Call, booking: Booking) -> None:
+        """Wait until reserved permits fall due, and reserve them anew when others give some back."""
+        wait, name = booking.wait, self.names[booking.slowest]
+        text = "%s: waits %.3g s for a permit of %s"
+        log("waiting", text, self.name, wait, name, about=call.stats, what="rate_limit", seconds=wait)
+        turn.has_reserved = True
+        if wait > self.AHEAD and turn not in self.turns:
+            self._enter(turn)
+        due = self.clock.monotonic() + wait
         while (left := due - self.clock.monotonic()) > 0:
             if left <= self.AHEAD:
                 self._leave(turn)
                 await host.sleep(left)
             elif await turn.waiter.wait(left):
                 turn.waiter = host.waiter()
-                if isinstance(self.home, LocalBudgets):
-                    booking = self.ask(partial(self._book_again, booking, call))
-                    due = max(part.at for part in booking.parts)
-        return booking.slowest
+                if self.home.blocks:  # noted again when that has ended, should the call be cancelled meanwhile
+                    call.permits = None
+                again = await self.run(host, partial(self._book_again, call, booking), lambda _: self.abandon(call))
+                if again is not booking:
+                    booking, due = again, self.clock.monotonic() + again.wait
 
-    def _book_again(self, booking: Booking, call: Call, home: Any) -> Booking:
-        if not isinstance(home, LocalBudgets) or home.names != booking.names:
-            return booking
-        return home.book_again(self.clock.monotonic(), booking, call)
+    def _book_again(self, call: Call, booking: Booking) -> Booking:
+        def of(home: Any) -> Booking:
+            if not isinstance(home, Budgets) or home.names != booking.names:
+                return booking
+            return home.book_again(self.clock.monotonic(), booking, call)
+
+        call.permits = found = self.ask(of)
+        return found
 
 
 def _now(operation: Callable[..., object], *args: Any) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MOST_MARKS = 32
 """More marks are merged: then part of what is given back is lost, and nothing is given twice."""
 NEVER = float("-inf")
+MERGED = 0.0
+"""The moment of marks that stand for several reservations, and stay if one of them is cancelled."""
 SAME = 1e-6
 """Seconds by which marks may differ and count as one."""
 
@@ -68,7 +70,7 @@ class Account(NamedTuple):
 
     number: int = 0
     due: float = 0.0
-    marks: tuple[Mark, ...] = (Mark(0, 0.0, 0.0),)
+    marks: tuple[Mark, ...] = (Mark(0, 0.0, MERGED),)
 
 
 class Part(NamedTuple):
@@ -181,7 +183,7 @@ def cancelled(account: Account, part: Part, now: float, terms: Terms) -> Account
     """Return the account without a reservation that was not used."""
     marks = _moved(account.marks, part.number, -part.cost * terms.interval)
     own = next((each for each in marks if each.number == part.number), None)
-    if own is not None:
+    if own is not None and own.at != MERGED:
         marks.remove(own)
         if part.at <= now:  # marks that were earlier moments have been left out
             marks.append(own._replace(due=own.due + min(0.0, part.before - part.at)))
@@ -213,7 +215,7 @@ def _account(number: int, marks: list[Mark], now: float) -> Account:
         gaps = [abs(one.due - next_.due) for one, next_ in pairwise(kept)]
         closest = gaps.index(min(gaps))
         one, other = kept[closest : closest + 2]
-        kept[closest : closest + 2] = [Mark(other.number, max(one.due, other.due), max(one.at, other.at))]
+        kept[closest : closest + 2] = [Mark(other.number, max(one.due, other.due), MERGED)]
     return Account(number, max(mark.due for mark in kept), tuple(kept))
 
 
@@ -401,6 +403,11 @@ class LocalBudgets(Budgets):
         self.monotonic = monotonic
         self._state: State | None = expressed({}, terms_of(policy), 0.0)  # None where it has moved
         self.names = self.state.names
+
+    @property
+    def terms(self) -> dict[str, Terms]:
+        """Name of a limit → its terms."""
+        return dict(zip(*self.state[:2], strict=True))
 
     @property
     def state(self) -> State:

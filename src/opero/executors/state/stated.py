@@ -43,12 +43,19 @@ def _join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
 
 
 def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
+    from opero.executors.state.budgets import LocalBudgets
     from opero.executors.state.redis_budget import RedisBudget
     from opero.executors.state.redis_store import store_of
 
     policy = executor.policy
     store = store_of(policy, f"{name}: {policy.kind}")
-    home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
+    home: Any
+    if isinstance(executor.own, LocalBudgets):
+        from opero.executors.state.redis_budgets import RedisBudgets
+
+        home = RedisBudgets(store, f"{_quoted(shared_as)}/{policy.kind}s", policy, executor.own, name)
+    else:
+        home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
     home.stated = {"share_as": shared_as, "url": store.url}
     executor.join(home)
 
