@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from opero.events import Event as Event
     from opero.executors.deadlines import deadline as deadline
     from opero.executors.deadlines import remaining as remaining
+    from opero.executors.settling import settle as settle
     from opero.health.error_tracker import ErrorTracker as ErrorTracker
     from opero.health.monitor import HealthMonitor as HealthMonitor
     from opero.health.status import HealthStatus as HealthStatus
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from opero.policies.failures import FailurePolicy as FailurePolicy
     from opero.policies.fallback import FallbackPolicy as FallbackPolicy
     from opero.policies.hooks import HooksPolicy as HooksPolicy
+    from opero.policies.limits import Limit as Limit
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
@@ -108,6 +110,7 @@ _MODULES = {
     "alerts.manager": ("AlertManager",),
     "events": ("Event",),
     "executors.deadlines": ("deadline", "remaining"),
+    "executors.settling": ("settle",),
     "health.error_tracker": ("ErrorTracker",),
     "health.monitor": ("HealthMonitor",),
     "health.status": ("HealthStatus",),
@@ -125,6 +128,7 @@ _MODULES = {
         "FallbackPolicy",
         "HooksPolicy",
         "KeyedScope",
+        "Limit",
         "ParallelPolicy",
         "Policy",
         "RateLimitPolicy",

@@ -191,10 +191,12 @@ class Waited(Event):
     Attributes:
         what: "rate_limit", "bulkhead" or "fallback".
         seconds: how long.
+        limit: the name of the limit that took longest, of a rate limit that has several; else "".
     """
 
     what: str
     seconds: float
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,11 +208,13 @@ class Rejected(Event):
             long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
+        limit: the name of the limit whose permits were too far away, of a rate limit that has several; else "".
     """
 
     by: str
     retry_in: float | None
     error: BaseException
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,6 +117,24 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
     scope=scopes,
+).map(lambda fields: RateLimitPolicy(**fields)) | given(
+    {
+        "limits": st.lists(
+            st.integers(1, 1000).map(lambda permits: f"{permits}/min")
+            | st.fixed_dictionaries(
+                {"rate": st.floats(0.001, 1e6)},
+                optional={
+                    "burst": positive_counts,
+                    "cost": st.sampled_from([1, "tokens", named.cost]),
+                    "cost_from_result": st.sampled_from([None, "usage.tokens", named.is_none]),
+                },
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    },
+    max_wait=st.none() | durations(),
+    scope=scopes,
 ).map(lambda fields: RateLimitPolicy(**fields))
 timeout = st.one_of(
     given({"total": durations(least=0.001)}),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from opero.observe.hooks import Hooks
     from opero.policies.fallback import FallbackPolicy
     from opero.policies.policy import Policy
+    from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
 
@@ -72,7 +73,8 @@ def build(
                 layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
         return layer
 
-    attempt = around(core, "timeout", "bulkhead", "rate_limit")
+    begin = getattr(executors.get("rate_limit"), "begin", None)
+    attempt = around(core if begin is None else begin(core), "timeout", "bulkhead", "rate_limit")
     if target.is_async and (conditions := _async_conditions(policy)):
         from opero.executors.awaited import asking
 
@@ -202,7 +204,7 @@ def _passes_arguments(policy: Policy) -> bool:
         has_key_function(policy)
         or (cache is not None and cache.key is not None)
         or (fallback is not None and fallback.function is not None)
-        or (rate_limit is not None and callable(rate_limit.cost))
+        or (rate_limit is not None and any(callable(each.cost) for each in rate_limit.each))
     )
 
 
@@ -267,10 +269,7 @@ def _executors(
 
         executors["bulkhead"] = scoped(target, shareable(bulkhead, BulkheadExecutor))
     if rate_limit := policy.active("rate_limit"):
-        from opero.executors.rate_limit import Meter, RateLimitExecutor
-
-        meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
-        executors["rate_limit"] = meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
+        executors["rate_limit"] = _meter(target, rate_limit, policy, classifier, shareable)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
@@ -319,6 +318,28 @@ def _executors(
                 cache, clock, target.function, target.stats, classifier, is_method=target.is_method, before=kept
             )
     return executors
+
+
+def _meter(
+    target: Target, rate_limit: RateLimitPolicy, policy: Policy, classifier: Any, shareable: Callable[[Any, Any], Any]
+) -> Any:
+    """Make what stands between the function and its rate limit."""
+    if not rate_limit.limits and rate_limit.cost_from_result is None:
+        from opero.executors.rate_limit import Meter, RateLimitExecutor
+
+        meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
+        return meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
+    from opero.executors.classifier import Classifier
+    from opero.executors.limits import LimitsExecutor
+    from opero.executors.metering import LimitsMeter
+
+    classifier = classifier or Classifier.of(policy.active("failures"))
+    limits = LimitsMeter(limiter := shareable(rate_limit, LimitsExecutor), target.function, classifier)
+    if by_of(limiter) is None:
+        return limits
+    layer = scoped(target, limiter, limits.with_limiter)
+    layer.begin = limits.begin
+    return layer
 
 
 def _retrying(

@@ -22,6 +22,8 @@ from opero.problems import MASK
 if TYPE_CHECKING:
     from opero.config.report import Report
 
+LISTS = {"rate_limit": "limits"}
+"""Kinds of policy with a short form that is a list → the field that it sets."""
 KEYS = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
@@ -217,6 +219,8 @@ def read_statement(kind: str, marked: Marked, section: str, report: Report) -> S
     value = marked.value
     if value is BROKEN:
         return Statement(marked, section, {}, flawed=True)
+    if isinstance(value, list) and kind in LISTS:
+        marked, value = Marked({LISTS[kind]: marked}, marked.at, marked.key, marked.file), {LISTS[kind]: marked}
     if isinstance(value, list):
         report.add(marked.source, f"{section}.{kind} must be a mapping of its fields, not a list")
         report.hide(marked)

@@ -10,6 +10,7 @@ from opero.runtime.deadlines import current
 
 if TYPE_CHECKING:
     from opero.cache.single_flight import Computation
+    from opero.executors.state.budgets import Booking
     from opero.executors.state.circuit import Counted
     from opero.executors.state.slots import QueuedCall
     from opero.observe.receipts import CallReceipt
@@ -41,6 +42,7 @@ class Call:
         counted: how the circuit breaker has counted the call so far.
         slot: the process in which it has a slot of the bulkhead (`SlotHolder`); None if it has none.
         queued: its position in the queue for one; None if it has none.
+        permits: what it has taken from several limits, or as an estimate, until its function begins; else None.
         probe: the period of a half-open circuit in which it is a probe that has no result yet; else negative.
         chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
         computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
@@ -75,6 +77,7 @@ class Call:
     counted: Counted | None = None
     slot: int | None = None
     queued: QueuedCall | None = None
+    permits: Booking | None = None
     probe: int = -1
     chosen: str | None = None
     computation: Computation | None = None

@@ -43,8 +43,7 @@ class RateLimitExecutor(Holder[Budget]):
     own: LocalBudget
 
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
-        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
-        super().__init__(policy, new(policy, clock.monotonic))
+        super().__init__(policy, self.new_home(policy, clock))
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
@@ -54,6 +53,11 @@ class RateLimitExecutor(Holder[Budget]):
         self.queued = 0
         self._waiting: dict[object, Receipt] = {}
         forking.renew_in_child(self)
+
+    def new_home(self, policy: RateLimitPolicy, clock: Clock) -> LocalBudget:
+        """Return a home in this process for the budget."""
+        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
+        return new(policy, clock.monotonic)
 
     def after_fork(self) -> None:
         """Forget the calls that wait: they are the parent's, and so are the permits that they have reserved."""

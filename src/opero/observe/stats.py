@@ -290,11 +290,11 @@ class Stats:
         self.cache_misses += 1
         self.emit(CacheMiss)
 
-    def count_rejection(self, by: str, error: R) -> R:
+    def count_rejection(self, by: str, error: R, limit: str = "") -> R:
         """Count an attempt that a policy rejected, and return its exception."""
         self.rejections += 1
         count(self._table().rejected_by, by)
-        self.emit(Rejected, by=by, retry_in=error.retry_in, error=error)
+        self.emit(Rejected, by=by, retry_in=error.retry_in, error=error, limit=limit)
         return error
 
     def count_spent(self, error: BaseException) -> None:

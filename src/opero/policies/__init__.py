@@ -8,6 +8,7 @@ from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreake
 from opero.policies.failures import FailurePolicy as FailurePolicy
 from opero.policies.fallback import FallbackPolicy as FallbackPolicy
 from opero.policies.hooks import HooksPolicy as HooksPolicy
+from opero.policies.limits import Limit as Limit
 from opero.policies.parallel import ParallelPolicy as ParallelPolicy
 from opero.policies.policy import Policy as Policy
 from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy

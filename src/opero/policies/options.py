@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opero.policies.failures import FailurePolicy
     from opero.policies.fallback import FallbackPolicy
     from opero.policies.hooks import Hook, HooksPolicy
+    from opero.policies.limits import LimitsLike
     from opero.policies.names import ConditionsLike
     from opero.policies.parallel import Mode, OnError, ParallelPolicy
     from opero.policies.quantities import DurationLike
@@ -37,7 +38,7 @@ class Options(TypedDict, total=False):
     failures: FailurePolicy | Mapping[str, Any] | bool | None
     hooks: HooksPolicy | Mapping[str, Any] | bool | None
     cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None
-    rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None
+    rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
     bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
     from opero.policies.decorated_types import Decorated
+    from opero.policies.limits import LimitsLike
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
     from opero.policies.quantities import DurationLike
@@ -144,7 +145,7 @@ class Policy(StrictModel):
             *,
             retry: RetryPolicy | Mapping[str, Any] | bool | int | None = None,
             cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
-            rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None = None,
+            rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None = None,
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
             bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
@@ -283,7 +284,7 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             if kind not in fields:
                 fields[kind] = {field: value}
             elif fields[kind] is not None or value is not None:  # `cache=None, cache_ttl=None` removes the cache
-                fields[kind] = overlay(fields[kind], {field: value})
+                fields[kind] = overlay(fields[kind], {field: value}, KINDS[kind].exclusive)
     return fields
 
 
@@ -312,7 +313,8 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
         if kind not in KINDS:
             result[kind] = value  # the model refuses it
         elif kind in lower:
-            result[kind] = overlay(fields_of(KINDS[kind], lower[kind]), fields_of(KINDS[kind], value))
+            below, above = (fields_of(KINDS[kind], each) for each in (lower[kind], value))
+            result[kind] = overlay(below, above, KINDS[kind].exclusive)
         else:
             result[kind] = fields_of(KINDS[kind], value)
     return result

@@ -164,6 +164,6 @@ def check_sharing(policy: Any) -> None:
     """
     if scope_by(policy) is not None and getattr(policy, "share", "process") == "machine":
         raise ValueError(
-            "scope {by: …} and share: machine exclude each other, as each value would need a file; use share: redis, or "
-            "leave share out"
+            "scope {by: …} and share: machine exclude each other, as each value would need a file; use share: redis, "
+            "or leave share out"
         )

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, message_of
+from opero.executors.state.budgets import LocalBudgets
 from opero.executors.state.sharing import file_home, size_of
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.forking import RenewedLock
@@ -50,7 +51,8 @@ def join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
         folder = user_folder() / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         run, text, of = _digest(boot()), _digest(shared_as), _digest(version("opero"))
-        path = folder / f"{text}.{kind}.{run}.{of}"
+        several = "s" if isinstance(executor.own, LocalBudgets) else ""  # another form of state
+        path = folder / f"{text}.{kind}{several}.{run}.{of}"
         _clear(folder, run)
         with _lock:
             home = _homes.get(str(path))

@@ -34,8 +34,9 @@ def parked(home: Home, now: float) -> Any:
     if isinstance(home, LocalValues):
         memory = home.memory
         return memory if memory.aside or memory.worked or memory.preferred else None
-    values = home.values()
-    return None if values[0] <= now else values  # a budget: all of its permits are there again
+    values = home.values()  # of a budget, or of several
+    moments = [account.due for account, _ in values.values()] if isinstance(values, dict) else [values[0]]
+    return None if max(moments) <= now else values  # else all of their permits are there again
 
 
 def resume(home: Home, state: Any) -> None:

@@ -23,7 +23,8 @@ from opero.executors.state.circuit import (
 )
 from opero.executors.state.circuit_home import CircuitHome
 from opero.executors.state.redis_beat import BEAT
-from opero.executors.state.redis_scripts import EXCHANGE, SECOND
+from opero.executors.state.redis_scripts import SECOND
+from opero.executors.state.redis_state_scripts import EXCHANGE
 from opero.executors.state.redis_store import Command
 from opero.executors.state.windows import window_of
 from opero.runtime.forking import renew_in_child

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from opero.executors.state.redis_scripts import LASTS, SECOND, SLOTS
+from opero.executors.state.redis_scripts import LASTS, SECOND
+from opero.executors.state.redis_state_scripts import SLOTS
 from opero.executors.state.redis_store import Command
 from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues
 from opero.runtime import forking
