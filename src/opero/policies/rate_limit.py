@@ -12,7 +12,9 @@ from opero.failures.kinds import Kind
 from opero.policies.limits import Cost, CostFromResult, Limit, Limits, check_permits, names_of_limits
 from opero.policies.names import Conditions
 from opero.policies.quantities import Count, Duration, PositiveCount, Rate
-from opero.policies.types import UNSET, Scope
+from opero.policies.scope import Scope
+from opero.policies.sharing import StoredLimitPolicy
+from opero.policies.types import UNSET
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -55,7 +57,9 @@ class RateLimitPolicy(StoredLimitPolicy):
             given back: kinds (see `opero.failures`), exception classes, and functions that receive the exception; in
             YAML their names. After other failures and cancellations the estimate stands, as the service may have done
             the work. Default `throttled` and `denied`: the service has refused the call.
-        scope: "profile": all functions bound to one named profile share its budget; "function": each has its own.
+        scope: "profile": all functions bound to one named profile share its budget; "function": each has its own;
+            `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
+            client `{by: host}`.
         share: whose calls take permits from one budget: "process", those of this process; "machine", those of all
             processes of this user on this machine; "redis", those of all processes that use the same server (requires
             that extra). Default "process".
