@@ -53,7 +53,8 @@ def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
     if isinstance(executor.own, LocalBudgets):
         from opero.executors.state.redis_budgets import RedisBudgets
 
-        home = RedisBudgets(store, f"{_quoted(shared_as)}/{policy.kind}s", policy, executor.own, name)
+        kind = f"{policy.kind}s" if policy.limits else policy.kind
+        home = RedisBudgets(store, f"{_quoted(shared_as)}/{kind}", policy, executor.own, name)
     else:
         home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
     home.stated = {"share_as": shared_as, "url": store.url}
