@@ -324,7 +324,7 @@ def _meter(
     target: Target, rate_limit: RateLimitPolicy, policy: Policy, classifier: Any, shareable: Callable[[Any, Any], Any]
 ) -> Any:
     """Make what stands between the function and its rate limit."""
-    if not rate_limit.limits and rate_limit.cost_from_result is None:
+    if not rate_limit.limits and not rate_limit.is_estimated:
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
         meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)

@@ -160,11 +160,16 @@ class LimitsExecutor(RateLimitExecutor):
         if min(changes) < 0:
             self._wake_first()
 
-    def abandon(self, call: Call) -> None:
-        """Give back what a call holds whose function has not begun."""
+    def abandon(self, call: Call, *, waits: bool = False) -> None:
+        """Give back what a call holds whose function has not begun.
+
+        Args:
+            call: the call.
+            waits: whether the caller may wait for a server meanwhile.
+        """
         booking, call.permits = call.permits, None
         if booking is not None:
-            self.run_later(self.cancel, booking)
+            (_now if waits else self.run_later)(self.cancel, booking)
 
     def too_late(self, call: Call, wait: float, slowest: int, now: float) -> Exception:
         """The error for a call whose permits are too far away."""

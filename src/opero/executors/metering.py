@@ -73,7 +73,7 @@ class LimitsMeter(Meter):
                     return layer(call, args, kwargs)
                 except BaseException:
                     if call.permits is not None:
-                        limiter.abandon(call)
+                        limiter.abandon(call, waits=True)
                     raise
             usage = self._usage(call, costs, is_async=False)
             token = current.set(usage)
@@ -128,7 +128,7 @@ class LimitsMeter(Meter):
 
     def _failed(self, call: Call, usage: Usage, error: BaseException) -> None:
         if call.permits is not None:  # the function has not begun
-            self.limiter.abandon(call)
+            self.limiter.abandon(call, waits=not usage.is_async)
         elif isinstance(error, Exception) and self.is_refused(error, call.answers):
             usage.used_nothing()
 

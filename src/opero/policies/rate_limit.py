@@ -138,7 +138,7 @@ class RateLimitPolicy(StoredLimitPolicy):
     @property
     def is_estimated(self) -> bool:
         """Whether calls may turn out to have cost something else than their `cost`."""
-        return self.cost_from_result is not None or any(each.is_estimated for each in self.limits)
+        return any(each.is_estimated for each in self.each)
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:

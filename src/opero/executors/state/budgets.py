@@ -392,6 +392,9 @@ class LocalBudgets(Budgets):
     Args:
         policy: what they are for.
         monotonic: tells the time.
+
+    Attributes:
+        is_single: whether the policy has one limit, whose budget it may share with policies of fixed cost.
     """
 
     # As in `LocalBudget`, no lock is needed under CPython's global lock: the state is one object, and where that is
@@ -402,6 +405,7 @@ class LocalBudgets(Budgets):
         self.lock: AbstractContextManager[Any] = nullcontext()
         self.monotonic = monotonic
         self._state: State | None = expressed({}, terms_of(policy), 0.0)  # None where it has moved
+        self.is_single = not policy.limits
         self.names = self.state.names
 
     @property
@@ -460,7 +464,7 @@ class LocalBudgets(Budgets):
         terms, now = terms_of(policy), self.monotonic()
         with suppress(Moved):
             self._change(lambda state: expressed(state.values(), terms, now))
-            self.names = tuple(terms)
+            self.names, self.is_single = tuple(terms), not policy.limits
 
     def _change(self, change: Callable[[State], State]) -> None:
         while True:

@@ -75,7 +75,8 @@ class RedisBudgets(Budgets):
                     own = LocalBudget(one, self.monotonic)
                     budget = RedisBudget(self.store, self.key, one, own, f"{self.name} ({name})")
                     prefix = f"opero:{{{self.key}}}"
-                    budget.keys = f"{prefix}:due:{name}".encode(), f"{prefix}:used:{name}".encode()
+                    if policy.limits:  # else it has the keys of policies with a fixed cost, which may share it
+                        budget.keys = f"{prefix}:due:{name}".encode(), f"{prefix}:used:{name}".encode()
                 elif budget.policy != one:
                     budget.apply(one)
                 each[name] = budget

@@ -104,8 +104,8 @@ if held then
 end
 return 0
 """
-# Several budgets at once: each has a value as above, followed by the number of its last reservation or correction, and
-# by its marks (see `opero.executors.state.budgets`). Numbers are moments, so those of a budget that was lost never return.
+# Several budgets at once: each has a value as above, followed by the number of its last reservation or correction and
+# by its marks (see `opero.executors.state.budgets`). Numbers are moments, so those of a lost budget never return.
 ACCOUNT = f"""
 local function account(due, number, marks, interval)
   return {{due = due, number = number, marks = marks, interval = interval}}

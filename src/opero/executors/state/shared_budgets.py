@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.executors.state.budget import Terms
 from opero.executors.state.budgets import (
+    MERGED,
     Account,
     Booking,
     Budgets,
@@ -44,7 +45,7 @@ class SharedBudgets(FileHome, Budgets):
     def __init__(self, file: StateFile, own: LocalBudgets) -> None:
         super().__init__(file)
         self.monotonic = own.monotonic
-        self.names, self._terms = own.names, own.terms
+        self.names, self._terms, self._is_single = own.names, own.terms, own.is_single
 
     def book_all(self, now: float, costs: Costs, patience: float, call: PermitHolder | None = None) -> Booking:
         with self.lock:
@@ -84,7 +85,7 @@ class SharedBudgets(FileHome, Budgets):
         terms = terms_of(policy)
         with self.lock:
             state = expressed(self._read(), terms, self.monotonic())
-            self.names, self._terms = tuple(terms), terms
+            self.names, self._terms, self._is_single = tuple(terms), terms, not policy.limits
             self._write(state)
 
     def values(self) -> Values:
@@ -105,17 +106,36 @@ class SharedBudgets(FileHome, Budgets):
         terms = {name: held[name][1] if name in held else each for name, each in self._terms.items()}
         return expressed(held, terms, 0.0)
 
+    # The budget of a policy with one limit is kept as `SharedBudget` keeps it, so that both may share it.
+
     def _read(self) -> Values:
-        held = self.file.read() or {}
-        return {name: _account(*of) for name, of in held.items()}
+        held = self.file.read()
+        if held is None:
+            return {}
+        if not self._is_single:
+            return {name: _account(*of) for name, of in held.items()}
+        due, (interval, burst, unit, *rest) = self.file.number, held
+        number, marks = rest or (0, ())
+        if not marks or max(mark[1] for mark in marks) != due:  # one of fixed cost has booked since
+            number, marks = number + 1, ((number + 1, due, MERGED),)
+        account = Account(number, due, tuple([Mark(*mark) for mark in marks]))
+        return {self.names[0]: (account, Terms(interval, burst, unit))}
 
     def _write(self, state: State, before: State | None = None) -> None:
-        if state is not before:
-            changed = {
-                name: (account.number, account.due, tuple(map(tuple, account.marks)), tuple(terms))
-                for name, (account, terms) in state.values().items()
-            }
-            self.file.write({**(self.file.read() or {}), **changed})
+        if state is before:
+            return
+        if self._is_single:
+            [account], [terms] = state.accounts, state.terms
+            self.file.number = account.due
+            self.file.write((*terms, account.number, tuple(map(tuple, account.marks))))
+            if before is None or before.terms != state.terms:
+                self.file.version += 1
+            return
+        changed = {
+            name: (account.number, account.due, tuple(map(tuple, account.marks)), tuple(terms))
+            for name, (account, terms) in state.values().items()
+        }
+        self.file.write({**(self.file.read() or {}), **changed})
 
 
 def _account(number: int, due: float, marks: Any, terms: Any) -> tuple[Account, Terms]:

@@ -51,7 +51,11 @@ def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
     store = store_of(policy, f"{name}: {policy.kind}")
     key = f"{_quoted(shared_as)}/{policy.kind}"
     home: Any
-    if policy.kind == "rate_limit":
+    if policy.kind == "rate_limit" and (policy.limits or policy.is_estimated):
+        from opero.executors.state.redis_budgets import RedisBudgets
+
+        home = RedisBudgets(store, f"{key}s" if policy.limits else key, policy, own, name)
+    elif policy.kind == "rate_limit":
         from opero.executors.state.redis_budget import RedisBudget
 
         home = RedisBudget(store, key, policy, own, name)
