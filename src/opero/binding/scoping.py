@@ -26,6 +26,12 @@ def has_key_function(policy: Policy) -> bool:
     return any(scope is not None and callable(scope.by) for scope in scopes)
 
 
+def is_by(policy: Policy, name: str | None) -> bool:
+    """Return whether calls with different values of an argument may have different states of a limit."""
+    scopes = [scope_by(policy.active(kind)) for kind in SCOPED[:3]]
+    return name is not None and any(each is not None and (each.by == name or callable(each.by)) for each in scopes)
+
+
 def scope_of(target: Target, policy: Any) -> KeyedScope | None:
     """Return the keyed scope that a policy has for a function; None if it has one state."""
     scope = scope_by(policy)
