@@ -64,7 +64,7 @@ class Key:
         depth = len(path) - (path[:1] != ("defaults",))
         if not path:
             return TOP
-        if depth == 0 or (depth > 2 and path[-1] != "ttl"):
+        if depth == 0 or (depth > 2 and path[-1] not in ("ttl", "scope")):
             return None
         if depth == 1:
             return {*KINDS, "<<", *{"policies": ["extends"], "functions": ["policy"]}.get(path[0], [])}
@@ -195,7 +195,7 @@ def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name
                 here = [
                     each
                     for each in at(key, outcome)
-                    if f"unknown {'field' if 'ttl' in key.path else 'key'}" in each.text
+                    if f"unknown {'field' if {'ttl', 'scope'} & {*key.path} else 'key'}" in each.text
                 ]
                 assert here, about
                 assert here[0].snippet[here[0].caret - 1 :].startswith(written(key, mutant)), about

@@ -9,12 +9,16 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from opero.errors import ConfigError, described
+from opero.policies.scope import KeyedScope
 from opero.runtime.functions import full_name, short_name, signature_of
 
 if TYPE_CHECKING:
     from opero.policies.policy import Policy
 
-OF_THE_CALL = (("cache", "key"), ("rate_limit", "cost"), ("fallback", "function"))
+OF_THE_CALL = (
+    *(("cache", "key"), ("rate_limit", "cost"), ("fallback", "function")),
+    *((kind, "scope") for kind in ("circuit_breaker", "rate_limit", "bulkhead", "fallback")),
+)
 """Fields whose functions receive the arguments of the call."""
 VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -28,7 +32,8 @@ def check_functions_of_calls(policy: Policy, function: Callable[..., Any]) -> No
         ConfigError: one of them can receive those of none.
     """
     for kind, field in OF_THE_CALL:
-        other = getattr(policy.active(kind), field, None)
+        found = getattr(policy.active(kind), field, None)
+        other = found.by if isinstance(found, KeyedScope) else found
         if not callable(other):
             continue
         own, its = signature_of(function), signature_of(other)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.arguments import check_cost_parameter, check_functions_of_calls
+from opero.binding.scoping import check_scopes
 from opero.errors import ConfigError
 from opero.runtime.functions import argument_of, full_name, kind_of, short_name
 
@@ -65,6 +66,7 @@ def check(target: Target, policy: Policy) -> None:
     if fallback is not None and not fallback.function and fallback.has_result:
         _check_default(fallback.default, target)
     check_functions_of_calls(policy, target.function)
+    check_scopes(target, policy)
     for fields, is_awaited in ((AWAITED, target.is_async), (NEVER_AWAITED, False)):
         for kind, names in fields.items():
             own = policy.active(kind)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.fit import check
 from opero.binding.invocation import Pipeline, failing, innermost
 from opero.binding.observed import attempt_wrappers
-from opero.binding.scoping import by_of, has_key_function, scope_of, scoped
+from opero.binding.scoping import by_of, has_key_function, is_by, scope_of, scoped
 from opero.executors.state.stated import sharing
 from opero.runtime.functions import is_async_function
 
@@ -283,6 +283,7 @@ def _executors(
         one_shot = OneShotArguments(target.function, is_method=target.is_method)
     if retry or (fallback and fallback.arg):
         executors.update(_retrying(target, retry, fallback, classifier, shareable, one_shot))
+        executors["retry"].is_by_value = fallback is not None and is_by(policy, fallback.arg)
     if retry and (profile if retry.budget is None else retry.budget is not False):
         from opero.executors.retry_budget import RetryBudget
 

@@ -9,6 +9,7 @@ from opero.policies.scope import KeyedScope, scope_by
 
 if TYPE_CHECKING:
     from opero.binding.target import Target
+    from opero.executors.scope_keys import KeyOf
     from opero.policies.policy import Policy
 
 SCOPED = ("circuit_breaker", "rate_limit", "bulkhead", "fallback")
@@ -26,6 +27,12 @@ def has_key_function(policy: Policy) -> bool:
     return any(scope is not None and callable(scope.by) for scope in scopes)
 
 
+def is_by(policy: Policy, name: str | None) -> bool:
+    """Return whether calls with different values of an argument may have different states of a limit."""
+    scopes = [scope_by(policy.active(kind)) for kind in SCOPED[:3]]
+    return name is not None and any(each is not None and (each.by == name or callable(each.by)) for each in scopes)
+
+
 def scope_of(target: Target, policy: Any) -> KeyedScope | None:
     """Return the keyed scope that a policy has for a function; None if it has one state."""
     scope = scope_by(policy)
@@ -35,6 +42,26 @@ def scope_of(target: Target, policy: Any) -> KeyedScope | None:
     if policy.kind == "fallback" or policy.share == "machine":
         return None
     return KeyedScope(by=next(iter(keys)))
+
+
+def check_scopes(target: Target, policy: Policy) -> None:
+    """Check that a function has the arguments by which its states are chosen.
+
+    Raises:
+        ConfigError: it lacks one.
+    """
+    for kind in SCOPED:
+        own = policy.active(kind)
+        scope = None if own is None else scope_of(target, own)
+        if scope is not None:
+            key_of(target, scope, kind)
+
+
+def key_of(target: Target, scope: KeyedScope, kind: str) -> KeyOf:
+    """Return what makes the key of a call."""
+    from opero.executors.scope_keys import key_function
+
+    return key_function(scope, target.function, f"{kind}.scope.by", target.traits.keys)
 
 
 def scoped(target: Target, executor: Any, around: Callable[[Any], Any] | None = None) -> Any:
@@ -50,10 +77,8 @@ def scoped(target: Target, executor: Any, around: Callable[[Any], Any] | None = 
     """
     if by_of(executor) is None:
         return executor
-    from opero.executors.scope_keys import key_function
     from opero.executors.scoped import Scoped, ScopedBreaker
 
     kind = executor.policy.kind
-    key_of = key_function(executor.scope, target.function, f"{kind}.scope.by", target.traits.keys)
-    kind_of_layer = ScopedBreaker if kind == "circuit_breaker" else Scoped
-    return kind_of_layer(executor, key_of, is_stream=target.is_stream, around=around)
+    layer = ScopedBreaker if kind == "circuit_breaker" else Scoped
+    return layer(executor, key_of(target, executor.scope, kind), is_stream=target.is_stream, around=around)

@@ -103,6 +103,7 @@ class Rounds:
         self.classifier = classifier
         self.kind_of = classifier.kind_of
         self.budget: RetryBudget | None = None
+        self.is_by_value = False  # whether each fallback value has a circuit or limit of its own
         self.guards = policy.amplification == "guard"
         self.is_meant = Matcher.of(policy.retry_on, classifier)
         self.named_rejections = tuple(each for each in self.is_meant.classes if issubclass(each, RejectedError))
@@ -296,8 +297,9 @@ class Rounds:
         """Return what follows from a failed attempt, and count it unless a layer has rejected the attempt."""
         if call.turned_away or isinstance(error, RejectedError):
             call.turned_away = False
-            # Another value would be rejected as well.
-            return ROUND_OVER if isinstance(error, self.named_rejections) else FINAL
+            if isinstance(error, self.named_rejections):
+                return ROUND_OVER
+            return NEVER if self.is_by_value else FINAL  # else another value would be rejected as well
         kind = call.stats.count_error(error, self.classifier, call).kind
         if call.deadline is not None and call.time_left(self.clock.monotonic()) <= 0:
             return FINAL

@@ -53,7 +53,8 @@ another owner it starts anew.
                            continues with what was known
     on_store_error,        from now on
     store_timeout
-    scope                  another owner: starts anew
+    scope                  another owner: starts anew; a keyed scope keeps the states of all keys, whatever else changes
+      max_keys             from now on
     enabled                off, or the policy removed: the state is gone
 
 A policy that is equal to the old one keeps its executor.
