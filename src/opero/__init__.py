@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
     from opero.policies.failures import FailurePolicy as FailurePolicy
     from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+    from opero.policies.hedge import HedgePolicy as HedgePolicy
     from opero.policies.hooks import HooksPolicy as HooksPolicy
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
@@ -122,6 +123,7 @@ _MODULES = {
         "CircuitBreakerPolicy",
         "FailurePolicy",
         "FallbackPolicy",
+        "HedgePolicy",
         "HooksPolicy",
         "ParallelPolicy",
         "Policy",

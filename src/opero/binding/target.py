@@ -28,10 +28,13 @@ class Traits:
         refusal: returns why a policy does not fit, with the cure; None if it fits.
         why_once: called with the exception of a failed attempt and the arguments: returns why the call must not be
             repeated, although the policy would; None if it may be.
+        why_alone: called with the arguments: returns why no other attempt may run beside one, as a hedge does; None if
+            one may. Without it, a function that has `why_once` is never hedged.
     """
 
     refusal: Callable[[Policy], str | None] | None = None
     why_once: Callable[..., str | None] | None = None
+    why_alone: Callable[..., str | None] | None = None
 
 
 NO_TRAITS = Traits()

@@ -203,7 +203,8 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
                 call.stats.count_shadow("circuit_breaker", "reject", error.retry_in, message=str(error))
                 return NOT_PASSING
             call.turned_away = True
-            call.stats.count_rejection("circuit_breaker", error)
+            if not call.hedge:
+                call.stats.count_rejection("circuit_breaker", error)
             raise
 
     def leave(self, call: Call, held: int, period: int) -> None:
