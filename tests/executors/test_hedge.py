@@ -76,10 +76,11 @@ class Service:
         return self.result(number, result)
 
     def await_caller(self) -> None:
-        """Let the caller reach its wait, before this thread moves the clock."""
-        caller, until = threading.main_thread(), time.monotonic() + 5
-        while threading.current_thread() is not caller and caller.ident not in self.clock._sleepers._due:
-            assert time.monotonic() < until
+        """Let the caller reach its wait, if that has an end, before this thread moves the clock."""
+        caller, until = threading.main_thread(), time.monotonic() + 0.1
+        while threading.current_thread() is not caller and time.monotonic() < until:
+            if caller.ident in self.clock._sleepers._due:
+                break
             time.sleep(0)
 
     async def asynchronous(self, *args: Any) -> Any:
