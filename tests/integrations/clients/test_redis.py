@@ -277,12 +277,13 @@ def test_reads_are_hedged_and_writes_that_count_are_not(call: Caller, proxy: Pro
     db = call.use(Policy(hedge={"after": "50ms", "budget": "100%"}))
     call(db.set("k", "v"))
     with redis.Redis(port=redis_server.port) as other:
+        before = db.bound.stats.hedges  # of a machine that is slow
         other.client_pause(400, all=True)
         assert call(db.get("k")) == b"v"
-        assert db.bound.stats.hedges == 1
+        assert db.bound.stats.hedges == before + 1
         other.client_pause(400, all=True)
         assert call(db.incr("n")) == 1
-    assert db.bound.stats.hedges == 1
+    assert db.bound.stats.hedges == before + 1
 
 
 def test_a_named_profile_tunes_the_client(call: Caller, proxy: Proxy) -> None:
