@@ -20,7 +20,7 @@ from opero.config.declaration import where
 from opero.decorators import decorating
 from opero.errors import ConfigError, OperoError, shortened
 from opero.executors.deadlines import remaining
-from opero.integrations.http_clients import _refusal, for_caller, own_errors
+from opero.integrations.http_clients import for_caller, own_errors
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -149,6 +149,8 @@ class Interceptor(_Policed, grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamCl
     The deadline of a call is what the policy, and the code that makes it, leave of its own timeout. The last exception
     is raised as it is; what opero raises itself, such as `opero.CircuitOpenError`, is a `grpc.RpcError` as well, with
     the code UNAVAILABLE or DEADLINE_EXCEEDED. The channel must have no retries of its own in its service config.
+
+    Circuit breaker and limits of a profile hold for all calls; those of a `Policy` for both kinds of calls apart.
 
     Args:
         policy: the name of a profile, resolved at the first call, or a `Policy`. Without it, `retries` is 3 unless the
@@ -301,6 +303,15 @@ async def _rest(first: list[Any], messages: Any) -> AsyncIterator[Any]:
                 yield each
     finally:
         await messages.aclose()
+
+
+def _refusal(policy: Policy) -> str | None:
+    """Return why a policy cannot be on a channel, with the cure."""
+    if policy.active("cache") is not None:
+        return "the answer of a channel is a call, which is not cached: add cache=False here"
+    if policy.active("fallback") is not None:
+        return "the answer of a channel is a call, which a fallback cannot replace: add fallback=False here"
+    return None
 
 
 @contextmanager

@@ -179,6 +179,15 @@ def trials(caller: Sync, closed: str) -> Iterator[tuple[str, Any]]:
         yield "unsent", [raised(unreachable.one, "Place").code().name, policed.bound.stats.attempts]
 
 
+def refusals() -> Iterator[str]:
+    """Yield what is said of arguments that do not fit."""
+    for options in ({"cache": True}, {"fallback": {"default": 1}}, {"retry_methods": "Get"}):
+        try:
+            Interceptor(**options)
+        except ConfigError as error:
+            yield str(error)
+
+
 def of_sync(caller: Sync) -> Iterator[tuple[str, Any]]:
     with caller.under(Policy(**NOW)):
         method = caller.channel.unary_unary("/shop.Orders/GetOrder")
@@ -207,6 +216,7 @@ def main() -> None:
         idle.stop(None)
         for caller in (Sync(target), Aio(target)):
             found[type(caller).__name__] = dict(trials(caller, closed))
+        found["refusals"] = [*refusals()]
         found["of sync"] = dict(of_sync(Sync(target)))
         server.stop(None).wait()
     print(json.dumps(found))

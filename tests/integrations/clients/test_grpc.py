@@ -72,3 +72,10 @@ def test_the_calls_of_a_sync_channel_are_as_before(found: Any) -> None:
     assert said["cancelled"] == "CANCELLED"
     assert said["metadata"] == ["OK", []]
     assert "a future cannot be under a policy" in said["future"]
+
+
+def test_what_does_not_fit_is_refused(found: Any) -> None:
+    cache, fallback, methods = found["refusals"]
+    assert "which is not cached: add cache=False" in cache
+    assert "which a fallback cannot replace" in fallback
+    assert "expects a collection of methods or patterns" in methods
