@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
     from opero.policies.failures import FailurePolicy as FailurePolicy
     from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+    from opero.policies.hedge import HedgePolicy as HedgePolicy
     from opero.policies.hooks import HooksPolicy as HooksPolicy
     from opero.policies.limits import Limit as Limit
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
@@ -126,6 +127,7 @@ _MODULES = {
         "CircuitBreakerPolicy",
         "FailurePolicy",
         "FallbackPolicy",
+        "HedgePolicy",
         "HooksPolicy",
         "KeyedScope",
         "Limit",

@@ -138,6 +138,19 @@ class RetryScheduled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeStarted(Event):
+    """Another attempt begins beside one that takes long; the first result counts.
+
+    Attributes:
+        attempt: the number of the attempts of this round that run or have run, with this one: from 2.
+        delay: the seconds after which an attempt is hedged.
+    """
+
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackUsed(Event):
     """A call falls back, on another value of the fallback argument or on a fallback result.
 
@@ -533,7 +546,8 @@ EVENTS: dict[str, type[Event]] = {}
 """Name → the class of every event."""
 
 for _class in (
-    *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
+    *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, HedgeStarted, FallbackUsed),
+    *(ValueSetAside, ValueRestored),
     *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
     *(StoreFailed, StoreRestored),

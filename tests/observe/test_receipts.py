@@ -465,6 +465,7 @@ def test_every_event_has_a_text() -> None:
         events.CallFailed: {"error": error, "kind": Kind.TRANSIENT, "seconds": 1.0},
         events.AttemptFailed: {"error": error, "kind": Kind.TRANSIENT},
         events.RetryScheduled: {"attempt": 2, "delay": 1.0, "is_asked": True, "error": error},
+        events.HedgeStarted: {"attempt": 2, "delay": 0.2},
         events.FallbackUsed: {"what": "default", "error": error},
         events.ValueSetAside: {**value, "kind": Kind.DENIED, "seconds": 1.0},
         events.ValueRestored: value,

@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "open_for": st.sampled_from([5, "1m"]),
     },
     "bulkhead": {"max_concurrent": numbers, "max_wait": st.sampled_from([0, "2s", None])},
+    "hedge": {"after": st.sampled_from(["p95", "p99.9", 0.2]), "max": numbers, "budget": st.sampled_from([0.5, "5%"])},
     "hooks": {
         "on_retry": st.sampled_from([None, "policies.named:hears", ["policies.named:hears", "builtins:print"]]),
         "on_success": st.sampled_from(["policies.named:hears", []]),
@@ -47,6 +48,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "timeout": {"total": "30s", "attempt": 2},
     "circuit_breaker": {"consecutive_failures": 7},
     "bulkhead": {"max_concurrent": 7},
+    "hedge": {"after": "200ms", "max": 2},
     "failures": {"permanent": [410]},
     "hooks": {"on_retry": "policies.named:hears"},
     "parallel": {"mode": "thread", "workers": 2},

@@ -15,6 +15,7 @@ from opero import (
     CircuitBreakerPolicy,
     FailurePolicy,
     FallbackPolicy,
+    HedgePolicy,
     HooksPolicy,
     ParallelPolicy,
     Policy,
@@ -187,6 +188,11 @@ failures = given(
     classify=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
     responses=st.booleans(),
 ).map(lambda fields: FailurePolicy(**fields))
+hedge = given(
+    after=st.sampled_from(["p50", "p95", "P99.9", " p99 "]) | durations(least=0.001),
+    max=positive_counts,
+    budget=st.floats(0.001, 1) | st.sampled_from(["5%", "100%"]),
+).map(lambda fields: HedgePolicy(**fields))
 heard = st.sampled_from([None, named.hears, "policies.named:hears", [named.hears, "builtins:print"]])
 hooks = given(on_retry=heard, on_success=heard, on_open=heard).map(lambda fields: HooksPolicy(**fields))
 parallel = given(
@@ -221,6 +227,7 @@ kinds = {
     "circuit_breaker": circuit_breaker,
     "bulkhead": bulkhead,
     "fallback": fallback,
+    "hedge": hedge,
     "failures": failures,
     "hooks": hooks,
     "parallel": parallel,

@@ -19,6 +19,7 @@ from opero import (
     CircuitBreakerPolicy,
     FailurePolicy,
     FallbackPolicy,
+    HedgePolicy,
     HooksPolicy,
     ParallelPolicy,
     Policy,
@@ -51,6 +52,7 @@ DESIGN = {
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as url store_timeout",
     BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as url on_store_error store_timeout",
+    HedgePolicy: "after max budget",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",

@@ -1,7 +1,7 @@
 """Builds the pipeline of a call: its layers, from outer to inner.
 
-    cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-    → timeout (attempt) → function
+    cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → rate limit
+    → bulkhead → timeout (attempt) → function
 
 A layer exists only where its policy is set. A pipeline is built once for each configuration of a function.
 """
@@ -73,8 +73,10 @@ def build(
                 layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
         return layer
 
+    hedge = executors.get("hedge")
     begin = getattr(executors.get("rate_limit"), "begin", None)
-    attempt = around(core if begin is None else begin(core), "timeout", "bulkhead", "rate_limit")
+    attempt = around(core if begin is None else begin(core), "timeout")
+    attempt = around(attempt if hedge is None else hedge.mark(attempt), "bulkhead", "rate_limit")
     if target.is_async and (conditions := _async_conditions(policy)):
         from opero.executors.awaited import asking
 
@@ -83,6 +85,7 @@ def build(
         breaker, by_round = executors["circuit_breaker"], "retry" in executors and executors["retry"].prepares
         wrap = breaker.wrap_async if target.is_async else breaker.wrap
         attempt = wrap(attempt, classifier, by_round=by_round)
+    attempt = around(attempt, "hedge")
     if attempt is core and "retry" in executors and not target.is_async:
         retried = executors["retry"].wrap(core, function, check_response)
     else:
@@ -153,7 +156,7 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
             successor.migrate_from(predecessor)
 
 
-LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache")
+LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache", "hedge")
 """Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
 
 
@@ -274,6 +277,12 @@ def _executors(
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
         executors["circuit_breaker"] = scoped(target, shareable(circuit_breaker, CircuitBreakerExecutor))
+    if hedge := policy.active("hedge"):
+        from opero.executors.hedge import HedgeExecutor
+
+        replaced = None if before is None else before.executors.get("hedge")
+        why_alone = target.traits.why_alone
+        executors["hedge"] = HedgeExecutor(hedge, clock, target.stats, classifier, executors, why_alone, replaced)
     fallback = policy.active("fallback")
     retry, watched = policy.in_force("retry"), policy.active("retry")
     one_shot = None

@@ -268,6 +268,16 @@ def _waits(policy: Any, what: str) -> str:
     return f"{rule} {_whose(policy)}"
 
 
+def _hedge(policy: Any) -> Iterator[str]:
+    after = policy.after
+    long = (
+        f"longer than {seconds(after)}" if isinstance(after, float) else f"longer than {after[1:]}% of the latest ones"
+    )
+    most = "another one begins" if policy.max == 1 else f"up to {policy.max:,} others begin one after the other"
+    yield f"While an attempt takes {long}, {most} beside it: the first result counts, and the others are cancelled."
+    yield f"That adds at most {100 * policy.budget:g}% to the attempts."
+
+
 def _parallel(policy: Any) -> Iterator[str]:
     workers = "" if policy.workers == "auto" else f", {policy.workers:,} at once"
     order = "in the order of the items" if policy.ordered else "in the order in which they finish"
@@ -332,6 +342,7 @@ TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
     ("timeout", "time of a call", _total),
     ("retry", "retries", _retry),
     ("fallback", "values", _fallback_values),
+    ("hedge", "hedges", _hedge),
     ("circuit_breaker", "circuit", _breaker),
     ("rate_limit", "rate", _rate_limit),
     ("bulkhead", "at once", _bulkhead),

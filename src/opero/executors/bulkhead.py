@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import BulkheadFullError
+from opero.errors import BulkheadFullError, RejectedError
 from opero.events import Waited
 from opero.executors.state.home import Holder
 from opero.executors.state.slots import ANYONE, FOREVER, LocalSlots, QueuedCall, Slots
@@ -64,6 +64,8 @@ class BulkheadExecutor(Holder[Slots]):
     def refusal(self, call: Call, waited: float) -> Exception:
         """The error for a call that got no slot in time."""
         call.turned_away = True
+        if call.hedge:
+            return RejectedError(f"{self.name}: no hedge, as it would wait for a slot")
         limit = self.home.successor.limit
         full = f"{self.name}: bulkhead full: {limit} of {limit} slots in use"
         if trouble := self.home.successor.trouble:
@@ -94,6 +96,7 @@ class BulkheadExecutor(Holder[Slots]):
         started = self.clock.monotonic()
         left = call.time_left(started)
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
+        patience = 0.0 if call.hedge else patience
         if patience <= 0:
             raise self.refusal(call, patience)
         queued = call.queued = QueuedCall(host.waiter(), started, call)

@@ -37,6 +37,9 @@ class Call:
         tried: when the current attempt began, by the same, if it is known; else 0.
         receipt: what is recorded of it; None if nothing is.
         observed: who sees it begin and end, each with what its `begin` has returned.
+        reached: when the current attempt got its permit and slot, by the clock's `monotonic`, where it may be hedged.
+        hedge: if it is an attempt beside others, of which the first result counts: its number among them, from 2. Such
+            a one waits for no permit and no slot. Else 0.
         waited: seconds that the current attempt has waited for a permit or a slot.
         turned_away: whether a layer has rejected the current attempt, so that its error is not the function's.
         counted: how the circuit breaker has counted the call so far.
@@ -67,6 +70,8 @@ class Call:
     tried: float = 0.0
     receipt: CallReceipt | None = None
     observed: tuple[tuple[Any, Any], ...] = ()
+    reached: float = 0.0
+    hedge: int = 0
     waited: float = 0.0
     turned_away: bool = False
     fell_back: bool = False

@@ -194,6 +194,10 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
 
     # Around the function
 
+    def is_closed_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether an attempt with these arguments would pass without being a probe."""
+        return self.policy.shadow or self.home.successor.passing >= 0
+
     def enter(self, call: Call, held: int) -> int:
         """`admit` for a circuit that is not simply closed. In shadow an attempt that it would have rejected belongs to
         no period, so its result does not count."""
@@ -204,7 +208,8 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
                 call.stats.count_shadow("circuit_breaker", "reject", error.retry_in, message=str(error))
                 return NOT_PASSING
             call.turned_away = True
-            call.stats.count_rejection("circuit_breaker", error)
+            if not call.hedge:
+                call.stats.count_rejection("circuit_breaker", error)
             raise
 
     def leave(self, call: Call, held: int, period: int) -> None:

@@ -82,6 +82,8 @@ def _is_header(name: object) -> bool:
 
 ONE_READ = "its body can be read only once; pass bytes, or an object that can be iterated over again"
 """Why a request must not be repeated whose body is a stream."""
+NOT_IN_MEMORY = "its body would be read by two attempts at once; pass bytes"
+"""Why a request must not be hedged whose body is a stream or a file."""
 STILL_READ = "the attempt that timed out may still be reading its body; pass bytes"
 """Why a sync request must not be repeated whose body is a file, after an attempt timeout."""
 
@@ -95,6 +97,7 @@ def under_policy(
     registry: Registry | None,
     clock: Clock | None,
     options: Options,
+    why_alone: Callable[..., str | None] | None = None,
 ) -> Any:
     """Return a function that sends requests under a policy.
 
@@ -105,12 +108,13 @@ def under_policy(
         host: returns the origin of a request: scheme, host and port. Each has a circuit breaker, a rate limit and a
             bulkhead of its own, unless the policy says otherwise.
         policy, registry, clock, options: as for `@opero`.
+        why_alone: called with the arguments of `send`; see `Traits`. Default: requests cannot be hedged.
 
     Raises:
         ConfigError: the policy, if it is known already, does not fit.
     """
     send.__module__, _, send.__qualname__ = name.partition(":")
-    setattr(send, TRAITS, Traits(_refusal, why_once, {"host": host}))
+    setattr(send, TRAITS, Traits(_refusal, why_once, {"host": host}, why_alone))
     bound = decorating(policy, registry, clock, options, where(2))(send)
     if registry is not None:
         bound.binding.resolved()  # there is no reason to wait for the first request

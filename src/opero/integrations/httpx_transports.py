@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from opero.errors import CallTimeoutError, ConfigError, FailedResponseError, OperoError
 from opero.executors.scope_keys import origin
-from opero.integrations.http_clients import IDEMPOTENT, ONE_READ, STILL_READ, Repeats, for_caller, under_policy
+from opero.integrations.http_clients import (
+    IDEMPOTENT,
+    NOT_IN_MEMORY,
+    ONE_READ,
+    STILL_READ,
+    Repeats,
+    for_caller,
+    under_policy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +35,8 @@ class PolicyTransport:
     the response: a body that is read later is outside of the policy.
 
     A request is repeated only if that is safe: if its method is idempotent, it has an idempotency key, or nothing of it
-    was sent, as the connection could not be made; and only if its body can be sent again. A response whose place
+    was sent, as the connection could not be made; and only if its body can be sent again. It is hedged only if its
+    method is idempotent or it has such a key, and its body is in memory. A response whose place
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is an exception of the client as well.
@@ -106,6 +115,7 @@ class PolicyTransport:
             registry,
             clock,
             options,
+            self._why_alone,
         )
 
     def _default(self) -> Any:
@@ -126,6 +136,10 @@ class PolicyTransport:
             return "the service says so in the header x-should-retry"
         reason = self._repeats.why_once(request.method, request.headers)
         return reason if reason is not None or _is_replayable(request) else ONE_READ
+
+    def _why_alone(self, request: Any) -> str | None:
+        reason = self._repeats.why_once(request.method, request.headers)
+        return reason if reason is not None or _is_in_memory(request) else NOT_IN_MEMORY
 
 
 class SyncPolicyTransport(PolicyTransport):

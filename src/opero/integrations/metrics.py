@@ -107,6 +107,8 @@ METRICS = (
         "Rounds that a policy still allowed when a failure showed that none would help.",
     ),
     Metric("opero_recoveries", "counter", OF_FUNCTION, "{call}", "Calls that succeeded after a failed attempt."),
+    Metric("opero_hedges", "counter", OF_FUNCTION, "{attempt}", "Attempts that were made beside one that took long."),
+    Metric("opero_hedge_wins", "counter", OF_FUNCTION, "{attempt}", "Hedges whose result was the first."),
     Metric(
         "opero_fallbacks",
         "counter",

@@ -47,7 +47,9 @@ PLACES = [*(bisect_left(BOUNDS, bound * (1 - ROOM)) for bound in latency.BOUNDS[
 NEEDS = {
     "retries": ("retry",),
     "retries_saved": ("retry",),
-    "recoveries": ("retry",),
+    "recoveries": ("retry", "hedge"),
+    "hedges": ("hedge",),
+    "hedge_wins": ("hedge",),
     "fallbacks": ("fallback",),
     "timeouts": ("timeout",),
     "waits": ("rate_limit", "bulkhead", "fallback"),
@@ -55,7 +57,7 @@ NEEDS = {
 """Count → the policies without which it stays zero, and is not exported."""
 
 
-KINDS_NEEDED = ("retry", "fallback", "timeout", "rate_limit", "bulkhead", "cache")
+KINDS_NEEDED = ("retry", "hedge", "fallback", "timeout", "rate_limit", "bulkhead", "cache")
 
 
 class Distribution(NamedTuple):

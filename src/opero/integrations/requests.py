@@ -15,6 +15,7 @@ from opero.errors import ConfigError, OperoError
 from opero.executors.scope_keys import origin_of
 from opero.integrations.http_clients import (
     IDEMPOTENT,
+    NOT_IN_MEMORY,
     ONE_READ,
     STILL_READ,
     Repeats,
@@ -44,7 +45,8 @@ class Adapter(BaseAdapter):
     of the response: the body, which is read later, is outside of the policy.
 
     A request is repeated only if that is safe: if its method is idempotent, it has an idempotency key, or nothing of it
-    was sent, as the connection could not be made; and only if its body can be sent again. A response whose place
+    was sent, as the connection could not be made; and only if its body can be sent again. It is hedged only if its
+    method is idempotent or it has such a key, and its body is in memory. A response whose place
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is a `requests.RequestException` as well, and a timeout a `requests.Timeout`.
@@ -122,7 +124,9 @@ class Adapter(BaseAdapter):
             return handle(request, **kwargs)
 
         name = f"{__name__}:Adapter"
-        self.bound: Any = under_policy(send, name, self._why_once, _origin, policy, registry, clock, options)
+        self.bound: Any = under_policy(
+            send, name, self._why_once, _origin, policy, registry, clock, options, self._why_alone
+        )
 
     def send(
         self,
@@ -153,6 +157,10 @@ class Adapter(BaseAdapter):
 
     def __reduce__(self) -> Any:
         return self._again, ()
+
+    def _why_alone(self, request: Any, **_: Any) -> str | None:
+        reason = self._repeats.why_once(request.method or "", request.headers)
+        return reason if reason is not None or isinstance(request.body, str | bytes | None) else NOT_IN_MEMORY
 
     def _why_once(self, error: Exception, request: Any, **_: Any) -> str | None:
         if _is_unsent(error):

@@ -53,6 +53,8 @@ class Stats:
         retries: rounds of attempts after the first.
         retries_saved: rounds that the policy still allowed when a failure showed that none would help.
         recoveries: calls that succeeded after a failed attempt.
+        hedges: attempts that were made beside one that took long.
+        hedge_wins: hedges whose result was the first.
         fallbacks: attempts with another value of the fallback argument, and calls answered by a fallback result.
         cache_hits: calls that the cache answered.
         cache_misses: calls that the cache could not answer.
@@ -89,6 +91,8 @@ class Stats:
         self.retries = 0
         self.retries_saved = 0
         self.recoveries = 0
+        self.hedges = 0
+        self.hedge_wins = 0
         self.fallbacks = 0
         self.cache_hits = 0
         self.cache_misses = 0

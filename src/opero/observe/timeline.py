@@ -148,6 +148,7 @@ def _short(value: Any) -> str:
 TEXTS: dict[str, Callable[[Data, int], str]] = {
     "attempt_failed": _attempt_failed,
     "retry_scheduled": _retry_scheduled,
+    "hedge_started": lambda step, _: f"hedged by attempt {step['attempt']} after {_seconds(step['delay'])}",
     "fallback_used": _fallback_used,
     "map_started": lambda step, _: f"map of {_known(step['total'])} items started, mode {step['mode']}",
     "map_finished": _map_finished,

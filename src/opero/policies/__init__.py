@@ -7,6 +7,7 @@ from opero.policies.canary import CanaryPolicy as CanaryPolicy
 from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
 from opero.policies.failures import FailurePolicy as FailurePolicy
 from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+from opero.policies.hedge import HedgePolicy as HedgePolicy
 from opero.policies.hooks import HooksPolicy as HooksPolicy
 from opero.policies.limits import Limit as Limit
 from opero.policies.parallel import ParallelPolicy as ParallelPolicy

@@ -18,6 +18,7 @@ from opero.policies.scope import owner_of, scope_by
 if TYPE_CHECKING:
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.policies.hedge import HedgePolicy
     from opero.policies.parallel import ParallelPolicy
     from opero.policies.policy import Policy
     from opero.policies.rate_limit import RateLimitPolicy
@@ -73,6 +74,8 @@ def _found(policy: Policy) -> Iterator[Contradiction]:
         yield from _insufficient_slots(breaker, bulkhead)
     if breaker is not None and timeout is not None:
         yield from _unreachable_slow_calls(breaker, timeout)
+    if (hedge := policy.active("hedge")) is not None and timeout is not None:
+        yield from _unreachable_hedges(hedge, timeout)
 
 
 def least_waits(retry: RetryPolicy, retries: int) -> float:
@@ -250,13 +253,28 @@ def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPol
         )
 
 
-def _unreachable_slow_calls(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+def _shortest(timeout: TimeoutPolicy) -> tuple[str, float]:
+    """Return the field that ends an attempt first, and its value."""
     limits = {"timeout.total": timeout.total, "timeout.attempt": timeout.attempt}
-    field, limit = min(
+    return min(
         ((field, limit) for field, limit in limits.items() if limit is not None),
         key=lambda entry: entry[1],
         default=("", LONG),
     )
+
+
+def _unreachable_hedges(hedge: HedgePolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+    field, limit = _shortest(timeout)
+    if isinstance(hedge.after, float) and hedge.after >= limit and timeout.enforce == "interrupt":
+        yield Contradiction(
+            ("hedge.after", field),
+            f"an attempt is hedged after hedge.after ({format_duration(hedge.after)}), and {field} "
+            f"({format_duration(limit)}) ends it before that; lower hedge.after or raise {field}",
+        )
+
+
+def _unreachable_slow_calls(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+    field, limit = _shortest(timeout)
     if breaker.slow_call is not None and breaker.slow_call > limit and timeout.enforce == "interrupt":
         yield Contradiction(
             ("circuit_breaker.slow_call", field),

@@ -26,6 +26,7 @@ HOOKS = {
     "on_failure": "call_failed",
     "on_attempt_failed": "attempt_failed",
     "on_retry": "retry_scheduled",
+    "on_hedge": "hedge_started",
     "on_fallback": "fallback_used",
     "on_value_set_aside": "value_set_aside",
     "on_value_restored": "value_restored",
@@ -95,6 +96,7 @@ class HooksPolicy(BasePolicy):
         on_failure: a call failed (`CallFailed`).
         on_attempt_failed: an attempt failed (`AttemptFailed`).
         on_retry: another round of attempts begins after a delay (`RetryScheduled`).
+        on_hedge: a second attempt begins beside a slow one (`HedgeStarted`).
         on_fallback: a call falls back on another value or result (`FallbackUsed`).
         on_value_set_aside: a value of a fallback argument is asked last for a while (`ValueSetAside`).
         on_value_restored: a value that was set aside works again (`ValueRestored`).
@@ -127,6 +129,7 @@ class HooksPolicy(BasePolicy):
     on_failure: Handlers = ()
     on_attempt_failed: Handlers = ()
     on_retry: Handlers = ()
+    on_hedge: Handlers = ()
     on_fallback: Handlers = ()
     on_value_set_aside: Handlers = ()
     on_value_restored: Handlers = ()
@@ -160,6 +163,7 @@ class HooksPolicy(BasePolicy):
             on_failure: Hook[events.CallFailed] = (),
             on_attempt_failed: Hook[events.AttemptFailed] = (),
             on_retry: Hook[events.RetryScheduled] = (),
+            on_hedge: Hook[events.HedgeStarted] = (),
             on_fallback: Hook[events.FallbackUsed] = (),
             on_value_set_aside: Hook[events.ValueSetAside] = (),
             on_value_restored: Hook[events.ValueRestored] = (),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
     from opero.policies.failures import FailurePolicy
     from opero.policies.fallback import FallbackPolicy
+    from opero.policies.hedge import HedgePolicy
     from opero.policies.hooks import Hook, HooksPolicy
     from opero.policies.limits import LimitsLike
     from opero.policies.names import ConditionsLike
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
     bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None
+    hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None
     parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
     canary: CanaryPolicy | Mapping[str, Any] | bool | None
 
@@ -95,6 +97,7 @@ class Options(TypedDict, total=False):
     on_failure: Hook[events.CallFailed]
     on_attempt_failed: Hook[events.AttemptFailed]
     on_retry: Hook[events.RetryScheduled]
+    on_hedge: Hook[events.HedgeStarted]
     on_fallback: Hook[events.FallbackUsed]
     on_value_set_aside: Hook[events.ValueSetAside]
     on_value_restored: Hook[events.ValueRestored]

@@ -23,6 +23,7 @@ from opero.policies.circuit_breaker import CircuitBreakerPolicy
 from opero.policies.door import apply
 from opero.policies.failures import FailurePolicy
 from opero.policies.fallback import FallbackPolicy
+from opero.policies.hedge import HedgePolicy
 from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
@@ -54,6 +55,7 @@ KINDS: dict[str, type[BasePolicy]] = {
         TimeoutPolicy,
         CircuitBreakerPolicy,
         BulkheadPolicy,
+        HedgePolicy,
         FailurePolicy,
         HooksPolicy,
         ParallelPolicy,
@@ -113,12 +115,12 @@ class Policy(StrictModel):
 
     A layer exists only if its policy is set, so an unused policy costs nothing. From outer to inner the layers are
 
-        cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-        → timeout (attempt) → function
+        cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → rate limit
+        → bulkhead → timeout (attempt) → function
 
     Attributes:
-        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, failures, hooks, parallel, canary:
-            see their models. Each may be given as a model, as a mapping of its fields, or short:
+        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, hedge, fallback, failures, hooks, parallel,
+            canary: see their models. Each may be given as a model, as a mapping of its fields, or short:
             `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
             absent.
 
@@ -132,6 +134,7 @@ class Policy(StrictModel):
     timeout: Maybe[TimeoutPolicy] = None
     circuit_breaker: Maybe[CircuitBreakerPolicy] = None
     bulkhead: Maybe[BulkheadPolicy] = None
+    hedge: Maybe[HedgePolicy] = None
     fallback: Maybe[FallbackPolicy] = None
     failures: Maybe[FailurePolicy] = None
     hooks: Maybe[HooksPolicy] = None
@@ -149,6 +152,7 @@ class Policy(StrictModel):
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
             bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
+            hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
             failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
             hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,

@@ -6,7 +6,7 @@ kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `sha
 file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where their policy
 says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget`, `redis_circuit` and
 `redis_slots` on `redis_store`; `measured_share` while that cannot be used). `allowance` has all of that for retry
-budgets.
+budgets. `hedging` is what a function keeps for its hedges.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
@@ -33,6 +33,8 @@ another owner it starts anew.
       max_wait             from now on: waiting calls keep the wait they began with
     retry                  any change keeps what has been spent of the budget
       budget               from now on
+    hedge                  any change keeps how long the latest attempts took, and what is saved up of the budget
+      after, max, budget   from now on
     fallback               any change keeps which values are set aside and which work, and calls in flight with each
       values, remember,    from now on: values stay set aside until their time, unless nothing is remembered any more
       order, weights

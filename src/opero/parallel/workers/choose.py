@@ -298,7 +298,7 @@ class WorkerSelection:
         from opero.parallel.transport.setup import Setup, reference
 
         settings, pipeline = self.settings, self.settings.pipeline
-        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "failures")
+        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "hedge", "failures")
         policies = {kind: getattr(pipeline.policy, kind) for kind in kinds}
         limits = None
         if settings.shares_state:
