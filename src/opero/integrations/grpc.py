@@ -114,7 +114,7 @@ class _Policed:
     def _bind(self, send: Any, options: Any) -> Any:
         policy, registry, clock, _ = self._arguments
         send.__module__, send.__qualname__ = __name__, type(self).__name__  # its name in `functions:`
-        setattr(send, TRAITS, Traits(_refusal, self._why_once, self._why_alone))
+        setattr(send, TRAITS, Traits(_refusal, self._why_once, why_alone=self._why_alone))
         return decorating(policy, registry, clock, options, self._place)(send)
 
     def _unary(self) -> Callable[..., Any]:

@@ -124,7 +124,7 @@ def client(
 
     sender: Any = send_async if is_async else send
     sender.__module__, sender.__qualname__ = __name__, "client"  # its name in `functions:`
-    setattr(sender, TRAITS, Traits(_refusal, _why_once, _why_alone))
+    setattr(sender, TRAITS, Traits(_refusal, _why_once, why_alone=_why_alone))
     bound: Any = decorating(policy, registry, clock, options, where(1))(sender)
     if registry is not None:
         bound.binding.resolved()  # there is no reason to wait for the first command
