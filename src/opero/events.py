@@ -247,6 +247,20 @@ class Shadowed(Event):
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChanged(Event):
+    """A limit that is found by what calls take has become another one. There is at most one such event a second.
+
+    Attributes:
+        what: "bulkhead", or "workers" of a map.
+        before, after: how many calls at once: the limit that was told of last, and the one that is best now.
+    """
+
+    what: str
+    before: int
+    after: int
+
+
 # Circuits
 
 
@@ -530,7 +544,17 @@ EVENTS: dict[str, type[Event]] = {}
 
 for _class in (
     *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
-    *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
+    *(
+        Waited,
+        Rejected,
+        TimedOut,
+        Shadowed,
+        LimitChanged,
+        CircuitOpened,
+        CircuitHalfOpened,
+        CircuitClosed,
+        CircuitForced,
+    ),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
     *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Layer
     from opero.executors.responses import ResponseCheck
     from opero.observe.hooks import Hooks
+    from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.fallback import FallbackPolicy
     from opero.policies.policy import Policy
     from opero.policies.retry import RetryPolicy
@@ -62,13 +63,15 @@ def build(
     function = _starting(target)
     check_response = _response_check(target, policy)
     core = innermost(target, function, check_response)
+    judging = _judging(policy)
 
     def around(layer: Layer, *kinds: str) -> Layer:
         """Wrap the layer in those of these kinds that exist; the last is the outermost."""
         for kind in kinds:
             if kind in executors:
                 executor = executors[kind]
-                layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
+                wrap = executor.wrap_async if target.is_async else executor.wrap
+                layer = wrap(layer, classifier) if kind in judging else wrap(layer)
         return layer
 
     attempt = around(core, "timeout", "bulkhead", "rate_limit")
@@ -154,6 +157,27 @@ LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache")
 """Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
 
 
+def _judging(policy: Policy) -> tuple[str, ...]:
+    """Return the kinds of the layers around an attempt that are told of which kind its failure is."""
+    bulkhead = policy.active("bulkhead")
+    return ("bulkhead",) if bulkhead is not None and bulkhead.is_adaptive else ()
+
+
+def _looks_at_failures(policy: Policy) -> bool:
+    return bool(_judging(policy)) or any(policy.active(kind) is not None for kind in LOOKING_AT_FAILURES)
+
+
+def bulkhead_executor(policy: BulkheadPolicy, clock: Clock, name: str) -> Any:
+    """Return the executor of a bulkhead."""
+    if policy.is_adaptive:
+        from opero.executors.adaptive_bulkhead import AdaptiveBulkheadExecutor
+
+        return AdaptiveBulkheadExecutor(policy, clock, name)
+    from opero.executors.bulkhead import BulkheadExecutor
+
+    return BulkheadExecutor(policy, clock, name)
+
+
 def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
     hooks = policy.active("hooks")
     handlers = None if hooks is None else hooks.handlers()
@@ -166,7 +190,7 @@ def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
 
 def _classifier(policy: Policy) -> Any:
     """Return what says of which kind failures are; None if no layer needs to know."""
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.classifier import Classifier
 
@@ -178,7 +202,7 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     failures = policy.active("failures")
     if "generator" in target.kind or (failures is not None and not failures.responses):
         return None
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.responses import ResponseCheck
 
@@ -251,9 +275,7 @@ def _executors(
 
         executors["timeout"] = TimeoutExecutor(timeout, clock, name, is_stream=target.is_stream)
     if bulkhead := policy.active("bulkhead"):
-        from opero.executors.bulkhead import BulkheadExecutor
-
-        executors["bulkhead"] = shareable(bulkhead, BulkheadExecutor)
+        executors["bulkhead"] = shareable(bulkhead, bulkhead_executor)
     if rate_limit := policy.active("rate_limit"):
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 

@@ -242,7 +242,11 @@ def _rate_limit(policy: Any) -> Iterator[str]:
 
 
 def _bulkhead(policy: Any) -> Iterator[str]:
-    yield f"At most {number(policy.max_concurrent, 'attempt')} run{'s' if policy.max_concurrent == 1 else ''} at once."
+    if policy.is_adaptive:
+        yield f"As many attempts run at once as the service serves best: from {policy.min_limit} to {policy.max_limit}."
+    else:
+        most = policy.max_concurrent
+        yield f"At most {number(most, 'attempt')} run{'s' if most == 1 else ''} at once."
     yield _waits(policy, "slot")
 
 

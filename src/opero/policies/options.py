@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
-    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None
+    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None
     parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
     canary: CanaryPolicy | Mapping[str, Any] | bool | None
 
@@ -101,6 +101,7 @@ class Options(TypedDict, total=False):
     on_reject: Hook[events.Rejected]
     on_timeout: Hook[events.TimedOut]
     on_shadow: Hook[events.Shadowed]
+    on_limit_change: Hook[events.LimitChanged]
     on_open: Hook[events.CircuitOpened]
     on_half_open: Hook[events.CircuitHalfOpened]
     on_close: Hook[events.CircuitClosed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from pydantic import (
     GetCoreSchemaHandler,
@@ -147,7 +147,7 @@ class Policy(StrictModel):
             rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None = None,
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
-            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
+            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
             failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
             hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,

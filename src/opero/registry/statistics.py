@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.pipeline import bulkhead_executor
 from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
@@ -259,9 +260,7 @@ class ProfileState:
         Raises:
             ConfigError: as for `circuit_breaker`.
         """
-        from opero.executors.bulkhead import BulkheadExecutor
-
-        found: BulkheadExecutor = self._shared("bulkhead", BulkheadExecutor)
+        found: BulkheadExecutor = self._shared("bulkhead", bulkhead_executor)
         return found
 
     @property

@@ -179,7 +179,7 @@ class SharedSlots(FileHome, Slots):
 
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
-            self.file.number = policy.max_concurrent
+            self.file.number = policy.first_limit
             self._wake_first()
 
     def values(self) -> SlotValues:

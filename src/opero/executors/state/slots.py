@@ -12,6 +12,7 @@ from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
+    from opero.executors.state.adaptive_limit import AdaptiveLimit
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.hosts import Waiter
 
@@ -90,11 +91,13 @@ class SlotValues(NamedTuple):
         limit: how many slots there are.
         taken: how many of them this process has.
         queue: its calls that wait.
+        found: what has been found out about the limit, if it is adaptive.
     """
 
     limit: int
     taken: int
     queue: tuple[QueuedCall, ...]
+    found: AdaptiveLimit | None = None
 
 
 class Slots(Home):
@@ -156,7 +159,7 @@ class LocalSlots(Slots):
     def __init__(self, policy: BulkheadPolicy) -> None:
         super().__init__()
         self.lock = threading.RLock()
-        self.limit = policy.max_concurrent
+        self.limit = policy.first_limit
         self.queue = deque()
         self._free: float = self.limit  # below 0 after the limit was lowered; NOWHERE where the state has moved
         renew_in_child(self, "lock")
@@ -236,9 +239,13 @@ class LocalSlots(Slots):
 
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
-            self._free += policy.max_concurrent - self.limit
-            self.limit = policy.max_concurrent
-            self._grant()
+            self._set_limit(policy.first_limit)
+
+    def _set_limit(self, limit: int) -> None:
+        """Have another number of slots. With the lock held."""
+        self._free += limit - self.limit
+        self.limit = limit
+        self._grant()
 
     def _grant(self) -> None:
         while grants(self._free, len(self.queue)):
