@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from opero.errors import RateLimitExceededError as RateLimitExceededError
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
+    from opero.errors import ThrottledError as ThrottledError
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
     from opero.events import Event as Event
     from opero.executors.deadlines import deadline as deadline
     from opero.executors.deadlines import remaining as remaining
+    from opero.executors.priorities import priority as priority
     from opero.health.error_tracker import ErrorTracker as ErrorTracker
     from opero.health.monitor import HealthMonitor as HealthMonitor
     from opero.health.status import HealthStatus as HealthStatus
@@ -63,8 +65,10 @@ if TYPE_CHECKING:
     from opero.policies.hooks import HooksPolicy as HooksPolicy
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
+    from opero.policies.priority import PriorityPolicy as PriorityPolicy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
+    from opero.policies.throttle import ThrottlePolicy as ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
@@ -101,12 +105,14 @@ _MODULES = {
         "RateLimitExceededError",
         "RejectedError",
         "ResultRejectedError",
+        "ThrottledError",
         "UnknownOptionError",
         "WorkerDiedError",
     ),
     "alerts.manager": ("AlertManager",),
     "events": ("Event",),
     "executors.deadlines": ("deadline", "remaining"),
+    "executors.priorities": ("priority",),
     "health.error_tracker": ("ErrorTracker",),
     "health.monitor": ("HealthMonitor",),
     "health.status": ("HealthStatus",),
@@ -125,8 +131,10 @@ _MODULES = {
         "HooksPolicy",
         "ParallelPolicy",
         "Policy",
+        "PriorityPolicy",
         "RateLimitPolicy",
         "RetryPolicy",
+        "ThrottlePolicy",
         "TimeoutPolicy",
     ),
     "parallel.tuning": ("tune",),

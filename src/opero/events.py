@@ -202,7 +202,7 @@ class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
     Attributes:
-        by: "circuit_breaker", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
+        by: "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
             long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
@@ -231,7 +231,7 @@ class Shadowed(Event):
     """A policy in shadow would have done something. The call went on as if there were no such policy.
 
     Attributes:
-        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead" or "circuit_breaker".
+        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead", "throttle" or "circuit_breaker".
         would: "reject" or "delay" an attempt, "retry" it, "end" an attempt or a call that took too long; or of a
             circuit "open", "half_open" or "close".
         seconds: how long it would have delayed the attempt or the retry, the limit that was exceeded, or the time until

@@ -1,7 +1,7 @@
 """Builds the pipeline of a call: its layers, from outer to inner.
 
-    cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-    → timeout (attempt) → function
+    cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → throttle → rate limit
+    → bulkhead → timeout (attempt) → function
 
 A layer exists only where its policy is set. A pipeline is built once for each configuration of a function.
 """
@@ -79,6 +79,7 @@ def build(
         from opero.executors.awaited import asking
 
         attempt = asking(attempt, conditions, target.clock, classifier)
+    attempt = around(attempt, "throttle")
     if "circuit_breaker" in executors:
         breaker, by_round = executors["circuit_breaker"], "retry" in executors and executors["retry"].prepares
         wrap = breaker.wrap_async if target.is_async else breaker.wrap
@@ -90,7 +91,7 @@ def build(
     retried = around(retried, "shadow_retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
-    whole = around(timed, "fallback")
+    whole = around(timed, "fallback", "priority")
     cache = policy.active("cache")
     if target.is_async and cache is not None and any(map(is_async_function, (cache.cache_if, cache.ttl))):
         from opero.executors.awaited import keeping
@@ -153,18 +154,18 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
             successor.migrate_from(predecessor)
 
 
-LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache")
+LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "throttle", "fallback", "cache")
 """Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
 
 
 def _judging(policy: Policy) -> tuple[str, ...]:
     """Return the kinds of the layers around an attempt that are told of which kind its failure is."""
     bulkhead = policy.active("bulkhead")
-    return ("bulkhead",) if bulkhead is not None and bulkhead.is_adaptive else ()
+    return ("throttle", "bulkhead") if bulkhead is not None and bulkhead.is_adaptive else ("throttle",)
 
 
 def _looks_at_failures(policy: Policy) -> bool:
-    return bool(_judging(policy)) or any(policy.active(kind) is not None for kind in LOOKING_AT_FAILURES)
+    return "bulkhead" in _judging(policy) or any(policy.active(kind) is not None for kind in LOOKING_AT_FAILURES)
 
 
 def bulkhead_executor(policy: BulkheadPolicy, clock: Clock, name: str) -> Any:
@@ -209,7 +210,13 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     return ResponseCheck(target.name, () if failures is None else failures.stated())
 
 
-CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))
+CONDITIONS = (
+    ("retry", "retry_on"),
+    ("circuit_breaker", "trip_on"),
+    ("circuit_breaker", "ignore"),
+    ("throttle", "trip_on"),
+    ("fallback", "on"),
+)
 
 
 def _async_conditions(policy: Policy) -> list[Callable[[Exception], Any]]:
@@ -284,6 +291,14 @@ def _executors(
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
         executors["circuit_breaker"] = shareable(circuit_breaker, CircuitBreakerExecutor)
+    if throttle := policy.active("throttle"):
+        from opero.executors.throttle import ThrottleExecutor
+
+        executors["throttle"] = shareable(throttle, ThrottleExecutor)
+    if priority := policy.active("priority"):
+        from opero.executors.priorities import PriorityExecutor
+
+        executors["priority"] = PriorityExecutor(priority)
     fallback = policy.active("fallback")
     retry, watched = policy.in_force("retry"), policy.active("retry")
     one_shot = None

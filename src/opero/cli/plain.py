@@ -241,6 +241,17 @@ def _rate_limit(policy: Any) -> Iterator[str]:
     yield _waits(policy, "permit")
 
 
+def _throttle(policy: Any) -> Iterator[str]:
+    yield f"While the service accepts fewer than one of {policy.ratio:g} attempts, it is sent {policy.ratio:g} times as many"
+    yield "as it accepts, and at least 5% of all; the others are rejected at once."
+    yield f"An attempt is not accepted if its failure {_is_one(policy.trip_on)}."
+
+
+def _priority(policy: Any) -> Iterator[str]:
+    yield f"Calls have the priority {policy.level}, unless the code that calls has one already:"
+    yield "it says which go first in the queue of a bulkhead, and which a throttle rejects first."
+
+
 def _bulkhead(policy: Any) -> Iterator[str]:
     if policy.is_adaptive:
         yield f"As many attempts run at once as the service serves best: from {policy.min_limit} to {policy.max_limit}."
@@ -320,12 +331,14 @@ def _addends(found: Bounds, each: str) -> Iterator[str]:
 
 TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
     ("canary", "canary", _canary),
+    ("priority", "priority", _priority),
     ("cache", "cache", _cache),
     ("fallback", "fallback", _fallback_result),
     ("timeout", "time of a call", _total),
     ("retry", "retries", _retry),
     ("fallback", "values", _fallback_values),
     ("circuit_breaker", "circuit", _breaker),
+    ("throttle", "throttle", _throttle),
     ("rate_limit", "rate", _rate_limit),
     ("bulkhead", "at once", _bulkhead),
     ("timeout", "an attempt", _attempt),

@@ -95,7 +95,13 @@ class AdaptiveBulkheadExecutor(BulkheadExecutor):
             return
         era, in_flight = begun
         overloaded = kind is Kind.THROTTLED or isinstance(error, CallTimeoutError)
-        self._tell(self.ask(lambda slots: slots.ended(Sample(era, in_flight, seconds, error is None, overloaded))))
+        sample = Sample(era, in_flight, seconds, float(error is None), overloaded)
+
+        def end(slots: Any) -> int:
+            found: int = slots.ended(sample)
+            return found
+
+        self._tell(self.ask(end))
 
     def _tell(self, found: int) -> None:
         told, at = self._told

@@ -19,6 +19,7 @@ from opero.errors import (
     OperoError,
     RateLimitExceededError,
     RejectedError,
+    ThrottledError,
     shortened,
 )
 
@@ -135,6 +136,9 @@ def _refusal(policy: Policy) -> str | None:
     return None
 
 
+REJECTIONS = (RejectedError, CircuitOpenError, ThrottledError, RateLimitExceededError, BulkheadFullError)
+
+
 def own_errors(
     module: str, timeout: type[Exception], rejection: type[Exception]
 ) -> dict[type[OperoError], type[OperoError]]:
@@ -146,7 +150,7 @@ def own_errors(
         rejection: the client's class for requests that were not sent.
     """
     bases: dict[type[OperoError], type[Exception]] = {CallTimeoutError: timeout}
-    bases |= dict.fromkeys((RejectedError, CircuitOpenError, RateLimitExceededError, BulkheadFullError), rejection)
+    bases |= dict.fromkeys(REJECTIONS, rejection)
     found: dict[type[OperoError], type[OperoError]] = {}
     for kind, base in bases.items():
         doc = f"The `opero.{kind.__name__}` of a request, which is also a `{base.__module__}.{base.__qualname__}`."

@@ -55,7 +55,10 @@ class Metric(NamedTuple):
         return f"opero.{name}"
 
 
-GROUPS = ("call", "attempt", "circuit_breaker", "rate_limit", "bulkhead", "fallback", "cache", "map", "configuration")
+GROUPS = (
+    *("call", "attempt", "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback"),
+    *("cache", "map", "configuration"),
+)
 """The beginnings of names that OpenTelemetry separates by a dot."""
 
 OF_FUNCTION = ("policy", "function")
@@ -154,6 +157,14 @@ METRICS = (
         (*OF_FUNCTION, "state"),
         "{transition}",
         "Changes of the state of a circuit breaker, by the new state.",
+    ),
+    Metric(
+        "opero_throttle_rejecting",
+        "gauge",
+        OF_FUNCTION,
+        "1",
+        "The share of attempts that a throttle rejects now.",
+        "max",
     ),
     Metric(
         "opero_rate_limit_saturation",

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from opero.policies.hooks import Hook, HooksPolicy
     from opero.policies.names import ConditionsLike
     from opero.policies.parallel import Mode, OnError, ParallelPolicy
+    from opero.policies.priority import PriorityPolicy
     from opero.policies.quantities import DurationLike
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
+    from opero.policies.throttle import ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy
+    from opero.runtime.priorities import Priority
 
 
 class Options(TypedDict, total=False):
@@ -40,7 +43,9 @@ class Options(TypedDict, total=False):
     rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
+    throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None
     bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None
+    priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None
     parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
     canary: CanaryPolicy | Mapping[str, Any] | bool | None
 
@@ -120,7 +125,7 @@ class Options(TypedDict, total=False):
 
     # ParallelPolicy
     mode: Mode
-    workers: int | Literal["auto"]
+    workers: int | Literal["auto", "adaptive"]
     ordered: bool
     progress: bool | Literal["auto"]
     batch: bool | None

@@ -26,9 +26,11 @@ from opero.policies.fallback import FallbackPolicy
 from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.priority import PriorityPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.refusals import hint, made, refusal
 from opero.policies.retry import RetryPolicy
+from opero.policies.throttle import ThrottlePolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from opero.policies.parallel import Mode
     from opero.policies.quantities import DurationLike
     from opero.runtime.clock import Clock
+    from opero.runtime.priorities import Priority
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +55,9 @@ KINDS: dict[str, type[BasePolicy]] = {
         RateLimitPolicy,
         TimeoutPolicy,
         CircuitBreakerPolicy,
+        ThrottlePolicy,
         BulkheadPolicy,
+        PriorityPolicy,
         FailurePolicy,
         HooksPolicy,
         ParallelPolicy,
@@ -112,12 +117,12 @@ class Policy(StrictModel):
 
     A layer exists only if its policy is set, so an unused policy costs nothing. From outer to inner the layers are
 
-        cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-        → timeout (attempt) → function
+        cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → throttle → rate limit
+        → bulkhead → timeout (attempt) → function
 
     Attributes:
-        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, failures, hooks, parallel, canary:
-            see their models. Each may be given as a model, as a mapping of its fields, or short:
+        retry, cache, rate_limit, timeout, circuit_breaker, throttle, bulkhead, priority, fallback, failures, hooks,
+        parallel, canary: see their models. Each may be given as a model, as a mapping of its fields, or short:
             `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
             absent.
 
@@ -130,7 +135,9 @@ class Policy(StrictModel):
     rate_limit: Maybe[RateLimitPolicy] = None
     timeout: Maybe[TimeoutPolicy] = None
     circuit_breaker: Maybe[CircuitBreakerPolicy] = None
+    throttle: Maybe[ThrottlePolicy] = None
     bulkhead: Maybe[BulkheadPolicy] = None
+    priority: Maybe[PriorityPolicy] = None
     fallback: Maybe[FallbackPolicy] = None
     failures: Maybe[FailurePolicy] = None
     hooks: Maybe[HooksPolicy] = None
@@ -147,7 +154,9 @@ class Policy(StrictModel):
             rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None = None,
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
+            throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None = None,
             bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None = None,
+            priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
             failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
             hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,

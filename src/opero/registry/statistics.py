@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from opero.executors.bulkhead import BulkheadExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.throttle import ThrottleExecutor
     from opero.executors.value_memory import ValueMemory
     from opero.policies.policy import Policy
     from opero.registry.reload import InForce
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]: ...
 
 
-LIMITS = ("circuit_breaker", "rate_limit", "bulkhead")
+LIMITS = ("circuit_breaker", "throttle", "rate_limit", "bulkhead")
 
 
 def statistics(registry: Registry) -> dict[str, Any]:
@@ -183,6 +184,11 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> dict[str, Any]:
     return {"state": details["state"], "since": time.time() - details.pop("for"), **details}
 
 
+def _of_throttle(throttle: ThrottleExecutor) -> dict[str, Any]:
+    rejecting, requests, accepts = throttle.load()
+    return {"rejecting": rejecting, "requests": requests, "accepts": accepts}
+
+
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
     policy = limiter.policy
@@ -201,6 +207,7 @@ def _of_values(memory: ValueMemory) -> dict[str, Any]:
 
 LOOKS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "circuit_breaker": _of_circuit,
+    "throttle": _of_throttle,
     "rate_limit": _of_rate_limit,
     "bulkhead": _of_bulkhead,
     "fallback": _of_values,
@@ -251,6 +258,18 @@ class ProfileState:
         from opero.executors.rate_limit import RateLimitExecutor
 
         found: RateLimitExecutor = self._shared("rate_limit", RateLimitExecutor)
+        return found
+
+    @property
+    def throttle(self) -> ThrottleExecutor:
+        """The throttle: `load()`.
+
+        Raises:
+            ConfigError: as for `circuit_breaker`.
+        """
+        from opero.executors.throttle import ThrottleExecutor
+
+        found: ThrottleExecutor = self._shared("throttle", ThrottleExecutor)
         return found
 
     @property

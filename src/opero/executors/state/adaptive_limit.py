@@ -48,15 +48,15 @@ class Sample(NamedTuple):
         era: that of the limit when it began.
         in_flight: how many calls were under way when it began, with itself.
         seconds: how long it took.
-        ok: whether it has succeeded.
+        ok: whether it has succeeded; of several, which share has.
         overloaded: whether it was throttled, or timed out.
-        calls: for how many calls it stands.
+        calls: for how many calls it stands, one after another.
     """
 
     era: int
     in_flight: int
     seconds: float
-    ok: bool = True
+    ok: float = 1.0
     overloaded: bool = False
     calls: int = 1
 
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
     in_flight: int = 0
     seconds: float = 0.0
     squares: float = 0.0
-    ok: int = 0
+    ok: float = 0.0
     overloaded: int = 0
 
 

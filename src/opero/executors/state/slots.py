@@ -12,7 +12,6 @@ from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
-    from opero.executors.state.adaptive_limit import AdaptiveLimit
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.runtime.hosts import Waiter
 
@@ -27,6 +26,14 @@ NOWHERE = float("-inf")
 def has_room(free: float, waiting: int) -> bool:
     """Whether a new call gets a slot at once: one is free, and no other call waits for it."""
     return free > 0 and not waiting
+
+
+def line_up(queue: deque[QueuedCall], call: QueuedCall) -> None:
+    """Add a call to a queue: behind all that arrived no later, as priorities have it."""
+    arrived, place = call.arrived, len(queue)
+    while place and queue[place - 1].arrived > arrived:  # some have a lower priority
+        place -= 1
+    queue.insert(place, call)
 
 
 def grants(free: float, waiting: int) -> int:
@@ -68,7 +75,8 @@ class QueuedCall:
 
     Attributes:
         waiter: wakes it.
-        arrived: the clock's reading when it began to wait.
+        arrived: the clock's reading when it began to wait; with a priority another one (see
+            `opero.runtime.priorities`). The least is served first.
         holder: gets the slot.
         granted: it has a slot now.
         pause: seconds after which it last looked again by itself.
@@ -91,19 +99,17 @@ class SlotValues(NamedTuple):
         limit: how many slots there are.
         taken: how many of them this process has.
         queue: its calls that wait.
-        found: what has been found out about the limit, if it is adaptive.
     """
 
     limit: int
     taken: int
     queue: tuple[QueuedCall, ...]
-    found: AdaptiveLimit | None = None
 
 
 class Slots(Home):
     """Keeps the slots of a bulkhead. Its values are `SlotValues`.
 
-    A slot that becomes free goes to the call that has waited longest.
+    A slot that becomes free goes to the call that has waited longest, of those with the highest priority.
 
     Attributes:
         limit: how many there are, by the newest policy.
@@ -221,7 +227,7 @@ class LocalSlots(Slots):
                 self._free -= 1
                 call.holder.slot = forking.generation
                 return True
-            self.queue.append(call)
+            line_up(self.queue, call)
             return False
 
     def look(self, call: QueuedCall, waiter: Waiter) -> bool:
