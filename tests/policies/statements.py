@@ -30,6 +30,8 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "open_for": st.sampled_from([5, "1m"]),
     },
     "bulkhead": {"max_concurrent": numbers, "max_wait": st.sampled_from([0, "2s", None])},
+    "throttle": {"ratio": st.sampled_from([1.5, 2, "3"]), "window": st.sampled_from([10, "1m"])},
+    "priority": {"level": st.sampled_from(["critical", "background"])},
     "hooks": {
         "on_retry": st.sampled_from([None, "policies.named:hears", ["policies.named:hears", "builtins:print"]]),
         "on_success": st.sampled_from(["policies.named:hears", []]),
@@ -47,6 +49,8 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "timeout": {"total": "30s", "attempt": 2},
     "circuit_breaker": {"consecutive_failures": 7},
     "bulkhead": {"max_concurrent": 7},
+    "throttle": {"ratio": 3},
+    "priority": {"level": "background"},
     "failures": {"permanent": [410]},
     "hooks": {"on_retry": "policies.named:hears"},
     "parallel": {"mode": "thread", "workers": 2},

@@ -22,8 +22,10 @@ from opero import (
     HooksPolicy,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TimeoutPolicy,
     UnknownOptionError,
 )
@@ -49,7 +51,9 @@ DESIGN = {
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as",
-    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as",
+    BulkheadPolicy: "shadow max_concurrent min_limit max_limit initial_limit max_wait scope share share_as",
+    ThrottlePolicy: "shadow ratio window trip_on scope",
+    PriorityPolicy: "level",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",

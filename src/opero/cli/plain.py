@@ -242,8 +242,9 @@ def _rate_limit(policy: Any) -> Iterator[str]:
 
 
 def _throttle(policy: Any) -> Iterator[str]:
-    yield f"While the service accepts fewer than one of {policy.ratio:g} attempts, it is sent {policy.ratio:g} times as many"
-    yield "as it accepts, and at least 5% of all; the others are rejected at once."
+    ratio = f"{policy.ratio:g}"
+    yield f"While the service accepts fewer than one of {ratio} attempts, it is sent {ratio} times as many as it"
+    yield "accepts, and at least 5% of all; the others are rejected at once."
     yield f"An attempt is not accepted if its failure {_is_one(policy.trip_on)}."
 
 

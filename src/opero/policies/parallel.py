@@ -131,7 +131,7 @@ class ParallelPolicy(BasePolicy):
         if self.workers == "adaptive" and (self.mode not in ("auto", "thread", "async") or self.executor is not None):
             other = f"mode: {self.mode}" if self.executor is None else "an executor"
             raise ValueError(
-                f"workers: adaptive is for items that wait for a service, in threads or an event loop, not {other}; set "
-                "a number or auto, as processes are best as many as the processors, or mode: thread"
+                f"workers: adaptive is for items that wait for a service, in threads or an event loop, not {other}; "
+                "set a number or auto, as processes are best as many as the processors, or mode: thread"
             )
         return self
