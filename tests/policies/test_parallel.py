@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from opero import ParallelPolicy, Policy
+from opero import ConfigError, ParallelPolicy, Policy
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 

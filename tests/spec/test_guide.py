@@ -99,7 +99,7 @@ def test_the_table_of_events_has_each_with_its_fields_in_their_order() -> None:
 
 def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
     texts = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert len(texts) == 10
+    assert len(texts) == 13
     assert yaml.safe_load(texts[0])["policies"]["orders"].keys() == {"failures"}  # it names functions of an application
     policies: list[Any] = []
     (tmp_path / "base.yaml").write_text(texts.pop(), encoding="utf-8")
@@ -112,11 +112,13 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
         (tmp_path / "base.yaml").write_text(text, encoding="utf-8")
         policies.append(opero.Registry.load(tmp_path, environ={"API_KEY_1": "one", "API_KEY_2": "two"})["api"])
     assert len(policies[0].fallback.values) == 2
-    assert (policies[1].rate_limit.share, policies[1].bulkhead.share) == ("redis", "machine")
-    assert (policies[2].cache.backend, policies[2].cache.tags) == ("redis", ("user:{user_id}",))
-    assert yaml.safe_load(texts[3])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
-    assert policies[4].cache.arguments["ssl_ca_certs"] == "/etc/redis/ca.pem"
-    assert policies[5].cache.ignore == ("session",)
+    assert (policies[1].throttle.ratio, policies[2].bulkhead.max_limit) == (2, 50)
+    assert (policies[3].throttle.ratio, policies[3].bulkhead.max_concurrent) == (2, "adaptive")
+    assert (policies[4].rate_limit.share, policies[4].bulkhead.share) == ("redis", "machine")
+    assert (policies[5].cache.backend, policies[5].cache.tags) == ("redis", ("user:{user_id}",))
+    assert yaml.safe_load(texts[6])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
+    assert policies[7].cache.arguments["ssl_ca_certs"] == "/etc/redis/ca.pem"
+    assert policies[8].cache.ignore == ("session",)
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL))

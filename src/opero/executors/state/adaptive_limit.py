@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 STEP = 1.2
 """Each level is that much above the one below it, or one call where that is more."""
@@ -30,8 +30,10 @@ RARELY = 8
 CLIMBS, DESCENDS = 0.3, 0.1
 """The share of what a service can gain by more calls at once, for which the limit goes up; and the share of what it can
 lose by fewer, up to which it goes down."""
-STARTS = 0.5
-"""The same share, for which the limit is doubled at the beginning."""
+STEPS = 2
+"""Steps up in a row after which the best limit is searched for in large steps."""
+DOUBLES = 0.5
+"""The same share, for which the limit is doubled while it is searched for in large steps."""
 SATURATED = 0.8
 """The share of the limit that has to be in use, as otherwise the throughput is that of the callers."""
 CHANGED, UNLIKELY = 0.15, 4.0
@@ -92,10 +94,11 @@ class AdaptiveLimit(NamedTuple):
         era: how many limits have been in force before.
         measured: what is measured of the level in force.
         known: what is known of levels.
-        doubling: whether the best level is still searched for in large steps.
+        search: whether the best level is still searched for in large steps, which double or halve the limit.
         patience: how many measurements at the best level come before the next one at a neighbour.
         stayed: how many there have been.
         upward: whether the next neighbour is the one above.
+        climbs: how many times in a row the one above has been better.
     """
 
     levels: tuple[int, ...]
@@ -104,10 +107,11 @@ class AdaptiveLimit(NamedTuple):
     era: int = 0
     measured: Measured = NOTHING
     known: Mapping[int, Known] = MappingProxyType({})
-    doubling: bool = True
+    search: Literal["up", "down", ""] = "up"
     patience: int = 1
     stayed: int = 0
     upward: bool = True
+    climbs: int = 0
 
     @property
     def limit(self) -> int:
@@ -149,7 +153,7 @@ def bounded(state: AdaptiveLimit, least: int, most: int) -> AdaptiveLimit:
     if levels == state.levels:
         return state
     level = _nearest(levels, state.found)
-    return AdaptiveLimit(levels, level, level, state.era + 1, doubling=state.doubling)
+    return AdaptiveLimit(levels, level, level, state.era + 1, search=state.search)
 
 
 def _nearest(levels: tuple[int, ...], limit: int) -> int:
@@ -179,20 +183,22 @@ def _judge(state: AdaptiveLimit, measured: Measured) -> AdaptiveLimit:
     """Return the limit after a measurement of the level in force."""
     if measured.overloaded > OVERLOADED * measured.calls:
         lower = max(0, state.level - 2)
-        return _at(state._replace(best=lower, known={}, doubling=False, patience=1, stayed=0), lower)
+        return _at(state._replace(best=lower, known={}, search="", patience=1, stayed=0), lower)
     in_flight = measured.in_flight / measured.calls
-    if in_flight < SATURATED * state.limit:  # the callers do not need as many
-        return _at(state, state.best)
+    if in_flight < SATURATED * state.limit:  # the callers do not need as many; perhaps they need a few more than before
+        search = state.search if state.level == state.best else ""
+        return _at(state._replace(search=search, climbs=0), state.best)
     throughput = in_flight * measured.ok / max(measured.seconds, 1e-9)
     known = {level: Known(each.throughput, each.weight * FADING) for level, each in state.known.items()}
     before = known.get(state.level, Known(0.0, 0.0))
     if before.weight and _differs(measured, throughput, before):
-        state = state._replace(patience=1, upward=throughput > before.throughput)
+        has_grown = throughput > before.throughput
+        state = state._replace(best=state.level, search="up" if has_grown else "down", patience=1, upward=has_grown)
         before, known = Known(0.0, 0.0), {}
     weight = min(before.weight, MEMORY - 1)
     known[state.level] = Known((before.throughput * weight + throughput) / (weight + 1), weight + 1)
     state = state._replace(known=known)
-    return _double(state) if state.doubling else _compare(state)
+    return _search(state) if state.search else _compare(state)
 
 
 def _differs(measured: Measured, throughput: float, before: Known) -> bool:
@@ -204,14 +210,26 @@ def _differs(measured: Measured, throughput: float, before: Known) -> bool:
     return abs(throughput - usual) > max(CHANGED, UNLIKELY * error) * max(usual, throughput)
 
 
-def _double(state: AdaptiveLimit) -> AdaptiveLimit:
-    """Go up in large steps as long as that pays."""
-    if state.level == state.best or _gain(state, state.best, state.level) >= STARTS:
-        state = state._replace(best=state.level)
-        above = _nearest(state.levels, 2 * state.limit)
-        if above > state.level:
-            return _at(state, above)
-    return _at(state._replace(doubling=False), state.best)
+def _search(state: AdaptiveLimit) -> AdaptiveLimit:
+    """Go up in large steps as long as that pays; or else down, as long as it costs nothing."""
+    level, best = state.level, state.best
+    if state.search == "up":
+        if level == best or _gain(state, best, level) >= DOUBLES:
+            state, further = state._replace(best=level), _nearest(state.levels, 2 * state.limit)
+            if further > level:
+                return _at(state, further)
+        if not any(each < state.best for each in state.known):
+            return _go_down(state)
+    elif level == best or _gain(state, level, best) < DESCENDS:
+        return _go_down(state._replace(best=level))
+    return _at(state._replace(search=""), state.best)
+
+
+def _go_down(state: AdaptiveLimit) -> AdaptiveLimit:
+    lower = _nearest(state.levels, state.found // 2)
+    if lower < state.best:
+        return _at(state._replace(search="down"), lower)
+    return _at(state._replace(search=""), state.best)
 
 
 def _compare(state: AdaptiveLimit) -> AdaptiveLimit:
@@ -225,9 +243,12 @@ def _compare(state: AdaptiveLimit) -> AdaptiveLimit:
         elif _is_known(known, below) and _gain(state, below, best) < DESCENDS:
             better = below
     if better != best:
+        climbs = state.climbs + 1 if better > best else 0
+        state = state._replace(search="up", climbs=0) if climbs >= STEPS else state._replace(climbs=climbs)
         return _at(state._replace(best=better, patience=1, stayed=0, upward=better > best), better)
     if state.level != best:  # back from a neighbour that is no better
-        return _at(state._replace(patience=min(RARELY, state.patience * 2), stayed=0, upward=not state.upward), best)
+        state = state._replace(patience=min(RARELY, state.patience * 2), climbs=0 if state.upward else state.climbs)
+        return _at(state._replace(stayed=0, upward=not state.upward), best)
     if state.stayed + 1 < state.patience:
         return _at(state._replace(stayed=state.stayed + 1), best)
     neighbour = above if state.upward else below
