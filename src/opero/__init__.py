@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from opero.errors import RateLimitExceededError as RateLimitExceededError
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
+    from opero.errors import ThrottledError as ThrottledError
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
     from opero.events import Event as Event
     from opero.executors.deadlines import deadline as deadline
     from opero.executors.deadlines import remaining as remaining
+    from opero.executors.priorities import priority as priority
     from opero.executors.settling import settle as settle
     from opero.health.error_tracker import ErrorTracker as ErrorTracker
     from opero.health.monitor import HealthMonitor as HealthMonitor
@@ -66,9 +68,11 @@ if TYPE_CHECKING:
     from opero.policies.limits import Limit as Limit
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
+    from opero.policies.priority import PriorityPolicy as PriorityPolicy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
     from opero.policies.scope import KeyedScope as KeyedScope
+    from opero.policies.throttle import ThrottlePolicy as ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
@@ -105,6 +109,7 @@ _MODULES = {
         "RateLimitExceededError",
         "RejectedError",
         "ResultRejectedError",
+        "ThrottledError",
         "UnknownOptionError",
         "WorkerDiedError",
     ),
@@ -112,6 +117,7 @@ _MODULES = {
     "events": ("Event",),
     "executors.deadlines": ("deadline", "remaining"),
     "executors.settling": ("settle",),
+    "executors.priorities": ("priority",),
     "health.error_tracker": ("ErrorTracker",),
     "health.monitor": ("HealthMonitor",),
     "health.status": ("HealthStatus",),
@@ -133,8 +139,10 @@ _MODULES = {
         "Limit",
         "ParallelPolicy",
         "Policy",
+        "PriorityPolicy",
         "RateLimitPolicy",
         "RetryPolicy",
+        "ThrottlePolicy",
         "TimeoutPolicy",
     ),
     "parallel.tuning": ("tune",),

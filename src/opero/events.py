@@ -217,7 +217,7 @@ class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
     Attributes:
-        by: "circuit_breaker", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
+        by: "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
             long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
@@ -248,7 +248,7 @@ class Shadowed(Event):
     """A policy in shadow would have done something. The call went on as if there were no such policy.
 
     Attributes:
-        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead" or "circuit_breaker".
+        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead", "throttle" or "circuit_breaker".
         would: "reject" or "delay" an attempt, "retry" it, "end" an attempt or a call that took too long; or of a
             circuit "open", "half_open" or "close".
         seconds: how long it would have delayed the attempt or the retry, the limit that was exceeded, or the time until
@@ -262,6 +262,20 @@ class Shadowed(Event):
     seconds: float | None = None
     message: str = ""
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChanged(Event):
+    """A limit that is found by what calls take has become another one. There is at most one such event a second.
+
+    Attributes:
+        what: "bulkhead", or "workers" of a map.
+        before, after: how many calls at once: the limit that was told of last, and the one that is best now.
+    """
+
+    what: str
+    before: int
+    after: int
 
 
 # Circuits
@@ -548,7 +562,17 @@ EVENTS: dict[str, type[Event]] = {}
 for _class in (
     *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, HedgeStarted, FallbackUsed),
     *(ValueSetAside, ValueRestored),
-    *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
+    *(
+        Waited,
+        Rejected,
+        TimedOut,
+        Shadowed,
+        LimitChanged,
+        CircuitOpened,
+        CircuitHalfOpened,
+        CircuitClosed,
+        CircuitForced,
+    ),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
     *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),

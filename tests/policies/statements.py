@@ -31,6 +31,8 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "bulkhead": {"max_concurrent": numbers, "max_wait": st.sampled_from([0, "2s", None])},
     "hedge": {"after": st.sampled_from(["p95", "p99.9", 0.2]), "max": numbers, "budget": st.sampled_from([0.5, "5%"])},
+    "throttle": {"ratio": st.sampled_from([1.5, 2, "3"]), "window": st.sampled_from([10, "1m"])},
+    "priority": {"level": st.sampled_from(["critical", "background"])},
     "hooks": {
         "on_retry": st.sampled_from([None, "policies.named:hears", ["policies.named:hears", "builtins:print"]]),
         "on_success": st.sampled_from(["policies.named:hears", []]),
@@ -49,6 +51,8 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "circuit_breaker": {"consecutive_failures": 7},
     "bulkhead": {"max_concurrent": 7},
     "hedge": {"after": "200ms", "max": 2},
+    "throttle": {"ratio": 3},
+    "priority": {"level": "background"},
     "failures": {"permanent": [410]},
     "hooks": {"on_retry": "policies.named:hears"},
     "parallel": {"mode": "thread", "workers": 2},

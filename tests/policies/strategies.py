@@ -19,8 +19,10 @@ from opero import (
     HooksPolicy,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TimeoutPolicy,
 )
 from opero.policies.quantities import parse_duration
@@ -162,7 +164,8 @@ circuit_breaker = st.one_of(
         open_for_max=st.none() | durations(least=60),
     ),
 ).map(lambda fields: CircuitBreakerPolicy(**fields))
-bulkhead = given({"max_concurrent": positive_counts}, max_wait=st.none() | durations(), scope=scopes).map(
+limits = positive_counts | st.just("adaptive")
+bulkhead = given({"max_concurrent": limits}, max_wait=st.none() | durations(), scope=scopes).map(
     lambda fields: BulkheadPolicy(**fields)
 )
 of_values = {"remember": st.booleans() | durations()}
@@ -214,6 +217,16 @@ parallel = given(
     max_memory=st.none() | st.integers(1, 10**12) | st.sampled_from(["512MB", "2GiB"]),
 ).map(lambda fields: ParallelPolicy(**fields))
 
+throttle = given(
+    ratio=st.floats(1.01, 100) | st.sampled_from([2, "1.5"]),
+    window=durations(least=0.001),
+    trip_on=st.sampled_from(["throttled", ["transient", ConnectionError]]),
+    scope=st.sampled_from(["profile", "function"]),
+).map(lambda fields: ThrottlePolicy(**fields))
+priority = given({"level": st.sampled_from(["critical", "normal", "background"])}).map(
+    lambda fields: PriorityPolicy(**fields)
+)
+
 canary = given(
     {"share": st.floats(0, 1) | st.sampled_from(["5%", "0%", 0, "0.25"]), "policy": st.sampled_from(["next", "b"])},
     by=st.none() | st.just("user"),
@@ -226,6 +239,8 @@ kinds = {
     "timeout": timeout,
     "circuit_breaker": circuit_breaker,
     "bulkhead": bulkhead,
+    "throttle": throttle,
+    "priority": priority,
     "fallback": fallback,
     "hedge": hedge,
     "failures": failures,

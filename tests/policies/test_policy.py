@@ -23,8 +23,10 @@ from opero import (
     HooksPolicy,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TimeoutPolicy,
     UnknownOptionError,
 )
@@ -51,8 +53,11 @@ DESIGN = {
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as url store_timeout",
-    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as url on_store_error store_timeout",
+    BulkheadPolicy: "shadow max_concurrent min_limit max_limit initial_limit max_wait scope share share_as url "
+    "on_store_error store_timeout",
     HedgePolicy: "after max budget",
+    ThrottlePolicy: "shadow ratio window trip_on scope",
+    PriorityPolicy: "level",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AWAITED = {
     "retry": ("retry_on", "retry_if_result"),
     "circuit_breaker": ("trip_on", "ignore"),
+    "throttle": ("trip_on",),
     "fallback": ("on",),
     "cache": ("cache_if", "key", "ttl"),
     "rate_limit": ("cost",),

@@ -1,7 +1,7 @@
 """Builds the pipeline of a call: its layers, from outer to inner.
 
-    cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → rate limit
-    → bulkhead → timeout (attempt) → function
+    cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → throttle
+    → rate limit → bulkhead → timeout (attempt) → function
 
 A layer exists only where its policy is set. A pipeline is built once for each configuration of a function.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opero.executors.call import Layer
     from opero.executors.responses import ResponseCheck
     from opero.observe.hooks import Hooks
+    from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.fallback import FallbackPolicy
     from opero.policies.policy import Policy
     from opero.policies.rate_limit import RateLimitPolicy
@@ -64,13 +65,15 @@ def build(
     function = _starting(target)
     check_response = _response_check(target, policy)
     core = innermost(target, function, check_response)
+    judging = _judging(policy)
 
     def around(layer: Layer, *kinds: str) -> Layer:
         """Wrap the layer in those of these kinds that exist; the last is the outermost."""
         for kind in kinds:
             if kind in executors:
                 executor = executors[kind]
-                layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
+                wrap = executor.wrap_async if target.is_async else executor.wrap
+                layer = wrap(layer, classifier) if kind in judging else wrap(layer)
         return layer
 
     hedge = executors.get("hedge")
@@ -81,6 +84,7 @@ def build(
         from opero.executors.awaited import asking
 
         attempt = asking(attempt, conditions, target.clock, classifier)
+    attempt = around(attempt, "throttle")
     if "circuit_breaker" in executors:
         breaker, by_round = executors["circuit_breaker"], "retry" in executors and executors["retry"].prepares
         wrap = breaker.wrap_async if target.is_async else breaker.wrap
@@ -93,7 +97,7 @@ def build(
     retried = around(retried, "shadow_retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
-    whole = around(timed, "fallback")
+    whole = around(timed, "fallback", "priority")
     cache = policy.active("cache")
     if target.is_async and cache is not None and any(map(is_async_function, (cache.cache_if, cache.ttl))):
         from opero.executors.awaited import keeping
@@ -156,8 +160,29 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
             successor.migrate_from(predecessor)
 
 
-LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache", "hedge")
+LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "throttle", "fallback", "cache", "hedge")
 """Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
+
+
+def _judging(policy: Policy) -> tuple[str, ...]:
+    """Return the kinds of the layers around an attempt that are told of which kind its failure is."""
+    bulkhead = policy.active("bulkhead")
+    return ("throttle", "bulkhead") if bulkhead is not None and bulkhead.is_adaptive else ("throttle",)
+
+
+def _looks_at_failures(policy: Policy) -> bool:
+    return "bulkhead" in _judging(policy) or any(policy.active(kind) is not None for kind in LOOKING_AT_FAILURES)
+
+
+def bulkhead_executor(policy: BulkheadPolicy, clock: Clock, name: str) -> Any:
+    """Return the executor of a bulkhead."""
+    if policy.is_adaptive:
+        from opero.executors.adaptive_bulkhead import AdaptiveBulkheadExecutor
+
+        return AdaptiveBulkheadExecutor(policy, clock, name)
+    from opero.executors.bulkhead import BulkheadExecutor
+
+    return BulkheadExecutor(policy, clock, name)
 
 
 def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
@@ -172,7 +197,7 @@ def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
 
 def _classifier(policy: Policy) -> Any:
     """Return what says of which kind failures are; None if no layer needs to know."""
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.classifier import Classifier
 
@@ -184,14 +209,20 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     failures = policy.active("failures")
     if "generator" in target.kind or (failures is not None and not failures.responses):
         return None
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.responses import ResponseCheck
 
     return ResponseCheck(target.name, () if failures is None else failures.stated())
 
 
-CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))
+CONDITIONS = (
+    ("retry", "retry_on"),
+    ("circuit_breaker", "trip_on"),
+    ("circuit_breaker", "ignore"),
+    ("throttle", "trip_on"),
+    ("fallback", "on"),
+)
 
 
 def _async_conditions(policy: Policy) -> list[Callable[[Exception], Any]]:
@@ -268,9 +299,7 @@ def _executors(
 
         executors["timeout"] = TimeoutExecutor(timeout, clock, name, is_stream=target.is_stream)
     if bulkhead := policy.active("bulkhead"):
-        from opero.executors.bulkhead import BulkheadExecutor
-
-        executors["bulkhead"] = scoped(target, shareable(bulkhead, BulkheadExecutor))
+        executors["bulkhead"] = scoped(target, shareable(bulkhead, bulkhead_executor))
     if rate_limit := policy.active("rate_limit"):
         executors["rate_limit"] = _meter(target, rate_limit, policy, classifier, shareable)
     if circuit_breaker := policy.active("circuit_breaker"):
@@ -283,6 +312,14 @@ def _executors(
         replaced = None if before is None else before.executors.get("hedge")
         why_alone = target.traits.why_alone
         executors["hedge"] = HedgeExecutor(hedge, clock, target.stats, classifier, executors, why_alone, replaced)
+    if throttle := policy.active("throttle"):
+        from opero.executors.throttle import ThrottleExecutor
+
+        executors["throttle"] = shareable(throttle, ThrottleExecutor)
+    if priority := policy.active("priority"):
+        from opero.executors.priorities import PriorityExecutor
+
+        executors["priority"] = PriorityExecutor(priority)
     fallback = policy.active("fallback")
     retry, watched = policy.in_force("retry"), policy.active("retry")
     one_shot = None

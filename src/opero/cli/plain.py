@@ -252,8 +252,24 @@ def _rate_limit(policy: Any) -> Iterator[str]:
     yield _waits(policy, "permit")
 
 
+def _throttle(policy: Any) -> Iterator[str]:
+    ratio = f"{policy.ratio:g}"
+    yield f"While the service accepts fewer than one of {ratio} attempts, it is sent {ratio} times as many as it"
+    yield "accepts, and at least 5% of all; the others are rejected at once."
+    yield f"An attempt is not accepted if its failure {_is_one(policy.trip_on)}."
+
+
+def _priority(policy: Any) -> Iterator[str]:
+    yield f"Calls have the priority {policy.level}, unless the code that calls has one already:"
+    yield "it says which go first in the queue of a bulkhead, and which a throttle rejects first."
+
+
 def _bulkhead(policy: Any) -> Iterator[str]:
-    yield f"At most {number(policy.max_concurrent, 'attempt')} run{'s' if policy.max_concurrent == 1 else ''} at once."
+    if policy.is_adaptive:
+        yield f"As many attempts run at once as the service serves best: from {policy.min_limit} to {policy.max_limit}."
+    else:
+        most = policy.max_concurrent
+        yield f"At most {number(most, 'attempt')} run{'s' if most == 1 else ''} at once."
     yield _waits(policy, "slot")
 
 
@@ -337,6 +353,7 @@ def _addends(found: Bounds, each: str) -> Iterator[str]:
 
 TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
     ("canary", "canary", _canary),
+    ("priority", "priority", _priority),
     ("cache", "cache", _cache),
     ("fallback", "fallback", _fallback_result),
     ("timeout", "time of a call", _total),
@@ -344,6 +361,7 @@ TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
     ("fallback", "values", _fallback_values),
     ("hedge", "hedges", _hedge),
     ("circuit_breaker", "circuit", _breaker),
+    ("throttle", "throttle", _throttle),
     ("rate_limit", "rate", _rate_limit),
     ("bulkhead", "at once", _bulkhead),
     ("timeout", "an attempt", _attempt),

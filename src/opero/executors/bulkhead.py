@@ -13,6 +13,7 @@ from opero.executors.state.slots import ANYONE, FOREVER, LocalSlots, QueuedCall,
 from opero.policies.types import format_duration
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.priorities import place_in_time
 
 if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
@@ -99,7 +100,7 @@ class BulkheadExecutor(Holder[Slots]):
         patience = 0.0 if call.hedge else patience
         if patience <= 0:
             raise self.refusal(call, patience)
-        queued = call.queued = QueuedCall(host.waiter(), started, call)
+        queued = call.queued = QueuedCall(host.waiter(), place_in_time(started), call)
         if await self.run(host, lambda: self._enter(queued), lambda _: self._give_up(queued)):
             call.queued = None
             return

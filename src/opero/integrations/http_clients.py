@@ -19,6 +19,7 @@ from opero.errors import (
     OperoError,
     RateLimitExceededError,
     RejectedError,
+    ThrottledError,
     shortened,
 )
 
@@ -142,6 +143,9 @@ def _refusal(policy: Policy) -> str | None:
     return None
 
 
+REJECTIONS = (RejectedError, CircuitOpenError, ThrottledError, RateLimitExceededError, BulkheadFullError)
+
+
 def own_errors(
     module: str, timeout: type[Exception], rejection: type[Exception]
 ) -> dict[type[OperoError], type[OperoError]]:
@@ -153,7 +157,7 @@ def own_errors(
         rejection: the client's class for requests that were not sent.
     """
     bases: dict[type[OperoError], type[Exception]] = {CallTimeoutError: timeout}
-    bases |= dict.fromkeys((RejectedError, CircuitOpenError, RateLimitExceededError, BulkheadFullError), rejection)
+    bases |= dict.fromkeys(REJECTIONS, rejection)
     found: dict[type[OperoError], type[OperoError]] = {}
     for kind, base in bases.items():
         doc = f"The `opero.{kind.__name__}` of a request, which is also a `{base.__module__}.{base.__qualname__}`."

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opero.executors.by_key import ByKey
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.throttle import ThrottleExecutor
     from opero.executors.value_memory import ValueMemory
     from opero.observe.latency import Histogram
     from opero.policies.policy import Policy
@@ -304,6 +305,10 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> Found:
     return [("circuit_breaker_state", (state,), float(state == now)) for state in STATES]
 
 
+def _of_throttle(throttle: ThrottleExecutor) -> Found:
+    return [("throttle_rejecting", (), throttle.load()[0])]
+
+
 def _of_rate_limit(limiter: RateLimitExecutor) -> Found:
     saturation, next_permit, queue = limiter.load()
     return [
@@ -342,6 +347,7 @@ def _of_keys(kind: str, by_key: ByKey) -> Found:
 
 LOOKS: dict[str, Callable[[Any], Found]] = {
     "circuit_breaker": _of_circuit,
+    "throttle": _of_throttle,
     "rate_limit": _of_rate_limit,
     "bulkhead": _of_bulkhead,
     "fallback": _of_values,

@@ -140,7 +140,8 @@ class Stats:
 
     @property
     def rejected_by(self) -> dict[str, int]:
-        """ "circuit_breaker", "rate_limit", "bulkhead", "fallback" or "retry_budget" → attempts that it rejected."""
+        """ "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback" or "retry_budget" → attempts that it
+        rejected."""
         return self._table().rejected_by
 
     @property

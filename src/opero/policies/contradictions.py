@@ -192,7 +192,7 @@ def _unreachable_max_wait(limit: RateLimitPolicy | BulkheadPolicy, total: float)
 
 def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy: Policy) -> Iterator[Contradiction]:
     fallback, retry, workers = policy.active("fallback"), policy.active("retry"), parallel.workers
-    if bulkhead.max_wait != 0 or not isinstance(workers, int) or workers <= bulkhead.max_concurrent:
+    if bulkhead.max_wait != 0 or not isinstance(workers, int) or workers <= bulkhead.most_concurrent:
         return
     rejections = (each for each in (retry.retry_on if retry is not None else ()) if isinstance(each, type))
     is_retried = any(issubclass(BulkheadFullError, each) for each in rejections)
@@ -200,8 +200,8 @@ def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy
         yield Contradiction(
             ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
             f"a map runs up to {workers} items at once (parallel.workers), and bulkhead admits "
-            f"{bulkhead.max_concurrent} and rejects the others immediately, as max_wait is 0; set bulkhead.max_wait, "
-            f"or lower parallel.workers to {bulkhead.max_concurrent}",
+            f"{bulkhead.most_concurrent} and rejects the others immediately, as max_wait is 0; set bulkhead.max_wait, "
+            f"or lower parallel.workers to {bulkhead.most_concurrent}",
         )
 
 
@@ -218,14 +218,14 @@ def _insufficient_slots(breaker: CircuitBreakerPolicy, bulkhead: BulkheadPolicy)
     has_its_slots = _is_narrower(breaker, bulkhead)
     if breaker.slow_call is None or not isinstance(breaker.window, float) or not has_its_slots:
         return
-    slow_calls = bulkhead.max_concurrent * (math.floor(breaker.window / breaker.slow_call) + 1)
+    slow_calls = bulkhead.most_concurrent * (math.floor(breaker.window / breaker.slow_call) + 1)
     if slow_calls < (breaker.slow_rate or 1) * breaker.least_calls:
         yield Contradiction(
             (
                 *("circuit_breaker.slow_call", "circuit_breaker.slow_rate"),
                 *("circuit_breaker.window", "circuit_breaker.min_calls", "bulkhead.max_concurrent"),
             ),
-            f"bulkhead runs at most {bulkhead.max_concurrent} at once, so at most {slow_calls} slow calls "
+            f"bulkhead runs at most {bulkhead.most_concurrent} at once, so at most {slow_calls} slow calls "
             f"({format_duration(breaker.slow_call)}) end within circuit_breaker.window "
             f"({format_duration(breaker.window)}), too few for slow_rate of min_calls ({breaker.least_calls}), so they "
             "never open the circuit; lower min_calls or widen the window",

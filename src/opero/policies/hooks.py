@@ -34,6 +34,7 @@ HOOKS = {
     "on_reject": "rejected",
     "on_timeout": "timed_out",
     "on_shadow": "shadowed",
+    "on_limit_change": "limit_changed",
     "on_open": "circuit_opened",
     "on_half_open": "circuit_half_opened",
     "on_close": "circuit_closed",
@@ -104,6 +105,7 @@ class HooksPolicy(BasePolicy):
         on_reject: a policy rejected an attempt (`Rejected`).
         on_timeout: a timeout ended an attempt or a call (`TimedOut`).
         on_shadow: a policy in shadow would have done something (`Shadowed`).
+        on_limit_change: an adaptive limit has become another one (`LimitChanged`).
         on_open: the circuit breaker opened (`CircuitOpened`). Of a breaker that functions share, each handler is called
             once; so it is with the other states, and with the values that functions share.
         on_half_open: the circuit breaker lets probes through (`CircuitHalfOpened`).
@@ -137,6 +139,7 @@ class HooksPolicy(BasePolicy):
     on_reject: Handlers = ()
     on_timeout: Handlers = ()
     on_shadow: Handlers = ()
+    on_limit_change: Handlers = ()
     on_open: Handlers = ()
     on_half_open: Handlers = ()
     on_close: Handlers = ()
@@ -171,6 +174,7 @@ class HooksPolicy(BasePolicy):
             on_reject: Hook[events.Rejected] = (),
             on_timeout: Hook[events.TimedOut] = (),
             on_shadow: Hook[events.Shadowed] = (),
+            on_limit_change: Hook[events.LimitChanged] = (),
             on_open: Hook[events.CircuitOpened] = (),
             on_half_open: Hook[events.CircuitHalfOpened] = (),
             on_close: Hook[events.CircuitClosed] = (),

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from opero.policies.limits import LimitsLike
     from opero.policies.names import ConditionsLike
     from opero.policies.parallel import Mode, OnError, ParallelPolicy
+    from opero.policies.priority import PriorityPolicy
     from opero.policies.quantities import DurationLike
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
+    from opero.policies.throttle import ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy
+    from opero.runtime.priorities import Priority
 
 
 class Options(TypedDict, total=False):
@@ -42,8 +45,10 @@ class Options(TypedDict, total=False):
     rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
-    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None
     hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None
+    throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None
+    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None
+    priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None
     parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
     canary: CanaryPolicy | Mapping[str, Any] | bool | None
 
@@ -105,6 +110,7 @@ class Options(TypedDict, total=False):
     on_reject: Hook[events.Rejected]
     on_timeout: Hook[events.TimedOut]
     on_shadow: Hook[events.Shadowed]
+    on_limit_change: Hook[events.LimitChanged]
     on_open: Hook[events.CircuitOpened]
     on_half_open: Hook[events.CircuitHalfOpened]
     on_close: Hook[events.CircuitClosed]
@@ -123,7 +129,7 @@ class Options(TypedDict, total=False):
 
     # ParallelPolicy
     mode: Mode
-    workers: int | Literal["auto"]
+    workers: int | Literal["auto", "adaptive"]
     ordered: bool
     progress: bool | Literal["auto"]
     batch: bool | None

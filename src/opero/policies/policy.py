@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from pydantic import (
     GetCoreSchemaHandler,
@@ -27,9 +27,11 @@ from opero.policies.hedge import HedgePolicy
 from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.priority import PriorityPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.refusals import hint, made, refusal
 from opero.policies.retry import RetryPolicy
+from opero.policies.throttle import ThrottlePolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from opero.policies.parallel import Mode
     from opero.policies.quantities import DurationLike
     from opero.runtime.clock import Clock
+    from opero.runtime.priorities import Priority
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,8 +57,10 @@ KINDS: dict[str, type[BasePolicy]] = {
         RateLimitPolicy,
         TimeoutPolicy,
         CircuitBreakerPolicy,
+        ThrottlePolicy,
         BulkheadPolicy,
         HedgePolicy,
+        PriorityPolicy,
         FailurePolicy,
         HooksPolicy,
         ParallelPolicy,
@@ -115,13 +120,13 @@ class Policy(StrictModel):
 
     A layer exists only if its policy is set, so an unused policy costs nothing. From outer to inner the layers are
 
-        cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → rate limit
-        → bulkhead → timeout (attempt) → function
+        cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → throttle
+        → rate limit → bulkhead → timeout (attempt) → function
 
     Attributes:
-        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, hedge, fallback, failures, hooks, parallel,
-            canary: see their models. Each may be given as a model, as a mapping of its fields, or short:
-            `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
+        retry, cache, rate_limit, timeout, circuit_breaker, throttle, bulkhead, hedge, priority, fallback, failures,
+            hooks, parallel, canary: see their models. Each may be given as a model, as a mapping of its fields, or
+            short: `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
             absent.
 
     Raises:
@@ -133,8 +138,10 @@ class Policy(StrictModel):
     rate_limit: Maybe[RateLimitPolicy] = None
     timeout: Maybe[TimeoutPolicy] = None
     circuit_breaker: Maybe[CircuitBreakerPolicy] = None
+    throttle: Maybe[ThrottlePolicy] = None
     bulkhead: Maybe[BulkheadPolicy] = None
     hedge: Maybe[HedgePolicy] = None
+    priority: Maybe[PriorityPolicy] = None
     fallback: Maybe[FallbackPolicy] = None
     failures: Maybe[FailurePolicy] = None
     hooks: Maybe[HooksPolicy] = None
@@ -151,8 +158,10 @@ class Policy(StrictModel):
             rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None = None,
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
-            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
             hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
+            throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None = None,
+            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None = None,
+            priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
             failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
             hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from opero.executors.state.redis_scripts import LASTS, SECOND
 from opero.executors.state.redis_state_scripts import SLOTS
 from opero.executors.state.redis_store import Command
-from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues
+from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues, line_up
 from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 from opero.runtime.hosts import run_later
@@ -32,6 +32,8 @@ RECOUNT = LEASE
 how many slots it has."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05
 """Seconds after which the first waiting call of a process asks again."""
+SHIFT = 1e5
+"""Added to the seconds for which calls have waited, which priorities make negative; negative numbers mean no call."""
 NOTHING, TAKE, GIVE_BACK, TAKE_ANOTHER = 0, 1, -1, 2
 """What a process asks for."""
 
@@ -148,7 +150,7 @@ class RedisSlots(Slots):
     def enter(self, call: QueuedCall) -> bool:
         with self.lock:
             self.check()
-            self.queue.append(call)
+            line_up(self.queue, call)
         return self._take_turn(call)
 
     def look(self, call: QueuedCall, waiter: Waiter) -> bool:
@@ -180,13 +182,13 @@ class RedisSlots(Slots):
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
             self.policy = policy
-            self._limit = policy.max_concurrent
+            self._limit = policy.first_limit
             self._told = max(self._told + 1, time.time_ns() // 1000)
             self._pack()
         self._wake_first()
 
     def _pack(self) -> None:
-        constant = (self.owner, int(LEASE * SECOND), self._told, self.policy.max_concurrent)
+        constant = (self.owner, int(LEASE * SECOND), self._told, self.policy.first_limit)
         self._command = Command(SLOTS, self.keys, constant, 4)
 
     def values(self) -> SlotValues:
@@ -298,7 +300,7 @@ class RedisSlots(Slots):
         with self.lock:
             now = self.monotonic()
             alone = how == TAKE and now < self._alone_until
-            waits = [int((now - each.arrived) * SECOND) for each in list(self.queue)[:2]]
+            waits = [int((now - each.arrived + SHIFT) * SECOND) for each in list(self.queue)[:2]]
         first, second = (*waits, -1, -1)[:2]
         reply = self.store.ask(self._command, self._probe, exact, NOTHING if alone else how, first, second)
         with self.lock:
@@ -325,13 +327,13 @@ class RedisSlots(Slots):
 
     def _learn(self, limit: int) -> None:
         self._limit = limit
-        if limit != self.policy.max_concurrent and not self._has_warned:
+        if limit != self.policy.first_limit and not self._has_warned:
             self._has_warned = True
             text = (
                 "%s: its bulkhead differs between the processes that share it: max_concurrent %d is in force, which "
                 "has been configured later than %d"
             )
-            log("limit_differs", text, self.name, limit, self.policy.max_concurrent, policy=self.name)
+            log("limit_differs", text, self.name, limit, self.policy.first_limit, policy=self.name)
 
     def _probe(self) -> None:
         self.store.run(self._command, -1, NOTHING, -1, -1)
