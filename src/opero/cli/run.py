@@ -16,6 +16,7 @@ from opero.cli.exits import UsageError
 from opero.cli.loading import load_configuration
 from opero.cli.options import Config, Environment  # noqa: TC001  # typer reads the annotations
 from opero.integrations.imports import VARIABLE
+from opero.registry.checks import check_client_imports
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SITE = Path(__file__).parent / "site"
@@ -46,6 +47,9 @@ def run_command(
         raise UsageError(
             f'nothing to bind: name functions in the policy files, imports: {{"requests:get": api}} ({where})'
         )
+    report = found.report()
+    check_client_imports(found, report)
+    report.raise_if_any()
     command = command_of(program)
     first = os.getpid() if os.name == "posix" else 0
     targets = {target: each.value for target, each in found.imports.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
 
@@ -62,6 +62,9 @@ class Middleware:
             default registry is checked at the first request.
     """
 
+    _name: ClassVar[str] = f"{__name__}:Middleware"
+    """The name in `functions:`."""
+
     def __init__(
         self,
         policy: str | Policy | None = None,
@@ -81,7 +84,7 @@ class Middleware:
                 await request.close()
             return await handler(request)
 
-        name = f"{__name__}:Middleware"
+        name = self._name
         self.bound: Any = under_policy(send, name, self._why_once, policy, registry, clock, options)
 
     async def __call__(

@@ -1,4 +1,4 @@
-"""Binds the functions that `imports:` names when their modules are imported: what `opero run` does to a program.
+"""Binds the functions and clients that `imports:` names when they are imported: what `opero run` does to a program.
 
 A process that imports none of these modules pays for this one only, so the rest of opero is imported where it binds.
 """
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 VARIABLE = "_OPERO_RUN"
 """What `opero run` tells the processes of the program, as JSON: its process id, and function → profile."""
 EVERY = "*"
+CLIENTS = ""
+"""The name, in its module, of all clients of a library."""
 
 
 class ImportHook(MetaPathFinder):
     """Finds the modules that are named, as the other finders do, and binds their functions when they have run.
 
     Args:
-        targets: "module:function", "module:Class.method" or "module:*" → the name of its profile.
+        targets: "module:function", "module:Class.method", "module:*", or a library → the name of its profile.
 
     Attributes:
         has_bound: whether it has bound a function in this process.
@@ -75,6 +77,11 @@ class ImportHook(MetaPathFinder):
 
         names = self._waiting.pop(module.__name__, {})
         registry = get_default_registry()
+        if CLIENTS in names:
+            from opero.integrations.client_imports import put_under
+
+            put_under(module, names.pop(CLIENTS), registry)
+            self.has_bound = True
         for name, profile in names.items():
             for each in _functions_of(module, names) if name == EVERY else (name,):
                 registry.bind_import(f"{module.__name__}:{each}", profile)
