@@ -23,6 +23,7 @@ from opero.errors import (
     RejectedError,
     shortened,
 )
+from opero.executors.given_up import give_up
 
 if TYPE_CHECKING:
     from opero.policies.options import Options
@@ -183,6 +184,7 @@ def for_caller(error: OperoError, own: Mapping[type[OperoError], type[OperoError
     if isinstance(error, AllFailedError):
         last = error.errors[-1]
         last.add_note(f"opero: {error}")
+        give_up(last)  # as `error` is, so that a bound function around the client does not retry it
     kind = own.get(type(last)) if isinstance(last, OperoError) else None
     if kind is None:
         return last
