@@ -112,7 +112,7 @@ class Middleware:
             return error
         lost = aiohttp.ClientConnectionError(*error.args)
         lost.__cause__ = error
-        lost.__notes__ = getattr(error, "__notes__", [])
+        vars(lost).update(vars(error))  # notes, and that the call has given up
         return lost
 
     def _why_once(self, error: Exception, request: Any, handler: Any) -> str | None:
