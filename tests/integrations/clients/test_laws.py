@@ -287,7 +287,7 @@ def test_a_bound_function_around_a_client_does_not_repeat_what_the_client_has_gi
     def get() -> None:
         client.request("GET", service.url)
 
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(client.error) as raised:
         get()
     assert len(service.seen) == 4
     assert not isinstance(raised.value, OperoError)
