@@ -46,7 +46,8 @@ def run_command(
     if not found.imports:
         where = found.directory or "policies, which was not found"
         raise UsageError(
-            f'nothing to bind: name functions in the policy files, imports: {{"requests:get": api}} ({where})'
+            'nothing to bind: name libraries or functions in the policy files, imports: {httpx: api, "app.users:*": '
+            f"api}} ({where}), or let opero init --from write them"
         )
     report = found.report()
     check_client_imports(found, report)
