@@ -136,6 +136,25 @@ def test_a_client_that_the_program_has_put_under_a_policy_is_left_alone(
     assert not [line for line in summary if ":clients" in line]
 
 
+def test_requests_beside_those_of_such_a_client_are_under_the_profile(run: Any, service: Service) -> None:
+    service.answers = [200, 503, 200, 200, 503, 200]
+    printed, _ = run(
+        """
+        import asyncio, httpx
+        from opero.integrations.httpx import AsyncTransport, Transport
+
+        with httpx.Client(transport=Transport(retries=0)) as client:
+            print(client.get(url).status_code, httpx.get(url).status_code)
+
+        async def main():
+            async with httpx.AsyncClient(transport=AsyncTransport(retries=0)) as own, httpx.AsyncClient() as client:
+                print((await own.get(url)).status_code, (await client.get(url)).status_code)
+        asyncio.run(main())
+        """
+    )
+    assert printed == ["200"] * 4
+
+
 def test_middlewares_of_a_session_and_of_a_request_stay(run: Any, service: Service) -> None:
     service.answers = [503, 200, 503]
     printed, _ = run(
