@@ -14,6 +14,8 @@ from opero.integrations.http_clients import (
     STILL_READ,
     Repeats,
     for_caller,
+    marked,
+    marked_async,
     under_policy,
 )
 
@@ -73,6 +75,8 @@ class PolicyTransport:
     """The exceptions of opero that are also the client's."""
     _method: ClassVar[str]
     """The method by which a transport handles a request."""
+    _name: ClassVar[str] = ""
+    """The name in `functions:`. Default: that of the class."""
 
     def __init__(
         self,
@@ -98,17 +102,16 @@ class PolicyTransport:
                 "transport is under a policy already, and the retries of two would multiply: use a single "
                 f"{own.__name__}, with the transport that sends the requests"
             )
-        retries = getattr(getattr(transport, "_pool", None), "_retries", 0)
-        if retries:
+        if retries := own_retries(transport):
             raise ConfigError(
                 f"transport makes {retries!r} retries of its own, which would multiply with those of the policy: "
                 "create it without retries="
             )
-        name = next(each for each in own.__mro__ if each.__module__.startswith("opero."))
+        named = next(each for each in own.__mro__ if each.__module__.startswith("opero."))
         self.transport: Any = transport if transport is not None else self._default()
         self.bound: Any = under_policy(
             self._sender(getattr(self.transport, self._method)),
-            f"{name.__module__}:{name.__name__}",
+            self._name or f"{named.__module__}:{named.__name__}",
             self._why_once,
             _origin,
             policy,
@@ -156,6 +159,8 @@ class SyncPolicyTransport(PolicyTransport):
         return self._client.HTTPTransport()
 
     def _sender(self, handle: Callable[[Any], Any]) -> Callable[..., Any]:
+        handle = marked(handle, self._client.__name__)
+
         def send(request: Any) -> Any:
             return handle(request)
 
@@ -199,6 +204,8 @@ class AsyncPolicyTransport(PolicyTransport):
         return self._client.AsyncHTTPTransport()
 
     def _sender(self, handle: Callable[[Any], Any]) -> Callable[..., Any]:
+        handle = marked_async(handle, self._client.__name__)
+
         async def send(request: Any) -> Any:
             return await handle(request)
 
@@ -237,6 +244,11 @@ def _origin(request: Any) -> str:
     """Return scheme, host and port of a request."""
     url = request.url
     return origin(url.scheme, url.host, url.port)
+
+
+def own_retries(transport: Any) -> Any:
+    """Return how often a transport by itself tries again to connect."""
+    return getattr(getattr(transport, "_pool", None), "_retries", 0)
 
 
 def _is_refused(response: Any) -> bool:

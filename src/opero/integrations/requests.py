@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -20,6 +20,7 @@ from opero.integrations.http_clients import (
     STILL_READ,
     Repeats,
     for_caller,
+    marked,
     own_errors,
     under_policy,
 )
@@ -75,6 +76,9 @@ class Adapter(BaseAdapter):
             default registry is checked at the first request.
     """
 
+    _name: ClassVar[str] = f"{__name__}:Adapter"
+    """The name in `functions:`."""
+
     def __init__(
         self,
         policy: str | Policy | None = None,
@@ -98,8 +102,7 @@ class Adapter(BaseAdapter):
                 "adapter is under a policy already, and the retries of two would multiply: use a single Adapter, with "
                 "the adapter that sends the requests"
             )
-        own = getattr(adapter, "max_retries", None)
-        if any(getattr(own, each, None) for each in ("total", "connect", "read", "status", "other")):
+        if has_own_retries(adapter):
             raise ConfigError(
                 "adapter has retries of its own, which would multiply with those of the policy: create it without "
                 "max_retries"
@@ -115,7 +118,7 @@ class Adapter(BaseAdapter):
             clock=clock,
             **options,
         )
-        handle = self.adapter.send
+        handle = marked(self.adapter.send, "requests")
 
         def send(request: Any, **kwargs: Any) -> Any:
             position = request._body_position
@@ -123,7 +126,7 @@ class Adapter(BaseAdapter):
                 request.body.seek(position)
             return handle(request, **kwargs)
 
-        name = f"{__name__}:Adapter"
+        name = self._name
         self.bound: Any = under_policy(
             send, name, self._why_once, _origin, policy, registry, clock, options, self._why_alone
         )
@@ -176,6 +179,12 @@ class Adapter(BaseAdapter):
 def _origin(request: Any, **_: Any) -> str:
     """Return scheme, host and port of a request."""
     return origin_of(request.url)
+
+
+def has_own_retries(adapter: Any) -> bool:
+    """Return whether an adapter repeats requests by itself."""
+    own = getattr(adapter, "max_retries", None)
+    return any(getattr(own, each, None) for each in ("total", "connect", "read", "status", "other"))
 
 
 def _is_unsent(error: Exception) -> bool:
