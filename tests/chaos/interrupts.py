@@ -32,6 +32,7 @@ from typing import Any
 import opero
 from opero import OperoError, Policy, Registry
 from opero.cache.single_flight import current_computations
+from opero.executors.by_key import ByKey
 from opero.parallel.workers import process as processes
 from opero.runtime import forking, interruption
 from opero.testing import VirtualClock
@@ -201,6 +202,18 @@ def soon(condition: Callable[[], bool], text: str) -> None:
 def check_bound(bound: Any) -> None:
     executors = bound.binding.pipeline.executors
     cache, bulkhead, limit, values = (executors.get(each) for each in ("cache", "bulkhead", "rate_limit", "values"))
+    for kind in ("circuit_breaker", "bulkhead", "rate_limit"):
+        table = getattr(executors.get(kind), "limiter", None)
+        if isinstance(table, ByKey):
+            assert [entry.calls for entry in table.live.values()] == [0] * len(table.live), "a key has calls for ever"
+            for key in table.keys():
+                with table.using(key) as executor:
+                    if kind == "bulkhead":
+                        assert executor.running == 0, "slots are lost"
+                        assert not executor.home.queue, "a call waits in the queue for ever"
+                    elif kind == "rate_limit":
+                        assert (executor.queued, executor._waiting) == (0, {})
+            bulkhead, limit = (None if each is executors[kind] else each for each in (bulkhead, limit))
     if cache is not None:
         # One whose event loop has been closed is abandoned by the next call that wants its result; a refresh in the
         # background, which the check itself may have begun, ends after a while, and then gives its lock back.
@@ -247,6 +260,9 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}
 ALL["fallback"] = POLICIES["values"]["fallback"]
+KEYED = {kind: {**ALL[kind], "scope": {"by": "model"}} for kind in ("circuit_breaker", "rate_limit", "bulkhead")}
+POLICIES |= {f"{kind} by key": {kind: policy} for kind, policy in KEYED.items()}
+POLICIES["all by key"] = ALL | KEYED | {"cache": {"enabled": False, "ttl": 60}}
 POLICIES["all, memory"] = ALL | POLICIES["memory"]
 POLICIES["all, disk"] = ALL | POLICIES["disk"]
 
@@ -300,7 +316,8 @@ class Calls(Scenario):
         self.clock.advance(1)  # for the permit that the call may have used
         assert self.run() == "k"
         if "circuit_breaker" in self.policy:
-            assert self.bound.binding.circuit_breaker.state == "closed"
+            breaker = self.bound.binding.circuit_breaker
+            assert (breaker.of("a") if isinstance(breaker, ByKey) else breaker).state == "closed"
         check_bound(self.bound)
 
 

@@ -206,7 +206,7 @@ def test_permits_are_taken_by_each_attempt(client: Client, service: Service) -> 
 
 
 def test_functions_and_clients_of_a_profile_share_its_limits(client: Client, service: Service) -> None:
-    registry = Registry({"api": Policy(circuit_breaker=1)})
+    registry = Registry({"api": Policy(circuit_breaker={"consecutive_failures": 1, "scope": "profile"})})
     client.use("api", registry=registry)
     service.answers = [503]
     assert client.request("GET", service.url).status == 503
