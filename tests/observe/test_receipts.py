@@ -473,6 +473,7 @@ def test_every_event_has_a_text() -> None:
         events.Rejected: {"by": "rate_limit", "retry_in": 1.5, "error": error},
         events.TimedOut: {"scope": "total", "error": error},
         events.Shadowed: {"by": "rate_limit", "would": "delay", "seconds": 0.5, "message": "m"},
+        events.LimitChanged: {"what": "bulkhead", "before": 4, "after": 8},
         events.CircuitOpened: circuit,
         events.CircuitHalfOpened: circuit,
         events.CircuitClosed: circuit,

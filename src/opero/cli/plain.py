@@ -295,9 +295,12 @@ def _hedge(policy: Any) -> Iterator[str]:
 
 
 def _parallel(policy: Any) -> Iterator[str]:
-    workers = "" if policy.workers == "auto" else f", {policy.workers:,} at once"
+    said = {"auto": "", "adaptive": ", as many at once as the service serves best"}
+    workers = said[policy.workers] if isinstance(policy.workers, str) else f", {policy.workers:,} at once"
     order = "in the order of the items" if policy.ordered else "in the order in which they finish"
-    yield f"A map runs its items {MODES[policy.mode]}{workers}, with results {order}. {REPLIES[policy.on_error]}"
+    is_open = policy.mode == "auto" and policy.workers == "adaptive"
+    where = "in threads (async functions: in one event loop)" if is_open else MODES[policy.mode]
+    yield f"A map runs its items {where}{workers}, with results {order}. {REPLIES[policy.on_error]}"
     if policy.max_failures is not None:
         most = policy.max_failures
         yield f"It stops when more than {f'{most:,}' if isinstance(most, int) else f'{100 * most:g}%'} have failed."

@@ -10,6 +10,7 @@ from opero.events import LimitChanged
 from opero.executors.bulkhead import BulkheadExecutor
 from opero.executors.state.adaptive_limit import Sample
 from opero.executors.state.adaptive_slots import AdaptiveSlots
+from opero.executors.state.home import Moved
 from opero.failures import Kind, kind_of
 from opero.observe.subscriptions import emit
 from opero.runtime.generators import Started
@@ -78,7 +79,7 @@ class AdaptiveBulkheadExecutor(BulkheadExecutor):
         return super().wrap_async(measured)
 
     def _begun(self) -> tuple[int, int] | None:
-        home = self.home.successor
+        home = self.home
         return home.begun() if isinstance(home, AdaptiveSlots) else None
 
     def _ended(
@@ -90,22 +91,31 @@ class AdaptiveBulkheadExecutor(BulkheadExecutor):
         error: Exception | None = None,
     ) -> None:
         """Learn from a call that had a slot. One that was cancelled, or turned away by a timeout, says nothing."""
-        home = self.home.successor
-        if begun is None or not isinstance(home, AdaptiveSlots) or call.turned_away:
+        if begun is None or call.turned_away:
             return
         era, in_flight = begun
-        overloaded = kind is Kind.THROTTLED or isinstance(error, CallTimeoutError)
-        sample = Sample(era, in_flight, seconds, float(error is None), overloaded)
-
-        def end(slots: Any) -> int:
-            found: int = slots.ended(sample)
-            return found
-
-        self._tell(self.ask(end))
+        if error is None:
+            sample = Sample(era, in_flight, seconds)
+        else:
+            overloaded = kind is Kind.THROTTLED or isinstance(error, CallTimeoutError)
+            sample = Sample(era, in_flight, seconds, 0.0, overloaded)
+        while isinstance(home := self.home, AdaptiveSlots):  # else another policy has a number
+            try:
+                found = home.ended(sample)
+                break
+            except Moved:
+                self.follow()
+        else:
+            return
+        if found != self._told[0]:
+            self._tell(found)
 
     def _tell(self, found: int) -> None:
-        told, at = self._told
-        now = self.clock.monotonic()
-        if found != told and now - at >= AT_MOST_EVERY:
+        """Emit an event, unless the last one has been just now: then a later call does."""
+        with self.own.lock:
+            told, at = self._told
+            now = self.clock.monotonic()
+            if found == told or now - at < AT_MOST_EVERY:
+                return
             self._told = found, now
-            emit(LimitChanged, self.hooks, **self.origin, what="bulkhead", before=told, after=found)
+        emit(LimitChanged, self.hooks, **self.origin, what="bulkhead", before=told, after=found)

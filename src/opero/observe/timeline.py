@@ -159,6 +159,7 @@ TEXTS: dict[str, Callable[[Data, int], str]] = {
         f"rejected by the {step['by'].replace('_', ' ')}{_in(step, ', free again in')}: {_error(step['error'])}"
     ),
     "shadowed": _shadowed,
+    "limit_changed": lambda step, _: f"{step['what']}: adaptive limit {step['before']} → {step['after']}",
     "timed_out": lambda step, _: f"{step['scope']} timeout: {_error(step['error'])}",
     "value_set_aside": lambda step, _: f"{_value(step)} set aside for {_seconds(step['seconds'])}: {step['kind']}",
     "value_restored": lambda step, _: f"{_value(step)} works again",

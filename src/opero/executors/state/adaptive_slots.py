@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opero.executors.state.adaptive_limit import bounded, learn, new_limit
-from opero.executors.state.slots import LocalSlots, SlotValues
+from opero.executors.state.slots import NOWHERE, LocalSlots, SlotValues
 
 if TYPE_CHECKING:
     from opero.executors.state.adaptive_limit import AdaptiveLimit, Sample
@@ -37,7 +37,8 @@ class AdaptiveSlots(LocalSlots):
 
     def begun(self) -> tuple[int, int]:
         """Return the era of the limit, and how many calls are under way, for a call that has just got a slot."""
-        return self.state.era, int(self.limit - self._free)
+        free = self._free
+        return (-1, 0) if free == NOWHERE else (self.state.era, int(self.limit - free))
 
     def ended(self, sample: Sample) -> int:
         """Learn from a call that has ended; return the best limit that is known."""

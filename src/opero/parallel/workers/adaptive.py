@@ -43,6 +43,7 @@ class WorkerLimit:
         self.running = 0
         self._stats = stats
         self._told = self.state.found, monotonic()
+        self._telling = threading.Lock()
 
     @property
     def limit(self) -> int:
@@ -69,10 +70,14 @@ class WorkerLimit:
 
     def tell(self) -> None:
         """Emit an event if the limit has become another one. Without the lock."""
-        (told, at), found, now = self._told, self.state.found, self.monotonic()
-        if found != told and now - at >= AT_MOST_EVERY:
+        if self.state.found == self._told[0]:
+            return
+        with self._telling:
+            (told, at), found, now = self._told, self.state.found, self.monotonic()
+            if found == told or now - at < AT_MOST_EVERY:
+                return
             self._told = found, now
-            self._stats.emit(LimitChanged, what="workers", before=told, after=found)
+        self._stats.emit(LimitChanged, what="workers", before=told, after=found)
 
 
 class AdaptiveLoopWorkers(LoopWorkers):
