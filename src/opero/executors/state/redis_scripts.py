@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from opero.executors.state.pace import FIRST, RAMP, UNLIMITED
+
 SECOND = 1_000_000
 """Microseconds, in which the scripts compute: whole numbers, by the clock of the server."""
 LASTS = 60_000
@@ -10,8 +12,26 @@ HANDOVER = 300_000
 """Microseconds after the server is back before which no permit falls due: by then, each process has noticed, and uses
 none by itself any more."""
 # The budget is one value: when the next permit falls due; until when processes may go on by themselves; the terms in
-# force, and since when they hold. A budget that is missing is full: its value lasts until it is.
-BOOK = f"""
+# force, and since when they hold; when the latest pause ends, and how long the ramp after it takes. A budget that is
+# missing is full: its value lasts until it is.
+STEP = f"""
+local function step(moment, time, interval, resume, ramp)
+  local into = moment - resume
+  if ramp <= 0 or into >= ramp then
+    return time
+  end
+  local first = interval <= {SECOND / UNLIMITED!r} and math.min({FIRST}, interval / {SECOND}) or {FIRST}
+  local growth = -math.log(first) / ramp
+  local begun = math.exp(growth * math.max(0, into))
+  local after = math.log(begun + time * growth / first) / growth
+  if after > ramp then
+    after = ramp + time - (1 / first - begun) * first / growth
+  end
+  return after - into
+end
+"""
+"""The same as `Pace.step`."""
+BOOK = f"""{STEP}
 local since, interval, burst, period = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local cost, patience, ahead = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local is_owed, lost, debt, used, last, own = false, -1, 0, 0, 0, 0
@@ -21,10 +41,10 @@ if ARGV[9] then
 end
 local time = redis.call('TIME')
 local now = time[1] * {SECOND} + time[2]
-local due, alone, told, before, most = 0, 0, 0, 0, 0
+local due, alone, told, before, most, resume, ramp = 0, 0, 0, 0, 0, 0, 0
 local held = redis.call('GET', KEYS[1])
 if held then
-  due, alone, told, before, most = cmsgpack.unpack(held)
+  due, alone, told, before, most, resume, ramp = cmsgpack.unpack(held)
 end
 local others = false
 if not held or told == since or (before == interval and most == burst) then
@@ -56,9 +76,9 @@ end
 local wait, after = cost >= burst and due - now or math.ceil(due - (burst - cost) * interval) - now, due
 wait = math.max(0, alone - now, wait)
 if wait <= patience then
-  after = math.ceil(due + cost * interval)
+  after = math.ceil(due + step(now + wait, cost * interval, interval, resume, ramp))
 end
-redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst), 'PX',
+redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst, resume, ramp), 'PX',
   math.ceil((after - now) / 1000) + {LASTS})
 local part = false
 if used > 0 then
@@ -74,19 +94,44 @@ if used > 0 then
     part = {{number, claimed - own, tonumber(redis.call('HGET', KEYS[2], last)) or 0}}
   end
 end
-if others or part then
-  return {{wait, due, after, now, others, part}}
+if others or part or resume > 0 then
+  return {{wait, due, after, now, others, part, resume}}
 end
 return {{wait, due, after, now}}
 """
 REFUND = """
 local held = redis.call('GET', KEYS[1])
 if held then
-  local due, alone, told, interval, burst = cmsgpack.unpack(held)
+  local due, alone, told, interval, burst, resume, ramp = cmsgpack.unpack(held)
   if due == tonumber(ARGV[1]) then
-    redis.call('SET', KEYS[1], cmsgpack.pack(tonumber(ARGV[2]), alone, told, interval, burst), 'KEEPTTL')
+    due = tonumber(ARGV[2])
+    redis.call('SET', KEYS[1], cmsgpack.pack(due, alone, told, interval, burst, resume, ramp), 'KEEPTTL')
     return 1
   end
 end
 return 0
 """
+PAUSE = f"""
+local since, interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local unit, ahead, what = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local time = redis.call('TIME')
+local now = time[1] * {SECOND} + time[2]
+local due, alone, told, before, most, resume, ramp = 0, 0, since, interval, burst, 0, 0
+local held = redis.call('GET', KEYS[1])
+if held then
+  due, alone, told, before, most, resume, ramp = cmsgpack.unpack(held)
+end
+local after = math.ceil(now + ahead + (most - math.min(unit, most)) * before)
+local is_longer = 0
+if what == 'slow_down' then
+  due = math.max(due, after)
+elseif what == 'pause' and now + ahead > resume then
+  is_longer, due, resume, ramp = 1, after, now + ahead, math.min({RAMP * SECOND:.0f}, ahead)
+end
+if what ~= 'look' then
+  redis.call('SET', KEYS[1], cmsgpack.pack(due, alone, told, before, most, resume, ramp), 'PX',
+    math.ceil(math.max(0, due - now) / 1000) + {LASTS})
+end
+return {{is_longer, now, due, resume}}
+"""
+"""Pauses the limit, or puts off the next permit that has not been booked, or only looks when a pause ends."""

@@ -62,6 +62,9 @@ class ReservingBudget(LockedBudget):
                 self._calls = min(2, self._most)
             return self._calls * cost if self._calls > 1 else 0.0
 
+    def drop(self) -> None:
+        self._reserved.clear()
+
     def grant(self, calls: int, moment: float) -> None:
         with self.lock:
             self._reserved = [None] * calls
