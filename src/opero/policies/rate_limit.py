@@ -11,17 +11,20 @@ from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resol
 from opero.policies.quantities import (
     LONGEST,
     POSITIVE_NUMBER_TEXT,
+    SERVICE,
     Count,
     Duration,
     PositiveCount,
-    Rate,
+    PositiveDuration,
+    RateOrFound,
+    fastest,
     fits,
     named_schema,
     parse_number,
     quoted,
 )
 from opero.policies.sharing import StoredPolicy
-from opero.policies.types import Scope
+from opero.policies.types import Flag, Scope
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from opero.policies.quantities import DurationLike
+
+
+UNLIMITED = 1e6
+"""Permits a second where no rate is stated: more than a program can use."""
 
 
 def _cost(value: Any) -> Any:
@@ -70,8 +77,12 @@ class RateLimitPolicy(StoredPolicy):
 
     A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
 
+    Where a service says how much of a quota is left, or how long to wait, all callers heed it (see `feedback`).
+
     Attributes:
-        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s". Required.
+        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s"; "adaptive", or "adaptive up
+            to 200/s": the rate that a service accepts, found by itself; or "service": nothing but what the service
+            says limits the rate. Required.
         burst: how many unused permits may accumulate. Default 1.
         max_wait: the longest wait for a permit; a call that would wait longer raises `RateLimitExceededError`
             immediately. Default None: no limit.
@@ -91,17 +102,25 @@ class RateLimitPolicy(StoredPolicy):
         store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
         reserve: with `share: redis`, how many permits of the burst may be reserved ahead, so that not each call asks
             redis. Default 0: none.
+        feedback: whether calls wait as long as a response or an exception asks (Retry-After), and until a quota of
+            which nothing is left is renewed (RateLimit, X-RateLimit-Remaining and their relatives): all calls that
+            share the budget. Default true. Where the values of a fallback argument have a quota each, the throttled
+            value is set aside instead.
+        max_pause: the longest pause that feedback causes; a service that asks for more is asked again after it;
+            seconds or text. Default 5 minutes.
     """
 
     short: ClassVar[str | None] = "rate"
     kind: ClassVar[str] = "rate_limit"
 
-    rate: Rate
+    rate: RateOrFound
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0
     scope: Scope = "profile"
     reserve: Count = 0
+    feedback: Flag = True
+    max_pause: PositiveDuration = 300.0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -121,15 +140,46 @@ class RateLimitPolicy(StoredPolicy):
             on_store_error: Literal["local", "open", "closed"] = "local",
             store_timeout: DurationLike = 0.25,
             reserve: int = 0,
+            feedback: bool = True,
+            max_pause: DurationLike = 300.0,
         ) -> None: ...
+
+    @property
+    def fastest(self) -> float:
+        """Permits per second at most."""
+        return fastest(self.rate) or UNLIMITED
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the rate is found by itself."""
+        return isinstance(self.rate, str) and self.rate != SERVICE
+
+    @property
+    def limit(self) -> str:
+        """The rate as text."""
+        return f"{self.rate:g}/s" if isinstance(self.rate, float) else f"rate: {self.rate}"
+
+    @model_validator(mode="after")
+    def _check_found(self) -> Self:
+        if isinstance(self.rate, float):
+            return self
+        if self.rate == SERVICE and not self.feedback:
+            raise ValueError("rate: service has no effect with feedback: false, as nothing would limit the rate")
+        if self.cost != 1.0:
+            raise ValueError(f"cost has no effect with rate: {self.rate}, which counts calls; remove cost")
+        if self.rate == SERVICE and self.burst != 1:
+            raise ValueError("burst has no effect with rate: service; remove burst")
+        if self.is_adaptive and self.share == "redis":
+            raise ValueError("a rate that is adaptive is found by one machine; use share: machine, or state the rate")
+        return self
 
     @model_validator(mode="after")
     def _check_times(self) -> Self:
         for name in ("burst", "cost"):
             permits = getattr(self, name)
-            if isinstance(permits, int | float) and permits > self.rate * LONGEST:
+            if isinstance(permits, int | float) and permits > self.fastest * LONGEST:
                 raise ValueError(
-                    f"{name} ({permits}) is more than the permits of 100 years at {self.rate:g}/s; lower {name} "
+                    f"{name} ({permits}) is more than the permits of 100 years at {self.fastest:g}/s; lower {name} "
                     "or raise rate"
                 )
         return self

@@ -69,9 +69,9 @@ class DictBudget(DictHome, Budget):
     def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
         with self.lock:
             self.check()
-            due, terms, pace = self.values()
+            due, terms, pace, _ = self.values()
             wait, booked = book(due, now, cost, patience, terms, pace)
-            self.server.set("budget", (booked, terms, pace))
+            self.server.set("budget", (booked, terms, pace, None))
             return wait, (due, booked)
 
     def refund(self, receipt: Receipt) -> None:
@@ -83,18 +83,18 @@ class DictBudget(DictHome, Budget):
     def pause(self, now: float, seconds: float) -> bool:
         with self.lock:
             self.check()
-            _, terms, pace = self.values()
+            _, terms, pace, _ = self.values()
             if now + seconds <= pace.resume:
                 return False
             pace = paused(now + seconds, now)
-            self.server.set("budget", (due_after(pace.resume, *terms), terms, pace))
+            self.server.set("budget", (due_after(pace.resume, *terms), terms, pace, None))
             return True
 
     def slow_down(self, now: float, seconds: float) -> None:
         with self.lock:
             self.check()
-            due, terms, pace = self.values()
-            self.server.set("budget", (max(due, due_after(now + seconds, *terms)), terms, pace))
+            due, terms, pace, _ = self.values()
+            self.server.set("budget", (max(due, due_after(now + seconds, *terms)), terms, pace, None))
 
     def resumes(self) -> float:
         with self.lock:
@@ -103,22 +103,22 @@ class DictBudget(DictHome, Budget):
 
     def apply(self, policy: Any) -> None:
         with self.lock:
-            due, before, pace = self.values()
+            due, before, pace, _ = self.values()
             after = Terms.of(policy)
-            self.server.set("budget", (migrated(due, self.monotonic(), before, after), after, pace))
+            self.server.set("budget", (migrated(due, self.monotonic(), before, after), after, pace, None))
 
     def values(self) -> Values:
         found: Values = self.server.get("budget")
         return found
 
     def receive(self, values: Values) -> None:
-        held, (due, terms, pace) = self.server.get("budget"), values
+        held, (due, terms, pace, _) = self.server.get("budget"), values
         if held is None:
             self.server.set("budget", values)
             return
         if due:
             due = max(held[0], migrated(due, self.monotonic(), terms, held[1]))
-        self.server.set("budget", (max(held[0], due), held[1], max(pace, held[2])))
+        self.server.set("budget", (max(held[0], due), held[1], max(pace, held[2]), None))
 
 
 class DictCircuit(DictHome, CircuitHome):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, Self
 
+    from opero.executors.state.adaptive import Flow
     from opero.policies.rate_limit import RateLimitPolicy
 
 FOREVER = float("inf")
@@ -53,10 +54,11 @@ class Terms(NamedTuple):
     @classmethod
     def of(cls, policy: RateLimitPolicy) -> Self:
         unit = policy.cost if isinstance(policy.cost, float | int) else 0.0
-        return cls(1.0 / policy.rate, policy.burst, unit)
+        return cls(1.0 / policy.fastest, policy.burst, unit)
 
 
-Values = tuple[float, Terms, Pace]
+Values = tuple[float, Terms, Pace, "Flow | None"]
+"""The values of a budget, with moments as `due`; and how permits flow where the rate is found."""
 
 
 # Decisions
@@ -136,6 +138,21 @@ class Budget(Home):
     @abstractmethod
     def resumes(self) -> float:
         """Return the moment at which the latest pause ends, by this process's clock; 0 if there has been none."""
+
+    # Where the rate is found
+
+    def left(self, receipt: Receipt, now: float) -> float:
+        """Return the seconds that a reservation still has to wait; FOREVER if it has to be made again."""
+        return FOREVER
+
+    def learn(self, sent: float, now: float, *, is_accepted: bool) -> tuple[float, float]:
+        """Learn that the service has accepted or refused a call. Return the rate before and after."""
+        return 0.0, 0.0
+
+    @property
+    def rate(self) -> float:
+        """The rate that was found; 0 where it is stated."""
+        return 0.0
 
     def forgo(self, receipts: Collection[Receipt]) -> None:
         """In a forked child: the calls that wait for these reservations are the parent's."""
@@ -246,10 +263,10 @@ class LocalBudget(Budget):
         """The service has asked for a pause: what is reserved is not to be used."""
 
     def values(self) -> Values:
-        return self._due, self.terms, self._pace
+        return self._due, self.terms, self._pace, None
 
     def receive(self, values: Values) -> None:
-        due, terms, pace = values
+        due, terms, pace, _ = values
         self._due = self._merged(due, terms, self._due)
         self._receive_pace(pace)
 
@@ -264,10 +281,10 @@ class LocalBudget(Budget):
         return due if own == FOREVER else max(due, own)
 
     def _pass(self, target: Home, receive: Callable[[Values], None]) -> None:
-        if not isinstance(target, LocalBudget):  # its lock is held, so callers sent there wait until it has received
+        if not isinstance(target, LocalBudget) or target.rate:  # its lock is held, so callers sent there wait until it has received
             self.refer_to(target)
             due, self._due = self._due, FOREVER
-            receive((due, self.terms, self._pace))
+            receive((due, self.terms, self._pace, None))
             return
         location = self.location
         while True:
@@ -313,4 +330,8 @@ class LockedBudget(LocalBudget):
 
 def new_budget(policy: RateLimitPolicy, monotonic: Callable[[], float]) -> LocalBudget:
     """A budget in this process that is exact under this interpreter's threads."""
+    if policy.is_adaptive:
+        from opero.executors.state.adaptive_budget import AdaptiveBudget
+
+        return AdaptiveBudget(policy, monotonic)
     return (LocalBudget if HAS_GLOBAL_LOCK else LockedBudget)(policy, monotonic)

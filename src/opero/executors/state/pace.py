@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from opero.policies.rate_limit import UNLIMITED
+
 RAMP = 5.0
 """The most seconds after a pause in which permits fall due less often than at the rate; a shorter pause has a shorter
 ramp."""
 FIRST = 0.1
-"""The share of the rate with which a ramp begins. It grows exponentially from there."""
-UNLIMITED = 1e6
-"""Permits a second where nothing but the service limits the rate. After a pause they begin at one a second."""
-LOW = 0.1
-"""What is left of a quota when calls are slowed down, so that the rest lasts until it is renewed."""
+"""The share of the rate with which a ramp begins, and from which it grows exponentially. Where nothing but the service
+limits the rate, it begins with one permit a second."""
 
 
 class Pace(NamedTuple):

@@ -189,10 +189,10 @@ class RedisBudget(Budget):
             self._pause = Command(PAUSE, self.keys[:1], constant, 3)
 
     def values(self) -> Values:
-        return max(self._owed, self._local(self._seen[1])), self.terms, self._paused[1]
+        return max(self._owed, self._local(self._seen[1])), self.terms, self._paused[1], None
 
     def receive(self, values: Values) -> None:
-        due, terms, _ = values  # no permit falls due before a pause ends; what the ramp would add is left out
+        due, terms, *_ = values  # no permit falls due before a pause ends; what the ramp would add is left out
         if due:  # else no permit has ever been taken there
             self._owed = max(self._owed, migrated(due, self.monotonic(), terms, self.terms))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opero.executors.state.pace import FIRST, RAMP, UNLIMITED
+from opero.executors.state.pace import FIRST, RAMP
+from opero.policies.rate_limit import UNLIMITED
 
 SECOND = 1_000_000
 """Microseconds, in which the scripts compute: whole numbers, by the clock of the server."""

@@ -38,7 +38,7 @@ class ReservingBudget(LockedBudget):
 
     def apply(self, policy: RateLimitPolicy) -> None:
         super().apply(policy)
-        self._lasts = policy.reserve / policy.rate
+        self._lasts = policy.reserve / policy.fastest
         self._most = int(min(policy.reserve, policy.burst - policy.reserve) / (self.terms.unit or policy.reserve))
 
     def take(self) -> bool:
