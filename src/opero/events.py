@@ -247,6 +247,38 @@ class Shadowed(Event):
     error: BaseException | None = None
 
 
+# Rate limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitPaused(Event):
+    """The service has asked for a pause, so a rate limit lets no call through for a while.
+
+    Attributes:
+        limit: the name of the limit: of its profile, or of its function.
+        seconds: how long the pause lasts.
+        reason: what the service said, such as "HTTP 429" or "no calls remaining".
+    """
+
+    limit: str
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitAdapted(Event):
+    """The service has refused a call, so a rate limit with `rate: adaptive` is slower from now on.
+
+    Attributes:
+        limit: the name of the limit: of its profile, or of its function.
+        before, rate: the rate before and from now on, in permits per second.
+    """
+
+    limit: str
+    before: float
+    rate: float
+
+
 # Circuits
 
 
@@ -530,7 +562,18 @@ EVENTS: dict[str, type[Event]] = {}
 
 for _class in (
     *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
-    *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
+    *(
+        Waited,
+        Rejected,
+        TimedOut,
+        Shadowed,
+        RateLimitPaused,
+        RateLimitAdapted,
+        CircuitOpened,
+        CircuitHalfOpened,
+        CircuitClosed,
+        CircuitForced,
+    ),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
     *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),

@@ -8,12 +8,13 @@ A layer exists only where its policy is set. A pipeline is built once for each c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.fit import check
-from opero.binding.invocation import Pipeline, failing, innermost
+from opero.binding.innermost import innermost
+from opero.binding.invocation import Pipeline, failing
 from opero.binding.observed import attempt_wrappers
 from opero.executors.state.stated import sharing
 from opero.runtime.functions import is_async_function
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opero.binding.target import Target
     from opero.executors.cache import CacheExecutor
     from opero.executors.call import Layer
+    from opero.executors.feedback import Feedback
     from opero.executors.responses import ResponseCheck
     from opero.observe.hooks import Hooks
     from opero.policies.fallback import FallbackPolicy
@@ -61,7 +63,7 @@ def build(
     executors = _executors(target, policy, classifier, provider, before, own, profile, shared_cache)
     function = _starting(target)
     check_response = _response_check(target, policy)
-    core = innermost(target, function, check_response)
+    core = innermost(target, function, check_response, _feedback(policy, executors, classifier))
 
     def around(layer: Layer, *kinds: str) -> Layer:
         """Wrap the layer in those of these kinds that exist; the last is the outermost."""
@@ -183,6 +185,20 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     from opero.executors.responses import ResponseCheck
 
     return ResponseCheck(target.name, () if failures is None else failures.stated())
+
+
+def _feedback(policy: Policy, executors: Mapping[str, Any], classifier: Any) -> Feedback | None:
+    """Return what tells the rate limit of outcomes; None if there is no limit, or it needs none."""
+    if "rate_limit" not in executors:
+        return None
+    fallback, failures = policy.active("fallback"), policy.active("failures")
+    if classifier is None and failures is not None:
+        from opero.executors.classifier import Classifier
+
+        classifier = Classifier.of(failures)
+    from opero.executors.feedback import feedback_for
+
+    return feedback_for(executors["rate_limit"].limiter, classifier, pauses=fallback is None or not fallback.arg)
 
 
 CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))

@@ -81,7 +81,7 @@ def quotas_of(source: object, now: float | None = None) -> list[Quota]:
     names = _names(source)
     if not names:
         return []
-    found = []
+    found: list[Quota] = []
     headers = headers_of(source)
     if "ratelimit" in names:
         found += _structured(str(header(headers, "ratelimit")), str(header(headers, "ratelimit-policy")))

@@ -170,8 +170,8 @@ def _insufficient_permits(retry: RetryPolicy, total: float, rate_limit: RateLimi
         made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none is", "to 0")
         yield Contradiction(
             ("retry.retries", "timeout.total", "rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
-            f"{retry.retries} retries take a permit each, and rate_limit ({rate_limit.fastest:g}/s) does not give a call "
-            f"as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
+            f"{retry.retries} retries take a permit each, and rate_limit ({rate_limit.fastest:g}/s) does not give a "
+            f"call as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
             f"retry.retries {number}, or raise rate_limit or timeout.total",
         )
 

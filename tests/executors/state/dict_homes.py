@@ -96,7 +96,10 @@ class DictBudget(DictHome, Budget):
             due, terms, pace, _ = self.values()
             self.server.set("budget", (max(due, due_after(now + seconds, *terms)), terms, pace, None))
 
-    def resumes(self) -> float:
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        if not is_fresh:
+            known: Values = self.server.last_known("budget")
+            return known[2].resume
         with self.lock:
             self.check()
             return self.values()[2].resume

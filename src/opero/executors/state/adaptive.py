@@ -37,6 +37,8 @@ ENOUGH = 15
 """Accepted calls from which on their number says what the limit is."""
 HOLD, LONGEST_HOLD = 0.1, 30.0
 """Seconds without calls after a refusal; doubled as long as no call is accepted, as where a quota has to be renewed."""
+LONG = 5.0
+"""Seconds of a pause after which calls come back gradually."""
 WINDOW, CALLS = 2.0, 10
 """Seconds and calls by which the rate of accepted calls is measured: beyond twice that, more would not be used."""
 
@@ -180,8 +182,10 @@ def capped(flow: Flow, now: float, most: float) -> Flow:
 
 
 def after_pause(flow: Flow, now: float, seconds: float) -> Flow:
-    """Return the flow if the service has asked for a pause: after it, the rate is half of what it was, and grows."""
+    """Return the flow if the service has asked for a pause. After a long one, the rate grows from half of it."""
     found = flow.found
+    if seconds < LONG:
+        return flow.held(now, seconds)
     lower = max(LEAST, found.rate / 2)
     found = Found(lower, found.top or found.rate, cut=now, since=now + seconds)
     return Flow(flow.at(now), now + seconds, found)

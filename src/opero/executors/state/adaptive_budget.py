@@ -66,7 +66,7 @@ class AdaptiveBudget(LockedBudget):
             self._check()
             self.flow = self.flow.held(now, seconds)
 
-    def resumes(self) -> float:
+    def resumes(self, *, is_fresh: bool = True) -> float:
         with self.lock:
             self._check()
             return self.flow.moment

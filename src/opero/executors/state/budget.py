@@ -136,8 +136,12 @@ class Budget(Home):
         """Have no further permit fall due for some seconds; those that have been reserved do."""
 
     @abstractmethod
-    def resumes(self) -> float:
-        """Return the moment at which the latest pause ends, by this process's clock; 0 if there has been none."""
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        """Return the moment at which the latest pause ends, by this process's clock; 0 if there has been none.
+
+        Args:
+            is_fresh: whether to ask a server that may have been told of one by another process; that may block.
+        """
 
     # Where the rate is found
 
@@ -238,7 +242,7 @@ class LocalBudget(Budget):
         if later > due:
             self._due = later
 
-    def resumes(self) -> float:
+    def resumes(self, *, is_fresh: bool = True) -> float:
         if self._due == FOREVER:
             raise Moved
         return self._pace.resume
@@ -281,7 +285,8 @@ class LocalBudget(Budget):
         return due if own == FOREVER else max(due, own)
 
     def _pass(self, target: Home, receive: Callable[[Values], None]) -> None:
-        if not isinstance(target, LocalBudget) or target.rate:  # its lock is held, so callers sent there wait until it has received
+        # The lock of other homes is held, so callers sent there wait until they have received.
+        if not isinstance(target, LocalBudget) or target.rate:
             self.refer_to(target)
             due, self._due = self._due, FOREVER
             receive((due, self.terms, self._pace, None))
@@ -330,8 +335,4 @@ class LockedBudget(LocalBudget):
 
 def new_budget(policy: RateLimitPolicy, monotonic: Callable[[], float]) -> LocalBudget:
     """A budget in this process that is exact under this interpreter's threads."""
-    if policy.is_adaptive:
-        from opero.executors.state.adaptive_budget import AdaptiveBudget
-
-        return AdaptiveBudget(policy, monotonic)
     return (LocalBudget if HAS_GLOBAL_LOCK else LockedBudget)(policy, monotonic)

@@ -161,10 +161,10 @@ class RedisBudget(Budget):
             self.own.drop()
             self._paused = (resume, Pace(self._local(resume)))
 
-    def resumes(self) -> float:
-        """As in `Budget`. The server is asked unless it has just answered, as another process may have been told."""
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        """As in `Budget`. The server is asked, unless it has just answered or nothing fresh is needed."""
         self.check()
-        if self.monotonic() - self._seen[2] > RECENT:
+        if is_fresh and self.monotonic() - self._seen[2] > RECENT:
             self._put_off("look")
         return self._paused[1].resume
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class SharedBudget(FileHome, Budget):
-    """Keeps the budget in a file: its number is `due`, and its state the terms of the newest policy, the latest pause, and where the rate is found, the
-    flow of permits, of which `due` is a number then.
+    """Keeps the budget in a file: its number is `due`, and its state the terms of the newest policy, the
+    latest pause, and where the rate is found, the flow of permits, of which `due` is a number then.
 
     Args:
         file: the file. A new one has no terms yet: a budget moves there.
@@ -37,7 +37,7 @@ class SharedBudget(FileHome, Budget):
         self.monotonic = own.monotonic
         self._newest: tuple[Terms, Pace, Flow | None] | None = None
         self._seen = -1
-        self._most = FOREVER
+        self._most: float = getattr(own, "most", FOREVER)
 
     def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
         with self.lock as file:
@@ -78,7 +78,7 @@ class SharedBudget(FileHome, Budget):
             else:
                 self._write(terms, pace, flow.held(now, seconds))
 
-    def resumes(self) -> float:
+    def resumes(self, *, is_fresh: bool = True) -> float:
         with self.lock:
             self.check()
             _, pace, flow = self._in_force()

@@ -1,0 +1,124 @@
+"""The innermost layer of a pipeline: it calls the function, and looks at what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opero.failures.kinds import ORDINARY
+from opero.runtime.hosts import AsyncHost
+from opero.runtime.interruption import interruptible
+
+if TYPE_CHECKING:
+    from opero.binding.target import Target
+    from opero.executors.call import Call, Layer
+    from opero.executors.feedback import Feedback
+
+
+def innermost(
+    target: Target,
+    function: Callable[..., Any],
+    check: Callable[[Any], None] | None,
+    feedback: Feedback | None = None,
+) -> Layer:
+    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is, unless what
+    it returns is to be looked at.
+
+    Args:
+        target: the function, as it was bound.
+        function: what to call.
+        check: raises an exception for a result that is a failed response.
+        feedback: tells the rate limit what comes of the attempt.
+    """
+    if feedback is not None:
+        return _telling(target, function, check, feedback)
+    stats = target.stats
+
+    @interruptible
+    def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        return function(*args, **kwargs)
+
+    if check is None:
+        return invoke
+
+    @interruptible
+    def invoke_checked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        result = function(*args, **kwargs)
+        if type(result) not in ORDINARY:
+            check(result)
+        return result
+
+    async def invoke_checked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        result = await function(*args, **kwargs)
+        if type(result) not in ORDINARY:
+            check(result)
+        return result
+
+    return invoke_checked_async if target.is_async else invoke_checked
+
+
+def _telling(
+    target: Target, function: Callable[..., Any], check: Callable[[Any], None] | None, feedback: Feedback
+) -> Layer:
+    """Return the innermost layer with feedback for the rate limit."""
+    stats, returned, raised = target.stats, feedback.returned, feedback.raised
+    # Where the rate is found, each result counts, and when its call was sent.
+    now: Callable[[], float] = target.clock.monotonic if feedback.is_adaptive else _unknown
+    passed = frozenset() if feedback.is_adaptive else ORDINARY
+    host = AsyncHost(target.clock)
+
+    @interruptible
+    def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        sent = now()
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            lesson = raised(error, sent)
+            if lesson is not None:
+                lesson()
+            raise
+        if type(result) not in passed:
+            lesson = returned(result, sent)
+            if lesson is not None:
+                lesson()
+            if check is not None:
+                check(result)
+        return result
+
+    async def invoke_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        sent = now()
+        try:
+            result = await function(*args, **kwargs)
+        except Exception as error:
+            lesson = raised(error, sent)
+            if lesson is not None:
+                await feedback.take_in(host, lesson)
+            raise
+        if type(result) not in passed:
+            lesson = returned(result, sent)
+            if lesson is not None:
+                await feedback.take_in(host, lesson)
+            if check is not None:
+                check(result)
+        return result
+
+    return invoke_async if target.is_async else invoke
+
+
+def _unknown() -> float:
+    return 0.0
