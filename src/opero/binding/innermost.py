@@ -12,7 +12,7 @@ from opero.runtime.interruption import interruptible
 if TYPE_CHECKING:
     from opero.binding.target import Target
     from opero.executors.call import Call, Layer
-    from opero.executors.feedback import Feedback
+    from opero.executors.feedback import Feedback, Lesson
 
 
 def innermost(
@@ -71,9 +71,6 @@ def _telling(
 ) -> Layer:
     """Return the innermost layer with feedback for the rate limit."""
     stats, returned, raised = target.stats, feedback.returned, feedback.raised
-    # Where the rate is found, each result counts, and when its call was sent.
-    now: Callable[[], float] = target.clock.monotonic if feedback.is_adaptive else _unknown
-    passed = frozenset() if feedback.is_adaptive else ORDINARY
     host = AsyncHost(target.clock)
 
     @interruptible
@@ -81,23 +78,63 @@ def _telling(
         if call.inherited is not None:
             call.check_time()
         stats.executed += 1
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            _do(raised(error))
+            raise
+        cls = type(result)
+        if (cls is dict and "ResponseMetadata" not in result) or cls in ORDINARY:
+            return result
+        _do(returned(result))
+        if check is not None:
+            check(result)
+        return result
+
+    async def invoke_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
+        try:
+            result = await function(*args, **kwargs)
+        except Exception as error:
+            await _do_async(raised(error))
+            raise
+        cls = type(result)
+        if (cls is dict and "ResponseMetadata" not in result) or cls in ORDINARY:
+            return result
+        await _do_async(returned(result))
+        if check is not None:
+            check(result)
+        return result
+
+    async def _do_async(lesson: Lesson | None) -> None:
+        if lesson is not None:
+            await feedback.take_in(host, lesson)
+
+    if not feedback.is_adaptive:
+        return invoke_async if target.is_async else invoke
+
+    # Where the rate is found, every result counts, and when its call was sent.
+    now = target.clock.monotonic
+
+    @interruptible
+    def invoke_counted(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if call.inherited is not None:
+            call.check_time()
+        stats.executed += 1
         sent = now()
         try:
             result = function(*args, **kwargs)
         except Exception as error:
-            lesson = raised(error, sent)
-            if lesson is not None:
-                lesson()
+            _do(raised(error, sent))
             raise
-        if type(result) not in passed:
-            lesson = returned(result, sent)
-            if lesson is not None:
-                lesson()
-            if check is not None:
-                check(result)
+        _do(returned(result, sent))
+        if check is not None:
+            check(result)
         return result
 
-    async def invoke_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    async def invoke_counted_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if call.inherited is not None:
             call.check_time()
         stats.executed += 1
@@ -105,20 +142,16 @@ def _telling(
         try:
             result = await function(*args, **kwargs)
         except Exception as error:
-            lesson = raised(error, sent)
-            if lesson is not None:
-                await feedback.take_in(host, lesson)
+            await _do_async(raised(error, sent))
             raise
-        if type(result) not in passed:
-            lesson = returned(result, sent)
-            if lesson is not None:
-                await feedback.take_in(host, lesson)
-            if check is not None:
-                check(result)
+        await _do_async(returned(result, sent))
+        if check is not None:
+            check(result)
         return result
 
-    return invoke_async if target.is_async else invoke
+    return invoke_counted_async if target.is_async else invoke_counted
 
 
-def _unknown() -> float:
-    return 0.0
+def _do(lesson: Lesson | None) -> None:
+    if lesson is not None:
+        lesson()
