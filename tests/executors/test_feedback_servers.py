@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,14 @@ async def fetch_async(url: str) -> bytes:
 def until_later(bound: Callable[[str], object], service: Service) -> None:
     """Call until some time after the pause."""
     while not service.refused or time.monotonic() < service.refused + PAUSE + 1:
-        try:
+        with suppress(OSError):
             bound(service.url)
-        except OSError:
-            pass
 
 
 async def until_later_async(bound: Callable[[str], Any], service: Service) -> None:
     while not service.refused or time.monotonic() < service.refused + PAUSE + 1:
-        try:
+        with suppress(OSError):
             await bound(service.url)
-        except OSError:
-            pass
 
 
 def test_threads_tasks_and_worker_processes_leave_it_alone_together(service: Callable[[int], Service]) -> None:

@@ -114,7 +114,11 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
     scope=scopes,
-).map(lambda fields: RateLimitPolicy(**fields))
+    feedback=st.booleans(),
+    max_pause=durations(least=0.001),
+).map(lambda fields: RateLimitPolicy(**fields)) | st.sampled_from(
+    [RateLimitPolicy(rate=each, max_wait=5) for each in ("service", "adaptive", "adaptive up to 1000/min")]
+)
 timeout = st.one_of(
     given({"total": durations(least=0.001)}),
     given({"attempt": durations(least=0.001)}),

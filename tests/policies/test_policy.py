@@ -45,7 +45,8 @@ DESIGN = {
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
     "lock_timeout arguments",
-    RateLimitPolicy: "shadow rate burst max_wait cost scope share share_as url on_store_error store_timeout reserve",
+    RateLimitPolicy: "shadow rate burst max_wait cost scope share share_as url on_store_error store_timeout reserve "
+    "feedback max_pause",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as",

@@ -154,11 +154,6 @@ class RateLimitPolicy(StoredPolicy):
         """Whether the rate is found by itself."""
         return isinstance(self.rate, str) and self.rate != SERVICE
 
-    @property
-    def limit(self) -> str:
-        """The rate as text."""
-        return f"{self.rate:g}/s" if isinstance(self.rate, float) else f"rate: {self.rate}"
-
     @model_validator(mode="after")
     def _check_found(self) -> Self:
         if isinstance(self.rate, float):
