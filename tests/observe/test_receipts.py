@@ -471,6 +471,8 @@ def test_every_event_has_a_text() -> None:
         events.Waited: {"what": "bulkhead", "seconds": 0.5},
         events.Rejected: {"by": "rate_limit", "retry_in": 1.5, "error": error},
         events.TimedOut: {"scope": "total", "error": error},
+        events.RateLimitPaused: {"limit": "api", "seconds": 1.5, "reason": "HTTP 429"},
+        events.RateLimitAdapted: {"limit": "api", "before": 10.0, "rate": 7.5},
         events.Shadowed: {"by": "rate_limit", "would": "delay", "seconds": 0.5, "message": "m"},
         events.CircuitOpened: circuit,
         events.CircuitHalfOpened: circuit,

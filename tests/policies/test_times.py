@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 MODELS: dict[str, type[BaseModel]] = {**{each.__name__: each for each in KINDS.values()}, "AdaptiveTTL": AdaptiveTTL}
-TIMES = ("Duration", "PositiveDuration", "RateOrFound", "Window")
+TIMES = ("Duration", "PositiveDuration", "Rate", "Window")
 
 
 def _fields_of_time() -> list[tuple[str, str]]:

@@ -362,16 +362,10 @@ PositiveDuration = Annotated[
     number_or_text("PositiveDuration", POSITIVE_SECONDS, POSITIVE_DURATION_TEXT, *_DURATIONS),
 ]
 Rate = Annotated[
-    float,
-    BeforeValidator(parse_rate),
-    AfterValidator(_positive),
-    number_or_text("Rate", _PERMITS, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
-]
-RateOrFound = Annotated[
     float | str,
     BeforeValidator(parse_rate_or_found),
     named_schema(
-        "RateOrFound",
+        "Rate",
         [_PERMITS, {"type": "string", "pattern": RATE_TEXT}, {"type": "string", "pattern": FOUND_RATE_TEXT}],
         10,
         "50/s",

@@ -16,7 +16,7 @@ from opero.policies.quantities import (
     Duration,
     PositiveCount,
     PositiveDuration,
-    RateOrFound,
+    Rate,
     fastest,
     fits,
     named_schema,
@@ -113,7 +113,7 @@ class RateLimitPolicy(StoredPolicy):
     short: ClassVar[str | None] = "rate"
     kind: ClassVar[str] = "rate_limit"
 
-    rate: RateOrFound
+    rate: Rate
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0

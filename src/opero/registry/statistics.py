@@ -13,6 +13,7 @@ from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
 from opero.observe.stats import Stats, no_rates
+from opero.policies.quantities import SERVICE
 from opero.registry.parts import executors_of, is_in_shadow
 from opero.registry.roster import declaration_of
 from opero.runtime.clock import default_clock
@@ -185,8 +186,9 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> dict[str, Any]:
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
     policy = limiter.policy
-    limit = {"rate": policy.rate, "burst": policy.burst}
-    return {**limit, "saturation": saturation, "next_permit": next_permit, "queue": queue}
+    limit = {"rate": None if policy.rate == SERVICE else limiter.rate(), "burst": policy.burst}
+    now = {"saturation": saturation, "next_permit": next_permit, "queue": queue}
+    return {**limit, **now, "paused_for": limiter.paused_for()}
 
 
 def _of_bulkhead(bulkhead: BulkheadExecutor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero.executors.state.adaptive import after_accepted, after_pause, after_refused, capped, started
 from opero.executors.state.budget import FOREVER, LockedBudget, Terms, migrated
 from opero.executors.state.home import Moved
-from opero.executors.state.pace import STEADY
+from opero.executors.state.pace import Pace
 
 if TYPE_CHECKING:
     from opero.executors.state.budget import Receipt, Values
@@ -95,13 +95,15 @@ class AdaptiveBudget(LockedBudget):
     def values(self) -> Values:
         now, rate = self.monotonic(), self.flow.found.rate
         due = now + self.flow.until(self._due, now) if self._due else 0.0
-        return due, self.terms._replace(interval=1 / rate), STEADY, self.flow
+        return due, self.terms._replace(interval=1 / rate), Pace(self.flow.moment), self.flow
 
     def receive(self, values: Values) -> None:
-        due, terms, _, flow = values
+        due, terms, pace, flow = values
         now = self.monotonic()
         if flow is not None:
             self.flow = capped(flow, now, self.most)
+        elif pace.resume > now:
+            self.flow = self.flow.held(now, pace.resume - now)
         if due:
             interval = 1 / self.flow.found.rate
             due = migrated(due, now, terms, self.terms._replace(interval=interval))

@@ -113,7 +113,7 @@ class SharedBudget(FileHome, Budget):
             due, terms, pace, flow = self.values()
             now, new = self.monotonic(), Terms.of(policy)
             if policy.is_adaptive:
-                flow = started(policy, now) if flow is None else capped(flow, now, self._most)
+                flow = started(policy, max(now, pace.resume)) if flow is None else capped(flow, now, self._most)
                 new = new._replace(interval=1 / flow.found.rate)
             else:
                 flow = None
@@ -124,7 +124,7 @@ class SharedBudget(FileHome, Budget):
         if flow is not None:
             now = self.monotonic()
             terms = terms._replace(interval=1 / flow.found.rate)
-            due = now + flow.until(due, now) if due else 0.0
+            due, pace = now + flow.until(due, now) if due else 0.0, Pace(max(flow.moment, pace.resume))
         return due, terms, pace, flow
 
     def receive(self, values: Values) -> None:
