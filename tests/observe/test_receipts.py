@@ -501,6 +501,8 @@ def test_every_event_has_a_text() -> None:
     assert len(lines) == len(receipt.steps) == len(EVENTS) - len(skipped)
     assert all("app:f: " in line for line in lines)
     assert "app:f: waited 500 ms for a slot of the bulkhead" in "".join(lines)
+    assert "app:f: rate limit api: paused for 1.50 s, as the service asks (HTTP 429)" in "".join(lines)
+    assert "app:f: rate limit api: 10/s → 7.5/s" in "".join(lines)
     assert "app:f: in shadow: the rate limit would delay (500 ms): m" in "".join(lines)
     assert "app:f: map finished, 3 items done, 1 failed: ConnectionError: reset" in "".join(lines)
     assert "{" not in str(receipt)

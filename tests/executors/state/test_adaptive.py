@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,3 +259,73 @@ def test_a_faster_rate_brings_forward_what_was_reserved() -> None:
     assert not budget.take()
     now[0] = 102.2
     assert budget.take()
+
+
+# Shared and moved
+
+
+def limiter(bound: Any) -> Any:
+    return bound.binding.pipeline.executors["rate_limit"].limiter
+
+
+def learn(bound: Any, accepted: int = 0, refused: int = 0) -> None:
+    each = limiter(bound)
+    for is_accepted in [True] * accepted + [False] * refused:
+        now = each.clock.monotonic()
+        each.ask(lambda home, now=now, is_accepted=is_accepted: home.learn(now, now, is_accepted=is_accepted))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+def shared(rate: str = "adaptive", **options: Any) -> Any:
+    limit = {"rate": rate, "share": "machine", "share_as": "work", **options}
+    return Policy.model_validate({"rate_limit": limit}).apply(lambda: None)
+
+
+def test_processes_of_a_machine_find_one_rate(folder: Path) -> None:
+    first_one, second = shared(), shared()
+    learn(first_one, accepted=10)
+    learn(second, accepted=10)
+    assert limiter(first_one).rate() == limiter(second).rate() == pytest.approx(2 + 20 * 0.3)
+    learn(second, refused=1)
+    assert limiter(first_one).rate() == pytest.approx(8 * 0.75)
+    first_one()
+    second()
+    waits = [limiter(each).next_permit() for each in (first_one, second)]
+    assert waits[0] == pytest.approx(waits[1], abs=0.1)
+    assert waits[0] > 0.05
+
+
+def test_worker_processes_find_one_rate() -> None:
+    bound: Any = Policy(rate_limit="adaptive", parallel={"mode": "process", "workers": 2}).apply(answer)
+    assert bound.map(list(range(12)), progress=False) == list(range(12))
+    assert limiter(bound).rate() == pytest.approx(2 + 12 * 0.3)
+
+
+def answer(item: int) -> int:
+    return item
+
+
+@pytest.mark.parametrize("share", ["process", "machine"])
+def test_a_rate_that_is_found_is_kept_by_another_policy(share: str, folder: Path) -> None:
+    options = {} if share == "process" else {"share": share, "share_as": "work"}
+    bound: Any = Policy.model_validate({"rate_limit": {"rate": "adaptive", **options}}).apply(lambda: None)
+    learn(bound, accepted=10)
+    for rate, found in (("adaptive up to 100/s", 5.0), ("adaptive up to 4/s", 4.0), ("50/s", 50.0), ("adaptive", 2.0)):
+        bound.binding.swap(Policy.model_validate({"rate_limit": {"rate": rate, **options}}))
+        assert limiter(bound).rate() == pytest.approx(found)
+
+
+@pytest.mark.parametrize("share", ["process", "machine"])
+def test_the_next_permit_is_kept_by_another_policy(share: str, folder: Path) -> None:
+    options = {} if share == "process" else {"share": share, "share_as": "work"}
+    bound: Any = Policy.model_validate({"rate_limit": {"rate": "0.1/s", **options}}).apply(lambda: None)
+    bound()
+    for rate in ("adaptive", "0.2/s", "adaptive up to 1/s", "5/s"):
+        bound.binding.swap(Policy.model_validate({"rate_limit": {"rate": rate, **options}}))
+        assert limiter(bound).next_permit() == pytest.approx(10, abs=0.5)
