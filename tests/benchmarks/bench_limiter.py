@@ -16,7 +16,7 @@ import pyresilience
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, RateLimitPolicy
-from opero.binding.invocation import innermost
+from opero.binding.innermost import innermost
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.runtime.clock import SYSTEM
 
