@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def innermost(
     target: Target,
     function: Callable[..., Any],
-    check: Callable[[Any], None] | None,
+    check: Callable[[Any], None] | None = None,
     feedback: Feedback | None = None,
 ) -> Layer:
     """Return the function as the innermost layer. The coroutine of an async function is passed on as it is, unless what

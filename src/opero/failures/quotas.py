@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from opero.failures.waits import header, headers_of, reset_in
+from opero.failures.waits import reset_in
 from opero.patterns import pattern
 
 LOW = 0.1
@@ -16,16 +16,26 @@ LOW = 0.1
 
 _MOST_NAMES = 500
 _MOST_TEXT = 1000
+_MOST_DIGITS = 15
 _TOKEN = pattern(r'"[^"]*"|[^",;=\s]+|[,;=]')
 _NUMBER = pattern(r" *(\d{1,15}(?:\.\d{0,6})?) *(?:[,;].*)?", re.ASCII)
 
-WINDOWS = ("ratelimit-{}", "x-ratelimit-{}", "x-rate-limit-{}")
-"""Headers of quotas that are renewed as a whole at a moment: `{}` is limit, remaining or reset."""
-REFILLED = (
-    *(f"x-ratelimit-{{}}-{each}" for each in ("requests", "tokens")),
-    *(f"anthropic-ratelimit-{each}-{{}}" for each in ("requests", "tokens", "input-tokens", "output-tokens")),
+
+def _family(names: str, *, is_refilled: bool = False) -> tuple[str, str, str, bool]:
+    return names.format("limit"), names.format("remaining"), names.format("reset"), is_refilled
+
+
+FAMILIES = (
+    # Quotas that are renewed as a whole at a moment
+    *(_family(each) for each in ("ratelimit-{}", "x-ratelimit-{}", "x-rate-limit-{}")),
+    # Quotas that fill up all the time, of which reset says when they are full
+    *(_family(f"x-ratelimit-{{}}-{each}", is_refilled=True) for each in ("requests", "tokens")),
+    *(
+        _family(f"anthropic-ratelimit-{each}-{{}}", is_refilled=True)
+        for each in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
 )
-"""Headers of quotas that fill up all the time; `reset` says when they are full."""
+"""Headers that tell of a quota: its limit, what remains, when it is renewed; and whether it fills up all the time."""
 
 
 class Quota(NamedTuple):
@@ -77,43 +87,44 @@ def asked_of_all(source: object, now: float | None = None) -> tuple[float, float
 
 
 def quotas_of(source: object, now: float | None = None) -> list[Quota]:
-    """Return the quotas of which the headers of a response tell, by `RateLimit` and the families of names above."""
-    names = _names(source)
-    if not names:
+    """Return the quotas of which the headers of a response tell, by `RateLimit` and `FAMILIES`."""
+    headers = _about_quotas(source)
+    if not headers:
         return []
     found: list[Quota] = []
-    headers = headers_of(source)
-    if "ratelimit" in names:
-        found += _structured(str(header(headers, "ratelimit")), str(header(headers, "ratelimit-policy")))
-    for family, is_refilled in (*((each, False) for each in WINDOWS), *((each, True) for each in REFILLED)):
-        reset = family.format("reset")
-        if reset in names and family.format("remaining") in names:
-            remaining = _number(header(headers, family.format("remaining")))
-            seconds = reset_in(header(headers, reset), time.time() if now is None else now)
-            if remaining is not None and seconds is not None:
-                limit = _number(header(headers, family.format("limit")))
-                found.append(Quota(remaining, seconds, limit, is_refilled))
+    if "ratelimit" in headers:
+        found += _structured(headers["ratelimit"], headers.get("ratelimit-policy", ""))
+    for limit, remaining, reset, is_refilled in FAMILIES:
+        if reset in headers and remaining in headers:
+            left = _number(headers[remaining])
+            seconds = reset_in(headers[reset], time.time() if now is None else now)
+            if left is not None and seconds is not None:
+                found.append(Quota(left, seconds, _number(headers.get(limit)), is_refilled))
     return found
 
 
-def _names(source: object) -> set[str]:
-    """Return the names of headers that may be about quotas, in lower case."""
-    if not hasattr(source, "keys"):
-        return set()
-    found = set()
-    for name in islice(source, _MOST_NAMES):  # type: ignore[call-overload]
-        if isinstance(name, str):
+def _about_quotas(source: object) -> dict[str, str]:
+    """Return the headers that may be about quotas, by their names in lower case, in one pass: a single look-up takes as
+    long in some libraries."""
+    items = getattr(source, "items", None)
+    if not callable(items):
+        return {}
+    found: dict[str, str] = {}
+    for name, value in islice(items(), _MOST_NAMES):
+        if isinstance(name, str) and isinstance(value, str | int | float):
             lowered = name.lower()
             if "limit" in lowered and "rate" in lowered:
-                found.add(lowered)
+                found[lowered] = f"{found[lowered]}, {value}" if lowered in found else str(value)
     return found
 
 
-def _number(value: object) -> float | None:
+def _number(value: str | None) -> float | None:
     """Return the number with which a value begins, as "100, 100;w=60" does."""
-    if isinstance(value, int | float):
-        return float(value) if value >= 0 else None
-    match = _NUMBER.fullmatch(value[:_MOST_TEXT]) if isinstance(value, str) else None
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:  # as nearly all are
+        return float(value)
+    match = _NUMBER.fullmatch(value[:_MOST_TEXT])
     return float(match[1]) if match else None
 
 
