@@ -345,3 +345,20 @@ def test_a_changed_policy_keeps_the_pause(rate: str) -> None:
     bound.binding.swap(Policy(rate_limit=RateLimitPolicy(rate=rate)))
     bound()
     assert service.times == [0, 10]
+
+
+def test_a_profile_may_say_which_statuses_are_throttled(bind: Any) -> None:
+    service = Service(bind.clock, Response(420, {"Retry-After": "10"}))
+    call = bind(Policy(rate_limit="100/s", failures={"throttled": [420]}), service)
+    call()
+    call()
+    assert service.times == [0, 10]
+
+
+def test_what_an_inner_bound_function_gives_up_on_is_heeded(bind: Any) -> None:
+    service = Service(bind.clock, slow_down(10))
+    inner = Policy(retry={"retries": 1, "max_delay": 1}).apply(service, clock=bind.clock)
+    call = bind(Policy(rate_limit="100/s", retry={"retries": 0}), inner)
+    passing(call)
+    call()
+    assert service.times[1] == 10

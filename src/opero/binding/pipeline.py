@@ -198,7 +198,9 @@ def _feedback(policy: Policy, executors: Mapping[str, Any], classifier: Any) -> 
         classifier = Classifier.of(failures)
     from opero.executors.feedback import feedback_for
 
-    return feedback_for(executors["rate_limit"].limiter, classifier, pauses=fallback is None or not fallback.arg)
+    statuses = () if failures is None else failures.stated()
+    has_one_quota = fallback is None or not fallback.arg  # else each value has one
+    return feedback_for(executors["rate_limit"].limiter, classifier, statuses, pauses=has_one_quota)
 
 
 CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))

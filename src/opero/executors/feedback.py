@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import OperoError
+from opero.errors import FailedResponseError, OperoError
 from opero.events import RateLimitAdapted, RateLimitPaused, Shadowed
 from opero.executors.classifier import BY_SHAPE
-from opero.failures import Kind, is_response, response_failure
+from opero.failures import Kind, failed_status, is_response
 from opero.failures.quotas import asked_of_all
 from opero.failures.statuses import headers_in, headers_of_error
 from opero.observe.subscriptions import emit
@@ -30,11 +30,13 @@ Lesson = Callable[[], object]
 """What an outcome tells the limit: to be called, as it may ask a server."""
 
 
-def feedback_for(limiter: RateLimitExecutor, classifier: Classifier | None, *, pauses: bool) -> Feedback | None:
+def feedback_for(
+    limiter: RateLimitExecutor, classifier: Classifier | None, statuses: Collection[int], *, pauses: bool
+) -> Feedback | None:
     """Return what tells a rate limit of outcomes; None if it needs none. See `Feedback`."""
     policy = limiter.policy
     if policy.is_adaptive or (policy.feedback and pauses):
-        return Feedback(limiter, classifier or BY_SHAPE, pauses=pauses)
+        return Feedback(limiter, classifier or BY_SHAPE, statuses, pauses=pauses)
     return None
 
 
@@ -46,13 +48,17 @@ class Feedback:
     Args:
         limiter: the rate limit.
         classifier: says of which kind failures are.
+        statuses: the statuses of responses that are failures besides those from 400 on.
         pauses: whether waits that are asked for concern all callers; not where each value of a fallback argument has a
             quota of its own.
     """
 
-    def __init__(self, limiter: RateLimitExecutor, classifier: Classifier, *, pauses: bool) -> None:
+    def __init__(
+        self, limiter: RateLimitExecutor, classifier: Classifier, statuses: Collection[int] = (), *, pauses: bool
+    ) -> None:
         self.limiter = limiter
         self.classifier = classifier
+        self.statuses = statuses
         self.is_adaptive = limiter.policy.is_adaptive
         self.pauses = pauses and limiter.policy.feedback
 
@@ -68,7 +74,11 @@ class Feedback:
             return self._learn(sent, is_accepted=True) if self.is_adaptive else None
         if cls is not dict and not is_response(result):
             return self._learn(sent, is_accepted=True) if self.is_adaptive else None
-        return self._heed(response_failure(result, self.limiter.clock.time()), headers_in(result), sent)
+        failure, status = None, failed_status(result, self.statuses)
+        if status is not None:
+            error = FailedResponseError("", result=result, status=status)
+            failure = self.classifier.failure_of(error, self.limiter.clock.time())
+        return self._heed(failure, headers_in(result), sent)
 
     def raised(self, error: Exception, sent: float = 0.0) -> Lesson | None:
         """Take note of an exception; see `returned`."""

@@ -53,7 +53,6 @@ class RateLimitExecutor(Holder[Budget]):
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
         self.varies = self.cost is None or isinstance(policy.rate, str)
         self.heeds = policy.feedback or policy.is_adaptive
-        self.pauses = 0
         self.patience = LONGEST if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[Any, _Queue] = {}
