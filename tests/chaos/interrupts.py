@@ -206,7 +206,7 @@ def check_bound(bound: Any) -> None:
         table = getattr(executors.get(kind), "limiter", None)
         if isinstance(table, ByKey):
             assert [entry.calls for entry in table.live.values()] == [0] * len(table.live), "a key has calls for ever"
-            for key in table.keys():
+            for key in list(table.keys()):
                 with table.using(key) as executor:
                     if kind == "bulkhead":
                         assert executor.running == 0, "slots are lost"
