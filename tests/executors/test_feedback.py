@@ -362,3 +362,79 @@ def test_what_an_inner_bound_function_gives_up_on_is_heeded(bind: Any) -> None:
     passing(call)
     call()
     assert service.times[1] == 10
+
+
+# Several limits, and limits by key
+
+
+def test_a_pause_holds_for_all_limits_of_a_policy() -> None:
+    with virtual_clock() as clock:
+        service = Service(clock, slow_down(10))
+        bound: Any = Policy.model_validate(
+            {"rate_limit": [{"rate": "10/s", "burst": 5}, {"rate": "100/s", "burst": 100, "name": "tokens", "cost": 7}]}
+        ).apply(service)
+        passes(bound)
+        bound()
+        bound()
+        assert service.times[0] == 0
+        assert service.times[1] == pytest.approx(10, abs=0.01)
+        assert service.times[2] - service.times[1] == pytest.approx(0.1, abs=0.02)  # no burst after the pause
+
+
+def test_a_pause_holds_for_a_call_that_had_its_permits_already() -> None:
+    times: list[float] = []
+
+    async def service() -> None:
+        times.append(clock.monotonic() - began)
+        if len(times) == 1:
+            await asyncio.sleep(0.05)
+            raise slow_down(10)
+
+    async def use() -> None:
+        await asyncio.gather(*(bound() for _ in range(3)), return_exceptions=True)
+
+    with virtual_clock() as clock:
+        began = clock.monotonic()
+        bound: Any = Policy.model_validate({"rate_limit": [{"rate": 10}, {"rate": 100, "name": "other"}]}).apply(
+            service
+        )
+        asyncio.run(use())
+    assert len(times) == 3
+    assert all(each >= 10 for each in times[1:])
+
+
+def test_a_pause_concerns_only_the_key_of_its_call() -> None:
+    with virtual_clock() as clock:
+        began = clock.monotonic()
+        times: list[tuple[str, float]] = []
+
+        def service(tenant: str) -> None:
+            times.append((tenant, clock.monotonic() - began))
+            if len(times) == 1:
+                raise slow_down(10)
+
+        bound: Any = Policy.model_validate({"rate_limit": {"rate": 1000, "scope": {"by": "tenant"}}}).apply(service)
+        with pytest.raises(HTTPError):
+            bound("a")
+        bound("b")
+        bound("a")
+    assert times[1] == ("b", pytest.approx(0, abs=0.1))
+    assert times[2] == ("a", pytest.approx(10, abs=0.1))
+
+
+def test_each_key_finds_its_own_rate() -> None:
+    with virtual_clock():
+
+        def service(tenant: str) -> None:
+            if tenant == "a":
+                raise HTTPError(429)
+
+        bound: Any = Policy.model_validate({"rate_limit": {"rate": "adaptive", "scope": {"by": "tenant"}}}).apply(
+            service
+        )
+        for _ in range(20):
+            with suppress(HTTPError):
+                bound("a")
+            bound("b")
+        table = bound.binding.pipeline.executors["rate_limit"].limiter
+        assert table.of("b").rate() > 2 * table.of("a").rate()
