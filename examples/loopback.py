@@ -36,14 +36,17 @@ class Loopback:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 paths.append(self.path)
-                status, content = answer(self.path, dict(self.headers))
+                status, content = answer(self.path, {name.title(): value for name, value in self.headers.items()})
                 body = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_POST = do_GET  # noqa: N815
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -2,7 +2,7 @@
 
 A block of Python or YAML that begins with a comment that names a file is that file. In a block of the language
 `console` the lines after `$ ` are commands, and the others what they print; `...` at the end of a line stands for the
-rest of it.
+rest of it, and a last line of nothing else for all that follows. Commands that end with `2>&1` print their errors too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+BOTH = " 2>&1"
 PROGRAMS = {"python": [sys.executable], "opero": [sys.executable, "-m", "opero"], "sed": ["sed"]}
 
 
@@ -46,16 +47,20 @@ def run(command: list[str], directory: Path, **variables: str) -> subprocess.Com
 def shell(command: str, directory: Path) -> str:
     """What a command prints, with this Python as `python` and this package's `opero`."""
     variables = {}
-    words = shlex.split(command)
+    words = shlex.split(command.removesuffix(BOTH))
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, variables[name] = words.pop(0).partition("=")
     done = run([*PROGRAMS[words[0]], *words[1:]], directory, **variables)
+    if command.endswith(BOTH):
+        return done.stdout + done.stderr
     assert done.stderr == "", command
     return done.stdout
 
 
 def is_shown(printed: str, shown: str) -> bool:
     lines = printed.splitlines(), shown.splitlines()
+    if lines[1][-1:] == ["..."]:
+        del lines[1][-1], lines[0][len(lines[1]) :]
     return len(lines[0]) == len(lines[1]) and all(
         line.startswith(start.removesuffix("...")) if start.endswith("...") else line == start
         for line, start in zip(*lines, strict=True)

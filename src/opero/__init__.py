@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from opero.errors import RateLimitExceededError as RateLimitExceededError
     from opero.errors import RejectedError as RejectedError
     from opero.errors import ResultRejectedError as ResultRejectedError
+    from opero.errors import ThrottledError as ThrottledError
     from opero.errors import UnknownOptionError as UnknownOptionError
     from opero.errors import WorkerDiedError as WorkerDiedError
     from opero.events import Event as Event
     from opero.executors.deadlines import deadline as deadline
     from opero.executors.deadlines import remaining as remaining
+    from opero.executors.priorities import priority as priority
+    from opero.executors.settling import settle as settle
     from opero.health.error_tracker import ErrorTracker as ErrorTracker
     from opero.health.monitor import HealthMonitor as HealthMonitor
     from opero.health.status import HealthStatus as HealthStatus
@@ -60,12 +63,16 @@ if TYPE_CHECKING:
     from opero.policies.circuit_breaker import CircuitBreakerPolicy as CircuitBreakerPolicy
     from opero.policies.failures import FailurePolicy as FailurePolicy
     from opero.policies.fallback import FallbackPolicy as FallbackPolicy
+    from opero.policies.hedge import HedgePolicy as HedgePolicy
     from opero.policies.hooks import HooksPolicy as HooksPolicy
+    from opero.policies.limits import Limit as Limit
     from opero.policies.parallel import ParallelPolicy as ParallelPolicy
     from opero.policies.policy import Policy as Policy
+    from opero.policies.priority import PriorityPolicy as PriorityPolicy
     from opero.policies.rate_limit import RateLimitPolicy as RateLimitPolicy
     from opero.policies.retry import RetryPolicy as RetryPolicy
     from opero.policies.scope import KeyedScope as KeyedScope
+    from opero.policies.throttle import ThrottlePolicy as ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy as TimeoutPolicy
     from opero.registry.default import get_default_registry as get_default_registry
     from opero.registry.default import set_default_registry as set_default_registry
@@ -102,12 +109,15 @@ _MODULES = {
         "RateLimitExceededError",
         "RejectedError",
         "ResultRejectedError",
+        "ThrottledError",
         "UnknownOptionError",
         "WorkerDiedError",
     ),
     "alerts.manager": ("AlertManager",),
     "events": ("Event",),
     "executors.deadlines": ("deadline", "remaining"),
+    "executors.settling": ("settle",),
+    "executors.priorities": ("priority",),
     "health.error_tracker": ("ErrorTracker",),
     "health.monitor": ("HealthMonitor",),
     "health.status": ("HealthStatus",),
@@ -123,12 +133,16 @@ _MODULES = {
         "CircuitBreakerPolicy",
         "FailurePolicy",
         "FallbackPolicy",
+        "HedgePolicy",
         "HooksPolicy",
         "KeyedScope",
+        "Limit",
         "ParallelPolicy",
         "Policy",
+        "PriorityPolicy",
         "RateLimitPolicy",
         "RetryPolicy",
+        "ThrottlePolicy",
         "TimeoutPolicy",
     ),
     "parallel.tuning": ("tune",),

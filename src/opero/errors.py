@@ -271,6 +271,10 @@ class BulkheadFullError(RejectedError):
     """All slots of the bulkhead are in use (`max_concurrent`), and none became free within `max_wait`."""
 
 
+class ThrottledError(RejectedError):
+    """The service accepts few of the attempts, and the throttle has rejected this one (see `ThrottlePolicy`)."""
+
+
 class Failure(NamedTuple):
     """An item that failed.
 

@@ -138,6 +138,19 @@ class RetryScheduled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeStarted(Event):
+    """Another attempt begins beside one that takes long; the first result counts.
+
+    Attributes:
+        attempt: the number of the attempts of this round that run or have run, with this one: from 2.
+        delay: the seconds after which an attempt is hedged.
+    """
+
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackUsed(Event):
     """A call falls back, on another value of the fallback argument or on a fallback result.
 
@@ -191,10 +204,12 @@ class Waited(Event):
     Attributes:
         what: "rate_limit", "bulkhead" or "fallback".
         seconds: how long.
+        limit: the name of the limit that took longest, of a rate limit that has several; else "".
     """
 
     what: str
     seconds: float
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +217,17 @@ class Rejected(Event):
     """A policy rejected an attempt: the function was not called.
 
     Attributes:
-        by: "circuit_breaker", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
+        by: "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback" where all values are throttled for too
             long, or "retry_budget" where an attempt has failed and may not be retried.
         retry_in: the seconds until another call may succeed; None if that is unknown.
         error: the exception.
+        limit: the name of the limit whose permits were too far away, of a rate limit that has several; else "".
     """
 
     by: str
     retry_in: float | None
     error: BaseException
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +248,7 @@ class Shadowed(Event):
     """A policy in shadow would have done something. The call went on as if there were no such policy.
 
     Attributes:
-        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead" or "circuit_breaker".
+        by: the kind of policy: "retry", "timeout", "rate_limit", "bulkhead", "throttle" or "circuit_breaker".
         would: "reject" or "delay" an attempt, "retry" it, "end" an attempt or a call that took too long; or of a
             circuit "open", "half_open" or "close".
         seconds: how long it would have delayed the attempt or the retry, the limit that was exceeded, or the time until
@@ -245,6 +262,20 @@ class Shadowed(Event):
     seconds: float | None = None
     message: str = ""
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitChanged(Event):
+    """A limit that is found by what calls take has become another one. There is at most one such event a second.
+
+    Attributes:
+        what: "bulkhead", or "workers" of a map.
+        before, after: how many calls at once: the limit that was told of last, and the one that is best now.
+    """
+
+    what: str
+    before: int
+    after: int
 
 
 # Circuits
@@ -529,8 +560,19 @@ EVENTS: dict[str, type[Event]] = {}
 """Name → the class of every event."""
 
 for _class in (
-    *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, FallbackUsed, ValueSetAside, ValueRestored),
-    *(Waited, Rejected, TimedOut, Shadowed, CircuitOpened, CircuitHalfOpened, CircuitClosed, CircuitForced),
+    *(CallSucceeded, CallFailed, AttemptFailed, RetryScheduled, HedgeStarted, FallbackUsed),
+    *(ValueSetAside, ValueRestored),
+    *(
+        Waited,
+        Rejected,
+        TimedOut,
+        Shadowed,
+        LimitChanged,
+        CircuitOpened,
+        CircuitHalfOpened,
+        CircuitClosed,
+        CircuitForced,
+    ),
     *(CacheHit, CacheMiss, CacheStale, CacheRefreshed, CacheFailed, CacheRestored),
     *(StoreFailed, StoreRestored),
     *(ConfigurationReloaded, ConfigurationRejected),

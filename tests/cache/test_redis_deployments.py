@@ -16,7 +16,7 @@ import pytest
 import redis
 import yaml
 
-from opero import ConfigError, Policy, RateLimitExceededError, Registry
+from opero import BulkheadFullError, CircuitOpenError, ConfigError, Policy, RateLimitExceededError, Registry
 from opero.cache.open_shared import forget_breakers
 from opero.cache.redis import RedisBackend
 from opero.events import CacheFailed, CacheRestored
@@ -253,8 +253,11 @@ def test_a_deployment_serves_everything_a_cache_does(tmp_path: Path, written: st
     backend.close()
 
 
-LIMIT_RIGHTS = "+get +set +time +hget +hincrby +hdel +pexpire +evalsha +eval +cluster|slots +command"
-"""What opero needs of redis for a shared rate limit. docs/guide.md has the same list."""
+LIMIT_RIGHTS = (
+    "+get +set +time +hget +hmget +hset +hincrby +hdel +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore "
+    "+pexpire +evalsha +eval +cluster|slots +command"
+)
+"""What opero needs of redis for shared limits. docs/guide.md has the same list."""
 
 
 def test_a_deployment_keeps_the_budget_of_a_rate_limit(tmp_path: Path, written: str) -> None:
@@ -277,6 +280,35 @@ def test_a_deployment_keeps_the_budget_of_a_rate_limit(tmp_path: Path, written: 
     with pytest.raises(RateLimitExceededError) as caught:
         bound(1)
     assert caught.value.retry_in == pytest.approx(100, abs=20)
+
+
+def test_a_deployment_keeps_circuits_and_slots(tmp_path: Path, written: str) -> None:
+    found = yaml.safe_load(f"      {written}")
+    query = urlencode(found.get("arguments", {}), safe="/")
+    url = f"{found['url']}{'&' if '?' in found['url'] else '?'}{query}" if query else found["url"]
+    shared = {"share": "redis", "store_timeout": 30, "url": url, "share_as": f"of {tmp_path}"}
+    policy = Policy.model_validate(
+        {
+            "circuit_breaker": {"consecutive_failures": 2, **shared},
+            "bulkhead": {"max_concurrent": 1, **shared},
+        }
+    )
+
+    def fail() -> None:
+        with pytest.raises(BulkheadFullError):
+            second(1)
+        raise ConnectionError
+
+    first, second = policy.apply(fail), policy.apply(double)
+    homes = [each.home for each in first.binding.resolved().executors.values()]
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            first()
+    for home in homes:
+        home.update()
+        assert home.trouble == ""
+    with pytest.raises(CircuitOpenError):
+        policy.apply(double)(1)
 
 
 def test_the_rights_in_the_guide_are_those_of_the_tests() -> None:

@@ -224,6 +224,8 @@ def check_bound(bound: Any) -> None:
             soon(lambda: not mutex.locks.holders, "a lock between processes is taken")
             soon(lambda: not is_locked(mutex.locks.path), "the file has a lock that nobody knows of")
     if bulkhead is not None:
+        if "hedge" in executors:
+            soon(lambda: bulkhead.running == 0, "slots are lost")  # an attempt ends in its thread
         assert bulkhead.running == 0, "slots are lost"
         assert not bulkhead.home.queue, "a call waits in the queue for ever"
     if limit is not None:
@@ -255,10 +257,12 @@ POLICIES: dict[str, dict[str, Any]] = {
     "breaker": {"circuit_breaker": {"consecutive_failures": 1, "open_for": 1000}},
     "breaker by rate": {"circuit_breaker": {"failure_rate": 0.5, "window": 4, "min_calls": 1, "open_for": 1000}},
     "bulkhead": {"bulkhead": {"max_concurrent": 1, "max_wait": 50}},
+    "hedge": {"hedge": {"after": 500, "budget": 1}, "bulkhead": {"max_concurrent": 2}},
     "values": {"fallback": {"arg": "model", "values": ["a", "b"], "order": "least_loaded"}},
     "fallback": {"fallback": {"default": "k"}},
 }
-ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}
+ALL = {name: policy for each in POLICIES.values() for name, policy in each.items() if name != "hedge"}
+ALL |= POLICIES["bulkhead"]
 ALL["fallback"] = POLICIES["values"]["fallback"]
 KEYED = {kind: {**ALL[kind], "scope": {"by": "model"}} for kind in ("circuit_breaker", "rate_limit", "bulkhead")}
 POLICIES |= {f"{kind} by key": {kind: policy} for kind, policy in KEYED.items()}

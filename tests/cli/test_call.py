@@ -9,6 +9,8 @@ import signal
 import pytest
 
 from cli.conftest import Command, finished, start
+from opero.cli.exits import UsageError
+from opero.cli.functions import parse_pairs
 
 MODULE = """\
     import os
@@ -322,3 +324,9 @@ def test_the_error_for_a_module_that_cannot_be_imported(command: Command) -> Non
     assert "cannot import module 'bad': ZeroDivisionError: division by zero" in ran.err
     command.write("worse.py", "import nothing_like_that\n")
     assert "cannot import module 'worse': No module named 'nothing_like_that'" in command("call", "worse:f").err
+
+
+def test_a_long_pair_of_separators_is_shortened_in_the_error() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_pairs(["\u2028" * 1000], "--arg")
+    assert len(str(caught.value)) < 2000

@@ -216,11 +216,20 @@ def test_the_fields_of_rows_can_be_passed_as_arguments(command: Command) -> None
     assert [line["result"] for line in ran.lines] == [2.0, 12.0]
 
 
+def test_a_function_that_requires_more_than_an_item_is_refused_with_the_cure(command: Command) -> None:
+    command.write("a.csv", "width,height\n1,2\n")
+    command.write("shapes.py", "def area(width: float, height: float) -> float: return width * height\n")
+    ran = command("map", "shapes:area", "a.csv", "-o", "areas.csv")
+    assert ran.code == 2
+    assert "is called with one item as its argument: missing a required argument: 'height'; --unpack passes" in ran.err
+    assert not (command.directory / "areas.csv").exists()
+
+
 def test_a_field_can_be_repeated_with_the_result(command: Command) -> None:
     command.write("a.csv", "width,height\n1,2\n3,4\n")
     ran = command("map", "app:area", "a.csv", "--unpack", "--key", "height", "--ordered")
     assert ran.lines == [{"index": 0, "key": "2", "result": 2.0}, {"index": 1, "key": "4", "result": 12.0}]
-    ran = command("map", "app:area", "a.csv", "--key", "depth")
+    ran = command("map", "app:area", "a.csv", "--unpack", "--key", "depth")
     assert ran.code == 2
     assert "item 0 has no field 'depth', which --key requires; its fields are width, height" in ran.err
 

@@ -238,18 +238,37 @@ def test_a_program_that_does_not_exist_is_named(folder: Path, arguments: list[st
     ("imports", "message"),
     [
         ('{"clients.fetch": api}', 'did you mean "clients:fetch"?'),
+        ("{boto3: api}", "no library whose clients opero knows: use one of aiohttp, anthropic, httpx, httpx2, openai,"),
+        ("{httpx: apy}", "imports: httpx uses the profile 'apy', which does not exist; did you mean 'api'?"),
+        ("{httpx: cached}", "imports: httpx uses the profile 'cached': responses are not cached under a client"),
+        ("{requests: keys}", "imports: requests uses the profile 'keys': fallback.arg ('key') names an argument"),
         ('{"clients:fetch": apy}', "uses the profile 'apy', which does not exist; did you mean 'api'?"),
         ('{"clients:fetch": 5}', "must be the name of one profile, not 5"),
         ("[clients]", "`imports:` must be a mapping"),
     ],
 )
 def test_a_mistake_in_the_file_is_found_before_the_program_starts(command: Command, imports: str, message: str) -> None:
-    command.policies(base=f"policies: {{api: {{retry: 1}}}}\nimports: {imports}\n")
+    profiles = "{api: {retry: 1}, cached: {cache: 5m}, keys: {fallback: {arg: key}}}"
+    command.policies(base=f"policies: {profiles}\nimports: {imports}\n")
     for arguments in (["run", "app.py"], ["check"]):
         ran = command(*arguments)
         assert ran.code in (1, 2)
         assert message in ran.out + ran.err
         assert "base.yaml:2" in ran.out + ran.err
+
+
+def test_functions_may_fit_a_profile_to_the_clients_of_a_library(command: Command) -> None:
+    command.policies(
+        base="""
+            policies: {cached: {cache: 5m}}
+            imports: {httpx: cached}
+            functions: {"httpx:clients": {cache: false}}
+        """
+    )
+    command.write("app.py", "print('ran')")
+    assert command("check", "--import", "app").code == 0  # the entry matches what is bound
+    ran = opero(command.directory, "app.py")
+    assert (ran.returncode, ran.stderr) == (0, "opero: not imported in this process: httpx\n")
 
 
 def test_a_name_that_the_module_has_not_is_an_error_where_it_is_imported(folder: Path) -> None:

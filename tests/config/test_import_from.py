@@ -51,6 +51,7 @@ NAMING = {
     "failures.control": "failures: {control: [%s.Error]}",
     "failures.unknown": "failures: {unknown: %s.Error}",
     "failures.classify": "failures: {classify: '%s:function'}",
+    "throttle.trip_on": "throttle: {trip_on: [throttled, %s.Error]}",
     "parallel.executor": "parallel: {executor: '%s:function'}",
     "parallel.initializer": "parallel: {initializer: %s.function}",
     **{f"hooks.{hook}": f"hooks: {{{hook}: '%s:function'}}" for hook in HOOKS},

@@ -247,7 +247,7 @@ BAD_TEXTS = {
     ),
     "neither a number nor auto": (
         "policies: {api: {parallel: {workers: 0}}}\n",
-        ':1:38: policies.api.parallel.workers: 0 is invalid: use an integer >= 1, or "auto"',
+        ':1:38: policies.api.parallel.workers: 0 is invalid: use an integer >= 1, "auto" or "adaptive"',
     ),
     "no such exception": (
         "policies: {api: {retry: {retry_on: [ValueError, ConectionError]}}}\n",

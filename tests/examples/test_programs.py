@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELPERS = {"demo", "loopback", "service"}  # the demo has a test file of its own
@@ -27,7 +30,7 @@ def run(name: str) -> list[str]:
 def test_there_is_a_test_for_every_example() -> None:
     programs = {path.stem for path in EXAMPLES.glob("*.py")} - HELPERS
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    assert len(programs) == 9
+    assert len(programs) == 12
     assert programs <= tested
     assert all(f"`{name}.py`" in (EXAMPLES / "README.md").read_text(encoding="utf-8") for name in programs)
 
@@ -134,6 +137,52 @@ def test_logs_and_counts() -> None:
         "alert: not_stored, SerializationError",
         "labels: {'urgent'}",
     ]
+
+
+def test_model_api() -> None:
+    answered, spent, failures, counted, health = run("model_api")
+    assert answered == '24 of 24 questions answered: "8,611 metres"'
+    assert re.fullmatch(r"at least 1310 tokens in [\d.]+ s, within the quota: True", spent)
+    assert failures == "kinds of failures ['denied', 'transient'], 0 calls failed"
+    assert counted == 'opero_calls_total{policy="model",function="__main__:ask",outcome="succeeded"} 24'
+    assert health == "health 200"
+
+
+def test_resumed_job() -> None:
+    killed, resumed, twice, third = run("resumed_job")
+    assert re.fullmatch(r"killed after [3-9],\d{3} of 10,000 records", killed)
+    assert resumed == "10,000 results, from 'RECORD 0' to 'RECORD 9999'"
+    assert int(twice.partition(" ")[0]) < 2_000  # what was not in the journal yet
+    assert third == "a third run works on 0"
+
+
+def test_celery_tasks() -> None:
+    assert run("celery_tasks") == [
+        "parcel-0 is delivered",
+        "parcel-1 is delivered",
+        "parcel-2 is delivered",
+        "9 of 9 tasks succeeded",
+        "invoice 7, at the third execution",
+        "4 of their requests were repeated",
+    ]
+
+
+def test_the_notebook() -> None:
+    notebook: Any = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "it is kept without outputs"
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    outputs = [each for cell in notebook.cells if cell.cell_type == "code" for each in cell.outputs]
+    results = [each.data["text/plain"] for each in outputs if each.output_type == "execute_result"]
+    assert results[:4] == [
+        "50.0",
+        "np.float64(37.5)",
+        "(42, [0, 2, 4, 6, 8])",
+        "{'calls': 41, 'failures': 0, 'failed attempts': {'transient': 13}}",
+    ]
+    assert results[4].startswith("Policy(retry=RetryPolicy(retries=4, ")
+    progress = "".join(each.text for each in outputs if each.output_type == "stream")
+    assert "price: 100%" in progress
+    assert "`notebook.ipynb`" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(HELPERS - {"demo"}))

@@ -28,6 +28,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "timeout": {"timeout": {"total": 30, "attempt": 5}},
     "breaker": {"circuit_breaker": {"consecutive_failures": 1, "open_for": 0.05}},
     "bulkhead": {"bulkhead": {"max_concurrent": 1, "max_wait": 50}},
+    "hedge": {"hedge": {"after": 0.01, "budget": 1}, "bulkhead": {"max_concurrent": 3}},
     "fallback": {"fallback": {"arg": "model", "values": ["a", "b"]}},
 }
 ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}

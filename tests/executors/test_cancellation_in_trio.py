@@ -28,6 +28,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "timeout": {"timeout": {"total": 30, "attempt": 5}},
     "breaker": {"circuit_breaker": {"consecutive_failures": 1, "open_for": SOON}},
     "bulkhead": {"bulkhead": {"max_concurrent": 1, "max_wait": 25}},
+    "hedge": {"hedge": {"after": SOON / 4, "budget": 1}, "bulkhead": {"max_concurrent": 3}},
     "fallback": {"fallback": {"arg": "model", "values": ["a", "b"]}},
 }
 ALL = {name: policy for each in POLICIES.values() for name, policy in each.items()}

@@ -15,11 +15,14 @@ from opero import (
     CircuitBreakerPolicy,
     FailurePolicy,
     FallbackPolicy,
+    HedgePolicy,
     HooksPolicy,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TimeoutPolicy,
 )
 from opero.policies.quantities import parse_duration
@@ -117,6 +120,24 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
     scope=scopes,
+).map(lambda fields: RateLimitPolicy(**fields)) | given(
+    {
+        "limits": st.lists(
+            st.integers(1, 1000).map(lambda permits: f"{permits}/min")
+            | st.fixed_dictionaries(
+                {"rate": st.floats(0.001, 1e6)},
+                optional={
+                    "burst": positive_counts,
+                    "cost": st.sampled_from([1, "tokens", named.cost]),
+                    "cost_from_result": st.sampled_from([None, "usage.tokens", named.is_none]),
+                },
+            ),
+            min_size=1,
+            max_size=3,
+        )
+    },
+    max_wait=st.none() | durations(),
+    scope=scopes,
 ).map(lambda fields: RateLimitPolicy(**fields))
 timeout = st.one_of(
     given({"total": durations(least=0.001)}),
@@ -143,7 +164,8 @@ circuit_breaker = st.one_of(
         open_for_max=st.none() | durations(least=60),
     ),
 ).map(lambda fields: CircuitBreakerPolicy(**fields))
-bulkhead = given({"max_concurrent": positive_counts}, max_wait=st.none() | durations(), scope=scopes).map(
+limits = positive_counts | st.just("adaptive")
+bulkhead = given({"max_concurrent": limits}, max_wait=st.none() | durations(), scope=scopes).map(
     lambda fields: BulkheadPolicy(**fields)
 )
 of_values = {"remember": st.booleans() | durations()}
@@ -169,6 +191,11 @@ failures = given(
     classify=st.sampled_from([None, named.is_none, "policies.named:is_none"]),
     responses=st.booleans(),
 ).map(lambda fields: FailurePolicy(**fields))
+hedge = given(
+    after=st.sampled_from(["p50", "p95", "P99.9", " p99 "]) | durations(least=0.001),
+    max=positive_counts,
+    budget=st.floats(0.001, 1) | st.sampled_from(["5%", "100%"]),
+).map(lambda fields: HedgePolicy(**fields))
 heard = st.sampled_from([None, named.hears, "policies.named:hears", [named.hears, "builtins:print"]])
 hooks = given(on_retry=heard, on_success=heard, on_open=heard).map(lambda fields: HooksPolicy(**fields))
 parallel = given(
@@ -190,6 +217,16 @@ parallel = given(
     max_memory=st.none() | st.integers(1, 10**12) | st.sampled_from(["512MB", "2GiB"]),
 ).map(lambda fields: ParallelPolicy(**fields))
 
+throttle = given(
+    ratio=st.floats(1.01, 100) | st.sampled_from([2, "1.5"]),
+    window=durations(least=0.001),
+    trip_on=st.sampled_from(["throttled", ["transient", ConnectionError]]),
+    scope=st.sampled_from(["profile", "function"]),
+).map(lambda fields: ThrottlePolicy(**fields))
+priority = given({"level": st.sampled_from(["critical", "normal", "background"])}).map(
+    lambda fields: PriorityPolicy(**fields)
+)
+
 canary = given(
     {"share": st.floats(0, 1) | st.sampled_from(["5%", "0%", 0, "0.25"]), "policy": st.sampled_from(["next", "b"])},
     by=st.none() | st.just("user"),
@@ -202,7 +239,10 @@ kinds = {
     "timeout": timeout,
     "circuit_breaker": circuit_breaker,
     "bulkhead": bulkhead,
+    "throttle": throttle,
+    "priority": priority,
     "fallback": fallback,
+    "hedge": hedge,
     "failures": failures,
     "hooks": hooks,
     "parallel": parallel,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from opero import CircuitBreakerPolicy, Policy
 from opero.errors import ConfigError
@@ -32,7 +33,10 @@ GOOD: Good = [
     ("ignore", ["KeyError", "json.JSONDecodeError?"], (KeyError, __import__("json").JSONDecodeError)),
     ("scope", "function", "function"),
     ("share", "machine", "machine"),
+    ("share", "redis", "redis"),
     ("share_as", " openai ", "openai"),
+    ("url", "redis://h", SecretStr("redis://h")),
+    ("store_timeout", "50ms", 0.05),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -67,14 +71,16 @@ BAD: Bad = [
     ("scope", {"by": "tenant", "max_keys": 0}, "greater than or equal to 1"),
     ("scope", {"by": "tenant", "of": "profil"}, "'profil' is not one of 'profile', 'function'; did you mean 'profile'"),
     ("scope", {"for": "tenant"}, "unknown field 'for'"),
-    ("share", "redis", "'redis' is not one of 'process', 'machine'"),
+    ("share", "x", "'x' is not one of 'process', 'machine', 'redis'"),
     ("share_as", 5, "5 is not the name of a shared state"),
+    ("url", 5, "a secret must be text, not int"),
+    ("store_timeout", 0, "use a value > 0"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    others: Any = {"failure_rate": 0.5, "slow_call": 1, "half_open_calls": 4, "share": "machine"}
+    others: Any = {"failure_rate": 0.5, "slow_call": 1, "half_open_calls": 4, "share": "redis"}
     accepts(CircuitBreakerPolicy, field, written, held, **others)
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import policies.named
-from opero import AdaptiveTTL, CachePolicy, KeyedScope, Policy
+from opero import AdaptiveTTL, CachePolicy, KeyedScope, Limit, Policy
 from opero.policies.policy import KINDS, merge
 from policies.statements import statements
 from policies.strategies import any_policy, kinds, whole_policies
@@ -132,6 +132,7 @@ def test_it_is_frozen(policy: BasePolicy) -> None:
 @given(any_policy | whole_policies)
 def test_its_repr_evaluates_back(policy: StrictModel) -> None:
     names = {each.__name__: each for each in (Policy, AdaptiveTTL, KeyedScope, *KINDS.values())}
+    names = {each.__name__: each for each in (Policy, AdaptiveTTL, Limit, *KINDS.values())}
     assert eval(repr(policy), {**names, "concurrent": concurrent, "json": json, "policies": policies}) == policy
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from opero import ParallelPolicy, Policy
+from opero import ConfigError, ParallelPolicy, Policy
 from policies import named
 from policies.checks import Bad, Good, accepts, covers, refuses
 
@@ -16,6 +16,7 @@ GOOD: Good = [
     ("workers", "auto", "auto"),
     ("workers", 4, 4),
     ("workers", "4", 4),
+    ("workers", " Adaptive", "adaptive"),
     ("ordered", False, False),
     ("progress", "auto", "auto"),
     ("progress", True, True),
@@ -47,9 +48,9 @@ GOOD: Good = [
 BAD: Bad = [
     ("mode", "threads", "'threads' is not one of 'auto', 'thread', 'process', .*; did you mean 'thread'"),
     ("mode", None, "'auto', 'thread', 'process'"),
-    ("workers", 0, 'use an integer >= 1, or "auto"'),
+    ("workers", 0, 'use an integer >= 1, "auto" or "adaptive"'),
     ("workers", True, "workers"),
-    ("workers", "all", 'use an integer >= 1, or "auto"'),
+    ("workers", "all", 'use an integer >= 1, "auto" or "adaptive"'),
     ("ordered", "x", "is not a boolean: use true or false"),
     ("progress", "x", "progress"),
     ("batch", "x", "is not a boolean: use true or false"),
@@ -92,3 +93,12 @@ def test_it_may_be_written_short() -> None:
     assert Policy(parallel="process") == Policy.from_options(mode="process") == Policy(parallel={"mode": "process"})
     with pytest.raises(ValueError, match="mode"):
         Policy.model_validate({"parallel": "procces"})
+
+
+@pytest.mark.parametrize("mode", ["process", "async_process", "dask", "ray"])
+def test_adaptive_workers_are_threads_or_tasks(mode: Any) -> None:
+    with pytest.raises(ConfigError, match=f"not mode: {mode}; set a number or auto"):
+        ParallelPolicy(workers="adaptive", mode=mode)
+    with pytest.raises(ConfigError, match="not an executor; set a number or auto"):
+        ParallelPolicy(workers="adaptive", executor="concurrent.futures:ThreadPoolExecutor")
+    assert [ParallelPolicy(workers="adaptive", mode=each).workers for each in ("auto", "thread", "async")]

@@ -19,11 +19,14 @@ from opero import (
     CircuitBreakerPolicy,
     FailurePolicy,
     FallbackPolicy,
+    HedgePolicy,
     HooksPolicy,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     RetryPolicy,
+    ThrottlePolicy,
     TimeoutPolicy,
     UnknownOptionError,
 )
@@ -45,11 +48,16 @@ DESIGN = {
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
     "lock_timeout arguments",
-    RateLimitPolicy: "shadow rate burst max_wait cost scope share share_as url on_store_error store_timeout reserve",
+    RateLimitPolicy: "shadow rate limits burst max_wait cost cost_from_result refund_on scope share share_as url "
+    "on_store_error store_timeout reserve",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
-    "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as",
-    BulkheadPolicy: "shadow max_concurrent max_wait scope share share_as",
+    "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as url store_timeout",
+    BulkheadPolicy: "shadow max_concurrent min_limit max_limit initial_limit max_wait scope share share_as url "
+    "on_store_error store_timeout",
+    HedgePolicy: "after max budget",
+    ThrottlePolicy: "shadow ratio window trip_on scope",
+    PriorityPolicy: "level",
     FailurePolicy: "transient throttled denied permanent control unknown classify responses",
     HooksPolicy: " ".join(HOOKS),
     CanaryPolicy: "share policy by",

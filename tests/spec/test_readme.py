@@ -24,7 +24,7 @@ PRINTED = [
 
 
 def test_its_programs_files_and_commands_do_what_it_shows(tmp_path: Path) -> None:
-    assert paste(README, tmp_path) == 7
+    assert paste(README, tmp_path) == 10
 
 
 @pytest.mark.parametrize(("code", "printed"), list(zip(UNNAMED, PRINTED, strict=True)))

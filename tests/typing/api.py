@@ -21,6 +21,7 @@ from opero import (
     Clock,
     Failure,
     FallbackPolicy,
+    HedgePolicy,
     HooksPolicy,
     MapError,
     Mapped,
@@ -452,6 +453,7 @@ async def uses_applied() -> None:
 # Policies, in every way to write them
 
 Policy(retry=5, cache=True, rate_limit="50/s", timeout="5s", circuit_breaker=5, bulkhead=20, parallel="process")
+Policy(hedge="p95")
 Policy(retry={"retries": 5}, cache="30m", rate_limit=10, timeout=timedelta(seconds=5), circuit_breaker=False)
 Policy(cache=None, fallback=FallbackPolicy(default=None))
 RetryPolicy(min_delay="250ms", max_delay=timedelta(minutes=1), retry_on=[ConnectionError, "requests.HTTPError?"])
@@ -462,6 +464,7 @@ RateLimitPolicy(rate="1000/min", max_wait="2s", cost="tokens")
 RateLimitPolicy(rate=0.5, cost=lambda: 2.0)
 TimeoutPolicy(total=5, attempt="1s")
 CircuitBreakerPolicy(failure_rate=0.5, window="30s", slow_call="2s", ignore=[KeyError])
+HedgePolicy(after="200ms", max=2, budget="5%")
 BulkheadPolicy(max_concurrent=3, max_wait="1s", scope="function")
 FallbackPolicy(arg="api_key")
 FallbackPolicy(arg="api_key", values=["secret:KEY"], remember="5m", order="weighted", weights=[1.5])

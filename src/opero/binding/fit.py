@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AWAITED = {
     "retry": ("retry_on", "retry_if_result"),
     "circuit_breaker": ("trip_on", "ignore"),
+    "throttle": ("trip_on",),
     "fallback": ("on",),
     "cache": ("cache_if", "key", "ttl"),
     "rate_limit": ("cost",),
@@ -42,11 +43,15 @@ def check(target: Target, policy: Policy) -> None:
     """
     traits = target.traits
     reason = traits.refusal(policy) if traits.refusal is not None else None
+    if reason is None and policy.active("hedge") is not None:
+        reason = _why_not_hedged(target, policy)
     if reason is not None:
         raise ConfigError(f"{target.name}: {reason}")
     if target.kind in ("generator", "async_generator"):
         reasons = {
             "cache": "it yields items one by one and has no result to keep; cache a function that returns a list",
+            "hedge": "it yields items one by one, of which two attempts would yield some twice; hedge a function that "
+            "returns a list",
             "parallel": "it yields items one by one; map a function that returns a value",
         }
         for kind, reason in reasons.items():
@@ -72,6 +77,22 @@ def check(target: Target, policy: Policy) -> None:
             own = policy.active(kind)
             for field in () if own is None else names:
                 _check_functions(getattr(own, field), f"{kind}.{field}", target, is_awaited=is_awaited)
+
+
+def _why_not_hedged(target: Target, policy: Policy) -> str | None:
+    """Return why two attempts at the function cannot run at once, with the cure; None if they can."""
+    if target.traits.why_once is not None and target.traits.why_alone is None:
+        return (
+            "hedge makes two attempts at once, and both might take effect: it cannot be repeated while one runs; add "
+            "hedge=False here"
+        )
+    timeout = policy.active("timeout")
+    if target.kind == "sync" and timeout is not None and timeout.enforce == "wait":
+        return (
+            "with timeout.enforce: wait it runs in the thread of its caller, and with hedge in helper threads: use "
+            "enforce: interrupt, or add hedge=False here"
+        )
+    return None
 
 
 def _check_functions(value: Any, field: str, target: Target, *, is_awaited: bool) -> None:

@@ -1,7 +1,7 @@
 """Builds the pipeline of a call: its layers, from outer to inner.
 
-    cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-    → timeout (attempt) → function
+    cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → throttle
+    → rate limit → bulkhead → timeout (attempt) → function
 
 A layer exists only where its policy is set. A pipeline is built once for each configuration of a function.
 """
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from opero.executors.call import Layer
     from opero.executors.responses import ResponseCheck
     from opero.observe.hooks import Hooks
+    from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.fallback import FallbackPolicy
     from opero.policies.policy import Policy
+    from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
 
@@ -63,24 +65,31 @@ def build(
     function = _starting(target)
     check_response = _response_check(target, policy)
     core = innermost(target, function, check_response)
+    judging = _judging(policy)
 
     def around(layer: Layer, *kinds: str) -> Layer:
         """Wrap the layer in those of these kinds that exist; the last is the outermost."""
         for kind in kinds:
             if kind in executors:
                 executor = executors[kind]
-                layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
+                wrap = executor.wrap_async if target.is_async else executor.wrap
+                layer = wrap(layer, classifier) if kind in judging else wrap(layer)
         return layer
 
-    attempt = around(core, "timeout", "bulkhead", "rate_limit")
+    hedge = executors.get("hedge")
+    begin = getattr(executors.get("rate_limit"), "begin", None)
+    attempt = around(core if begin is None else begin(core), "timeout")
+    attempt = around(attempt if hedge is None else hedge.mark(attempt), "bulkhead", "rate_limit")
     if target.is_async and (conditions := _async_conditions(policy)):
         from opero.executors.awaited import asking
 
         attempt = asking(attempt, conditions, target.clock, classifier)
+    attempt = around(attempt, "throttle")
     if "circuit_breaker" in executors:
         breaker, by_round = executors["circuit_breaker"], "retry" in executors and executors["retry"].prepares
         wrap = breaker.wrap_async if target.is_async else breaker.wrap
         attempt = wrap(attempt, classifier, by_round=by_round)
+    attempt = around(attempt, "hedge")
     if attempt is core and "retry" in executors and not target.is_async:
         retried = executors["retry"].wrap(core, function, check_response)
     else:
@@ -88,7 +97,7 @@ def build(
     retried = around(retried, "shadow_retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
-    whole = around(timed, "fallback")
+    whole = around(timed, "fallback", "priority")
     cache = policy.active("cache")
     if target.is_async and cache is not None and any(map(is_async_function, (cache.cache_if, cache.ttl))):
         from opero.executors.awaited import keeping
@@ -151,8 +160,29 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
             successor.migrate_from(predecessor)
 
 
-LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "fallback", "cache")
+LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "throttle", "fallback", "cache", "hedge")
 """Kinds of policy that ask of which kind failures are, and handle a failed response like an exception."""
+
+
+def _judging(policy: Policy) -> tuple[str, ...]:
+    """Return the kinds of the layers around an attempt that are told of which kind its failure is."""
+    bulkhead = policy.active("bulkhead")
+    return ("throttle", "bulkhead") if bulkhead is not None and bulkhead.is_adaptive else ("throttle",)
+
+
+def _looks_at_failures(policy: Policy) -> bool:
+    return "bulkhead" in _judging(policy) or any(policy.active(kind) is not None for kind in LOOKING_AT_FAILURES)
+
+
+def bulkhead_executor(policy: BulkheadPolicy, clock: Clock, name: str) -> Any:
+    """Return the executor of a bulkhead."""
+    if policy.is_adaptive:
+        from opero.executors.adaptive_bulkhead import AdaptiveBulkheadExecutor
+
+        return AdaptiveBulkheadExecutor(policy, clock, name)
+    from opero.executors.bulkhead import BulkheadExecutor
+
+    return BulkheadExecutor(policy, clock, name)
 
 
 def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
@@ -167,7 +197,7 @@ def _hooks(target: Target, policy: Policy, profile: str) -> Hooks | None:
 
 def _classifier(policy: Policy) -> Any:
     """Return what says of which kind failures are; None if no layer needs to know."""
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.classifier import Classifier
 
@@ -179,14 +209,20 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     failures = policy.active("failures")
     if "generator" in target.kind or (failures is not None and not failures.responses):
         return None
-    if all(policy.active(kind) is None for kind in LOOKING_AT_FAILURES):
+    if not _looks_at_failures(policy):
         return None
     from opero.executors.responses import ResponseCheck
 
     return ResponseCheck(target.name, () if failures is None else failures.stated())
 
 
-CONDITIONS = (("retry", "retry_on"), ("circuit_breaker", "trip_on"), ("circuit_breaker", "ignore"), ("fallback", "on"))
+CONDITIONS = (
+    ("retry", "retry_on"),
+    ("circuit_breaker", "trip_on"),
+    ("circuit_breaker", "ignore"),
+    ("throttle", "trip_on"),
+    ("fallback", "on"),
+)
 
 
 def _async_conditions(policy: Policy) -> list[Callable[[Exception], Any]]:
@@ -202,7 +238,7 @@ def _passes_arguments(policy: Policy) -> bool:
         has_key_function(policy)
         or (cache is not None and cache.key is not None)
         or (fallback is not None and fallback.function is not None)
-        or (rate_limit is not None and callable(rate_limit.cost))
+        or (rate_limit is not None and any(callable(each.cost) for each in rate_limit.each))
     )
 
 
@@ -263,18 +299,27 @@ def _executors(
 
         executors["timeout"] = TimeoutExecutor(timeout, clock, name, is_stream=target.is_stream)
     if bulkhead := policy.active("bulkhead"):
-        from opero.executors.bulkhead import BulkheadExecutor
-
-        executors["bulkhead"] = scoped(target, shareable(bulkhead, BulkheadExecutor))
+        executors["bulkhead"] = scoped(target, shareable(bulkhead, bulkhead_executor))
     if rate_limit := policy.active("rate_limit"):
-        from opero.executors.rate_limit import Meter, RateLimitExecutor
-
-        meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
-        executors["rate_limit"] = meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
+        executors["rate_limit"] = _meter(target, rate_limit, policy, classifier, shareable)
     if circuit_breaker := policy.active("circuit_breaker"):
         from opero.executors.circuit_breaker import CircuitBreakerExecutor
 
         executors["circuit_breaker"] = scoped(target, shareable(circuit_breaker, CircuitBreakerExecutor))
+    if hedge := policy.active("hedge"):
+        from opero.executors.hedge import HedgeExecutor
+
+        replaced = None if before is None else before.executors.get("hedge")
+        why_alone = target.traits.why_alone
+        executors["hedge"] = HedgeExecutor(hedge, clock, target.stats, classifier, executors, why_alone, replaced)
+    if throttle := policy.active("throttle"):
+        from opero.executors.throttle import ThrottleExecutor
+
+        executors["throttle"] = shareable(throttle, ThrottleExecutor)
+    if priority := policy.active("priority"):
+        from opero.executors.priorities import PriorityExecutor
+
+        executors["priority"] = PriorityExecutor(priority)
     fallback = policy.active("fallback")
     retry, watched = policy.in_force("retry"), policy.active("retry")
     one_shot = None
@@ -320,6 +365,28 @@ def _executors(
                 cache, clock, target.function, target.stats, classifier, is_method=target.is_method, before=kept
             )
     return executors
+
+
+def _meter(
+    target: Target, rate_limit: RateLimitPolicy, policy: Policy, classifier: Any, shareable: Callable[[Any, Any], Any]
+) -> Any:
+    """Make what stands between the function and its rate limit."""
+    if not rate_limit.limits and not rate_limit.is_estimated:
+        from opero.executors.rate_limit import Meter, RateLimitExecutor
+
+        meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
+        return meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
+    from opero.executors.classifier import Classifier
+    from opero.executors.limits import LimitsExecutor
+    from opero.executors.metering import LimitsMeter
+
+    classifier = classifier or Classifier.of(policy.active("failures"))
+    limits = LimitsMeter(limiter := shareable(rate_limit, LimitsExecutor), target.function, classifier)
+    if by_of(limiter) is None:
+        return limits
+    layer = scoped(target, limiter, limits.with_limiter)
+    layer.begin = limits.begin
+    return layer
 
 
 def _retrying(

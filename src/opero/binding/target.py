@@ -30,11 +30,14 @@ class Traits:
             repeated, although the policy would; None if it may be.
         keys: names that stand for something else than a parameter in `scope.by`, each with a function of the arguments.
             With `scope: auto`, the first is the one by which states are kept.
+        why_alone: called with the arguments: returns why no other attempt may run beside one, as a hedge does; None if
+            one may. Without it, a function that has `why_once` is never hedged.
     """
 
     refusal: Callable[[Policy], str | None] | None = None
     why_once: Callable[..., str | None] | None = None
     keys: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    why_alone: Callable[..., str | None] | None = None
 
 
 NO_TRAITS = Traits()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero.cli.arguments import Arguments, parse_value
 from opero.cli.exits import UsageError
 from opero.cli.loading import load_function
-from opero.errors import UnknownOptionError
+from opero.errors import UnknownOptionError, described
 from opero.runtime.functions import kind_of
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or not name:
-            raise UsageError(f"{option} {text!r} is invalid: use name=value")
+            raise UsageError(f"{option} {described(text, 200)} is invalid: use name=value")
         if name in found:
-            raise UsageError(f"{option} {name!r} is given twice")
+            raise UsageError(f"{option} {described(name, 200)} is given twice")
         found[name] = value
     return found
 

@@ -27,6 +27,8 @@ from opero.cli.options import (  # typer reads the annotations
     one_of,
 )
 from opero.cli.terminal import stdout_reserved
+from opero.errors import message_of
+from opero.runtime.functions import signature_of
 
 if TYPE_CHECKING:
     from opero.cli.map_run import RunJournal
@@ -127,6 +129,8 @@ def map_command(
         function = load_function(target)
         if unpack:
             function = unpacked(target, function)
+        else:
+            _check_takes_an_item(target, function)
         options.setdefault("ordered", ordered)
         function = bind_function(function, registry, policy, options, {"on_error": "return"})
         skips = function.policy.parallel.on_error == "skip"
@@ -147,6 +151,23 @@ def map_command(
             feed = Counted(feed, count)
         run = make_run(function, feed, run_journal.path, "auto" if progress is None else progress, results)
         return MapRun(target, run, results, run_journal, as_json=as_json).run()
+
+
+def _check_takes_an_item(target: str, function: Any) -> None:
+    """Check that a function can be called with one item.
+
+    Raises:
+        UsageError: it has no parameter, or requires more than one argument.
+    """
+    signature = signature_of(function)
+    if signature is not None:
+        try:
+            signature.bind(None)
+        except TypeError as error:
+            raise UsageError(
+                f"{target}{signature} is called with one item as its argument: {message_of(error)}; --unpack passes "
+                "the fields of an item as keyword arguments instead"
+            ) from error
 
 
 def _table(output: str, form: str | None, delimiter: str | None, *, has_keys: bool) -> Table | None:

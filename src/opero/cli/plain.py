@@ -254,8 +254,24 @@ def _rate_limit(policy: Any) -> Iterator[str]:
     yield _waits(policy, "permit")
 
 
+def _throttle(policy: Any) -> Iterator[str]:
+    ratio = f"{policy.ratio:g}"
+    yield f"While the service accepts fewer than one of {ratio} attempts, it is sent {ratio} times as many as it"
+    yield "accepts, and at least 5% of all; the others are rejected at once."
+    yield f"An attempt is not accepted if its failure {_is_one(policy.trip_on)}."
+
+
+def _priority(policy: Any) -> Iterator[str]:
+    yield f"Calls have the priority {policy.level}, unless the code that calls has one already:"
+    yield "it says which go first in the queue of a bulkhead, and which a throttle rejects first."
+
+
 def _bulkhead(policy: Any) -> Iterator[str]:
-    yield f"At most {number(policy.max_concurrent, 'attempt')} run{'s' if policy.max_concurrent == 1 else ''} at once."
+    if policy.is_adaptive:
+        yield f"As many attempts run at once as the service serves best: from {policy.min_limit} to {policy.max_limit}."
+    else:
+        most = policy.max_concurrent
+        yield f"At most {number(most, 'attempt')} run{'s' if most == 1 else ''} at once."
     yield _waits(policy, "slot")
 
 
@@ -270,10 +286,23 @@ def _waits(policy: Any, what: str) -> str:
     return f"{rule} {_whose(policy)}"
 
 
+def _hedge(policy: Any) -> Iterator[str]:
+    after = policy.after
+    long = (
+        f"longer than {seconds(after)}" if isinstance(after, float) else f"longer than {after[1:]}% of the latest ones"
+    )
+    most = "another one begins" if policy.max == 1 else f"up to {policy.max:,} others begin one after the other"
+    yield f"While an attempt takes {long}, {most} beside it: the first result counts, and the others are cancelled."
+    yield f"That adds at most {100 * policy.budget:g}% to the attempts."
+
+
 def _parallel(policy: Any) -> Iterator[str]:
-    workers = "" if policy.workers == "auto" else f", {policy.workers:,} at once"
+    said = {"auto": "", "adaptive": ", as many at once as the service serves best"}
+    workers = said[policy.workers] if isinstance(policy.workers, str) else f", {policy.workers:,} at once"
     order = "in the order of the items" if policy.ordered else "in the order in which they finish"
-    yield f"A map runs its items {MODES[policy.mode]}{workers}, with results {order}. {REPLIES[policy.on_error]}"
+    is_open = policy.mode == "auto" and policy.workers == "adaptive"
+    where = "in threads (async functions: in one event loop)" if is_open else MODES[policy.mode]
+    yield f"A map runs its items {where}{workers}, with results {order}. {REPLIES[policy.on_error]}"
     if policy.max_failures is not None:
         most = policy.max_failures
         yield f"It stops when more than {f'{most:,}' if isinstance(most, int) else f'{100 * most:g}%'} have failed."
@@ -329,12 +358,15 @@ def _addends(found: Bounds, each: str) -> Iterator[str]:
 
 TOPICS: tuple[tuple[str, str, Callable[[Any], Iterator[str]]], ...] = (
     ("canary", "canary", _canary),
+    ("priority", "priority", _priority),
     ("cache", "cache", _cache),
     ("fallback", "fallback", _fallback_result),
     ("timeout", "time of a call", _total),
     ("retry", "retries", _retry),
     ("fallback", "values", _fallback_values),
+    ("hedge", "hedges", _hedge),
     ("circuit_breaker", "circuit", _breaker),
+    ("throttle", "throttle", _throttle),
     ("rate_limit", "rate", _rate_limit),
     ("bulkhead", "at once", _bulkhead),
     ("timeout", "an attempt", _attempt),

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from opero.cli.exits import UsageError
 from opero.cli.loading import load_configuration
 from opero.cli.options import Config, Environment  # noqa: TC001  # typer reads the annotations
 from opero.integrations.imports import VARIABLE
+from opero.registry.checks import check_client_imports
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SITE = Path(__file__).parent / "site"
@@ -44,13 +46,16 @@ def run_command(
     if not found.imports:
         where = found.directory or "policies, which was not found"
         raise UsageError(
-            f'nothing to bind: name functions in the policy files, imports: {{"requests:get": api}} ({where})'
+            'nothing to bind: name libraries or functions in the policy files, imports: {httpx: api, "app.users:*": '
+            f"api}} ({where}), or let opero init --from write them"
         )
+    report = found.report()
+    check_client_imports(found, report)
+    report.raise_if_any()
     command = command_of(program)
     first = os.getpid() if os.name == "posix" else 0
     targets = {target: each.value for target, each in found.imports.items()}
-    variables = {**os.environ, VARIABLE: json.dumps([first, targets])}
-    variables["PYTHONPATH"] = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = environment_of(first, targets)
     if env is not None:
         variables["OPERO_ENV"] = env
     if config is not None:
@@ -59,6 +64,19 @@ def run_command(
     if os.name == "posix":  # the program takes the place of this process: signals and exit code are its own
         os.execvpe(command[0], command, variables)
     return subprocess.run(command, env=variables, check=False).returncode
+
+
+def environment_of(first: int, targets: Mapping[str, str], noted: str | None = None) -> dict[str, str]:
+    """Return the environment variables of a program whose functions are bound.
+
+    Args:
+        first: its process id; 0 if it is not known.
+        targets: what to bind → its profile.
+        noted: the file to which to note its requests, instead of binding anything.
+    """
+    variables = {**os.environ, VARIABLE: json.dumps([first, targets, noted])}
+    variables["PYTHONPATH"] = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return variables
 
 
 def command_of(program: list[str]) -> list[str]:

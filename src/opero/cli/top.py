@@ -172,6 +172,8 @@ def _states(state: Mapping[str, Any]) -> Iterator[str]:
                 else forced
             )
         yield f"{text}, probe in {left:.0f} s" if left else text
+    if rejecting := (state.get("throttle") or {}).get("rejecting"):
+        yield f"throttled, {_share(rejecting)} rejected"
     if limit := state.get("rate_limit"):
         queue = f", {limit['queue']} wait" if limit.get("queue") else ""
         yield f"limit {_share(limit.get('saturation') or 0.0)}{queue}"

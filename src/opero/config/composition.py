@@ -163,7 +163,7 @@ class Profile:
         """Return plain data for `Policy`."""
         values: dict[str, dict[str, Any]] = {}
         for kind, statements in self.statements.items():
-            content = merge_statements([statement.content for statement in statements])
+            content = merge_statements([statement.content for statement in statements], KINDS[kind].exclusive)
             if content is None:
                 continue
             fields = {field: entry.plain() for field, entry in content.items()}
@@ -187,12 +187,19 @@ class Profile:
         """Return field → its leaf, over what that shadows; and the leaf that removed the policy, if any."""
         fields: dict[str, Leaf] = {}
         removal: Leaf | None = None
-        statements = self.statements.get(kind, ())
+        statements, exclusive = self.statements.get(kind, ()), KINDS[kind].exclusive
         for index, statement in enumerate(statements):
             if statement.removed or (index > 0 and statement.discards):
                 gone = Leaf(None, statement.source, statement.section, removed=True)
                 fields = {field: replace(gone, shadowed=leaf) for field, leaf in fields.items()}
                 removal = replace(gone, shadowed=removal)
+            for field in exclusive.keys() & statement.fields.keys():
+                gone = Leaf(None, statement.fields[field].source, statement.section, removed=True)
+                fields |= {
+                    other: replace(gone, shadowed=fields[other])
+                    for other in exclusive[field]
+                    if other in fields and other not in statement.fields
+                }
             for field, entry in statement.fields.items():
                 # The field moves to the end, so that the last field is the one that was set last.
                 below = fields.pop(field, None) or removal

@@ -22,14 +22,22 @@ from opero.problems import MASK
 if TYPE_CHECKING:
     from opero.config.report import Report
 
+LISTS = {"rate_limit": "limits"}
+"""Kinds of policy with a short form that is a list → the field that it sets."""
 KEYS = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends")
 FIELDS = {kind: frozenset(model.model_fields) for kind, model in KINDS.items()}
 HIDDEN = {kind: frozenset(field for field in fields if is_hidden(kind, field)) for kind, fields in FIELDS.items()}
 FUNCTION = pattern(rf"{DOTTED}:{NAME}(\.({NAME}|<locals>))*")
 """The full name of a function: module:qualname."""
 MODULE = pattern(DOTTED)
-IMPORT = pattern(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)")
-"""What an entry of `imports:` binds: module:function, module:Class.method, or module:* for all that a module has."""
+NAME_ONLY = pattern(NAME)
+CLIENT_LIBRARIES = ("aiohttp", "anthropic", "httpx", "httpx2", "openai", "requests")
+"""The libraries that an entry of `imports:` may name, for all clients that are made of them."""
+CLIENTS = "{}:clients"
+"""What the clients of a library are called in `functions:`."""
+IMPORT = pattern(rf"{DOTTED}:({NAME}(\.{NAME})*|\*)|{'|'.join(CLIENT_LIBRARIES)}")
+"""What an entry of `imports:` binds: module:function, module:Class.method, module:* for all that a module has, or the
+clients of a library."""
 LONGEST_FUNCTION = 1000
 """The most characters of a name or glob of `functions:`."""
 
@@ -96,18 +104,26 @@ def read_document(document: Marked, name: str, report: Report) -> ConfigLayer:
 def _read_imports(marked: Marked, report: Report) -> dict[str, Marked]:
     """Parse `imports`: functions that `opero run` binds, each with the name of its profile; null binds it no more."""
     good: dict[str, Marked] = {}
-    advice = 'write "module:function" and the name of its profile, such as `"requests:get": api`'
+    advice = 'write "module:function", or a library, and the name of its profile, such as `"requests:get": api`'
     for target, entry in mapping_of(marked, "`imports:`", report, advice).items():
         if not IMPORT.fullmatch(target):
-            dotted = target.rpartition(".")
-            hint = f'; did you mean "{dotted[0]}:{dotted[2]}"?' if dotted[0] and ":" not in target else ""
-            report.add(
-                entry.place,
-                f'{quoted(target)} is no function: use "module:function", "module:Class.method" or "module:*"{hint}',
-            )
+            report.add(entry.place, _no_import(target))
         elif (parent := read_parent(entry, f"imports: {target}", report)) is not None:
             good[target] = parent
     return good
+
+
+def _no_import(target: str) -> str:
+    """Return why an entry of `imports:` is invalid."""
+    if NAME_ONLY.fullmatch(target):
+        clients = ", ".join(CLIENT_LIBRARIES)
+        return (
+            f"{quoted(target)} is no library whose clients opero knows: use one of {clients}, or "
+            f'name a function, such as "{target}:get"'
+        )
+    dotted = target.rpartition(".")
+    hint = f'; did you mean "{dotted[0]}:{dotted[2]}"?' if dotted[0] and ":" not in target else ""
+    return f'{quoted(target)} is no function: use "module:function", "module:Class.method" or "module:*"{hint}'
 
 
 def _check_function(name: str, body: Marked, report: Report) -> bool:
@@ -217,6 +233,8 @@ def read_statement(kind: str, marked: Marked, section: str, report: Report) -> S
     value = marked.value
     if value is BROKEN:
         return Statement(marked, section, {}, flawed=True)
+    if isinstance(value, list) and kind in LISTS:
+        marked, value = Marked({LISTS[kind]: marked}, marked.at, marked.key, marked.file), {LISTS[kind]: marked}
     if isinstance(value, list):
         report.add(marked.source, f"{section}.{kind} must be a mapping of its fields, not a list")
         report.hide(marked)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.config.document import read_parent, read_statement
+from opero.config.document import LISTS, read_parent, read_statement
 from opero.config.fields import OPTIONS, admits_none, is_json, is_list, is_secret
 from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Source, Statement, mark
 from opero.config.unknown_variables import UnknownVariables
@@ -192,7 +192,7 @@ def _parse(target: Target, text: str) -> Any:
     if target.field is None:
         if word in NOTHING or word in TRUTH:
             return TRUTH.get(word)
-        return _json(text) if text.startswith("{") else text
+        return _json(text) if text.startswith(("{", "[") if target.kind in LISTS else "{") else text
     if word in NOTHING and admits_none(target.kind, target.field):
         return None
     if is_list(target.kind, target.field):

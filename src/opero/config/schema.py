@@ -112,11 +112,11 @@ def json_schema() -> dict[str, Any]:
                 "additionalProperties": {"$ref": "#/$defs/function"},
             },
             "imports": {
-                "description": 'Functions that `opero run` binds, and their profiles: "module:function", "module:*".',
+                "description": 'What `opero run` binds, and its profile: "module:function", "module:*", or a library.',
                 "type": ["object", "null"],
                 "propertyNames": {"pattern": _whole(IMPORT)},
                 "additionalProperties": {"type": ["string", "null"]},
-                "examples": [{"requests:get": "api"}],
+                "examples": [{"requests:get": "api", "httpx": "api"}],
             },
             "import_from": {
                 "description": "The modules, with their submodules, that names may be imported from. Default: any.",

@@ -21,7 +21,7 @@ MOST_JUDGED = 100
 COMMON = frozenset(
     {"enabled", "retry", "fallback", "cache", "timeout", "failures", "hooks", "parallel", "canary", "mode", "workers"}
     | {"batch", "progress", "deadline", "journal", "budget", "ordered", "url", "key", "secret", "default", "function"}
-    | {"values", "order"}
+    | {"values", "order", "priority"}
 )
 """Options and fields in words that variables of other programs end with as well, such as DEBUG_MODE and API_KEY."""
 ROOTS = ("policies", "defaults", "functions", "alerts")

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import BulkheadFullError
+from opero.errors import BulkheadFullError, RejectedError
 from opero.events import Waited
 from opero.executors.state.home import Holder
 from opero.executors.state.slots import ANYONE, FOREVER, LocalSlots, QueuedCall, Slots
 from opero.policies.types import format_duration
 from opero.runtime.generators import Started
 from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.priorities import place_in_time
 
 if TYPE_CHECKING:
     from opero.executors.call import Call, Layer
@@ -64,8 +65,12 @@ class BulkheadExecutor(Holder[Slots]):
     def refusal(self, call: Call, waited: float) -> Exception:
         """The error for a call that got no slot in time."""
         call.turned_away = True
+        if call.hedge:
+            return RejectedError(f"{self.name}: no hedge, as it would wait for a slot")
         limit = self.home.successor.limit
         full = f"{self.name}: bulkhead full: {limit} of {limit} slots in use"
+        if trouble := self.home.successor.trouble:
+            full = f"{self.name}: no slot for this process while the store of the bulkhead cannot be used ({trouble})"
         if self.policy.max_wait is None or waited < self.policy.max_wait:
             return call.out_of_time(f"{full}, and {call.limit} leaves no time to queue", "bulkhead")
         queued = f" after {format_duration(self.policy.max_wait)} in the queue" if self.policy.max_wait else ""
@@ -92,9 +97,10 @@ class BulkheadExecutor(Holder[Slots]):
         started = self.clock.monotonic()
         left = call.time_left(started)
         patience = left if self.policy.max_wait is None else min(left, self.policy.max_wait)
+        patience = 0.0 if call.hedge else patience
         if patience <= 0:
             raise self.refusal(call, patience)
-        queued = call.queued = QueuedCall(host.waiter(), started, call)
+        queued = call.queued = QueuedCall(host.waiter(), place_in_time(started), call)
         if await self.run(host, lambda: self._enter(queued), lambda _: self._give_up(queued)):
             call.queued = None
             return

@@ -10,6 +10,7 @@ from opero.runtime.deadlines import current
 
 if TYPE_CHECKING:
     from opero.cache.single_flight import Computation
+    from opero.executors.state.budgets import Booking
     from opero.executors.state.circuit import Counted
     from opero.executors.state.slots import QueuedCall
     from opero.observe.receipts import CallReceipt
@@ -36,11 +37,15 @@ class Call:
         tried: when the current attempt began, by the same, if it is known; else 0.
         receipt: what is recorded of it; None if nothing is.
         observed: who sees it begin and end, each with what its `begin` has returned.
+        reached: when the current attempt got its permit and slot, by the clock's `monotonic`, where it may be hedged.
+        hedge: if it is an attempt beside others, of which the first result counts: its number among them, from 2. Such
+            a one waits for no permit and no slot. Else 0.
         waited: seconds that the current attempt has waited for a permit or a slot.
         turned_away: whether a layer has rejected the current attempt, so that its error is not the function's.
         counted: how the circuit breaker has counted the call so far.
         slot: the process in which it has a slot of the bulkhead (`SlotHolder`); None if it has none.
         queued: its position in the queue for one; None if it has none.
+        permits: what it has taken from several limits, or as an estimate, until its function begins; else None.
         probe: the period of a half-open circuit in which it is a probe that has no result yet; else negative.
         chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
         computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
@@ -65,6 +70,8 @@ class Call:
     tried: float = 0.0
     receipt: CallReceipt | None = None
     observed: tuple[tuple[Any, Any], ...] = ()
+    reached: float = 0.0
+    hedge: int = 0
     waited: float = 0.0
     turned_away: bool = False
     fell_back: bool = False
@@ -75,6 +82,7 @@ class Call:
     counted: Counted | None = None
     slot: int | None = None
     queued: QueuedCall | None = None
+    permits: Booking | None = None
     probe: int = -1
     chosen: str | None = None
     computation: Computation | None = None

@@ -75,18 +75,19 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
     @property
     def state(self) -> State:
         """`closed`, `open`, `half_open`, `forced_open` or `forced_closed`."""
-        return self.change(state_at, self.policy, self.clock.monotonic())
+        now = self.clock.monotonic()
+        return self.ask(lambda home: home.look(state_at, self.policy, now))
 
     def status(self) -> tuple[State, str]:
         """The state, and the last failure that counted, in one line; "" if there was none."""
         now = self.clock.monotonic()
-        return self.change(lambda circuit: (state_at(circuit, self.policy, now), circuit.last_error))
+        return self.ask(lambda home: home.look(lambda each: (state_at(each, self.policy, now), each.last_error)))
 
     def details(self) -> dict[str, Any]:
         """Return the state as plain data: `state`; `for`, the seconds since it began; `failures` in a row; `retry_in`,
         the seconds until an open circuit lets a probe through; `last_error`."""
         now = self.clock.monotonic()
-        return self.change(lambda circuit: details(circuit, self.policy, now))
+        return self.ask(lambda home: home.look(details, self.policy, now))
 
     def force_open(self) -> None:
         """Reject every call until `reset` or `force_closed`."""
@@ -193,6 +194,10 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
 
     # Around the function
 
+    def is_closed_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether an attempt with these arguments would pass without being a probe."""
+        return self.policy.shadow or self.home.successor.passing >= 0
+
     def enter(self, call: Call, held: int) -> int:
         """`admit` for a circuit that is not simply closed. In shadow an attempt that it would have rejected belongs to
         no period, so its result does not count."""
@@ -203,7 +208,8 @@ class CircuitBreakerExecutor(Holder[CircuitHome]):
                 call.stats.count_shadow("circuit_breaker", "reject", error.retry_in, message=str(error))
                 return NOT_PASSING
             call.turned_away = True
-            call.stats.count_rejection("circuit_breaker", error)
+            if not call.hedge:
+                call.stats.count_rejection("circuit_breaker", error)
             raise
 
     def leave(self, call: Call, held: int, period: int) -> None:

@@ -7,7 +7,7 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero.errors import RateLimitExceededError
+from opero.errors import RateLimitExceededError, RejectedError
 from opero.events import Waited
 from opero.executors.costs import cost_function, harmless
 from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
@@ -43,8 +43,7 @@ class RateLimitExecutor(Holder[Budget]):
     own: LocalBudget
 
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
-        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
-        super().__init__(policy, new(policy, clock.monotonic))
+        super().__init__(policy, self.new_home(policy, clock))
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
@@ -54,6 +53,11 @@ class RateLimitExecutor(Holder[Budget]):
         self.queued = 0
         self._waiting: dict[object, Receipt] = {}
         forking.renew_in_child(self)
+
+    def new_home(self, policy: RateLimitPolicy, clock: Clock) -> LocalBudget:
+        """Return a home in this process for the budget."""
+        new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
+        return new(policy, clock.monotonic)
 
     def after_fork(self) -> None:
         """Forget the calls that wait: they are the parent's, and so are the permits that they have reserved."""
@@ -78,11 +82,13 @@ class RateLimitExecutor(Holder[Budget]):
 
     def patience_of(self, call: Call, now: float) -> float:
         """The longest wait that this call accepts."""
-        return min(self.patience, call.time_left(now))
+        return 0.0 if call.hedge else min(self.patience, call.time_left(now))
 
     def refusal(self, call: Call, wait: float, now: float) -> Exception:
         """The error for a call whose permit is too far away."""
         call.turned_away = True
+        if call.hedge:
+            return RejectedError(f"{self.name}: no hedge, as it would wait for a permit", retry_in=wait)
         if wait == FOREVER:
             text = f"{self.name}: the budget it shares cannot be reached, and on_store_error is closed: "
             error = RateLimitExceededError(text + self.home.trouble, retry_in=1.0)

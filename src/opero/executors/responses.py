@@ -19,9 +19,15 @@ async def close_response(host: Host, error: Exception) -> None:
 
     Other results that `retry_if_result` has rejected are left alone.
     """
-    if isinstance(error, ResultRejectedError) and is_response(error.result):
+    if isinstance(error, ResultRejectedError):
+        await close_result(host, error.result)
+
+
+async def close_result(host: Host, result: Any) -> None:
+    """Close a result that nobody gets, if it is a response."""
+    if is_response(result):
         with suppress(Exception):  # the response is the user's
-            await host.close(error.result)
+            await host.close(result)
 
 
 class ResponseCheck:

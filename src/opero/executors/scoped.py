@@ -173,6 +173,11 @@ class ScopedBreaker(Scoped):
     once for each of them, by its latest attempt with that key.
     """
 
+    def is_closed_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """As of a circuit breaker, for the key of these arguments."""
+        with self.limiter.using(self.key_of.make(args, kwargs)) as breaker:
+            return bool(breaker.is_closed_for(args, kwargs))
+
     def before(self, call: Call, executor: Any) -> None:
         if call.counted_by is executor:
             return

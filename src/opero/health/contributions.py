@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opero.executors.by_key import ByKey
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.throttle import ThrottleExecutor
     from opero.registry.registry import Registry
 
 SEVERITY = ("healthy", "degraded", "unhealthy")
@@ -144,8 +145,16 @@ def _of_keys(by_key: ByKey) -> Finding:
     return Finding("degraded", f"{len(found)} of {by_key.size()} keys: {shown}{more}")
 
 
+def _of_throttle(throttle: ThrottleExecutor) -> Finding:
+    rejecting, _, _ = throttle.load()
+    if not rejecting:
+        return OK
+    return Finding("degraded", f"{rejecting:.0%} of the attempts are rejected: the service accepts too few")
+
+
 LOOKS: dict[str, Callable[[Any], Finding]] = {
     "circuit_breaker": _of_circuit,
+    "throttle": _of_throttle,
     "rate_limit": _of_rate_limit,
     "bulkhead": _of_bulkhead,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
 
@@ -66,6 +66,9 @@ class Middleware:
             default registry is checked at the first request.
     """
 
+    _name: ClassVar[str] = f"{__name__}:Middleware"
+    """The name in `functions:`."""
+
     def __init__(
         self,
         policy: str | Policy | None = None,
@@ -85,7 +88,7 @@ class Middleware:
                 await request.close()
             return await handler(request)
 
-        name = f"{__name__}:Middleware"
+        name = self._name
         self.bound: Any = under_policy(send, name, self._why_once, _origin, policy, registry, clock, options)
 
     async def __call__(
@@ -113,7 +116,7 @@ class Middleware:
             return error
         lost = aiohttp.ClientConnectionError(*error.args)
         lost.__cause__ = error
-        lost.__notes__ = getattr(error, "__notes__", [])
+        vars(lost).update(vars(error))  # notes, and that the call has given up
         return lost
 
     def _why_once(self, error: Exception, request: Any, handler: Any) -> str | None:

@@ -24,9 +24,9 @@ PASSING = (Kind.TRANSIENT, Kind.THROTTLED)
 def answer_to(error: OperoError) -> tuple[HTTPStatus, dict[str, str]] | None:
     """Return the status and headers of the answer to a request whose call has ended in an exception of `ANSWERED`.
 
-    - 503 if a policy has rejected the call (open circuit, rate limit, bulkhead), or all attempts have failed and the
-      last of them for a reason that passes: a failure of the kind `transient` or `throttled`. With `Retry-After` if it
-      is known when another call may succeed.
+    - 503 if a policy has rejected the call (open circuit, throttle, rate limit, bulkhead), or all attempts have failed
+      and the last of them for a reason that passes: a failure of the kind `transient` or `throttled`. With
+      `Retry-After` if it is known when another call may succeed.
     - 504 if a timeout has ended it.
     - None if all attempts have failed for another reason: that is an error in this program or its requests.
     """

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.client_fit import client_refusal
 from opero.binding.target import TRAITS, Traits
 from opero.config.declaration import where
 from opero.decorators import decorating
@@ -19,8 +21,10 @@ from opero.errors import (
     OperoError,
     RateLimitExceededError,
     RejectedError,
+    ThrottledError,
     shortened,
 )
+from opero.executors.given_up import give_up
 
 if TYPE_CHECKING:
     from opero.policies.options import Options
@@ -33,6 +37,42 @@ IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 KEY = "Idempotency-Key"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 MOST_TEXT = 300
+
+IS_UNDER: ContextVar[bool] = ContextVar("opero_request_is_under_policy", default=False)
+"""Whether what runs sends a request that is under a policy already. It is set only in processes in which `opero run`
+has put a profile under the clients of a library, which leaves such a request alone."""
+LIBRARIES_UNDER: set[str] = set()
+"""The libraries whose clients `opero run` has put a profile under, in this process."""
+
+
+def marked(send: Callable[..., Any], library: str) -> Callable[..., Any]:
+    """Return a sync function that sends requests, and says that they are under a policy where anything asks for it."""
+    if library not in LIBRARIES_UNDER:
+        return send
+
+    def sending(*args: Any, **kwargs: Any) -> Any:
+        token = IS_UNDER.set(True)
+        try:
+            return send(*args, **kwargs)
+        finally:
+            IS_UNDER.reset(token)
+
+    return sending
+
+
+def marked_async(send: Callable[..., Any], library: str) -> Callable[..., Any]:
+    """Return what `marked` does, for an async function."""
+    if library not in LIBRARIES_UNDER:
+        return send
+
+    async def sending(request: Any) -> Any:
+        token = IS_UNDER.set(True)
+        try:
+            return await send(request)
+        finally:
+            IS_UNDER.reset(token)
+
+    return sending
 
 
 class Repeats:
@@ -82,6 +122,8 @@ def _is_header(name: object) -> bool:
 
 ONE_READ = "its body can be read only once; pass bytes, or an object that can be iterated over again"
 """Why a request must not be repeated whose body is a stream."""
+NOT_IN_MEMORY = "its body would be read by two attempts at once; pass bytes"
+"""Why a request must not be hedged whose body is a stream or a file."""
 STILL_READ = "the attempt that timed out may still be reading its body; pass bytes"
 """Why a sync request must not be repeated whose body is a file, after an attempt timeout."""
 
@@ -95,6 +137,7 @@ def under_policy(
     registry: Registry | None,
     clock: Clock | None,
     options: Options,
+    why_alone: Callable[..., str | None] | None = None,
 ) -> Any:
     """Return a function that sends requests under a policy.
 
@@ -105,37 +148,20 @@ def under_policy(
         host: returns the origin of a request: scheme, host and port. Each has a circuit breaker, a rate limit and a
             bulkhead of its own, unless the policy says otherwise.
         policy, registry, clock, options: as for `@opero`.
+        why_alone: called with the arguments of `send`; see `Traits`. Default: requests cannot be hedged.
 
     Raises:
         ConfigError: the policy, if it is known already, does not fit.
     """
     send.__module__, _, send.__qualname__ = name.partition(":")
-    setattr(send, TRAITS, Traits(_refusal, why_once, {"host": host}))
+    setattr(send, TRAITS, Traits(client_refusal, why_once, {"host": host}, why_alone))
     bound = decorating(policy, registry, clock, options, where(2))(send)
     if registry is not None:
         bound.binding.resolved()  # there is no reason to wait for the first request
     return bound
 
 
-def _refusal(policy: Policy) -> str | None:
-    """Return why a policy cannot be under a client, with the cure."""
-    if policy.active("cache") is not None:
-        return (
-            "responses are not cached under a client, whose rules of caching are those of HTTP: add cache=False here, "
-            "and put a cache that knows them, such as hishel, over this"
-        )
-    fallback = policy.active("fallback")
-    if fallback is not None and fallback.arg is not None:
-        return (
-            f"fallback.arg ({fallback.arg!r}) names an argument of a function, and a request has none: bind a function "
-            "that sends the request, or add fallback=False here"
-        )
-    if fallback is not None and fallback.has_result and fallback.function is None:
-        return (
-            "fallback.default is not a response, which a client expects: use fallback.function, which returns one, or "
-            "add fallback=False here"
-        )
-    return None
+REJECTIONS = (RejectedError, CircuitOpenError, ThrottledError, RateLimitExceededError, BulkheadFullError)
 
 
 def own_errors(
@@ -149,7 +175,7 @@ def own_errors(
         rejection: the client's class for requests that were not sent.
     """
     bases: dict[type[OperoError], type[Exception]] = {CallTimeoutError: timeout}
-    bases |= dict.fromkeys((RejectedError, CircuitOpenError, RateLimitExceededError, BulkheadFullError), rejection)
+    bases |= dict.fromkeys(REJECTIONS, rejection)
     found: dict[type[OperoError], type[OperoError]] = {}
     for kind, base in bases.items():
         doc = f"The `opero.{kind.__name__}` of a request, which is also a `{base.__module__}.{base.__qualname__}`."
@@ -169,6 +195,7 @@ def for_caller(error: OperoError, own: Mapping[type[OperoError], type[OperoError
     if isinstance(error, AllFailedError):
         last = error.errors[-1]
         last.add_note(f"opero: {error}")
+        give_up(last)  # as `error` is, so that a bound function around the client does not retry it
     kind = own.get(type(last)) if isinstance(last, OperoError) else None
     if kind is None:
         return last

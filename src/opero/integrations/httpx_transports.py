@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from opero.errors import CallTimeoutError, ConfigError, FailedResponseError, OperoError
 from opero.executors.scope_keys import origin
-from opero.integrations.http_clients import IDEMPOTENT, ONE_READ, STILL_READ, Repeats, for_caller, under_policy
+from opero.integrations.http_clients import (
+    IDEMPOTENT,
+    NOT_IN_MEMORY,
+    ONE_READ,
+    STILL_READ,
+    Repeats,
+    for_caller,
+    marked,
+    marked_async,
+    under_policy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +37,8 @@ class PolicyTransport:
     the response: a body that is read later is outside of the policy.
 
     A request is repeated only if that is safe: if its method is idempotent, it has an idempotency key, or nothing of it
-    was sent, as the connection could not be made; and only if its body can be sent again. A response whose place
+    was sent, as the connection could not be made; and only if its body can be sent again. It is hedged only if its
+    method is idempotent or it has such a key, and its body is in memory. A response whose place
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is an exception of the client as well.
@@ -64,6 +75,8 @@ class PolicyTransport:
     """The exceptions of opero that are also the client's."""
     _method: ClassVar[str]
     """The method by which a transport handles a request."""
+    _name: ClassVar[str] = ""
+    """The name in `functions:`. Default: that of the class."""
 
     def __init__(
         self,
@@ -89,23 +102,23 @@ class PolicyTransport:
                 "transport is under a policy already, and the retries of two would multiply: use a single "
                 f"{own.__name__}, with the transport that sends the requests"
             )
-        retries = getattr(getattr(transport, "_pool", None), "_retries", 0)
-        if retries:
+        if retries := own_retries(transport):
             raise ConfigError(
                 f"transport makes {retries!r} retries of its own, which would multiply with those of the policy: "
                 "create it without retries="
             )
-        name = next(each for each in own.__mro__ if each.__module__.startswith("opero."))
+        named = next(each for each in own.__mro__ if each.__module__.startswith("opero."))
         self.transport: Any = transport if transport is not None else self._default()
         self.bound: Any = under_policy(
             self._sender(getattr(self.transport, self._method)),
-            f"{name.__module__}:{name.__name__}",
+            self._name or f"{named.__module__}:{named.__name__}",
             self._why_once,
             _origin,
             policy,
             registry,
             clock,
             options,
+            self._why_alone,
         )
 
     def _default(self) -> Any:
@@ -127,6 +140,10 @@ class PolicyTransport:
         reason = self._repeats.why_once(request.method, request.headers)
         return reason if reason is not None or _is_replayable(request) else ONE_READ
 
+    def _why_alone(self, request: Any) -> str | None:
+        reason = self._repeats.why_once(request.method, request.headers)
+        return reason if reason is not None or _is_in_memory(request) else NOT_IN_MEMORY
+
 
 class SyncPolicyTransport(PolicyTransport):
     """The transport of sync clients."""
@@ -142,6 +159,8 @@ class SyncPolicyTransport(PolicyTransport):
         return self._client.HTTPTransport()
 
     def _sender(self, handle: Callable[[Any], Any]) -> Callable[..., Any]:
+        handle = marked(handle, self._client.__name__)
+
         def send(request: Any) -> Any:
             return handle(request)
 
@@ -185,6 +204,8 @@ class AsyncPolicyTransport(PolicyTransport):
         return self._client.AsyncHTTPTransport()
 
     def _sender(self, handle: Callable[[Any], Any]) -> Callable[..., Any]:
+        handle = marked_async(handle, self._client.__name__)
+
         async def send(request: Any) -> Any:
             return await handle(request)
 
@@ -223,6 +244,11 @@ def _origin(request: Any) -> str:
     """Return scheme, host and port of a request."""
     url = request.url
     return origin(url.scheme, url.host, url.port)
+
+
+def own_retries(transport: Any) -> Any:
+    """Return how often a transport by itself tries again to connect."""
+    return getattr(getattr(transport, "_pool", None), "_retries", 0)
 
 
 def _is_refused(response: Any) -> bool:

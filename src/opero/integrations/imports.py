@@ -1,4 +1,4 @@
-"""Binds the functions that `imports:` names when their modules are imported: what `opero run` does to a program.
+"""Binds the functions and clients that `imports:` names when they are imported: what `opero run` does to a program.
 
 A process that imports none of these modules pays for this one only, so the rest of opero is imported where it binds.
 """
@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,26 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 VARIABLE = "_OPERO_RUN"
-"""What `opero run` tells the processes of the program, as JSON: its process id, and function → profile."""
+"""What `opero run` tells the processes of the program, as JSON: its process id, and function → profile. `opero init`
+tells them the file to which requests are noted."""
 EVERY = "*"
+CLIENTS = ""
+"""The name, in its module, of all clients of a library."""
 
 
 class ImportHook(MetaPathFinder):
     """Finds the modules that are named, as the other finders do, and binds their functions when they have run.
 
     Args:
-        targets: "module:function", "module:Class.method" or "module:*" → the name of its profile.
+        targets: "module:function", "module:Class.method", "module:*", or a library → the name of its profile.
+        watch: called with each of the modules instead, when it has run.
 
     Attributes:
         has_bound: whether it has bound a function in this process.
     """
 
-    def __init__(self, targets: Mapping[str, str]) -> None:
+    def __init__(self, targets: Mapping[str, str], watch: Callable[[ModuleType], None] | None = None) -> None:
+        self._watch = watch
         self._waiting: dict[str, dict[str, str]] = {}
         for target, profile in targets.items():
             module, _, name = target.partition(":")
@@ -71,10 +76,18 @@ class ImportHook(MetaPathFinder):
         Raises:
             ConfigError: a function does not exist, or cannot be bound.
         """
+        names = self._waiting.pop(module.__name__, {})
+        if self._watch is not None:
+            self._watch(module)
+            return
         from opero.registry.default import get_default_registry
 
-        names = self._waiting.pop(module.__name__, {})
         registry = get_default_registry()
+        if CLIENTS in names:
+            from opero.integrations.client_imports import put_under
+
+            put_under(module, names.pop(CLIENTS), registry)
+            self.has_bound = True
         for name, profile in names.items():
             for each in _functions_of(module, names) if name == EVERY else (name,):
                 registry.bind_import(f"{module.__name__}:{each}", profile)
@@ -118,7 +131,12 @@ def bind_imports() -> None:
     Raises:
         ConfigError: a function cannot be bound.
     """
-    first, targets = json.loads(os.environ[VARIABLE])
+    first, targets, noted = json.loads(os.environ[VARIABLE])
+    if noted is not None:
+        from opero.integrations.request_log import TARGETS, RequestLog
+
+        ImportHook(dict.fromkeys(TARGETS, ""), RequestLog(noted).watch).install()
+        return
     hook = ImportHook(targets)
     hook.install()
     atexit.register(_print_summary, hook, first)

@@ -56,16 +56,8 @@ class Metric(NamedTuple):
 
 
 GROUPS = (
-    "call",
-    "attempt",
-    "circuit_breaker",
-    "rate_limit",
-    "bulkhead",
-    "fallback",
-    "cache",
-    "map",
-    "scope",
-    "configuration",
+    *("call", "attempt", "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback"),
+    *("cache", "map", "scope", "configuration"),
 )
 """The beginnings of names that OpenTelemetry separates by a dot."""
 
@@ -107,6 +99,8 @@ METRICS = (
         "Rounds that a policy still allowed when a failure showed that none would help.",
     ),
     Metric("opero_recoveries", "counter", OF_FUNCTION, "{call}", "Calls that succeeded after a failed attempt."),
+    Metric("opero_hedges", "counter", OF_FUNCTION, "{attempt}", "Attempts that were made beside one that took long."),
+    Metric("opero_hedge_wins", "counter", OF_FUNCTION, "{attempt}", "Hedges whose result was the first."),
     Metric(
         "opero_fallbacks",
         "counter",
@@ -172,6 +166,14 @@ METRICS = (
         (*OF_FUNCTION, "state"),
         "{transition}",
         "Changes of the state of a circuit breaker, by the new state.",
+    ),
+    Metric(
+        "opero_throttle_rejecting",
+        "gauge",
+        OF_FUNCTION,
+        "1",
+        "The share of attempts that a throttle rejects now.",
+        "max",
     ),
     Metric(
         "opero_rate_limit_saturation",

@@ -7,7 +7,7 @@ by httpx or httpx2.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.errors import ConfigError
@@ -76,7 +76,7 @@ def client(
             raise ConfigError(f"{kind.__name__}: {name} does not go together with a policy: {cure}")
 
     def under(inner: Any) -> Any:
-        return _transport_for(default, is_async=is_async)(
+        return transport_for(default, is_async=is_async)(
             policy,
             registry=registry,
             transport=inner,
@@ -89,15 +89,20 @@ def client(
         http_client = default(transport=under(transport))
     else:  # as the client would make it, with the proxies of the environment
         http_client = default()
-        http_client._transport = under(http_client._transport)
-        http_client._mounts = {
-            pattern: None if each is None else under(each) for pattern, each in http_client._mounts.items()
-        }
+        change_transports(http_client, under)
     made: C = kind(**{**arguments, "max_retries": 0, "http_client": http_client})
     return made
 
 
-def _transport_for(http_client: type[Any], *, is_async: bool) -> type[Any]:
+def change_transports(http_client: Any, under: Callable[[Any], Any]) -> None:
+    """Put the transports of a client of httpx or httpx2 under a policy."""
+    http_client._transport = under(http_client._transport)
+    http_client._mounts = {
+        pattern: None if each is None else under(each) for pattern, each in http_client._mounts.items()
+    }
+
+
+def transport_for(http_client: type[Any], *, is_async: bool) -> type[Any]:
     """Return our transport for a client of httpx or httpx2."""
     if any(each.__module__.partition(".")[0] == "httpx2" for each in http_client.__mro__):
         from opero.integrations import httpx2

@@ -19,6 +19,7 @@ from opero.events import (
     CacheStale,
     CallFailed,
     FallbackUsed,
+    HedgeStarted,
     Rejected,
     RetryScheduled,
     TimedOut,
@@ -40,6 +41,7 @@ KEY = context.create_key("opero-call")
 LISTENED = (
     AttemptFailed,
     RetryScheduled,
+    HedgeStarted,
     FallbackUsed,
     Waited,
     Rejected,

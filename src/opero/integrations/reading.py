@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from opero.executors.by_key import ByKey
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.throttle import ThrottleExecutor
     from opero.executors.value_memory import ValueMemory
     from opero.observe.latency import Histogram
     from opero.policies.policy import Policy
@@ -47,7 +48,9 @@ PLACES = [*(bisect_left(BOUNDS, bound * (1 - ROOM)) for bound in latency.BOUNDS[
 NEEDS = {
     "retries": ("retry",),
     "retries_saved": ("retry",),
-    "recoveries": ("retry",),
+    "recoveries": ("retry", "hedge"),
+    "hedges": ("hedge",),
+    "hedge_wins": ("hedge",),
     "fallbacks": ("fallback",),
     "timeouts": ("timeout",),
     "waits": ("rate_limit", "bulkhead", "fallback"),
@@ -55,7 +58,7 @@ NEEDS = {
 """Count → the policies without which it stays zero, and is not exported."""
 
 
-KINDS_NEEDED = ("retry", "fallback", "timeout", "rate_limit", "bulkhead", "cache")
+KINDS_NEEDED = ("retry", "hedge", "fallback", "timeout", "rate_limit", "bulkhead", "cache")
 
 
 class Distribution(NamedTuple):
@@ -302,6 +305,10 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> Found:
     return [("circuit_breaker_state", (state,), float(state == now)) for state in STATES]
 
 
+def _of_throttle(throttle: ThrottleExecutor) -> Found:
+    return [("throttle_rejecting", (), throttle.load()[0])]
+
+
 def _of_rate_limit(limiter: RateLimitExecutor) -> Found:
     saturation, next_permit, queue = limiter.load()
     return [
@@ -340,6 +347,7 @@ def _of_keys(kind: str, by_key: ByKey) -> Found:
 
 LOOKS: dict[str, Callable[[Any], Found]] = {
     "circuit_breaker": _of_circuit,
+    "throttle": _of_throttle,
     "rate_limit": _of_rate_limit,
     "bulkhead": _of_bulkhead,
     "fallback": _of_values,

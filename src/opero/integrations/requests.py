@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -15,10 +15,12 @@ from opero.errors import ConfigError, OperoError
 from opero.executors.scope_keys import origin_of
 from opero.integrations.http_clients import (
     IDEMPOTENT,
+    NOT_IN_MEMORY,
     ONE_READ,
     STILL_READ,
     Repeats,
     for_caller,
+    marked,
     own_errors,
     under_policy,
 )
@@ -44,7 +46,8 @@ class Adapter(BaseAdapter):
     of the response: the body, which is read later, is outside of the policy.
 
     A request is repeated only if that is safe: if its method is idempotent, it has an idempotency key, or nothing of it
-    was sent, as the connection could not be made; and only if its body can be sent again. A response whose place
+    was sent, as the connection could not be made; and only if its body can be sent again. It is hedged only if its
+    method is idempotent or it has such a key, and its body is in memory. A response whose place
     another attempt takes is closed. The response of the last attempt is returned as it is, such as a 503. If all
     attempts raised exceptions, the last of them is raised, with a note about the others; what opero raises itself, such
     as `opero.CircuitOpenError`, is a `requests.RequestException` as well, and a timeout a `requests.Timeout`.
@@ -73,6 +76,9 @@ class Adapter(BaseAdapter):
             default registry is checked at the first request.
     """
 
+    _name: ClassVar[str] = f"{__name__}:Adapter"
+    """The name in `functions:`."""
+
     def __init__(
         self,
         policy: str | Policy | None = None,
@@ -96,8 +102,7 @@ class Adapter(BaseAdapter):
                 "adapter is under a policy already, and the retries of two would multiply: use a single Adapter, with "
                 "the adapter that sends the requests"
             )
-        own = getattr(adapter, "max_retries", None)
-        if any(getattr(own, each, None) for each in ("total", "connect", "read", "status", "other")):
+        if has_own_retries(adapter):
             raise ConfigError(
                 "adapter has retries of its own, which would multiply with those of the policy: create it without "
                 "max_retries"
@@ -113,7 +118,7 @@ class Adapter(BaseAdapter):
             clock=clock,
             **options,
         )
-        handle = self.adapter.send
+        handle = marked(self.adapter.send, "requests")
 
         def send(request: Any, **kwargs: Any) -> Any:
             position = request._body_position
@@ -121,8 +126,10 @@ class Adapter(BaseAdapter):
                 request.body.seek(position)
             return handle(request, **kwargs)
 
-        name = f"{__name__}:Adapter"
-        self.bound: Any = under_policy(send, name, self._why_once, _origin, policy, registry, clock, options)
+        name = self._name
+        self.bound: Any = under_policy(
+            send, name, self._why_once, _origin, policy, registry, clock, options, self._why_alone
+        )
 
     def send(
         self,
@@ -154,6 +161,10 @@ class Adapter(BaseAdapter):
     def __reduce__(self) -> Any:
         return self._again, ()
 
+    def _why_alone(self, request: Any, **_: Any) -> str | None:
+        reason = self._repeats.why_once(request.method or "", request.headers)
+        return reason if reason is not None or isinstance(request.body, str | bytes | None) else NOT_IN_MEMORY
+
     def _why_once(self, error: Exception, request: Any, **_: Any) -> str | None:
         if _is_unsent(error):
             return None
@@ -168,6 +179,12 @@ class Adapter(BaseAdapter):
 def _origin(request: Any, **_: Any) -> str:
     """Return scheme, host and port of a request."""
     return origin_of(request.url)
+
+
+def has_own_retries(adapter: Any) -> bool:
+    """Return whether an adapter repeats requests by itself."""
+    own = getattr(adapter, "max_retries", None)
+    return any(getattr(own, each, None) for each in ("total", "connect", "read", "status", "other"))
 
 
 def _is_unsent(error: Exception) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 from opero.failures.kinds import Kind
 
 COUNTS = (
-    *("calls", "failures", "retries", "retries_saved", "recoveries", "fallbacks", "cache_hits", "cache_misses"),
-    *("waits", "waited", "rejections", "timeouts"),
+    *("calls", "failures", "retries", "retries_saved", "recoveries", "hedges", "hedge_wins", "fallbacks"),
+    *("cache_hits", "cache_misses", "waits", "waited", "rejections", "timeouts"),
 )
 TABLES = ("errors", "kinds", "statuses", "rejected_by", "waited_for")
 MOST_NAMES = 100

@@ -53,6 +53,8 @@ class Stats:
         retries: rounds of attempts after the first.
         retries_saved: rounds that the policy still allowed when a failure showed that none would help.
         recoveries: calls that succeeded after a failed attempt.
+        hedges: attempts that were made beside one that took long.
+        hedge_wins: hedges whose result was the first.
         fallbacks: attempts with another value of the fallback argument, and calls answered by a fallback result.
         cache_hits: calls that the cache answered.
         cache_misses: calls that the cache could not answer.
@@ -89,6 +91,8 @@ class Stats:
         self.retries = 0
         self.retries_saved = 0
         self.recoveries = 0
+        self.hedges = 0
+        self.hedge_wins = 0
         self.fallbacks = 0
         self.cache_hits = 0
         self.cache_misses = 0
@@ -136,7 +140,8 @@ class Stats:
 
     @property
     def rejected_by(self) -> dict[str, int]:
-        """ "circuit_breaker", "rate_limit", "bulkhead", "fallback" or "retry_budget" → attempts that it rejected."""
+        """ "circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback" or "retry_budget" → attempts that it
+        rejected."""
         return self._table().rejected_by
 
     @property
@@ -290,11 +295,11 @@ class Stats:
         self.cache_misses += 1
         self.emit(CacheMiss)
 
-    def count_rejection(self, by: str, error: R) -> R:
+    def count_rejection(self, by: str, error: R, limit: str = "") -> R:
         """Count an attempt that a policy rejected, and return its exception."""
         self.rejections += 1
         count(self._table().rejected_by, by)
-        self.emit(Rejected, by=by, retry_in=error.retry_in, error=error)
+        self.emit(Rejected, by=by, retry_in=error.retry_in, error=error, limit=limit)
         return error
 
     def count_spent(self, error: BaseException) -> None:

@@ -148,6 +148,7 @@ def _short(value: Any) -> str:
 TEXTS: dict[str, Callable[[Data, int], str]] = {
     "attempt_failed": _attempt_failed,
     "retry_scheduled": _retry_scheduled,
+    "hedge_started": lambda step, _: f"hedged by attempt {step['attempt']} after {_seconds(step['delay'])}",
     "fallback_used": _fallback_used,
     "map_started": lambda step, _: f"map of {_known(step['total'])} items started, mode {step['mode']}",
     "map_finished": _map_finished,
@@ -158,6 +159,7 @@ TEXTS: dict[str, Callable[[Data, int], str]] = {
         f"rejected by the {step['by'].replace('_', ' ')}{_in(step, ', free again in')}: {_error(step['error'])}"
     ),
     "shadowed": _shadowed,
+    "limit_changed": lambda step, _: f"{step['what']}: adaptive limit {step['before']} → {step['after']}",
     "timed_out": lambda step, _: f"{step['scope']} timeout: {_error(step['error'])}",
     "value_set_aside": lambda step, _: f"{_value(step)} set aside for {_seconds(step['seconds'])}: {step['kind']}",
     "value_restored": lambda step, _: f"{_value(step)} works again",

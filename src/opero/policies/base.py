@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.errors import nearest
 from opero.policies.door import apply
+from opero.policies.merging import overlay
 from opero.policies.names import dotted_name
 from opero.policies.quantities import HIDDEN, without_password
 from opero.policies.refusals import hint, made, refusal
@@ -204,6 +205,9 @@ class BasePolicy(StrictModel):
     alternatives: ClassVar[Mapping[str, str]] = {}
     """Field → the field that takes its place: if that one is set, the default of this one is None."""
 
+    exclusive: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Field → fields that a statement with it discards from the statements below."""
+
     enabled: Flag = True
 
     @classmethod
@@ -242,7 +246,7 @@ class BasePolicy(StrictModel):
         Raises:
             ConfigError: an unknown field or a value out of range.
         """
-        return made(type(self), self._given() | changes)
+        return made(type(self), overlay(self._given(), changes, type(self).exclusive))
 
     def apply(self, func: Callable[P, R], *, clock: Clock | None = None) -> Decorated[P, R]:
         """Bind this policy alone to `func` and return a callable with the same signature.

@@ -60,6 +60,8 @@ def bounds(policy: Policy, values: int = 1) -> Bounds:
     values = max(1, values) if fallback is not None and fallback.arg is not None else 1
     retries = 0 if retry is None else retry.retries
     attempts = (retries + 1) * values
+    hedge = policy.active("hedge")
+    beside = 0 if hedge is None else hedge.max  # each begins while the one before runs, and waits for nothing
     delays = 0.0 if retry is None else longest_delays(retry, retries)
     if values > 1 and fallback.has_memory:
         # Values that are set aside may have to be waited for, before the first round and until the last.
@@ -71,7 +73,7 @@ def bounds(policy: Policy, values: int = 1) -> Bounds:
             queueing += attempts * (math.inf if limit.max_wait is None else limit.max_wait)
     interrupts = timeout is not None and timeout.enforce == "interrupt"
     return Bounds(
-        attempts=attempts,
+        attempts=attempts * (1 + beside),
         delays=delays,
         queueing=queueing,
         attempt=timeout.attempt if interrupts and timeout.attempt is not None else math.inf,

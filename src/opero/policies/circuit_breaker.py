@@ -25,9 +25,11 @@ from opero.policies.quantities import (
     quoted,
 )
 from opero.policies.scope import Scope
-from opero.policies.sharing import SharedPolicy
+from opero.policies.sharing import StoredPolicy
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
     from opero.policies.scope import KeyedScope
@@ -73,7 +75,7 @@ Window = Annotated[
 ]
 
 
-class CircuitBreakerPolicy(SharedPolicy):
+class CircuitBreakerPolicy(StoredPolicy):
     """Stop calling a failing service: reject calls with `CircuitOpenError`, and probe the service after a while.
 
     It opens when the rate of failures or of slow calls within a window reaches its threshold, or after
@@ -107,9 +109,13 @@ class CircuitBreakerPolicy(SharedPolicy):
             `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
             client `{by: host}`.
         share: whose calls share the circuit: "process", those of this process; "machine", those of all processes of
-            this user on this machine. Default "process".
+            this user on this machine; "redis", those of all processes that use the same server (requires that extra).
+            While redis cannot be used, each process has a circuit of its own. Default "process".
         share_as: the name of the circuit that is shared. Default: the name of the profile; for a function with its
             own, its module and name.
+        url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
+            redis://localhost:6379/0.
+        store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
     short: ClassVar[str | None] = "consecutive_failures"
@@ -150,8 +156,10 @@ class CircuitBreakerPolicy(SharedPolicy):
             trip_on: ConditionsLike | None = (Kind.TRANSIENT, Kind.UNKNOWN),
             ignore: ConditionsLike | None = (),
             scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
-            share: Literal["process", "machine"] = "process",
+            share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
+            url: SecretStr | str | None = None,
+            store_timeout: DurationLike = 0.25,
         ) -> None: ...
 
     @property
@@ -213,4 +221,4 @@ class CircuitBreakerPolicy(SharedPolicy):
         # A window of 10 calls differs from one of 10 seconds, although 10 == 10.0.
         return super().__eq__(other) is True and type(self.window) is type(getattr(other, "window", None))
 
-    __hash__ = SharedPolicy.__hash__
+    __hash__ = StoredPolicy.__hash__

@@ -18,6 +18,7 @@ from opero.policies.scope import owner_of, scope_by
 if TYPE_CHECKING:
     from opero.policies.bulkhead import BulkheadPolicy
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
+    from opero.policies.hedge import HedgePolicy
     from opero.policies.parallel import ParallelPolicy
     from opero.policies.policy import Policy
     from opero.policies.rate_limit import RateLimitPolicy
@@ -73,6 +74,8 @@ def _found(policy: Policy) -> Iterator[Contradiction]:
         yield from _insufficient_slots(breaker, bulkhead)
     if breaker is not None and timeout is not None:
         yield from _unreachable_slow_calls(breaker, timeout)
+    if (hedge := policy.active("hedge")) is not None and timeout is not None:
+        yield from _unreachable_hedges(hedge, timeout)
 
 
 def least_waits(retry: RetryPolicy, retries: int) -> float:
@@ -189,7 +192,7 @@ def _unreachable_max_wait(limit: RateLimitPolicy | BulkheadPolicy, total: float)
 
 def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy: Policy) -> Iterator[Contradiction]:
     fallback, retry, workers = policy.active("fallback"), policy.active("retry"), parallel.workers
-    if bulkhead.max_wait != 0 or not isinstance(workers, int) or workers <= bulkhead.max_concurrent:
+    if bulkhead.max_wait != 0 or not isinstance(workers, int) or workers <= bulkhead.most_concurrent:
         return
     rejections = (each for each in (retry.retry_on if retry is not None else ()) if isinstance(each, type))
     is_retried = any(issubclass(BulkheadFullError, each) for each in rejections)
@@ -197,8 +200,8 @@ def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy
         yield Contradiction(
             ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
             f"a map runs up to {workers} items at once (parallel.workers), and bulkhead admits "
-            f"{bulkhead.max_concurrent} and rejects the others immediately, as max_wait is 0; set bulkhead.max_wait, "
-            f"or lower parallel.workers to {bulkhead.max_concurrent}",
+            f"{bulkhead.most_concurrent} and rejects the others immediately, as max_wait is 0; set bulkhead.max_wait, "
+            f"or lower parallel.workers to {bulkhead.most_concurrent}",
         )
 
 
@@ -215,14 +218,14 @@ def _insufficient_slots(breaker: CircuitBreakerPolicy, bulkhead: BulkheadPolicy)
     has_its_slots = _is_narrower(breaker, bulkhead)
     if breaker.slow_call is None or not isinstance(breaker.window, float) or not has_its_slots:
         return
-    slow_calls = bulkhead.max_concurrent * (math.floor(breaker.window / breaker.slow_call) + 1)
+    slow_calls = bulkhead.most_concurrent * (math.floor(breaker.window / breaker.slow_call) + 1)
     if slow_calls < (breaker.slow_rate or 1) * breaker.least_calls:
         yield Contradiction(
             (
                 *("circuit_breaker.slow_call", "circuit_breaker.slow_rate"),
                 *("circuit_breaker.window", "circuit_breaker.min_calls", "bulkhead.max_concurrent"),
             ),
-            f"bulkhead runs at most {bulkhead.max_concurrent} at once, so at most {slow_calls} slow calls "
+            f"bulkhead runs at most {bulkhead.most_concurrent} at once, so at most {slow_calls} slow calls "
             f"({format_duration(breaker.slow_call)}) end within circuit_breaker.window "
             f"({format_duration(breaker.window)}), too few for slow_rate of min_calls ({breaker.least_calls}), so they "
             "never open the circuit; lower min_calls or widen the window",
@@ -250,13 +253,28 @@ def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPol
         )
 
 
-def _unreachable_slow_calls(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+def _shortest(timeout: TimeoutPolicy) -> tuple[str, float]:
+    """Return the field that ends an attempt first, and its value."""
     limits = {"timeout.total": timeout.total, "timeout.attempt": timeout.attempt}
-    field, limit = min(
+    return min(
         ((field, limit) for field, limit in limits.items() if limit is not None),
         key=lambda entry: entry[1],
         default=("", LONG),
     )
+
+
+def _unreachable_hedges(hedge: HedgePolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+    field, limit = _shortest(timeout)
+    if isinstance(hedge.after, float) and hedge.after >= limit and timeout.enforce == "interrupt":
+        yield Contradiction(
+            ("hedge.after", field),
+            f"an attempt is hedged after hedge.after ({format_duration(hedge.after)}), and {field} "
+            f"({format_duration(limit)}) ends it before that; lower hedge.after or raise {field}",
+        )
+
+
+def _unreachable_slow_calls(breaker: CircuitBreakerPolicy, timeout: TimeoutPolicy) -> Iterator[Contradiction]:
+    field, limit = _shortest(timeout)
     if breaker.slow_call is not None and breaker.slow_call > limit and timeout.enforce == "interrupt":
         yield Contradiction(
             ("circuit_breaker.slow_call", field),

@@ -26,6 +26,7 @@ HOOKS = {
     "on_failure": "call_failed",
     "on_attempt_failed": "attempt_failed",
     "on_retry": "retry_scheduled",
+    "on_hedge": "hedge_started",
     "on_fallback": "fallback_used",
     "on_value_set_aside": "value_set_aside",
     "on_value_restored": "value_restored",
@@ -33,6 +34,7 @@ HOOKS = {
     "on_reject": "rejected",
     "on_timeout": "timed_out",
     "on_shadow": "shadowed",
+    "on_limit_change": "limit_changed",
     "on_open": "circuit_opened",
     "on_half_open": "circuit_half_opened",
     "on_close": "circuit_closed",
@@ -95,6 +97,7 @@ class HooksPolicy(BasePolicy):
         on_failure: a call failed (`CallFailed`).
         on_attempt_failed: an attempt failed (`AttemptFailed`).
         on_retry: another round of attempts begins after a delay (`RetryScheduled`).
+        on_hedge: a second attempt begins beside a slow one (`HedgeStarted`).
         on_fallback: a call falls back on another value or result (`FallbackUsed`).
         on_value_set_aside: a value of a fallback argument is asked last for a while (`ValueSetAside`).
         on_value_restored: a value that was set aside works again (`ValueRestored`).
@@ -102,6 +105,7 @@ class HooksPolicy(BasePolicy):
         on_reject: a policy rejected an attempt (`Rejected`).
         on_timeout: a timeout ended an attempt or a call (`TimedOut`).
         on_shadow: a policy in shadow would have done something (`Shadowed`).
+        on_limit_change: an adaptive limit has become another one (`LimitChanged`).
         on_open: the circuit breaker opened (`CircuitOpened`). Of a breaker that functions share, each handler is called
             once; so it is with the other states, and with the values that functions share.
         on_half_open: the circuit breaker lets probes through (`CircuitHalfOpened`).
@@ -127,6 +131,7 @@ class HooksPolicy(BasePolicy):
     on_failure: Handlers = ()
     on_attempt_failed: Handlers = ()
     on_retry: Handlers = ()
+    on_hedge: Handlers = ()
     on_fallback: Handlers = ()
     on_value_set_aside: Handlers = ()
     on_value_restored: Handlers = ()
@@ -134,6 +139,7 @@ class HooksPolicy(BasePolicy):
     on_reject: Handlers = ()
     on_timeout: Handlers = ()
     on_shadow: Handlers = ()
+    on_limit_change: Handlers = ()
     on_open: Handlers = ()
     on_half_open: Handlers = ()
     on_close: Handlers = ()
@@ -160,6 +166,7 @@ class HooksPolicy(BasePolicy):
             on_failure: Hook[events.CallFailed] = (),
             on_attempt_failed: Hook[events.AttemptFailed] = (),
             on_retry: Hook[events.RetryScheduled] = (),
+            on_hedge: Hook[events.HedgeStarted] = (),
             on_fallback: Hook[events.FallbackUsed] = (),
             on_value_set_aside: Hook[events.ValueSetAside] = (),
             on_value_restored: Hook[events.ValueRestored] = (),
@@ -167,6 +174,7 @@ class HooksPolicy(BasePolicy):
             on_reject: Hook[events.Rejected] = (),
             on_timeout: Hook[events.TimedOut] = (),
             on_shadow: Hook[events.Shadowed] = (),
+            on_limit_change: Hook[events.LimitChanged] = (),
             on_open: Hook[events.CircuitOpened] = (),
             on_half_open: Hook[events.CircuitHalfOpened] = (),
             on_close: Hook[events.CircuitClosed] = (),

@@ -10,6 +10,7 @@ highest:
 | `30m` (short form) | `{ttl: 30m}` | as above |
 | `true`, `false` | `{enabled: true}`, `{enabled: false}` | as above: the policy keeps its values |
 | `null`, `None` | no policy | all of them are discarded |
+| a list, for a rate limit | `{limits: …}` | as above; `rate` and `limits` each discard the other |
 | a policy object, `CachePolicy(ttl=5)` | its fields, and the defaults for all others | all of them are discarded |
 
 Where nothing but "switched off" remains, there are no values to keep and the policy is absent. So `false` is valid for
@@ -71,20 +72,36 @@ def fields_of(model: type[BasePolicy], value: Any) -> dict[str, Any] | None:
     return model.expand(value)
 
 
-def overlay(lower: dict[str, V] | None, upper: dict[str, V] | None) -> dict[str, V] | None:
-    """Merge a statement with the one of the next higher precedence. Associative."""
+NOTHING: Mapping[str, tuple[str, ...]] = {}
+
+
+def overlay(
+    lower: dict[str, V] | None, upper: dict[str, V] | None, exclusive: Mapping[str, tuple[str, ...]] = NOTHING
+) -> dict[str, V] | None:
+    """Merge a statement with the one of the next higher precedence. Associative.
+
+    Args:
+        lower, upper: the statements.
+        exclusive: field → fields that it discards from below, as `BasePolicy.exclusive`.
+    """
     if upper is None or isinstance(upper, Replacing):
         return upper
     if lower is None:
         return Replacing(upper)
+    if exclusive:
+        gone = {other for field in upper if field in exclusive for other in exclusive[field]}
+        if not gone.isdisjoint(lower):
+            lower = type(lower)((field, value) for field, value in lower.items() if field not in gone)
     return Replacing({**lower, **upper}) if isinstance(lower, Replacing) else {**lower, **upper}
 
 
-def merge_statements(statements: Iterable[dict[str, V] | None]) -> dict[str, V] | None:
+def merge_statements(
+    statements: Iterable[dict[str, V] | None], exclusive: Mapping[str, tuple[str, ...]] = NOTHING
+) -> dict[str, V] | None:
     """Merge statements about one policy, lowest precedence first; None if there are none."""
     result: dict[str, V] | None = None
     for index, statement in enumerate(statements):
-        result = overlay(result, statement) if index else statement
+        result = overlay(result, statement, exclusive) if index else statement
     return result
 
 

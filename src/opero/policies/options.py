@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     from opero.policies.circuit_breaker import CircuitBreakerPolicy
     from opero.policies.failures import FailurePolicy
     from opero.policies.fallback import FallbackPolicy
+    from opero.policies.hedge import HedgePolicy
     from opero.policies.hooks import Hook, HooksPolicy
+    from opero.policies.limits import LimitsLike
     from opero.policies.names import ConditionsLike
     from opero.policies.parallel import Mode, OnError, ParallelPolicy
+    from opero.policies.priority import PriorityPolicy
     from opero.policies.quantities import DurationLike
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.policies.retry import RetryPolicy
+    from opero.policies.throttle import ThrottlePolicy
     from opero.policies.timeout import TimeoutPolicy
+    from opero.runtime.priorities import Priority
 
 
 class Options(TypedDict, total=False):
@@ -37,10 +42,13 @@ class Options(TypedDict, total=False):
     failures: FailurePolicy | Mapping[str, Any] | bool | None
     hooks: HooksPolicy | Mapping[str, Any] | bool | None
     cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None
-    rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None
+    rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None
     timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None
     circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None
-    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None
+    hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None
+    throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None
+    bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None
+    priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None
     parallel: ParallelPolicy | Mapping[str, Any] | bool | Mode | None
     canary: CanaryPolicy | Mapping[str, Any] | bool | None
 
@@ -94,6 +102,7 @@ class Options(TypedDict, total=False):
     on_failure: Hook[events.CallFailed]
     on_attempt_failed: Hook[events.AttemptFailed]
     on_retry: Hook[events.RetryScheduled]
+    on_hedge: Hook[events.HedgeStarted]
     on_fallback: Hook[events.FallbackUsed]
     on_value_set_aside: Hook[events.ValueSetAside]
     on_value_restored: Hook[events.ValueRestored]
@@ -101,6 +110,7 @@ class Options(TypedDict, total=False):
     on_reject: Hook[events.Rejected]
     on_timeout: Hook[events.TimedOut]
     on_shadow: Hook[events.Shadowed]
+    on_limit_change: Hook[events.LimitChanged]
     on_open: Hook[events.CircuitOpened]
     on_half_open: Hook[events.CircuitHalfOpened]
     on_close: Hook[events.CircuitClosed]
@@ -119,7 +129,7 @@ class Options(TypedDict, total=False):
 
     # ParallelPolicy
     mode: Mode
-    workers: int | Literal["auto"]
+    workers: int | Literal["auto", "adaptive"]
     ordered: bool
     progress: bool | Literal["auto"]
     batch: bool | None

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import PlainSerializer
+from pydantic import PlainSerializer, model_validator
 
 from opero.policies.base import BasePolicy
 from opero.policies.names import ExecutorLike, FunctionOfNothing
-from opero.policies.quantities import Count, CountOrAuto, PositiveCount, PositiveDuration, Size, without_password
+from opero.policies.quantities import (
+    Count,
+    CountOrAuto,
+    PositiveCount,
+    PositiveDuration,
+    Size,
+    WorkerCount,
+    without_password,
+)
 from opero.policies.types import Flag, FlagOrAuto, MostFailures, one_of
 
 if TYPE_CHECKING:
@@ -32,7 +40,9 @@ class ParallelPolicy(BasePolicy):
             "dask", "ray", or "auto": async for an async function; otherwise the first items run in the caller, and
             "process" is chosen if they mostly compute, "thread" if they mostly wait. Default "auto".
         workers: the number of concurrent items, or "auto": one process per core but one; 4 threads plus one per core,
-            at most 32; 100 in an event loop. Only cores available to this process count. Default "auto".
+            at most 32; 100 in an event loop. Only cores available to this process count. Or "adaptive": the number for
+            which the service that the items call answers most of them a second, found by what items take and followed
+            when it changes; from 1 to 64 threads, or 500 in an event loop. Default "auto".
         concurrency: concurrent calls of an async function in each worker of "async_process", "dask" and "ray".
             Default 100.
         ordered: return results in the order of their items. Default true.
@@ -74,7 +84,7 @@ class ParallelPolicy(BasePolicy):
     no_shadow: ClassVar[str] = "it says how a map runs, and there is no other way to compare it with"
 
     mode: Annotated[Mode, one_of(Mode)] = "auto"
-    workers: CountOrAuto = "auto"
+    workers: WorkerCount = "auto"
     ordered: Flag = True
     progress: FlagOrAuto = "auto"
     batch: Flag | None = None
@@ -98,7 +108,7 @@ class ParallelPolicy(BasePolicy):
             *,
             enabled: bool = True,
             mode: Mode = "auto",
-            workers: int | Literal["auto"] = "auto",
+            workers: int | Literal["auto", "adaptive"] = "auto",
             ordered: bool = True,
             progress: bool | Literal["auto"] = "auto",
             batch: bool | None = None,
@@ -115,3 +125,13 @@ class ParallelPolicy(BasePolicy):
             initializer: Callable[[], object] | str | None = None,
             address: str | None = None,
         ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers == "adaptive" and (self.mode not in ("auto", "thread", "async") or self.executor is not None):
+            other = f"mode: {self.mode}" if self.executor is None else "an executor"
+            raise ValueError(
+                f"workers: adaptive is for items that wait for a service, in threads or an event loop, not {other}; "
+                "set a number or auto, as processes are best as many as the processors, or mode: thread"
+            )
+        return self

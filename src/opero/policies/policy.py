@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, Self, TypeVar, Unpack
 
 from pydantic import (
     GetCoreSchemaHandler,
@@ -23,22 +23,27 @@ from opero.policies.circuit_breaker import CircuitBreakerPolicy
 from opero.policies.door import apply
 from opero.policies.failures import FailurePolicy
 from opero.policies.fallback import FallbackPolicy
+from opero.policies.hedge import HedgePolicy
 from opero.policies.hooks import HooksPolicy
 from opero.policies.merging import ObjectFields, fields_of, is_absent, overlay
 from opero.policies.parallel import ParallelPolicy
+from opero.policies.priority import PriorityPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.refusals import hint, made, refusal
 from opero.policies.retry import RetryPolicy
+from opero.policies.throttle import ThrottlePolicy
 from opero.policies.timeout import TimeoutPolicy
 
 if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
 
     from opero.policies.decorated_types import Decorated
+    from opero.policies.limits import LimitsLike
     from opero.policies.options import Options
     from opero.policies.parallel import Mode
     from opero.policies.quantities import DurationLike
     from opero.runtime.clock import Clock
+    from opero.runtime.priorities import Priority
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,7 +57,10 @@ KINDS: dict[str, type[BasePolicy]] = {
         RateLimitPolicy,
         TimeoutPolicy,
         CircuitBreakerPolicy,
+        ThrottlePolicy,
         BulkheadPolicy,
+        HedgePolicy,
+        PriorityPolicy,
         FailurePolicy,
         HooksPolicy,
         ParallelPolicy,
@@ -112,13 +120,13 @@ class Policy(StrictModel):
 
     A layer exists only if its policy is set, so an unused policy costs nothing. From outer to inner the layers are
 
-        cache → fallback result → timeout (total) → retry → fallback values → circuit breaker → rate limit → bulkhead
-        → timeout (attempt) → function
+        cache → fallback result → timeout (total) → retry → fallback values → hedge → circuit breaker → throttle
+        → rate limit → bulkhead → timeout (attempt) → function
 
     Attributes:
-        retry, cache, rate_limit, timeout, circuit_breaker, bulkhead, fallback, failures, hooks, parallel, canary:
-            see their models. Each may be given as a model, as a mapping of its fields, or short:
-            `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
+        retry, cache, rate_limit, timeout, circuit_breaker, throttle, bulkhead, hedge, priority, fallback, failures,
+            hooks, parallel, canary: see their models. Each may be given as a model, as a mapping of its fields, or
+            short: `Policy(rate_limit="50/s", timeout="5s")`. False switches a policy off: with no values to keep, it is
             absent.
 
     Raises:
@@ -130,7 +138,10 @@ class Policy(StrictModel):
     rate_limit: Maybe[RateLimitPolicy] = None
     timeout: Maybe[TimeoutPolicy] = None
     circuit_breaker: Maybe[CircuitBreakerPolicy] = None
+    throttle: Maybe[ThrottlePolicy] = None
     bulkhead: Maybe[BulkheadPolicy] = None
+    hedge: Maybe[HedgePolicy] = None
+    priority: Maybe[PriorityPolicy] = None
     fallback: Maybe[FallbackPolicy] = None
     failures: Maybe[FailurePolicy] = None
     hooks: Maybe[HooksPolicy] = None
@@ -144,10 +155,13 @@ class Policy(StrictModel):
             *,
             retry: RetryPolicy | Mapping[str, Any] | bool | int | None = None,
             cache: CachePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
-            rate_limit: RateLimitPolicy | Mapping[str, Any] | bool | float | str | None = None,
+            rate_limit: RateLimitPolicy | Mapping[str, Any] | LimitsLike | bool | float | str | None = None,
             timeout: TimeoutPolicy | Mapping[str, Any] | bool | DurationLike | None = None,
             circuit_breaker: CircuitBreakerPolicy | Mapping[str, Any] | bool | int | None = None,
-            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | None = None,
+            hedge: HedgePolicy | Mapping[str, Any] | bool | DurationLike | None = None,
+            throttle: ThrottlePolicy | Mapping[str, Any] | bool | float | None = None,
+            bulkhead: BulkheadPolicy | Mapping[str, Any] | bool | int | Literal["adaptive"] | None = None,
+            priority: PriorityPolicy | Mapping[str, Any] | bool | Priority | None = None,
             fallback: FallbackPolicy | Mapping[str, Any] | bool | None = None,
             failures: FailurePolicy | Mapping[str, Any] | bool | None = None,
             hooks: HooksPolicy | Mapping[str, Any] | bool | None = None,
@@ -283,7 +297,7 @@ def options_to_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             if kind not in fields:
                 fields[kind] = {field: value}
             elif fields[kind] is not None or value is not None:  # `cache=None, cache_ttl=None` removes the cache
-                fields[kind] = overlay(fields[kind], {field: value})
+                fields[kind] = overlay(fields[kind], {field: value}, KINDS[kind].exclusive)
     return fields
 
 
@@ -312,7 +326,8 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
         if kind not in KINDS:
             result[kind] = value  # the model refuses it
         elif kind in lower:
-            result[kind] = overlay(fields_of(KINDS[kind], lower[kind]), fields_of(KINDS[kind], value))
+            below, above = (fields_of(KINDS[kind], each) for each in (lower[kind], value))
+            result[kind] = overlay(below, above, KINDS[kind].exclusive)
         else:
             result[kind] = fields_of(KINDS[kind], value)
     return result

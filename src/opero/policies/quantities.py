@@ -104,7 +104,6 @@ PERCENT = rf"([0-9]{{1,2}}(\.[0-9]{{0,20}})?|\.[0-9]{{1,20}}|100(\.0{{0,20}})?){
 SHARE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{UP_TO_ONE}{SPACE}$"
 RATIO_PERCENT_TEXT = rf"^{SPACE}\+?{PERCENT}$"
 SHARE_PERCENT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{PERCENT}$"
-AUTO_TEXT = rf"^{SPACE}(\+?{NOT_ZERO}{INTEGER}|{any_case(['auto'])}){SPACE}$"
 
 LONGEST_QUOTED = 100
 """The most characters of a value that a message shows."""
@@ -391,18 +390,30 @@ PositiveCount = Annotated[
 ]
 
 
-def _count_or_auto(value: object) -> int | str:
-    if isinstance(value, str) and fits(AUTO_TEXT, value):
-        text = value.strip()
-        return "auto" if text.lower() == "auto" else int(Decimal(text))
-    number = parse_number(value) if not isinstance(value, str) else None
-    if number is not None and number >= 1 and number == int(number):
-        return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits
-    raise ValueError(f'{quoted(value)} is invalid: use an integer >= 1, or "auto"')
+def _count_or(*words: str) -> tuple[BeforeValidator, list[dict[str, Any]]]:
+    """Return what validates a field that holds an integer >= 1 or a word, and the choices of its JSON Schema."""
+    pattern = rf"^{SPACE}(\+?{NOT_ZERO}{INTEGER}|{any_case(words)}){SPACE}$"
+    advice = f"use an integer >= 1, {'or ' if len(words) == 1 else ''}" + " or ".join(f'"{word}"' for word in words)
+
+    def check(value: object) -> int | str:
+        if isinstance(value, str) and fits(pattern, value):
+            text = value.strip()
+            return text.lower() if text.lower() in words else int(Decimal(text))
+        number = parse_number(value) if not isinstance(value, str) else None
+        if number is not None and number >= 1 and number == int(number):
+            return int(value)  # type: ignore[call-overload,no-any-return]  # the float may have lost digits
+        raise ValueError(f"{quoted(value)} is invalid: {advice}")
+
+    return BeforeValidator(check), [
+        _FROM_1,
+        *({"const": word} for word in words),
+        {"type": "string", "pattern": pattern},
+    ]
 
 
-CountOrAuto = Annotated[
-    int | Literal["auto"],
-    BeforeValidator(_count_or_auto),
-    named_schema("CountOrAuto", [_FROM_1, {"const": "auto"}, {"type": "string", "pattern": AUTO_TEXT}]),
+_OR_AUTO, _OR_ADAPTIVE, _OR_EITHER = _count_or("auto"), _count_or("adaptive"), _count_or("auto", "adaptive")
+CountOrAuto = Annotated[int | Literal["auto"], _OR_AUTO[0], named_schema("CountOrAuto", _OR_AUTO[1])]
+CountOrAdaptive = Annotated[
+    int | Literal["adaptive"], _OR_ADAPTIVE[0], named_schema("CountOrAdaptive", _OR_ADAPTIVE[1])
 ]
+WorkerCount = Annotated[int | Literal["auto", "adaptive"], _OR_EITHER[0], named_schema("WorkerCount", _OR_EITHER[1])]

@@ -2,84 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import SerializerFunctionWrapHandler, ValidationError, field_serializer, model_validator
+from pydantic_core import InitErrorDetails
 
-from opero.policies.names import IMPORT_TEXT, PARAMETER_TEXT, import_path, resolve
-from opero.policies.quantities import (
-    LONGEST,
-    POSITIVE_NUMBER_TEXT,
-    Count,
-    Duration,
-    PositiveCount,
-    Rate,
-    fits,
-    named_schema,
-    parse_number,
-    quoted,
-)
+from opero.failures.kinds import Kind
+from opero.policies.limits import Cost, CostFromResult, Limit, Limits, check_permits, names_of_limits
+from opero.policies.names import Conditions
+from opero.policies.quantities import Count, Duration, PositiveCount, Rate
 from opero.policies.scope import Scope
-from opero.policies.sharing import StoredPolicy
+from opero.policies.sharing import StoredLimitPolicy
+from opero.policies.types import UNSET
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Literal
 
     from pydantic import SecretStr
 
+    from opero.policies.limits import LimitsLike
+    from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
     from opero.policies.scope import KeyedScope
 
 
-def _cost(value: Any) -> Any:
-    if fits(IMPORT_TEXT, value):
-        value = resolve(value.strip())
-    if callable(value):
-        return value
-    if fits(PARAMETER_TEXT, value):
-        return value.strip()
-    amount = parse_number(value)
-    if amount is None or amount <= 0:
-        raise ValueError(f"{quoted(value)} is not a cost: use a number > 0, the name of a parameter, or a function")
-    return amount
-
-
-Cost = Annotated[
-    Any,
-    BeforeValidator(_cost),
-    named_schema(
-        "Cost",
-        [
-            {"type": "number", "exclusiveMinimum": 0},
-            *({"type": "string", "pattern": text} for text in (POSITIVE_NUMBER_TEXT, PARAMETER_TEXT, IMPORT_TEXT)),
-        ],
-        1,
-        "tokens",
-        "app.costs:of_call",
-    ),
-    PlainSerializer(lambda cost: import_path(cost) if callable(cost) else cost, when_used="json"),
-]
-
-
-class RateLimitPolicy(StoredPolicy):
+class RateLimitPolicy(StoredLimitPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
     Permits are evenly spaced: `rate: 10` with the default burst allows a call every 0.1 s, so five calls take at
     least 0.4 s. All callers share one budget: threads, event loops, sync and async callers; with `share: redis` those
     of all processes and machines.
 
-    A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`.
+    A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`, and a list means `{limits: …}`: several limits,
+    such as the requests and the tokens of a model API, of which a call takes permits together or not at all.
 
     Attributes:
-        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s". Required.
+        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s". Required, unless there are
+            `limits`.
+        limits: several limits, each with a `rate`, and with `burst`, `cost`, `cost_from_result` and `name` of its own
+            (see `Limit`). A call waits for the one that has its permits last. Default none.
         burst: how many unused permits may accumulate. Default 1.
         max_wait: the longest wait for a permit; a call that would wait longer raises `RateLimitExceededError`
             immediately. Default None: no limit.
         cost: permits that a call takes: a number, the name of the parameter that holds it, or a function of the
             call's arguments (in YAML "module:function"). A call that costs more than `burst` waits until the budget
             is full and overdraws it. Default 1.
+        cost_from_result: what a call has really cost, of which `cost` is an estimate: where the result has it, such
+            as "usage.total_tokens" (attributes, keys and positions), or a function of the result (in YAML
+            "module:function"). The difference is given back, or taken besides, which later calls wait for. Of a
+            generator, it is asked of each item, and the last number counts. A result without such a number leaves the
+            estimate, with a warning. Default None.
+        refund_on: the failures after which a call has used nothing of a limit whose cost is an estimate, so that it is
+            given back: kinds (see `opero.failures`), exception classes, and functions that receive the exception; in
+            YAML their names. After other failures and cancellations the estimate stands, as the service may have done
+            the work. Default `throttled` and `denied`: the service has refused the call.
         scope: "profile": all functions bound to one named profile share its budget; "function": each has its own;
             `{by: tenant}`, a `KeyedScope`: one for each value of an argument. Default "auto": "profile"; under an HTTP
             client `{by: host}`.
@@ -100,11 +77,16 @@ class RateLimitPolicy(StoredPolicy):
     short: ClassVar[str | None] = "rate"
     kind: ClassVar[str] = "rate_limit"
 
-    rate: Rate
+    exclusive: ClassVar[Mapping[str, tuple[str, ...]]] = {"rate": ("limits",), "limits": ("rate",)}
+
+    rate: Rate = UNSET  # type: ignore[assignment]  # for a limit that has several, `each` has all
+    limits: Limits = ()
     burst: PositiveCount = 1
     max_wait: Duration | None = None
     cost: Cost = 1.0
     scope: Scope = "auto"
+    cost_from_result: CostFromResult = None
+    refund_on: Conditions = (Kind.THROTTLED, Kind.DENIED)
     reserve: Count = 0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
@@ -114,11 +96,14 @@ class RateLimitPolicy(StoredPolicy):
             *,
             enabled: bool = True,
             shadow: bool = False,
-            rate: float | str,
+            rate: float | str = UNSET,  # type: ignore[assignment]
+            limits: LimitsLike | None = (),
             burst: int = 1,
             max_wait: DurationLike | None = None,
             cost: float | str | Callable[..., float] = 1.0,
             scope: Literal["auto", "profile", "function"] | KeyedScope | Mapping[str, Any] = "auto",
+            cost_from_result: str | Callable[[Any], float | None] | None = None,
+            refund_on: ConditionsLike | None = (Kind.THROTTLED, Kind.DENIED),
             share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,
@@ -127,23 +112,58 @@ class RateLimitPolicy(StoredPolicy):
             reserve: int = 0,
         ) -> None: ...
 
+    @field_serializer("rate", mode="wrap")
+    def _rate_or_none(self, rate: Any, handler: SerializerFunctionWrapHandler) -> Any:
+        return None if rate is UNSET else handler(rate)  # the serializer of the model leaves it out
+
+    @classmethod
+    def expand(cls, value: Any) -> dict[str, Any]:
+        return {"limits": value} if isinstance(value, list | tuple) else super().expand(value)
+
+    @property
+    def each(self) -> tuple[Limit, ...]:
+        """All limits, of which a policy with a `rate` has one."""
+        fields = ("rate", "burst", "cost", "cost_from_result")
+        return self.limits or (Limit(**{name: getattr(self, name) for name in fields}),)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all limits."""
+        return names_of_limits(self.each)
+
+    @property
+    def _has_rate(self) -> bool:
+        return self.__dict__["rate"] is not UNSET
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether calls may turn out to have cost something else than their `cost`."""
+        return any(each.is_estimated for each in self.each)
+
     @model_validator(mode="after")
-    def _check_times(self) -> Self:
-        for name in ("burst", "cost"):
-            permits = getattr(self, name)
-            if isinstance(permits, int | float) and permits > self.rate * LONGEST:
-                raise ValueError(
-                    f"{name} ({permits}) is more than the permits of 100 years at {self.rate:g}/s; lower {name} "
-                    "or raise rate"
-                )
+    def _check_limits(self) -> Self:
+        if not self.limits:
+            if not self._has_rate:
+                wrong = InitErrorDetails(type="missing", loc=("rate",), input={})
+                raise ValidationError.from_exception_data(type(self).__name__, [wrong])
+            check_permits(self.rate, burst=self.burst, cost=self.cost)
+            return self
+        if self._has_rate:
+            raise ValueError("rate and limits exclude each other; make the rate one of the limits: [{rate: …}, …]")
+        fields = type(self).model_fields
+        names = ("burst", "cost", "cost_from_result", "reserve")
+        if idle := [name for name in names if getattr(self, name) != fields[name].default]:
+            verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
+            advice = "" if idle == ["reserve"] else ", and state it in each of the limits"
+            raise ValueError(f"{' and '.join(idle)} {verb} no effect beside limits; remove {them}{advice}")
         return self
 
     @model_validator(mode="after")
     def _check_reserve(self) -> Self:
-        if not self.reserve:
+        if not self.reserve or self.limits:
             return self
-        if callable(self.cost) or isinstance(self.cost, str):
-            raise ValueError("reserve has no effect where the cost of a call depends on its arguments; remove either")
+        if callable(self.cost) or isinstance(self.cost, str) or self.cost_from_result is not None:
+            raise ValueError("reserve has no effect where the cost of a call depends on the call; remove either")
         if min(self.reserve, self.burst - self.reserve) < 2 * self.cost:
             raise ValueError(
                 f"reserve ({self.reserve}) has no effect with a burst of {self.burst}: both reserve and the rest of "

@@ -163,7 +163,7 @@ def check_sharing(policy: Any) -> None:
         ValueError: they cannot.
     """
     if scope_by(policy) is not None and getattr(policy, "share", "process") == "machine":
-        cure = "share: redis, or leave share out" if policy.kind == "rate_limit" else "share: process"
         raise ValueError(
-            f"scope {{by: …}} and share: machine exclude each other, as each value would need a file; use {cure}"
+            "scope {by: …} and share: machine exclude each other, as each value would need a file; use share: redis, "
+            "or leave share out"
         )

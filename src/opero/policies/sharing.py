@@ -41,27 +41,6 @@ def _lacks_share(policy: BaseModel, names: Sequence[str], value: str) -> Validat
     return ValidationError.from_exception_data(type(policy).__name__, [InitErrorDetails(type=wrong, input=policy)])
 
 
-class SharedPolicy(ShadowPolicy):
-    """A policy whose state may be shared by the processes of this machine.
-
-    Attributes:
-        share: who shares the state: "process", the callers in one process; "machine", all processes of this user on
-            this machine. Default "process".
-        share_as: the name under which the state is shared. Default: the name of the profile; for a function without a
-            profile, its module and name.
-    """
-
-    share: Annotated[Literal["process", "machine"], one_of(Literal["process", "machine"])] = "process"
-    share_as: Name | None = None
-
-    @model_validator(mode="after")
-    def _check_share(self) -> Self:
-        if error := _lacks_share(self, ("share_as",), "machine"):
-            raise error
-        check_sharing(self)
-        return self
-
-
 class StoredPolicy(ShadowPolicy):
     """A policy whose state may be shared by the processes of this machine, or of all machines, in redis.
 
@@ -72,15 +51,12 @@ class StoredPolicy(ShadowPolicy):
             profile, its module and name.
         url: the URL of redis, as for the cache policy. Default: environment variable `OPERO_REDIS_URL`, else
             redis://localhost:6379/0.
-        on_store_error: what holds while redis cannot be used: "local", each process limits its calls to the share that
-            it had of all; "open", there is no limit; "closed", calls are rejected. Default "local".
         store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
     share: Annotated[Literal["process", "machine", "redis"], one_of(Literal["process", "machine", "redis"])] = "process"
     share_as: Name | None = None
     url: Secret | None = None
-    on_store_error: Annotated[OnStoreError, one_of(OnStoreError)] = "local"
     store_timeout: PositiveDuration = 0.25
 
     @model_validator(mode="after")
@@ -90,3 +66,14 @@ class StoredPolicy(ShadowPolicy):
             raise error
         check_sharing(self)
         return self
+
+
+class StoredLimitPolicy(StoredPolicy):
+    """A policy that limits calls, and whose state may be shared likewise.
+
+    Attributes:
+        on_store_error: what holds while redis cannot be used: "local", each process limits its calls to its share of
+            all; "open", there is no limit; "closed", calls are rejected. Default "local".
+    """
+
+    on_store_error: Annotated[OnStoreError, one_of(OnStoreError)] = "local"

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from opero.binding.client_fit import client_refusal
 from opero.binding.fit import check_fit, check_mode
 from opero.config.code_layer import place_of
+from opero.config.declaration import Declaration
+from opero.config.document import CLIENT_LIBRARIES, CLIENTS
 from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.config.shadowed import shadowed_variables
@@ -42,11 +45,28 @@ def check(configuration: Configuration, bindings: Sequence[Binding], *, complete
         report.add(source, text)
     for name, policy in configuration.policies.items():
         _check_available(policy, partial(configuration.leaves, name), name, report)
+    check_client_imports(configuration, report)
     for binding in bindings:
         _check_binding(binding, configuration, report)
     if complete:
-        _report_unmatched(configuration.functions, [declaration_of(each).name for each in bindings], report)
+        names = [declaration_of(each).name for each in bindings]
+        names += [CLIENTS.format(each) if each in CLIENT_LIBRARIES else each for each in configuration.imports]
+        _report_unmatched(configuration.functions, names, report)
     report.raise_if_any()
+
+
+def check_client_imports(configuration: Configuration, report: Report) -> None:
+    """Report profiles that `imports:` puts under the clients of a library, and that do not fit them."""
+    for library, profile in configuration.imports.items():
+        if library not in CLIENT_LIBRARIES:
+            continue
+        name = CLIENTS.format(library)
+        declaration = Declaration(name, profile.value, by="imports")
+        effective = configuration.effective(declaration, report)
+        without = f'name a profile without it, or add {{}}: false to "{name}" in functions'
+        reason = effective and client_refusal(effective.policy, without)
+        if reason:
+            report.add(profile.source, f"imports: {library} uses the profile {profile.value!r}: {reason}")
 
 
 def shadowed(configuration: Configuration, bindings: Sequence[Binding]) -> list[str]:

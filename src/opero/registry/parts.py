@@ -65,5 +65,5 @@ def parts(shared: SharedExecutors, bindings: Iterable[Binding]) -> Iterator[Part
             yield Part("store", "", binding, store)
 
 
-STATEFUL = ("circuit_breaker", "rate_limit", "bulkhead", "fallback")
+STATEFUL = ("circuit_breaker", "throttle", "rate_limit", "bulkhead", "fallback")
 """The kinds of policy whose executors keep a state."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opero.binding.pipeline import bulkhead_executor
 from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from opero.executors.bulkhead import BulkheadExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor
     from opero.executors.rate_limit import RateLimitExecutor
+    from opero.executors.throttle import ThrottleExecutor
     from opero.executors.value_memory import ValueMemory
     from opero.policies.policy import Policy
     from opero.registry.reload import InForce
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
         def _start_of(self, declaration: Declaration) -> tuple[str | None, tuple[str, ...]]: ...
 
 
-LIMITS = ("circuit_breaker", "rate_limit", "bulkhead")
+LIMITS = ("circuit_breaker", "throttle", "rate_limit", "bulkhead")
 
 
 def statistics(registry: Registry) -> dict[str, Any]:
@@ -184,6 +186,11 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> dict[str, Any]:
     return {"state": details["state"], "since": time.time() - details.pop("for"), **details}
 
 
+def _of_throttle(throttle: ThrottleExecutor) -> dict[str, Any]:
+    rejecting, requests, accepts = throttle.load()
+    return {"rejecting": rejecting, "requests": requests, "accepts": accepts}
+
+
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
     policy = limiter.policy
@@ -202,6 +209,7 @@ def _of_values(memory: ValueMemory) -> dict[str, Any]:
 
 LOOKS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "circuit_breaker": _of_circuit,
+    "throttle": _of_throttle,
     "rate_limit": _of_rate_limit,
     "bulkhead": _of_bulkhead,
     "fallback": _of_values,
@@ -258,15 +266,25 @@ class ProfileState:
         return found
 
     @property
+    def throttle(self) -> ThrottleExecutor:
+        """The throttle: `load()`.
+
+        Raises:
+            ConfigError: as for `circuit_breaker`.
+        """
+        from opero.executors.throttle import ThrottleExecutor
+
+        found: ThrottleExecutor = self._shared("throttle", ThrottleExecutor)
+        return found
+
+    @property
     def bulkhead(self) -> BulkheadExecutor:
         """The bulkhead: `running`, `load()`.
 
         Raises:
             ConfigError: as for `circuit_breaker`.
         """
-        from opero.executors.bulkhead import BulkheadExecutor
-
-        found: BulkheadExecutor = self._shared("bulkhead", BulkheadExecutor)
+        found: BulkheadExecutor = self._shared("bulkhead", bulkhead_executor)
         return found
 
     @property

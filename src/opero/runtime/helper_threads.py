@@ -1,6 +1,6 @@
-"""Threads that run functions whose callers stop waiting at a timeout, where functions cannot be interrupted.
+"""Threads that run functions whose callers stop waiting, at a timeout or as they need the result no longer.
 
-The function continues in its thread after the timeout. The number of such abandoned calls is limited to
+A function that cannot be interrupted continues in its thread then. The number of such abandoned calls is limited to
 `MAX_ABANDONED`, and to `MAX_OF_ONE` of one function, so that one that hangs leaves threads to the others.
 """
 
@@ -113,8 +113,7 @@ class Helper:
         """
         if self.generation != forking.generation:
             raise RuntimeError("a generator that was started before a fork goes on in the parent process only")
-        task = _Task(function, args)
-        self.inbox.put(task)
+        task = self.begin(function, args)
         try:
             self.is_lost = not task.finished.wait(min(seconds, threading.TIMEOUT_MAX)) and task.abandon()
         except BaseException:  # such as KeyboardInterrupt
@@ -122,7 +121,7 @@ class Helper:
             raise
         if self.is_lost:
             raise Expired
-        task.return_context()
+        set_changed(task.context)
         error, task.error = task.error, None
         if error is not None:
             try:
@@ -131,6 +130,17 @@ class Helper:
                 del error
         result: R = task.result
         return result
+
+    def begin(self, function: Callable[..., Any], args: tuple[Any, ...], woken: threading.Event | None = None) -> _Task:
+        """Run `function(*args)` without waiting for it; `woken` is set when it has returned."""
+        task = _Task(function, args, woken)
+        self.inbox.put(task)
+        return task
+
+    def abandon(self, task: _Task) -> bool:
+        """Stop waiting for a function, which continues in this thread; return False if it has just returned."""
+        self.is_lost = task.abandon()
+        return self.is_lost
 
     def release(self) -> None:
         """Give the thread back; one that is lost gives itself back when its function has returned."""
@@ -162,14 +172,17 @@ class _Task:
     """A function that runs in a helper thread.
 
     Attributes:
-        finished: set when it has returned.
+        finished: set when it has returned, as is `woken`, if there is one.
         abandoned: whether its caller no longer waits for it.
         result, error: what it returned or raised.
     """
 
-    __slots__ = ("abandoned", "args", "context", "error", "finished", "function", "result")
+    __slots__ = ("abandoned", "args", "context", "error", "finished", "function", "result", "woken")
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], woken: threading.Event | None = None
+    ) -> None:
+        self.woken = woken
         self.function = function
         self.args = args
         self.context = contextvars.copy_context()
@@ -185,6 +198,8 @@ class _Task:
             self.error = error
         with _helpers.lock:
             self.finished.set()
+        if self.woken is not None:
+            self.woken.set()
 
     def abandon(self) -> bool:
         """Stop waiting; return False if the function has just returned."""
@@ -205,12 +220,13 @@ class _Task:
             with suppress(BaseException):
                 late.close()
 
-    def return_context(self) -> None:
-        """Set the context variables that the function has set in the context of the caller."""
-        own = contextvars.copy_context()
-        for variable, value in self.context.items():
-            if variable not in own or own[variable] is not value:
-                variable.set(value)
+
+def set_changed(context: contextvars.Context) -> None:
+    """Set the context variables that have been set in another context, a copy of this one."""
+    own = contextvars.copy_context()
+    for variable, value in context.items():
+        if variable not in own or own[variable] is not value:
+            variable.set(value)
 
 
 _helpers = _Helpers()
@@ -233,6 +249,15 @@ def take_helper() -> Helper:
         RejectedError: too many functions that timed out are still running in helper threads.
     """
     return _helpers.take(None)
+
+
+def helper_for(function: Callable[..., Any]) -> Helper:
+    """Return a thread for a function of which others may still be running; it has to be released.
+
+    Raises:
+        RejectedError: as `take_helper`, altogether or of the function.
+    """
+    return _helpers.take(function)
 
 
 def run_in_helper(seconds: float, function: Callable[..., R], *args: Any) -> R:

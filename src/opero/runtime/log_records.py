@@ -44,6 +44,7 @@ RECORDS: dict[str, Record] = {
     "circuit_shadowed": _record(_I, "breaker before state reason failures calls"),
     "condition_failed": _record(_W, "error error_message"),
     "classify_failed": _record(_W, "error error_message"),
+    "cost_unknown": _record(_W, "limit"),
     "argument_read_once": _record(_W, "argument"),
     # Caches
     "cache_failed": _record(_W, "cache what error error_message"),

@@ -217,10 +217,3 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path, monkeyp
         ConfigError, match=r"work: rate_limit.share 'machine' cannot keep its state in a file: .*others"
     ):
         bind(rate_limit={**LIMIT})
-
-
-@pytest.mark.parametrize("kind", ["circuit_breaker", "bulkhead"])
-def test_what_cannot_be_shared_by_redis_yet_is_refused(kind: str) -> None:
-    policy = {"circuit_breaker": {"consecutive_failures": 2}, "bulkhead": {"max_concurrent": 2}}[kind]
-    with pytest.raises(ConfigError, match=r"share: 'redis' is not one of 'process', 'machine'"):
-        Policy(**{kind: {**policy, "share": "redis"}})

@@ -225,6 +225,15 @@ def test_a_server_that_forgets_its_scripts_is_told_them_again(redis_url: str) ->
     assert passing(bound) == 9
 
 
+def test_a_server_that_was_started_anew_between_two_calls_has_not_failed(server: RedisServer, heard: list[Any]) -> None:
+    bound = limited(server.url)
+    assert passing(bound, 2) == 2
+    server.kill()
+    server.start()
+    assert passing(bound) == 8
+    assert not heard
+
+
 def test_a_permit_takes_one_round_trip(redis_url: str) -> None:
     bound = limited(redis_url, rate=10**6, burst=1000)
     bound()

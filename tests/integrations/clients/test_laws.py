@@ -17,10 +17,12 @@ from opero import (
     CallTimeoutError,
     CircuitOpenError,
     ConfigError,
+    OperoError,
     Policy,
     PolicyNotFoundError,
     Registry,
     UnknownOptionError,
+    opero,
 )
 from opero.integrations.aiohttp import Middleware
 
@@ -273,3 +275,19 @@ def test_what_does_not_fit_is_an_error_at_construction(
 def test_the_cure_for_a_cache_in_the_profile_works(client: Client, service: Service) -> None:
     client.use("api", registry=Registry({"api": Policy(cache={})}), cache=False)
     assert client.request("GET", service.url).status == 200
+
+
+def test_a_bound_function_around_a_client_does_not_repeat_what_the_client_has_given_up_on(
+    client: Client, service: Service
+) -> None:
+    service.answers = ["drop"] * 100
+    client.use(**NOW)
+
+    @opero(**NOW)
+    def get() -> None:
+        client.request("GET", service.url)
+
+    with pytest.raises(client.error) as raised:
+        get()
+    assert len(service.seen) == 4
+    assert not isinstance(raised.value, OperoError)

@@ -2,10 +2,12 @@
 
 `home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
 `values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
-kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
+kind in this process; `adaptive_limit` finds the limit of `adaptive_slots`, and `traffic` is what a throttle counts;
+`shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
 file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where their policy
-says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget` on `redis_store`, and
-`measured_share` while that cannot be used). `allowance` has all of that for retry budgets.
+says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget`, `redis_circuit` and
+`redis_slots` on `redis_store`; `measured_share` while that cannot be used). `allowance` has all of that for retry
+budgets. `hedging` is what a function keeps for its hedges.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
@@ -27,11 +29,17 @@ another owner it starts anew.
       rate                 from that moment on; as many permits stay saved up
       burst                permits saved up stay, as many as the new burst holds; more are saved at the rate
       cost, max_wait       from now on
+    throttle               any change keeps what has been counted
+      ratio, window        from now on
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
+      min_limit, max_limit an adaptive limit keeps what has been found, within the new bounds
+      initial_limit        of no effect any more; it is where a limit begins that becomes adaptive
       max_wait             from now on: waiting calls keep the wait they began with
     retry                  any change keeps what has been spent of the budget
       budget               from now on
+    hedge                  any change keeps how long the latest attempts took, and what is saved up of the budget
+      after, max, budget   from now on
     fallback               any change keeps which values are set aside and which work, and calls in flight with each
       values, remember,    from now on: values stay set aside until their time, unless nothing is remembered any more
       order, weights

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, Self
 
+    from opero.policies.limits import Limit
     from opero.policies.rate_limit import RateLimitPolicy
 
 FOREVER = float("inf")
@@ -50,7 +51,7 @@ class Terms(NamedTuple):
     unit: float
 
     @classmethod
-    def of(cls, policy: RateLimitPolicy) -> Self:
+    def of(cls, policy: RateLimitPolicy | Limit) -> Self:
         unit = policy.cost if isinstance(policy.cost, float | int) else 0.0
         return cls(1.0 / policy.rate, policy.burst, unit)
 

@@ -115,17 +115,18 @@ def new_circuit(policy: CircuitBreakerPolicy, now: float) -> Circuit:
 
 def state_at(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> State:
     """The state as users see it: an open circuit is half open from the moment at which it would let a probe through."""
-    return "half_open" if circuit.state == "open" and now >= _opens_until(circuit, policy) else circuit.state
+    return "half_open" if circuit.state == "open" and now >= opens_until(circuit, policy) else circuit.state
 
 
-def _opens_until(circuit: Circuit, policy: CircuitBreakerPolicy) -> float:
+def opens_until(circuit: Circuit, policy: CircuitBreakerPolicy) -> float:
+    """The moment from which an open circuit lets probes through."""
     doubled = policy.open_for * 2.0 ** min(circuit.reopened, MAX_DOUBLINGS)
     return circuit.since + min(doubled, policy.longest_open) * circuit.jitter
 
 
 def details(circuit: Circuit, policy: CircuitBreakerPolicy, now: float) -> dict[str, Any]:
     """What is known of a circuit as plain data."""
-    retry_in = max(0.0, _opens_until(circuit, policy) - now) if circuit.state == "open" else None
+    retry_in = max(0.0, opens_until(circuit, policy) - now) if circuit.state == "open" else None
     return {
         "state": state_at(circuit, policy, now),
         "for": max(0.0, now - circuit.since),
@@ -192,7 +193,7 @@ def admit(
             belongs to the same probe.
         prober: the call, in which it is noted that it is a probe.
     """
-    if circuit.state == "open" and now >= _opens_until(circuit, policy):
+    if circuit.state == "open" and now >= opens_until(circuit, policy):
         enter(circuit, "half_open", now)
     if circuit.state == "half_open":
         return held if held == circuit.period else _admit_probe(circuit, policy, now, prober or _Nobody())
@@ -200,11 +201,12 @@ def admit(
         return circuit.period
     if circuit.state == "forced_open":
         return Refusal("forced_open", None, circuit.last_error)
-    return Refusal("open", max(0.0, _opens_until(circuit, policy) - now), circuit.last_error)
+    return Refusal("open", max(0.0, opens_until(circuit, policy) - now), circuit.last_error)
 
 
 def _admit_probe(circuit: Circuit, policy: CircuitBreakerPolicy, now: float, prober: Prober) -> int | Refusal:
     most = policy.half_open_calls
+    prober.probe = NOT_PASSING
     if circuit.probes_passed >= most - policy.tolerated_probes:  # an older policy asked for more
         enter(circuit, "closed", now)
         return circuit.period

@@ -37,6 +37,10 @@ class CircuitHome(Home):
     def change(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> tuple[R, Change | None]:
         """Run a decision on the circuit: what it returned, and a change of state to be logged."""
 
+    def look(self, decide: Callable[[Circuit, *Args], R], *args: *Args) -> R:
+        """What a decision that changes nothing returns on the circuit as it was known last, without waiting for it."""
+        return self.change(decide, *args)[0]
+
     def add(self, values: Circuit) -> None:
         """The circuit that was there before is the one that counts."""
 

@@ -1,8 +1,8 @@
 """Homes: where the state of a limit is kept, and how it moves from one home to another.
 
 The state of a rate limit (its budget), of a circuit breaker (its circuit) and of a bulkhead (its slots) is kept in a
-home: in this process, or in a file that the processes of a machine share. An executor is a `Holder`: it applies one
-policy to one state, asks the home that has the state now, and does not know what kind of home that is.
+home: in this process, in a file that the processes of a machine share, or in redis. An executor is a `Holder`: it
+applies one policy to one state, asks the home that has the state now, and does not know what kind of home that is.
 
 State moves in three situations, each of them one operation of `Holder`:
 

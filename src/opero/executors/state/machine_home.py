@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, message_of
+from opero.executors.state.budgets import LocalBudgets
 from opero.executors.state.sharing import file_home, size_of
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.forking import RenewedLock
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = "limits"
 _homes: weakref.WeakValueDictionary[str, FileHome] = weakref.WeakValueDictionary()
-"""The homes that this process has, by file: all executors with the same state use one."""
+"""The homes that this process has, by file and kind of state: all executors with the same state use one."""
 _lock = RenewedLock()
 
 
@@ -50,15 +51,17 @@ def join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
         folder = user_folder() / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         run, text, of = _digest(boot()), _digest(shared_as), _digest(version("opero"))
-        path = folder / f"{text}.{kind}.{run}.{of}"
+        has_several = isinstance(executor.own, LocalBudgets) and not executor.own.is_single
+        path = folder / f"{text}.{kind}{'s' if has_several else ''}.{run}.{of}"
         _clear(folder, run)
         with _lock:
-            home = _homes.get(str(path))
+            which = f"{path} {type(executor.own).__name__}"
+            home = _homes.get(which)
             is_new = home is None
             if home is None:
                 if not path.exists():
                     _create(path, executor, kind)
-                home = _homes[str(path)] = file_home(kind, executor, StateFile(str(path)))
+                home = _homes[which] = file_home(kind, executor, StateFile(str(path)))
                 home.stated = {"share_as": shared_as}
     except OSError as error:
         raise ConfigError(f"{name}.share 'machine' cannot keep its state in a file: {message_of(error)}") from error

@@ -10,7 +10,7 @@ from opero.executors.state.circuit import Circuit
 from opero.executors.state.circuit_home import LocalCircuit
 from opero.executors.state.slots import LocalSlots
 from opero.executors.state.values_home import LocalValues
-from opero.executors.state.windows import CountWindow, TimeWindow
+from opero.executors.state.windows import window_of
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Home
@@ -34,8 +34,9 @@ def parked(home: Home, now: float) -> Any:
     if isinstance(home, LocalValues):
         memory = home.memory
         return memory if memory.aside or memory.worked or memory.preferred else None
-    values = home.values()
-    return None if values[0] <= now else values  # a budget: all of its permits are there again
+    values = home.values()  # of a budget, or of several
+    moments = [account.due for account, _ in values.values()] if isinstance(values, dict) else [values[0]]
+    return None if max(moments) <= now else values  # else all of their permits are there again
 
 
 def resume(home: Home, state: Any) -> None:
@@ -45,28 +46,12 @@ def resume(home: Home, state: Any) -> None:
 
 def pack(circuit: Circuit) -> bytes:
     """Return a circuit as bytes."""
-    window = circuit.window
-    if isinstance(window, CountWindow):
-        calls: tuple[Any, ...] = (window._size, bytes(window._results), window._oldest)
-    else:
-        parts = [(each.number, each.calls, each.failures, each.slow, each.latest) for each in window._parts]
-        calls = (window._width, parts)
+    calls = circuit.window.plain(0.0)
     return marshal.dumps((calls, [getattr(circuit, name) for name in _FIELDS]))
 
 
 def unpack(state: bytes) -> Circuit:
     """Return the circuit that `pack` has made bytes of."""
     calls, values = marshal.loads(state)  # they never leave this process
-    window: CountWindow | TimeWindow
-    if len(calls) == 3:
-        size, results, oldest = calls
-        window = CountWindow(size)
-        for result in (*results[oldest:], *results[:oldest]):
-            window.add(0.0, bool(result & 1), bool(result & 2))
-    else:
-        width, parts = calls
-        window = TimeWindow(width * TimeWindow.PARTS)
-        window._width = width
-        for part in parts:
-            window.restore(*part)
-    return Circuit(window=window, **dict(zip(_FIELDS, values, strict=True)))
+    found = dict(zip(_FIELDS, values, strict=True))
+    return Circuit(window=window_of(found["length"], calls, 0.0), **found)

@@ -80,8 +80,8 @@ class RedisBudget(Budget):
             self.check()
             if patience < 0:  # nothing is to be booked
                 due = self._seen[1] / SECOND
-                return self._expected(cost), (due, due)
-            ahead, news = self._news()
+                return self.expected(cost), (due, due)
+            ahead, news = self.news()
         asked, batch = self.monotonic(), self.own.batch(cost)
         arguments = (repr(cost), int(min(patience, LONGEST) * SECOND), ahead, repr(batch))
         if news is None:
@@ -100,16 +100,20 @@ class RedisBudget(Budget):
             if self.location.home is not self:
                 run_later(self._give_back, receipt)
                 raise Moved
-            if clock >= self._seen[0]:
-                self._seen = (clock, after, self.monotonic())
-            if after != due:
-                self._used += (after - due) / (self.in_force.interval * SECOND)
-            if news is not None:
-                self._lost = self._turns = None
-                self._owed = 0.0 if news.is_owed else self._owed
+            self.note(clock, due, after, news)
             if len(reply) > 4 or self.in_force is not self.terms:
-                self._learn(reply, news)
+                self.learn(reply, news)
             return wait / SECOND, receipt
+
+    def note(self, clock: int, due: int, after: int, news: _News | None) -> None:
+        """Note what the server has said: its clock, and `due` before and after it has booked."""
+        if clock >= self._seen[0]:
+            self._seen = (clock, after, self.monotonic())
+        if after != due:
+            self._used += (after - due) / (self.in_force.interval * SECOND)
+        if news is not None:
+            self._lost = self._turns = None
+            self._owed = 0.0 if news.is_owed else self._owed
 
     def refund(self, receipt: Receipt) -> None:
         self.check()
@@ -132,6 +136,7 @@ class RedisBudget(Budget):
             self._since = max(self._since + 1, time.time_ns() // 1000)
             self._period = period_of(terms.interval)
             constant = (self._since, repr(terms.interval * SECOND), terms.burst, int(self._period * SECOND))
+            self.constant = constant
             self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (4, 10))
 
     def values(self) -> tuple[float, Terms]:
@@ -160,13 +165,13 @@ class RedisBudget(Budget):
         clock, _, at = self._seen
         return at + (moment - clock) / SECOND if clock else 0.0
 
-    def _expected(self, cost: float) -> float:
+    def expected(self, cost: float) -> float:
         """The wait for a permit by what is known, without asking the server."""
         interval, burst, _ = self.terms
         due = max(0.0, self.values()[0] - self.monotonic())
         return due if cost >= burst else max(0.0, due - (burst - cost) * interval)
 
-    def _news(self) -> tuple[int, _News | None]:
+    def news(self) -> tuple[int, _News | None]:
         """Microseconds from now until `due`, by what is known here, and what the script has to be told besides."""
         now, owed = self.monotonic(), self._owed
         ahead = max(0, int(((owed or self._local(self._seen[1])) - now) * SECOND))
@@ -184,7 +189,7 @@ class RedisBudget(Budget):
             own = self._counted.get(last, 0)
         return ahead, _News(int(bool(owed)), lost, debt, used, last, own)
 
-    def _learn(self, reply: list[Any], news: _News | None) -> None:
+    def learn(self, reply: list[Any], news: _News | None) -> None:
         """Learn from a reply which terms are in force, and what this process may claim."""
         others, part = reply[4:] or (None, None)
         if part and news is not None:
@@ -210,6 +215,11 @@ class RedisBudget(Budget):
 
     def _book_alone(self, cost: float, patience: float) -> tuple[float, Receipt]:
         """Book permits of this process's share."""
+        wait = self.book_turn(cost, min(patience, AGAIN))
+        return wait, LATER if wait > AGAIN else NONE
+
+    def book_turn(self, cost: float, patience: float) -> float:
+        """Book permits of this process's share if they fall due within `patience`: the seconds until then."""
         now = self.monotonic()
         if self._lost is None:
             self._lost = now
@@ -220,8 +230,7 @@ class RedisBudget(Budget):
                 claim = Claim.unknown()
             start = max(self._seen[1], moment + (self._owed - now) * SECOND)
             self._turns = Turns(claim, self.in_force.interval * SECOND, start)
-        wait = self._turns.book(moment, cost, min(patience, AGAIN) * SECOND) / SECOND
-        return wait, LATER if wait > AGAIN else NONE
+        return self._turns.book(moment, cost, patience * SECOND) / SECOND
 
     def _moment(self, now: float) -> float:
         """The server's clock; that of this machine, if the server has never answered."""
@@ -230,8 +239,11 @@ class RedisBudget(Budget):
 
     def _probe(self) -> None:
         """Find out whether the server can be used again: write what would be written, but book nothing."""
-        lost = -1 if self._lost is None else int((self.monotonic() - self._lost) * SECOND)
-        self.store.run(self._telling, 0, 0, 0, 0, *_News(lost=lost))
+        self.store.run(self._telling, 0, 0, 0, 0, *_News(lost=self.lost_for()))
+
+    def lost_for(self) -> int:
+        """Return the microseconds for which this process has gone on by itself; -1 if it does not."""
+        return -1 if self._lost is None else int((self.monotonic() - self._lost) * SECOND)
 
 
 class _News(NamedTuple):

@@ -6,27 +6,35 @@ SECOND = 1_000_000
 """Microseconds, in which the scripts compute: whole numbers, by the clock of the server."""
 LASTS = 60_000
 """Milliseconds for which the terms outlast the budget."""
+SAME = 1
+"""Microseconds by which marks may differ and count as one."""
+MOST_MARKS = 32
+ARGUMENTS = 18
+"""How many arguments a script takes for each of several limits."""
 HANDOVER = 300_000
 """Microseconds after the server is back before which no permit falls due: by then, each process has noticed, and uses
 none by itself any more."""
 # The budget is one value: when the next permit falls due; until when processes may go on by themselves; the terms in
 # force, and since when they hold. A budget that is missing is full: its value lasts until it is.
-BOOK = f"""
-local since, interval, burst, period = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local cost, patience, ahead = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local is_owed, lost, debt, used, last, own = false, -1, 0, 0, 0, 0
-if ARGV[9] then
-  is_owed, lost, debt = ARGV[9] == '1', tonumber(ARGV[10]), tonumber(ARGV[11])
-  used, last, own = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14])
-end
+TIME = f"""
 local time = redis.call('TIME')
 local now = time[1] * {SECOND} + time[2]
-local due, alone, told, before, most = 0, 0, 0, 0, 0
-local held = redis.call('GET', KEYS[1])
-if held then
-  due, alone, told, before, most = cmsgpack.unpack(held)
+"""
+READ = f"""
+local since, interval = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+local burst, period = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
+local cost, patience, ahead = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
+local is_owed, lost, debt, used, last, own = false, -1, 0, 0, 0, 0
+if (ARGV[a + 9] or '') ~= '' then
+  is_owed, lost, debt = ARGV[a + 9] == '1', tonumber(ARGV[a + 10]), tonumber(ARGV[a + 11])
+  used, last, own = tonumber(ARGV[a + 12]), tonumber(ARGV[a + 13]), tonumber(ARGV[a + 14])
 end
-local others = false
+local due, alone, told, before, most, number, marks = 0, 0, 0, 0, 0, 0, {{}}
+local held = redis.call('GET', KEYS[k])
+if held then
+  due, alone, told, before, most, number, marks = cmsgpack.unpack(held)
+end
+local others, stored = false, math.ceil(due)
 if not held or told == since or (before == interval and most == burst) then
   told = math.max(told, since)
 elseif told < since then
@@ -49,6 +57,26 @@ if lost >= 0 and alone < now - lost then
   alone = now + {HANDOVER}
 end
 due = math.ceil(math.max(due, now, alone) + debt)
+"""
+REPORT = """
+local part = false
+if used > 0 then
+  local epoch = math.floor(now / period)
+  local total = redis.call('HINCRBY', KEYS[k + 1], epoch, used)
+  if total == used then
+    redis.call('HDEL', KEYS[k + 1], epoch - 2, 'claimed' .. epoch - 2)
+  end
+  redis.call('PEXPIRE', KEYS[k + 1], math.ceil(3 * period / 1000))
+  part = {epoch, 0, 0}
+  if last == epoch - 1 then
+    local claimed = redis.call('HINCRBY', KEYS[k + 1], 'claimed' .. epoch, own)
+    part = {epoch, claimed - own, tonumber(redis.call('HGET', KEYS[k + 1], last)) or 0}
+  end
+end
+"""
+BOOK = f"""
+local k, a = 1, 0
+{TIME}{READ}
 local batch = tonumber(ARGV[8])
 if batch > cost then
   cost = math.max(cost, math.min(batch, math.floor((burst - (due - now) / interval) / cost) * cost))
@@ -60,21 +88,7 @@ if wait <= patience then
 end
 redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst), 'PX',
   math.ceil((after - now) / 1000) + {LASTS})
-local part = false
-if used > 0 then
-  local number = math.floor(now / period)
-  local total = redis.call('HINCRBY', KEYS[2], number, used)
-  if total == used then
-    redis.call('HDEL', KEYS[2], number - 2, 'claimed' .. number - 2)
-  end
-  redis.call('PEXPIRE', KEYS[2], math.ceil(3 * period / 1000))
-  part = {{number, 0, 0}}
-  if last == number - 1 then
-    local claimed = redis.call('HINCRBY', KEYS[2], 'claimed' .. number, own)
-    part = {{number, claimed - own, tonumber(redis.call('HGET', KEYS[2], last)) or 0}}
-  end
-end
-if others or part then
+{REPORT}if others or part then
   return {{wait, due, after, now, others, part}}
 end
 return {{wait, due, after, now}}
@@ -89,4 +103,164 @@ if held then
   end
 end
 return 0
+"""
+# Several budgets at once: each has a value as above, followed by the number of its last reservation or correction and
+# by its marks (see `opero.executors.state.budgets`). Numbers are moments, so those of a lost budget never return.
+ACCOUNT = f"""
+local function account(due, number, marks, interval)
+  return {{due = due, number = number, marks = marks, interval = interval}}
+end
+local function pruned(own, marks)
+  local kept, latest, place = {{}}, -math.huge, 0
+  for index = #marks, 1, -1 do
+    local mark = marks[index]
+    if mark[2] <= latest then
+    elseif mark[2] <= latest + {SAME} then
+      latest = mark[2]
+      kept[place][2] = latest
+    else
+      kept[#kept + 1] = mark
+      if mark[3] <= now then
+        latest, place = mark[2], #kept
+      end
+    end
+  end
+  own.due, own.marks = -math.huge, {{}}
+  for index = #kept, 1, -1 do
+    own.marks[#own.marks + 1] = kept[index]
+    own.due = math.max(own.due, kept[index][2])
+  end
+  if #kept > {MOST_MARKS} then
+    local closest, least = 1, math.huge
+    for index = 1, #own.marks - 1 do
+      local gap = math.abs(own.marks[index][2] - own.marks[index + 1][2])
+      if gap < least then
+        closest, least = index, gap
+      end
+    end
+    local one, other = own.marks[closest], own.marks[closest + 1]
+    own.marks[closest] = {{other[1], math.max(one[2], other[2]), 0}}
+    table.remove(own.marks, closest + 1)
+  end
+end
+local function moved(marks, number, step)
+  local found = {{}}
+  for _, mark in ipairs(marks) do
+    found[#found + 1] = {{mark[1], mark[1] <= number and mark[2] + step or mark[2], mark[3]}}
+  end
+  return found
+end
+local function take(own, at, cost)
+  local step = cost * own.interval
+  own.number = math.max(own.number + 1, now)
+  local marks = moved(own.marks, own.number, step)
+  marks[#marks + 1] = {{own.number, at + step, at}}
+  pruned(own, marks)
+end
+local function correct(own, number, change)
+  if change > 0 then
+    take(own, now, change)
+  else
+    own.number = math.max(own.number + 1, now)
+    pruned(own, moved(own.marks, number, change * own.interval))
+  end
+end
+local function cancel(own, number, cost, at, before)
+  local marks, kept = moved(own.marks, number, -cost * own.interval), {{}}
+  for _, mark in ipairs(marks) do
+    if mark[1] ~= number or mark[3] == 0 then
+      kept[#kept + 1] = mark
+    elseif at <= now then
+      kept[#kept + 1] = {{number, mark[2] + math.min(0, before - at), at}}
+    end
+  end
+  own.number = math.max(own.number + 1, now)
+  if #kept == 0 then
+    kept[1] = {{own.number, now, now}}
+  end
+  pruned(own, kept)
+end
+local function store(key, own, alone, told, burst)
+  redis.call('SET', key, cmsgpack.pack(own.due, alone, told, own.interval, burst, own.number, own.marks), 'PX',
+    math.max(0, math.ceil((own.due - now) / 1000)) + {LASTS})
+end
+"""
+LOOK = f"""
+local function look(k, a)
+{READ}
+  if not marks or #marks == 0 or due ~= stored then
+    number = math.max((number or 0) + 1, now)
+    marks = {{{{number, due, now}}}}
+  end
+  local budget, at, again = account(due, number, marks, interval), 0, tonumber(ARGV[a + 15])
+  if again > 0 then
+    at = tonumber(ARGV[a + 17])
+    cancel(budget, again, tonumber(ARGV[a + 16]), at, tonumber(ARGV[a + 18]))
+  end
+  local wait = 0
+  if cost > 0 then
+    wait = math.max(0, alone - now, (cost >= burst and budget.due or budget.due - (burst - cost) * interval) - now)
+  end
+  return {{wait = math.ceil(wait), at = at, report = function(booked)
+    local reservation, without = 0, budget.due
+    if booked and cost > 0 then
+      take(budget, now + booked, cost)
+      reservation = budget.number
+    end
+    store(KEYS[k], budget, alone, told, burst)
+{REPORT}
+    return {{reservation, math.ceil(without), math.ceil(budget.due), others, part}}
+  end}}
+end
+"""
+BOOK_ALL = f"""
+{TIME}{ACCOUNT}{LOOK}
+local limits, wait, slowest, at, patience = {{}}, 0, 1, 0, tonumber(ARGV[6])
+for index = 1, #KEYS / 2 do
+  local limit = look(2 * index - 1, {ARGUMENTS} * (index - 1))
+  limits[index] = limit
+  at = math.max(at, limit.at)
+  if limit.wait > wait then
+    wait, slowest = limit.wait, index
+  end
+end
+local reply = {{wait, slowest - 1, now}}
+if at > 0 and now + wait >= at - {SAME} then
+  return reply
+end
+for _, limit in ipairs(limits) do
+  reply[#reply + 1] = limit.report(wait <= patience and wait)
+end
+return reply
+"""
+SETTLE_ALL = f"""
+{TIME}{ACCOUNT}
+local reply = {{now}}
+for index = 1, #KEYS do
+  local a = 7 * (index - 1)
+  local reservation, change = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
+  local cost, at, before = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
+  local held = (change ~= 0 or cost > 0) and redis.call('GET', KEYS[index])
+  local due, alone, told, number, marks = 0, 0, 0, 0, {{}}
+  local interval, burst = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
+  if held then
+    due, alone, told, interval, burst, number, marks = cmsgpack.unpack(held)
+  end
+  if held or change > 0 then
+    if due < now then
+      number = math.max(number + 1, now)
+      due, marks = now, {{{{number, now, now}}}}
+    end
+    local budget = account(due, number, marks, interval)
+    if cost > 0 then
+      cancel(budget, reservation, cost, at, before)
+    else
+      correct(budget, reservation, change)
+    end
+    store(KEYS[index], budget, alone, told, burst)
+    due = budget.due
+  end
+  reply[#reply + 1] = math.ceil(due)
+end
+return reply
 """

@@ -12,6 +12,7 @@ from typing import Any
 from opero.cache.outage import Breaker, Rest, Words
 from opero.errors import ConfigError, MissingExtraError, message_of
 from opero.events import StoreFailed, StoreRestored
+from opero.executors.state.redis_beat import Beat
 from opero.runtime.clock import SYSTEM
 from opero.runtime.forking import RenewedLock, renew_in_child
 from opero.runtime.general_settings import REDIS_URL, GeneralSettings
@@ -77,6 +78,7 @@ class RedisStore:
 
         self.url = url
         self.server = new_server(url, timeout, {})
+        self.beat = Beat()
         self.breaker = Breaker(f"redis at {place_of(url)}", SYSTEM)
         self.rest = Rest(WORDS, FIRST_PAUSE, LONGEST_PAUSE)
         errors: Any = redis.exceptions
@@ -134,18 +136,21 @@ class RedisStore:
             redis.RedisError, OSError: the server does not answer, or does not do it.
         """
         values = tuple(map(_encoded, args))
-        packed = command.start + b"".join(map(_packed, values))
         try:
-            return self._send(command.keys[0], packed)
-        except self._unknown:  # the server has been started anew, or the keys have moved to another one
-            arguments = (*command.keys, *command.constant, *values)
-            return self.server.client.eval(command.script, len(command.keys), *arguments)
+            return self._evaluate(command, values)
         except self._late:
             raise
         except self._lost:  # after a restart of the server, all idle connections are dead, and new ones work
             _give_back(self._idle)
             self.server.drop_idle()
-            return self._send(command.keys[0], packed)
+            return self._evaluate(command, values)
+
+    def _evaluate(self, command: Command, values: tuple[bytes, ...]) -> Any:
+        try:
+            return self._send(command.keys[0], command.start + b"".join(map(_packed, values)))
+        except self._unknown:  # the server has been started anew, or the keys have moved to another one
+            arguments = (*command.keys, *command.constant, *values)
+            return self.server.client.eval(command.script, len(command.keys), *arguments)
 
     @interruptible
     def _send(self, key: bytes, packed: bytes) -> Any:

@@ -60,7 +60,7 @@ class SharedBudget(FileHome, Budget):
         """The terms in the file, which are read again when they have changed."""
         if self._terms is None or self._seen != self.file.version:
             self._seen = self.file.version
-            self._terms = Terms(*self.file.read())
+            self._terms = Terms(*self.file.read()[:3])  # what follows is of `SharedBudgets`
         return self._terms
 
     def _write(self, terms: Terms) -> None:

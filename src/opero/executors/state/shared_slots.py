@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from opero.executors.state.shared_home import FileHome, has_ended, this_process
-from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues
+from opero.executors.state.slots import ANYONE, FOREVER, QueuedCall, Slots, SlotValues, line_up
 from opero.runtime import forking
 from opero.runtime.forking import renew_in_child
 
@@ -146,7 +146,7 @@ class SharedSlots(FileHome, Slots):
     def enter(self, call: QueuedCall) -> bool:
         with self.lock:
             self.check()
-            self.queue.append(call)
+            line_up(self.queue, call)
             return self._take_turn(call)
 
     def look(self, call: QueuedCall, waiter: Waiter) -> bool:
@@ -179,7 +179,7 @@ class SharedSlots(FileHome, Slots):
 
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
-            self.file.number = policy.max_concurrent
+            self.file.number = policy.first_limit
             self._wake_first()
 
     def values(self) -> SlotValues:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.executors.state.allowance import SharedAllowance
+from opero.executors.state.budgets import LocalBudgets
 from opero.executors.state.home import migrating
 from opero.executors.state.shared_budget import SharedBudget
+from opero.executors.state.shared_budgets import SharedBudgets
 from opero.executors.state.shared_circuit import ROOM, SharedCircuit
 from opero.executors.state.shared_home import FileHome
 from opero.executors.state.shared_slots import SharedSlots
@@ -104,6 +106,11 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
             )
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
+        if kind == "bulkhead" and executor.policy.is_adaptive:
+            raise ConfigError(
+                f"{name}: max_concurrent: adaptive finds its limit by the calls of one process, so worker processes "
+                "cannot share it; use mode='thread', or set a number"
+            )
         if executor.home.successor.stated:  # a worker's executor uses it by its policy
             names[kind] = executor.name
             continue
@@ -142,7 +149,7 @@ def _create(name: str, size: int, folder: Path) -> StateFile:
 def file_home(kind: str, executor: Holder[Any], file: StateFile) -> FileHome:
     """The home of a limit's state in a file."""
     if kind == "rate_limit":
-        return SharedBudget(file, executor.own)
+        return (SharedBudgets if isinstance(executor.own, LocalBudgets) else SharedBudget)(file, executor.own)
     if kind == "fallback":
         return SharedValues(file)
     if kind == "retry":
@@ -154,4 +161,6 @@ def size_of(kind: str, executor: Holder[Any]) -> int:
     """Bytes for a limit's state: a circuit breaker's window of calls takes one each."""
     if kind == "circuit_breaker":
         return ROOM + (executor.policy.window if isinstance(executor.policy.window, int) else 0)
+    if isinstance(getattr(executor, "own", None), LocalBudgets):
+        return 8192 * (1 + len(executor.own.names))
     return 8192 if kind in ("rate_limit", "retry") else 1 << 16

@@ -28,6 +28,14 @@ def has_room(free: float, waiting: int) -> bool:
     return free > 0 and not waiting
 
 
+def line_up(queue: deque[QueuedCall], call: QueuedCall) -> None:
+    """Add a call to a queue: behind all that arrived no later, as priorities have it."""
+    arrived, place = call.arrived, len(queue)
+    while place and queue[place - 1].arrived > arrived:  # some have a lower priority
+        place -= 1
+    queue.insert(place, call)
+
+
 def grants(free: float, waiting: int) -> int:
     """How many of the calls that wait, the first ones, get a slot now. Fewer than no slots may be free: after the limit
     was lowered."""
@@ -67,7 +75,8 @@ class QueuedCall:
 
     Attributes:
         waiter: wakes it.
-        arrived: the clock's reading when it began to wait.
+        arrived: the clock's reading when it began to wait; with a priority another one (see
+            `opero.runtime.priorities`). The least is served first.
         holder: gets the slot.
         granted: it has a slot now.
         pause: seconds after which it last looked again by itself.
@@ -100,7 +109,7 @@ class SlotValues(NamedTuple):
 class Slots(Home):
     """Keeps the slots of a bulkhead. Its values are `SlotValues`.
 
-    A slot that becomes free goes to the call that has waited longest.
+    A slot that becomes free goes to the call that has waited longest, of those with the highest priority.
 
     Attributes:
         limit: how many there are, by the newest policy.
@@ -156,7 +165,7 @@ class LocalSlots(Slots):
     def __init__(self, policy: BulkheadPolicy) -> None:
         super().__init__()
         self.lock = threading.RLock()
-        self.limit = policy.max_concurrent
+        self.limit = policy.first_limit
         self.queue = deque()
         self._free: float = self.limit  # below 0 after the limit was lowered; NOWHERE where the state has moved
         renew_in_child(self, "lock")
@@ -218,7 +227,7 @@ class LocalSlots(Slots):
                 self._free -= 1
                 call.holder.slot = forking.generation
                 return True
-            self.queue.append(call)
+            line_up(self.queue, call)
             return False
 
     def look(self, call: QueuedCall, waiter: Waiter) -> bool:
@@ -236,9 +245,13 @@ class LocalSlots(Slots):
 
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
-            self._free += policy.max_concurrent - self.limit
-            self.limit = policy.max_concurrent
-            self._grant()
+            self._set_limit(policy.first_limit)
+
+    def _set_limit(self, limit: int) -> None:
+        """Have another number of slots. With the lock held."""
+        self._free += limit - self.limit
+        self.limit = limit
+        self._grant()
 
     def _grant(self) -> None:
         while grants(self._free, len(self.queue)):

@@ -45,12 +45,28 @@ def _join_machine(executor: Holder[Any], shared_as: str, name: str) -> None:
 
 
 def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
-    from opero.executors.state.redis_budget import RedisBudget
     from opero.executors.state.redis_store import store_of
 
-    policy = executor.policy
+    policy, own = executor.policy, executor.own
     store = store_of(policy, f"{name}: {policy.kind}")
-    home = RedisBudget(store, f"{_quoted(shared_as)}/{policy.kind}", policy, executor.own, name)
+    key = f"{_quoted(shared_as)}/{policy.kind}"
+    home: Any
+    if policy.kind == "rate_limit" and (policy.limits or policy.is_estimated):
+        from opero.executors.state.redis_budgets import RedisBudgets
+
+        home = RedisBudgets(store, f"{key}s" if policy.limits else key, policy, own, name)
+    elif policy.kind == "rate_limit":
+        from opero.executors.state.redis_budget import RedisBudget
+
+        home = RedisBudget(store, key, policy, own, name)
+    elif policy.kind == "circuit_breaker":
+        from opero.executors.state.redis_circuit import RedisCircuit
+
+        home = RedisCircuit(store, key, policy, SYSTEM.monotonic, name)
+    else:
+        from opero.executors.state.redis_slots import RedisSlots
+
+        home = RedisSlots(store, key, policy, SYSTEM.monotonic, name)
     home.stated = {"share_as": shared_as, "url": store.url}
     executor.join(home)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+DIGITS, RESULTS = bytes.maketrans(b"\0\1\2\3", b"0123"), bytes.maketrans(b"0123", b"\0\1\2\3")
+"""Results of a window as text, and the reverse."""
 
 
 @dataclass(slots=True)
@@ -66,8 +70,10 @@ class CountWindow:
         size = len(self._results)
         if later >= size:
             return False
-        self._results[(self._oldest + size - 1 - later) % size] = failed + 2 * slow
-        self._sum.replace_failure(failed, slow, was_slow)
+        at = (self._oldest + size - 1 - later) % size
+        before, self._results[at] = self._results[at], failed + 2 * slow
+        self._sum.failures += failed - (before & 1)
+        self._sum.slow += slow - (before >> 1)
         return True
 
     def counts(self, now: float) -> Counts:
@@ -78,8 +84,20 @@ class CountWindow:
         """A window of another length that holds the latest of these calls; an empty one, if it is one of time."""
         if isinstance(length, float):
             return TimeWindow(length)
-        window = CountWindow(length)
-        window._results = results = (self._results[self._oldest :] + self._results[: self._oldest])[-length:]
+        return CountWindow.of(length, self._in_order())
+
+    def _in_order(self) -> bytearray:
+        return self._results[self._oldest :] + self._results[: self._oldest]
+
+    def plain(self, offset: float) -> Any:
+        """The window as plain data, for `of`."""
+        return self._in_order().translate(DIGITS).decode("ascii")
+
+    @classmethod
+    def of(cls, length: int, results: bytearray) -> CountWindow:
+        """A window that holds the latest of these results."""
+        window = cls(length)
+        window._results = results = results[-length:]
         failed, slow, both = (results.count(kind) for kind in (1, 2, 3))
         window._sum = Counts(len(results), failed + both, slow + both)
         return window
@@ -90,8 +108,9 @@ class TimeWindow:
 
     PARTS = 10
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, origin: float = 0.0) -> None:
         self._width = seconds / self.PARTS
+        self._origin = origin  # when time began: parts are counted from there
         self._parts: list[_Part] = []  # of a few: a deque would take five times the memory
         self._sum = Counts()
 
@@ -113,6 +132,8 @@ class TimeWindow:
         self._drop_old(now)
         for part in reversed(self._parts):
             if later < part.calls:
+                if not part.failures:  # it is not the call's, whose place is known only roughly if others add calls
+                    return False
                 part.replace_failure(failed, slow, was_slow)
                 self._sum.replace_failure(failed, slow, was_slow)
                 return True
@@ -141,16 +162,38 @@ class TimeWindow:
                 counts.slow += part.slow
         return window
 
-    def restore(self, number: int, calls: int, failures: int, slow: int, latest: float) -> None:
-        """Add a tenth of the window, the next one, as another window has counted it."""
-        self._parts.append(_Part(calls, failures, slow, number, latest))
-        self._sum.calls += calls
-        self._sum.failures += failures
-        self._sum.slow += slow
+    def plain(self, offset: float) -> Any:
+        """The window as plain data, for `of`.
+
+        Args:
+            offset: what a reading of this clock is ahead of the one by which the data is.
+        """
+        moments = (part.latest - offset for part in self._parts)
+        return [
+            [moment // self._width, moment, part.calls, part.failures, part.slow]
+            for moment, part in zip(moments, self._parts, strict=True)
+        ]
+
+    @classmethod
+    def of(cls, length: float, parts: Any, offset: float) -> TimeWindow:
+        """A window of plain data.
+
+        Args:
+            length: its seconds.
+            parts: what `plain` returned.
+            offset: what a reading of the clock that it is for is ahead of the one by which the data is.
+        """
+        window = cls(length, offset)
+        for number, latest, calls, failures, slow in parts:
+            window._parts.append(_Part(calls, failures, slow, int(number), latest + offset))
+            window._sum.calls += calls
+            window._sum.failures += failures
+            window._sum.slow += slow
+        return window
 
     def _part_at(self, moment: float) -> _Part:
         """The part that a call belongs to which ended then, and no other later."""
-        number, parts = moment // self._width, self._parts
+        number, parts = (moment - self._origin) // self._width, self._parts
         if not parts or parts[-1].number != number:
             parts.append(_Part(number=int(number)))
         part = parts[-1]
@@ -158,12 +201,19 @@ class TimeWindow:
         return part
 
     def _drop_old(self, now: float) -> None:
-        oldest, parts = now // self._width - self.PARTS, self._parts
+        oldest, parts = (now - self._origin) // self._width - self.PARTS, self._parts
         while parts and parts[0].number <= oldest:
             gone = parts.pop(0)
             self._sum.calls -= gone.calls
             self._sum.failures -= gone.failures
             self._sum.slow -= gone.slow
+
+
+def window_of(length: int | float, data: Any, offset: float) -> CountWindow | TimeWindow:
+    """The window that `plain` has made data of; see `TimeWindow.of`."""
+    if isinstance(length, float):
+        return TimeWindow.of(length, data, offset)
+    return CountWindow.of(length, bytearray(data, "ascii").translate(RESULTS))
 
 
 def new_window(length: int | float) -> CountWindow | TimeWindow:

@@ -13,6 +13,7 @@ from opero.events import (
     CircuitChanged,
     Event,
     FallbackUsed,
+    HedgeStarted,
     Rejected,
     RetryScheduled,
     TimedOut,
@@ -133,6 +134,8 @@ def _of_call(event: Event) -> str | None:
             return f"{kind.value}: {describe(error)}"
         case RetryScheduled(attempt=attempt, delay=delay, error=error):
             return f"attempt {attempt} in {approximate_duration(delay)}, after {describe(error)}"
+        case HedgeStarted(attempt=attempt, delay=delay):
+            return f"attempt {attempt}, as the one before took longer than {approximate_duration(delay)}"
         case Rejected(error=error) | TimedOut(error=error):
             return describe(error)
         case FallbackUsed(what=what, error=error):

@@ -71,6 +71,8 @@ def _problem(items: Any, *, is_async: bool) -> str | None:
     for method, call in (("itertuples", "itertuples(index=False)"), ("iter_rows", "iter_rows(named=True)")):
         if hasattr(type(items), "columns") and hasattr(type(items), method):  # a frame of pandas, dask or polars
             return f"got a {kind}, which iterates over its columns: pass its rows, frame.{call}"
+    if hasattr(type(items), "columns") and hasattr(type(items), "collect"):  # a lazy frame of polars
+        return f"got a {kind}, which has no rows yet: pass those of frame.collect().iter_rows(named=True)"
     if getattr(items, "ndim", None) == 0 and not is_async:  # of numpy, torch, jax
         return f"got a {kind} without dimensions, which has no items: pass array.reshape(1)"
     if not is_async and not is_iterable(items):

@@ -47,17 +47,25 @@ class BatchRule:
         """The results of one batch, one for each item.
 
         Raises:
-            ValueError: the function did not return a list of that length.
+            ValueError: the function did not return a list, or an array, of that length.
         """
-        if isinstance(results, list | tuple) and len(results) == len(items):
+        is_list = isinstance(results, list | tuple) or _is_array(results)
+        if is_list and len(results) == len(items):
             return list(results)
-        got = f"a list of {len(results)}" if isinstance(results, list | tuple) else f"{type(results).__name__}"
+        kind = "a list" if isinstance(results, list | tuple) else type(results).__name__
+        got = f"{kind} of {len(results)}" if is_list else kind
         parameter = self.parameter.name if self.parameter else "?"
         reason = "with batch=True" if self.forced else f"as its parameter {parameter!r} is annotated as a list"
         raise ValueError(
             f"{self.name} received a batch of {len(items)} items and returned {got}: {reason}, a call gets a list of "
             "items and must return a list of equal length; batch=False gives each call one item"
         )
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy or one like it, or a column of a frame. A frame has columns, not rows."""
+    shape = getattr(value, "shape", None)
+    return isinstance(shape, tuple) and len(shape) > 0 and not hasattr(type(value), "columns")
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from opero.runtime.deadlines import Deadline
     from opero.runtime.hosts import Host
 
+MOST_THREADS, MOST_TASKS = 64, 500
+"""The most workers of a map whose number is found by what items take."""
 PROCESSES = ("process", "async_process")
 """The modes whose workers are processes of this machine."""
 CLUSTERS = ("dask", "ray")
@@ -45,6 +47,8 @@ def worker_count(workers: int | str, mode: str) -> int:
     """How many items run at once: the number itself, or what suits the mode and this machine."""
     if isinstance(workers, int):
         return workers
+    if workers == "adaptive":
+        return MOST_TASKS if mode == "async" else MOST_THREADS
     cores = cpu_limit()
     if mode == "async":
         return 100
@@ -69,7 +73,7 @@ class WorkerSelection:
 
     Attributes:
         mode: of `ParallelPolicy`; "auto" until the first items have been measured.
-        workers: how many, or "auto".
+        workers: how many, or "auto" or "adaptive".
         batch_size: items in one call; None: each call receives one item.
         is_sampling: the first items run in the caller's thread and are measured.
         deadline: after which no item begins; None without one.
@@ -79,7 +83,7 @@ class WorkerSelection:
         self.settings = settings
         self.source = source
         self.mode = settings.mode
-        self.workers: int | Literal["auto"] = settings.policy.workers
+        self.workers: int | Literal["auto", "adaptive"] = settings.policy.workers
         self.batch_size: int | None = None
         self.is_sampling = False
         self.deadline: Deadline | None = None
@@ -130,6 +134,8 @@ class WorkerSelection:
         policy, tuning = settings.policy, settings.binding.tuning
         if policy.executor is not None:
             return
+        if self.workers == "adaptive":
+            tuning = None  # it says how to compute
         if tuning is not None and policy.mode in ("auto", tuning.mode):
             is_short = left is not None and tuning.seconds * left <= WORTH_PROCESSES
             if policy.mode == "auto" and tuning.mode in PROCESSES and is_short:
@@ -145,7 +151,7 @@ class WorkerSelection:
         size, tuning, left = self.settings.policy.batch_size, self.settings.binding.tuning, self.source.left
         if size is not None:
             return size
-        workers = worker_count(self.workers, self.mode)
+        workers = worker_count("auto" if self.workers == "adaptive" else self.workers, self.mode)
         if tuning is not None and tuning.batch_size is not None:
             return tuning.batch_size if left is None else max(1, min(tuning.batch_size, -(-left // workers)))
         if left is None:
@@ -153,6 +159,8 @@ class WorkerSelection:
         return max(1, min(LARGEST_BATCH, -(-left // (workers * BATCHES_PER_WORKER))))
 
     def _suitable_mode(self, cost: ItemCost) -> str:
+        if self.workers == "adaptive":  # for a service that items call
+            return "thread"
         left = self.source.left
         is_worth_it = cost.computed > LONG_ITEM if left is None else cost.computed * left > WORTH_PROCESSES
         return "process" if cost.share > 1 / 2 and is_worth_it else "thread"
@@ -205,6 +213,8 @@ class WorkerSelection:
             packed = packed_setup(setup, settings.name)
             return self._over(ProcessPool(setup, packed, settings.name, count, environment))
         context = self._initialized()
+        if self.workers == "adaptive" and mode != "inline":
+            return self._adaptive_workers(count, context)
         if settings.binding.is_async:
             from opero.parallel.workers.event_loop import LoopWorkers
 
@@ -215,6 +225,15 @@ class WorkerSelection:
         if mode == "inline" or in_processes:
             return InlineWorkers(self._work(), self._inbox, context)
         return ThreadWorkers(self._work(), count, self._inbox, context)
+
+    def _adaptive_workers(self, most: int, context: Context) -> Workers:
+        from opero.parallel.workers.adaptive import AdaptiveLoopWorkers, AdaptiveThreadWorkers, WorkerLimit
+
+        binding, inbox = self.settings.binding, self._inbox
+        limit = WorkerLimit(most, binding.clock.monotonic, binding.stats)
+        if binding.is_async:
+            return AdaptiveLoopWorkers(self._work(), limit, inbox, context)  # type: ignore[arg-type]
+        return AdaptiveThreadWorkers(self._work(), limit, inbox, context)
 
     def _check_sendable(self, item: Any) -> None:
         """Check that an item can be pickled: if not, mode "auto" has other workers to choose from.
@@ -298,7 +317,8 @@ class WorkerSelection:
         from opero.parallel.transport.setup import Setup, reference
 
         settings, pipeline = self.settings, self.settings.pipeline
-        kinds = ("retry", "timeout", "fallback", "rate_limit", "circuit_breaker", "bulkhead", "failures")
+        around = ("priority", "retry", "timeout", "fallback", "failures")
+        kinds = (*around, "hedge", "circuit_breaker", "throttle", "rate_limit", "bulkhead")
         policies = {kind: getattr(pipeline.policy, kind) for kind in kinds}
         limits = None
         if settings.shares_state:

@@ -58,7 +58,11 @@ class LoopWorkers(Workers):
         self._chunks.append(chunk)
         self._left[chunk] = len(chunk.items)
         self._reports[chunk] = Report([], positions=[])
-        for _ in range(min(len(chunk.items), self._count - self._sharing)):
+        self._share(min(len(chunk.items), self._count - self._sharing))
+
+    def _share(self, tasks: int) -> None:
+        """Start that many tasks more."""
+        for _ in range(tasks):
             self._sharing += 1
             task = self._loop.create_task(self._take_items_counted(), context=self._context.copy())
             self._tasks.add(task)
