@@ -274,7 +274,7 @@ def main() -> int:
     count = options.records
     with editable_policies() as file:
         profile = fetch.policy.rate_limit
-        rate = profile.rate if profile else float("inf")
+        rate = profile.fastest if profile else float("inf")
         limit = options.limit or 2 * rate
         page = serve(port=0) if options.live else None
         if page is not None:

@@ -44,7 +44,7 @@ def sample(event: type[Event]) -> Event:
 def test_every_class_has_a_name_and_is_found_by_it() -> None:
     public = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, Event)]
     assert set(EVENTS.values()) == set(public) - {Event, CircuitChanged}
-    assert len(EVENTS) == 33
+    assert len(EVENTS) == 36
     assert {event.__name__.lower() for event in EVENTS.values()} == {name.replace("_", "") for name in EVENTS}
     assert all(event.name == name for name, event in EVENTS.items())
 

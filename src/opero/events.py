@@ -278,6 +278,38 @@ class LimitChanged(Event):
     after: int
 
 
+# Rate limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitPaused(Event):
+    """The service has asked for a pause, so a rate limit lets no call through for a while.
+
+    Attributes:
+        limit: the name of the limit: of its profile, or of its function.
+        seconds: how long the pause lasts.
+        reason: what the service said, such as "HTTP 429" or "no calls remaining".
+    """
+
+    limit: str
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitAdapted(Event):
+    """The service has refused a call, so a rate limit with `rate: adaptive` is slower from now on.
+
+    Attributes:
+        limit: the name of the limit: of its profile, or of its function.
+        before, rate: the rate before and from now on, in permits per second.
+    """
+
+    limit: str
+    before: float
+    rate: float
+
+
 # Circuits
 
 
@@ -568,6 +600,8 @@ for _class in (
         TimedOut,
         Shadowed,
         LimitChanged,
+        RateLimitPaused,
+        RateLimitAdapted,
         CircuitOpened,
         CircuitHalfOpened,
         CircuitClosed,

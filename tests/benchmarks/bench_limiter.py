@@ -16,7 +16,7 @@ import pyresilience
 from tests.benchmarks.harness import Row, compare
 
 from opero import Policy, RateLimitPolicy
-from opero.binding.invocation import innermost
+from opero.binding.innermost import innermost
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.runtime.clock import SYSTEM
 
@@ -31,6 +31,14 @@ RUNS = 4
 
 def nothing() -> None:
     pass
+
+
+def a_dict() -> dict[str, int]:
+    return {"a": 1}
+
+
+async def a_dict_async() -> dict[str, int]:
+    return {"a": 1}
 
 
 async def nothing_async() -> None:
@@ -125,6 +133,29 @@ def at_once(rounds: int) -> list[Row]:
         ),
     ]
     assert ours_whole.stats.waits == ours_whole_async.stats.waits == 0
+    return [*rows, *with_feedback(rounds)]
+
+
+def with_feedback(rounds: int) -> list[Row]:
+    """What it costs to look whether a result says something of a quota, where it is no response."""
+    rows = []
+    for also, more in (("", {}), (" and a retry", {"retry": {"retries": 3}})):
+        with_it, without = (
+            Policy.model_validate({"rate_limit": {"rate": NEVER, "feedback": feedback}, **more})
+            for feedback in (True, False)
+        )
+        for kind, function, call in (("", a_dict, "call()"), (", async", a_dict_async, "await call()")):
+            rows.append(
+                compare(
+                    f"feedback of a dict, with a rate limit{also}{kind}",
+                    with_it.apply(function),
+                    "without feedback",
+                    without.apply(function),
+                    rounds,
+                    target=1.2,
+                    call=call,
+                )
+            )
     return rows
 
 

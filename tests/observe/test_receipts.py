@@ -472,6 +472,8 @@ def test_every_event_has_a_text() -> None:
         events.Waited: {"what": "bulkhead", "seconds": 0.5},
         events.Rejected: {"by": "rate_limit", "retry_in": 1.5, "error": error},
         events.TimedOut: {"scope": "total", "error": error},
+        events.RateLimitPaused: {"limit": "api", "seconds": 1.5, "reason": "HTTP 429"},
+        events.RateLimitAdapted: {"limit": "api", "before": 10.0, "rate": 7.5},
         events.Shadowed: {"by": "rate_limit", "would": "delay", "seconds": 0.5, "message": "m"},
         events.LimitChanged: {"what": "bulkhead", "before": 4, "after": 8},
         events.CircuitOpened: circuit,
@@ -501,6 +503,8 @@ def test_every_event_has_a_text() -> None:
     assert len(lines) == len(receipt.steps) == len(EVENTS) - len(skipped)
     assert all("app:f: " in line for line in lines)
     assert "app:f: waited 500 ms for a slot of the bulkhead" in "".join(lines)
+    assert "app:f: rate limit api: paused for 1.50 s, as the service asks (HTTP 429)" in "".join(lines)
+    assert "app:f: rate limit api: 10/s → 7.5/s" in "".join(lines)
     assert "app:f: in shadow: the rate limit would delay (500 ms): m" in "".join(lines)
     assert "app:f: map finished, 3 items done, 1 failed: ConnectionError: reset" in "".join(lines)
     assert "{" not in str(receipt)

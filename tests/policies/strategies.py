@@ -120,6 +120,8 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     cost=st.floats(0.1, 100) | st.sampled_from(["tokens", "policies.named:cost", named.cost]),
     scope=scopes,
+    feedback=st.booleans(),
+    max_pause=durations(least=0.001),
 ).map(lambda fields: RateLimitPolicy(**fields)) | given(
     {
         "limits": st.lists(
@@ -139,6 +141,9 @@ rate_limit = given(
     max_wait=st.none() | durations(),
     scope=scopes,
 ).map(lambda fields: RateLimitPolicy(**fields))
+rate_limit = rate_limit | st.sampled_from(
+    [RateLimitPolicy(rate=each, max_wait=5) for each in ("service", "adaptive", "adaptive up to 1000/min")]
+)
 timeout = st.one_of(
     given({"total": durations(least=0.001)}),
     given({"attempt": durations(least=0.001)}),

@@ -49,7 +49,7 @@ DESIGN = {
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
     "lock_timeout arguments",
     RateLimitPolicy: "shadow rate limits burst max_wait cost cost_from_result refund_on scope share share_as url "
-    "on_store_error store_timeout reserve",
+    "on_store_error store_timeout reserve feedback max_pause",
     TimeoutPolicy: "shadow total attempt idle enforce",
     CircuitBreakerPolicy: "shadow consecutive_failures failure_rate window min_calls slow_call slow_rate open_for "
     "open_for_max half_open_calls half_open_rate trip_on ignore scope share share_as url store_timeout",

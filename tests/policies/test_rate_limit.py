@@ -41,6 +41,8 @@ GOOD: Good = [
     ("on_store_error", "closed", "closed"),
     ("store_timeout", "50ms", 0.05),
     ("reserve", "4", 4),
+    ("feedback", "no", False),
+    ("max_pause", "10m", 600.0),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -49,6 +51,8 @@ BAD: Bad = [
     ("rate", "50/fortnight", "'50/fortnight' is not a rate"),
     ("rate", True, "True is not a rate"),
     ("rate", None, "None is not a rate"),
+    ("rate", "adaptive to 5/s", 'use "adaptive", "adaptive up to 200/s" or "service"'),
+    ("rate", "adaptive up to 0/s", "'adaptive up to 0/s' is not a rate"),
     ("burst", 0, "greater than or equal to 1"),
     ("burst", 1.5, "1.5 is not an integer"),
     ("max_wait", -1, "-1 is negative"),
@@ -75,13 +79,14 @@ BAD: Bad = [
     ("limits", [{"rate": 5, "brust": 5}], "brust: unknown field 'brust' of Limit; did you mean 'burst'"),
     ("limits", [{"rate": 5, "cost": -5, "burst": 0}], "burst: .*; cost: -5 is not a cost"),
     ("limits", [5, "5/fortnight"], "rate: '5/fortnight' is not a rate"),
-    ("scope", "global", "'global' is not one of 'profile', 'function'"),
     ("share", "disk", "'disk' is not one of 'process', 'machine', 'redis'"),
     ("share_as", " ", "' ' is not the name of a shared state"),
     ("url", 5, "a secret must be text, not int"),
     ("on_store_error", "lokal", "did you mean 'local'?"),
     ("store_timeout", 0, "use a value > 0"),
     ("reserve", -1, "greater than or equal to 0"),
+    ("feedback", "perhaps", "'perhaps' is not a boolean"),
+    ("max_pause", 0, "use a value > 0"),
     ("reserve", 19, "reserve .19. has no effect with a burst of 20: both reserve and the rest of burst"),
 ]
 
@@ -107,6 +112,33 @@ def test_every_field_is_tested_with_good_and_bad_values() -> None:
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValueError, match="backend"):
         RateLimitPolicy.model_validate({"rate": 1, "backend": "redis"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"rate": "service", "feedback": False}, "rate: service has no effect with feedback: false"),
+        ({"rate": "service", "burst": 5}, "burst has no effect with rate: service"),
+        ({"rate": "service", "cost": 2}, "cost has no effect with rate: service"),
+        ({"rate": "adaptive", "cost": "tokens"}, "cost has no effect with rate: adaptive"),
+        ({"rate": "adaptive", "share": "redis"}, "use share: machine, or state the rate"),
+    ],
+)
+def test_options_without_effect_on_a_rate_that_is_found_are_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        RateLimitPolicy(**fields)
+
+
+@pytest.mark.parametrize(
+    ("rate", "fastest"), [("50/s", 50.0), ("adaptive up to 600/min", 10.0), ("adaptive", 1e6), ("service", 1e6)]
+)
+def test_a_policy_knows_the_fastest_rate(rate: str, fastest: float) -> None:
+    assert RateLimitPolicy(rate=rate).fastest == fastest
+
+
+@pytest.mark.parametrize("written", ["adaptive", " adaptive  up to 200/s", "service"])
+def test_a_rate_may_be_found(written: str) -> None:
+    assert RateLimitPolicy(rate=written).rate == " ".join(written.split())
 
 
 def test_a_rate_is_required() -> None:

@@ -265,43 +265,6 @@ def _exact(*, is_async: bool) -> CodeType:
     return code(CALL, ANY, OUTER, pipeline="pipeline", **_keywords(is_async=is_async))
 
 
-def innermost(target: Target, function: Callable[..., Any], check: Callable[[Any], None] | None) -> Layer:
-    """Return the function as the innermost layer. The coroutine of an async function is passed on as it is, unless what
-    it returns is to be checked."""
-    stats = target.stats
-
-    @interruptible
-    def invoke(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if call.inherited is not None:
-            call.check_time()
-        stats.executed += 1
-        return function(*args, **kwargs)
-
-    if check is None:
-        return invoke
-
-    @interruptible
-    def invoke_checked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if call.inherited is not None:
-            call.check_time()
-        stats.executed += 1
-        result = function(*args, **kwargs)
-        if type(result) not in ORDINARY:
-            check(result)
-        return result
-
-    async def invoke_checked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if call.inherited is not None:
-            call.check_time()
-        stats.executed += 1
-        result = await function(*args, **kwargs)
-        if type(result) not in ORDINARY:
-            check(result)
-        return result
-
-    return invoke_checked_async if target.is_async else invoke_checked
-
-
 def failing(
     target: Target,
     recover: Callable[..., Any] | None,

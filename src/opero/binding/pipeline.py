@@ -8,12 +8,13 @@ A layer exists only where its policy is set. A pipeline is built once for each c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.fit import check
-from opero.binding.invocation import Pipeline, failing, innermost
+from opero.binding.innermost import innermost
+from opero.binding.invocation import Pipeline, failing
 from opero.binding.observed import attempt_wrappers
 from opero.binding.scoping import by_of, has_key_function, is_by, scope_of, scoped
 from opero.executors.state.stated import sharing
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from opero.binding.target import Target
     from opero.executors.cache import CacheExecutor
     from opero.executors.call import Layer
+    from opero.executors.feedback import Feedback
     from opero.executors.responses import ResponseCheck
     from opero.observe.hooks import Hooks
     from opero.policies.bulkhead import BulkheadPolicy
@@ -64,7 +66,7 @@ def build(
     executors = _executors(target, policy, classifier, provider, before, own, profile, shared_cache)
     function = _starting(target)
     check_response = _response_check(target, policy)
-    core = innermost(target, function, check_response)
+    core = innermost(target, function, check_response, _feedback(policy, executors, classifier))
     judging = _judging(policy)
 
     def around(layer: Layer, *kinds: str) -> Layer:
@@ -214,6 +216,22 @@ def _response_check(target: Target, policy: Policy) -> ResponseCheck | None:
     from opero.executors.responses import ResponseCheck
 
     return ResponseCheck(target.name, () if failures is None else failures.stated())
+
+
+def _feedback(policy: Policy, executors: Mapping[str, Any], classifier: Any) -> Feedback | None:
+    """Return what tells the rate limit of outcomes; None if there is no limit, or it needs none."""
+    if "rate_limit" not in executors:
+        return None
+    fallback, failures = policy.active("fallback"), policy.active("failures")
+    if classifier is None and failures is not None:
+        from opero.executors.classifier import Classifier
+
+        classifier = Classifier.of(failures)
+    from opero.executors.feedback import feedback_for
+
+    statuses = () if failures is None else failures.stated()
+    has_one_quota = fallback is None or not fallback.arg  # else each value has one
+    return feedback_for(executors["rate_limit"].limiter, classifier, statuses, pauses=has_one_quota)
 
 
 CONDITIONS = (
@@ -375,7 +393,7 @@ def _meter(
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
         meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
-        return meter if by_of(limiter) is None else scoped(target, limiter, meter.with_limiter)
+        return meter if by_of(limiter) is None else scoped(target, limiter, _each_key(meter, rate_limit))
     from opero.executors.classifier import Classifier
     from opero.executors.limits import LimitsExecutor
     from opero.executors.metering import LimitsMeter
@@ -384,9 +402,18 @@ def _meter(
     limits = LimitsMeter(limiter := shareable(rate_limit, LimitsExecutor), target.function, classifier)
     if by_of(limiter) is None:
         return limits
-    layer = scoped(target, limiter, limits.with_limiter)
+    layer = scoped(target, limiter, _each_key(limits, rate_limit))
     layer.begin = limits.begin
     return layer
+
+
+def _each_key(meter: Any, rate_limit: RateLimitPolicy) -> Callable[[Any], Any]:
+    """Return what makes the same in front of the rate limit of one key."""
+    if not rate_limit.feedback and not rate_limit.is_adaptive:
+        return meter.with_limiter  # type: ignore[no-any-return]
+    from opero.executors.rate_limit import Noting
+
+    return lambda limiter: Noting(meter.with_limiter(limiter))
 
 
 def _retrying(

@@ -12,6 +12,7 @@ from opero.failures.kinds import Kind
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.bounds import bounds, longest_delay, may_be_throttled
 from opero.policies.names import KINDS_OF_FAILURE
+from opero.policies.rate_limit import UNLIMITED
 from opero.policies.scope import owner_of, scope_by
 from opero.policies.types import UNSET
 
@@ -243,6 +244,10 @@ def _whose(policy: Any) -> str:
 
 
 def _rate_limit(policy: Any) -> Iterator[str]:
+    if isinstance(policy.rate, str):
+        yield from _found_rate(policy)
+        yield _waits(policy, "permit")
+        return
     rate = f"{policy.rate:g} attempts a second" if policy.rate >= 1 else f"an attempt every {seconds(1 / policy.rate)}"
     cost = policy.cost
     if cost != 1:
@@ -251,6 +256,8 @@ def _rate_limit(policy: Any) -> Iterator[str]:
         if isinstance(cost, float):
             rate = f"{policy.rate:g} permits a second, of which an attempt takes {says}"
     yield f"There is room for {rate}{f', and for {policy.burst:,} at once after a pause' if policy.burst > 1 else ''}."
+    if policy.feedback:
+        yield _heeds(policy)
     yield _waits(policy, "permit")
 
 
@@ -264,6 +271,20 @@ def _throttle(policy: Any) -> Iterator[str]:
 def _priority(policy: Any) -> Iterator[str]:
     yield f"Calls have the priority {policy.level}, unless the code that calls has one already:"
     yield "it says which go first in the queue of a bulkhead, and which a throttle rejects first."
+
+
+def _found_rate(policy: Any) -> Iterator[str]:
+    if policy.is_adaptive:
+        most = f", but at most {policy.fastest:g} attempts a second" if policy.fastest < UNLIMITED else ""
+        yield f"There is room for as many attempts a second as the service accepts, which is found out{most}."
+    else:
+        yield "There is room for as many attempts as the service says."
+    if policy.feedback:
+        yield _heeds(policy)
+
+
+def _heeds(policy: Any) -> str:
+    return f"Where the service asks to wait, all attempts do, for at most {seconds(policy.max_pause)}."
 
 
 def _bulkhead(policy: Any) -> Iterator[str]:

@@ -176,7 +176,9 @@ def _states(state: Mapping[str, Any]) -> Iterator[str]:
         yield f"throttled, {_share(rejecting)} rejected"
     if limit := state.get("rate_limit"):
         queue = f", {limit['queue']} wait" if limit.get("queue") else ""
-        yield f"limit {_share(limit.get('saturation') or 0.0)}{queue}"
+        paused = limit.get("paused_for") or 0.0
+        used = f"paused for {paused:.0f} s" if paused >= 0.5 else _share(limit.get("saturation") or 0.0)
+        yield f"limit {used}{queue}"
     if slots := state.get("bulkhead"):
         queue = f", {slots['queue']} wait" if slots.get("queue") else ""
         yield f"slots {slots['in_use']}/{slots['slots']}{queue}"

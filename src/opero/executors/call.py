@@ -48,6 +48,7 @@ class Call:
         permits: what it has taken from several limits, or as an estimate, until its function begins; else None.
         probe: the period of a half-open circuit in which it is a probe that has no result yet; else negative.
         chosen: the hash of the fallback value with which it is in flight; None if that is not counted.
+        limiter: the rate limit that the current attempt has passed, if it is one of several, by key.
         computation: what it computes for the cache, whether that has ended or not; None if it has computed nothing.
         unsettled: what the circuit breaker has seen of the current round, which it counts when the round ends.
         counted_by: the circuit breaker that has counted it, or an attempt of it has failed with, if there is one for
@@ -85,6 +86,7 @@ class Call:
     permits: Booking | None = None
     probe: int = -1
     chosen: str | None = None
+    limiter: Any = None
     computation: Computation | None = None
     unsettled: UnsettledRound | None = None
     counted_by: Any = None

@@ -11,12 +11,12 @@ from opero.errors import RateLimitExceededError
 from opero.events import Waited
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.executors.state.budgets import (
+    ALL_PART,
     NO_PART,
     Booking,
     Budgets,
     Costs,
     LocalBudgets,
-    Part,
     alike,
     longest,
     new_budgets,
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host, Waiter
-
-
-ALL_PART = Part(1 << 60, 0.0)
-"""A part by which everything that is reserved can be corrected."""
 
 
 class Turn:
@@ -98,6 +94,9 @@ class LimitsExecutor(RateLimitExecutor):
             self._correct(Booking(0.0, 0, (ALL_PART,) * len(waits), self.names), changes)
 
     # What is shown
+
+    def rate(self) -> float:
+        return float(self.policy.fastest)
 
     def next_permit(self) -> float:
         return max(self.waits(self.usual))
@@ -274,6 +273,9 @@ class LimitsExecutor(RateLimitExecutor):
             if booking.wait > 0:
                 has_waited = True
                 await self._await_permits(host, turn, call, booking)
+            while self.heeds and (paused := self.paused_for()) > 0:  # since the permits were reserved
+                has_waited = True
+                await host.sleep(paused)
         except BaseException:
             if generation == forking.generation:
                 self.abandon(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
 
+EARLY = 0.001
+"""Seconds by which a clock may be off where a pause ends."""
+LOOK = 0.25
+"""Seconds between two looks at when a permit falls due, where the rate is found."""
+
 
 class RateLimitExecutor(Holder[Budget]):
     """A rate limit, shared by all functions that are bound to its profile, from threads and event loops alike.
@@ -47,6 +52,8 @@ class RateLimitExecutor(Holder[Budget]):
         self.clock = clock
         self.name = name
         self.cost = policy.cost if isinstance(policy.cost, float | int) else None
+        self.varies = self.cost is None or isinstance(policy.rate, str)
+        self.heeds = policy.feedback or policy.is_adaptive
         self.patience = LONGEST if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
         self._queues: dict[Any, _Queue] = {}
@@ -56,6 +63,10 @@ class RateLimitExecutor(Holder[Budget]):
 
     def new_home(self, policy: RateLimitPolicy, clock: Clock) -> LocalBudget:
         """Return a home in this process for the budget."""
+        if policy.is_adaptive:
+            from opero.executors.state.adaptive_budget import AdaptiveBudget
+
+            return AdaptiveBudget(policy, clock.monotonic)
         new = ReservingBudget if policy.reserve and policy.share == "redis" else new_budget
         return new(policy, clock.monotonic)
 
@@ -71,10 +82,22 @@ class RateLimitExecutor(Holder[Budget]):
         now, cost = self.clock.monotonic(), self.cost or 1.0
         return self.ask(lambda home: home.book(now, cost, -1.0)[0])
 
+    def rate(self) -> float:
+        """The permits per second that are in force."""
+        return self.ask(lambda home: home.rate) or self.policy.fastest
+
+    def paused_for(self) -> float:
+        """Seconds until calls go on, as the service has asked for a pause; 0 if it has not."""
+        if not self.heeds:
+            return 0.0
+        return max(0.0, self.ask(lambda home: home.resumes(is_fresh=False)) - self.clock.monotonic())
+
     def load(self) -> tuple[float, float, int]:
         """Return the share of the burst that is used up, the seconds until the next permit, and how many calls of this
         process wait."""
         now, (interval, burst, _) = self.clock.monotonic(), Terms.of(self.policy)
+        if self.policy.is_adaptive:
+            interval = 1 / self.rate()
         backlog = self.ask(lambda home: home.book(now, burst, -1.0)[0])
         return min(1.0, backlog / (burst * interval)), self.next_permit(), self.queued + len(self._waiting)
 
@@ -93,17 +116,24 @@ class RateLimitExecutor(Holder[Budget]):
             text = f"{self.name}: the budget it shares cannot be reached, and on_store_error is closed: "
             error = RateLimitExceededError(text + self.home.trouble, retry_in=1.0)
             return call.stats.count_rejection("rate_limit", error)
-        away = approximate_duration(wait)
+        away, why = approximate_duration(wait), ""
+        if (paused := self.paused_for()) > 0:
+            why = f"the service has asked for a pause, which lasts {approximate_duration(paused)} more: "
         if call.time_left(now) <= wait and call.time_left(now) < self.patience:
             left = approximate_duration(max(0.0, call.time_left(now)))
-            text = f"{self.name}: the next rate-limit permit is {away} away, and {call.limit} leaves {left}"
+            text = f"{self.name}: {why}the next rate-limit permit is {away} away, and {call.limit} leaves {left}"
             return call.out_of_time(text, "rate_limit")
         error = RateLimitExceededError(
-            f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away, and max_wait is "
+            f"{self.name}: {why}the next permit{self._of_rate()} is {away} away, and max_wait is "
             f"{format_duration(self.patience)}",
             retry_in=wait,
         )
         return call.stats.count_rejection("rate_limit", error)
+
+    def _of_rate(self) -> str:
+        """The rate in a message."""
+        rate = self.policy.rate if isinstance(self.policy.rate, float) else self.ask(lambda home: home.rate)
+        return f" of {rate:.3g}/s" if self.policy.is_adaptive else f" of {rate:g}/s" if rate else ""
 
     def reserve(self, call: Call, cost: float, patience: float) -> tuple[float, Receipt]:
         """Reserve permits: seconds until they fall due, and the receipt by which they can be given back.
@@ -131,7 +161,7 @@ class RateLimitExecutor(Holder[Budget]):
     def _tell(self, call: Call, wait: float, patience: float) -> None:
         """Count what would have happened to a call in shadow."""
         away = approximate_duration(min(wait, LONGEST))
-        message = f"{self.name}: the next permit of {self.policy.rate:g}/s is {away} away"
+        message = f"{self.name}: the next permit{self._of_rate()} is {away} away"
         call.stats.count_shadow("rate_limit", "reject" if wait > patience else "delay", wait, message=message)
 
     def migrate_from(self, old: Holder[Budget]) -> None:
@@ -157,30 +187,71 @@ class RateLimitExecutor(Holder[Budget]):
     ) -> None:
         """Wait until reserved permits fall due, after `queued` seconds in a queue."""
         until = self.clock.monotonic() + patience
-        wait, receipt = reserved
-        while receipt == LATER:
-            call.stats.count_wait("rate_limit", AGAIN, waits=0)
-            call.waited += AGAIN
-            await host.sleep(AGAIN)
+        (wait, receipt), waits, waited = reserved, 1, 0.0
+
+        async def reserve_again() -> tuple[float, Receipt]:
             left = max(0.0, until - self.clock.monotonic())
-            wait, receipt = await self.run(
+            return await self.run(
                 host, partial(self.reserve, call, cost, left), lambda reserved: self.refund(reserved[1])
             )
-        call.stats.count_wait("rate_limit", wait)
-        call.waited += wait
-        text = "%s: waits %.3g s for a permit"
-        log("waiting", text, self.name, wait, about=call.stats, what="rate_limit", seconds=wait)
-        self._waiting[call] = receipt
-        generation = forking.generation
-        try:
-            await host.sleep(wait)
-        except BaseException:
-            if generation == forking.generation:
-                self.run_later(self.refund, receipt)
-            raise
-        finally:
-            self._waiting.pop(call, None)
-        call.stats.emit(Waited, what="rate_limit", seconds=queued + wait)
+
+        while True:
+            while receipt == LATER:
+                self._count(call, AGAIN)
+                await host.sleep(AGAIN)
+                wait, receipt = await reserve_again()
+            resumes = self.ask(lambda home: home.resumes(is_fresh=False)) if self.heeds else 0.0
+            text = "%s: waits %.3g s for a permit"
+            log("waiting", text, self.name, wait, about=call.stats, what="rate_limit", seconds=wait)
+            self._waiting[call] = receipt
+            generation = forking.generation
+            try:
+                if self.policy.is_adaptive:
+                    began = self.clock.monotonic()
+                    self._count(call, 0.0, waits)
+                    is_due = await self._flow(host, call, wait, receipt)
+                    wait = self.clock.monotonic() - began
+                else:
+                    self._count(call, wait, waits)
+                    await host.sleep(wait)
+                    is_due = not self.heeds or not await self._is_paused(host, resumes)
+            except BaseException:
+                if generation == forking.generation:
+                    self.run_later(self.refund, receipt)
+                raise
+            finally:
+                self._waiting.pop(call, None)
+            waited += wait
+            if is_due:
+                break
+            waits = 0
+            wait, receipt = await reserve_again()  # as the service has asked for a pause, or the policy has changed
+            if wait <= 0:
+                break
+        call.stats.emit(Waited, what="rate_limit", seconds=queued + waited)
+
+    def _count(self, call: Call, seconds: float, waits: int = 0) -> None:
+        call.stats.count_wait("rate_limit", seconds, waits=waits)
+        call.waited += seconds
+
+    async def _is_paused(self, host: Host, known: float) -> bool:
+        """Return whether the service has asked for a pause since a permit was reserved, or such a pause lasts."""
+        resumes = await self.run(host, lambda: self.ask(lambda home: home.resumes()), lambda _: None)
+        return resumes != known or resumes > self.clock.monotonic() + EARLY
+
+    def _left(self, receipt: Receipt) -> float:
+        now = self.clock.monotonic()
+        return self.ask(lambda home: home.left(receipt, now))
+
+    async def _flow(self, host: Host, call: Call, wait: float, receipt: Receipt) -> bool:
+        """Wait for a permit that falls due earlier or later when the rate changes; return whether it has."""
+        while 0 < wait < FOREVER:
+            started = self.clock.monotonic()
+            await host.sleep(min(wait, LOOK))
+            self._count(call, self.clock.monotonic() - started)
+            wait = await self.run(host, partial(self._left, receipt), lambda _: None)
+            wait = 0.0 if wait < EARLY / 10 else wait
+        return wait <= 0
 
     async def wait_in_queue(self, host: Host, call: Call, cost: float) -> None:
         """Reserve permits and wait until they fall due, after the other tasks of this event loop."""
@@ -192,13 +263,14 @@ class RateLimitExecutor(Holder[Budget]):
         expected = 0.0
         if patience < LONGEST:
             wait = await self.run(host, lambda: self.wait_at(started, cost), lambda _: None)
-            expected = wait + self.queued * cost / self.policy.rate
+            expected = wait + self.queued * cost / self.rate()
             if expected > patience:
                 raise self.refusal(call, expected, started)
         queue, generation = self._queue(), forking.generation
         self.queued += 1
         try:
-            await (queue.enter() if patience == LONGEST else await_within(patience, queue.enter()))
+            entering = queue.enter(self._hold if self.heeds else None)
+            await (entering if patience == LONGEST else await_within(patience, entering))
         except Expired:
             raise self.refusal(call, expected, self.clock.monotonic()) from None
         finally:
@@ -217,14 +289,45 @@ class RateLimitExecutor(Holder[Budget]):
         finally:
             queue.leave()
 
+    async def _hold(self) -> None:
+        """Wait until a pause is over, for all tasks behind this one."""
+        while (seconds := self.paused_for()) > 0:
+            await self.clock.async_sleep(seconds)
+
     def _queue(self) -> _Queue:
         loop = running_loop()
         queue = self._queues.get(loop)
         if queue is None:
             for old in [each for each in list(self._queues) if is_closed(each)]:
                 self._queues.pop(old, None)
-            queue = self._queues[loop] = _Queue(self.policy, varying=self.cost is None or in_trio())
+            queue = self._queues[loop] = _Queue(self.policy, varying=self.varies or in_trio())
         return queue
+
+
+class Noting:
+    """Notes at each call which of several rate limits it has passed, so that its outcome can be told to that one.
+
+    Args:
+        meter: what is in front of the function.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def wrap(self, layer: Layer) -> Layer:
+        return self._around(self.meter.wrap(layer))
+
+    def wrap_async(self, layer: Layer) -> Layer:
+        return self._around(self.meter.wrap_async(layer))
+
+    def _around(self, inner: Layer) -> Layer:
+        limiter = self.meter.limiter
+
+        def noting(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            call.limiter = limiter
+            return inner(call, args, kwargs)
+
+        return noting
 
 
 class Meter:
@@ -289,8 +392,8 @@ class _Queue:
     The first one passes aiolimiter, which lets tasks through at the limit's own rate, with one more at once than the
     burst, and as many more as fall due within `AHEAD`: timers of an event loop are late by a millisecond and more, and
     a task that reserves late finds its permit lapsed. The lock in front of aiolimiter keeps the order, as aiolimiter
-    alone would let a new task overtake. Where costs differ, and under trio, for which aiolimiter is not made, the first
-    task keeps its turn until its permits are due.
+    alone would let a new task overtake. Where costs differ or the rate is found, and under trio, for which aiolimiter
+    is not made, the first task keeps its turn until its permits are due.
     """
 
     AHEAD = 0.02
@@ -300,17 +403,19 @@ class _Queue:
         self.turn = new_lock()
         self.limiter: AsyncLimiter | None = None
         if not varying:
-            rate = policy.rate / policy.cost
+            rate = policy.fastest / policy.cost
             capacity = policy.burst + max(1.0, rate * self.AHEAD)
             from aiolimiter import AsyncLimiter  # only async callers need it
 
             self.limiter = AsyncLimiter(capacity, capacity / rate)
 
-    async def enter(self) -> None:
-        """Wait for this task's turn."""
+    async def enter(self, hold: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Wait for this task's turn, and before others have theirs, for `hold`."""
         await self.turn.acquire()
         if self.limiter is not None:
             try:
+                if hold is not None:
+                    await hold()
                 await self.limiter.acquire()
             finally:
                 self.turn.release()

@@ -90,23 +90,33 @@ def status_by(error: BaseException, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def response_headers(response: object) -> Headers | None:
-    """Return the headers of a response object, or of botocore's dictionary."""
+def headers_in(response: object) -> Any:
+    """Return the headers of a response object, or of botocore's dictionary, as its library has them."""
     if isinstance(response, dict):
         # An httplib2.Response, which googleapiclient has, is a dictionary of its headers.
-        return headers_of(lookup(response, "ResponseMetadata", "HTTPHeaders") if type(response) is dict else response)
-    return headers_of(read(response, "headers"))
+        return lookup(response, "ResponseMetadata", "HTTPHeaders") if type(response) is dict else response
+    return read(response, "headers")
 
 
-def error_headers(error: BaseException) -> Headers | None:
-    """Return the headers of an exception, or of its response."""
+def response_headers(response: object) -> Headers | None:
+    """Return a function that looks up the headers of a response object, or of botocore's dictionary."""
+    return headers_of(headers_in(response))
+
+
+def headers_of_error(error: BaseException) -> Any:
+    """Return the headers of an exception, or of its response, as its library has them."""
     for name in ("response", "resp"):
         response = read(error, name)
         if response is not None:
-            found = response_headers(response)
-            if found is not None or isinstance(response, dict):
+            found = headers_in(response)
+            if headers_of(found) is not None or isinstance(response, dict):
                 return found
-    return headers_of(read(error, "headers"))
+    return read(error, "headers")
+
+
+def error_headers(error: BaseException) -> Headers | None:
+    """Return a function that looks up the headers of an exception, or of its response."""
+    return headers_of(headers_of_error(error))
 
 
 def wait_of(error: BaseException, is_throttled: bool, now: float | None) -> float | None:

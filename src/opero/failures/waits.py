@@ -125,17 +125,22 @@ def quota_wait(headers: Headers | None, now: float | None = None) -> float | Non
     spent: list[float] = []
     others: list[float] = []
     for reset, remaining in RESETS:
-        value = header(headers, reset)
-        seconds = None if value is None else _number_in(value, now)
-        if seconds is None or not 0 <= seconds < math.inf:
-            continue
-        if seconds >= _EPOCH:
-            moment = seconds / 1000 if seconds >= 1000 * _EPOCH else seconds
-            seconds = moment - (time.time() if now is None else now)
-        wait = sane(seconds)
+        wait = reset_in(header(headers, reset), now)
         if wait is not None:
             (spent if is_spent(headers, remaining) else others).append(wait)
     return max(spent) if spent else min(others, default=None)
+
+
+def reset_in(value: object, now: float | None = None) -> float | None:
+    """Return the seconds until a quota is renewed: from now, or from a moment in seconds or milliseconds since the
+    epoch; None if invalid."""
+    seconds = None if value is None else _number_in(value, now)
+    if seconds is None or not 0 <= seconds < math.inf:
+        return None
+    if seconds >= _EPOCH:
+        moment = seconds / 1000 if seconds >= 1000 * _EPOCH else seconds
+        seconds = moment - (time.time() if now is None else now)
+    return sane(seconds)
 
 
 def is_spent(headers: Headers | None, remaining: str = "x-ratelimit-remaining") -> bool:

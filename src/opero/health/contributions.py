@@ -118,6 +118,9 @@ def _of_rate_limit(limiter: RateLimitExecutor) -> Finding:
     if wait <= limiter.patience:
         return OK
     away, limit = approximate_duration(wait), format_duration(limiter.patience)
+    if paused := limiter.paused_for():
+        asked = f"the service has asked for a pause, which lasts {approximate_duration(paused)} more"
+        return Finding("degraded", f"calls are rejected: {asked}, and max_wait is {limit}")
     return Finding("degraded", f"calls are rejected: the next permit is {away} away, and max_wait is {limit}")
 
 

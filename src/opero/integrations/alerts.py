@@ -159,9 +159,13 @@ def _of_rate_limit(name: str, this: str, limit: Any) -> list[Rule]:
             f"The rate limit of {name} is used up",
             "Calls of {{ $labels.job }} under "
             + name
-            + f" wait or are rejected: the limit is {limit.rate:g} a second.",
+            + f" wait or are rejected: the limit is {_limit_in_words(limit)}.",
         )
     ]
+
+
+def _limit_in_words(limit: Any) -> str:
+    return f"{limit.rate:g} a second" if isinstance(limit.rate, float) else "what the service accepts"
 
 
 def _of_bulkhead(name: str, this: str, bulkhead: Any) -> list[Rule]:

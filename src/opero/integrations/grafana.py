@@ -124,6 +124,12 @@ OF_KINDS: dict[str, tuple[Panel, ...]] = {
             {f"max by (policy, function) (opero_rate_limit_next_permit_seconds{{{THESE}}})": FUNCTION},
             "s",
         ),
+        Panel(
+            "Rate limit, paused by the service",
+            {f"max by (policy, function) (opero_rate_limit_paused_seconds{{{THESE}}})": FUNCTION},
+            "s",
+            "Until calls go on.",
+        ),
     ),
     "bulkhead": (
         Panel(

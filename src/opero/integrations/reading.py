@@ -315,6 +315,8 @@ def _of_rate_limit(limiter: RateLimitExecutor) -> Found:
         ("rate_limit_saturation", (), saturation),
         ("rate_limit_next_permit_seconds", (), next_permit),
         ("rate_limit_queue", (), queue),
+        ("rate_limit_rate", (), limiter.rate()),
+        ("rate_limit_paused_seconds", (), limiter.paused_for()),
     ]
 
 

@@ -160,6 +160,10 @@ TEXTS: dict[str, Callable[[Data, int], str]] = {
     ),
     "shadowed": _shadowed,
     "limit_changed": lambda step, _: f"{step['what']}: adaptive limit {step['before']} → {step['after']}",
+    "rate_limit_paused": lambda step, _: (
+        f"rate limit {step['limit']}: paused for {_seconds(step['seconds'])}, as the service asks ({step['reason']})"
+    ),
+    "rate_limit_adapted": lambda step, _: f"rate limit {step['limit']}: {step['before']:.3g}/s → {step['rate']:.3g}/s",
     "timed_out": lambda step, _: f"{step['scope']} timeout: {_error(step['error'])}",
     "value_set_aside": lambda step, _: f"{_value(step)} set aside for {_seconds(step['seconds'])}: {step['kind']}",
     "value_restored": lambda step, _: f"{_value(step)} works again",

@@ -168,14 +168,14 @@ def _insufficient_permits(retry: RetryPolicy, total: float, rate_limit: RateLimi
     if not isinstance(cost, float):
         return
     # A call has the whole budget at best, and its first attempt takes a permit as well.
-    possible = math.floor(min((max(rate_limit.burst, cost) + rate_limit.rate * total) / cost, LONG) + 1e-9) - 1
+    possible = math.floor(min((max(rate_limit.burst, cost) + rate_limit.fastest * total) / cost, LONG) + 1e-9) - 1
     if possible < retry.retries:
         are = "is" if possible == 1 else "are"
         made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none is", "to 0")
         yield Contradiction(
             ("retry.retries", "timeout.total", "rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
-            f"{retry.retries} retries take a permit each, and rate_limit ({rate_limit.rate:g}/s) does not give a call "
-            f"as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
+            f"{retry.retries} retries take a permit each, and rate_limit ({rate_limit.fastest:g}/s) does not give a "
+            f"call as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
             f"retry.retries {number}, or raise rate_limit or timeout.total",
         )
 
@@ -239,7 +239,7 @@ def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPol
     has_one_budget = _is_narrower(breaker, rate_limit)
     if not by_rate or not isinstance(breaker.window, float) or not isinstance(cost, float) or not has_one_budget:
         return
-    calls = (max(rate_limit.burst, cost) + rate_limit.rate * breaker.window) / cost + 1e-9
+    calls = (max(rate_limit.burst, cost) + rate_limit.fastest * breaker.window) / cost + 1e-9
     if calls < breaker.least_calls:
         begin = "1 call" if calls < 2 else f"{math.floor(calls)} calls"
         yield Contradiction(

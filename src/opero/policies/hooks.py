@@ -35,6 +35,8 @@ HOOKS = {
     "on_timeout": "timed_out",
     "on_shadow": "shadowed",
     "on_limit_change": "limit_changed",
+    "on_pause": "rate_limit_paused",
+    "on_adapt": "rate_limit_adapted",
     "on_open": "circuit_opened",
     "on_half_open": "circuit_half_opened",
     "on_close": "circuit_closed",
@@ -106,6 +108,8 @@ class HooksPolicy(BasePolicy):
         on_timeout: a timeout ended an attempt or a call (`TimedOut`).
         on_shadow: a policy in shadow would have done something (`Shadowed`).
         on_limit_change: an adaptive limit has become another one (`LimitChanged`).
+        on_pause: the service has asked for a pause, so the rate limit lets no call through (`RateLimitPaused`).
+        on_adapt: the service has refused a call, so a rate limit that finds the rate is slower (`RateLimitAdapted`).
         on_open: the circuit breaker opened (`CircuitOpened`). Of a breaker that functions share, each handler is called
             once; so it is with the other states, and with the values that functions share.
         on_half_open: the circuit breaker lets probes through (`CircuitHalfOpened`).
@@ -140,6 +144,8 @@ class HooksPolicy(BasePolicy):
     on_timeout: Handlers = ()
     on_shadow: Handlers = ()
     on_limit_change: Handlers = ()
+    on_pause: Handlers = ()
+    on_adapt: Handlers = ()
     on_open: Handlers = ()
     on_half_open: Handlers = ()
     on_close: Handlers = ()
@@ -175,6 +181,8 @@ class HooksPolicy(BasePolicy):
             on_timeout: Hook[events.TimedOut] = (),
             on_shadow: Hook[events.Shadowed] = (),
             on_limit_change: Hook[events.LimitChanged] = (),
+            on_pause: Hook[events.RateLimitPaused] = (),
+            on_adapt: Hook[events.RateLimitAdapted] = (),
             on_open: Hook[events.CircuitOpened] = (),
             on_half_open: Hook[events.CircuitHalfOpened] = (),
             on_close: Hook[events.CircuitClosed] = (),

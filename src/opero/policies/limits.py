@@ -16,7 +16,7 @@ from opero.policies.quantities import (
     POSITIVE_NUMBER_TEXT,
     SPACE,
     PositiveCount,
-    Rate,
+    StatedRate,
     fits,
     named_schema,
     parse_number,
@@ -136,7 +136,7 @@ class Limit(StrictModel):
             parameter or function of `cost`, else "requests"; with its rate where several limits would have one name.
     """
 
-    rate: Rate
+    rate: StatedRate
     burst: PositiveCount = 1
     cost: Cost = 1.0
     cost_from_result: CostFromResult = None
@@ -158,6 +158,11 @@ class Limit(StrictModel):
     def _check_times(self) -> Self:
         check_permits(self.rate, burst=self.burst, cost=self.cost)
         return self
+
+    @property
+    def fastest(self) -> float:
+        """As `rate`: see `RateLimitPolicy.fastest`."""
+        return self.rate
 
     @property
     def is_estimated(self) -> bool:
@@ -210,7 +215,7 @@ def names_of_limits(limits: Sequence[Limit]) -> tuple[str, ...]:
     return tuple(found)
 
 
-_RATE: Any = next(each for each in get_args(Rate) if isinstance(each, WithJsonSchema)).json_schema
+_RATE: Any = next(each for each in get_args(StatedRate) if isinstance(each, WithJsonSchema)).json_schema
 Limits = Annotated[
     tuple[Limit, ...],
     BeforeValidator(_limits),

@@ -111,6 +111,8 @@ class Options(TypedDict, total=False):
     on_timeout: Hook[events.TimedOut]
     on_shadow: Hook[events.Shadowed]
     on_limit_change: Hook[events.LimitChanged]
+    on_pause: Hook[events.RateLimitPaused]
+    on_adapt: Hook[events.RateLimitAdapted]
     on_open: Hook[events.CircuitOpened]
     on_half_open: Hook[events.CircuitHalfOpened]
     on_close: Hook[events.CircuitClosed]

@@ -86,7 +86,9 @@ POSITIVE_ISO_PARTS = rf"(?=[pPtTwWdDhHmMsS0.,]*[1-9]){ISO_PARTS}"
 POSITIVE_NUMBER_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}$"
 DURATION_TEXT = rf"^{SPACE}\+?({PARTS}|{ISO_PARTS})$"
 POSITIVE_DURATION_TEXT = rf"^{SPACE}\+?({POSITIVE_PARTS}|{POSITIVE_ISO_PARTS})$"
-RATE_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(UNITS)}{SPACE}|{POSITIVE_PARTS}))?$"
+_RATE = rf"\+?{NOT_ZERO}{NUMBER}{SPACE}(/{SPACE}({any_case(UNITS)}{SPACE}|{POSITIVE_PARTS}))?"
+RATE_TEXT = rf"^{SPACE}{_RATE}$"
+FOUND_RATE_TEXT = rf"^{SPACE}(service|adaptive([ \t]{{1,20}}up[ \t]{{1,20}}to[ \t]{{1,20}}{_RATE})?){SPACE}$"
 INTEGER = r"[0-9]{1,20}(\.0{0,20})?([eE]\+?[0-9]{1,2})?"
 COUNT_TEXT = rf"^{SPACE}\+?{INTEGER}{SPACE}$"
 POSITIVE_COUNT_TEXT = rf"^{SPACE}\+?{NOT_ZERO}{INTEGER}{SPACE}$"
@@ -229,6 +231,28 @@ def parse_rate(value: object) -> float:
     )
 
 
+ADAPTIVE, SERVICE = "adaptive", "service"
+
+
+def parse_rate_or_found(value: object) -> float | str:
+    """Convert a rate to permits per second; "service", "adaptive" and "adaptive up to 200/s" stay text."""
+    if not fits(FOUND_RATE_TEXT, value):
+        if isinstance(value, str) and value.strip().startswith((ADAPTIVE, SERVICE)):
+            raise ValueError(f'{quoted(value)} is not a rate: use "adaptive", "adaptive up to 200/s" or "service"')
+        return _positive(parse_rate(value))
+    text = " ".join(str(value).split())
+    if text not in (ADAPTIVE, SERVICE):
+        _positive(parse_rate(text.removeprefix("adaptive up to")))
+    return text
+
+
+def fastest(rate: float | str) -> float | None:
+    """Return the permits per second that a rate allows at most; None if there is no limit."""
+    if isinstance(rate, str):
+        return parse_rate(text) if (text := rate.removeprefix("adaptive up to")) != rate else None
+    return rate
+
+
 def parse_size(value: object) -> int:
     """Convert a number of bytes, or text such as "512MB", "2GiB", to bytes."""
     number = parse_number(value) if not isinstance(value, str) else None
@@ -336,11 +360,26 @@ PositiveDuration = Annotated[
     AfterValidator(_positive),
     number_or_text("PositiveDuration", POSITIVE_SECONDS, POSITIVE_DURATION_TEXT, *_DURATIONS),
 ]
-Rate = Annotated[
+StatedRate = Annotated[
     float,
     BeforeValidator(parse_rate),
     AfterValidator(_positive),
-    number_or_text("Rate", _PERMITS, RATE_TEXT, 10, "50/s", "1000/min", "100/30s"),
+    named_schema("StatedRate", [_PERMITS, {"type": "string", "pattern": RATE_TEXT}], 10, "50/s", "1000/min", "100/30s"),
+]
+Rate = Annotated[
+    float | str,
+    BeforeValidator(parse_rate_or_found),
+    named_schema(
+        "Rate",
+        [_PERMITS, {"type": "string", "pattern": RATE_TEXT}, {"type": "string", "pattern": FOUND_RATE_TEXT}],
+        10,
+        "50/s",
+        "1000/min",
+        "100/30s",
+        "adaptive",
+        "adaptive up to 200/s",
+        "service",
+    ),
 ]
 Factor = Annotated[
     float,

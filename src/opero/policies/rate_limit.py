@@ -11,10 +11,10 @@ from pydantic_core import InitErrorDetails
 from opero.failures.kinds import Kind
 from opero.policies.limits import Cost, CostFromResult, Limit, Limits, check_permits, names_of_limits
 from opero.policies.names import Conditions
-from opero.policies.quantities import Count, Duration, PositiveCount, Rate
+from opero.policies.quantities import SERVICE, Count, Duration, PositiveCount, PositiveDuration, Rate, fastest
 from opero.policies.scope import Scope
 from opero.policies.sharing import StoredLimitPolicy
-from opero.policies.types import UNSET
+from opero.policies.types import UNSET, Flag
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from opero.policies.scope import KeyedScope
 
 
+UNLIMITED = 1e6
+"""Permits a second where no rate is stated: more than a program can use."""
+
+
 class RateLimitPolicy(StoredLimitPolicy):
     """Limit the rate of calls; wait for a permit if none is available.
 
@@ -37,9 +41,12 @@ class RateLimitPolicy(StoredLimitPolicy):
     A short form: `rate_limit: 50/s` means `rate_limit: {rate: 50/s}`, and a list means `{limits: …}`: several limits,
     such as the requests and the tokens of a model API, of which a call takes permits together or not at all.
 
+    Where a service says how much of a quota is left, or how long to wait, all callers heed it (see `feedback`).
+
     Attributes:
-        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s". Required, unless there are
-            `limits`.
+        rate: permits per second; a number, or text such as "50/s", "1000/min", "100/30s"; "adaptive", or "adaptive up
+            to 200/s": the rate that a service accepts, found by itself; or "service": nothing but what the service
+            says limits the rate. Required, unless there are `limits`.
         limits: several limits, each with a `rate`, and with `burst`, `cost`, `cost_from_result` and `name` of its own
             (see `Limit`). A call waits for the one that has its permits last. Default none.
         burst: how many unused permits may accumulate. Default 1.
@@ -72,6 +79,12 @@ class RateLimitPolicy(StoredLimitPolicy):
         store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
         reserve: with `share: redis`, how many permits of the burst may be reserved ahead, so that not each call asks
             redis. Default 0: none.
+        feedback: whether calls wait as long as a response or an exception asks (Retry-After), and until a quota of
+            which nothing is left is renewed (RateLimit, X-RateLimit-Remaining and their relatives): all calls that
+            share the budget. Default true. Where the values of a fallback argument have a quota each, the throttled
+            value is set aside instead.
+        max_pause: the longest pause that feedback causes; a service that asks for more is asked again after it;
+            seconds or text. Default 5 minutes.
     """
 
     short: ClassVar[str | None] = "rate"
@@ -88,6 +101,8 @@ class RateLimitPolicy(StoredLimitPolicy):
     cost_from_result: CostFromResult = None
     refund_on: Conditions = (Kind.THROTTLED, Kind.DENIED)
     reserve: Count = 0
+    feedback: Flag = True
+    max_pause: PositiveDuration = 300.0
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -110,6 +125,8 @@ class RateLimitPolicy(StoredLimitPolicy):
             on_store_error: Literal["local", "open", "closed"] = "local",
             store_timeout: DurationLike = 0.25,
             reserve: int = 0,
+            feedback: bool = True,
+            max_pause: DurationLike = 300.0,
         ) -> None: ...
 
     @field_serializer("rate", mode="wrap")
@@ -123,8 +140,8 @@ class RateLimitPolicy(StoredLimitPolicy):
     @property
     def each(self) -> tuple[Limit, ...]:
         """All limits, of which a policy with a `rate` has one."""
-        fields = ("rate", "burst", "cost", "cost_from_result")
-        return self.limits or (Limit(**{name: getattr(self, name) for name in fields}),)
+        fields = ("burst", "cost", "cost_from_result")
+        return self.limits or (Limit(rate=self.fastest, **{name: getattr(self, name) for name in fields}),)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,7 +163,7 @@ class RateLimitPolicy(StoredLimitPolicy):
             if not self._has_rate:
                 wrong = InitErrorDetails(type="missing", loc=("rate",), input={})
                 raise ValidationError.from_exception_data(type(self).__name__, [wrong])
-            check_permits(self.rate, burst=self.burst, cost=self.cost)
+            check_permits(self.fastest, burst=self.burst, cost=self.cost)
             return self
         if self._has_rate:
             raise ValueError("rate and limits exclude each other; make the rate one of the limits: [{rate: …}, …]")
@@ -156,6 +173,34 @@ class RateLimitPolicy(StoredLimitPolicy):
             verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
             advice = "" if idle == ["reserve"] else ", and state it in each of the limits"
             raise ValueError(f"{' and '.join(idle)} {verb} no effect beside limits; remove {them}{advice}")
+        return self
+
+    @property
+    def fastest(self) -> float:
+        """Permits per second at most; of several limits, of the fastest one."""
+        if self.limits:
+            return max(each.rate for each in self.limits)
+        return fastest(self.rate) or UNLIMITED
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the rate is found by itself."""
+        return isinstance(self.rate, str) and self.rate != SERVICE
+
+    @model_validator(mode="after")
+    def _check_found(self) -> Self:
+        if not isinstance(self.rate, str):
+            return self
+        if self.rate == SERVICE and not self.feedback:
+            raise ValueError("rate: service has no effect with feedback: false, as nothing would limit the rate")
+        if self.cost != 1.0:
+            raise ValueError(f"cost has no effect with rate: {self.rate}, which counts calls; remove cost")
+        if self.cost_from_result is not None:
+            raise ValueError(f"cost_from_result has no effect with rate: {self.rate}, which counts calls; remove it")
+        if self.rate == SERVICE and self.burst != 1:
+            raise ValueError("burst has no effect with rate: service; remove burst")
+        if self.is_adaptive and self.share == "redis":
+            raise ValueError("a rate that is adaptive is found by one machine; use share: machine, or state the rate")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
 from opero.observe.stats import Stats, no_rates
+from opero.policies.quantities import SERVICE
 from opero.policies.scope import owner_of, scope_by
 from opero.registry.keyed import of_keys
 from opero.registry.parts import executors_of, is_by_key, is_in_shadow
@@ -194,8 +195,9 @@ def _of_throttle(throttle: ThrottleExecutor) -> dict[str, Any]:
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
     policy = limiter.policy
-    limit = {"rate": policy.rate, "burst": policy.burst}
-    return {**limit, "saturation": saturation, "next_permit": next_permit, "queue": queue}
+    limit = {"rate": None if policy.rate == SERVICE else limiter.rate(), "burst": policy.burst}
+    now = {"saturation": saturation, "next_permit": next_permit, "queue": queue}
+    return {**limit, **now, "paused_for": limiter.paused_for()}
 
 
 def _of_bulkhead(bulkhead: BulkheadExecutor) -> dict[str, Any]:

@@ -42,6 +42,7 @@ RECORDS: dict[str, Record] = {
     "circuit_closed": _record(_I, "breaker before state reason failures calls"),
     "circuit_forced": _record(_W, "breaker before state reason failures calls"),
     "circuit_shadowed": _record(_I, "breaker before state reason failures calls"),
+    "rate_limit_paused": _record(_I, "limit seconds reason"),
     "condition_failed": _record(_W, "error error_message"),
     "classify_failed": _record(_W, "error error_message"),
     "cost_unknown": _record(_W, "limit"),

@@ -10,10 +10,11 @@ import threading
 from collections import deque
 from typing import Any, TypeVar, TypeVarTuple
 
-from opero.executors.state.budget import Budget, LocalBudget, Receipt, Terms, book, migrated, refund
+from opero.executors.state.budget import Budget, LocalBudget, Receipt, Terms, Values, book, migrated, refund
 from opero.executors.state.circuit import Circuit, apply_policy, change_of
 from opero.executors.state.circuit_home import CircuitHome
 from opero.executors.state.home import Home
+from opero.executors.state.pace import due_after, paused
 from opero.executors.state.slots import ANYONE, QueuedCall, SlotHolder, Slots, SlotValues
 from opero.executors.state.values import Memory, merge
 from opero.executors.state.values_home import ValuesHome
@@ -68,33 +69,59 @@ class DictBudget(DictHome, Budget):
     def book(self, now: float, cost: float, patience: float) -> tuple[float, Receipt]:
         with self.lock:
             self.check()
-            due, terms = self.values()
-            wait, booked = book(due, now, cost, patience, terms)
-            self.server.set("budget", (booked, terms))
+            due, terms, pace, _ = self.values()
+            wait, booked = book(due, now, cost, patience, terms, pace)
+            self.server.set("budget", (booked, terms, pace, None))
             return wait, (due, booked)
 
     def refund(self, receipt: Receipt) -> None:
         with self.lock:
             self.check()
-            due, terms = self.values()
-            self.server.set("budget", (refund(due, receipt), terms))
+            due, *others = self.values()
+            self.server.set("budget", (refund(due, receipt), *others))
+
+    def pause(self, now: float, seconds: float) -> bool:
+        with self.lock:
+            self.check()
+            _, terms, pace, _ = self.values()
+            if now + seconds <= pace.resume:
+                return False
+            pace = paused(now + seconds, now)
+            self.server.set("budget", (due_after(pace.resume, *terms), terms, pace, None))
+            return True
+
+    def slow_down(self, now: float, seconds: float) -> None:
+        with self.lock:
+            self.check()
+            due, terms, pace, _ = self.values()
+            self.server.set("budget", (max(due, due_after(now + seconds, *terms)), terms, pace, None))
+
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        if not is_fresh:
+            known: Values = self.server.last_known("budget")
+            return known[2].resume
+        with self.lock:
+            self.check()
+            return self.values()[2].resume
 
     def apply(self, policy: Any) -> None:
         with self.lock:
-            due, before = self.values()
+            due, before, pace, _ = self.values()
             after = Terms.of(policy)
-            self.server.set("budget", (migrated(due, self.monotonic(), before, after), after))
+            self.server.set("budget", (migrated(due, self.monotonic(), before, after), after, pace, None))
 
-    def values(self) -> tuple[float, Terms]:
-        found: tuple[float, Terms] = self.server.get("budget")
+    def values(self) -> Values:
+        found: Values = self.server.get("budget")
         return found
 
-    def receive(self, values: tuple[float, Terms]) -> None:
-        held, (due, terms) = self.server.get("budget"), values
+    def receive(self, values: Values) -> None:
+        held, (due, terms, pace, _) = self.server.get("budget"), values
         if held is None:
             self.server.set("budget", values)
-        elif due:
-            self.server.set("budget", (max(held[0], migrated(due, self.monotonic(), terms, held[1])), held[1]))
+            return
+        if due:
+            due = max(held[0], migrated(due, self.monotonic(), terms, held[1]))
+        self.server.set("budget", (max(held[0], due), held[1], max(pace, held[2]), None))
 
 
 class DictCircuit(DictHome, CircuitHome):

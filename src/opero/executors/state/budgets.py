@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from opero.executors.state.budget import HAS_GLOBAL_LOCK, Budget, Terms, migrated
 from opero.executors.state.home import Moved
+from opero.executors.state.pace import Pace
 from opero.runtime.forking import renew_in_child
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Part(NamedTuple):
 
 
 NO_PART = Part(0, 0.0)
+ALL_PART = Part(1 << 60, 0.0)
+"""A part by which everything that is reserved can be corrected."""
 
 
 class Booking(NamedTuple):
@@ -244,7 +247,7 @@ def values_of(values: Any, terms: Mapping[str, Terms]) -> Values:
     """
     if isinstance(values, dict):
         return values
-    due, before = values
+    due, before, *_ = values
     return {alike(before, terms): (Account(1, due, (Mark(1, due, 0.0),)), before)}
 
 
@@ -261,6 +264,13 @@ class Budgets(Budget):
     """
 
     names: tuple[str, ...]
+    if TYPE_CHECKING:
+
+        @property
+        def terms(self) -> Mapping[str, Terms]:
+            """Name of a limit → its terms, by the newest policy of this process."""
+
+    _resumes = 0.0
     heir = 0
     """The index of the limit that has continued the budget of a policy with one limit."""
 
@@ -283,6 +293,27 @@ class Budgets(Budget):
     def book_again(self, now: float, booking: Booking, call: PermitHolder) -> Booking:
         """Reserve the same permits anew if they fall due sooner now, as others have given some back."""
         return booking
+
+    # Pauses that a service asks for. They use up permits, so that those of all budgets fall due after the pause.
+
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        return self._resumes
+
+    def pause(self, now: float, seconds: float) -> bool:
+        if now + seconds <= self._resumes:
+            return False
+        self._resumes = now + seconds
+        self.slow_down(now, seconds)
+        return True
+
+    def slow_down(self, now: float, seconds: float) -> None:
+        terms = tuple(self.terms.values())
+        backlogs = self.waits(now, tuple([each.burst for each in terms]))
+        changes = []
+        for (interval, burst, unit), backlog in zip(terms, backlogs, strict=True):
+            least = min(unit or 1.0, burst)
+            changes.append(max(0.0, (seconds + (burst - least) * interval - backlog) / interval))
+        self.settle(Booking(0.0, 0, (ALL_PART,) * len(terms), self.names), tuple(changes))
 
     # For calls under way when a policy with one limit has been replaced
 
@@ -308,7 +339,7 @@ def _fitting(values: Values, target: Home) -> Any:
         return values
     terms = getattr(target, "terms", None) or next(iter(values.values()))[1]
     account, before = values[alike(terms, {name: each for name, (_, each) in values.items()})]
-    return account.due, before
+    return account.due, before, Pace(), None
 
 
 class State(NamedTuple):

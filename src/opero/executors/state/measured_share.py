@@ -81,6 +81,10 @@ class Turns:
         """Microseconds in which the limit has as many permits as have been booked here and are not due yet."""
         return max(0, int((self.number * self.interval - now) * (self.claim.high - self.claim.low) / WHOLE))
 
+    def skip(self, moment: float) -> None:
+        """Leave out the moments before this one."""
+        self.number = max(self.number, math.ceil(moment / self.interval))
+
     def book(self, now: float, cost: float, patience: float) -> float:
         """Use the next moments for permits, if the first comes within `patience`; microseconds until then."""
         number = self.claim.first(max(self.number, math.ceil(now / self.interval)))

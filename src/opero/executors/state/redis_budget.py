@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, Terms, migrated
 from opero.executors.state.home import Moved
 from opero.executors.state.measured_share import Claim, Turns, period_of
-from opero.executors.state.redis_scripts import BOOK, REFUND, SECOND
+from opero.executors.state.pace import STEADY, Pace, due_after, paused
+from opero.executors.state.redis_scripts import BOOK, PAUSE, REFUND, SECOND
 from opero.executors.state.redis_store import Command
 from opero.policies.quantities import LONGEST
 from opero.runtime.forking import renew_in_child
@@ -18,13 +19,15 @@ from opero.runtime.hosts import run_later
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from opero.executors.state.budget import LocalBudget, Receipt
+    from opero.executors.state.budget import LocalBudget, Receipt, Values
     from opero.executors.state.home import Home
     from opero.executors.state.redis_store import RedisStore
     from opero.policies.rate_limit import RateLimitPolicy
 
 NONE: Receipt = (0.0, 0.0)
 """The receipt of permits that are not given back."""
+RECENT = 0.05
+"""Seconds for which what the server has said of a pause is relied upon."""
 
 
 class RedisBudget(Budget):
@@ -56,6 +59,7 @@ class RedisBudget(Budget):
         self._since = 0
         self._owed = 0.0  # the moment, on this clock, before which no permit may fall due by what has moved here
         self._seen = (0, 0, 0.0)  # what the server said last: its clock, `due`, and when, on this clock
+        self._paused = (0, STEADY)  # when the latest pause ends, by the server's clock, and the same by this one
         self._lost: float | None = None  # since when this process goes on by itself
         self._has_told = False
         self._forget()
@@ -101,8 +105,10 @@ class RedisBudget(Budget):
                 run_later(self._give_back, receipt)
                 raise Moved
             self.note(clock, due, after, news)
+            if len(reply) > 4:
+                self._heed(reply[6] or 0)
             if len(reply) > 4 or self.in_force is not self.terms:
-                self.learn(reply, news)
+                self.heed_reply(reply, news)
             return wait / SECOND, receipt
 
     def note(self, clock: int, due: int, after: int, news: _News | None) -> None:
@@ -118,6 +124,53 @@ class RedisBudget(Budget):
     def refund(self, receipt: Receipt) -> None:
         self.check()
         self._give_back(receipt)
+
+    def pause(self, now: float, seconds: float) -> bool:
+        with self.lock:
+            self.check()
+            if now + seconds <= self._paused[1].resume:
+                return False
+        self.own.drop()
+        is_longer = self._put_off("pause", seconds)
+        if is_longer is not None:
+            return is_longer
+        with self.lock:  # the server cannot be used
+            self._paused = (self._paused[0], paused(now + seconds, now))
+            self._owed = max(self._owed, due_after(now + seconds, *self.in_force))
+            if self._turns is not None:
+                self._turns.skip(self._moment(now) + seconds * SECOND)
+        return True
+
+    def slow_down(self, now: float, seconds: float) -> None:
+        self.check()
+        self._put_off("slow_down", seconds)
+
+    def _put_off(self, what: str, seconds: float = 0.0) -> bool | None:
+        """Have the server put off permits, as `PAUSE` does. Return whether a pause is longer than one that is in force;
+        None if the server cannot be used."""
+        unit = self.terms.unit or 1.0
+        reply = self.store.ask(self._pause, self._probe, repr(unit), int(seconds * SECOND), what)
+        if reply is None:
+            return None
+        is_longer, clock, due, resume = reply
+        with self.lock:
+            if clock >= self._seen[0]:
+                self._seen = (clock, due, self.monotonic())
+            self._heed(resume)
+        return bool(is_longer)
+
+    def _heed(self, resume: int) -> None:
+        """Remember when a pause ends, as the server says."""
+        if resume != self._paused[0]:
+            self.own.drop()
+            self._paused = (resume, Pace(self._local(resume)))
+
+    def resumes(self, *, is_fresh: bool = True) -> float:
+        """As in `Budget`. The server is asked, unless it has just answered or nothing fresh is needed."""
+        self.check()
+        if is_fresh and self.monotonic() - self._seen[2] > RECENT:
+            self._put_off("look")
+        return self._paused[1].resume
 
     def _give_back(self, receipt: Receipt) -> None:
         before, after = (round(each * SECOND) for each in receipt)
@@ -138,12 +191,13 @@ class RedisBudget(Budget):
             constant = (self._since, repr(terms.interval * SECOND), terms.burst, int(self._period * SECOND))
             self.constant = constant
             self._command, self._telling = (Command(BOOK, self.keys, constant, count) for count in (4, 10))
+            self._pause = Command(PAUSE, self.keys[:1], constant, 3)
 
-    def values(self) -> tuple[float, Terms]:
-        return max(self._owed, self._local(self._seen[1])), self.terms
+    def values(self) -> Values:
+        return max(self._owed, self._local(self._seen[1])), self.terms, self._paused[1], None
 
-    def receive(self, values: tuple[float, Terms]) -> None:
-        due, terms = values
+    def receive(self, values: Values) -> None:
+        due, terms, *_ = values  # no permit falls due before a pause ends; what the ramp would add is left out
         if due:  # else no permit has ever been taken there
             self._owed = max(self._owed, migrated(due, self.monotonic(), terms, self.terms))
 
@@ -189,9 +243,9 @@ class RedisBudget(Budget):
             own = self._counted.get(last, 0)
         return ahead, _News(int(bool(owed)), lost, debt, used, last, own)
 
-    def learn(self, reply: list[Any], news: _News | None) -> None:
+    def heed_reply(self, reply: list[Any], news: _News | None) -> None:
         """Learn from a reply which terms are in force, and what this process may claim."""
-        others, part = reply[4:] or (None, None)
+        others, part = reply[4:6] or (None, None)
         if part and news is not None:
             number, before, total = part
             if total and news.own:
@@ -225,12 +279,15 @@ class RedisBudget(Budget):
             self._lost = now
         moment = self._moment(now)
         if self._turns is None:
-            claim, until = self._claim
-            if claim is None or now > until:
-                claim = Claim.unknown()
-            start = max(self._seen[1], moment + (self._owed - now) * SECOND)
-            self._turns = Turns(claim, self.in_force.interval * SECOND, start)
+            self._turns = self._new_turns(now)
         return self._turns.book(moment, cost, patience * SECOND) / SECOND
+
+    def _new_turns(self, now: float) -> Turns:
+        claim, until = self._claim
+        if claim is None or now > until:
+            claim = Claim.unknown()
+        start = max(self._seen[1], self._moment(now) + (self._owed - now) * SECOND)
+        return Turns(claim, self.in_force.interval * SECOND, start)
 
     def _moment(self, now: float) -> float:
         """The server's clock; that of this machine, if the server has never answered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opero.executors.state.budget import AGAIN, FOREVER, LocalBudget
@@ -21,6 +21,7 @@ from opero.executors.state.budgets import (
     values_of,
 )
 from opero.executors.state.home import Moved
+from opero.executors.state.pace import Pace
 from opero.executors.state.redis_budget import RedisBudget, _News
 from opero.executors.state.redis_scripts import ARGUMENTS, BOOK_ALL, SECOND, SETTLE_ALL
 from opero.executors.state.redis_store import Command
@@ -29,6 +30,7 @@ from opero.runtime.forking import renew_in_child
 from opero.runtime.hosts import run_later
 
 if TYPE_CHECKING:
+    from opero.executors.state.budget import Terms
     from opero.executors.state.budgets import LocalBudgets, PermitHolder, Values
     from opero.executors.state.redis_store import RedisStore
     from opero.policies.limits import Limit
@@ -91,6 +93,10 @@ class RedisBudgets(Budgets):
     def trouble(self) -> str:
         return self.store.trouble
 
+    @property
+    def terms(self) -> Mapping[str, Terms]:
+        return {name: budget.terms for name, budget in self._each.items()}
+
     # Booking
 
     def book_all(self, now: float, costs: Costs, patience: float, call: PermitHolder | None = None) -> Booking:
@@ -136,7 +142,7 @@ class RedisBudgets(Budgets):
                 parts.append(Part(number, cost, clock + wait, due) if number else NO_PART)
                 budget.note(clock, due, after, news)
                 if rest != [None, None] or budget.in_force is not budget.terms:
-                    budget.learn([wait, due, after, clock, *(rest if rest != [None, None] else ())], news)
+                    budget.heed_reply([wait, due, after, clock, *(rest if rest != [None, None] else ())], news)
             booking = Booking(wait / SECOND, slowest, tuple(parts) if wait <= limit else (), names)
             if self.location.home is not self:
                 run_later(self._change, booking, (0.0,) * len(parts), True)
@@ -206,7 +212,7 @@ class RedisBudgets(Budgets):
     def values(self) -> Values:
         found = {}
         for name, budget in self._each.items():
-            due, terms = budget.values()
+            due, terms, *_ = budget.values()
             found[name] = Account(1, due, (Mark(1, due, 0.0),)), terms
         return found
 
@@ -216,7 +222,7 @@ class RedisBudgets(Budgets):
             self.heir = self.names.index(alike(values[1], terms))
         for name, (account, before) in values_of(values, terms).items():
             if name in self._each:
-                self._each[name].receive((account.due, before))
+                self._each[name].receive((account.due, before, Pace(), None))
 
     def _pass(self, target: Any, receive: Any) -> None:
         if isinstance(target, RedisBudgets) and (target.store, target.key) == (self.store, self.key):

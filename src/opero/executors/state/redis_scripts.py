@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from opero.executors.state.pace import FIRST, RAMP
+from opero.policies.rate_limit import UNLIMITED
+
 SECOND = 1_000_000
 """Microseconds, in which the scripts compute: whole numbers, by the clock of the server."""
 LASTS = 60_000
@@ -15,7 +18,25 @@ HANDOVER = 300_000
 """Microseconds after the server is back before which no permit falls due: by then, each process has noticed, and uses
 none by itself any more."""
 # The budget is one value: when the next permit falls due; until when processes may go on by themselves; the terms in
-# force, and since when they hold. A budget that is missing is full: its value lasts until it is.
+# force, and since when they hold; when the latest pause ends, and how long the ramp after it takes. A budget that is
+# missing is full: its value lasts until it is.
+STEP = f"""
+local function step(moment, time, interval, resume, ramp)
+  local into = moment - resume
+  if ramp <= 0 or into >= ramp then
+    return time
+  end
+  local first = interval <= {SECOND / UNLIMITED!r} and math.min({FIRST}, interval / {SECOND}) or {FIRST}
+  local growth = -math.log(first) / ramp
+  local begun = math.exp(growth * math.max(0, into))
+  local after = math.log(begun + time * growth / first) / growth
+  if after > ramp then
+    after = ramp + time - (1 / first - begun) * first / growth
+  end
+  return after - into
+end
+"""
+"""The same as `Pace.step`."""
 TIME = f"""
 local time = redis.call('TIME')
 local now = time[1] * {SECOND} + time[2]
@@ -29,10 +50,10 @@ if (ARGV[a + 9] or '') ~= '' then
   is_owed, lost, debt = ARGV[a + 9] == '1', tonumber(ARGV[a + 10]), tonumber(ARGV[a + 11])
   used, last, own = tonumber(ARGV[a + 12]), tonumber(ARGV[a + 13]), tonumber(ARGV[a + 14])
 end
-local due, alone, told, before, most, number, marks = 0, 0, 0, 0, 0, 0, {{}}
+local due, alone, told, before, most, resume, ramp, number, marks = 0, 0, 0, 0, 0, 0, 0, 0, {{}}
 local held = redis.call('GET', KEYS[k])
 if held then
-  due, alone, told, before, most, number, marks = cmsgpack.unpack(held)
+  due, alone, told, before, most, resume, ramp, number, marks = cmsgpack.unpack(held)
 end
 local others, stored = false, math.ceil(due)
 if not held or told == since or (before == interval and most == burst) then
@@ -74,7 +95,7 @@ if used > 0 then
   end
 end
 """
-BOOK = f"""
+BOOK = f"""{STEP}
 local k, a = 1, 0
 {TIME}{READ}
 local batch = tonumber(ARGV[8])
@@ -84,21 +105,22 @@ end
 local wait, after = cost >= burst and due - now or math.ceil(due - (burst - cost) * interval) - now, due
 wait = math.max(0, alone - now, wait)
 if wait <= patience then
-  after = math.ceil(due + cost * interval)
+  after = math.ceil(due + step(now + wait, cost * interval, interval, resume, ramp))
 end
-redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst), 'PX',
+redis.call('SET', KEYS[1], cmsgpack.pack(after, alone, told, interval, burst, resume, ramp), 'PX',
   math.ceil((after - now) / 1000) + {LASTS})
-{REPORT}if others or part then
-  return {{wait, due, after, now, others, part}}
+{REPORT}if others or part or resume > 0 then
+  return {{wait, due, after, now, others, part, resume}}
 end
 return {{wait, due, after, now}}
 """
 REFUND = """
 local held = redis.call('GET', KEYS[1])
 if held then
-  local due, alone, told, interval, burst = cmsgpack.unpack(held)
+  local due, alone, told, interval, burst, resume, ramp = cmsgpack.unpack(held)
   if due == tonumber(ARGV[1]) then
-    redis.call('SET', KEYS[1], cmsgpack.pack(tonumber(ARGV[2]), alone, told, interval, burst), 'KEEPTTL')
+    due = tonumber(ARGV[2])
+    redis.call('SET', KEYS[1], cmsgpack.pack(due, alone, told, interval, burst, resume, ramp), 'KEEPTTL')
     return 1
   end
 end
@@ -107,8 +129,8 @@ return 0
 # Several budgets at once: each has a value as above, followed by the number of its last reservation or correction and
 # by its marks (see `opero.executors.state.budgets`). Numbers are moments, so those of a lost budget never return.
 ACCOUNT = f"""
-local function account(due, number, marks, interval)
-  return {{due = due, number = number, marks = marks, interval = interval}}
+local function account(due, number, marks, interval, resume, ramp)
+  return {{due = due, number = number, marks = marks, interval = interval, resume = resume, ramp = ramp}}
 end
 local function pruned(own, marks)
   local kept, latest, place = {{}}, -math.huge, 0
@@ -181,8 +203,8 @@ local function cancel(own, number, cost, at, before)
   pruned(own, kept)
 end
 local function store(key, own, alone, told, burst)
-  redis.call('SET', key, cmsgpack.pack(own.due, alone, told, own.interval, burst, own.number, own.marks), 'PX',
-    math.max(0, math.ceil((own.due - now) / 1000)) + {LASTS})
+  redis.call('SET', key, cmsgpack.pack(own.due, alone, told, own.interval, burst, own.resume, own.ramp, own.number,
+    own.marks), 'PX', math.max(0, math.ceil((own.due - now) / 1000)) + {LASTS})
 end
 """
 LOOK = f"""
@@ -192,7 +214,7 @@ local function look(k, a)
     number = math.max((number or 0) + 1, now)
     marks = {{{{number, due, now}}}}
   end
-  local budget, at, again = account(due, number, marks, interval), 0, tonumber(ARGV[a + 15])
+  local budget, at, again = account(due, number, marks, interval, resume, ramp), 0, tonumber(ARGV[a + 15])
   if again > 0 then
     at = tonumber(ARGV[a + 17])
     cancel(budget, again, tonumber(ARGV[a + 16]), at, tonumber(ARGV[a + 18]))
@@ -241,17 +263,18 @@ for index = 1, #KEYS do
   local reservation, change = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
   local cost, at, before = tonumber(ARGV[a + 5]), tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
   local held = (change ~= 0 or cost > 0) and redis.call('GET', KEYS[index])
-  local due, alone, told, number, marks = 0, 0, 0, 0, {{}}
+  local due, alone, told, resume, ramp, number, marks = 0, 0, 0, 0, 0, 0, {{}}
   local interval, burst = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4])
   if held then
-    due, alone, told, interval, burst, number, marks = cmsgpack.unpack(held)
+    due, alone, told, interval, burst, resume, ramp, number, marks = cmsgpack.unpack(held)
   end
   if held or change > 0 then
-    if due < now then
-      number = math.max(number + 1, now)
-      due, marks = now, {{{{number, now, now}}}}
+    if due < now or not marks then
+      number = math.max((number or 0) + 1, now)
+      due = math.max(due, now)
+      marks = {{{{number, due, now}}}}
     end
-    local budget = account(due, number, marks, interval)
+    local budget = account(due, number, marks, interval, resume, ramp)
     if cost > 0 then
       cancel(budget, reservation, cost, at, before)
     else
@@ -264,3 +287,27 @@ for index = 1, #KEYS do
 end
 return reply
 """
+PAUSE = f"""
+local since, interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local unit, ahead, what = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local time = redis.call('TIME')
+local now = time[1] * {SECOND} + time[2]
+local due, alone, told, before, most, resume, ramp = 0, 0, since, interval, burst, 0, 0
+local held = redis.call('GET', KEYS[1])
+if held then
+  due, alone, told, before, most, resume, ramp = cmsgpack.unpack(held)
+end
+local after = math.ceil(now + ahead + (most - math.min(unit, most)) * before)
+local is_longer = 0
+if what == 'slow_down' then
+  due = math.max(due, after)
+elseif what == 'pause' and now + ahead > resume then
+  is_longer, due, resume, ramp = 1, after, now + ahead, math.min({RAMP * SECOND:.0f}, ahead)
+end
+if what ~= 'look' then
+  redis.call('SET', KEYS[1], cmsgpack.pack(due, alone, told, before, most, resume, ramp), 'PX',
+    math.ceil(math.max(0, due - now) / 1000) + {LASTS})
+end
+return {{is_longer, now, due, resume}}
+"""
+"""Pauses the limit, or puts off the next permit that has not been booked, or only looks when a pause ends."""

@@ -38,7 +38,7 @@ class ReservingBudget(LockedBudget):
 
     def apply(self, policy: RateLimitPolicy) -> None:
         super().apply(policy)
-        self._lasts = policy.reserve / policy.rate
+        self._lasts = policy.reserve / policy.fastest
         self._most = int(min(policy.reserve, policy.burst - policy.reserve) / (self.terms.unit or policy.reserve))
 
     def take(self) -> bool:
@@ -61,6 +61,9 @@ class ReservingBudget(LockedBudget):
             elif self._calls == 1:
                 self._calls = min(2, self._most)
             return self._calls * cost if self._calls > 1 else 0.0
+
+    def drop(self) -> None:
+        self._reserved.clear()
 
     def grant(self, calls: int, moment: float) -> None:
         with self.lock:

@@ -24,10 +24,11 @@ from opero.executors.state.budgets import (
     wait_for,
     without,
 )
+from opero.executors.state.pace import Pace
 from opero.executors.state.shared_home import FileHome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from opero.executors.state.budgets import LocalBudgets, PermitHolder, Values
     from opero.policies.rate_limit import RateLimitPolicy
@@ -46,6 +47,10 @@ class SharedBudgets(FileHome, Budgets):
         super().__init__(file)
         self.monotonic = own.monotonic
         self.names, self._terms, self._is_single = own.names, own.terms, own.is_single
+
+    @property
+    def terms(self) -> Mapping[str, Terms]:
+        return self._terms
 
     def book_all(self, now: float, costs: Costs, patience: float, call: PermitHolder | None = None) -> Booking:
         with self.lock:
@@ -114,8 +119,7 @@ class SharedBudgets(FileHome, Budgets):
             return {}
         if not self._is_single:
             return {name: _account(*of) for name, of in held.items()}
-        due, (interval, burst, unit, *rest) = self.file.number, held
-        number, marks = rest or (0, ())
+        due, ((interval, burst, unit), *_, number, marks) = self.file.number, (*held, 0, ())[:5]
         if not marks or max(mark[1] for mark in marks) != due:  # one of fixed cost has booked since
             number, marks = number + 1, ((number + 1, due, MERGED),)
         account = Account(number, due, tuple([Mark(*mark) for mark in marks]))
@@ -127,7 +131,8 @@ class SharedBudgets(FileHome, Budgets):
         if self._is_single:
             [account], [terms] = state.accounts, state.terms
             self.file.number = account.due
-            self.file.write((*terms, account.number, tuple(map(tuple, account.marks))))
+            pace = (self.file.read() or (None, tuple(Pace())))[1]
+            self.file.write((tuple(terms), pace, None, account.number, tuple(map(tuple, account.marks))))
             if before is None or before.terms != state.terms:
                 self.file.version += 1
             return
