@@ -18,7 +18,7 @@ import pytest
 
 from cli.conftest import Command, environment
 from opero import LiveServer, Policy, Registry, serve
-from opero.cli.top import address_of, printable
+from opero.cli.top import address_of, printable, rows
 
 
 class Served:
@@ -176,3 +176,17 @@ def test_a_terminal_shows_it_until_ctrl_c(command: Command, served: Served) -> N
                 pass
         assert process.wait(60) == 130
     os.close(ours)
+
+
+def test_of_states_for_each_key_the_number_is_shown() -> None:
+    row = {"calls": 3, "cache_hits": 0, "cache_misses": 0, "retries": 0}
+    limits = {
+        "rate_limit": {"saturation": 0.5, "queue": 2, "keys": 40},
+        "bulkhead": {"in_use": 3, "slots": 4, "keys": 40},
+    }
+    for standing_out, shown in ((2, "circuit open for 2 of 40"), (0, "closed")):
+        circuit = {"state": "open" if standing_out else "closed", "keys": 40, "standing_out": standing_out}
+        state = {"circuit_breaker": {**circuit, "retry_in": None}, **limits}
+        ((cells, style),) = rows({"profiles": {"api": {**row, "state": state}}, "functions": {}})
+        assert cells[-1] == f"{shown}, limit 50%, 2 wait, slots 3/4"
+        assert style == ("red" if standing_out else "bold")

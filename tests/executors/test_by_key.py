@@ -634,3 +634,18 @@ def test_the_scope_is_written_and_read_as_plain_data() -> None:
     policy = Policy(circuit_breaker={"scope": scope})
     assert Policy.model_validate_json(policy.model_dump_json()) == policy
     assert policy.replace(circuit_breaker={"open_for": 5}).circuit_breaker.scope == scope  # type: ignore[union-attr]
+
+
+def test_a_circuit_whose_time_is_over_is_no_trouble_until_its_next_call() -> None:
+    clock = VirtualClock()
+    bound = keyed(circuit_breaker={**BREAKER, "consecutive_failures": 1}).apply(ask, clock=clock)
+    with pytest.raises(DownError):
+        bound("a", fails=True)
+    breaker = state_of(bound)
+    assert ([key for key, _ in breaker.troubled()], breaker.state) == (["a"], "open")
+    clock.sleep(20)
+    assert (breaker.troubled(), breaker.state) == ([], "closed")
+    assert [(key, circuit["state"]) for key, circuit in breaker.circuits()] == [("a", "half_open")]
+    with pytest.raises(DownError):
+        bound("a", fails=True)
+    assert breaker.state == "open"

@@ -107,7 +107,7 @@ def test_what_stands_out_is_shown_and_keys_are_no_labels_of_metrics() -> None:
     assert (states["open"], states["closed"], states["half_open"]) == (1, 3, 0)
     assert read["opero_bulkhead_slots"] == {("api", ""): 3}
     found = HealthMonitor(registry).run_all_health_checks_sync()["api.circuit_breaker"]
-    assert (found.status, found.last_error) == ("degraded", "the circuit is not closed for 1 of 4: bad (open)")
+    assert (found.status, found.last_error) == ("degraded", "1 of 4 keys: bad: the circuit is open")
     text = dict(in_words(registry["api"]))["circuit"]
     assert "Each value of tenant has its own, for the 10,000 used last." in text
 

@@ -236,6 +236,8 @@ def _whose(policy: Any) -> str:
         by = f"what {name_of(keyed.by)} makes of the arguments" if callable(keyed.by) else keyed.by
         each = f"Each value of {by} has its own{where}, for the {keyed.max_keys:,} used last"
         return f"{each}." if keyed.of == "profile" else f"{each}, in each function."
+    if policy.scope == "auto" and policy.kind != "fallback" and policy.share != "machine":
+        return f"All functions of the profile{where} share this; under an HTTP client each host has its own."
     if owner_of(policy) == "profile":
         return f"All functions of the profile{where} share this."
     return f"Each function{where} has its own." if where else "Each function has its own."

@@ -273,10 +273,15 @@ class ByKey(Emitter):
         found += [(key, executor.details()) for key, executor in self.executors()]
         return [(key, circuit) for key, circuit in found if circuit["state"] != "closed"]
 
+    def troubled(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return those of `circuits` that reject calls or have probes under way. One whose time is over would let its
+        next call through, which may never come: such as a host that nobody asks for again."""
+        return [(key, circuit) for key, circuit in self.circuits() if not _is_over(circuit)]
+
     @property
     def state(self) -> str:
-        """`forced_open` or `forced_closed` if all circuits are; `open` if one of them is not closed; else `closed`."""
-        return self._forced or ("open" if self.circuits() else "closed")
+        """`forced_open` or `forced_closed` if all circuits are; `open` if one of `troubled` is; else `closed`."""
+        return self._forced or ("open" if self.troubled() else "closed")
 
 
 class _OfKey:
@@ -299,6 +304,10 @@ class _OfKey:
                 return getattr(executor, name)(*args, **kwargs)
 
         return call
+
+
+def _is_over(circuit: Mapping[str, Any]) -> bool:
+    return circuit["state"] == "half_open" and circuit["retry_in"] is not None
 
 
 def _is_unusual(home: Any) -> bool:

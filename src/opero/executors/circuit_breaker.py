@@ -383,14 +383,15 @@ class Unsettled:
     trouble: str = ""
 
     async def settle(self, host: Host, call: Call, error: Exception | None) -> None:
-        call.unsettled = None
         home = self.breaker.home
         if self.generation != forking.generation or (error is None and not home.needs_results):
-            return
-        if home.blocks:
+            call.unsettled = None
+        elif home.blocks:
+            call.unsettled = None
             await host.ensure(self._count, call, error)
         else:
             self._count(call, error)
+            call.unsettled = None  # not before: if this is interrupted, the call abandons it
 
     def abandon(self, call: Call) -> None:
         call.unsettled = None
@@ -398,9 +399,9 @@ class Unsettled:
             self.breaker.run_later(self.breaker.release, self.period, call.counted, call)
 
     def fail(self, call: Call) -> None:
-        call.unsettled = None
         if self.generation == forking.generation:
             self._count(call, self.trouble)
+        call.unsettled = None
 
     def _count(self, call: Call, error: Exception | str | None) -> None:
         breaker = self.breaker

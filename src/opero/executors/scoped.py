@@ -189,6 +189,11 @@ class ScopedBreaker(Scoped):
         call.counted = None if call.counted_before is None else call.counted_before.get(executor)
         call.counted_by = executor
 
+    def abandon(self, call: Call) -> None:
+        """Count nothing for a call that was interrupted while the layer above counted a round of its attempts."""
+        if call.unsettled is not None:
+            call.unsettled.abandon(call)
+
     def after(self, call: Call, executor: Any, error: Exception) -> None:
         call.counted_by = executor
         if call.unsettled is not None:

@@ -137,16 +137,15 @@ def _of_keys(by_key: ByKey) -> Finding:
     if by_key.policy.kind == "circuit_breaker":
         if by_key.state == "forced_open":
             return Finding("unhealthy", "the circuits were forced open")
-        bad = [f"{key} ({circuit['state'].replace('_', ' ')})" for key, circuit in by_key.circuits()]
-        what = "the circuit is not closed"
+        found = [(key, f"the circuit is {circuit['state'].replace('_', ' ')}") for key, circuit in by_key.troubled()]
     else:
-        found = [(key, look(executor)) for key, executor in by_key.executors()]
-        bad = [key for key, finding in found if finding.status != "healthy"]
-        what = "calls are rejected"
-    if not bad:
+        looked = [(key, look(executor)) for key, executor in by_key.executors()]
+        found = [(key, finding.error) for key, finding in looked if finding.error]
+    if not found:
         return OK
-    more = f" and {len(bad) - MOST_KEYS} more" if len(bad) > MOST_KEYS else ""
-    return Finding("degraded", f"{what} for {len(bad)} of {by_key.size()}: {', '.join(bad[:MOST_KEYS])}{more}")
+    shown = "; ".join(f"{key}: {text}" for key, text in found[:MOST_KEYS])
+    more = f"; and {len(found) - MOST_KEYS} more" if len(found) > MOST_KEYS else ""
+    return Finding("degraded", f"{len(found)} of {by_key.size()} keys: {shown}{more}")
 
 
 def _of_throttle(throttle: ThrottleExecutor) -> Finding:

@@ -27,7 +27,7 @@ def of_keys(by_key: ByKey, look: Callable[[Any], dict[str, Any]]) -> dict[str, A
     """
     kind = by_key.policy.kind
     if kind == "circuit_breaker":
-        found = by_key.circuits()
+        found = by_key.troubled()
         whole: dict[str, Any] = {"state": by_key.state, "retry_in": None, "last_error": ""}
     else:
         looked = [(key, look(executor)) for key, executor in by_key.executors()]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from integrations.web.conftest import PATIENCE, TOKEN, Answer, Program, ask
-from opero import CircuitOpenError, Registry, serve
+from opero import CircuitOpenError, Policy, Registry, serve
 from opero.integrations.web.holds import Holds
 
 Act = Callable[..., Answer]
@@ -208,3 +208,30 @@ def test_what_holds_ends_in_a_forked_child_as_well(program: Program) -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     until(lambda: holds.listed() == [])
+
+
+def test_the_circuit_of_one_key_is_forced_and_reset(program: Program, act: Act) -> None:
+    def get(tenant: str) -> str:
+        return tenant
+
+    breaker = {"consecutive_failures": 5, "scope": {"by": "tenant"}}
+    keyed = Registry({"many": Policy(circuit_breaker=breaker), "one": Policy(circuit_breaker=5)})
+    bound, one = keyed.bind(get, "many"), keyed.bind(str, "one")
+    assert (bound("a"), one()) == ("a", "")
+    with serve(0, registry=keyed) as server:
+
+        def ask_for(action: str, target: str, **order: Any) -> Answer:
+            body = {"action": action, "target": target, **order}
+            return ask(f"{server.url}/actions", "POST", body, Authorization=f"Bearer {TOKEN}")
+
+        assert ask_for("force_open", "many", key="b").json == {"done": "forced open: many[b]"}
+        with pytest.raises(CircuitOpenError):
+            bound("b")
+        assert bound("a") == "a"
+        assert ask_for("reset", "many").json == {"done": "reset: many"}
+        assert bound("b") == "b"
+        answer = ask_for("reset", "one", key="b")
+        assert (answer.status, answer.json["error"]) == (
+            422,
+            "one has one circuit, and none for each key: leave key out",
+        )
