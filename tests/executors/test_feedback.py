@@ -362,3 +362,35 @@ def test_what_an_inner_bound_function_gives_up_on_is_heeded(bind: Any) -> None:
     passing(call)
     call()
     assert service.times[1] == 10
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_calls_that_have_a_permit_and_wait_for_a_slot_wait_longer(kind: str) -> None:
+    clock = VirtualClock()
+    service = Service(clock, Response(), slow_down(10))
+    policy = Policy(rate_limit={"rate": "100/s", "burst": 10}, bulkhead={"max_concurrent": 1, "max_wait": None})
+
+    def ask() -> Any:
+        clock.sleep(1)
+        return service()
+
+    async def ask_async() -> Any:
+        await clock.async_sleep(1)
+        return service()
+
+    if kind == "tasks":
+        bound_async = policy.apply(ask_async, clock=clock)
+
+        async def many() -> None:
+            await asyncio.gather(*[bound_async() for _ in range(5)], return_exceptions=True)
+
+        clock.run(many())
+    else:
+        bound = policy.apply(ask, clock=clock)
+        threads = [threading.Thread(target=passing, args=(bound,)) for _ in range(5)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert service.times[:3] == pytest.approx([1, 2, 13], abs=0.001)
+    assert len(service.times) == 5

@@ -73,7 +73,10 @@ def build(
                 layer = executor.wrap_async(layer) if target.is_async else executor.wrap(layer)
         return layer
 
-    attempt = around(core, "timeout", "bulkhead", "rate_limit")
+    attempt = around(core, "timeout")
+    if executors.keys() >= {"bulkhead", "rate_limit"}:
+        attempt = executors["rate_limit"].behind_slots(attempt, is_async=target.is_async)
+    attempt = around(attempt, "bulkhead", "rate_limit")
     if target.is_async and (conditions := _async_conditions(policy)):
         from opero.executors.awaited import asking
 
