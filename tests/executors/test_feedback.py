@@ -438,3 +438,73 @@ def test_each_key_finds_its_own_rate() -> None:
             bound("b")
         table = bound.binding.pipeline.executors["rate_limit"].limiter
         assert table.of("b").rate() > 2 * table.of("a").rate()
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_calls_that_have_a_permit_and_wait_for_a_slot_wait_longer(kind: str) -> None:
+    clock = VirtualClock()
+    service = Service(clock, Response(), slow_down(10))
+    policy = Policy(rate_limit={"rate": "100/s", "burst": 10}, bulkhead={"max_concurrent": 1, "max_wait": None})
+
+    def ask() -> Any:
+        clock.sleep(1)
+        return service()
+
+    async def ask_async() -> Any:
+        await clock.async_sleep(1)
+        return service()
+
+    if kind == "tasks":
+        bound_async = policy.apply(ask_async, clock=clock)
+
+        async def many() -> None:
+            await asyncio.gather(*[bound_async() for _ in range(5)], return_exceptions=True)
+
+        clock.run(many())
+    else:
+        bound = policy.apply(ask, clock=clock)
+        threads = [threading.Thread(target=passing, args=(bound,)) for _ in range(5)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    assert service.times[:3] == pytest.approx([1, 2, 13], abs=0.001)
+    assert len(service.times) == 5
+
+
+def test_a_call_without_the_time_for_a_pause_of_several_limits_is_rejected() -> None:
+    with virtual_clock() as clock:
+        service = Service(clock, slow_down(10))
+        limits = [{"rate": "10/s"}, {"rate": "100/s", "name": "other"}]
+        bound: Any = Policy.model_validate({"rate_limit": {"limits": limits, "max_wait": 5}}).apply(service)
+        passes(bound)
+        with pytest.raises(RateLimitExceededError) as caught:
+            bound()
+        assert caught.value.retry_in == pytest.approx(10, abs=0.01)
+    assert len(service.times) == 1
+
+
+LIMITS = [{"limits": [{"rate": 50}, {"rate": 100, "name": "other"}]}, {"scope": {"by": "key"}}]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+    "limit", [{"limits": [{"rate": 50}, {"rate": 100, "name": "other"}]}, {"scope": {"by": "key"}}]
+)
+def test_a_pause_of_whatever_limit_holds_behind_a_bulkhead(limit: dict[str, Any]) -> None:
+    clock = VirtualClock()
+    service = Service(clock, Response(), slow_down(10))
+
+    async def ask(key: str) -> Any:
+        await clock.async_sleep(1)
+        return service()
+
+    rate_limit = {"rate": "100/s", "burst": 10, **limit} if "limits" not in limit else limit
+    policy = Policy.model_validate({"rate_limit": rate_limit, "bulkhead": {"max_concurrent": 1, "max_wait": None}})
+    bound = policy.apply(ask, clock=clock)
+
+    async def many() -> None:
+        await asyncio.gather(*[bound("a") for _ in range(5)], return_exceptions=True)
+
+    clock.run(many())
+    assert service.times[:3] == pytest.approx([1, 2, 13], abs=0.1)
+    assert len(service.times) == 5

@@ -81,7 +81,10 @@ def build(
     hedge = executors.get("hedge")
     begin = getattr(executors.get("rate_limit"), "begin", None)
     attempt = around(core if begin is None else begin(core), "timeout")
-    attempt = around(attempt if hedge is None else hedge.mark(attempt), "bulkhead", "rate_limit")
+    attempt = attempt if hedge is None else hedge.mark(attempt)
+    if executors.keys() >= {"bulkhead", "rate_limit"}:
+        attempt = executors["rate_limit"].behind_slots(attempt, is_async=target.is_async)
+    attempt = around(attempt, "bulkhead", "rate_limit")
     if target.is_async and (conditions := _async_conditions(policy)):
         from opero.executors.awaited import asking
 
@@ -393,7 +396,11 @@ def _meter(
         from opero.executors.rate_limit import Meter, RateLimitExecutor
 
         meter = Meter(limiter := shareable(rate_limit, RateLimitExecutor), target.function)
-        return meter if by_of(limiter) is None else scoped(target, limiter, _each_key(meter, rate_limit))
+        if by_of(limiter) is None:
+            return meter
+        layer = scoped(target, limiter, _each_key(meter, rate_limit))
+        layer.behind_slots = meter.behind_slots
+        return layer
     from opero.executors.classifier import Classifier
     from opero.executors.limits import LimitsExecutor
     from opero.executors.metering import LimitsMeter
@@ -403,7 +410,7 @@ def _meter(
     if by_of(limiter) is None:
         return limits
     layer = scoped(target, limiter, _each_key(limits, rate_limit))
-    layer.begin = limits.begin
+    layer.begin, layer.behind_slots = limits.begin, limits.behind_slots
     return layer
 
 

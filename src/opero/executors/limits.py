@@ -273,9 +273,9 @@ class LimitsExecutor(RateLimitExecutor):
             if booking.wait > 0:
                 has_waited = True
                 await self._await_permits(host, turn, call, booking)
-            while self.heeds and (paused := self.paused_for()) > 0:  # since the permits were reserved
+            if self.paused_for() > 0:  # since the permits were reserved
                 has_waited = True
-                await host.sleep(paused)
+                await self._await_pause(host, call, started + patience)
         except BaseException:
             if generation == forking.generation:
                 self.abandon(call)
@@ -289,6 +289,18 @@ class LimitsExecutor(RateLimitExecutor):
                 call.stats.count_wait("rate_limit", waited)
         if has_waited and waited > 0:
             call.stats.emit(Waited, what="rate_limit", seconds=waited, limit=self.names[slowest])
+
+    async def wait_again(self, host: Host, call: Call) -> None:
+        now = self.clock.monotonic()
+        await self._await_pause(host, call, now + self.patience_of(call, now))
+
+    async def _await_pause(self, host: Host, call: Call, until: float) -> None:
+        """Wait for the end of a pause that the service has asked for."""
+        while (paused := self.paused_for()) > 0:
+            now = self.clock.monotonic()
+            if now + paused > until:
+                raise self.refusal(call, paused, now)
+            await host.sleep(paused)
 
     async def _await_turn(self, host: Host, turn: Turn, call: Call, patience: float) -> None:
         """Wait in the queue until this call is the first."""

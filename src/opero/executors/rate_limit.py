@@ -230,14 +230,28 @@ class RateLimitExecutor(Holder[Budget]):
                 break
         call.stats.emit(Waited, what="rate_limit", seconds=queued + waited)
 
+    async def wait_again(self, host: Host, call: Call) -> None:
+        """Wait if the service has asked for a pause since the call got its permit, as while it waited for a slot."""
+        now = self.clock.monotonic()
+        if await self.run(host, self._resumes, lambda _: None) > now + EARLY:
+            cost, patience = self.cost or 1.0, self.patience_of(call, now)
+            reserved = await self.run(
+                host, partial(self.reserve, call, cost, patience), lambda reserved: self.refund(reserved[1])
+            )
+            if reserved[0] > 0:
+                await self.wait(host, call, cost, patience, reserved)
+
     def _count(self, call: Call, seconds: float, waits: int = 0) -> None:
         call.stats.count_wait("rate_limit", seconds, waits=waits)
         call.waited += seconds
 
     async def _is_paused(self, host: Host, known: float) -> bool:
         """Return whether the service has asked for a pause since a permit was reserved, or such a pause lasts."""
-        resumes = await self.run(host, lambda: self.ask(lambda home: home.resumes()), lambda _: None)
+        resumes = await self.run(host, self._resumes, lambda _: None)
         return resumes != known or resumes > self.clock.monotonic() + EARLY
+
+    def _resumes(self) -> float:
+        return self.ask(lambda home: home.resumes())
 
     def _left(self, receipt: Receipt) -> float:
         now = self.clock.monotonic()
@@ -384,6 +398,27 @@ class Meter:
             return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it
 
         return limited
+
+    def behind_slots(self, layer: Layer, *, is_async: bool) -> Layer:
+        """Return the layer inside of a bulkhead: a pause also holds for calls that waited for a slot meanwhile."""
+        own, host = self.limiter, AsyncHost(self.limiter.clock)
+        if not own.policy.feedback and not own.policy.is_adaptive:
+            return layer
+
+        def looked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            if call.waited:
+                limiter = own if call.limiter is None else call.limiter
+                run_blocking(limiter.wait_again(limiter.blocking, call))
+            return layer(call, args, kwargs)
+
+        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            await (own if call.limiter is None else call.limiter).wait_again(host, call)
+            return await layer(call, args, kwargs)
+
+        def looked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            return wait_and_go_on(call, args, kwargs) if call.waited else layer(call, args, kwargs)
+
+        return looked_async if is_async else looked
 
 
 class _Queue:

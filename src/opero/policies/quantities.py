@@ -227,7 +227,8 @@ def parse_rate(value: object) -> float:
             raise ValueError(f"{quoted(value)} is invalid: there must be a permit within 100 years")
         return number
     raise ValueError(
-        f'{quoted(value)} is not a rate: use permits per second (10, 0.5) or "50/s", "1000/min", "100/30s"'
+        f'{quoted(value)} is not a rate: use permits per second (10, 0.5), "50/s", "1000/min", "100/30s", '
+        '"adaptive" or "service"'
     )
 
 

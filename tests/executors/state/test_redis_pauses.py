@@ -95,7 +95,7 @@ def test_permits_that_were_reserved_ahead_are_not_used(redis_url: str) -> None:
 def test_a_pause_while_the_server_is_gone_holds_here_and_afterwards_for_all(
     redis_server: RedisServer,
 ) -> None:
-    one, other = pair(redis_server.url, max_wait=0, store_timeout=1)
+    one, other = pair(redis_server.url, max_wait=0)
     one(), other()
     redis_server.kill()
     pause(executor_of(one), 20, "HTTP 429")

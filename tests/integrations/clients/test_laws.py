@@ -20,6 +20,7 @@ from opero import (
     OperoError,
     Policy,
     PolicyNotFoundError,
+    RateLimitExceededError,
     Registry,
     UnknownOptionError,
     opero,
@@ -203,6 +204,30 @@ def test_permits_are_taken_by_each_attempt(client: Client, service: Service) -> 
     with pytest.raises(client.error):
         client.request("GET", service.url)
     assert len(service.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "pause"),
+    [
+        (429, {"Retry_After": "30"}, 30),
+        (200, {"RateLimit": '"default";r=0;t=40'}, 40),
+        (200, {"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "20"}, 20),
+    ],
+)
+def test_what_a_service_says_of_its_quota_holds_for_all_requests_of_the_limit(
+    client: Client, service: Service, status: int, headers: dict[str, str], pause: float
+) -> None:
+    registry = Registry({"api": Policy(rate_limit={"rate": "100/s", "max_wait": 1})})
+    client.use("api", registry=registry)
+    service.answers = [lambda handler: handler.answer(status, b"", **headers)]
+    assert client.request("GET", service.url).status == status
+    with pytest.raises(client.error, match="the service has asked for a pause") as caught:
+        client.request("GET", service.url)
+    assert isinstance(caught.value, RateLimitExceededError)
+    assert caught.value.retry_in == pytest.approx(pause, abs=2)
+    with pytest.raises(RateLimitExceededError):
+        registry.bind(str, "api")()
+    assert len(service.seen) == 1
 
 
 def test_functions_and_clients_of_a_profile_share_its_limits(client: Client, service: Service) -> None:
