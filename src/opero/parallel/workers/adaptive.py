@@ -12,6 +12,7 @@ from opero.parallel.workers.base import AHEAD
 from opero.parallel.workers.chunk_runner import STOP
 from opero.parallel.workers.event_loop import CHUNK, LoopWorkers
 from opero.parallel.workers.threads import ThreadWorkers
+from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence, Sequence
@@ -43,7 +44,7 @@ class WorkerLimit:
         self.running = 0
         self._stats = stats
         self._told = self.state.found, monotonic()
-        self._telling = threading.Lock()
+        self._telling = RenewedLock()
 
     @property
     def limit(self) -> int:
