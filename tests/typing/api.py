@@ -27,10 +27,12 @@ from opero import (
     Mapped,
     ParallelPolicy,
     Policy,
+    PriorityPolicy,
     RateLimitPolicy,
     Registry,
     RetryPolicy,
     Stats,
+    ThrottlePolicy,
     TimeoutPolicy,
     Tuning,
     Watch,
@@ -456,6 +458,7 @@ Policy(retry=5, cache=True, rate_limit="50/s", timeout="5s", circuit_breaker=5, 
 Policy(hedge="p95")
 Policy(retry={"retries": 5}, cache="30m", rate_limit=10, timeout=timedelta(seconds=5), circuit_breaker=False)
 Policy(cache=None, fallback=FallbackPolicy(default=None))
+Policy(bulkhead="adaptive", throttle=2, priority="background", parallel={"workers": "adaptive"})
 RetryPolicy(min_delay="250ms", max_delay=timedelta(minutes=1), retry_on=[ConnectionError, "requests.HTTPError?"])
 RetryPolicy(retry_on=OSError, retry_on_status=[429, "5xx"], retry_if_result=lambda result: result is None)
 CachePolicy(ttl="30m", key=lambda *args, **kwargs: args)
@@ -466,10 +469,14 @@ TimeoutPolicy(total=5, attempt="1s")
 CircuitBreakerPolicy(failure_rate=0.5, window="30s", slow_call="2s", ignore=[KeyError])
 HedgePolicy(after="200ms", max=2, budget="5%")
 BulkheadPolicy(max_concurrent=3, max_wait="1s", scope="function")
+BulkheadPolicy(max_concurrent="adaptive", min_limit=2, max_limit=50, initial_limit=8)
+ThrottlePolicy(ratio=1.5, window="10s", trip_on=["throttled", ConnectionError])
+PriorityPolicy(level="critical")
 FallbackPolicy(arg="api_key")
 FallbackPolicy(arg="api_key", values=["secret:KEY"], remember="5m", order="weighted", weights=[1.5])
 FallbackPolicy(arg="api_key", remember=False, order="round_robin")
 FallbackPolicy(function="app.module:backup")
+ParallelPolicy(workers="adaptive", mode="thread")
 ParallelPolicy(mode="thread", workers=4, deadline="1h", max_memory="2GB")
 assert_type(RetryPolicy().min_delay, float)
 assert_type(TimeoutPolicy(total=1).total, float | None)

@@ -165,6 +165,9 @@ ParallelPolicy(mode="threads")  # type: ignore[arg-type]
 HooksPolicy(on_retry=lambda event: event.seconds)  # type: ignore[attr-defined]
 opero(on_retries=print)  # type: ignore[call-overload]
 
+opero(bulkhead="auto")  # type: ignore[call-overload]
+opero(priority="low")  # type: ignore[call-overload]
+
 # What cannot be bound
 opero(3)  # type: ignore[call-overload]
 Policy().apply(3)  # type: ignore[arg-type]
