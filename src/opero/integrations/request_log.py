@@ -7,8 +7,8 @@ so that processes of the program share the file, and none of it is lost if one i
 from __future__ import annotations
 
 import json
-import os
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ class RequestLog:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._path = path
 
     def watch(self, module: ModuleType) -> None:
         """Note the requests of a library that has just been imported."""
@@ -95,7 +95,9 @@ class RequestLog:
         return urlopen
 
     def append(self, entry: dict[str, Any]) -> None:
-        os.write(self._file, json.dumps(entry).encode() + b"\n")
+        # Opened each time: a program that becomes a daemon closes all files. The folder goes when `opero init` ends.
+        with suppress(OSError), open(self._path, "ab", buffering=0) as file:
+            file.write(json.dumps(entry).encode() + b"\n")
 
 
 class _Note:
