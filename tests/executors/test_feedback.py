@@ -488,8 +488,6 @@ LIMITS = [{"limits": [{"rate": 50}, {"rate": 100, "name": "other"}]}, {"scope": 
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-    "limit", [{"limits": [{"rate": 50}, {"rate": 100, "name": "other"}]}, {"scope": {"by": "key"}}]
-)
 def test_a_pause_of_whatever_limit_holds_behind_a_bulkhead(limit: dict[str, Any]) -> None:
     clock = VirtualClock()
     service = Service(clock, Response(), slow_down(10))
