@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from opero.errors import nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.limits import Limit
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 from opero.policies.refusals import hint
 
@@ -66,7 +67,8 @@ def known_words() -> frozenset[str]:
     """Return all words with a meaning in the format, in lower case."""
     from opero.policies.alert import Alert, Condition  # few programs have alerts, and models are expensive
 
-    fields = {field for model in KINDS.values() for field in model.model_fields} | AdaptiveTTL.model_fields.keys()
+    fields = {field for model in KINDS.values() for field in model.model_fields}
+    fields |= AdaptiveTTL.model_fields.keys() | Limit.model_fields.keys()
     groups = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends", "policy")
     of_alerts = {*Alert.model_fields, *Condition.model_fields}
     return frozenset(

@@ -158,7 +158,7 @@ METRICS = (
     Metric(
         "opero_rate_limit_saturation",
         "gauge",
-        OF_FUNCTION,
+        (*OF_FUNCTION, "limit"),
         "1",
         "How much of a rate limit's burst is used up: at 1 the next call waits.",
         "max",
@@ -166,7 +166,7 @@ METRICS = (
     Metric(
         "opero_rate_limit_next_permit_seconds",
         "gauge",
-        OF_FUNCTION,
+        (*OF_FUNCTION, "limit"),
         "s",
         "Seconds until a call would get a permit.",
         "max",

@@ -184,9 +184,14 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> dict[str, Any]:
 
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
-    policy = limiter.policy
-    limit = {"rate": policy.rate, "burst": policy.burst}
-    return {**limit, "saturation": saturation, "next_permit": next_permit, "queue": queue}
+    found = {"saturation": saturation, "next_permit": next_permit, "queue": queue}
+    limits = [
+        {"rate": limit.rate, "burst": limit.burst, "saturation": used, "next_permit": soon}
+        for limit, (used, soon) in zip(limiter.policy.each, limiter.loads().values(), strict=True)
+    ]
+    if not limiter.policy.limits:
+        return {"rate": limits[0]["rate"], "burst": limits[0]["burst"], **found}
+    return {"limits": dict(zip(limiter.policy.names, limits, strict=True)), **found}
 
 
 def _of_bulkhead(bulkhead: BulkheadExecutor) -> dict[str, Any]:
@@ -242,7 +247,7 @@ class ProfileState:
 
     @property
     def rate_limit(self) -> RateLimitExecutor:
-        """The rate limit: `next_permit()`, `load()`.
+        """The rate limit: `next_permit()`, `load()`, and `loads()` of each of its limits.
 
         Raises:
             ConfigError: as for `circuit_breaker`.
