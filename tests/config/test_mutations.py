@@ -21,7 +21,7 @@ from opero.config.configuration import Configuration
 from opero.config.fields import suggest_key
 from opero.config.settings import load
 from opero.errors import ConfigError, Problem
-from opero.policies import AdaptiveTTL, KeyedScope
+from opero.policies import AdaptiveTTL, KeyedScope, Limit
 from opero.policies.policy import KINDS
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Key:
         depth = len(path) - (path[:1] != ("defaults",))
         if not path:
             return TOP
+        if path[-1] == "limits" or self.path[-2:] == ("rate_limit", ""):
+            return {*Limit.model_fields, "<<"}
         if depth == 0 or (depth > 2 and path[-1] not in ("ttl", "scope")):
             return None
         if depth == 1:
@@ -195,7 +197,7 @@ def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name
                 here = [
                     each
                     for each in at(key, outcome)
-                    if f"unknown {'field' if {'ttl', 'scope'} & {*key.path} else 'key'}" in each.text
+                    if f"unknown {'field' if {'ttl', 'scope', ''} & {*key.path} else 'key'}" in each.text
                 ]
                 assert here, about
                 assert here[0].snippet[here[0].caret - 1 :].startswith(written(key, mutant)), about

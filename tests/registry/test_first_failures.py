@@ -282,6 +282,8 @@ ONE_ARGUMENT = {
     "circuit_breaker.trip_on": "the exception",
     "circuit_breaker.ignore": "the exception",
     "fallback.on": "the exception",
+    "rate_limit.cost_from_result": "the result",
+    "rate_limit.refund_on": "the exception",
     "failures.classify": "the exception",
 }
 REQUIRED: dict[str, dict[str, Any]] = {"rate_limit": {"rate": 10}, "fallback": {"default": 1}}

@@ -31,8 +31,10 @@ def check_functions_of_calls(policy: Policy, function: Callable[..., Any]) -> No
     Raises:
         ConfigError: one of them can receive those of none.
     """
-    for kind, field in OF_THE_CALL:
-        found = getattr(policy.active(kind), field, None)
+    asked = [(f"{kind}.{field}", getattr(policy.active(kind), field, None)) for kind, field in OF_THE_CALL]
+    limits = getattr(policy.active("rate_limit"), "limits", ())
+    asked += [(f"rate_limit.limits.{index}.cost", limit.cost) for index, limit in enumerate(limits)]
+    for field, found in asked:
         other = found.by if isinstance(found, KeyedScope) else found
         if not callable(other):
             continue
@@ -41,7 +43,7 @@ def check_functions_of_calls(policy: Policy, function: Callable[..., Any]) -> No
             continue
         name = short_name(function)
         raise ConfigError(
-            f"{name}: {kind}.{field} receives the arguments of each call of {name}{own}, and {full_name(other)}{its} "
+            f"{name}: {field} receives the arguments of each call of {name}{own}, and {full_name(other)}{its} "
             "cannot be called with them; use a function with the same parameters, or with *args and **kwargs"
         )
 

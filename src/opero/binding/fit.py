@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from opero.binding.arguments import check_cost_parameter, check_functions_of_calls
 from opero.binding.scoping import check_scopes
 from opero.errors import ConfigError
+from opero.policies.names import PARAMETER_TEXT
+from opero.policies.quantities import fits
 from opero.runtime.functions import argument_of, full_name, kind_of, short_name
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ AWAITED = {
     "rate_limit": ("cost",),
 }
 """Fields that may be or contain a function of the user's, which is awaited if it and the bound function are async."""
-NEVER_AWAITED = {"cache": ("errors",), "failures": ("classify",)}
+NEVER_AWAITED = {
+    "cache": ("errors",),
+    "failures": ("classify",),
+    "rate_limit": ("cost_from_result", "refund_on"),
+}
 """The same for functions that are called where nothing can wait."""
 
 NAMING_PARAMETERS = ("fallback", "rate_limit", "canary")
@@ -77,6 +83,11 @@ def check(target: Target, policy: Policy) -> None:
             own = policy.active(kind)
             for field in () if own is None else names:
                 _check_functions(getattr(own, field), f"{kind}.{field}", target, is_awaited=is_awaited)
+    rate_limit = policy.active("rate_limit")
+    for index, limit in enumerate(() if rate_limit is None else rate_limit.limits):
+        place = f"rate_limit.limits.{index}"
+        _check_functions(limit.cost, f"{place}.cost", target, is_awaited=target.is_async)
+        _check_functions(limit.cost_from_result, f"{place}.cost_from_result", target, is_awaited=False)
 
 
 def _why_not_hedged(target: Target, policy: Policy) -> str | None:
@@ -169,7 +180,8 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
     function = getattr(function, "__func__", function)
     fallback = fields.get("fallback") or {}
     name = fallback.get("arg")
-    cost = (fields.get("rate_limit") or {}).get("cost")
+    rate_limit = fields.get("rate_limit") or {}
+    costs = [rate_limit.get("cost"), *map(_cost_of, rate_limit.get("limits") or ())]
     if name is not None:
         from opero.executors.fallback import Alternatives
 
@@ -177,11 +189,17 @@ def check_arguments(fields: Mapping[str, Any], function: Any) -> None:
     by = (fields.get("canary") or {}).get("by")
     if by is not None:
         argument_of(function, by, TO_CHOOSE)
-    if isinstance(cost, str) and ":" not in cost:
-        from opero.executors.costs import cost_function
+    for cost in costs:
+        if fits(PARAMETER_TEXT, cost):
+            from opero.executors.costs import cost_function
 
-        cost_function(cost, function)
-        check_cost_parameter(cost, function)
+            cost_function(cost, function)
+            check_cost_parameter(cost, function)
+
+
+def _cost_of(limit: Any) -> Any:
+    """Return what one of several limits, as an option may state it, says about the cost."""
+    return limit.get("cost") if isinstance(limit, Mapping) else getattr(limit, "cost", None)
 
 
 def check_mode(mode: Any, name: str, *, is_async: bool) -> None:

@@ -248,6 +248,32 @@ def _rate_limit(policy: Any) -> Iterator[str]:
         yield from _found_rate(policy)
         yield _waits(policy, "permit")
         return
+    if policy.limits:
+        each = zip(policy.names, policy.limits, strict=True)
+        yield f"An attempt takes permits of {number(len(policy.limits), 'limit')}, of all of them or none."
+        for name, limit in each:
+            yield f"{name}: {_room(limit)}"
+    else:
+        yield _room(policy)
+    yield from _settling(policy)
+    if policy.feedback:
+        yield _heeds(policy)
+    yield _waits(policy, "permit" if not policy.limits else "permits")
+
+
+def _settling(policy: Any) -> Iterator[str]:
+    """Yield how it becomes known what an attempt has really cost."""
+    for name, limit in zip(policy.names, policy.each, strict=True):
+        read = limit.cost_from_result
+        if read is not None:
+            by = name_of(read) if callable(read) else f"{read} of the result"
+            of = f" of {name}" if policy.limits else ""
+            yield f"What it has really taken{of}, {by} says, and the difference is given back or taken besides."
+    if policy.is_estimated and policy.refund_on:
+        yield f"A failure that {_is_one(policy.refund_on)} takes nothing but the request."
+
+
+def _room(policy: Any) -> str:
     rate = f"{policy.rate:g} attempts a second" if policy.rate >= 1 else f"an attempt every {seconds(1 / policy.rate)}"
     cost = policy.cost
     if cost != 1:
@@ -255,10 +281,7 @@ def _rate_limit(policy: Any) -> Iterator[str]:
         rate = f"{policy.rate:g} permits a second, and an attempt takes as many as {says} says"
         if isinstance(cost, float):
             rate = f"{policy.rate:g} permits a second, of which an attempt takes {says}"
-    yield f"There is room for {rate}{f', and for {policy.burst:,} at once after a pause' if policy.burst > 1 else ''}."
-    if policy.feedback:
-        yield _heeds(policy)
-    yield _waits(policy, "permit")
+    return f"There is room for {rate}{f', and for {policy.burst:,} at once after a pause' if policy.burst > 1 else ''}."
 
 
 def _throttle(policy: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from opero.errors import nearest
 from opero.policies.adaptive_ttl import AdaptiveTTL
+from opero.policies.limits import Limit
 from opero.policies.policy import FLAT_OPTIONS, KINDS
 from opero.policies.refusals import hint
 from opero.policies.scope import KeyedScope
@@ -71,6 +72,7 @@ def known_words() -> frozenset[str]:
         {field for model in KINDS.values() for field in model.model_fields}
         | AdaptiveTTL.model_fields.keys()
         | KeyedScope.model_fields.keys()
+        | Limit.model_fields.keys()
     )
     groups = ("policies", "defaults", "functions", "imports", "import_from", "alerts", "extends", "policy")
     of_alerts = {*Alert.model_fields, *Condition.model_fields}

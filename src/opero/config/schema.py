@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from opero.config.document import FUNCTION, IMPORT, MODULE
+from opero.config.document import FUNCTION, IMPORT, LISTS, MODULE
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.alert import Alert, Condition, Webhook
+from opero.policies.limits import Limit
 from opero.policies.names import dotted_name
 from opero.policies.policy import KINDS
 from opero.policies.scope import KeyedScope
@@ -38,7 +39,7 @@ BEYOND_THE_SCHEMA = {
 """Everything that the loader rejects and the schema accepts."""
 
 
-OTHERS: tuple[type[BaseModel], ...] = (AdaptiveTTL, KeyedScope, Alert, Condition, Webhook)
+OTHERS: tuple[type[BaseModel], ...] = (AdaptiveTTL, KeyedScope, Alert, Condition, Limit, Webhook)
 MODELS: dict[str, type[BaseModel]] = {each.__name__: each for group in (KINDS.values(), OTHERS) for each in group}
 SHARED = ("title", "type", "pattern", "anyOf", "examples")
 """The keywords that fields of one type share."""
@@ -227,5 +228,7 @@ def _in_all_forms(model: Any, schema: dict[str, Any]) -> dict[str, Any]:
         choices = short.get("anyOf") or [{key: short[key] for key in ("$ref", "type", "enum") if key in short}]
         # A mapping always contains the fields of this policy, not of AdaptiveTTL.
         forms += [each for each in choices if each not in ({"type": "null"}, {"$ref": "#/$defs/AdaptiveTTL"})]
+    if model.kind in LISTS:
+        forms += [{"$ref": schema["properties"][LISTS[model.kind]]["$ref"]}]
     forms += [{"type": "boolean"}, {"type": "null"}]
     return {"title": schema["title"], "description": schema["description"], "anyOf": forms}

@@ -151,11 +151,13 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
     complaints: dict[tuple[str, object], list[Any]] = {}
     for each in found:
         if len(each["loc"]) > 1 and each["loc"][1] in given:
-            element = each["loc"][2] if each["type"] == "element" else None
+            element = each["loc"][2:] if _is_in_list(each) else None
             complaints.setdefault((each["loc"][1], element), []).append(each)
     for (field, _), wrong in complaints.items():
         leaf = given[field]
         about = f"{leaf.section}.{kind}.{field}"
+        if _is_in_list(wrong[0]) and len(wrong[0]["loc"]) > 3:
+            about = ".".join(map(str, (about, *wrong[0]["loc"][2:])))
         statement = profile.statement_of(kind, field)
         place = _place(kind, field, statement.fields[field], wrong)
         report.add(
@@ -166,17 +168,24 @@ def _report_fields(kind: str, found: Sequence[Any], profile: Profile, report: Re
 def _place(kind: str, field: str, written: Marked, wrong: Sequence[Any]) -> Source:
     """Return the place of an error within a value: a key or value of a mapping, or an element of a list."""
     path = wrong[0]["loc"][2:]
+    is_in_list = _is_in_list(wrong[0]) and isinstance(written.value, list)
+    if is_in_list:
+        written, path = written.value[path[0]], path[1:]
     while path and isinstance(written.value, dict) and path[0] in written.value:
         written, path = written.value[path[0]], path[1:]
         if not path and wrong[0]["type"] == "unknown_field":
             return written.place
-    if isinstance(written.value, list) and wrong[0]["type"] == "element":
-        written = written.value[path[0]]
+    if is_in_list:
         return written.source
     if isinstance(written.value, list) and is_list(kind, field):
         wrong_ones = (each.source for each in written.value if not _holds(kind, field, [each.plain()]))
         return next(wrong_ones, written.source)
     return written.source
+
+
+def _is_in_list(wrong: Any) -> bool:
+    """Return whether an error is about an element of a list, or a field of such an element."""
+    return wrong["type"] in ("element", "unknown_field") and len(wrong["loc"]) > 2 and isinstance(wrong["loc"][2], int)
 
 
 def _holds(kind: str, field: str, value: Any) -> bool:

@@ -101,6 +101,10 @@ class RateLimitExecutor(Holder[Budget]):
         backlog = self.ask(lambda home: home.book(now, burst, -1.0)[0])
         return min(1.0, backlog / (burst * interval)), self.next_permit(), self.queued + len(self._waiting)
 
+    def loads(self) -> dict[str, tuple[float, float]]:
+        """Return the first two of these by the names of all limits."""
+        return {self.policy.names[0]: self.load()[:2]}
+
     # Decisions
 
     def patience_of(self, call: Call, now: float) -> float:

@@ -150,6 +150,10 @@ def _of_circuit_breaker(name: str, this: str, breaker: Any) -> list[Rule]:
 
 
 def _of_rate_limit(name: str, this: str, limit: Any) -> list[Rule]:
+    each = zip(limit.names, limit.each, strict=True)
+    limits = f"the limit is {_limit_in_words(limit)}"
+    if limit.limits:
+        limits = f"the limits are {', '.join(f'{own.rate:g} {one} a second' for one, own in each)}"
     return [
         _rule(
             "OperoRateLimitSaturated",
@@ -157,9 +161,7 @@ def _of_rate_limit(name: str, this: str, limit: Any) -> list[Rule]:
             "warning",
             "10m",
             f"The rate limit of {name} is used up",
-            "Calls of {{ $labels.job }} under "
-            + name
-            + f" wait or are rejected: the limit is {_limit_in_words(limit)}.",
+            "Calls of {{ $labels.job }} under " + name + f" wait or are rejected: {limits}.",
         )
     ]
 

@@ -178,7 +178,7 @@ METRICS = (
     Metric(
         "opero_rate_limit_saturation",
         "gauge",
-        OF_FUNCTION,
+        (*OF_FUNCTION, "limit"),
         "1",
         "How much of a rate limit's burst is used up: at 1 the next call waits.",
         "max",
@@ -186,7 +186,7 @@ METRICS = (
     Metric(
         "opero_rate_limit_next_permit_seconds",
         "gauge",
-        OF_FUNCTION,
+        (*OF_FUNCTION, "limit"),
         "s",
         "Seconds until a call would get a permit.",
         "max",

@@ -311,9 +311,10 @@ def _of_throttle(throttle: ThrottleExecutor) -> Found:
 
 def _of_rate_limit(limiter: RateLimitExecutor) -> Found:
     saturation, next_permit, queue = limiter.load()
+    loads = limiter.loads().items() if limiter.policy.limits else [("", (saturation, next_permit))]
     return [
-        ("rate_limit_saturation", (), saturation),
-        ("rate_limit_next_permit_seconds", (), next_permit),
+        *(("rate_limit_saturation", (name,), used) for name, (used, _) in loads),
+        *(("rate_limit_next_permit_seconds", (name,), soon) for name, (_, soon) in loads),
         ("rate_limit_queue", (), queue),
         ("rate_limit_rate", (), limiter.rate()),
         ("rate_limit_paused_seconds", (), limiter.paused_for()),

@@ -164,20 +164,28 @@ def _ignored_failures(breaker: CircuitBreakerPolicy) -> Iterator[Contradiction]:
 
 
 def _insufficient_permits(retry: RetryPolicy, total: float, rate_limit: RateLimitPolicy) -> Iterator[Contradiction]:
-    cost = rate_limit.cost
-    if not isinstance(cost, float):
+    known = [each for each in rate_limit.each if isinstance(each.cost, float) and each.cost_from_result is None]
+    if not known:
         return
     # A call has the whole budget at best, and its first attempt takes a permit as well.
-    possible = math.floor(min((max(rate_limit.burst, cost) + rate_limit.fastest * total) / cost, LONG) + 1e-9) - 1
+    possible, rate = min(
+        (math.floor(min((max(each.burst, each.cost) + each.rate * total) / each.cost, LONG) + 1e-9) - 1, each.rate)
+        for each in known
+    )
     if possible < retry.retries:
         are = "is" if possible == 1 else "are"
         made, number = (f"at most {possible} of them {are}", f"to {possible}") if possible else ("none is", "to 0")
         yield Contradiction(
-            ("retry.retries", "timeout.total", "rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
-            f"{retry.retries} retries take a permit each, and rate_limit ({rate_limit.fastest:g}/s) does not give a "
-            f"call as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
+            ("retry.retries", "timeout.total", *_fields_of(rate_limit)),
+            f"{retry.retries} retries take a permit each, and rate_limit ({rate:g}/s) does not give a call "
+            f"as many before timeout.total ({format_duration(total)}) ends it, so {made} made; lower "
             f"retry.retries {number}, or raise rate_limit or timeout.total",
         )
+
+
+def _fields_of(rate_limit: RateLimitPolicy) -> tuple[str, ...]:
+    """Return the fields that say how many calls a rate limit lets through."""
+    return ("rate_limit.limits",) if rate_limit.limits else ("rate_limit.rate", "rate_limit.burst", "rate_limit.cost")
 
 
 def _unreachable_max_wait(limit: RateLimitPolicy | BulkheadPolicy, total: float) -> Iterator[Contradiction]:
@@ -234,18 +242,18 @@ def _insufficient_slots(breaker: CircuitBreakerPolicy, bulkhead: BulkheadPolicy)
 
 def _insufficient_window(breaker: CircuitBreakerPolicy, rate_limit: RateLimitPolicy) -> Iterator[Contradiction]:
     by_rate = breaker.failure_rate is not None or breaker.slow_call is not None
-    cost = rate_limit.cost
+    known = [each for each in rate_limit.each if isinstance(each.cost, float) and each.cost_from_result is None]
     # Several functions, each with its own budget, may fill a window that they share.
     has_one_budget = _is_narrower(breaker, rate_limit)
-    if not by_rate or not isinstance(breaker.window, float) or not isinstance(cost, float) or not has_one_budget:
+    if not by_rate or not isinstance(breaker.window, float) or not known or not has_one_budget:
         return
-    calls = (max(rate_limit.burst, cost) + rate_limit.fastest * breaker.window) / cost + 1e-9
+    calls = min((max(each.burst, each.cost) + each.rate * breaker.window) / each.cost for each in known) + 1e-9
     if calls < breaker.least_calls:
         begin = "1 call" if calls < 2 else f"{math.floor(calls)} calls"
         yield Contradiction(
             (
                 *("circuit_breaker.window", "circuit_breaker.min_calls"),
-                *("rate_limit.rate", "rate_limit.burst", "rate_limit.cost"),
+                *_fields_of(rate_limit),
             ),
             f"rate_limit allows at most {begin} within circuit_breaker.window ({format_duration(breaker.window)}), "
             f"fewer than min_calls ({breaker.least_calls}), so the rates are never judged; lower min_calls or widen "

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opero.policies.base import StrictModel
-from opero.policies.lists import each_of
 from opero.policies.names import IMPORT_TEXT, NAME, PARAMETER_TEXT, check_call, import_path, resolve
 from opero.policies.quantities import (
     LONGEST,
@@ -22,7 +22,6 @@ from opero.policies.quantities import (
     parse_number,
     quoted,
 )
-from opero.policies.refusals import refusal
 from opero.runtime.functions import short_name
 
 if TYPE_CHECKING:
@@ -184,11 +183,17 @@ if TYPE_CHECKING:
     """The types that code may pass for several limits."""
 
 
-def _limit(value: object) -> Limit:
-    try:
-        return Limit.model_validate(value if isinstance(value, Limit | Mapping) else {"rate": value})
-    except ValidationError as error:
-        raise ValueError("; ".join(each.text for each in refusal(error).problems)) from None
+def _within(index: int, error: Any) -> InitErrorDetails:
+    """Return an error of one limit as one of the list. A missing field is an error there, as nothing is merged in."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if text.startswith("Input should"):
+        text = text.replace("Input", quoted(error["input"]), 1)
+    kind = "unknown_field" if error["type"] == "unknown_field" else "element"
+    return InitErrorDetails(
+        type=PydanticCustomError(kind, "{text}", {**error.get("ctx", {}), "text": text}),
+        loc=(index, *error["loc"]),
+        input=error["input"],
+    )
 
 
 def _limits(values: Any) -> tuple[Limit, ...]:
@@ -198,7 +203,15 @@ def _limits(values: Any) -> tuple[Limit, ...]:
         raise ValueError(
             f"{quoted(values)} is not a list of limits: use a list, such as [500/min, {{rate: …, cost: …}}]"
         )
-    found = each_of(values, _limit)
+    found: list[Limit] = []
+    wrong: list[InitErrorDetails] = []
+    for index, value in enumerate(values):
+        try:
+            found.append(Limit.model_validate(value if isinstance(value, Limit | Mapping) else {"rate": value}))
+        except ValidationError as error:
+            wrong += [_within(index, each) for each in error.errors(include_url=False)]
+    if wrong:
+        raise ValidationError.from_exception_data("limits", wrong)
     names = [each.name for each in found if each.name is not None]
     if twice := [each for each in names if names.count(each) > 1]:
         raise ValueError(f"two limits have the name {twice[0]!r}; give them different ones")

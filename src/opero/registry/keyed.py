@@ -41,12 +41,21 @@ def of_keys(by_key: ByKey, look: Callable[[Any], dict[str, Any]]) -> dict[str, A
 def _rate_limits(found: list[dict[str, Any]], policy: Any) -> dict[str, Any]:
     worst = {name: max((one[name] for one in found), default=0.0) for name in ("saturation", "next_permit")}
     queue = sum(one["queue"] for one in found)
-    return {"rate": policy.rate, "burst": policy.burst, **worst, "queue": queue}
+    worst["paused_for"] = max((one["paused_for"] for one in found), default=0.0)
+    if policy.limits:
+        each = zip(policy.names, policy.limits, strict=True)
+        stated: dict[str, Any] = {"limits": {name: {"rate": one.rate, "burst": one.burst} for name, one in each}}
+    else:
+        rates = [one["rate"] for one in found if one["rate"] is not None]
+        rate = policy.rate if isinstance(policy.rate, float) else min(rates, default=None)
+        stated = {"rate": rate, "burst": policy.burst}
+    return {**stated, **worst, "queue": queue}
 
 
 def _bulkheads(found: list[dict[str, Any]], policy: Any) -> dict[str, Any]:
     in_use = max((one["in_use"] for one in found), default=0)
-    return {"slots": policy.max_concurrent, "in_use": in_use, "queue": sum(one["queue"] for one in found)}
+    slots = min((one["slots"] for one in found), default=policy.first_limit)
+    return {"slots": slots, "in_use": in_use, "queue": sum(one["queue"] for one in found)}
 
 
 def _memories(found: list[dict[str, Any]], policy: Any) -> dict[str, Any]:

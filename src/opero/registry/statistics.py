@@ -194,10 +194,15 @@ def _of_throttle(throttle: ThrottleExecutor) -> dict[str, Any]:
 
 def _of_rate_limit(limiter: RateLimitExecutor) -> dict[str, Any]:
     saturation, next_permit, queue = limiter.load()
-    policy = limiter.policy
-    limit = {"rate": None if policy.rate == SERVICE else limiter.rate(), "burst": policy.burst}
-    now = {"saturation": saturation, "next_permit": next_permit, "queue": queue}
-    return {**limit, **now, "paused_for": limiter.paused_for()}
+    found = {"saturation": saturation, "next_permit": next_permit, "queue": queue, "paused_for": limiter.paused_for()}
+    if not limiter.policy.limits:
+        rate = None if limiter.policy.rate == SERVICE else limiter.rate()
+        return {"rate": rate, "burst": limiter.policy.burst, **found}
+    limits = [
+        {"rate": limit.rate, "burst": limit.burst, "saturation": used, "next_permit": soon}
+        for limit, (used, soon) in zip(limiter.policy.each, limiter.loads().values(), strict=True)
+    ]
+    return {"limits": dict(zip(limiter.policy.names, limits, strict=True)), **found}
 
 
 def _of_bulkhead(bulkhead: BulkheadExecutor) -> dict[str, Any]:
@@ -257,7 +262,7 @@ class ProfileState:
 
     @property
     def rate_limit(self) -> RateLimitExecutor:
-        """The rate limit: `next_permit()`, `load()`.
+        """The rate limit: `next_permit()`, `load()`, and `loads()` of each of its limits.
 
         Raises:
             ConfigError: as for `circuit_breaker`.

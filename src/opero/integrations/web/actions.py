@@ -137,7 +137,7 @@ def _limit(registry: Registry, holds: Holds, order: dict[str, Any], who: str) ->
     seconds = _seconds(order)
     change: dict[str, Any] = {}
     if order.get("rate") is not None:
-        change["rate_limit"] = {"rate": order["rate"], "enabled": True}
+        change["rate_limit"] = {"rate": order["rate"], "enabled": True}  # in place of several limits, if it has them
     if order.get("max_concurrent") is not None:
         change["bulkhead"] = {"max_concurrent": order["max_concurrent"], "enabled": True}
     if not change:
