@@ -22,7 +22,7 @@ from opero import AllFailedError, CallTimeoutError, Policy, Registry
 from opero.runtime import helper_threads
 from opero.runtime.helper_threads import abandoned
 from opero.runtime.hosts import run_blocking
-from opero.testing import VirtualClock
+from opero.testing import VirtualClock, sleepers
 
 EAGER = {"after": 0.2, "budget": 1}
 SLOW, QUICK = 1.0, 0.1
@@ -100,7 +100,10 @@ class Service:
 
 
 @pytest.fixture(params=["sync", "async"])
-def service(request: pytest.FixtureRequest) -> Callable[..., Service]:
+def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
+    monkeypatch.setattr(
+        sleepers, "PATIENCE", 10_000
+    )  # however busy the machine is, an attempt has begun before time moves
     return lambda *steps: Service(request.param, *steps)
 
 
@@ -283,6 +286,39 @@ def test_the_circuit_counts_attempts_that_end_and_not_those_that_are_cancelled(s
     one.begun = 0
     one.timed()
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("steps", [[None, None], ["fails", None], ["fails", "fails"]])
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_round_over_fallback_values_is_one_probe_whichever_attempt_answers(
+    service: Services, steps: list[Any], slow: bool
+) -> None:
+    one = service((QUICK, ConnectionError()))
+    fallback = {"arg": "key", "values": ["a", "b"], "remember": 0}
+    breaker = {"consecutive_failures": 1, "open_for": 1, "half_open_calls": 2}
+    function: Any = one.sync if one.kind == "sync" else one.asynchronous
+
+    def fetch(key: str = "") -> Any:
+        return function()
+
+    async def fetch_async(key: str = "") -> Any:
+        return await function()
+
+    bound = one.bound = Policy(hedge=EAGER, circuit_breaker=breaker, fallback=fallback).apply(
+        fetch if one.kind == "sync" else fetch_async, clock=one.clock
+    )
+    circuit = bound.binding.pipeline.executors["circuit_breaker"]
+    assert isinstance(one.timed()[0], AllFailedError)
+    one.clock.advance(5)
+    seconds = 0.5 if slow else QUICK
+    one.begun, one.steps = 0, tuple((seconds, step and ConnectionError(step)) for step in steps)
+    one.timed()
+    assert circuit.state == ("open" if steps == ["fails", "fails"] else "half_open")
+    if circuit.state == "half_open":
+        one.begun, one.steps = 0, ((QUICK, None),)
+        one.call()
+        assert circuit.state == "closed"
+    assert circuit.home.circuit.probes_begun == 0
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def migrate_limits(old: Pipeline, new: Pipeline) -> None:
         successor, predecessor = _limit(new, kind), _limit(old, kind)
         if successor is not predecessor and by_of(successor) == by_of(predecessor):
             successor.migrate_from(predecessor)
+    if "hedge" in new.executors and "hedge" in old.executors:
+        new.executors["hedge"].migrate_from(old.executors["hedge"])
 
 
 LOOKING_AT_FAILURES = ("retry", "circuit_breaker", "throttle", "fallback", "cache", "hedge")
@@ -330,9 +332,8 @@ def _executors(
     if hedge := policy.active("hedge"):
         from opero.executors.hedge import HedgeExecutor
 
-        replaced = None if before is None else before.executors.get("hedge")
         why_alone = target.traits.why_alone
-        executors["hedge"] = HedgeExecutor(hedge, clock, target.stats, classifier, executors, why_alone, replaced)
+        executors["hedge"] = HedgeExecutor(hedge, clock, target.stats, classifier, executors, why_alone)
     if throttle := policy.active("throttle"):
         from opero.executors.throttle import ThrottleExecutor
 

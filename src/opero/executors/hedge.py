@@ -44,7 +44,6 @@ class HedgeExecutor:
         classifier: says of which kind failures are.
         executors: those of the pipeline.
         why_alone: called with the arguments of a call: returns why no attempt may run beside another; None if one may.
-        before: the executor that this one replaces, whose measurements and budget it continues with.
     """
 
     def __init__(
@@ -55,18 +54,20 @@ class HedgeExecutor:
         classifier: Classifier | None,
         executors: Mapping[str, Any],
         why_alone: Callable[..., str | None] | None = None,
-        before: HedgeExecutor | None = None,
     ) -> None:
         self.policy = policy
         self.clock = clock
         self.classifier = classifier
         self.executors = executors
         self.why_alone = why_alone
-        self.budget: HedgeBudget = HedgeBudget(stats, policy.budget) if before is None else before.budget
-        self.budget.share = policy.budget
-        self.recent: RecentLatency = RecentLatency() if before is None else before.recent
-        if isinstance(policy.after, str):
-            self.recent.watch(policy.after)
+        self.budget = HedgeBudget(stats, policy.budget)
+        self.recent = RecentLatency(policy.after)
+
+    def migrate_from(self, old: HedgeExecutor) -> None:
+        """Continue with the measurements and the budget of the executor that this one replaces."""
+        self.budget, self.recent = old.budget, old.recent
+        self.budget.share = self.policy.budget
+        self.recent.watch(self.policy.after)
 
     # Decisions
 
@@ -213,23 +214,33 @@ class _Race:
                 if not self.begin(runs, attempt):  # too many threads: the attempt runs in this one, alone
                     first = self.attempts[0]
                     return await self.host.attempt(attempt, first, *self.arguments)
-                while broken is None and winner is None and self.is_running():
-                    await runs.wait(self.until_next(delay))
-                    broken = next((each.run.error for each in self.attempts if each.run and each.run.error), None)
-                    winner = next((each for each in self.attempts if each.has_result), None)
-                    self.look()
-                    if winner is None and broken is None and self.is_due(delay):
-                        self.left = self.left - 1 if self.may_begin() and self.begin(runs, attempt) else 0
-        finally:
-            for each in self.attempts:
-                each.is_late = True
-                each.run = each.run if broken is None else None
-        if broken is not None:
-            try:
+                try:
+                    while broken is None and winner is None and self.is_running():
+                        await runs.wait(self.until_next(delay))
+                        broken = next((each.run.error for each in self.attempts if each.run and each.run.error), None)
+                        winner = next((each for each in self.attempts if each.has_result), None)
+                        self.look()
+                        if winner is None and broken is None and self.is_due(delay):
+                            self.left = self.left - 1 if self.may_begin() and self.begin(runs, attempt) else 0
+                finally:
+                    for each in self.attempts:
+                        each.is_late = True
+            if broken is not None:
                 raise broken
-            finally:
-                del broken
+        except BaseException:
+            self.give_up()
+            raise
+        finally:
+            del broken
         return await self.settled(winner)
+
+    def give_up(self) -> None:
+        """Give back what attempts have that will not do so: of a task that was cancelled before its first step."""
+        for each in self.attempts:
+            if each.run is not None and (each.run.ended or not isinstance(self.host, BlockingHost)):
+                each.forgo_round()
+                abandon(each.call, self.hedge.executors)
+            each.run = None  # a traceback refers to the attempt: break the reference cycle
 
     # Decisions
 
@@ -263,7 +274,9 @@ class _Race:
             own.hedge = len(self.attempts) + 1
             own.tried = perf_counter() if call.tried else 0.0
         else:
-            own.tried, own.waited, own.counted, own.unsettled = call.tried, call.waited, call.counted, call.unsettled
+            own.tried, own.waited, own.counted = call.tried, call.waited, call.counted
+            own.probe, own.unsettled = call.probe, call.unsettled
+            call.probe, call.unsettled = -1, None
             own.counted_by, own.counted_before = call.counted_by, call.counted_before
         new = _Attempt(own)
         try:
@@ -296,9 +309,8 @@ class _Race:
                 each.forgo_round()
                 await self.supersede(each)
         call, own = self.call, chosen.call
-        if own.counted is not None:
-            call.counted, call.counted_by, call.counted_before = own.counted, own.counted_by, own.counted_before
-        call.unsettled = own.unsettled
+        call.counted, call.unsettled, call.probe = own.counted, own.unsettled, own.probe
+        call.counted_by, call.counted_before = own.counted_by, own.counted_before
         call.turned_away, call.answers, call.waited = own.turned_away, own.answers, own.waited
         if chosen is not first:
             call.stats.hedge_wins += 1

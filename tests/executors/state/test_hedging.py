@@ -50,8 +50,7 @@ def test_counts_that_are_reset_leave_a_budget() -> None:
 
 
 def test_a_percentile_is_known_from_the_first_thirty_on() -> None:
-    recent = RecentLatency()
-    recent.watch("p95")
+    recent = RecentLatency("p95")
     for _ in range(LEAST - 1):
         recent.add(0.1)
     assert recent.delay is None
@@ -62,8 +61,7 @@ def test_a_percentile_is_known_from_the_first_thirty_on() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_share_of_slow_attempts_as_great_as_what_is_above_the_percentile_is_hedged_nearly_always(seed: int) -> None:
-    random, recent = Random(seed), RecentLatency()
-    recent.watch("p95")
+    random, recent = Random(seed), RecentLatency("p95")
     hedged = 0
     for number in range(5000):
         recent.add(1.0 if random.random() < 0.05 else 0.1)
@@ -72,8 +70,7 @@ def test_a_share_of_slow_attempts_as_great_as_what_is_above_the_percentile_is_he
 
 
 def test_only_the_latest_attempts_count() -> None:
-    recent = RecentLatency()
-    recent.watch("p90")
+    recent = RecentLatency("p90")
     for _ in range(GENERATION):
         recent.add(5.0)
     for _ in range(2 * GENERATION):
@@ -84,7 +81,7 @@ def test_only_the_latest_attempts_count() -> None:
 
 
 def test_nothing_is_measured_where_the_delay_is_fixed() -> None:
-    recent = RecentLatency()
+    recent = RecentLatency(0.2)
     for _ in range(100):
         recent.add(1.0)
     recent.watch("p95")

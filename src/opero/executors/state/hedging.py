@@ -53,19 +53,23 @@ class RecentLatency:
 
     Attributes:
         delay: the percentile that is watched; None while it is not known.
+
+    Args:
+        after: the percentile, such as "p95", or a fixed delay.
     """
 
     __slots__ = ("_before", "_latest", "_share", "delay")
 
-    def __init__(self) -> None:
+    def __init__(self, after: float | str) -> None:
         self._before = Histogram()
         self._latest = Histogram()
         self._share: float | None = None
         self.delay: float | None = None
+        self.watch(after)
 
-    def watch(self, name: str) -> None:
-        """Compute a percentile, such as "p95", from now on."""
-        self._share = float(name[1:]) / 100
+    def watch(self, after: float | str) -> None:
+        """Compute a percentile, such as "p95", from now on. If the delay is fixed, nothing is measured."""
+        self._share = float(after[1:]) / 100 if isinstance(after, str) else None
         self._compute()
 
     def add(self, seconds: float) -> None:
