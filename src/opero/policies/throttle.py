@@ -23,9 +23,9 @@ class ThrottlePolicy(ShadowPolicy):
 
     An attempt is rejected with the probability `(requests - ratio * accepts) / (requests + 1)`, at most 95%. Requests
     are the attempts of the last time, with those that were rejected here; accepts are those that the service answered.
-    So nothing is rejected while it accepts at least one of `ratio` attempts. As calls go on to be tried, it ends by
-    itself soon after the service has recovered. A circuit breaker stops all calls instead, and is for a service that
-    is down; a throttle is for one that has less capacity than it is asked for.
+    So nothing is rejected while it accepts at least one of `ratio` attempts, nor before five attempts. As calls go on
+    to be tried, it ends by itself soon after the service has recovered. A circuit breaker stops all calls instead, and
+    is for a service that is down; a throttle is for one that has less capacity than it is asked for.
 
     Calls of priority "background" are rejected sooner, and "critical" ones later: a quarter and four times of what
     `ratio` is above 1.

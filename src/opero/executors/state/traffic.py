@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 LAST = 30
 """Attempts after which one has lost most of its weight, as it has after the window."""
+LEAST = 5
+"""Attempts below which nothing is rejected: the failures of a few say too little."""
 MOST = 0.95
 """The greatest share that is rejected: the others show when the service has recovered."""
 SHARE_OF_RATIO: dict[Priority | None, float] = {"critical": 4.0, "normal": 1.0, None: 1.0, "background": 0.25}
@@ -51,6 +53,8 @@ def counted(traffic: Traffic, window: float, now: float, *, accepted: bool) -> T
 
 def rejected_share(traffic: Traffic, ratio: float, priority: Priority | None = None) -> float:
     """Return the probability with which an attempt of a priority is to be rejected."""
+    if traffic.requests < LEAST:
+        return 0.0
     ratio = 1 + (ratio - 1) * SHARE_OF_RATIO[priority]
     return min(MOST, max(0.0, (traffic.requests - ratio * traffic.accepts) / (traffic.requests + 1)))
 
