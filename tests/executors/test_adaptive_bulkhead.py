@@ -298,3 +298,30 @@ def test_in_a_forked_child_all_slots_are_free() -> None:
     assert home.take()
     home.after_fork()
     assert home.running() == 0
+
+
+def test_slots_that_worker_processes_have_shared_become_adaptive() -> None:
+    bound: Any = opmap(mode="process", workers=2, bulkhead={"max_concurrent": 2, "max_wait": None}, progress=False)(
+        undecorated
+    )
+    assert bound([1, 2, 3]) == [2, 3, 4]
+    bulkhead = bound.binding.pipeline.executors["bulkhead"]
+    assert bulkhead.home.is_shared
+    assert bulkhead.take()
+    bound.binding.swap(Policy.from_options(bulkhead=ADAPTIVE, mode="thread", progress=False))
+    assert bulkhead_of(bound).load() == (1, 4, 0)
+    bulkhead.leave()
+    assert bulkhead_of(bound).load() == (0, 4, 0)
+    assert bound(range(30)) == list(range(1, 31))
+
+
+def test_it_may_become_a_limit_that_processes_share_and_back() -> None:
+    bound: Any = Policy(bulkhead=ADAPTIVE).apply(undecorated)
+    bound(1)
+    assert bulkhead_of(bound).take()
+    bound.binding.swap(Policy(bulkhead={"max_concurrent": 3, "share": "machine", "share_as": "adaptive-test"}))
+    assert bulkhead_of(bound).load() == (1, 3, 0)
+    bound.binding.swap(Policy(bulkhead=ADAPTIVE))
+    assert bulkhead_of(bound).load() == (1, 4, 0)
+    bulkhead_of(bound).leave()
+    assert bulkhead_of(bound).load() == (0, 4, 0)

@@ -240,6 +240,15 @@ def test_functions_of_a_profile_share_it_unless_it_says_otherwise() -> None:
         assert (second_of is first_of) is shares
 
 
+def test_tests_may_begin_anew(script: Any) -> None:
+    from opero.testing import fresh_state
+
+    bound = Policy(throttle=2).apply(script(ConnectionError("down")))
+    rejected(bound)
+    fresh_state()
+    assert throttle_of(bound).load() == (0, 0, 0)
+
+
 def test_its_state_is_seen(bind: Any) -> None:
     def fails() -> None:
         raise ConnectionError

@@ -38,6 +38,9 @@ class AdaptiveBulkheadExecutor(BulkheadExecutor):
 
     def migrate_from(self, old: Holder[Any]) -> None:
         super().migrate_from(old)
+        if not isinstance(self.home, AdaptiveSlots):  # a file, for the worker processes of maps under the old policy
+            self.own = AdaptiveSlots(self.policy)
+            self.move_to(self.own)
         self._told = self.home.state.found, self.clock.monotonic()
 
     # Around the function

@@ -108,6 +108,14 @@ OF_KINDS: dict[str, tuple[Panel, ...]] = {
             "cps",
         ),
     ),
+    "throttle": (
+        Panel(
+            "Throttles",
+            {f"max by (policy, function) (opero_throttle_rejecting{{{THESE}}})": FUNCTION},
+            "percentunit",
+            "The share of attempts that is rejected, as the service accepts too few.",
+        ),
+    ),
     "rate_limit": (
         Panel(
             "Rate limit, used",

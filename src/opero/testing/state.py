@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def fresh_state() -> None:
-    """Begin anew: every breaker, limiter, bulkhead, memory cache, memory of fallback values, and all counts.
+    """Begin anew: every breaker, throttle, limiter, bulkhead, memory cache, memory of fallback values, and all counts.
 
     What is kept outside of this process (caches on disk and in Redis, files of limits) is not touched. Calls under way
     finish with the state that they began with.
