@@ -142,7 +142,7 @@ def test_logs_and_counts() -> None:
 def test_model_api() -> None:
     answered, spent, failures, counted, health = run("model_api")
     assert answered == '24 of 24 questions answered: "8,611 metres"'
-    assert re.fullmatch(r"at least 1310 tokens in [\d.]+ s, within the quota: True", spent)
+    assert re.fullmatch(r"288 of 1310 estimated tokens in [\d.]+ s, within the quota: True", spent)
     assert failures == "kinds of failures ['denied', 'transient'], 0 calls failed"
     assert counted == 'opero_calls_total{policy="model",function="__main__:ask",outcome="succeeded"} 24'
     assert health == "health 200"
