@@ -135,6 +135,17 @@ def test_a_slow_attempt_is_hedged_and_the_first_result_counts(service: Services)
     assert one.counts == (2, 3, 1, 1)
 
 
+def test_a_hedge_is_an_event(service: Services, heard: list[Any]) -> None:
+    hooked: list[Any] = []
+    one = service((QUICK, None), (SLOW, None), (QUICK, None))
+    one.bind(hedge=EAGER, hooks={"on_hedge": hooked.append})
+    one.call()
+    one.call()
+    (event,) = [each for each in heard if each.name == "hedge_started"]
+    assert (event.attempt, event.delay) == (2, 0.2)
+    assert hooked == [event]
+
+
 def test_the_first_attempt_may_still_be_the_first_to_answer(service: Services) -> None:
     one = service((QUICK, None), (0.5, None), (SLOW, None))
     one.bind(hedge=EAGER)
