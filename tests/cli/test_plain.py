@@ -49,6 +49,14 @@ def test_every_policy_is_put_into_words(policy: Policy) -> None:
         ({"timeout": {"total": 9, "enforce": "wait"}}, "time of a call", "No attempt begins later than 9 s"),
         ({"timeout": {"attempt": 9}}, "an attempt", "ended after 9 s"),
         ({"retry": {"retries": 0}}, "retries", "A failed attempt is not retried."),
+        ({"hedge": True}, "hedges", "takes longer than 95% of the latest ones, another one begins beside it"),
+        (
+            {"hedge": {"after": "200ms", "max": 2}},
+            "hedges",
+            "longer than 0.2 s, up to 2 others begin one after",
+        ),
+        ({"hedge": "1s"}, "hedges", "That adds at most 5% to the attempts."),
+        ({"hedge": "1s", "retry": 3}, "at worst", "A call makes at most 8 attempts."),
         (
             {"retry": {"retries": 1}},
             "retries",

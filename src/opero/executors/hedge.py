@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from opero.runtime.hosts import Host
     from opero.runtime.side_by_side import Run, Runs
 
+ROUNDING = 1e-6
+"""Seconds by which a moment may seem not to have come as numbers are rounded."""
 Args = tuple[Any, ...]
 Kwargs = Mapping[str, Any]
 
@@ -260,7 +262,7 @@ class _Race:
         if not self.left or not self.is_running():
             return False
         reached = self.attempts[-1].call.reached
-        return reached > 0 and self.hedge.clock.monotonic() >= reached + delay
+        return reached > 0 and self.hedge.clock.monotonic() >= reached + delay - ROUNDING
 
     def may_begin(self) -> bool:
         """As `HedgeExecutor.may_begin`."""

@@ -150,7 +150,7 @@ class Tasks:
 
     def begin(self, function: Callable[..., Any], *args: Any) -> Run:
         run = Run()
-        run.task = asyncio.get_running_loop().create_task(self._run(function, args))
+        run.task = asyncio.get_running_loop().create_task(_run(self._host, function, args))
         self._runs.append(run)
         return run
 
@@ -158,9 +158,6 @@ class Tasks:
         running = [run.task for run in self._runs if not run.ended]
         await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self._note()
-
-    async def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Outcome, Context]:
-        return await self._host.attempt(function, *args), copy_context()
 
     def _note(self) -> None:
         for run in self._runs:
@@ -173,6 +170,13 @@ class Tasks:
                 run.error = error
             else:
                 run.outcome, run.context = run.task.result()
+
+
+# The frames of these refer to nothing that has the outcome, whose exception may refer to them by its traceback.
+
+
+async def _run(host: Host, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Outcome, Context]:
+    return await host.attempt(function, *args), copy_context()
 
 
 class TrioTasks:
@@ -214,3 +218,4 @@ class TrioTasks:
         finally:
             run.ended, run.context = True, copy_context()
             self._woken.set()
+            del self, run
