@@ -7,7 +7,7 @@ import contextlib
 import enum
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -649,3 +649,53 @@ def test_a_circuit_whose_time_is_over_is_no_trouble_until_its_next_call() -> Non
     with pytest.raises(DownError):
         bound("a", fails=True)
     assert breaker.state == "open"
+
+
+class ThrottledError(Exception):
+    status_code = 429
+
+    class response:  # noqa: N801  # as clients name it
+        status_code = 429
+        headers: ClassVar = {"retry-after": "60"}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_pause_that_a_service_asks_for_lasts_however_many_other_values_are_used() -> None:
+    clock = VirtualClock()
+
+    def fetch(tenant: object, fails: bool = False) -> object:
+        if fails:
+            raise ThrottledError
+        return tenant
+
+    bound = keyed(rate_limit={"rate": 10, "max_wait": 0, "scope": BY}).apply(fetch, clock=clock)
+    with pytest.raises(ThrottledError):
+        bound("a", fails=True)
+    for number in range(20):
+        bound(number)
+    with pytest.raises(RateLimitExceededError, match="asked for a pause, which lasts 60s more"):
+        bound("a")
+    clock.sleep(61)
+    assert bound("a") == "a"
+
+
+@pytest.mark.usefixtures("few")
+def test_what_has_been_found_of_a_service_is_kept_for_each_value() -> None:
+    clock = VirtualClock()
+    policies = {
+        "rate_limit": {"rate": "adaptive", "scope": BY},
+        "bulkhead": {"max_concurrent": "adaptive", "scope": BY},
+    }
+    bound = keyed(**policies).apply(ask, clock=clock)
+    for _ in range(30):
+        bound("a")
+        clock.sleep(1)
+    limits, slots = state_of(bound, "rate_limit"), state_of(bound, "bulkhead")
+    with limits.using("a") as limit, slots.using("a") as bulkhead:
+        rate, found = limit.own.flow.found.rate, bulkhead.own.state
+    assert rate > 2.5
+    for number in range(20):
+        bound(number)
+    assert "a" not in limits.live
+    with limits.using("a") as limit, slots.using("a") as bulkhead:
+        assert (limit.own.flow.found.rate, bulkhead.own.state) == (rate, found)

@@ -178,7 +178,10 @@ class ByKey(Emitter):
         executor.origin, executor._hooks = self._origin, self._hooks
         if self._forced:
             executor.own.change(enter, self._forced, self.clock.monotonic())
-        return sharing(executor, self._shared_name, key)
+        shared = sharing(executor, self._shared_name, key)
+        if self._forced and shared.home is not shared.own:  # where others have a circuit of that key already
+            shared.run_later(shared.change, enter, self._forced, self.clock.monotonic())
+        return shared
 
     def _make_room(self, keep: Entry) -> None:
         most = self.scope.max_keys

@@ -6,6 +6,8 @@ import marshal
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from opero.executors.state.adaptive_limit import new_limit
+from opero.executors.state.adaptive_slots import AdaptiveSlots
 from opero.executors.state.circuit import Circuit
 from opero.executors.state.circuit_home import LocalCircuit
 from opero.executors.state.slots import LocalSlots
@@ -25,8 +27,10 @@ def parked(home: Home, now: float) -> Any:
         home: where the state is. One that is not only of this process keeps it itself.
         now: the clock's reading.
     """
-    if home.stated or isinstance(home, LocalSlots):
+    if home.stated:
         return None
+    if isinstance(home, LocalSlots):
+        return home.values() if isinstance(home, AdaptiveSlots) and _has_learned(home) else None
     if isinstance(home, LocalCircuit):
         circuit = home.circuit
         is_new = circuit.state == "closed" and not circuit.consecutive and not circuit.window.counts(now).calls
@@ -35,8 +39,17 @@ def parked(home: Home, now: float) -> Any:
         memory = home.memory
         return memory if memory.aside or memory.worked or memory.preferred else None
     values = home.values()  # of a budget, or of several
-    moments = [account.due for account, _ in values.values()] if isinstance(values, dict) else [values[0]]
-    return None if max(moments) <= now else values  # else all of their permits are there again
+    if isinstance(values, dict):
+        is_new = max(account.due for account, _ in values.values()) <= now  # all of their permits are there again
+    else:
+        due, _, pace, found = values
+        is_new = due <= now and pace.ends <= now and found is None
+    return None if is_new else values
+
+
+def _has_learned(slots: AdaptiveSlots) -> bool:
+    policy = slots.policy
+    return slots.state != new_limit(policy.min_limit, policy.max_limit, policy.first_limit)
 
 
 def resume(home: Home, state: Any) -> None:
