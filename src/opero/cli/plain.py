@@ -232,8 +232,10 @@ def _whose(policy: Any) -> str:
 
 def _rate_limit(policy: Any) -> Iterator[str]:
     if isinstance(policy.rate, str):
-        yield from _found_rate(policy)
+        yield _found_rate(policy)
         yield _waits(policy, "permit")
+        if policy.feedback:
+            yield _heeds(policy)
         return
     rate = f"{policy.rate:g} attempts a second" if policy.rate >= 1 else f"an attempt every {seconds(1 / policy.rate)}"
     cost = policy.cost
@@ -243,19 +245,16 @@ def _rate_limit(policy: Any) -> Iterator[str]:
         if isinstance(cost, float):
             rate = f"{policy.rate:g} permits a second, of which an attempt takes {says}"
     yield f"There is room for {rate}{f', and for {policy.burst:,} at once after a pause' if policy.burst > 1 else ''}."
-    if policy.feedback:
-        yield _heeds(policy)
     yield _waits(policy, "permit")
-
-
-def _found_rate(policy: Any) -> Iterator[str]:
-    if policy.is_adaptive:
-        most = f", but at most {policy.fastest:g} attempts a second" if policy.fastest < UNLIMITED else ""
-        yield f"There is room for as many attempts a second as the service accepts, which is found out{most}."
-    else:
-        yield "There is room for as many attempts as the service says."
     if policy.feedback:
         yield _heeds(policy)
+
+
+def _found_rate(policy: Any) -> str:
+    if not policy.is_adaptive:
+        return "There is room for as many attempts as the service says."
+    most = f", but at most {policy.fastest:g} attempts a second" if policy.fastest < UNLIMITED else ""
+    return f"There is room for as many attempts a second as the service accepts, which is found out{most}."
 
 
 def _heeds(policy: Any) -> str:
