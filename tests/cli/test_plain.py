@@ -78,6 +78,10 @@ def test_every_policy_is_put_into_words(policy: Policy) -> None:
         ),
         ({"rate_limit": {"rate": 5, "cost": "tokens"}}, "rate", "as many as the argument tokens says"),
         ({"retry": {"budget": "20%"}}, "retries", "No more than 20% are added to the calls of the profile by retries."),
+        ({"rate_limit": "adaptive"}, "rate", "as many attempts a second as the service accepts, which is found out."),
+        ({"rate_limit": "adaptive up to 5/s"}, "rate", "found out, but at most 5 attempts a second."),
+        ({"rate_limit": "service"}, "rate", "as many attempts as the service says."),
+        ({"rate_limit": {"rate": 5, "max_pause": 60}}, "rate", "all attempts do, for at most 60 s."),
         ({"rate_limit": {"rate": 5, "share": "machine"}}, "rate", "the profile in all processes of this machine share"),
         ({"bulkhead": 1}, "at once", "At most 1 attempt runs at once."),
         (

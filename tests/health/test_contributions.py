@@ -94,6 +94,25 @@ def test_a_limit_is_degraded_while_it_rejects_calls_and_is_not_used_up_by_lookin
     assert hasty() == "up"
 
 
+def test_a_limit_is_degraded_while_the_service_wants_no_calls() -> None:
+    class ThrottledError(Exception):
+        status_code, retry_after = 429, 30
+
+    def ask() -> None:
+        raise ThrottledError
+
+    clock = VirtualClock()
+    registry = Registry({"api": Policy(rate_limit={"rate": "10/s", "max_wait": "1s"})})
+    function = registry.bind(ask, "api", clock=clock)
+    with pytest.raises(ThrottledError):
+        function()
+    found = HealthMonitor(registry, clock=clock).run_health_check_sync("api.rate_limit")
+    assert found.status == "degraded"
+    assert found.last_error == (
+        "calls are rejected: the service has asked for a pause, which lasts 30s more, and max_wait is 1s"
+    )
+
+
 def test_a_full_bulkhead_is_degraded() -> None:
     registry = Registry({"api": Policy(bulkhead=1)})
     entered, leave = threading.Event(), threading.Event()

@@ -51,6 +51,15 @@ def failing(*errors: Exception | None) -> Callable[..., Any]:
 NAME = f"{__name__}:function"
 
 
+class ThrottledError(Exception):
+    retry_after = 30
+    status_code = 429
+
+
+def throttled() -> None:
+    raise ThrottledError
+
+
 class TestCounts:
     def test_calls_attempts_and_failures_are_those_of_the_statistics(self, scraped: Export) -> None:
         registry = registry_of(retry={"retries": 2, "min_delay": 0})
@@ -239,6 +248,19 @@ class TestStates:
         assert found["opero_rate_limit_saturation"]["", "api"] == pytest.approx(1.0, abs=0.01)
         assert found["opero_rate_limit_next_permit_seconds"]["", "api"] == pytest.approx(0.1, abs=0.01)
         assert found["opero_rate_limit_queue"]["", "api"] == 0
+
+    def test_a_rate_limit_is_paused(self, scraped: Export) -> None:
+        clock = VirtualClock()
+        registry = registry_of(rate_limit="10/s")
+        bound = registry.bind(throttled, "api", clock=clock)
+        scrape = scraped(registry)
+        with pytest.raises(ThrottledError):
+            bound()
+        found = scrape()
+        assert found["opero_rate_limit_rate"]["", "api"] == 10
+        assert found["opero_rate_limit_paused_seconds"]["", "api"] == pytest.approx(30)
+        clock.advance(31)
+        assert scrape()["opero_rate_limit_paused_seconds"]["", "api"] == 0
 
     def test_a_bulkhead_is_in_use(self, scraped: Export) -> None:
         registry = registry_of(bulkhead={"max_concurrent": 2, "max_wait": "5s"})

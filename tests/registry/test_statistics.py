@@ -86,6 +86,25 @@ def test_the_state_of_limits_is_shown() -> None:
     assert state["cache"] == {"hits": 1, "misses": 3, "hit_ratio": 0.25, "size": 1}
 
 
+@pytest.mark.parametrize(("rate", "shown"), [("5/s", 5), ("adaptive", 2), ("service", None)])
+def test_a_pause_and_the_rate_in_force_are_shown(rate: str, shown: float | None) -> None:
+    class ThrottledError(Exception):
+        status_code, retry_after = 429, 30
+
+    def ask() -> None:
+        raise ThrottledError
+
+    with virtual_clock() as clock:
+        registry = Registry({"api": Policy(rate_limit={"rate": rate})})
+        function = registry.bind(ask, "api")
+        assert registry.state("api").rate_limit.paused_for() == 0
+        assert registry.stats()["profiles"]["api"]["state"]["rate_limit"]["rate"] == shown
+        with pytest.raises(ThrottledError):
+            function()
+        clock.advance(10)
+        assert registry.stats()["profiles"]["api"]["state"]["rate_limit"]["paused_for"] == pytest.approx(20)
+
+
 def test_values_that_are_set_aside_are_shown_by_hash() -> None:
     registry = Registry({"api": Policy(fallback={"arg": "key"})})
 

@@ -245,8 +245,10 @@ def _whose(policy: Any) -> str:
 
 def _rate_limit(policy: Any) -> Iterator[str]:
     if isinstance(policy.rate, str):
-        yield from _found_rate(policy)
+        yield _found_rate(policy)
         yield _waits(policy, "permit")
+        if policy.feedback:
+            yield _heeds(policy)
         return
     if policy.limits:
         each = zip(policy.names, policy.limits, strict=True)
@@ -256,9 +258,9 @@ def _rate_limit(policy: Any) -> Iterator[str]:
     else:
         yield _room(policy)
     yield from _settling(policy)
+    yield _waits(policy, "permit" if not policy.limits else "permits")
     if policy.feedback:
         yield _heeds(policy)
-    yield _waits(policy, "permit" if not policy.limits else "permits")
 
 
 def _settling(policy: Any) -> Iterator[str]:
@@ -296,14 +298,11 @@ def _priority(policy: Any) -> Iterator[str]:
     yield "it says which go first in the queue of a bulkhead, and which a throttle rejects first."
 
 
-def _found_rate(policy: Any) -> Iterator[str]:
-    if policy.is_adaptive:
-        most = f", but at most {policy.fastest:g} attempts a second" if policy.fastest < UNLIMITED else ""
-        yield f"There is room for as many attempts a second as the service accepts, which is found out{most}."
-    else:
-        yield "There is room for as many attempts as the service says."
-    if policy.feedback:
-        yield _heeds(policy)
+def _found_rate(policy: Any) -> str:
+    if not policy.is_adaptive:
+        return "There is room for as many attempts as the service says."
+    most = f", but at most {policy.fastest:g} attempts a second" if policy.fastest < UNLIMITED else ""
+    return f"There is room for as many attempts a second as the service accepts, which is found out{most}."
 
 
 def _heeds(policy: Any) -> str:

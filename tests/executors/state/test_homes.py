@@ -15,6 +15,7 @@ import pytest
 
 from executors.state.dict_homes import Server, home_on
 from opero import BulkheadFullError, CircuitOpenError, Policy, RateLimitExceededError, RateLimitPolicy
+from opero.executors.feedback import pause
 from opero.executors.state.circuit import enter
 from opero.executors.state.redis_budget import RedisBudget
 from opero.executors.state.redis_store import store_of
@@ -217,6 +218,30 @@ def test_permits_of_all_holders_come_from_one_budget(homes: Homes) -> None:
         with pytest.raises(RateLimitExceededError) as caught:
             bound()
         assert caught.value.retry_in == pytest.approx(100, abs=5)
+
+
+def refused_for(bound: Any) -> float:
+    with pytest.raises(RateLimitExceededError, match="the service has asked for a pause") as caught:
+        bound()
+    assert caught.value.retry_in is not None
+    return caught.value.retry_in
+
+
+def test_a_pause_holds_for_all_holders_through_new_policies_and_moves(homes: Homes) -> None:
+    limit = {"rate": 10, "burst": 3, "max_wait": 0}
+    one, other = homes.bind(rate_limit=limit), homes.bind(rate_limit=limit)
+    one(), other()
+    pause(executor_of(one, "rate_limit"), 100, "HTTP 429")
+    pause(executor_of(other, "rate_limit"), 50, "HTTP 429")
+    for bound in (one, other):
+        assert refused_for(bound) == pytest.approx(100, abs=5)
+    one.binding.swap(Policy.model_validate({"rate_limit": {**limit, "rate": 20, "burst": 1}}))
+    for bound in (one, other):
+        assert refused_for(bound) == pytest.approx(100, abs=5)
+    executor = executor_of(one, "rate_limit")
+    if executor.home is not executor.own:
+        executor.move_to(executor.own)
+    assert refused_for(one) == pytest.approx(100, abs=5)
 
 
 def test_a_new_policy_keeps_the_next_permit_and_applies_to_all_holders(homes: Homes) -> None:
