@@ -2,7 +2,8 @@
 
 `home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
 `values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
-kind in this process; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
+kind in this process; `budgets` has those of several limits together, and `shared_budgets` and `redis_budgets` their
+other homes; `shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked
 file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where their policy
 says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget` on `redis_store`, and
 `measured_share` while that cannot be used). `allowance` has all of that for retry budgets.
@@ -26,7 +27,11 @@ another owner it starts anew.
     rate_limit             any change keeps the moment of the next permit, and permits that are reserved
       rate                 from that moment on; as many permits stay saved up
       burst                permits saved up stay, as many as the new burst holds; more are saved at the rate
+      limits               each limit keeps its budget, by its name; a new one begins with a full budget; a single
+                             rate continues as the first limit with the same kind of cost
       cost, max_wait       from now on
+      cost_from_result,
+      refund_on
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
       max_wait             from now on: waiting calls keep the wait they began with
