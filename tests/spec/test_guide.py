@@ -97,7 +97,7 @@ def test_the_table_of_events_has_each_with_its_fields_in_their_order() -> None:
 
 def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
     texts = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
-    assert len(texts) == 10
+    assert len(texts) == 11
     assert yaml.safe_load(texts[0])["policies"]["orders"].keys() == {"failures"}  # it names functions of an application
     policies: list[Any] = []
     (tmp_path / "base.yaml").write_text(texts.pop(), encoding="utf-8")
