@@ -240,12 +240,12 @@ class TestStates:
         for _ in range(5):
             bound()
         found = scrape()
-        assert found["opero_rate_limit_saturation"]["", "api"] == pytest.approx(0.5, abs=0.01)
-        assert found["opero_rate_limit_next_permit_seconds"]["", "api"] == 0
+        assert found["opero_rate_limit_saturation"]["", "", "api"] == pytest.approx(0.5, abs=0.01)
+        assert found["opero_rate_limit_next_permit_seconds"]["", "", "api"] == 0
         for _ in range(5):
             bound()
         found = scrape()
-        assert found["opero_rate_limit_saturation"]["", "api"] == pytest.approx(1.0, abs=0.01)
+        assert found["opero_rate_limit_saturation"]["", "", "api"] == pytest.approx(1.0, abs=0.01)
         assert found["opero_rate_limit_next_permit_seconds"]["", "api"] == pytest.approx(0.1, abs=0.01)
         assert found["opero_rate_limit_queue"]["", "api"] == 0
 
@@ -261,6 +261,16 @@ class TestStates:
         assert found["opero_rate_limit_paused_seconds"]["", "api"] == pytest.approx(30)
         clock.advance(31)
         assert scrape()["opero_rate_limit_paused_seconds"]["", "api"] == 0
+
+    def test_each_of_several_limits_has_a_series(self, scraped: Export) -> None:
+        limits = [{"rate": "10/s", "burst": 10}, {"rate": "10/s", "burst": 100, "name": "tokens", "cost": 80}]
+        registry = registry_of(rate_limit=limits)
+        bound = registry.bind(failing(), "api", clock=VirtualClock())
+        scrape = scraped(registry)
+        bound()
+        used = scrape()["opero_rate_limit_saturation"]
+        assert used["", "requests", "api"] == pytest.approx(0.1, abs=0.01)
+        assert used["", "tokens", "api"] == pytest.approx(0.8, abs=0.01)
 
     def test_a_bulkhead_is_in_use(self, scraped: Export) -> None:
         registry = registry_of(bulkhead={"max_concurrent": 2, "max_wait": "5s"})

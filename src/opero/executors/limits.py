@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import RateLimitExceededError
 from opero.events import Waited
 from opero.executors.rate_limit import RateLimitExecutor
+from opero.executors.settling import current
 from opero.executors.state.budgets import (
     ALL_PART,
     NO_PART,
@@ -132,11 +133,15 @@ class LimitsExecutor(RateLimitExecutor):
         def of(home: Any) -> Booking:
             now = self.clock.monotonic()
             if isinstance(home, Budgets):
-                return home.book_all(now, _in_order(costs, self.names, home.names), patience, call)
+                found = home.book_all(now, _in_order(costs, self.names, home.names), patience, call)
+                if home.names == self.names:
+                    return found
+                name = home.names[found.slowest]
+                return found._replace(slowest=self.names.index(name) if name in self.names else 0)
             terms = terms_of(self.policy)  # a policy with one limit is in force
             mine = self.names.index(alike(getattr(home, "terms", terms[self.names[0]]), terms))
             wait = home.book(now, costs[mine], patience)[0]
-            return Booking(wait, mine, (NO_PART,) * (wait <= patience))
+            return Booking(wait, mine, (NO_PART,) * (wait <= patience))  # without names: it cannot be corrected
 
         booking = self.ask(of)
         if booking.parts:
@@ -145,17 +150,21 @@ class LimitsExecutor(RateLimitExecutor):
 
     def cancel(self, booking: Booking) -> None:
         """Give back permits that have not been used."""
-        if booking.parts:
+        if booking.names:
             self.ask(lambda home: home.cancel(booking) if isinstance(home, Budgets) else None)
             self._wake_first()
 
     def correct(self, booking: Booking, changes: Costs, *, is_async: bool) -> None:
         """Take what a call has used more than reserved, or give back what it has not used."""
-        if booking.parts:
+        if booking.names:
             (self.run_later if is_async else _now)(self._correct, booking, changes)
 
     def _correct(self, booking: Booking, changes: Costs) -> None:
-        self.ask(lambda home: home.settle(booking, changes) if isinstance(home, Budgets) else None)
+        def of(home: Any) -> None:
+            if isinstance(home, Budgets):
+                home.settle(booking, _in_order(changes, self.names, home.names))
+
+        self.ask(of)
         if min(changes) < 0:
             self._wake_first()
 
@@ -169,6 +178,16 @@ class LimitsExecutor(RateLimitExecutor):
         booking, call.permits = call.permits, None
         if booking is not None:
             (_now if waits else self.run_later)(self.cancel, booking)
+
+    def settle(self, actual: float | Mapping[str, float]) -> bool:
+        usage = current.get()
+        while usage is not None:
+            limiter = usage.limiter
+            if isinstance(limiter, LimitsExecutor) and limiter.home.successor is self.home.successor:
+                usage.settle(actual)
+                return True
+            usage = usage.outer
+        return False
 
     def too_late(self, call: Call, wait: float, slowest: int, now: float) -> Exception:
         """The error for a call whose permits are too far away."""
@@ -354,12 +373,17 @@ class LimitsExecutor(RateLimitExecutor):
 
     def _book_again(self, call: Call, booking: Booking) -> Booking:
         def of(home: Any) -> Booking:
-            if not isinstance(home, Budgets) or home.names != booking.names:
+            if not isinstance(home, Budgets) or not booking.names or home.names != booking.names:
                 return booking
             return home.book_again(self.clock.monotonic(), booking, call)
 
         call.permits = found = self.ask(of)
         return found
+
+
+def executor_of(policy: RateLimitPolicy) -> type[RateLimitExecutor]:
+    """Return the class of the executor that a policy takes."""
+    return LimitsExecutor if policy.limits or policy.is_estimated else RateLimitExecutor
 
 
 def _now(operation: Callable[..., object], *args: Any) -> None:

@@ -105,6 +105,11 @@ class RateLimitExecutor(Holder[Budget]):
         """Return the first two of these by the names of all limits."""
         return {self.policy.names[0]: self.load()[:2]}
 
+    def settle(self, actual: float | Mapping[str, float]) -> bool:
+        """Say what the call under way has really cost of this limit, as `opero.settle` does for the innermost call;
+        return whether it has an estimated cost here."""
+        return False
+
     # Decisions
 
     def patience_of(self, call: Call, now: float) -> float:

@@ -10,7 +10,7 @@ highest:
 | `30m` (short form) | `{ttl: 30m}` | as above |
 | `true`, `false` | `{enabled: true}`, `{enabled: false}` | as above: the policy keeps its values |
 | `null`, `None` | no policy | all of them are discarded |
-| a list, for a rate limit | `{limits: …}` | as above; `rate` and `limits` each discard the other |
+| a list, for a rate limit | `{limits: …}` | as above; it replaces the fields of one limit, and `rate` it |
 | a policy object, `CachePolicy(ttl=5)` | its fields, and the defaults for all others | all of them are discarded |
 
 Where nothing but "switched off" remains, there are no values to keep and the policy is absent. So `false` is valid for

@@ -90,7 +90,10 @@ class RateLimitPolicy(StoredLimitPolicy):
     short: ClassVar[str | None] = "rate"
     kind: ClassVar[str] = "rate_limit"
 
-    exclusive: ClassVar[Mapping[str, tuple[str, ...]]] = {"rate": ("limits",), "limits": ("rate",)}
+    exclusive: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rate": ("limits",),
+        "limits": ("rate", "burst", "cost", "cost_from_result", "reserve"),
+    }
 
     rate: Rate = UNSET  # type: ignore[assignment]  # for a limit that has several, `each` has all
     limits: Limits = ()

@@ -262,14 +262,14 @@ class ProfileState:
 
     @property
     def rate_limit(self) -> RateLimitExecutor:
-        """The rate limit: `next_permit()`, `load()`, and `loads()` of each of its limits.
+        """The rate limit: `next_permit()`, `load()`, `loads()` of each of its limits, and in a call `settle(actual)`.
 
         Raises:
             ConfigError: as for `circuit_breaker`.
         """
-        from opero.executors.rate_limit import RateLimitExecutor
+        from opero.executors.limits import executor_of
 
-        found: RateLimitExecutor = self._shared("rate_limit", RateLimitExecutor)
+        found: RateLimitExecutor = self._shared("rate_limit", lambda *args: executor_of(args[0])(*args))
         return found
 
     @property

@@ -186,7 +186,7 @@ def test_another_policy_keeps_the_budgets_of_limits_with_the_same_name(kind: typ
     booking = budgets.book_all(time.now, (1.0, 100.0), FOREVER)
     budgets.apply(RateLimitPolicy(limits=[{"rate": 10, "cost": "n"}, {"rate": 1, "name": "other"}, {"rate": 2}]))
     assert budgets.waits(time.now, (1.0, 1.0, 1.0)) == (10.0, 0.0, 0.5)
-    budgets.settle(booking, (0.0, -50.0))
+    budgets.settle(booking, (-50.0, 0.0, 0.0))  # in the order of the policy in force
     assert budgets.waits(time.now, (1.0, 1.0, 1.0)) == (5.0, 0.0, 0.5)
 
 

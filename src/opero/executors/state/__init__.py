@@ -2,11 +2,13 @@
 
 `home` is the interface of everything that keeps a state, and how a state moves. `budget`, `circuit`, `slots` and
 `values` each have the decisions of one kind of state, as functions of values, policy and moment, and the home of that
-kind in this process; `pace` and `adaptive` have those of pauses, and of rates that are found (`adaptive_budget`);
-`shared_budget`, `shared_circuit`, `shared_slots` and `shared_values` have its home in a locked file. `sharing` moves
-states to files for worker processes. `stated` has executors keep their state where their policy says: in a file for all
-processes of the machine (`machine_home`), or in redis (`redis_budget` on `redis_store`, and `measured_share` while that
-cannot be used). `allowance` has all of that for retry budgets.
+kind in this process. `budgets` has those of several limits together, `pace` and `adaptive` those of pauses and of rates
+that are found (`adaptive_budget`); `adaptive_limit` finds the limit of `adaptive_slots`, and `traffic` is what a
+throttle counts. `shared_budget`, `shared_budgets`, `shared_circuit`, `shared_slots` and `shared_values` have its home in
+a locked file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where their
+policy says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget`, `redis_budgets`,
+`redis_circuit` and `redis_slots` on `redis_store`; `measured_share` while that cannot be used). `parked` keeps states of
+keys that are idle. `allowance` has all of that for retry budgets. `hedging` is what a function keeps for its hedges.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
@@ -28,8 +30,14 @@ another owner it starts anew.
       rate                 from that moment on; as many permits stay saved up; a rate that is found stays as long as it
                            is to be found, and is at most what the new policy allows
       burst                permits saved up stay, as many as the new burst holds; more are saved at the rate
+      limits               each limit keeps its budget, by its name; a new one begins with a full budget; a single
+                           rate continues as the first limit with the same kind of cost
       cost, max_wait,      from now on
+      cost_from_result,
+      refund_on,
       feedback, max_pause
+    throttle               any change keeps what has been counted
+      ratio, window        from now on
     bulkhead               any change lets running calls keep their slots, and waiting calls their turn
       max_concurrent       smaller: no call enters until enough have left; greater: waiting calls get slots at once
       min_limit, max_limit an adaptive limit keeps what has been found, within the new bounds

@@ -118,13 +118,6 @@ class Booking(NamedTuple):
         own = dict(zip(self.names, self.parts, strict=False))
         return tuple([own.get(name, NO_PART) for name in names])
 
-    def in_order(self, costs: Costs, names: tuple[str, ...]) -> Costs:
-        """Return costs of its limits as those of limits with these names."""
-        if names == self.names:
-            return costs
-        own = dict(zip(self.names, costs, strict=True))
-        return tuple([own.get(name, 0.0) for name in names])
-
 
 class PermitHolder(Protocol):
     """Who may have reserved permits: a call.
@@ -376,8 +369,7 @@ def booked(state: State, now: float, costs: Costs, patience: float) -> tuple[Sta
 def settled(state: State, booking: Booking, changes: Costs, now: float) -> State:
     """Take as many permits more than were reserved, or give as many back: the state from now on."""
     names, terms, accounts = state
-    parts, changes = booking.parts_for(names), booking.in_order(changes, names)
-    each = zip(accounts, parts, changes, terms, strict=True)
+    each = zip(accounts, booking.parts_for(names), changes, terms, strict=True)
     after = [
         corrected(account, part, change, now, own) if change and part.number >= 0 else account
         for account, part, change, own in each

@@ -159,7 +159,7 @@ class RedisBudgets(Budgets):
 
     def settle(self, booking: Booking, changes: Costs) -> None:
         self.check()
-        self._change(booking, booking.in_order(changes, self.names), False)
+        self._change(booking, changes, False)
 
     def cancel(self, booking: Booking) -> None:
         self.check()
