@@ -133,9 +133,8 @@ def main() -> None:
         seconds = time.monotonic() - started
         print(f"{sum(status == 200 for status, _ in answers)} of {len(answers)} questions answered: {answers[0][1]}")
         estimated, spent = sum(tokens(f"How tall is K2? ({number})") for number in range(24)), 24 * USED
-        print(
-            f"{spent} of {estimated} estimated tokens in {seconds:.1f} s, within the quota: {spent <= 500 + 1000 * seconds}"
-        )
+        is_within = spent <= 500 + 1000 * seconds
+        print(f"{spent} of {estimated} estimated tokens in {seconds:.1f} s, within the quota: {is_within}")
         stats = ask.stats
         print(f"kinds of failures {sorted(stats.kinds)}, {stats.failures} calls failed")
         metrics = get(f"{url}/internal/metrics")[1].splitlines()
