@@ -8,7 +8,8 @@ throttle counts. `shared_budget`, `shared_budgets`, `shared_circuit`, `shared_sl
 in a locked file. `sharing` moves states to files for worker processes. `stated` has executors keep their state where
 their policy says: in a file for all processes of the machine (`machine_home`), or in redis (`redis_budget`,
 `redis_budgets`, `redis_circuit` and `redis_slots` on `redis_store`; `measured_share` while that cannot be used).
-`parked` keeps states of keys that are idle. `allowance` has all of that for retry budgets. `hedging` is what a function keeps for its hedges.
+`parked` keeps states of keys that are idle. `allowance` has all of that for retry budgets. `hedging` is what a
+function keeps for its hedges.
 
 When a policy is replaced (by a reload, or by `Binding.swap`), the executor of the new policy continues with the state
 of the old one. From then on both hold one state: calls under way finish on the old executor, by the decisions of the
