@@ -237,7 +237,7 @@ class TestStates:
             bound()
         found = scrape()
         assert found["opero_rate_limit_saturation"]["", "", "api"] == pytest.approx(1.0, abs=0.01)
-        assert found["opero_rate_limit_next_permit_seconds"]["", "api"] == pytest.approx(0.1, abs=0.01)
+        assert found["opero_rate_limit_next_permit_seconds"]["", "", "api"] == pytest.approx(0.1, abs=0.01)
         assert found["opero_rate_limit_queue"]["", "api"] == 0
 
     def test_each_of_several_limits_has_a_series(self, scraped: Export) -> None:
