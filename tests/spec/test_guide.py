@@ -110,6 +110,7 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
         (tmp_path / "base.yaml").write_text(text, encoding="utf-8")
         policies.append(opero.Registry.load(tmp_path, environ={"API_KEY_1": "one", "API_KEY_2": "two"})["api"])
     assert len(policies[0].fallback.values) == 2
+    assert policies.pop(1).rate_limit.names == ("requests", "tokens")
     assert (policies[1].rate_limit.share, policies[1].bulkhead.share) == ("redis", "machine")
     assert (policies[2].cache.backend, policies[2].cache.tags) == ("redis", ("user:{user_id}",))
     assert yaml.safe_load(texts[3])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
