@@ -113,7 +113,7 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
     assert policies.pop(1).rate_limit.names == ("requests", "tokens")
     assert (policies[1].rate_limit.share, policies[1].bulkhead.share) == ("redis", "machine")
     assert (policies[2].cache.backend, policies[2].cache.tags) == ("redis", ("user:{user_id}",))
-    assert yaml.safe_load(texts[3])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
+    assert yaml.safe_load(texts[4])["policies"]["api"]["cache"]["stale_ttl"] == "6h"
     assert policies[4].cache.arguments["ssl_ca_certs"] == "/etc/redis/ca.pem"
     assert policies[5].cache.ignore == ("session",)
 
