@@ -64,7 +64,7 @@ class Key:
         depth = len(path) - (path[:1] != ("defaults",))
         if not path:
             return TOP
-        if path[-1] == "limits" or self.path[-2:] == ("rate_limit", ""):
+        if self.is_in_limit:
             return {*Limit.model_fields, "<<"}
         if depth == 0 or (depth > 2 and path[-1] not in ("ttl", "scope")):
             return None
@@ -72,6 +72,11 @@ class Key:
             return {*KINDS, "<<", *{"policies": ["extends"], "functions": ["policy"]}.get(path[0], [])}
         own = {"ttl": AdaptiveTTL, "scope": KeyedScope}
         return {*(own.get(path[-1]) or KINDS[path[-1]]).model_fields, "<<"}
+
+    @property
+    def is_in_limit(self) -> bool:
+        """Whether it is of one of several limits."""
+        return "limits" in self.path or self.path[-2:] == ("rate_limit", "")
 
     @property
     def names_function(self) -> bool:
@@ -197,7 +202,7 @@ def test_every_change_of_a_key_is_reported_at_its_place(policies: Policies, name
                 here = [
                     each
                     for each in at(key, outcome)
-                    if f"unknown {'field' if {'ttl', 'scope', ''} & {*key.path} else 'key'}" in each.text
+                    if f"unknown {'field' if {'ttl', 'scope'} & {*key.path} or key.is_in_limit else 'key'}" in each.text
                 ]
                 assert here, about
                 assert here[0].snippet[here[0].caret - 1 :].startswith(written(key, mutant)), about

@@ -478,3 +478,23 @@ def test_ctrl_c_gives_back_what_a_call_holds_that_has_not_begun(
     assert free_of(bound, "n") == 5
     assert free_of(bound, "requests") == 4
     assert not limiter.turns
+
+
+def test_a_forked_child_begins_without_the_calls_that_wait_in_its_parent(clock: VirtualClock) -> None:
+
+    async def ask(n: float) -> None:
+        await clock.async_sleep(0)
+
+    bound = Policy(rate_limit=[{"rate": 1, "burst": 20, "cost": "n"}]).apply(ask, clock=clock)
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(bound(15)) for _ in range(3)]
+        await clock.async_sleep(1)
+        limiter = limits_of(bound)
+        assert (len(limiter.turns), free_of(bound, "n")) == (2, -9)
+        limiter.after_fork()  # as in a child, whose tasks of the parent never go on
+        assert (len(limiter.turns), free_of(bound, "n")) == (0, 6)
+        for task in tasks:
+            task.cancel()
+
+    clock.run(main())

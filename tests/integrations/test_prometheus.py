@@ -246,7 +246,7 @@ class TestStates:
             bound()
         found = scrape()
         assert found["opero_rate_limit_saturation"]["", "", "api"] == pytest.approx(1.0, abs=0.01)
-        assert found["opero_rate_limit_next_permit_seconds"]["", "api"] == pytest.approx(0.1, abs=0.01)
+        assert found["opero_rate_limit_next_permit_seconds"]["", "", "api"] == pytest.approx(0.1, abs=0.01)
         assert found["opero_rate_limit_queue"]["", "api"] == 0
 
     def test_a_rate_limit_is_paused(self, scraped: Export) -> None:

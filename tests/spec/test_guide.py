@@ -119,6 +119,7 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
         ("bulkhead", "max_concurrent", "adaptive"),
         ("bulkhead", "share", "machine"),
         ("rate_limit", "share", "redis"),
+        ("rate_limit", "names", ("requests", "tokens")),
         ("cache", "backend", "redis"),
         ("cache", "tags", ("user:{user_id}",)),
         ("cache", "stale_ttl", 6 * 3600),

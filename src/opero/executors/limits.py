@@ -75,6 +75,7 @@ class LimitsExecutor(RateLimitExecutor):
         self.estimated = tuple([index for index, each in enumerate(policy.each) if each.is_estimated])
         self.usual = tuple([each.cost if isinstance(each.cost, float) else 1.0 for each in policy.each])
         self.turns: deque[Turn] = deque()
+        self._booked: dict[object, Booking] = {}  # what calls have reserved that wait
         self._lock = RenewedLock()
         self._reported: set[int] = set()
 
@@ -83,7 +84,10 @@ class LimitsExecutor(RateLimitExecutor):
 
     def after_fork(self) -> None:
         self.turns = deque()
-        super().after_fork()
+        home = self.home.successor
+        if isinstance(home, LocalBudgets):
+            home.forgo(self._booked.values())
+        self._booked.clear()
 
     def migrate_from(self, old: Holder[Any]) -> None:
         Holder.migrate_from(self, old)
@@ -302,6 +306,7 @@ class LimitsExecutor(RateLimitExecutor):
         finally:
             if generation == forking.generation:
                 self._leave(turn)
+                self._booked.pop(call, None)
             waited = self.clock.monotonic() - started
             if has_waited and waited > 0:
                 call.waited += waited
@@ -359,6 +364,7 @@ class LimitsExecutor(RateLimitExecutor):
         if wait > self.AHEAD and turn not in self.turns:
             self._enter(turn)
         due = self.clock.monotonic() + wait
+        self._booked[call] = booking
         while (left := due - self.clock.monotonic()) > 0:
             if left <= self.AHEAD:
                 self._leave(turn)
@@ -370,6 +376,7 @@ class LimitsExecutor(RateLimitExecutor):
                 again = await self.run(host, partial(self._book_again, call, booking), lambda _: self.abandon(call))
                 if again is not booking:
                     booking, due = again, self.clock.monotonic() + again.wait
+                    self._booked[call] = booking
 
     def _book_again(self, call: Call, booking: Booking) -> Booking:
         def of(home: Any) -> Booking:

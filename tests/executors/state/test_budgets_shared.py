@@ -102,12 +102,14 @@ import json, random, sys, threading, time
 from opero import Policy
 random.seed(int(sys.argv[1]))
 policy = Policy.model_validate(json.loads(sys.argv[2]))
-used, end = [], time.time() + float(sys.argv[3])
+used = []
 def ask(n):
     used.append((time.time(), n / 4))
     time.sleep(0.05)
     return {"n": n / 4}
 bound = policy.apply(ask)
+bound(n=1)
+end = time.time() + float(sys.argv[3])
 def work():
     while time.time() < end:
         bound(n=200 + 100 * random.random())
