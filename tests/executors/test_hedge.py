@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import opero
 from opero import AllFailedError, CallTimeoutError, Policy, Registry
+from opero.executors.state.circuit import enter
 from opero.runtime import helper_threads
 from opero.runtime.helper_threads import abandoned
 from opero.runtime.hosts import run_blocking
@@ -529,19 +530,20 @@ def test_failed_attempts_are_freed_without_a_garbage_collection() -> None:
             gc.enable()
 
 
+@pytest.mark.parametrize("by_round", [False, True])
 def test_while_too_many_attempts_are_left_behind_calls_run_in_their_own_thread_without_hedges(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, by_round: bool
 ) -> None:
     monkeypatch.setattr(helper_threads, "MAX_OF_ONE", 2)
     release, threads = threading.Event(), []
 
-    def work(hangs: bool = False) -> int:
+    def work(hangs: bool = False) -> None:
         threads.append(threading.current_thread().name)
         if hangs and len(threads) % 2:
             assert release.wait(30)
-        return len(threads)
 
-    bound: Any = Policy(hedge={"after": 0.02, "budget": 1}).apply(work)
+    probes = {"circuit_breaker": {"consecutive_failures": 1, "open_for": 1000}, "retry": {"retry_if_result": bool}}
+    bound: Any = Policy(hedge={"after": 0.02, "budget": 1}, **(probes if by_round else {})).apply(work)
     before = abandoned()
     threads += ["before"] * 2
     for _ in range(2):
@@ -549,6 +551,11 @@ def test_while_too_many_attempts_are_left_behind_calls_run_in_their_own_thread_w
     assert (abandoned() - before, bound.stats.hedges) == (2, 2)
     bound()
     assert threads[-1] == threading.current_thread().name
+    if by_round:  # it is a probe, and has a result
+        circuit = bound.binding.circuit_breaker
+        circuit.change(enter, "half_open", circuit.clock.monotonic())
+        bound()
+        assert circuit.state == "closed"
     release.set()
     eventually(lambda: abandoned() == before)
     bound()
