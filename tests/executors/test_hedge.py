@@ -21,7 +21,7 @@ import opero
 from opero import AllFailedError, CallTimeoutError, Policy, Registry
 from opero.executors.state.circuit import enter
 from opero.runtime import helper_threads
-from opero.runtime.helper_threads import abandoned
+from opero.runtime.helper_threads import abandoned, take_helper
 from opero.runtime.hosts import run_blocking
 from opero.testing import VirtualClock, sleepers
 
@@ -82,7 +82,6 @@ class Service:
         while threading.current_thread() is not caller and time.monotonic() < until:
             if caller.ident in self.clock._sleepers._due:
                 break
-            time.sleep(0)
 
     async def asynchronous(self, *args: Any) -> Any:
         with self.execution() as (number, seconds, result):
@@ -103,6 +102,8 @@ class Service:
 @pytest.fixture(params=["sync", "async"])
 def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Service]]:
     monkeypatch.setattr(sleepers, "PATIENCE", 1500)  # on a busy machine, too, an attempt has begun before time moves
+    for each in [take_helper() for _ in range(4)]:  # while a thread is being created, the clock does not see it
+        each.release()
     made: list[Service] = []
 
     def make(*steps: Any) -> Service:
@@ -110,8 +111,8 @@ def service(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return made[-1]
 
     yield make
-    for each in made:
-        each.clock.advance(1000)  # attempts that were left behind end, and are not waited for by later tests
+    for one in made:
+        one.clock.advance(1000)  # attempts that were left behind end, and are not waited for by later tests
     eventually(lambda: not abandoned())
 
 
