@@ -20,7 +20,7 @@ from opero.executors.one_shot import may_be_half_read
 from opero.executors.responses import close_response, close_result
 from opero.executors.state.hedging import HedgeBudget, RecentLatency
 from opero.runtime.hosts import AsyncHost, BlockingHost, Outcome, run_blocking
-from opero.runtime.side_by_side import runs_of
+from opero.runtime.side_by_side import Run, runs_of
 
 if TYPE_CHECKING:
     from opero.executors.call import Layer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opero.policies.hedge import HedgePolicy
     from opero.runtime.clock import Clock
     from opero.runtime.hosts import Host
-    from opero.runtime.side_by_side import Run, Runs
+    from opero.runtime.side_by_side import Runs
 
 ROUNDING = 1e-6
 """Seconds by which a moment may seem not to have come as numbers are rounded."""
@@ -215,7 +215,7 @@ class _Race:
             async with runs_of(self.host) as runs:
                 if not self.begin(runs, attempt):  # too many threads: the attempt runs in this one, alone
                     first = self.attempts[0]
-                    return await self.host.attempt(attempt, first, *self.arguments)
+                    first.run = Run.of(await self.host.attempt(attempt, first, *self.arguments))
                 try:
                     while broken is None and winner is None and self.is_running():
                         await runs.wait(self.until_next(delay))

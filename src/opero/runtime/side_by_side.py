@@ -52,6 +52,13 @@ class Run:
         self.context: Context | None = None
         self.task: Any = None
 
+    @classmethod
+    def of(cls, outcome: Outcome) -> Self:
+        """Return one that has ended, in the context of its caller."""
+        run = cls()
+        run.ended, run.outcome = True, outcome
+        return run
+
     def keep_context(self) -> None:
         """Set the context variables that it has set for the caller as well."""
         if self.context is not None:
