@@ -20,7 +20,7 @@ from opero.parallel.engine.mapper import Mapper
 from opero.values import CacheInfo
 
 if TYPE_CHECKING:
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
 

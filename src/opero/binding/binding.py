@@ -22,7 +22,7 @@ from opero.runtime.functions import refuse_awaitable
 if TYPE_CHECKING:
     from opero.binding.canary import Trial
     from opero.binding.invocation import Entry, Pipeline
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.config.declaration import Declaration
     from opero.executors.cache import CacheExecutor
     from opero.executors.circuit_breaker import CircuitBreakerExecutor

@@ -16,7 +16,7 @@ from opero.runtime.generators import Started
 
 if TYPE_CHECKING:
     from opero.binding.invocation import Pipeline
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.binding.target import Target
     from opero.executors.call import Call
     from opero.observe.stats import Stats

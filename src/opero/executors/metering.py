@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.executors.conditions import Matcher
 from opero.executors.costs import cost_function, harmless
-from opero.executors.rate_limit import Meter
+from opero.executors.meter import Meter
 from opero.executors.settling import AsyncSteps, Steps, Usage, current, reader_of, restore
 from opero.executors.state.budgets import Booking, Costs
 from opero.runtime.functions import is_async_function

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from copy import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import RateLimitExceededError, RejectedError
 from opero.events import Waited
-from opero.executors.costs import cost_function, harmless
+from opero.executors.limit_queue import LoopQueue
 from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
 from opero.executors.state.reserving_budget import ReservingBudget
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking
-from opero.runtime.async_library import await_within, in_trio, is_closed, new_lock, running_loop
-from opero.runtime.functions import is_async_function
-from opero.runtime.hosts import AsyncHost, BlockingHost, run_blocking
+from opero.runtime.async_library import await_within, in_trio, is_closed, running_loop
+from opero.runtime.hosts import BlockingHost
 from opero.runtime.interruption import Expired
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from aiolimiter import AsyncLimiter
-
-    from opero.executors.call import Call, Layer
+    from opero.executors.call import Call
     from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
@@ -56,7 +52,7 @@ class RateLimitExecutor(Holder[Budget]):
         self.heeds = policy.feedback or policy.is_adaptive
         self.patience = LONGEST if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
-        self._queues: dict[Any, _Queue] = {}
+        self._queues: dict[Any, LoopQueue] = {}
         self.queued = 0
         self._waiting: dict[object, Receipt] = {}
         forking.renew_in_child(self)
@@ -317,154 +313,11 @@ class RateLimitExecutor(Holder[Budget]):
         while (seconds := self.paused_for()) > 0:
             await self.clock.async_sleep(seconds)
 
-    def _queue(self) -> _Queue:
+    def _queue(self) -> LoopQueue:
         loop = running_loop()
         queue = self._queues.get(loop)
         if queue is None:
             for old in [each for each in list(self._queues) if is_closed(each)]:
                 self._queues.pop(old, None)
-            queue = self._queues[loop] = _Queue(self.policy, varying=self.varies or in_trio())
+            queue = self._queues[loop] = LoopQueue(self.policy, varying=self.varies or in_trio())
         return queue
-
-
-class Noting:
-    """Notes at each call which of several rate limits it has passed, so that its outcome can be told to that one.
-
-    Args:
-        meter: what is in front of the function.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def wrap(self, layer: Layer) -> Layer:
-        return self._around(self.meter.wrap(layer))
-
-    def wrap_async(self, layer: Layer) -> Layer:
-        return self._around(self.meter.wrap_async(layer))
-
-    def _around(self, inner: Layer) -> Layer:
-        limiter = self.meter.limiter
-
-        def noting(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            call.limiter = limiter
-            return inner(call, args, kwargs)
-
-        return noting
-
-
-class Meter:
-    """The rate limit in front of one function: what its calls cost, and the two wrappers.
-
-    Raises:
-        ConfigError: the policy takes the cost from an argument that the function lacks.
-    """
-
-    def __init__(self, limiter: RateLimitExecutor, function: Callable[..., Any]) -> None:
-        self.limiter = limiter
-        self.cost_of = cost_function(limiter.policy.cost, function)
-        if self.cost_of is not None and limiter.policy.shadow:
-            self.cost_of = harmless(self.cost_of, limiter.name)
-
-    def with_limiter(self, limiter: RateLimitExecutor) -> Meter:
-        """Return the same in front of another rate limit of that policy."""
-        other = copy(self)
-        other.limiter = limiter
-        return other
-
-    def wrap(self, layer: Layer) -> Layer:
-        limiter, cost_of, now = self.limiter, self.cost_of, self.limiter.clock.monotonic
-        take, usual = limiter.own.take, limiter.cost or 1.0
-
-        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if call.inherited is not None:
-                call.check_time()
-            if cost_of is not None or not take():
-                cost = usual if cost_of is None else cost_of(args, kwargs)
-                patience = limiter.patience_of(call, now())
-                reserved = limiter.reserve(call, cost, patience)
-                if reserved[0] > 0:
-                    run_blocking(limiter.wait(limiter.blocking, call, cost, patience, reserved))
-            return layer(call, args, kwargs)
-
-        return limited
-
-    def wrap_async(self, layer: Layer) -> Layer:
-        limiter, cost_of, host = self.limiter, self.cost_of, AsyncHost(self.limiter.clock)
-        take, usual = limiter.own.take, limiter.cost or 1.0
-        awaits_cost = is_async_function(limiter.policy.cost)
-
-        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            cost: Any = usual if cost_of is None else cost_of(args, kwargs)
-            await limiter.wait_in_queue(host, call, await cost if awaits_cost else cost)
-            return await layer(call, args, kwargs)
-
-        def limited(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if call.inherited is not None:
-                call.check_time()
-            if cost_of is not None or limiter.queued or not take():
-                return wait_and_go_on(call, args, kwargs)
-            return layer(call, args, kwargs)  # nothing to wait for, so no coroutine is made for it
-
-        return limited
-
-    def behind_slots(self, layer: Layer, *, is_async: bool) -> Layer:
-        """Return the layer inside of a bulkhead: a pause also holds for calls that waited for a slot meanwhile."""
-        own, host = self.limiter, AsyncHost(self.limiter.clock)
-        if not own.policy.feedback and not own.policy.is_adaptive:
-            return layer
-
-        def looked(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            if call.waited:
-                limiter = own if call.limiter is None else call.limiter
-                run_blocking(limiter.wait_again(limiter.blocking, call))
-            return layer(call, args, kwargs)
-
-        async def wait_and_go_on(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            await (own if call.limiter is None else call.limiter).wait_again(host, call)
-            return await layer(call, args, kwargs)
-
-        def looked_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            return wait_and_go_on(call, args, kwargs) if call.waited else layer(call, args, kwargs)
-
-        return looked_async if is_async else looked
-
-
-class _Queue:
-    """Where the tasks of one event loop wait for their turn to reserve permits: first come, first served.
-
-    The first one passes aiolimiter, which lets tasks through at the limit's own rate, with one more at once than the
-    burst, and as many more as fall due within `AHEAD`: timers of an event loop are late by a millisecond and more, and
-    a task that reserves late finds its permit lapsed. The lock in front of aiolimiter keeps the order, as aiolimiter
-    alone would let a new task overtake. Where costs differ or the rate is found, and under trio, for which aiolimiter
-    is not made, the first task keeps its turn until its permits are due.
-    """
-
-    AHEAD = 0.02
-    """Seconds that a task may reserve before its permit is due."""
-
-    def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
-        self.turn = new_lock()
-        self.limiter: AsyncLimiter | None = None
-        if not varying:
-            rate = policy.fastest / policy.cost
-            capacity = policy.burst + max(1.0, rate * self.AHEAD)
-            from aiolimiter import AsyncLimiter  # only async callers need it
-
-            self.limiter = AsyncLimiter(capacity, capacity / rate)
-
-    async def enter(self, hold: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Wait for this task's turn, and before others have theirs, for `hold`."""
-        await self.turn.acquire()
-        if self.limiter is not None:
-            try:
-                if hold is not None:
-                    await hold()
-                await self.limiter.acquire()
-            finally:
-                self.turn.release()
-
-    def leave(self) -> None:
-        """Let the next task have its turn, if this one has kept it."""
-        if self.limiter is None:
-            self.turn.release()

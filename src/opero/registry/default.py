@@ -15,7 +15,7 @@ from opero.runtime.forking import RenewedLock
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.policies.policy import Policy
     from opero.registry.registry import Registry
     from opero.runtime.clock import Clock

@@ -10,7 +10,7 @@ from opero.policies.scope import owner_of
 from opero.runtime.forking import RenewedLock
 
 if TYPE_CHECKING:
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.policies.policy import Policy
     from opero.runtime.clock import Clock
 

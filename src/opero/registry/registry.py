@@ -20,7 +20,7 @@ from opero.runtime.functions import short_name
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
-    from opero.binding.pipeline import ExecutorProvider
+    from opero.binding.making import ExecutorProvider
     from opero.config.configuration import Configuration, Effective
     from opero.config.sources import Leaf
     from opero.policies.bound_types import AsyncMapped, Mapped

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from opero.binding.pipeline import bulkhead_executor
+from opero.binding.making import bulkhead_executor
 from opero.binding.roster import bindings_of_no_registry
 from opero.cache.stores import MemoryStore
 from opero.errors import ConfigError, describe, nearest
