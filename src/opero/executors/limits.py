@@ -11,19 +11,9 @@ from opero.errors import RateLimitExceededError
 from opero.events import Waited
 from opero.executors.rate_limit import RateLimitExecutor
 from opero.executors.settling import current
-from opero.executors.state.budgets import (
-    ALL_PART,
-    NO_PART,
-    Booking,
-    Budgets,
-    Costs,
-    LocalBudgets,
-    alike,
-    longest,
-    new_budgets,
-    terms_of,
-)
+from opero.executors.state.budgets import ALL_PART, NO_PART, Booking, Budgets, Costs, alike, longest, terms_of
 from opero.executors.state.home import Holder, Moved
+from opero.executors.state.local_budgets import LocalBudgets, new_budgets
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from opero import RateLimitPolicy
 from opero.executors.state.budget import FOREVER
-from opero.executors.state.budgets import MOST_MARKS, LocalBudgets, LockedBudgets, booked, expressed, terms_of
+from opero.executors.state.budgets import MOST_MARKS, booked, expressed, terms_of
+from opero.executors.state.local_budgets import LocalBudgets, LockedBudgets
 
 RATES = st.floats(0.5, 100)
 BURSTS = st.integers(1, 30)

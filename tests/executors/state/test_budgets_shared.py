@@ -15,7 +15,7 @@ import pytest
 
 from opero import Policy, RateLimitExceededError, RateLimitPolicy
 from opero.executors.state.budget import FOREVER
-from opero.executors.state.budgets import LocalBudgets
+from opero.executors.state.local_budgets import LocalBudgets
 from opero.executors.state.redis_budgets import RedisBudgets
 from opero.executors.state.redis_store import RedisStore
 from opero.executors.state.shared_budgets import SharedBudgets

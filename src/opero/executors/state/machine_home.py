@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError, message_of
-from opero.executors.state.budgets import LocalBudgets
+from opero.executors.state.local_budgets import LocalBudgets
 from opero.executors.state.sharing import file_home, size_of
 from opero.runtime.file_locks import HAS_LOCKS
 from opero.runtime.forking import RenewedLock

@@ -31,7 +31,8 @@ from opero.runtime.hosts import run_later
 
 if TYPE_CHECKING:
     from opero.executors.state.budget import Terms
-    from opero.executors.state.budgets import LocalBudgets, PermitHolder, Values
+    from opero.executors.state.budgets import PermitHolder, Values
+    from opero.executors.state.local_budgets import LocalBudgets
     from opero.executors.state.redis_store import RedisStore
     from opero.policies.limits import Limit
     from opero.policies.rate_limit import RateLimitPolicy

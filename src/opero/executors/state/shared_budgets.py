@@ -30,7 +30,8 @@ from opero.executors.state.shared_home import FileHome
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from opero.executors.state.budgets import LocalBudgets, PermitHolder, Values
+    from opero.executors.state.budgets import PermitHolder, Values
+    from opero.executors.state.local_budgets import LocalBudgets
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.state_file import StateFile
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import ConfigError
 from opero.executors.state.allowance import SharedAllowance
-from opero.executors.state.budgets import LocalBudgets
 from opero.executors.state.home import migrating
+from opero.executors.state.local_budgets import LocalBudgets
 from opero.executors.state.shared_budget import SharedBudget
 from opero.executors.state.shared_budgets import SharedBudgets
 from opero.executors.state.shared_circuit import ROOM, SharedCircuit
