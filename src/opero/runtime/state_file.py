@@ -159,6 +159,10 @@ class StateFile:
         self._lock.release()
         uninterrupted.discard(me)
 
+    def is_same_as(self, other: StateFile) -> bool:
+        """Return whether another object has the same file open."""
+        return os.path.sameopenfile(self._file, other._file)
+
     # May be read without the lock, as each is written at once
 
     @property
