@@ -26,7 +26,7 @@ WHOLE = r"^(policies\.\w+|functions\.\S+|defaults)\.\w+: "
 
 BEYOND: dict[str, Any] = {
     "what is missing": lambda text, value: re.search(
-        r"\.scope: by is missing|"
+        r"\.scope: by is missing|limits\.\d+\.rate: Field required|"
         + WHOLE
         + r".*(missing field|no timeout is set|no fallback is set|without slow_call|never opens)",
         text,
@@ -51,7 +51,10 @@ BEYOND: dict[str, Any] = {
     ),
     "tags": lambda text, value: "is not a tag:" in text,
     "parameters": lambda text, value: "is not the name of a parameter" in text,
-    "json in text": lambda text, value: str(value.get("ttl") if isinstance(value, dict) else value).strip()[:1] == "{",
+    "json in text": lambda text, value: any(
+        str(each).strip()[:1] == "{"
+        for each in ([value.get("ttl"), value.get("scope")] if isinstance(value, dict) else [value])
+    ),
     "numbers that JSON has not": lambda text, value: isinstance(value, int | float) and not abs(value) < 1e308,
     "long times": lambda text, value: re.search("longer than 100 years|within 100 years|permits of 100 years", text),
     "whole shares": lambda text, value: "use a count (10) or a share" in text and isinstance(value, float),

@@ -130,7 +130,7 @@ def test_its_yaml_is_a_policy_file(tmp_path: Path) -> None:
         for kind, field, value in says
         if any(getattr(getattr(policy, kind), field, None) == value for policy in policies)
     } == says
-    assert any(policy.cache and policy.cache.arguments.get("ssl_ca_certs") for policy in policies)
+    assert any(policy.cache and (policy.cache.arguments or {}).get("ssl_ca_certs") for policy in policies)
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL))

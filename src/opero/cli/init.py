@@ -15,7 +15,7 @@ from opero.cli.exits import UsageError
 from opero.cli.options import Json  # noqa: TC001  # typer reads the annotation
 from opero.cli.run import command_of, environment_of
 from opero.cli.terminal import print_json, print_warning, say
-from opero.config.document import CLIENT_LIBRARIES
+from opero.errors import message_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCHEMA = "schema.json"
@@ -90,11 +90,12 @@ def _text_from(program: str, *, quiet: bool) -> tuple[str, list[dict[str, object
         UsageError: there is no such program, or it has sent no request.
     """
     from opero.cli.suggestions import policies_text, read_requests, summary
+    from opero.config.document import CLIENT_LIBRARIES
 
     try:
         words = shlex.split(program)
     except ValueError as error:
-        raise UsageError(f"--from {program!r} is no command line: {error}") from error
+        raise UsageError(f"--from {program!r} is no command line: {message_of(error)}") from error
     if not words:
         raise UsageError('--from requires a program: --from app.py, or --from "-m app.worker --once"')
     command = command_of(words)

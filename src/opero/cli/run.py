@@ -17,7 +17,6 @@ from opero.cli.exits import UsageError
 from opero.cli.loading import load_configuration
 from opero.cli.options import Config, Environment  # noqa: TC001  # typer reads the annotations
 from opero.integrations.imports import VARIABLE
-from opero.registry.checks import check_client_imports
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 SITE = Path(__file__).parent / "site"
@@ -49,6 +48,8 @@ def run_command(
             'nothing to bind: name libraries or functions in the policy files, imports: {httpx: api, "app.users:*": '
             f"api}} ({where}), or let opero init --from write them"
         )
+    from opero.registry.checks import check_client_imports  # expensive, and `--help` imports this module
+
     report = found.report()
     check_client_imports(found, report)
     report.raise_if_any()

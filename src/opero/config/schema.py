@@ -31,7 +31,7 @@ BEYOND_THE_SCHEMA = {
     "imports": "names of functions and exceptions must be importable, allowed by import_from, and of the right type",
     "tags": 'braces in a tag must contain the name of a parameter: "user:{user_id}"',
     "parameters": '`ignore` of a cache holds names of parameters: "user id" is not one',
-    "json in text": 'a ttl may be JSON in text, as in variables: "{hot: 1h}" is not JSON',
+    "json in text": 'a ttl or a scope may be JSON in text, as in variables: "{hot: 1h}" is not JSON',
     "numbers that JSON has not": ".inf, .nan, and numbers that are too large for a float",
     "long times": 'text of more than 100 years, such as "1e9d", or less than a permit within them, such as "1/1e9d"',
     "whole shares": "max_failures: 1.0 could mean one failure or all; JSON does not distinguish it from 1",

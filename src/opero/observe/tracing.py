@@ -138,7 +138,10 @@ def begin(called: Named, now: float) -> CallReceipt | None:
 
 
 def _details(event: Event) -> dict[str, Any]:
-    return {name: _masked(plain(getattr(event, name))) for name in DETAILS[type(event)]}
+    found = {name: _masked(plain(getattr(event, name))) for name in DETAILS[type(event)]}
+    if found.get("limit") == "":  # there is only one
+        del found["limit"]
+    return found
 
 
 def _masked(value: Any) -> Any:

@@ -217,7 +217,7 @@ def test_permits_are_taken_by_each_attempt(client: Client, service: Service) -> 
 def test_what_a_service_says_of_its_quota_holds_for_all_requests_of_the_limit(
     client: Client, service: Service, status: int, headers: dict[str, str], pause: float
 ) -> None:
-    registry = Registry({"api": Policy(rate_limit={"rate": "100/s", "max_wait": 1})})
+    registry = Registry({"api": Policy(rate_limit={"rate": "100/s", "max_wait": 1, "scope": "profile"})})
     client.use("api", registry=registry)
     service.answers = [lambda handler: handler.answer(status, b"", **headers)]
     assert client.request("GET", service.url).status == status
