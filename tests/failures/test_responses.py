@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from failures.misbehaving_server import http_server
-from opero.failures import ORDINARY, Failure, response_failure
+from opero.failures import ORDINARY, Failure, is_response, response_failure
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,14 @@ def test_objects_of_the_same_shape() -> None:
 
     for value in (Reply(500, {}), OwnResponse(500), types.SimpleNamespace(status_code=500, headers={})):
         assert response_failure(value) == Failure("transient", 500, "HTTP 500")
+
+
+def test_a_namespace_is_a_response_by_what_it_has_and_not_by_what_another_one_had() -> None:
+    for _ in range(2):
+        assert response_failure(types.SimpleNamespace(total=1)) is None
+        assert not is_response(types.SimpleNamespace(total=1))
+        assert response_failure(types.SimpleNamespace(status_code=500, headers={})) is not None
+        assert is_response(types.SimpleNamespace(status_code=500, headers={}))
 
 
 def test_what_has_a_status_but_is_no_response() -> None:

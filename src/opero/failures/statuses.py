@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
 from opero.failures.kinds import ORDINARY, Failure, Kind
@@ -260,6 +261,8 @@ def _is_response_type(value: object) -> bool:
     """Decide whether values of a type are responses, and remember it as long as the type lives."""
     cls = type(value)
     found = _looks_like_a_response(value)
+    if issubclass(cls, SimpleNamespace):  # each may have other attributes
+        return found
     known, key = (_responses if found else _ordinary), id(cls)
 
     def forget(_: weakref.ref[type[Any]]) -> None:
