@@ -858,3 +858,17 @@ def test_items_of_a_slow_source_run_as_they_arrive(tmp_path: Path) -> None:
 def test_a_text_that_is_no_path_is_refused_with_the_journal(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^the journal .* cannot be (opened|created)"):
         Journal(text, "f").open()
+
+
+def test_a_journal_is_closed_where_ctrl_c_comes_just_before_the_map_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    bound: Any = Policy(parallel={"mode": "thread", "workers": 2, "progress": False}).apply(abs)
+    with monkeypatch.context() as patched:
+        patched.setattr("opero.parallel.engine.run.Run._reported", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bound.map([-1, 2], journal=tmp_path / "journal")
+    assert bound.map([-1, 2], journal=tmp_path / "journal") == [1, 2]

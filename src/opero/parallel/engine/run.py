@@ -136,6 +136,9 @@ class Run:
         while not source.has_arrived:
             await source.arriving(1)
         workers: Workers | None = None
+        display: Display | None = None
+        has_begun = False
+        failure: BaseException | None = None
         try:
             stages = self._stages()
             self.workers.deadline = self._deadline()
@@ -156,46 +159,50 @@ class Run:
             )
             display = self._display()
             self._watch(display)
+            with self._reported(display):
+                has_begun = True
+                try:
+                    self.binding.stats.emit(MapStarted, mode=self.workers.mode, total=source.left, map=display.number)
+                    yield window
+                    await window.settle()
+                    if self._journal is not None and source.is_exhausted and not window.is_stopped:
+                        self._journal.finished(source.index)
+                    await self._close_journal(host)  # here, so that an error of it has the results
+                except GeneratorExit:
+                    raise
+                except WorkerDiedError as error:  # there are no workers left
+                    failure = self.results.reason = error
+                    raise self.results.error(str(error)) from None  # which is in the group
+                except BaseException as error:
+                    failure = error
+                    if isinstance(error, MapError):
+                        raise
+                    with suppress(Exception):  # such as a disk that is full; it is reported when the journal is closed
+                        await window.end()
+                    if error is self.results.reason:
+                        raise self.results.error(str(error)) from None  # which is in the group
+                    if self.source.error is not error:  # which has them already
+                        self.results.attach(error, f"ended by {type(error).__name__}", was_ended=True)
+                    raise
+                finally:
+                    if not window.is_inherited:
+                        try:
+                            await self._close(host, display, failure)
+                        except BaseException as error:
+                            if not isinstance(error, Exception):  # Ctrl-C may have come before any step of it
+                                await self._close(host, display, failure)
+                            raise
+                        finally:
+                            del failure
         except BaseException:
-            if workers is not None:
+            if has_begun:
+                raise
+            if display is not None:  # interrupted before the part that gives everything back has begun
+                await self._close(host, display)
+            elif workers is not None:
                 await workers.close()
             await self._close_journal(host)
             raise
-        failure: BaseException | None = None
-        with self._reported(display):
-            try:
-                self.binding.stats.emit(MapStarted, mode=self.workers.mode, total=source.left, map=display.number)
-                yield window
-                await window.settle()
-                if self._journal is not None and source.is_exhausted and not window.is_stopped:
-                    self._journal.finished(source.index)
-                await self._close_journal(host)  # here, so that an error of it has the results
-            except GeneratorExit:
-                raise
-            except WorkerDiedError as error:  # there are no workers left
-                failure = self.results.reason = error
-                raise self.results.error(str(error)) from None  # which is in the group
-            except BaseException as error:
-                failure = error
-                if isinstance(error, MapError):
-                    raise
-                with suppress(Exception):  # such as a disk that is full; it is reported when the journal is closed
-                    await window.end()
-                if error is self.results.reason:
-                    raise self.results.error(str(error)) from None  # which is in the group
-                if self.source.error is not error:  # which has them already
-                    self.results.attach(error, f"ended by {type(error).__name__}", was_ended=True)
-                raise
-            finally:
-                if not window.is_inherited:
-                    try:
-                        await self._close(host, display, failure)
-                    except BaseException as error:
-                        if not isinstance(error, Exception):  # Ctrl-C may have come before any step of it
-                            await self._close(host, display, failure)
-                        raise
-                    finally:
-                        del failure
 
     @contextmanager
     def _reported(self, display: Display) -> Iterator[None]:
@@ -211,7 +218,7 @@ class Run:
                 self.binding.stats.emit(MapFinished, progress=display.last, error=error, map=display.number)
             del error  # its traceback refers to this frame: break the reference cycle
 
-    async def _close(self, host: Host, display: Display, failure: BaseException | None) -> None:
+    async def _close(self, host: Host, display: Display, failure: BaseException | None = None) -> None:
         """Give back what this run has. A second time it does what an interruption has left."""
         try:
             display.close(*self._progress())
