@@ -278,7 +278,7 @@ class ByKey(Emitter):
 
     def troubled(self) -> list[tuple[str, dict[str, Any]]]:
         """Return those of `circuits` that reject calls or have probes under way. One whose time is over would let its
-        next call through, which may never come: such as a host that nobody asks for again."""
+        next call through, which may never be made: for example to a host that is not called again."""
         return [(key, circuit) for key, circuit in self.circuits() if not _is_over(circuit)]
 
     @property

@@ -49,7 +49,7 @@ class LimitsExecutor(RateLimitExecutor):
 
     Callers of a process wait in one queue. Only the first of them has reserved its permits, and reserves them anew when
     others give some back: so a call that waits, and may be cancelled, takes nothing from others, and an estimate that
-    was too high delays nobody for longer than until that is known.
+    was too high delays other calls only until that is known.
     """
 
     own: LocalBudgets  # type: ignore[assignment]  # another kind of home for the same kind of limit

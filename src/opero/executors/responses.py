@@ -24,7 +24,7 @@ async def close_response(host: Host, error: Exception) -> None:
 
 
 async def close_result(host: Host, result: Any) -> None:
-    """Close a result that nobody gets, if it is a response."""
+    """Close a result that no caller gets, if it is a response."""
     if is_response(result):
         with suppress(Exception):  # the response is the user's
             await host.close(result)

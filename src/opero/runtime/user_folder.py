@@ -46,7 +46,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _is_private(path: str) -> bool:
-    """Return whether nobody but this user (and root) can change what is in a directory."""
+    """Return whether only this user (and root) can change what is in a directory."""
     if not hasattr(os, "geteuid"):  # pragma: no cover  # Windows
         return True
     found = os.stat(path)

@@ -8,7 +8,7 @@ Three things make it find the limit soon, with few calls refused:
   through at once: so what it has accepted says what the limit is, and the second cut goes there;
 - the closer the rate is to where calls were refused, the slower it grows: a probe every `PROBE` calls.
 
-Calls take permits by their number, not by a moment: permit `n` falls due when so many have flowed. So what callers
+Calls take permits by their number, not by a moment: permit `n` falls due when `n` permits have flowed. So what callers
 have reserved stays in order when the rate changes, and falls due earlier or later.
 """
 

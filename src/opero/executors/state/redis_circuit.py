@@ -191,7 +191,7 @@ class RedisCircuit(CircuitHome):
                         self._sent(sent)
                         self._use(trial)
                         return result, change_of(trial, before)
-        with self.lock:  # so many other processes change it at this moment
+        with self.lock:  # other processes have changed it at each try
             self.check()
             return self._decide_here(decide, args)
 

@@ -249,7 +249,7 @@ class Process:
 def _new_control(path: Path) -> tuple[int, Path | None]:
     """A file for the memory page shared with a worker, open, and its path where a worker cannot inherit it.
 
-    Elsewhere it has no path any more: nobody can delete it, and it ends with the processes.
+    Elsewhere it has no path any more: it cannot be deleted, and it ends with the processes.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(file, bytes(CONTROL_BYTES))
