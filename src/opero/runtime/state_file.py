@@ -137,27 +137,39 @@ class StateFile:
             close()
 
     def __enter__(self) -> Self:
-        # opero's timeouts do not interrupt this thread until it has released the lock, which would stay locked.
+        # opero's timeouts do not interrupt this thread until it has released the lock, which would stay locked. Ctrl-C
+        # does, at any call, so what is released is what this thread has by then.
         me = threading.get_ident()
-        uninterrupted.add(me)
         try:
+            uninterrupted.add(me)
             self._lock.acquire()
-            try:
-                lock(self._file)
-            except BaseException:
-                self._lock.release()
-                raise
+            lock(self._file)
         except BaseException:
-            uninterrupted.discard(me)
+            self._release(me)
             raise
         self.holder = me
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         me, self.holder = self.holder, 0
-        unlock(self._file)
-        self._lock.release()
-        uninterrupted.discard(me)
+        try:
+            unlock(self._file)
+        except BaseException:
+            self._release(me)
+            raise
+        try:
+            self._lock.release()
+        finally:
+            uninterrupted.discard(me)
+
+    def _release(self, thread: int) -> None:
+        """Release what this thread has of the lock, after an interruption."""
+        try:
+            if self._lock._is_owned():  # type: ignore[attr-defined]
+                unlock(self._file)
+                self._lock.release()
+        finally:
+            uninterrupted.discard(thread)
 
     def is_same_as(self, other: StateFile) -> bool:
         """Return whether another object has the same file open."""
