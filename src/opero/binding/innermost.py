@@ -50,7 +50,8 @@ def innermost(
             call.check_time()
         stats.executed += 1
         result = function(*args, **kwargs)
-        if type(result) not in ORDINARY:
+        cls = type(result)
+        if cls not in ORDINARY and (cls is not dict or "ResponseMetadata" in result):
             check(result)
         return result
 
@@ -59,7 +60,8 @@ def innermost(
             call.check_time()
         stats.executed += 1
         result = await function(*args, **kwargs)
-        if type(result) not in ORDINARY:
+        cls = type(result)
+        if cls not in ORDINARY and (cls is not dict or "ResponseMetadata" in result):
             check(result)
         return result
 

@@ -210,7 +210,8 @@ def failed_status(value: object, also: Collection[int] = ()) -> int | None:
 
     A response is an object of requests, httpx, aiohttp, urllib3 or botocore, or of the same shape: it has
     `status_code` or `status`, and `headers` or a class whose name ends in "Response". Responses that web
-    frameworks send are none. Whether a type is one of responses is decided by its first value.
+    frameworks send are none. Whether a type is one of responses is decided by its first value; of a `SimpleNamespace`,
+    by each value.
 
     Args:
         value: what a function has returned.

@@ -144,7 +144,7 @@ class RedisSlots(Slots):
             self._ask(GIVE_BACK)
         finally:
             self._changed()
-        self._wake_first()
+        self.wake_first()
         return True
 
     def enter(self, call: QueuedCall) -> bool:
@@ -170,7 +170,7 @@ class RedisSlots(Slots):
                 self.queue.remove(call)
         if was_first:
             self._ask(NOTHING)
-            self._wake_first()
+            self.wake_first()
         return not call.granted
 
     def pause(self, call: QueuedCall) -> float:
@@ -185,7 +185,7 @@ class RedisSlots(Slots):
             self._limit = policy.first_limit
             self._told = max(self._told + 1, time.time_ns() // 1000)
             self._pack()
-        self._wake_first()
+        self.wake_first()
 
     def _pack(self) -> None:
         constant = (self.owner, int(LEASE * SECOND), self._told, self.policy.first_limit)
@@ -200,7 +200,7 @@ class RedisSlots(Slots):
         self._renewed = float("-inf")
         if self._taken or self.queue:
             self.store.beat.want(self)
-        self._wake_first()
+        self.wake_first()
 
     def vacate(self) -> None:
         self.queue.clear()
@@ -255,7 +255,7 @@ class RedisSlots(Slots):
                 return False
         if not self._take(call.holder, TAKE, call):
             return False
-        self._wake_first()
+        self.wake_first()
         return True
 
     def _may_alone(self) -> bool:
@@ -263,11 +263,6 @@ class RedisSlots(Slots):
         if self._alone_until == FOREVER and self.policy.on_store_error != "local":
             return bool(self.policy.on_store_error == "open")
         return self._taken < (1 if self._part is None else self._part.of(self._limit))
-
-    def _wake_first(self) -> None:
-        with self.lock:
-            while self.queue and not self.queue[0].waiter.wake():
-                self.queue.popleft()  # its event loop has been closed
 
     # The server
 

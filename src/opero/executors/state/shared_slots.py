@@ -140,7 +140,7 @@ class SharedSlots(FileHome, Slots):
                 self._write(add_slots(self._table(), this_process(), -1))
                 holder.slot = None
             if self.queue:
-                self._wake_first()
+                self.wake_first()
             return True
 
     def enter(self, call: QueuedCall) -> bool:
@@ -168,7 +168,7 @@ class SharedSlots(FileHome, Slots):
                         self._write(
                             queue_as(self._table(), this_process(), self.queue[0].arrived if self.queue else None)
                         )
-                    self._wake_first()
+                    self.wake_first()
             return not call.granted
 
     def pause(self, call: QueuedCall) -> float:
@@ -180,7 +180,7 @@ class SharedSlots(FileHome, Slots):
     def apply(self, policy: BulkheadPolicy) -> None:
         with self.lock:
             self.file.number = policy.first_limit
-            self._wake_first()
+            self.wake_first()
 
     def values(self) -> SlotValues:
         with self.file:
@@ -193,7 +193,7 @@ class SharedSlots(FileHome, Slots):
             file.number = file.number or limit
             table = add_slots(self._table(), this_process(), taken)
             self._write(queue_as(table, this_process(), self.queue[0].arrived if self.queue else None))
-        self._wake_first()
+        self.wake_first()
 
     def vacate(self) -> None:
         self.queue.clear()
@@ -208,7 +208,7 @@ class SharedSlots(FileHome, Slots):
         if not self.queue or self.queue[0] is not call or not self._try(call.arrived, call.holder):
             return False
         del self.queue[0]
-        self._wake_first()
+        self.wake_first()
         return True
 
     def _try(self, arrived: float, holder: SlotHolder) -> bool:
@@ -228,10 +228,6 @@ class SharedSlots(FileHome, Slots):
             if table != before:
                 self._write(table)
             return False
-
-    def _wake_first(self) -> None:
-        while self.queue and not self.queue[0].waiter.wake():
-            self.queue.popleft()  # its event loop has been closed
 
     def _table(self) -> Table:
         return Table._make(self.file.read() or ({}, {}))

@@ -156,6 +156,12 @@ class Slots(Home):
         """Seconds after which a waiting call has to look again although nothing has woken it."""
         return FOREVER
 
+    def wake_first(self) -> None:
+        """Have the first call of this process that waits look again."""
+        with self.lock:
+            while self.queue and not self.queue[0].waiter.wake():
+                self.queue.popleft()  # its event loop has been closed
+
 
 class LocalSlots(Slots):
     """Keeps the slots in this process. A slot is handed to a waiting call by the one that gives it back."""
