@@ -402,3 +402,37 @@ def test_what_another_program_has_written_there_is_replaced(redis_url: str, serv
     assert b'"state":"closed"' in text
     assert 0 < client.pttl(key) <= 3_600_000  # type: ignore[operator]
     client.close()
+
+
+# A circuit for each value of an argument
+
+
+def keyed(url: str, process: int, max_keys: int = 100) -> Any:
+    def work(tenant: str) -> str:
+        if tenant.startswith("bad"):
+            raise ConnectionError(tenant)
+        return tenant
+
+    scope = {"by": "tenant", "max_keys": max_keys}
+    breaker = {**BREAKER, "url": url, "store_timeout": 10 + process, "scope": scope}
+    return Policy.model_validate({"circuit_breaker": breaker}).apply(work)
+
+
+def outcome(bound: Any, tenant: str) -> str:
+    return call(lambda: bound(tenant))[0]
+
+
+def test_each_value_of_an_argument_has_a_circuit_of_all_processes(redis_url: str) -> None:
+    one, other = keyed(redis_url, 0), keyed(redis_url, 1)
+    assert [outcome(one, "bad") for _ in range(4)] == ["ConnectionError"] * 3 + ["CircuitOpenError"]
+    until(lambda: outcome(other, "bad") == "CircuitOpenError")
+    assert outcome(one, "good") == outcome(other, "good") == "good"
+
+
+def test_what_a_circuit_has_counted_is_not_lost_when_its_key_is_used_no_more(redis_url: str) -> None:
+    one, other = keyed(redis_url, 0, max_keys=1), keyed(redis_url, 1)
+    assert outcome(one, "bad") == outcome(one, "bad") == "ConnectionError"
+    assert outcome(one, "good") == "good"  # of the two keys, one circuit is kept
+    time.sleep(0.5)
+    assert outcome(other, "bad") == "ConnectionError"
+    assert outcome(other, "bad") == "CircuitOpenError"

@@ -10,9 +10,11 @@ from opero.executors.state.adaptive_limit import new_limit
 from opero.executors.state.adaptive_slots import AdaptiveSlots
 from opero.executors.state.circuit import Circuit
 from opero.executors.state.circuit_home import LocalCircuit
+from opero.executors.state.redis_beat import Updated
 from opero.executors.state.slots import LocalSlots
 from opero.executors.state.values_home import LocalValues
 from opero.executors.state.windows import window_of
+from opero.runtime.hosts import run_later
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Home
@@ -28,6 +30,8 @@ def parked(home: Home, now: float) -> Any:
         now: the clock's reading.
     """
     if home.stated:
+        if isinstance(home, Updated):
+            run_later(home.update)  # what has been counted here is sent, before the home is dropped
         return None
     if isinstance(home, LocalSlots):
         return home.values() if isinstance(home, AdaptiveSlots) and _has_learned(home) else None

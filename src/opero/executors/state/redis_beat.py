@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opero.runtime.forking import renew_in_child
 
@@ -13,6 +13,7 @@ BEAT = 0.25
 """Seconds from one update to the next."""
 
 
+@runtime_checkable
 class Updated(Protocol):
     """What is brought up to date."""
 
