@@ -36,10 +36,7 @@ test-$(call name,$(1)): .venv/test$(call name,$(1))/ready
 	$$(call run_tests,.venv/test$(call name,$(1)))
 endef
 
-# Tests whose subject is real time run after the others, one by one, yet in a worker: one that hangs takes only that with
-# it. pytest exits with 5 if none are selected.
-run_tests = { $(1)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 3 -m "not alone" $(ARGS) \
-	|| [ $$? -eq 5 ]; } && { $(1)/bin/python -m pytest --numprocesses 1 -m alone $(ARGS) || [ $$? -eq 5 ]; }
+run_tests = sh tests/suite.sh $(1)/bin/python $(WORKERS) $(ARGS)
 
 # Packages are compiled when they are first imported, as most of their modules never are.
 make_venv = rm -rf $(2) && $(1) -m venv --without-pip $(2) \

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
+import queue
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from opero import ConfigError, MapError, Policy, on, opmap
 from opero.events import LimitChanged
+from opero.observe.stats import Stats
+from opero.parallel.engine.blocks import Report
+from opero.parallel.workers.adaptive import AdaptiveThreadWorkers, WorkerLimit
 from opero.testing import VirtualClock
 from parallel.workers.knee_server import Connections, answering
 
@@ -167,7 +172,10 @@ def test_mode_auto_takes_threads() -> None:
 
 
 def test_a_failure_stops_threads_that_wait_for_others() -> None:
+    begun: list[int] = []
+
     def function(number: int) -> int:
+        begun.append(number)
         time.sleep(0.002)
         if number == 50:
             raise ValueError("stop")
@@ -176,8 +184,43 @@ def test_a_failure_stops_threads_that_wait_for_others() -> None:
     bound = opmap(mode="thread", workers="adaptive", retries=0, progress=False)(function)
     with pytest.raises(MapError) as caught:
         bound(range(10_000))
-    assert set(range(50)) <= caught.value.results.keys()
-    assert len(caught.value.results) < 1000
+    assert [each.index for each in caught.value.failures] == [50]
+    ran = set(begun)  # what had begun has ended, and nothing begins later
+    assert caught.value.results.keys() == ran - {50}
+    assert len(ran) < 2000
+    time.sleep(0.05)
+    assert set(begun) == ran
+
+
+def test_threads_that_wait_begin_in_the_order_of_their_items() -> None:
+    order: list[int] = []
+    may_run = threading.Event()
+
+    class Work:
+        def run(self, items: Sequence[int], control: object, report: Report, *, keep_going: bool) -> None:
+            may_run.wait()
+            order.extend(items)
+            report.values.extend(items)
+
+    limit = WorkerLimit(1, time.monotonic, Stats())
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    workers = AdaptiveThreadWorkers(Work(), limit, inbox, contextvars.Context())  # type: ignore[arg-type]
+
+    def take(numbers: list[int]) -> None:
+        for number in numbers:
+            workers.run([number], [0, 0, 0], Report([]))
+
+    threads = [
+        threading.Thread(target=take, args=(numbers,)) for numbers in ([0, 10], *([each] for each in range(1, 10)))
+    ]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        while workers.arrived < count:
+            time.sleep(0)
+    may_run.set()
+    for thread in threads:
+        thread.join()
+    assert order == list(range(11))
 
 
 def test_few_items_and_none() -> None:

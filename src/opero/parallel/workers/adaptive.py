@@ -165,12 +165,16 @@ class AdaptiveThreadWorkers(ThreadWorkers):
         limit: how many run at once.
         inbox: where the reports go.
         context: a copy of it surrounds each chunk's calls.
+
+    Attributes:
+        arrived: how many chunks have been taken by a thread.
     """
 
     def __init__(self, work: ChunkRunner, limit: WorkerLimit, inbox: Inbox, context: Context) -> None:
         super().__init__(work, limit.limit, inbox, context)
         self._limit = limit
         self._gate = threading.Condition()
+        self.arrived = self._admitted = 0
         self._run, self._work = work.run, self  # type: ignore[assignment]  # the threads ask it to `run`
 
     def after_fork(self) -> None:
@@ -180,12 +184,16 @@ class AdaptiveThreadWorkers(ThreadWorkers):
     def run(
         self, items: Sequence[Any], control: MutableSequence[int], report: Report, *, keep_going: bool = True
     ) -> None:
-        """As that of `ChunkRunner`, and measured."""
+        """As that of `ChunkRunner`, and measured. Chunks run in the order in which they arrive here."""
         limit, gate = self._limit, self._gate
         with gate:
-            while limit.running >= limit.limit and not control[STOP]:
+            place = self.arrived
+            self.arrived += 1
+            while (place != self._admitted or limit.running >= limit.limit) and not control[STOP]:
                 gate.wait()
+            self._admitted += 1
             begun = limit.begin()
+            gate.notify_all()  # it may be the turn of the next one, too
         try:
             self._run(items, control, report, keep_going=keep_going)
         finally:
