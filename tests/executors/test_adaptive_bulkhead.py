@@ -284,9 +284,8 @@ def test_no_slot_is_lost_and_never_more_run_than_the_limit_was_when_they_began(
 
 
 def test_worker_processes_are_refused_and_mode_auto_does_without_them() -> None:
-    bound = opmap(mode="process", workers=2, bulkhead="adaptive", progress=False)(undecorated)
     with pytest.raises(ConfigError, match="adaptive finds its limit by the calls of one process.* use mode='thread'"):
-        bound([1, 2, 3])
+        opmap(mode="process", workers=2, bulkhead={"max_concurrent": "adaptive", "max_wait": 1})(undecorated)
     assert opmap(bulkhead=ADAPTIVE, progress=False)(undecorated)(range(50)) == [each + 1 for each in range(50)]
 
 

@@ -437,6 +437,17 @@ def test_a_parameter_that_the_function_lacks_is_refused_when_it_is_bound() -> No
         keyed(circuit_breaker={"scope": {"by": "args"}}).apply(lambda *args: None)
 
 
+def test_a_key_that_is_passed_by_name_only_is_not_taken_from_the_arguments_before_it() -> None:
+    def ask_all(*urls: str, tenant: str = "none") -> None:
+        raise DownError
+
+    bound: Any = keyed(circuit_breaker={**BREAKER, "scope": {"by": "tenant"}}).apply(ask_all)
+    for arguments in ({"tenant": "acme"}, {}):
+        with pytest.raises(DownError):
+            bound("a", "b", "c", **arguments)
+    assert set(state_of(bound).keys()) == {"acme", "none"}
+
+
 def test_an_async_key_function_is_refused_when_it_is_bound() -> None:
     async def of(tenant: str, fails: bool = False) -> str:
         return tenant

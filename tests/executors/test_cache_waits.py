@@ -184,13 +184,16 @@ def test_hits_and_misses_create_no_reference_cycles() -> None:
     asyncio.run(main(3))
     with asyncio.Runner() as runner:
         runner.run(main(3))
-        gc.collect()
-        gc.disable()
-        try:
-            runner.run(main(50))
-            assert gc.collect() < 50
-        finally:
-            gc.enable()
+        found = []
+        for _ in range(3):  # threads of earlier tests may make some meanwhile
+            gc.collect()
+            gc.disable()
+            try:
+                runner.run(main(50))
+                found.append(gc.collect())
+            finally:
+                gc.enable()
+        assert min(found) < 50
 
 
 def test_refreshes_beyond_the_limit_are_left_to_the_next_caller(monkeypatch: Any) -> None:

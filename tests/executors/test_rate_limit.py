@@ -214,6 +214,26 @@ def test_a_cost_that_is_no_number_is_refused_with_its_name_and_an_unknown_argume
         Policy(rate_limit={"rate": 1, "cost": "token"}).apply(function)
 
 
+def test_the_argument_with_the_cost_is_found_however_it_is_passed(bind: Any) -> None:
+    def function(first: str, *others: str, tokens: int = 2) -> str:
+        return first
+
+    call = bind(Policy(rate_limit={"rate": 1, "cost": "tokens"}), function)
+    started = bind.clock.monotonic()
+    call("a", "b", "c", "d", tokens=3)
+    call("a", "b", "c", "d")
+    call("a")
+    assert bind.clock.monotonic() - started == pytest.approx(3 + 2)  # the last call leaves its cost to the next one
+
+
+def test_a_call_without_the_argument_fails_as_the_function_does() -> None:
+    def function(tokens: int) -> None: ...
+
+    bound: Any = Policy(rate_limit={"rate": 1, "cost": "tokens"}).apply(function)
+    with pytest.raises(TypeError, match="missing .* argument: 'tokens'"):
+        bound()
+
+
 def test_tasks_of_different_costs_take_turns_and_none_starves() -> None:
     clock = VirtualClock()
     served: list[int] = []

@@ -191,7 +191,7 @@ def test_after_an_earlier_retry_the_call_fails_with_all_errors() -> None:
     clock = VirtualClock()
     bound: Any = Policy(retry={"retries": 3, "min_delay": 0, "budget": True}).apply(down, clock=clock)
     budget = bound.binding.pipeline.executors["retry_budget"]
-    budget.allows(int(RESERVE) - 1)
+    budget.ask(lambda home: home.draw(clock.monotonic(), 0, RESERVE - 1))
     with pytest.raises(AllFailedError, match="all 2 attempts failed") as caught:
         bound()
     assert caught.value.__notes__ == caught.value.__cause__.__notes__  # type: ignore[union-attr]

@@ -91,7 +91,8 @@ retry = given(
     reraise=st.booleans(),
     budget=st.sampled_from([None, False, True, 0.1, "10%"]),
     amplification=st.sampled_from(["guard", "allow"]),
-).map(lambda fields: RetryPolicy(**fields))
+    share=st.sampled_from(["process", "redis"]),
+).map(lambda fields: RetryPolicy(**{**fields, **({"share": "process"} if fields.get("budget") is False else {})}))
 cache = given(
     ttl=st.none()
     | durations(least=0.001)

@@ -100,6 +100,11 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         "so none is made; lower retry.retries to 0, or raise rate_limit or timeout.total",
     ),
     (
+        {"bulkhead": "adaptive", "parallel": {"workers": "auto"}},
+        ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
+        "a map runs several items at once (parallel.workers), and bulkhead admits as many as it has found and rej",
+    ),
+    (
         {"bulkhead": 5, "parallel": {"workers": 20}},
         ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
         "a map runs up to 20 items at once (parallel.workers), and bulkhead admits 5 and rejects the others im",
@@ -178,6 +183,8 @@ def test_it_is_reported_with_the_numbers_and_advice(fields: dict[str, Any], plac
         {"rate_limit": {"rate": "6/min", "cost": "tokens"}, "timeout": 25, "retry": 5},
         {"bulkhead": 5, "parallel": {"workers": 5}},
         {"bulkhead": 5, "parallel": {"workers": "auto"}},
+        {"bulkhead": "adaptive", "parallel": {"workers": 1}},
+        {"bulkhead": {"max_concurrent": "adaptive", "max_wait": 1}, "parallel": {"workers": 20}},
         {"bulkhead": {"max_concurrent": 5, "max_wait": 1}, "parallel": {"workers": 20}},
         {"bulkhead": 5, "parallel": {"workers": 20}, "fallback": {"default": None}},
         {"bulkhead": 5, "parallel": {"workers": 20}, "retry": {"retry_on": [BulkheadFullError]}},

@@ -131,8 +131,7 @@ def test_it_is_frozen(policy: BasePolicy) -> None:
 @laws
 @given(any_policy | whole_policies)
 def test_its_repr_evaluates_back(policy: StrictModel) -> None:
-    names = {each.__name__: each for each in (Policy, AdaptiveTTL, KeyedScope, *KINDS.values())}
-    names = {each.__name__: each for each in (Policy, AdaptiveTTL, Limit, *KINDS.values())}
+    names = {each.__name__: each for each in (Policy, AdaptiveTTL, KeyedScope, Limit, *KINDS.values())}
     assert eval(repr(policy), {**names, "concurrent": concurrent, "json": json, "policies": policies}) == policy
 
 

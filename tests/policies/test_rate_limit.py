@@ -92,7 +92,9 @@ BAD: Bad = [
 
 
 def beside(field: str) -> dict[str, Any]:
-    return {} if field == "limits" else {"rate": 1, "burst": 20, "share": "redis"}
+    if field == "limits":
+        return {}
+    return {"rate": 1, "burst": 20, "share": "redis", **({"cost": "tokens"} if field == "refund_on" else {})}
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
@@ -121,6 +123,7 @@ def test_an_unknown_field_is_refused() -> None:
         ({"rate": "service", "burst": 5}, "burst has no effect with rate: service"),
         ({"rate": "service", "cost": 2}, "cost has no effect with rate: service"),
         ({"rate": "adaptive", "cost": "tokens"}, "cost has no effect with rate: adaptive"),
+        ({"rate": 1, "refund_on": ["transient"]}, "refund_on would have no effect, as a call costs what cost says"),
         ({"rate": "adaptive", "share": "redis"}, "use share: machine, or state the rate"),
     ],
 )

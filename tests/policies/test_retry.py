@@ -4,6 +4,7 @@ import datetime
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from opero import Policy, RetryPolicy
 from opero.failures import Kind
@@ -42,6 +43,11 @@ GOOD: Good = [
     ("budget", "off", False),
     ("budget", False, False),
     ("amplification", "allow", "allow"),
+    ("share", "machine", "machine"),
+    ("share", "redis", "redis"),
+    ("share_as", " orders ", "orders"),
+    ("url", "redis://127.0.0.1:6379/0", SecretStr("redis://127.0.0.1:6379/0")),
+    ("store_timeout", "1s", 1.0),
 ]
 BAD: Bad = [
     ("shadow", "perhaps", "'perhaps' is not a boolean"),
@@ -72,12 +78,16 @@ BAD: Bad = [
     ("budget", float("nan"), "is invalid"),
     ("amplification", "gard", "did you mean 'guard'"),
     ("amplification", True, "True is not one of 'guard', 'allow'"),
+    ("share", "x", "'x' is not one of 'process', 'machine', 'redis'"),
+    ("share_as", 5, "5 is not the name of a shared state"),
+    ("url", 5, "a secret must be text, not int"),
+    ("store_timeout", 0, "use a value > 0"),
 ]
 
 
 @pytest.mark.parametrize(("field", "written", "held"), GOOD)
 def test_a_field_accepts_valid_values(field: str, written: Any, held: Any) -> None:
-    accepts(RetryPolicy, field, written, held)
+    accepts(RetryPolicy, field, written, held, **({} if field == "budget" else {"share": "redis"}))
 
 
 @pytest.mark.parametrize(("field", "wrong", "told"), BAD)
@@ -106,6 +116,10 @@ def test_the_defaults_are_those_of_the_design() -> None:
         "reraise": False,
         "budget": None,
         "amplification": "guard",
+        "share": "process",
+        "share_as": None,
+        "url": None,
+        "store_timeout": 0.25,
     }
     assert repr(policy) == "RetryPolicy()"
 

@@ -286,7 +286,7 @@ ONE_ARGUMENT = {
     "rate_limit.refund_on": "the exception",
     "failures.classify": "the exception",
 }
-REQUIRED: dict[str, dict[str, Any]] = {"rate_limit": {"rate": 10}, "fallback": {"default": 1}}
+REQUIRED: dict[str, dict[str, Any]] = {"rate_limit": {"rate": 10, "cost": "tokens"}, "fallback": {"default": 1}}
 
 
 @pytest.mark.parametrize("path", ONE_ARGUMENT)

@@ -122,7 +122,7 @@ def make_executors(
     if retry or (fallback and fallback.arg):
         executors.update(_retrying(target, retry, fallback, classifier, shareable, one_shot))
         executors["retry"].is_by_value = fallback is not None and is_by(policy, fallback.arg)
-    if retry and (profile if retry.budget is None else retry.budget is not False):
+    if retry and retry.has_budget(profile):
         from opero.executors.retry_budget import RetryBudget
 
         budget = executors["retry_budget"] = executors["retry"].budget = shareable(retry, RetryBudget)

@@ -14,7 +14,7 @@ from opero.policies.bounds import bounds, longest_delay, may_be_throttled
 from opero.policies.names import KINDS_OF_FAILURE
 from opero.policies.rate_limit import UNLIMITED
 from opero.policies.scope import owner_of, scope_by
-from opero.policies.types import UNSET
+from opero.policies.types import DEFAULT_BUDGET, UNSET
 
 if TYPE_CHECKING:
     from opero.policies.bounds import Bounds
@@ -174,8 +174,6 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
         yield f"With an HTTP status it is retried if that is {listed(map(str, policy.retry_on_status), 'or')}."
     if policy.retry_if_result is not None:
         yield f"A result for which {name_of(policy.retry_if_result)} returns true is a failure that is retried."
-    if policy.budget:
-        yield f"No more than {100 * policy.budget:g}% are added to the calls of the profile by retries."
     rule = DRAWN[policy.jitter]
     ordinary = _delays(policy, throttled=False)
     yield f"The delays before that {rule} {ordinary}." if ordinary else "There are no delays before that."
@@ -184,8 +182,9 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
     if policy.retry_after:
         yield "If a failure says how long to wait (Retry-After), the delay is exactly that;"
         yield f"if that is longer than {seconds(policy.max_delay)}, the call fails at once."
-    if policy.budget:
-        yield f"In all, retries add at most {policy.budget * 100:g}% to the calls, or one a second."
+    if policy.budget or policy.share != "process":
+        share, where = policy.budget or DEFAULT_BUDGET, WHERE.get(policy.share, "")
+        yield f"In all, retries{where} add at most {share * 100:g}% to the calls, or one a second."
     elif policy.budget is not None:
         yield "However many calls fail, all of them are retried."
     if policy.amplification == "allow":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from inspect import Parameter
 from typing import Any
 
-from opero.errors import ConfigError, describe, described, nearest
-from opero.runtime.functions import is_async_function, short_name
+from opero.errors import describe, described
+from opero.runtime.functions import argument_of, is_async_function, short_name
 from opero.runtime.log import log
 
 MOST = 1e18
@@ -33,15 +34,13 @@ def cost_function(
         return awaited
     if callable(cost):
         return lambda args, kwargs: _checked(cost(*args, **kwargs), function)
-    signature = inspect.signature(function)
-    if cost not in signature.parameters:
-        known = nearest(cost, signature.parameters)
-        raise ConfigError(f"{short_name(function)} has no parameter {cost!r} to take the cost from{known}")
+    position, default = argument_of(function, cost, "to take the cost from")
 
     def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return _checked(bound.arguments[cost], function)
+        value = args[position] if position < len(args) else kwargs.get(cost, default)
+        if value is Parameter.empty:
+            inspect.signature(function).bind(*args, **kwargs)  # raises what the call would
+        return _checked(value, function)
 
     return from_argument
 

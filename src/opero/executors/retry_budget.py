@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opero.observe.stats import Stats
     from opero.policies.retry import RetryPolicy
     from opero.runtime.clock import Clock
+    from opero.runtime.hosts import Host
 
 
 class RetryBudget(Holder[Allowance]):
@@ -35,9 +36,12 @@ class RetryBudget(Holder[Allowance]):
         with self._lock:
             self._seen.setdefault(stats, stats.own_calls)
 
-    def allows(self, retries: int) -> bool:
+    async def allows(self, host: Host, retries: int) -> bool:
         """Return whether this many retries may begin, and deduct them from the budget if so."""
-        return self.ask(lambda home: home.draw(self.clock.monotonic(), self._new_calls(), retries))
+        return await self.run(host, lambda: self.ask(lambda home: self._draw(home, retries)), undo=_keep)
+
+    def _draw(self, home: Allowance, retries: int) -> bool:
+        return home.draw(self.clock.monotonic(), self._new_calls(), retries)
 
     def _new_calls(self) -> int:
         """Return the number of calls since this was last asked."""
@@ -53,3 +57,7 @@ class RetryBudget(Holder[Allowance]):
     def __str__(self) -> str:
         share = self.policy.budget or DEFAULT_BUDGET
         return f"the retry budget of {self.name} ({share * 100:g}% of the calls, and {FLOOR:g}/s)"
+
+
+def _keep(_: bool) -> None:
+    """A call that has been cancelled meanwhile does not give back its retry: it has used the time of the service."""

@@ -271,7 +271,7 @@ class Rounds:
                 if call.deadline is not None and delay >= call.time_left(self.clock.monotonic()):
                     shorten(errors, places)
                     return self.given_up(self.out_of_time(call, delay, errors, delay if is_asked else None))
-                if self.budget is not None and not self.budget.allows(len(variants)):
+                if self.budget is not None and not await self.budget.allows(host, len(variants)):
                     shorten(errors, places)
                     by_value = () if schedule is None else [*schedule.kinds.values()]
                     return self.given_up(self.refused(self.budget, call, errors, progress.attempt_number, by_value))

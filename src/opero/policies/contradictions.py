@@ -200,16 +200,22 @@ def _unreachable_max_wait(limit: RateLimitPolicy | BulkheadPolicy, total: float)
 
 def _rejected_workers(bulkhead: BulkheadPolicy, parallel: ParallelPolicy, policy: Policy) -> Iterator[Contradiction]:
     fallback, retry, workers = policy.active("fallback"), policy.active("retry"), parallel.workers
-    if bulkhead.max_wait != 0 or not isinstance(workers, int) or workers <= bulkhead.most_concurrent:
+    if bulkhead.max_wait != 0 or workers == 1:
+        return
+    if bulkhead.is_adaptive and not bulkhead.shadow:
+        admitted, many, cure = "as many as it has found", "several", "workers: adaptive without a bulkhead"
+    elif isinstance(workers, int) and workers > bulkhead.most_concurrent:
+        admitted = str(bulkhead.most_concurrent)
+        many, cure = f"up to {workers}", f"lower parallel.workers to {admitted}"
+    else:  # "auto": a map has no more than the bulkhead admits
         return
     rejections = (each for each in (retry.retry_on if retry is not None else ()) if isinstance(each, type))
     is_retried = any(issubclass(BulkheadFullError, each) for each in rejections)
     if not is_retried and not (fallback is not None and fallback.has_result):
         yield Contradiction(
             ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
-            f"a map runs up to {workers} items at once (parallel.workers), and bulkhead admits "
-            f"{bulkhead.most_concurrent} and rejects the others immediately, as max_wait is 0; set bulkhead.max_wait, "
-            f"or lower parallel.workers to {bulkhead.most_concurrent}",
+            f"a map runs {many} items at once (parallel.workers), and bulkhead admits {admitted} and rejects the "
+            f"others immediately, as max_wait is 0; set bulkhead.max_wait, or {cure}",
         )
 
 

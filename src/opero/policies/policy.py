@@ -31,6 +31,7 @@ from opero.policies.priority import PriorityPolicy
 from opero.policies.rate_limit import RateLimitPolicy
 from opero.policies.refusals import hint, made, refusal
 from opero.policies.retry import RetryPolicy
+from opero.policies.sharing import StoredPolicy
 from opero.policies.throttle import ThrottlePolicy
 from opero.policies.timeout import TimeoutPolicy
 
@@ -71,16 +72,13 @@ KINDS: dict[str, type[BasePolicy]] = {
 
 
 def _flat_options() -> dict[str, tuple[str, str]]:
-    own = set(ShadowPolicy.model_fields)
+    def fields(policy: type[BasePolicy], base: type[BasePolicy]) -> list[str]:
+        return [name for name in policy.model_fields if name not in base.model_fields]
 
-    def fields(policy: type[BasePolicy]) -> list[str]:
-        return [name for name in policy.model_fields if name not in own]
-
-    flat = {
-        name: (policy.kind, name) for policy in (RetryPolicy, HooksPolicy, ParallelPolicy) for name in fields(policy)
-    }
+    flat = {name: ("retry", name) for name in fields(RetryPolicy, StoredPolicy)}
+    flat |= {name: (each.kind, name) for each in (HooksPolicy, ParallelPolicy) for name in fields(each, ShadowPolicy)}
     flat |= {"arg_fallback": ("fallback", "arg"), "attempt_timeout": ("timeout", "attempt")}
-    flat |= {f"cache_{name.removeprefix('cache_')}": ("cache", name) for name in fields(CachePolicy)}
+    flat |= {f"cache_{name.removeprefix('cache_')}": ("cache", name) for name in fields(CachePolicy, ShadowPolicy)}
     return flat
 
 

@@ -207,6 +207,15 @@ class RateLimitPolicy(StoredLimitPolicy):
         return self
 
     @model_validator(mode="after")
+    def _check_refunds(self) -> Self:
+        if self.refund_on != type(self).model_fields["refund_on"].default and not self.is_estimated:
+            raise ValueError(
+                "refund_on would have no effect, as a call costs what cost says; it is for limits whose cost is an "
+                "estimate: one that depends on the call, or is followed by cost_from_result"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_reserve(self) -> Self:
         if not self.reserve or self.limits:
             return self

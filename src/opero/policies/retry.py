@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from opero.failures.kinds import Kind
-from opero.policies.base import ShadowPolicy
 from opero.policies.names import Conditions, FunctionOfResult
 from opero.policies.quantities import Count, Duration, Factor, format_duration
+from opero.policies.sharing import StoredPolicy
 from opero.policies.types import Amplification, Flag, Jitter, RetryShare, StatusCodes
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from pydantic import SecretStr
 
     from opero.policies.names import ConditionsLike
     from opero.policies.quantities import DurationLike
@@ -24,7 +26,7 @@ THROTTLED_DELAY = 1.0
 """The least seconds before the first retry of a throttled attempt whose error does not say how long to wait."""
 
 
-class RetryPolicy(ShadowPolicy):
+class RetryPolicy(StoredPolicy):
     """Retry failed attempts with exponential backoff and jitter.
 
     The exact delay before retry n is `min_delay * backoff_factor ** (n - 1)`, at most `max_delay`; `jitter` draws one
@@ -57,9 +59,18 @@ class RetryPolicy(ShadowPolicy):
         budget: the share of the calls by which retries may add to them, such as "20%", for all functions of a profile
             together: of the calls of the last 10 s; beside that at least 1 retry a second, and 60 at once after a
             minute without. When it is spent, calls fail without a retry. False: there is none; true: 20%. Default: 20%
-            for the functions of a named profile, none for others.
+            for the functions of a named profile, and where the budget is shared; none for others.
         amplification: what happens when an attempt fails as a bound function that it called has given up: "guard": it
             is not retried, as attempts would multiply; "allow": it is retried like others. Default "guard".
+        share: whose calls share the budget: "process", those of this process and the worker processes of its maps;
+            "machine", those of all processes of this user on this machine; "redis", those of all processes that use the
+            same server (requires that extra), which is asked when a call is about to be retried. While redis cannot be
+            used, each process has a budget of its own. Default "process".
+        share_as: the name of the budget that is shared. Default: the name of the profile; for a function with its own,
+            its module and name.
+        url: the URL of redis, as for a cache. Default: environment variable `OPERO_REDIS_URL`, else
+            redis://localhost:6379/0.
+        store_timeout: how long to wait for redis; seconds or text. Default 0.25 seconds.
     """
 
     short: ClassVar[str | None] = "retries"
@@ -97,7 +108,23 @@ class RetryPolicy(ShadowPolicy):
             reraise: bool = False,
             budget: float | str | bool | None = None,
             amplification: Literal["guard", "allow"] = "guard",
+            share: Literal["process", "machine", "redis"] = "process",
+            share_as: str | None = None,
+            url: SecretStr | str | None = None,
+            store_timeout: DurationLike = 0.25,
         ) -> None: ...
+
+    def has_budget(self, profile: str | None) -> bool:
+        """Return whether the retries of the functions of a profile, or of a function without one, have a budget."""
+        if self.budget is None:
+            return bool(profile) or self.share != "process"
+        return self.budget is not False
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.budget is False and self.share != "process":
+            raise ValueError(f"share: {self.share} would have no effect without a budget; leave out one of the two")
+        return self
 
     @model_validator(mode="after")
     def _check_delays(self) -> Self:

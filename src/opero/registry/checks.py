@@ -171,7 +171,7 @@ def _check_shared(policy: Policy, name: str) -> None:
 CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Policy, str], None]], ...] = (
     ("cache", STORE_FIELDS, _check_store),
     ("parallel", ("mode",), _check_cluster),
-    ("rate_limit", ("url", "share"), _check_shared),
+    *((kind, ("url", "share"), _check_shared) for kind in ("rate_limit", "circuit_breaker", "bulkhead", "retry")),
 )
 """Kind of policy → the fields that may ask for what is not available, and what checks it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -68,7 +69,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def argument_of(function: Callable[..., Any], name: str, purpose: str) -> tuple[int, Any]:
-    """Return at which position an argument is passed, if it is not passed by name, and its default.
+    """Return at which position an argument is passed, beyond all if only by name, and its default.
 
     Args:
         function: the function.
@@ -84,7 +85,7 @@ def argument_of(function: Callable[..., Any], name: str, purpose: str) -> tuple[
         known = nearest(name, parameters)
         raise ConfigError(f"{short_name(function)} has no parameter {name!r} {purpose}{known}")
     by_position = found.kind is not found.KEYWORD_ONLY
-    return list(parameters).index(name) if by_position else len(parameters), found.default
+    return list(parameters).index(name) if by_position else sys.maxsize, found.default
 
 
 def short_name(function: Callable[..., Any]) -> str:

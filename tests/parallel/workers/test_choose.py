@@ -97,6 +97,16 @@ def test_the_number_of_workers_follows_from_the_mode() -> None:
     assert 1 <= worker_count("auto", "thread") <= 32
 
 
+def test_a_map_has_no_more_workers_than_a_bulkhead_without_a_queue_admits() -> None:
+    def slow(number: int) -> int:
+        time.sleep(0.002)
+        return number
+
+    assert opmap(bulkhead=3, mode="thread", progress=False)(slow)(range(200)) == list(range(200))
+    with pytest.raises(MapError, match="bulkhead full: 3 of 3 slots in use"):
+        opmap(bulkhead=3, mode="thread", workers=20, progress=False)(slow)(range(200))
+
+
 # Refused when the function is decorated
 
 

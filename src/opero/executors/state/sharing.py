@@ -106,11 +106,6 @@ def share_limits(executors: Mapping[str, Any], name: str, folder: Path | None = 
             )
         if not HAS_LOCKS:  # pragma: no cover  # Windows
             raise ConfigError(f"{name}: {kind} cannot be shared between processes on this platform; use mode='thread'")
-        if kind == "bulkhead" and executor.policy.is_adaptive:
-            raise ConfigError(
-                f"{name}: max_concurrent: adaptive finds its limit by the calls of one process, so worker processes "
-                "cannot share it; use mode='thread', or set a number"
-            )
         if executor.home.successor.stated:  # a worker's executor uses it by its policy
             names[kind] = executor.name
             continue

@@ -63,6 +63,10 @@ def _join_redis(executor: Holder[Any], shared_as: str, name: str) -> None:
         from opero.executors.state.redis_circuit import RedisCircuit
 
         home = RedisCircuit(store, key, policy, SYSTEM.monotonic, name)
+    elif policy.kind == "retry":
+        from opero.executors.state.redis_allowance import RedisAllowance
+
+        home = RedisAllowance(store, key, policy, SYSTEM.monotonic, name)
     else:
         from opero.executors.state.redis_slots import RedisSlots
 

@@ -226,12 +226,19 @@ class Mapper:
 
             refuse_threads(parallel.executor, name)
         keyed = [kind for kind in _shared_kinds(policy) if scope_by(policy.active(kind)) is not None]
+        bulkhead = policy.active("bulkhead")
+        is_adaptive = bulkhead is not None and bulkhead.is_adaptive
         if mode == "auto":
-            return "async" if is_async else "thread" if keyed else "auto"
+            return "async" if is_async else "thread" if keyed or is_adaptive else "auto"
         if keyed and mode not in ("thread", "async"):
             raise ConfigError(
                 f"{name}: {' and '.join(keyed)} cannot be kept for each value of an argument (scope) in mode {mode!r}, "
                 "whose workers are other processes; use mode='thread', mode='async', or another scope"
+            )
+        if is_adaptive and mode not in ("thread", "async"):
+            raise ConfigError(
+                f"{name}: max_concurrent: adaptive finds its limit by the calls of one process, so the workers of mode "
+                f"{mode!r} cannot share it; use mode='thread', mode='async', or set a number"
             )
         check_mode(mode, name, is_async=is_async)
         check_cluster(policy, name)
@@ -264,8 +271,7 @@ def check_cluster(policy: Policy, name: str) -> None:
     if shared := [kind for kind in _shared_kinds(policy) if not _is_in_network(policy.active(kind))]:
         raise ConfigError(
             f"{name}: {' and '.join(shared)} cannot be shared with the machines of a cluster; leave it out, "
-            "or use mode='process', whose workers share it on this machine"
-            + ("; or share it by redis, with share: redis" if shared == ["rate_limit"] else "")
+            "or use mode='process', whose workers share it on this machine, or share it with share: redis"
         )
 
 

@@ -198,7 +198,7 @@ class WorkerSelection:
         settings, left = self.settings, self.source.left
         if settings.policy.executor is not None and mode != "inline":
             return self._executor_workers()
-        count = usual = worker_count(self.workers, mode)
+        count = usual = self._admitted(worker_count(self.workers, mode))
         if left is not None:
             count = max(1, min(count, left))
         in_processes = mode in PROCESSES or mode in CLUSTERS
@@ -225,6 +225,13 @@ class WorkerSelection:
         if mode == "inline" or in_processes:
             return InlineWorkers(self._work(), self._inbox, context)
         return ThreadWorkers(self._work(), count, self._inbox, context)
+
+    def _admitted(self, count: int) -> int:
+        """As many workers as that; where opero chooses their number, no more than a bulkhead without a queue admits."""
+        bulkhead = self.settings.pipeline.policy.active("bulkhead")
+        if bulkhead is None or bulkhead.shadow or bulkhead.max_wait != 0 or self.settings.policy.workers != "auto":
+            return count
+        return min(count, int(bulkhead.most_concurrent))
 
     def _adaptive_workers(self, most: int, context: Context) -> Workers:
         from opero.parallel.workers.adaptive import AdaptiveLoopWorkers, AdaptiveThreadWorkers, WorkerLimit
