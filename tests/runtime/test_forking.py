@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _imp
 import asyncio
 import contextlib
 import gc
+import importlib
 import os
 import queue
 import signal
@@ -861,6 +863,50 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert set(stream) == {own}
 """
     run_program(code)
+
+
+def test_a_fork_waits_for_the_import_of_another_thread(tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\nentered.set()\ntime.sleep(0.5)\nimport wave\n")
+    code = f"""
+import builtins, os, signal, sys, threading
+from opero import opero
+sys.path.insert(0, {str(tmp_path)!r})
+builtins.entered = threading.Event()
+opero(retries=1)(lambda: None)()
+thread = threading.Thread(target=__import__, args=("slow_module",))
+thread.start()
+entered.wait()
+if not (child := os.fork()):
+    signal.alarm(20)
+    import slow_module, wave, wsgiref
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+thread.join()
+import sched
+"""
+    run_program(code)
+
+
+def test_an_import_that_never_ends_does_not_keep_a_process_from_forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forking, "IMPORT_PATIENCE", 0.05)
+    lock = importlib._bootstrap._get_module_lock("a_module")  # type: ignore[attr-defined]
+    with held_in_thread(_Entered(lock)):
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not _imp.lock_held()
+
+
+class _Entered:
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
 
 
 def test_children_of_a_busy_process_neither_hang_nor_lose_anything() -> None:

@@ -5,7 +5,8 @@ would stay locked, their places taken, their computations unfinished. One rule c
 
 - It is registered: an object by `renew_in_child`, the lock of a module as a `RenewedLock`, other state of a module by
   `at_fork`.
-- The thread that forks first takes every registered lock, so the child finds no change half done.
+- The thread that forks first takes every registered lock, so the child finds no change half done, and waits for other
+  threads that import a module: Python never releases the lock of a module whose import was under way.
 - In the child, every registered lock is free, and `after_fork()` drops what belongs to threads of the parent.
 - A call under way stays a call of the parent. If it returns in the child, it gives nothing back and counts for
   nothing there, which it knows by the `generation`.
@@ -13,8 +14,11 @@ would stay locked, their places taken, their computations unfinished. One rule c
 
 from __future__ import annotations
 
+import _imp
+import importlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +26,8 @@ from typing import Any
 
 PATIENCE = 0.1
 """Seconds that a fork waits for a lock. Only those under which user code runs are held for longer."""
+IMPORT_PATIENCE = 5.0
+"""Seconds that a fork waits for imports of other threads."""
 
 generation = 0
 """The number of forks between the first process and this one."""
@@ -82,13 +88,39 @@ undivided = RenewedLock()
 user code runs."""
 
 
+class _Imports:
+    """A lock that is held while no other thread imports anything."""
+
+    def acquire(self, *, blocking: bool = True, timeout: float = 0.0) -> bool:
+        until = time.monotonic() + IMPORT_PATIENCE
+        while True:
+            _imp.acquire_lock()  # nobody begins to import another module
+            if not self._are_under_way():
+                return True
+            _imp.release_lock()
+            if not blocking or time.monotonic() >= until:
+                return False
+            time.sleep(0.001)
+
+    def release(self) -> None:
+        _imp.release_lock()
+
+    def _are_under_way(self) -> bool:
+        locks = (reference() for reference in list(_module_locks.values()))
+        return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in locks)
+
+
+_module_locks: dict[str, Callable[[], Any]] = getattr(importlib._bootstrap, "_module_locks", {})
+_imports = _Imports()
+
+
 def _take_locks() -> list[tuple[Any, Any]]:
     """Take every registered lock, but for those that are held for longer than `PATIENCE`."""
     given_up: set[int] = set()
     while True:
         taken: list[tuple[Any, Any]] = []
-        for reference, name in _renewed.copy().items():
-            owner = reference()
+        for reference, name in (*_renewed.copy().items(), (None, ITSELF)):
+            owner = _imports if reference is None else reference()
             lock = None if owner is None else _lock_of(owner, name)
             if lock is None or id(lock) in given_up:
                 continue

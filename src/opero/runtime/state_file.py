@@ -145,7 +145,8 @@ class StateFile:
             self._lock.acquire()
             lock(self._file)
         except BaseException:
-            self._release(me)
+            self.release()
+            uninterrupted.discard(me)
             raise
         self.holder = me
         return self
@@ -155,21 +156,32 @@ class StateFile:
         try:
             unlock(self._file)
         except BaseException:
-            self._release(me)
+            self.release()
             raise
         try:
             self._lock.release()
         finally:
             uninterrupted.discard(me)
 
-    def _release(self, thread: int) -> None:
-        """Release what this thread has of the lock, after an interruption."""
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread has the lock."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+    def release(self) -> None:
+        """Release what this thread has of the lock, after an interruption. Without one, it has nothing of it.
+
+        An interruption that comes before the first line of `__exit__` is for whoever has entered: it calls this.
+        """
+        if not self.is_locked_here:
+            return
+        self.holder = 0
         try:
-            if self._lock._is_owned():  # type: ignore[attr-defined]
+            while self.is_locked_here:
                 unlock(self._file)
                 self._lock.release()
         finally:
-            uninterrupted.discard(thread)
+            uninterrupted.discard(threading.get_ident())
 
     def is_same_as(self, other: StateFile) -> bool:
         """Return whether another object has the same file open."""

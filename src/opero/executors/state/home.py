@@ -100,13 +100,23 @@ class Home(ABC):
 
     def move_to(self, target: Home) -> None:
         """Move the state to another home, which continues with it."""
-        with self.lock, target.lock:
-            self._pass(target, target.receive)
+        self._move(target, target.receive)
 
     def merge_into(self, target: Home) -> None:
         """Add this state to the one that another home has already."""
-        with self.lock, target.lock:
-            self._pass(target, target.add)
+        self._move(target, target.add)
+
+    def _move(self, target: Home, receive: Callable[[Any], None]) -> None:
+        try:
+            with self.lock, target.lock:
+                self._pass(target, receive)
+        except BaseException:
+            self.release()
+            target.release()
+            raise
+
+    def release(self) -> None:  # noqa: B027  # a lock of this process is always released
+        """Release the lock if this thread still has it, as an interruption has kept it from releasing it."""
 
     def _pass(self, target: Home, receive: Callable[[Any], None]) -> None:
         receive(self.values())

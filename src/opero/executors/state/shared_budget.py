@@ -15,7 +15,7 @@ from opero.executors.state.adaptive import (
 )
 from opero.executors.state.budget import FOREVER, Budget, Terms, book, migrated, refund
 from opero.executors.state.pace import Pace, due_after, paused
-from opero.executors.state.shared_home import FileHome
+from opero.executors.state.shared_home import FileHome, releasing
 
 if TYPE_CHECKING:
     from opero.executors.state.budget import LocalBudget, Receipt, Values
@@ -102,6 +102,7 @@ class SharedBudget(FileHome, Budget):
             return before.rate, found.rate
 
     @property
+    @releasing
     def rate(self) -> float:
         with self.lock:
             flow = self._in_force()[2] if self.file.version else None

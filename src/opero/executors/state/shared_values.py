@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
-from opero.executors.state.shared_home import FileHome, has_ended, this_process
+from opero.executors.state.shared_home import FileHome, has_ended, releasing, this_process
 from opero.executors.state.values import Memory, forgotten, merge
 from opero.executors.state.values_home import NO_OWNER, ValuesHome
 from opero.runtime.clock import SYSTEM
@@ -35,6 +35,7 @@ class SharedValues(FileHome, ValuesHome):
         return self.file.version if self.location.home is self else -1
 
     @property
+    @releasing
     def key(self) -> bytes:
         if self._key is None:
             with self.file:
