@@ -68,6 +68,7 @@ def test_every_policy_is_put_into_words(policy: Policy) -> None:
         ({"retry": {"retries": 50}}, "retries", "and so on, up to 30 s"),
         ({"retry": {"retry_after": False}}, "retries", "they are up to 2 s, 3 s and 4.5 s."),
         ({"retry": {"budget": "10%"}}, "retries", "In all, retries add at most 10% to the calls, or one a second."),
+        ({"retry": {"idempotent": False}}, "retries", "only for attempts that the service has not received."),
         ({"retry": {"share": "redis"}}, "retries", "In all, retries on all machines add at most 20% to the calls"),
         ({"retry": {"budget": False}}, "retries", "However many calls fail, all of them are retried."),
         ({"retry": {"amplification": "allow"}}, "retries", "a bound function within it has retried without success."),

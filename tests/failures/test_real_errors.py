@@ -43,6 +43,7 @@ from aiohttp import web
 
 from failures.misbehaving_server import closed_port, http_server, redis_server
 from opero.failures import Failure, failure_of
+from opero.failures.unsent import is_unsent
 
 LIMIT = 10.0
 """A limit for what is to be answered at once."""
@@ -127,6 +128,18 @@ clients = pytest.mark.parametrize("client", CLIENTS, ids=[each.__name__[3:] for 
 def test_a_broken_connection_is_transient(client: Any, way: str, http: str) -> None:
     found = failure(lambda: client(f"{http}/{way}", 0.05 if way == "hang" else LIMIT))
     assert found.kind == "transient", found
+
+
+@clients
+@pytest.mark.parametrize("way", ["drop", "hang", "junk", "short", "503"])
+def test_a_request_that_the_service_may_have_received_is_not_unsent(client: Any, way: str, http: str) -> None:
+    assert not is_unsent(raised(lambda: client(f"{http}/{way}", 0.05 if way == "hang" else LIMIT)))
+
+
+@clients
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_request_without_a_connection_is_unsent(client: Any, host: str) -> None:
+    assert is_unsent(raised(lambda: client(f"http://{host}:{closed_port()}", LIMIT)))
 
 
 @clients

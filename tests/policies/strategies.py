@@ -91,6 +91,7 @@ retry = given(
     reraise=st.booleans(),
     budget=st.sampled_from([None, False, True, 0.1, "10%"]),
     amplification=st.sampled_from(["guard", "allow"]),
+    idempotent=st.booleans(),
     share=st.sampled_from(["process", "redis"]),
 ).map(lambda fields: RetryPolicy(**{**fields, **({"share": "process"} if fields.get("budget") is False else {})}))
 cache = given(

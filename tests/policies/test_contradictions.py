@@ -100,6 +100,11 @@ FOUND: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         "so none is made; lower retry.retries to 0, or raise rate_limit or timeout.total",
     ),
     (
+        {"retry": {"idempotent": False}, "fallback": {"arg": "key", "values": ["a"]}},
+        ("retry.idempotent", "fallback.arg"),
+        "fallback.arg (key) makes further attempts with other values, and with retry.idempotent: false a call is made",
+    ),
+    (
         {"bulkhead": "adaptive", "parallel": {"workers": "auto"}},
         ("parallel.workers", "bulkhead.max_concurrent", "bulkhead.max_wait"),
         "a map runs several items at once (parallel.workers), and bulkhead admits as many as it has found and rej",

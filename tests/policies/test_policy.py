@@ -43,7 +43,7 @@ from policies.test_cache import COMPANIONS
 
 DESIGN = {
     RetryPolicy: "shadow retries backoff_factor min_delay max_delay jitter retry_on retry_on_status retry_if_result "
-    "retry_after reraise budget amplification share share_as url store_timeout",
+    "retry_after reraise budget amplification idempotent share share_as url store_timeout",
     FallbackPolicy: "arg values remember order weights scope default function on",
     CachePolicy: "ttl backend key ignore app version follow_code namespace max_size stale_ttl early_refresh ttl_jitter "
     "cache_if errors error_ttl share_errors tags serializer secret allow_unsigned_pickle url cache_dir store_timeout "
@@ -79,6 +79,7 @@ FLAT: list[tuple[str, Any, str, str]] = [
     ("reraise", True, "retry", "reraise"),
     ("budget", 0.1, "retry", "budget"),
     ("amplification", "allow", "retry", "amplification"),
+    ("idempotent", False, "retry", "idempotent"),
     ("arg_fallback", "key", "fallback", "arg"),
     ("attempt_timeout", 1.0, "timeout", "attempt"),
     ("cache_ttl", 60.0, "cache", "ttl"),

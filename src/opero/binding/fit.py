@@ -67,6 +67,11 @@ def check(target: Target, policy: Policy) -> None:
         if retry is not None and retry.retry_if_result is not None:
             raise ConfigError(f"{target.name} is a generator function: it has no result for retry_if_result to check")
     fallback = policy.active("fallback")
+    if fallback is not None and fallback.arg is not None and policy.retry is not None and not policy.retry.idempotent:
+        raise ConfigError(
+            f"{target.name}: arg_fallback ({fallback.arg}) makes further attempts with other values, and with "
+            "idempotent=False a call is made once; remove one of the two"
+        )
     if fallback is not None and fallback.function is not None and not target.is_async:
         kind = kind_of(fallback.function)
         if kind.startswith("async"):
@@ -95,6 +100,11 @@ def _why_not_hedged(target: Target, policy: Policy) -> str | None:
     if target.traits.why_once is not None and target.traits.why_alone is None:
         return (
             "hedge makes two attempts at once, and both might take effect: it cannot be repeated while one runs; add "
+            "hedge=False here"
+        )
+    if policy.retry is not None and not policy.retry.idempotent:
+        return (
+            "hedge makes two attempts at once, and with idempotent=False (retry.idempotent) a call is made once; add "
             "hedge=False here"
         )
     timeout = policy.active("timeout")

@@ -209,7 +209,7 @@ def _retrying(
 
     clock, name, retry = target.clock, target.name, retry or RetryPolicy(retries=0)
     if fallback is None or not fallback.arg:
-        why_once = target.traits.why_once
+        why_once = target.traits.why_once if retry.idempotent else why_sent_once(target.traits.why_once)
         return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot, why_once)}
     from opero.executors.fallback import Alternatives
 
@@ -227,6 +227,22 @@ def _retrying(
 
         executor = ScopedValues(retry, clock, name, classifier, alternatives, memory, one_shot)
     return {"retry": executor, "values": memory}
+
+
+def why_sent_once(why_once: Callable[..., str | None] | None) -> Callable[..., str | None]:
+    """Return what says why a call that is not idempotent must not be repeated after an exception.
+
+    Args:
+        why_once: what says so of the function, whatever its policy.
+    """
+    from opero.failures.unsent import is_unsent
+
+    def why(error: Exception, *args: Any, **kwargs: Any) -> str | None:
+        if not is_unsent(error):
+            return "it is not idempotent (retry.idempotent), and the service may have received it"
+        return None if why_once is None else why_once(error, *args, **kwargs)
+
+    return why
 
 
 def _conversion(target: Target) -> Callable[[Any], Any] | None:

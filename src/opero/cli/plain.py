@@ -168,6 +168,8 @@ def _retry(policy: RetryPolicy) -> Iterator[str]:
         yield "A failed attempt is not retried."
         return
     yield f"A failed attempt is retried at most {times(policy.retries)}, if the failure {_is_one(policy.retry_on)}."
+    if not policy.idempotent:
+        yield "As a call may not be made twice, that holds only for attempts that the service has not received."
     if policy.retry_on_status == ():
         yield "With an HTTP status it is not retried."
     elif policy.retry_on_status is not None:

@@ -57,6 +57,13 @@ def _found(policy: Policy) -> Iterator[Contradiction]:
         yield from too_long
         if rate_limit is not None and not too_long:
             yield from _insufficient_permits(retry, timeout.total, rate_limit)
+    fallback = policy.active("fallback")
+    if fallback is not None and fallback.arg is not None and retry is not None and not retry.idempotent:
+        yield Contradiction(
+            ("retry.idempotent", "fallback.arg"),
+            f"fallback.arg ({fallback.arg}) makes further attempts with other values, and with retry.idempotent: false "
+            "a call is made once; remove one of the two",
+        )
     if retry is not None and parallel is not None and parallel.deadline is not None:
         yield from _unreachable_retries(retry, "parallel.deadline", parallel.deadline, "ends the map")
     if timeout is not None and timeout.total is not None:

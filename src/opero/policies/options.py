@@ -65,6 +65,7 @@ class Options(TypedDict, total=False):
     reraise: bool
     budget: float | str | bool | None
     amplification: Literal["guard", "allow"]
+    idempotent: bool
 
     # FallbackPolicy, TimeoutPolicy
     arg_fallback: str | None

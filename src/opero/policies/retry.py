@@ -62,6 +62,9 @@ class RetryPolicy(StoredPolicy):
             for the functions of a named profile, and where the budget is shared; none for others.
         amplification: what happens when an attempt fails as a bound function that it called has given up: "guard": it
             is not retried, as attempts would multiply; "allow": it is retried like others. Default "guard".
+        idempotent: whether a call may be made again that the service may have received. False: an attempt is retried
+            only if no connection could be made, or if opero itself has rejected it and `retry_on` names that; there is
+            no `hedge`, and no further value of `fallback.arg` is tried. Default true.
         share: whose calls share the budget: "process", those of this process and the worker processes of its maps;
             "machine", those of all processes of this user on this machine; "redis", those of all processes that use the
             same server (requires that extra), which is asked when a call is about to be retried. While redis cannot be
@@ -88,6 +91,7 @@ class RetryPolicy(StoredPolicy):
     reraise: Flag = False
     budget: RetryShare | None = None
     amplification: Amplification = "guard"
+    idempotent: Flag = True
 
     if TYPE_CHECKING:  # code may pass more types than the fields hold
 
@@ -108,6 +112,7 @@ class RetryPolicy(StoredPolicy):
             reraise: bool = False,
             budget: float | str | bool | None = None,
             amplification: Literal["guard", "allow"] = "guard",
+            idempotent: bool = True,
             share: Literal["process", "machine", "redis"] = "process",
             share_as: str | None = None,
             url: SecretStr | str | None = None,
