@@ -65,10 +65,22 @@ def main() -> int:
         code = example.read_text(encoding="utf-8")
         write(example.relative_to(ROOT).as_posix(), f"# {example.name}\n\n```python\n{code}```\n")
     write("LICENSE", f"# License\n\n```text\n{(ROOT / 'LICENSE').read_text(encoding='utf-8')}```\n")
-    for other in [*DOCS.glob("*.png"), *DOCS.glob("*.txt")]:
+    for other in [*DOCS.glob("*.png"), *DOCS.glob("*.svg"), *DOCS.glob("*.txt")]:
         shutil.copy(other, PAGES)
     shutil.copy(DOCS / "mkdocs.yml", SITE)
-    return subprocess.run(["zensical", "build", "--strict", "-f", str(SITE / "mkdocs.yml")], check=False).returncode
+    code = subprocess.run(["zensical", "build", "--strict", "-f", str(SITE / "mkdocs.yml")], check=False).returncode
+    return code or missing_pictures()
+
+
+def missing_pictures() -> int:
+    """Print the pictures that a page shows and the site lacks, which zensical does not, and return their number."""
+    missing = 0
+    for page in (SITE / "html").rglob("*.html"):
+        for picture in re.findall(r'<img[^>]* src="?(?![a-z]+:)([^\s">]+)', page.read_text(encoding="utf-8")):
+            if not (page.parent / picture).exists():
+                print(f"{page.relative_to(SITE)}: there is no {picture}", file=sys.stderr)
+                missing += 1
+    return missing
 
 
 if __name__ == "__main__":

@@ -200,9 +200,11 @@ def test_a_service_that_throttles_gives_the_rate_that_it_answered(tmp_path: Path
     assert loaded["timeout"] == {"attempt": "5s", "total": "60s"}
 
 
-def test_hosts_that_share_a_profile_share_no_circuit() -> None:
+def test_a_profile_of_several_hosts_has_a_circuit_for_each() -> None:
     requests = [Request("httpx", host, "GET", 1.0, 0.1) for host in ("a", "b")]
-    assert "circuit_breaker" not in yaml.safe_load(policies_text("app.py", {"httpx": requests}))["policies"]["httpx"]
+    text = policies_text("app.py", {"httpx": requests})
+    assert yaml.safe_load(text)["policies"]["httpx"]["circuit_breaker"] == 5  # by host, as under all clients
+    assert "# After five calls of a host in a row that fail" in text
 
 
 def test_a_library_of_functions_that_sent_a_post_is_not_bound() -> None:

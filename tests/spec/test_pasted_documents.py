@@ -15,7 +15,7 @@ from pasted import paste
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-PASTED = {"tutorial": 8, "adopting": 7, "coming-from": 5, "agents": 2, "http-clients": 7, "frameworks": 6}
+PASTED = {"tutorial": 8, "adopting": 7, "coming-from": 5, "agents": 2, "http-clients": 7, "frameworks": 6, "recipes": 2}
 """The documents, with the numbers of their commands."""
 
 

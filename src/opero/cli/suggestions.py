@@ -108,14 +108,9 @@ def _profile(library: str, requests: Sequence[Request]) -> Iterator[str]:
         yield f"timeout: {{attempt: {attempt}s, total: {_nice(ROOM * attempt + _longest_wait(requests))}s}}"
     else:
         yield from _comment("No request has succeeded, so nothing says how long one takes.", "timeout: 30s")
-    if len({each.host for each in requests}) == 1:
-        yield from _comment("After five calls in a row that fail in spite of their retries, none for a minute.")
-        yield "circuit_breaker: 5"
-    else:
-        yield from _comment(
-            "Off: the hosts would have one circuit, and one of them that is down would stop the calls of all.",
-            "circuit_breaker: 5",
-        )
+    each = " of a host" if len({each.host for each in requests}) > 1 else ""
+    yield from _comment(f"After five calls{each} in a row that fail in spite of their retries, none for a minute.")
+    yield "circuit_breaker: 5"
     yield from _limits(requests)
 
 
