@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -89,11 +90,29 @@ class RedisServer:
         os.killpg(self.process.pid, signal.SIGCONT)
 
 
+PORTS = range(11_000, 21_000)
+"""Below those that systems give to outgoing connections, one of which might take the port before the server does. The
+bus of a cluster has ports that are 10,000 higher."""
+_reserved: list[int] = []
+
+
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    """A port of no other server of these tests, in this process or another, until this process ends."""
+    folder = Path(tempfile.gettempdir()) / f"opero-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for port in random.sample(PORTS, len(PORTS)):
+        reservation = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(reservation, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as free:
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                free.bind(("127.0.0.1", port))
+        except OSError:
+            os.close(reservation)
+            continue
+        _reserved.append(reservation)
         return port
+    raise RuntimeError("no port is free")
 
 
 def find_program() -> str:

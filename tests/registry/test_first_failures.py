@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Protocol
@@ -250,10 +251,18 @@ def unresolved(prompt: str, tokens: NoSuchName) -> str:  # type: ignore[name-def
 BY_TOKENS = Policy(rate_limit=RateLimitPolicy(rate=1e6, cost="tokens"))
 
 
-@pytest.mark.parametrize("function", [text, of_text, of_flag, of_list, of_words, of_several, of_named, of_default])
+@pytest.mark.parametrize("function", [text, of_text, of_flag, of_list, of_words, of_default])
 def test_a_cost_that_is_no_number_is_refused(function: Any) -> None:
     assert "rate_limit.cost is 'tokens'" in refusal(function, BY_TOKENS)
     with pytest.raises(ConfigError, match="'tokens'"):
+        opero(rate_limit={"rate": 1e6, "cost": "tokens"})(function)
+
+
+@pytest.mark.parametrize("function", [of_several, of_named])
+def test_a_cost_in_a_parameter_that_collects_arguments_is_refused(function: Any) -> None:
+    told = r"collects several arguments in \*+tokens.*, which is not one to take the cost from: name another parameter"
+    assert re.search(told, refusal(function, BY_TOKENS))
+    with pytest.raises(ConfigError, match=told):
         opero(rate_limit={"rate": 1e6, "cost": "tokens"})(function)
 
 

@@ -1,4 +1,4 @@
-"""The picture of `opero explain` in the README shows what the command prints. Run as a program, this module draws it."""
+"""The picture of `opero explain` shows what the command prints. Run as a program, this module draws it."""
 
 from __future__ import annotations
 

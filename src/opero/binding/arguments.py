@@ -97,11 +97,6 @@ def check_cost_parameter(name: str, function: Callable[..., Any]) -> None:
     if parameter is None:
         return  # which is refused elsewhere, with the nearest name
     shown = short_name(function)
-    if parameter.kind in VARIADIC:
-        raise ConfigError(
-            f"{shown}: rate_limit.cost is {name!r}, which holds several arguments ({parameter}) and is no number; name "
-            "a parameter that holds the cost, or use a function of the arguments"
-        )
     try:
         hint = get_type_hints(function).get(name, Any)
     except Exception:  # noqa: BLE001  # names that exist for type checkers only, or anything a module does

@@ -81,7 +81,12 @@ def argument_of(function: Callable[..., Any], name: str, purpose: str) -> tuple[
     """
     parameters = inspect.signature(function).parameters
     found = parameters.get(name)
-    if found is None or found.kind in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
+    if found is not None and found.kind in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
+        raise ConfigError(
+            f"{short_name(function)} collects several arguments in {found}, which is not one {purpose}: name another "
+            "parameter, or use a function of the arguments"
+        )
+    if found is None:
         known = nearest(name, parameters)
         raise ConfigError(f"{short_name(function)} has no parameter {name!r} {purpose}{known}")
     by_position = found.kind is not found.KEYWORD_ONLY

@@ -187,6 +187,12 @@ class Chunk:
             is_unreadable=self.is_unreadable,
         )
 
+    def same_part(self, positions: Sequence[int]) -> Chunk:
+        """A chunk of some of its items, of which the same is known."""
+        part = self.part(positions)
+        part.suspect, part.is_solo = self.suspect, self.is_solo
+        return part
+
 
 @dataclass(slots=True, eq=False)
 class Report:

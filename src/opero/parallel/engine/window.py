@@ -383,8 +383,11 @@ class Window:
     def _take_back(self, chunk: Chunk) -> None:
         """Queue the items of a chunk that were not started before all others."""
         places = [chunk.place(position) for position in range(len(chunk.items))]
-        rest = [(block, at) for block, at in places if block.done is not None and at not in block.done]
-        self._missing.extendleft(reversed(rest))
+        rest = [each for each, (block, at) in enumerate(places) if block.done is not None and at not in block.done]
+        if rest and chunk.suspect:  # its item may have killed workers, which counts when it runs again
+            self.waiting.appendleft(chunk.same_part(rest))
+        else:
+            self._missing.extendleft(places[each] for each in reversed(rest))
 
     def _hand_out(self, block: Block, positions: Sequence[int] | None) -> None:
         """Count what has finished of a block, and deliver it; None: all of it."""
@@ -432,7 +435,5 @@ class Window:
         for chunk in waiting:
             positions = [each for each in range(len(chunk.items)) if chunk.index(each) < first]
             if positions:
-                part = chunk.part(positions)
-                part.suspect, part.is_solo = chunk.suspect, chunk.is_solo
-                self.waiting.append(part)
+                self.waiting.append(chunk.same_part(positions))
         return bool(self._missing or self.waiting)
