@@ -67,6 +67,25 @@ def test_a_circuit_is_unhealthy_while_it_is_open_and_degraded_while_it_is_probed
     assert (found.status, found.last_error, found.error_rate) == ("healthy", None, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("circuit_breaker", {}, "its shared circuit cannot be used, and each process has its own: "),
+        ("rate_limit", {"rate": 1000}, "its shared budget cannot be used, and on_store_error is local: "),
+        ("bulkhead", {"max_concurrent": 2}, "its shared slots cannot be used, and on_store_error is local: "),
+    ],
+)
+def test_what_is_shared_is_degraded_while_redis_cannot_be_used(kind: str, options: dict[str, Any], told: str) -> None:
+    section = {**options, "share": "redis", "url": "redis://127.0.0.1:1/0", "share_as": kind}
+    registry = Registry({"api": Policy.model_validate({kind: section})})
+    assert registry.bind(up, "api")() == "up"
+    found = HealthMonitor(registry).run_health_check_sync(f"api.{kind}")
+    assert found.status == "degraded"
+    assert found.last_error is not None
+    assert found.last_error.startswith(told)
+    assert "127.0.0.1:1" in found.last_error or "refused" in found.last_error.lower()
+
+
 def test_a_function_with_a_breaker_of_its_own_contributes_under_its_name() -> None:
     registry = Registry({"api": Policy(circuit_breaker=2)})
     function = registry.bind(down, "api", circuit_breaker=1)

@@ -102,6 +102,8 @@ def _of_circuit(breaker: CircuitBreakerExecutor) -> Finding:
     state, last_error = breaker.status()
     after = f" after {last_error}" if last_error else ""
     if state in ("closed", "forced_closed"):
+        if trouble := breaker.home.successor.trouble:
+            return Finding("degraded", f"its shared circuit cannot be used, and each process has its own: {trouble}")
         return OK
     if state == "half_open":
         return Finding("degraded", f"the circuit is half open{after}")
@@ -125,6 +127,9 @@ def _of_rate_limit(limiter: RateLimitExecutor) -> Finding:
 
 
 def _of_bulkhead(bulkhead: BulkheadExecutor) -> Finding:
+    if trouble := bulkhead.home.successor.trouble:
+        rule = bulkhead.policy.on_store_error
+        return Finding("degraded", f"its shared slots cannot be used, and on_store_error is {rule}: {trouble}")
     running, limit = bulkhead.running, bulkhead.home.successor.limit
     if running < limit or bulkhead.policy.max_wait != 0:
         return OK
