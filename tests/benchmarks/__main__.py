@@ -21,12 +21,13 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := sorted(set(options.topics) - set(TOPICS)):
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
+    print(f"Python {sys.version.split()[0]}: medians; the ratio is the median of paired rounds' own ratios")
     rows = []
     for topic in options.topics or TOPICS:
         module = importlib.import_module(f"tests.benchmarks.bench_{topic}")
-        rows += module.run(QUICK_ROUNDS if options.quick else ROUNDS)
-    print(f"Python {sys.version.split()[0]}: medians; the ratio is the median of paired rounds' own ratios")
-    show(rows)
+        found = module.run(QUICK_ROUNDS if options.quick else ROUNDS)
+        show(found, has_head=not rows)
+        rows += found
     return 1 if options.check and any(row.is_over for row in rows) else 0
 
 

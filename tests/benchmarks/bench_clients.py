@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import requests
+import yarl
 from requests.adapters import BaseAdapter
 from tests.benchmarks.harness import Row, compare
 
@@ -50,6 +51,11 @@ async def handle(request: Any) -> Any:
     return SimpleNamespace(status=200, headers={})
 
 
+def aiohttp_request() -> SimpleNamespace:
+    """What a middleware reads of a request."""
+    return SimpleNamespace(method="GET", url=yarl.URL(URL), headers={}, response=None, body=b"")
+
+
 def more(name: str, ours: Any, theirs: Any, rounds: int, call: str = "call()") -> Row:
     """How much longer a request takes, beside what it may."""
     found = compare(name, ours, "", theirs, rounds, call=call)
@@ -78,7 +84,7 @@ def run(rounds: int) -> list[Row]:
         prepared, stub = requests.Request("GET", URL).prepare(), Stub()
         adapter = Adapter(policy, adapter=stub)
         rows.append(more(f"requests, {what}", partial(adapter.send, prepared), partial(stub.send, prepared), rounds))
-        fake, middleware = SimpleNamespace(method="GET", headers={}, response=None, body=b""), Middleware(policy)
+        fake, middleware = aiohttp_request(), Middleware(policy)
         both = partial(middleware, fake, handle), partial(handle, fake)
         rows.append(more(f"aiohttp, {what}", *both, rounds, "await call()"))
     return rows

@@ -113,16 +113,17 @@ def _calls_a_turn(timer: Callable[[int], float]) -> int:
     return max(3, int(SECONDS_A_TURN * 1e9 / timer(50)))
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table."""
-    print(f"{'':50}{'opero':>10}  {'peer':26}{'peer':>10}{'ratio':>8}  {'target':12}")
+def show(rows: list[Row], *, has_head: bool = True) -> None:
+    """Print the table, or more rows of it."""
+    if has_head:
+        print(f"{'':50}{'opero':>10}  {'peer':26}{'peer':>10}{'ratio':>8}  {'target':12}")
     for row in rows:
         verdict = "" if row.target is None else f"≤ {row.target:<5g}{'OVER' if row.is_over else 'ok'}"
         ours, theirs = (
             _time(each) if row.unit is None else f"{each:.0f} {row.unit}" for each in (row.ours, row.theirs)
         )
         times = f"{row.name:50}{ours:>10}  {row.peer:26}{theirs:>10}{row.ratio:>8.3f}"
-        print(f"{times}  {verdict:12} {row.note}".rstrip())
+        print(f"{times}  {verdict:12} {row.note}".rstrip(), flush=True)
 
 
 def _time(nanoseconds: float) -> str:
