@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from opero import CircuitOpenError, ConfigError, Policy, Registry, opero, opmap
+from opero import AllFailedError, CircuitOpenError, ConfigError, Policy, Registry, opero, opmap
+from opero.executors.unsent import is_unsent
 
 QUICK: dict[str, Any] = {"retries": 3, "min_delay": 0, "retry_on": [Exception]}
 
@@ -103,6 +105,58 @@ def test_items_of_a_map_are_made_once() -> None:
         == []
     )
     assert sorted(calls) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    "inner", [{"retries": 3}, {"retries": 0}, {"retries": 3, "retry_on": KeyError}, {"timeout": 0.05}]
+)
+@both
+def test_a_bound_function_around_it_does_not_repeat_it(inner: dict[str, Any], is_async: bool) -> None:
+    service = Service(TimeoutError(), TimeoutError())
+
+    def pay() -> int:
+        if "timeout" in inner:
+            service.calls += 1
+            time.sleep(5)
+        return service.pay()
+
+    async def pay_async() -> int:
+        if "timeout" in inner:
+            service.calls += 1
+            await asyncio.sleep(5)
+        return service.pay()
+
+    policy = Policy.from_options(min_delay=0, idempotent=False, **inner)
+    once, once_async = policy.apply(pay), policy.apply(pay_async)
+
+    @opero(retries=3, min_delay=0)
+    def order() -> int:
+        return once()
+
+    @opero(retries=3, min_delay=0)
+    async def order_async() -> int:
+        return await once_async()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(order_async()) if is_async else order()
+    assert service.calls == 1
+
+
+def test_what_it_has_not_sent_is_repeated_by_a_bound_function_around_it() -> None:
+    service = Service(ConnectionRefusedError(), ConnectionRefusedError())
+    inner = opero(retries=0, idempotent=False)(service.pay)
+
+    @opero(retries=3, min_delay=0)
+    def order() -> int:
+        return inner(5)
+
+    assert order() == 5
+
+
+def test_a_failure_of_several_attempts_is_not_unsent() -> None:
+    error = AllFailedError("x", (TimeoutError(), ConnectionRefusedError()))
+    error.__cause__ = ConnectionRefusedError()
+    assert not is_unsent(error)
 
 
 @pytest.mark.parametrize(

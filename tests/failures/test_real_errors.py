@@ -42,8 +42,8 @@ import werkzeug.exceptions
 from aiohttp import web
 
 from failures.misbehaving_server import closed_port, http_server, redis_server
+from opero.executors.unsent import is_unsent
 from opero.failures import Failure, failure_of
-from opero.failures.unsent import is_unsent
 
 LIMIT = 10.0
 """A limit for what is to be answered at once."""

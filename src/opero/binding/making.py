@@ -209,7 +209,7 @@ def _retrying(
 
     clock, name, retry = target.clock, target.name, retry or RetryPolicy(retries=0)
     if fallback is None or not fallback.arg:
-        why_once = target.traits.why_once if retry.idempotent else why_sent_once(target.traits.why_once)
+        why_once = target.traits.why_once if retry.idempotent else _why_sent_once(target.traits.why_once)
         return {"retry": RetryExecutor(retry, clock, name, classifier, None, one_shot, why_once)}
     from opero.executors.fallback import Alternatives
 
@@ -229,13 +229,13 @@ def _retrying(
     return {"retry": executor, "values": memory}
 
 
-def why_sent_once(why_once: Callable[..., str | None] | None) -> Callable[..., str | None]:
+def _why_sent_once(why_once: Callable[..., str | None] | None) -> Callable[..., str | None]:
     """Return what says why a call that is not idempotent must not be repeated after an exception.
 
     Args:
         why_once: what says so of the function, whatever its policy.
     """
-    from opero.failures.unsent import is_unsent
+    from opero.executors.unsent import is_unsent
 
     def why(error: Exception, *args: Any, **kwargs: Any) -> str | None:
         if not is_unsent(error):

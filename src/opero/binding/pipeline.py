@@ -94,6 +94,10 @@ def build(
     retried = around(retried, "shadow_retry")
     has_total = "timeout" in executors and policy.timeout is not None and policy.timeout.total is not None
     timed = executors["timeout"].wrap_total(retried) if has_total else retried
+    if policy.retry is not None and not policy.retry.idempotent:
+        from opero.executors.given_up import sent_once
+
+        timed = sent_once(timed, is_async=target.is_async)
     whole = around(timed, "fallback", "priority")
     cache = policy.active("cache")
     if target.is_async and cache is not None and any(map(is_async_function, (cache.cache_if, cache.ttl))):

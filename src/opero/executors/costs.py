@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from inspect import Parameter
 from typing import Any
 
 from opero.errors import describe, described
@@ -38,7 +37,7 @@ def cost_function(
 
     def from_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         value = args[position] if position < len(args) else kwargs.get(cost, default)
-        if value is Parameter.empty:
+        if value is inspect.Parameter.empty:
             inspect.signature(function).bind(*args, **kwargs)  # raises what the call would
         return _checked(value, function)
 

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from opcode import opmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opero.errors import OperoError
+from opero.executors.unsent import is_unsent
 from opero.runtime.tracebacks import is_own_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
+
+    from opero.executors.call import Call, Layer
 
 MARK = "_opero_given_up"
 DEPTH = 20
@@ -32,6 +36,29 @@ def give_up(error: BaseException) -> None:
     """Mark a failure."""
     with suppress(Exception):  # its class may have no room for it
         setattr(error, MARK, True)
+
+
+def sent_once(layer: Layer, *, is_async: bool) -> Layer:
+    """Return the layer around all attempts of a function that is not idempotent: whatever policy has ended the call,
+    those around it do not repeat what the service may have received."""
+
+    def once(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return layer(call, args, kwargs)
+        except Exception as error:
+            if not is_unsent(error):
+                give_up(error)
+            raise
+
+    async def once_async(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return await layer(call, args, kwargs)
+        except Exception as error:
+            if not is_unsent(error):
+                give_up(error)
+            raise
+
+    return once_async if is_async else once
 
 
 def was_given_up(error: BaseException | None, depth: int = DEPTH) -> bool:

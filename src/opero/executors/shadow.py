@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import AllFailedError, RejectedError, describe
 from opero.executors.backoff import Progress
+from opero.executors.unsent import is_unsent
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime.generators import Started
 from opero.runtime.log import log
@@ -148,7 +149,7 @@ class ShadowRetry:
             would = isinstance(error, retry.named_rejections)
         else:
             would = retry.is_retryable(error, call.answers)
-        if not would or not retry.policy.retries:
+        if not would or not retry.policy.retries or (not retry.policy.idempotent and not is_unsent(error)):
             return
         delay, is_asked = retry.backoff.after(error, Progress())
         if is_asked and delay > retry.policy.max_delay:

@@ -63,8 +63,9 @@ class RetryPolicy(StoredPolicy):
         amplification: what happens when an attempt fails as a bound function that it called has given up: "guard": it
             is not retried, as attempts would multiply; "allow": it is retried like others. Default "guard".
         idempotent: whether a call may be made again that the service may have received. False: an attempt is retried
-            only if no connection could be made, or if opero itself has rejected it and `retry_on` names that; there is
-            no `hedge`, and no further value of `fallback.arg` is tried. Default true.
+            only if no connection could be made, or if opero itself has rejected it and `retry_on` names that; calls
+            around it do not repeat it; there is no `hedge`, and no further value of `fallback.arg` is tried. For
+            functions that make one request. Default true.
         share: whose calls share the budget: "process", those of this process and the worker processes of its maps;
             "machine", those of all processes of this user on this machine; "redis", those of all processes that use the
             same server (requires that extra), which is asked when a call is about to be retried. While redis cannot be

@@ -92,9 +92,9 @@ class _Imports:
     """A lock that is held while no other thread imports anything."""
 
     def acquire(self, *, blocking: bool = True, timeout: float = 0.0) -> bool:
-        until = time.monotonic() + IMPORT_PATIENCE
+        until = time.monotonic() + timeout
         while True:
-            _imp.acquire_lock()  # nobody begins to import another module
+            _imp.acquire_lock()  # from then on, no other thread begins an import
             if not self._are_under_way():
                 return True
             _imp.release_lock()
@@ -115,12 +115,12 @@ _imports = _Imports()
 
 
 def _take_locks() -> list[tuple[Any, Any]]:
-    """Take every registered lock, but for those that are held for longer than `PATIENCE`."""
+    """Take every registered lock, and that of imports, but for those that are held for longer than is waited."""
     given_up: set[int] = set()
     while True:
         taken: list[tuple[Any, Any]] = []
-        for reference, name in (*_renewed.copy().items(), (None, ITSELF)):
-            owner = _imports if reference is None else reference()
+        owners = [(reference(), name) for reference, name in _renewed.copy().items()]
+        for owner, name in (*owners, (_imports, ITSELF)):
             lock = None if owner is None else _lock_of(owner, name)
             if lock is None or id(lock) in given_up:
                 continue
@@ -132,7 +132,7 @@ def _take_locks() -> list[tuple[Any, Any]]:
         # Wait for that one without holding any other: its holder may need one of them.
         for _, each in taken:
             each.release()
-        if lock.acquire(timeout=PATIENCE):
+        if lock.acquire(timeout=IMPORT_PATIENCE if lock is _imports else PATIENCE):
             lock.release()
         else:
             given_up.add(id(lock))

@@ -169,9 +169,10 @@ class StateFile:
         return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
 
     def release(self) -> None:
-        """Release what this thread has of the lock, after an interruption. Without one, it has nothing of it.
+        """Release what this thread still has of the lock, if anything.
 
-        An interruption that comes before the first line of `__exit__` is for whoever has entered: it calls this.
+        To be called after an exception from a block that the lock surrounds: an interruption may come before the first
+        line of `__exit__`, which then releases nothing.
         """
         if not self.is_locked_here:
             return

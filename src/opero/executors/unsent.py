@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+from opero.errors import CallTimeoutError, OperoError, RejectedError
+
 UNCONNECTED = frozenset(
     (
         "ClientConnectorError",  # aiohttp
@@ -23,7 +25,10 @@ DEEPEST = 10
 
 
 def is_unsent(error: BaseException) -> bool:
-    """Return whether no connection was made: a host refused it, has no address, or did not answer in time."""
+    """Return whether no connection was made: a host refused it, has no address, or did not answer in time; or whether
+    opero has rejected the attempt. Other errors of opero may stand for several attempts, so they say that of none."""
+    if isinstance(error, OperoError):
+        return error.is_unbegun if isinstance(error, CallTimeoutError) else isinstance(error, RejectedError)
     return any(
         isinstance(each, ConnectionRefusedError | socket.gaierror)
         or not UNCONNECTED.isdisjoint(base.__name__ for base in type(each).__mro__)
