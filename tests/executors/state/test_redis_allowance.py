@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,6 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     name = str(request.node.name.replace(" ", ""))
     monkeypatch.setitem(RETRY, "share_as", name)
     return name
-
-
-@pytest.fixture
-def server(redis_program: str, tmp_path: Path) -> Iterator[RedisServer]:
-    found = RedisServer(redis_program, str(tmp_path))
-    found.start()
-    yield found
-    found.kill()
 
 
 # The arithmetic of the script is that of `draw`

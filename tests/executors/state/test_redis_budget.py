@@ -11,7 +11,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,14 +77,6 @@ def heard() -> Iterator[list[Any]]:
     yield events
     for off in offs:
         off()
-
-
-@pytest.fixture
-def server(redis_program: str, tmp_path: Path) -> Iterator[RedisServer]:
-    found = RedisServer(redis_program, str(tmp_path))
-    found.start()
-    yield found
-    found.kill()
 
 
 # One budget

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -82,14 +81,6 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     name = str(request.node.name.replace(" ", ""))
     monkeypatch.setitem(BREAKER, "share_as", name)
     return name
-
-
-@pytest.fixture
-def server(redis_program: str, tmp_path: Path) -> Iterator[RedisServer]:
-    found = RedisServer(redis_program, str(tmp_path))
-    found.start()
-    yield found
-    found.kill()
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +12,6 @@ from executors.state.test_redis_budget import executor_of, limited, until
 from opero import RateLimitExceededError
 from opero.executors.feedback import pause, slow_down
 from redis_server import RedisServer
-
-
-@pytest.fixture
-def server(redis_program: str, tmp_path: Path) -> Iterator[RedisServer]:
-    found = RedisServer(redis_program, str(tmp_path))
-    found.start()
-    yield found
-    found.kill()
 
 
 def pair(url: str, **options: Any) -> tuple[Any, Any]:

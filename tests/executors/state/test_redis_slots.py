@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,14 +97,6 @@ def place() -> Iterator[Place]:
     found = Place()
     yield found
     found.leave.set()
-
-
-@pytest.fixture
-def server(redis_program: str, tmp_path: Path) -> Iterator[RedisServer]:
-    found = RedisServer(redis_program, str(tmp_path))
-    found.start()
-    yield found
-    found.kill()
 
 
 def test_calls_of_all_processes_share_the_slots(redis_url: str, place: Place) -> None:
