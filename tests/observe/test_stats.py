@@ -57,6 +57,45 @@ def test_every_call_is_counted_with_threads(policy: Any) -> None:
     assert (bound.stats.calls, bound.stats.attempts) == (40_000, 40_000)
 
 
+def test_calls_stay_exact_while_others_change_which_one_is_timed_next() -> None:
+    bound = opero(lambda: None)
+    stats, numbers, finished, seen = bound.stats, itertools.count(-2), [], []
+
+    def call_or_disturb() -> None:
+        if next(numbers) >= 0:
+            for _ in range(30_000):
+                bound()
+            finished.append(True)
+            return
+        while len(finished) < 6:
+            seen.append(stats.snapshot()["calls"])
+            stats.count_calls(3)
+            stats.count_calls(-3)
+
+    in_threads(call_or_disturb)
+    assert stats.calls == 180_000
+    assert max(seen) <= 180_003
+
+
+def test_draining_leaves_a_bound_function_that_counts() -> None:
+    bound = opero(lambda: None)
+    for _ in range(3000):
+        bound()
+    assert bound.stats.drain()["calls"] == 3000
+    assert bound.stats.calls == 0
+    bound()
+    assert (bound.stats.calls, bound.stats.attempts) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["countdown", "holder", "stats"])
+def test_a_parameter_may_have_the_name_of_a_variable_of_the_wrapper(name: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(f"def function({name}): return {name}", namespace)
+    bound = opero(namespace["function"])
+    assert [bound(1), bound(**{name: 2})] == [1, 2]
+    assert bound.stats.calls == 2
+
+
 @pytest.mark.parametrize(
     "policy", [{}, {"retry": {"retries": 1, "min_delay": 0}}, {"fallback": {"default": 0}}, {"bulkhead": 20}]
 )

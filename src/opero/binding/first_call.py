@@ -121,7 +121,7 @@ def _resolve_and_call(resolver: Resolver, /, *args: Any, **kwargs: Any) -> Any:
     pipeline, entry = resolver.resolved(), resolver.entry
     resolver.stats.executed += pipeline.function is not None  # this call began before calls counted as attempts
     if entry is not None and entry.is_direct:  # it refuses wrong arguments, as it will in later calls
-        resolver.stats.calls -= 1  # it counts this one again
+        resolver.stats.count_calls(-1)  # it counts this one again
         return entry.function(*args, **kwargs)
     return _call_and_check(resolver, *args, **kwargs)
 
@@ -130,7 +130,7 @@ async def _resolve_and_call_async(resolver: Resolver, /, *args: Any, **kwargs: A
     pipeline, entry = resolver.resolved(), resolver.entry
     resolver.stats.executed += pipeline.function is not None  # as above
     if entry is not None and entry.is_direct:
-        resolver.stats.calls -= 1
+        resolver.stats.count_calls(-1)
         return await entry.function(*args, **kwargs)
     return await observed_async(resolver.begin_check(), args, kwargs)  # which may choose between two
 

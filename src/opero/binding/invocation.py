@@ -140,10 +140,10 @@ class PipelineHolder(Protocol):
 
 CALL = """
 {async_}def generated({parameters}):
-    _calls = stats.calls + 1
-    stats.calls = _calls
+    nonlocal countdown
+    countdown -= 1
     _pipeline = holder.{pipeline}
-    if (_calls >= stats.sample_at or (has_deadlines and deadline() is not None)) and _pipeline.is_resolved:
+    if (countdown < 0 or (has_deadlines and deadline() is not None)) and _pipeline.is_resolved:
         return {await_}observed{suffix}(_pipeline, {args}, {kwargs})
     try:
         _function = _pipeline.function
@@ -176,7 +176,7 @@ CALL = """
         raise
 """
 """What a bound function does. A success costs little more than a call of the bare function."""
-OUTER = ("holder", "stats")
+OUTER = ("countdown", "holder", "stats")
 """The names in it that differ from function to function."""
 NAMESPACE = {
     "__name__": __name__,
@@ -212,12 +212,12 @@ class Entry:
     __slots__ = ("_direct", "_target", "function")
 
     def __init__(self, target: Target, holder: PipelineHolder, *, is_exact: bool) -> None:
-        values = {"stats": target.stats, "holder": holder}
+        values = {"countdown": target.stats.countdown, "holder": CellType(holder), "stats": CellType(target.stats)}
         exact = _exact(is_async=target.is_async)
         self._target = target
         self._direct: CodeType | None = None
         self.function: Any = FunctionType(
-            exact, NAMESPACE, exact.co_name, None, tuple([CellType(values[name]) for name in exact.co_freevars])
+            exact, NAMESPACE, exact.co_name, None, tuple([values[name] for name in exact.co_freevars])
         )
         if target.kind in ("generator", "async_generator"):
             from opero.runtime.generators import relaying, relaying_async

@@ -109,7 +109,7 @@ def timed(pipeline: Pipeline) -> Call:
 def begun(pipeline: Pipeline) -> Call:
     """Return a new call, which is timed if its turn has come or there is a listener; `settle` has to follow."""
     stats = pipeline.stats
-    if stats.calls >= stats.sample_at:
+    if stats.countdown.cell_contents < 0:
         return timed(pipeline)
     call = Call.of(stats)
     if deadlines.use.has_begun and pipeline.inherits:

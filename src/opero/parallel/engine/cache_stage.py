@@ -97,7 +97,7 @@ class CacheStage:
                 block.items[position] = tuple(spread(block.items[position]))
             except Exception as error:  # noqa: BLE001  # it costs the item
                 block.put(position, error, failed=True)
-                self.stats.calls += 1
+                self.stats.count_calls(1)
                 self.stats.count_error(error)
                 self.stats.count_failure(error)
             else:
@@ -109,7 +109,7 @@ class CacheStage:
         failed = outcome.error is not None
         block.put(position, outcome.error if failed else outcome.value, failed=failed)
         if failed:
-            self.stats.calls += 1
+            self.stats.count_calls(1)
         else:
             self.stats.count_hits(1)
 

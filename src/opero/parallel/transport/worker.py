@@ -156,7 +156,7 @@ class Job:
         for error in broken.values():
             errors.append(TypeError(f"an item cannot be read in a worker process: {describe(error)}"))
             errors[-1].__cause__ = error
-            self.binding.stats.calls += 1
+            self.binding.stats.count_calls(1)
             self.binding.stats.count_error(errors[-1])
             self.binding.stats.count_failure(errors[-1])
         return Report(

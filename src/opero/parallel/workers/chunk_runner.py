@@ -199,7 +199,7 @@ class ChunkRunner:
         """Call the function; through all layers inside the cache, if fallbacks are reported."""
         if not self.reports_fallbacks:
             return self.call(argument)
-        self._stats.calls += 1
+        self._stats.count_calls(1)
         call = begun(self._pipeline)
         try:
             return ended(call, self._whole(call, *self.fixed.around(argument)))
@@ -271,7 +271,7 @@ class ChunkRunner:
         return True
 
     async def _call_inside_cache_async(self, argument: Any, position: int, report: Report) -> Any:
-        self._stats.calls += 1
+        self._stats.count_calls(1)
         call = begun(self._pipeline)
         try:
             return ended(call, await self._whole(call, *self.fixed.around(argument)))

@@ -215,7 +215,7 @@ class RemoteWorkers(Workers):
         report.values = [failure] * len(suspects)
         report.positions = list(suspects)
         report.failures = list(suspects)
-        self._stats.calls += 1
+        self._stats.count_calls(1)
         self._stats.count_error(failure)
         self._stats.count_failure(failure)
 
