@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 TTL = 300
 ITEMS = 100_000
+LONG = 200_000
+"""Items of a long tuple."""
 KEYS, QUICK_KEYS = 10_000_000, 300_000
 MAX_SIZE = 10_000
 
@@ -92,6 +94,23 @@ def in_memory(rounds: int) -> list[Row]:
             missing(with_cachetools(one)), rounds, target=1.3, call="call()",
         ),
     ]  # fmt: skip
+
+
+def long_tuples(rounds: int) -> list[Row]:
+    """Hits on long tuples of numbers, beside what Python takes to hash them. Equal ones share no item."""
+    cached = Policy(cache=True).apply(len)
+    known, equal = (tuple(range(LONG)) for _ in range(2))
+    floats, equal_floats = (tuple(map(float, range(LONG))) for _ in range(2))
+    assert (cached(known), cached(floats)) == (LONG, LONG)
+    rows = [
+        compare(f"memory hit, {LONG:,} items: {name}", lambda _, each=each: cached(each), "its hash",
+                lambda _, each=each: hash(each), rounds, target=target, call="call(0)")
+        for name, each, target in (
+            ("the same tuple", known, 0.1), ("an equal one", equal, 3.0), ("an equal one of floats", equal_floats, 3.0)
+        )
+    ]  # fmt: skip
+    assert cached.stats.attempts == 2
+    return rows
 
 
 def missing(call: Any) -> Any:
@@ -187,7 +206,7 @@ def many_keys(rounds: int) -> Row:
 def run(rounds: int) -> list[Row]:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     assert asyncio.run(Policy(cache=True).apply(one_async)(3)) == 3
-    return [*in_memory(rounds), *in_stores(rounds), a_map(rounds), many_keys(rounds)]
+    return [*in_memory(rounds), *long_tuples(rounds), *in_stores(rounds), a_map(rounds), many_keys(rounds)]
 
 
 if __name__ == "__main__":
