@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "opero"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 FLOORS = (
-    "patterns",
+    "dataclass patterns",
     "problems",
     "errors values failures",
     "events",

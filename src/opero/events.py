@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from opero.dataclass import dataclass
 from opero.problems import text_of
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +11,7 @@ from opero.alerts.conditions import OWN, Counts, Group, group_of, tested
 from opero.alerts.notify import notify
 from opero.alerts.thread import thread
 from opero.binding.roster import all_bindings
+from opero.dataclass import dataclass
 from opero.events import EVENTS, AlertFired, AlertResolved, Event
 from opero.observe.subscriptions import Subscription, attach, detach
 from opero.policies.alert import Alert

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from opero.binding.first_call import reraise
 from opero.binding.fit import TO_CHOOSE
 from opero.binding.pipeline import build, migrate_limits, migrate_state, rebuild
+from opero.dataclass import dataclass
 from opero.errors import ConfigError
 from opero.runtime.functions import argument_of
 from opero.runtime.generators import Started

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opero.binding.observed import observed, observed_async
+from opero.dataclass import dataclass
 from opero.errors import FailedResponseError, RejectedError
 from opero.executors.call import MISS, Call, abandon
 from opero.failures.kinds import ORDINARY

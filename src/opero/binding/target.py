@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from opero.dataclass import dataclass
 from opero.observe.stats import Stats
 from opero.runtime.clock import default_clock
 from opero.runtime.functions import is_method, kind_of, short_name

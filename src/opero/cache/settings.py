@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from opero.dataclass import dataclass
 from opero.runtime.general_settings import REDIS_URL, GeneralSettings
 
 PREFIX = "OPERO_CACHE_"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from opero.cli.terminal import print_json, print_warning, say, styled
+from opero.dataclass import dataclass
 from opero.errors import visible
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from opero.cli.exits import InvalidItemError, UsageError
+from opero.dataclass import dataclass
 from opero.errors import message_of, shortened
 from opero.parallel.engine.stage import PassingStage
 

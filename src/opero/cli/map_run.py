@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from opero.cli.exits import FAILED, OK, InterruptedRunError, UsageError, failed_
 from opero.cli.items import InvalidItems
 from opero.cli.terminal import print_error, print_json, say
 from opero.cli.words import number, seconds
+from opero.dataclass import dataclass
 from opero.errors import ConfigError, MapError, message_of
 from opero.parallel.engine.settings import Options
 from opero.parallel.journal.records import name_in

@@ -7,10 +7,10 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.config.document import CLIENT_LIBRARIES
+from opero.dataclass import dataclass
 from opero.errors import visible
 from opero.integrations.http_clients import IDEMPOTENT
 from opero.integrations.models import METHODS

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.config.alerts import leaves_of
 from opero.config.composition import compose, sections_of, switch_leaf
 from opero.config.fields import OPTIONS
 from opero.config.variable_names import PREFIX, RESERVED, Target, fold
+from opero.dataclass import dataclass
 from opero.policies.alert import Alert
 from opero.policies.policy import KINDS
 

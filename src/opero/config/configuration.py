@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from opero.config.function_entries import FunctionEntries
 from opero.config.report import Report
 from opero.config.sources import CODE, ConfigLayer, Leaf, Marked, Section, Source
 from opero.config.validation import Known, check_fields, validate
+from opero.dataclass import dataclass
 from opero.errors import nearest
 from opero.policies.canary import canary_problem
 from opero.policies.names import importing_from

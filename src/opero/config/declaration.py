@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from opero.dataclass import dataclass
 from opero.runtime.functions import names_of
 
 NO_FIELDS: Mapping[str, Any] = {}

@@ -7,13 +7,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
 from opero.config.report import Report
 from opero.config.sources import Source
+from opero.dataclass import dataclass
 from opero.errors import ConfigError, error_at, nearest, readable, text_of
 from opero.patterns import pattern
 from opero.runtime.environment_files import HERE, absence, env_file, variable

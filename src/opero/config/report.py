@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from opero.config.fields import hidden_keys, known_words
 from opero.config.sources import Marked, Source, span
+from opero.dataclass import dataclass
 from opero.errors import ConfigError, Problem, one_line, readable
 from opero.patterns import pattern
 from opero.problems import LONGEST_TEXT, MASK, passwords_in

@@ -6,9 +6,10 @@ Parsing stores each position as one number; a `Source` is made of it on demand.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from opero.dataclass import dataclass
 from opero.policies.base import masked
 from opero.policies.merging import Replacing
 from opero.policies.quantities import without_password

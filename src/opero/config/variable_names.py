@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from opero.dataclass import dataclass
 
 PREFIX, ALERTS = "OPERO_", "OPERO_ALERTS__"
 RESERVED = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
@@ -19,6 +18,7 @@ from opero.config.mapping import shown
 from opero.config.report import SECRET_WORD
 from opero.config.sources import BROKEN, Marked, Source, position, source_of
 from opero.config.unreadable import MAX_DEPTH, UnreadableError, explain, text_of
+from opero.dataclass import dataclass
 from opero.errors import readable
 from opero.patterns import pattern
 from opero.policies.quantities import LONGEST_QUOTED, MOST_BITS, quoted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from opero.dataclass import dataclass
 from opero.errors import CallTimeoutError, CircuitOpenError, ResultRejectedError, describe
 from opero.events import CircuitChanged, CircuitClosed, CircuitForced, CircuitHalfOpened, CircuitOpened, Shadowed
 from opero.executors.conditions import Matcher

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from opero.dataclass import dataclass
 
 State = Literal["healthy", "degraded", "unhealthy"]
 MOST_KEPT = 100

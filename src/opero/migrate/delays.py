@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from opero.dataclass import dataclass
 from opero.policies.contradictions import least_waits
 from opero.policies.quantities import LONGEST, format_duration
 from opero.policies.retry import RetryPolicy

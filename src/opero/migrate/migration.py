@@ -11,13 +11,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 
 import libcst as cst
 
 from opero.config.location import show_path
+from opero.dataclass import dataclass
 from opero.errors import ConfigError
 from opero.migrate.libraries import TRANSLATORS
 from opero.migrate.module import Found, Module

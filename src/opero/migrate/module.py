@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import libcst as cst
@@ -18,6 +17,7 @@ from libcst.metadata import (
     ScopeProvider,
 )
 
+from opero.dataclass import dataclass
 from opero.errors import message_of
 from opero.migrate.delays import NotTranslatableError
 from opero.migrate.imports import add_import, without_names

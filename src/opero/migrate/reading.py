@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import libcst as cst
 from libcst.metadata import QualifiedName, QualifiedNameSource
 
+from opero.dataclass import dataclass
 from opero.migrate.delays import NotTranslatableError, Options
 
 NOT_RETRIED = ("BaseException", "KeyboardInterrupt", "SystemExit", "GeneratorExit", "asyncio.CancelledError")

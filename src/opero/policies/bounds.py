@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opero.dataclass import dataclass
 from opero.errors import RejectedError
 from opero.failures.kinds import Kind
 from opero.policies.retry import THROTTLED_DELAY

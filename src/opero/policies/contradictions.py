@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opero.dataclass import dataclass
 from opero.errors import BulkheadFullError
 from opero.policies.quantities import approximate_duration, format_duration
 from opero.policies.scope import owner_of, scope_by

@@ -6,11 +6,11 @@ import builtins
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from opero.binding.binding import Binding
+from opero.dataclass import dataclass
 from opero.errors import ConfigError, message_of, nearest
 from opero.runtime.forking import RenewedLock
 

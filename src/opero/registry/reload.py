@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.binding.canary import Trial
@@ -11,6 +10,7 @@ from opero.binding.disabled import is_on, plain
 from opero.binding.fit import check_fit
 from opero.config.code_layer import place_of
 from opero.config.report import Report
+from opero.dataclass import dataclass
 from opero.errors import ConfigError
 from opero.events import ConfigurationReloaded
 from opero.observe.subscriptions import emit

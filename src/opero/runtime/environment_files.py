@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from opero.dataclass import dataclass
 from opero.errors import error_at, message_of
 from opero.runtime.project import folders
 

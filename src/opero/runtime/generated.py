@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from inspect import CO_VARARGS, CO_VARKEYWORDS, Parameter
 from types import CellType, CodeType, FunctionType
 from typing import Any
+
+from opero.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

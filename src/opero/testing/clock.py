@@ -8,10 +8,10 @@ import selectors
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from opero.dataclass import dataclass
 from opero.runtime.async_library import in_trio, turn
 from opero.runtime.clock import Clock
 from opero.runtime.forking import renew_in_child

@@ -7,10 +7,11 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opero.dataclass import dataclass
 from opero.errors import ConfigError
 from opero.policies.quantities import parse_duration
 from opero.runtime.forking import renew_in_child

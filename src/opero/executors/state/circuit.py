@@ -6,9 +6,10 @@ plain data; a home makes that atomic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from opero.dataclass import dataclass
 from opero.executors.state.windows import CountWindow, TimeWindow, new_window
 
 if TYPE_CHECKING:

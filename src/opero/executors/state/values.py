@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from opero.dataclass import dataclass
 
 if TYPE_CHECKING:
     from opero.executors.state.home import Owner

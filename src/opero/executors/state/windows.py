@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from opero.dataclass import dataclass
 
 DIGITS, RESULTS = bytes.maketrans(b"\0\1\2\3", b"0123"), bytes.maketrans(b"0123", b"\0\1\2\3")
 """Results of a window as text, and the reverse."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
+
+from opero.dataclass import dataclass
 
 AIM = 0.02
 """Seconds of work in a chunk: long compared with the cost of sending it, short compared with the whole map."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from opero.cache.content import freeze
 from opero.cache.digest import digest
+from opero.dataclass import dataclass
 from opero.errors import ConfigError
 from opero.parallel.journal.records import MOST_ITEMS
 

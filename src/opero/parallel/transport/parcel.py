@@ -13,9 +13,9 @@ import os
 import pickle
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO, Any
 
+from opero.dataclass import dataclass
 from opero.parallel.transport.variables import Pickler
 from opero.runtime.private_folder import in_private_folder
 

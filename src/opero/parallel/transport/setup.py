@@ -7,10 +7,10 @@ import inspect
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from opero.dataclass import dataclass
 from opero.parallel.transport.parcel import Packed
 from opero.parallel.transport.pickling import pickled
 from opero.parallel.transport.variables import Pickler

@@ -6,12 +6,12 @@ import threading
 import time
 from asyncio import CancelledError, TaskGroup, current_task, sleep
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import opero.parallel
 from opero.binding.invocation import Entry
 from opero.binding.observed import begun, ended, settle
+from opero.dataclass import dataclass
 from opero.errors import FailedResponseError, RejectedError
 from opero.executors.call import abandon
 from opero.parallel.engine.blocks import interrupted
