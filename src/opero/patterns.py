@@ -9,7 +9,7 @@ __all__ = ["pattern"]
 
 
 class _Pattern:
-    def __init__(self, text: str, flags: int = 0) -> None:
+    def __init__(self, text: Any, flags: int = 0) -> None:
         self._made = text, flags
 
     def __getattr__(self, name: str) -> Any:

@@ -128,7 +128,7 @@ def test_without_a_named_directory_there_may_be_no_profiles(policies: Policies) 
         ),
         ((), {}, 'tool.opero.confg = "x"', "pyproject.toml: unknown key 'confg' in [tool.opero]; did you mean"),
         ((), {}, "[tool]\nopero = 1", "pyproject.toml: [tool.opero] must be a table"),
-        ((), {}, "tool = \n# opero", "pyproject.toml:1:8: is not valid TOML"),
+        ((), {}, "tool.opero = \n", "pyproject.toml:1:14: is not valid TOML"),
         ((None, "a/b"), {}, "", "environment: 'a/b' is not a valid environment name"),
         (
             (),
@@ -264,6 +264,34 @@ def test_nor_in_or_above_the_home_directory(project: Path, monkeypatch: pytest.M
 def test_without_a_project_only_the_working_directory_counts(project: Path) -> None:
     (project / "pyproject.toml").unlink()
     write_base(project / "policies", 1)
+    assert load(environ={}).directory is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.opero]\nconfig = 'conf'",
+        "[ tool . opero ]\r\nconfig='conf'",
+        "['tool'.\"opero\"] # here\nconfig='conf'",
+        "[tool]\nopero = {config = 'conf'}",
+        "[tool]\n  'opero'.config = 'conf'",
+        "[tool]\nother = 1\nopero\t.\tconfig = 'conf'",
+        "tool.opero.config = 'conf'",
+        "tool = {opero = {config = 'conf'}}",
+        "tool = {other=1,opero.config='conf'}",
+        "tool.opero = {config = 'conf'}",
+        "project.dependencies = ['opero']\n[tool.'opero']\nconfig = 'conf'",
+    ],
+)
+def test_pyproject_names_the_directory_in_any_toml(project: Path, text: str) -> None:
+    write_base(project / "conf", 4)
+    (project / "pyproject.toml").write_text(text)
+    assert load(environ={}).directory == project / "conf"
+
+
+@pytest.mark.parametrize("text", ["dependencies = ['opero>=1', \"opero[redis]\"", "name = 'opero'\nx ="])
+def test_the_toml_of_a_user_of_opero_may_be_invalid(project: Path, text: str) -> None:
+    (project / "pyproject.toml").write_text(text)
     assert load(environ={}).directory is None
 
 

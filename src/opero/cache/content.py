@@ -16,7 +16,6 @@ from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
 from operator import countOf
-from pickle import Pickler
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -188,7 +187,7 @@ def _form(value: tuple[Any, ...]) -> Hashable | None:
     pieces: list[bytes] = []
     try:
         if kind is float or -1 << 31 <= value[0] < 1 << 31:
-            _PlainPickler(_Pieces(pieces.append), 5).dump(value)
+            _plain_pickler()(_Pieces(pieces.append), 5).dump(value)
         else:  # which pickle in twice the time
             pieces.append(marshal.dumps(value, 2))
     except Exception:  # noqa: BLE001  # there is another way, which says what is wrong
@@ -196,15 +195,21 @@ def _form(value: tuple[Any, ...]) -> Hashable | None:
     return _Written(pieces)
 
 
-class _PlainPickler(Pickler):
-    """Pickles builtin values. Equal pickles mean equal values of equal types, and numbers pickle in one way only.
+@functools.cache
+def _plain_pickler() -> Any:
+    """Return a class that pickles builtin values.
 
-    For a tuple of numbers that takes less time than to look at the type of each.
+    Equal pickles mean equal values of equal types, and numbers pickle in one way only. For a tuple of numbers that
+    takes less time than to look at the type of each.
     """
+    from pickle import Pickler
 
-    def reducer_override(self, value: Any) -> Any:
-        """Refuse any other value, whose own code would say how it pickles."""
-        raise TypeError
+    class PlainPickler(Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            """Refuse any other value, whose own code would say how it pickles."""
+            raise TypeError
+
+    return PlainPickler
 
 
 class _Pieces:

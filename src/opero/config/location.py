@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import field
@@ -27,6 +26,10 @@ SUFFIXES = (".yaml", ".yml")
 INDICATORS = ("OPERO_CONFIG", "OPERO_METRICS", "OPERO_SERVE", "OPERO_WATCH")
 """The variables by which functions without a profile ask the default registry as well."""
 EMPTY: Mapping[str, str] = MappingProxyType({})
+CONFIGURES = pattern(
+    rb"""(?m)tool['"]?[ \t]*\.[ \t]*['"]?opero|^[ \t]*\[[ \t]*['"]?tool['"]?[ \t]*\]|^[ \t]*['"]?tool['"]?[ \t]*="""
+)
+"""What a pyproject.toml with [tool.opero] contains beside "opero", however it is written, and hardly any other."""
 NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -199,8 +202,12 @@ def _from_pyproject(path: Path) -> _Named | None:
         return None
     name = show_path(path)
     data = path.read_bytes()
-    if b"opero" not in data:  # so most files need not be parsed, and their mistakes are those of others
+    if b"opero" not in data or not CONFIGURES.search(
+        data
+    ):  # so most files need not be parsed, and their mistakes are those of others
         return None
+    import tomllib
+
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
         tables = tomllib.loads(text).get("tool", {})

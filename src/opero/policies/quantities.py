@@ -237,8 +237,9 @@ ADAPTIVE, SERVICE = "adaptive", "service"
 
 def parse_rate_or_found(value: object) -> float | str:
     """Convert a rate to permits per second; "service", "adaptive" and "adaptive up to 200/s" stay text."""
-    if not fits(FOUND_RATE_TEXT, value):
-        if isinstance(value, str) and value.strip().startswith((ADAPTIVE, SERVICE)):
+    is_found = isinstance(value, str) and value.lstrip().startswith((ADAPTIVE, SERVICE))
+    if not is_found or not fits(FOUND_RATE_TEXT, value):
+        if is_found:
             raise ValueError(f'{quoted(value)} is not a rate: use "adaptive", "adaptive up to 200/s" or "service"')
         return _positive(parse_rate(value))
     text = " ".join(str(value).split())
