@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
+import errno
 import gc
 import pickle
 import weakref
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 
 from executors.steady import steady
-from opero import AllFailedError, CircuitOpenError, Policy, ResultRejectedError
+from opero import AllFailedError, CircuitOpenError, Policy, ResultRejectedError, opero
+from opero.executors.given_up import give_up
+from opero.failures import failure_of
 from opero.testing import VirtualClock
 
 ERROR = ConnectionError("down")
@@ -214,3 +218,31 @@ def test_a_recovered_call_creates_no_reference_cycle(bind: Any) -> None:
 
     assert bind(Policy(retry=3), function)() == 1
     assert Tracked.survivors() == 0
+
+
+def builtin_errors() -> list[Exception]:
+    """An instance of each builtin exception that can be made without arguments, and some that say more."""
+    found: list[Exception] = []
+    for each in vars(builtins).values():
+        if isinstance(each, type) and issubclass(each, Exception):
+            with contextlib.suppress(TypeError):
+                found.append(each())
+    marked, caused, failed = ConnectionError(), ConnectionError(), OSError("HTTP")
+    give_up(marked)
+    caused.__cause__ = marked
+    failed.status = 404  # type: ignore[attr-defined]
+    group = ExceptionGroup("several", [marked])
+    return [*found, marked, caused, failed, group, OSError(errno.ECONNREFUSED, "refused"), KeyError("a")]
+
+
+@pytest.mark.parametrize("policy", [{}, {"retry_on": "unknown"}, {"retry_on_status": [404]}, {"retry_on": OSError}])
+@pytest.mark.parametrize("error", builtin_errors(), ids=repr)
+def test_a_bare_builtin_exception_is_judged_by_its_kind_and_class_alone(policy: Any, error: Exception) -> None:
+    rounds = opero(**policy)(lambda: None).binding.resolved().executors["retry"]
+    for _ in range(2):  # the second time, its class may be known
+        failure = failure_of(error)
+        if failure.is_bare:
+            assert rounds.is_retryable(error, None, failure.kind) == rounds.is_meant(error, None, failure.kind)
+            assert failure.status is None
+    says_more = error.__dict__ or error.__cause__ or (isinstance(error, OSError | ExceptionGroup) and error.args)
+    assert failure_of(error).is_bare is not bool(says_more)

@@ -207,7 +207,8 @@ class Rounds:
                 rejection = False
                 for position, variant in enumerate(variants):
                     if position:
-                        await close_response(host, errors[-1])
+                        if isinstance(errors[-1], ResultRejectedError):
+                            await close_response(host, errors[-1])
                         call.stats.fallbacks += 1
                         call.stats.emit(FallbackUsed, what="value", error=errors[-1])
                         text = "%s: trying the next value of %s"
@@ -282,7 +283,8 @@ class Rounds:
                 if RetryScheduled.handlers:
                     values = {"attempt": progress.attempt_number, "delay": delay, "is_asked": is_asked}
                     call.stats.emit(RetryScheduled, **values, error=errors[-1])
-                await close_response(host, errors[-1])
+                if isinstance(errors[-1], ResultRejectedError):
+                    await close_response(host, errors[-1])
                 if delay > 0:
                     await host.sleep(delay)
                 elif progress.attempt_number > 1 + RETRIES_WITHOUT_TURN:
@@ -300,10 +302,12 @@ class Rounds:
             if isinstance(error, self.named_rejections):
                 return ROUND_OVER
             return NEVER if self.is_by_value else FINAL  # else another value would be rejected as well
-        kind = call.stats.count_error(error, self.classifier, call).kind
+        failure = call.stats.count_error(error, self.classifier, call)
+        kind = failure.kind
         if call.deadline is not None and call.time_left(self.clock.monotonic()) <= 0:
             return FINAL
-        if self.is_retryable(error, call.answers, kind):
+        decide = self.is_meant if failure.is_bare else self.is_retryable
+        if decide(error, call.answers, kind):
             return AGAIN
         return NEVER if self.alternatives is None or self.alternatives.is_meant(error, call.answers, kind) else FINAL
 

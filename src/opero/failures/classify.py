@@ -260,7 +260,7 @@ def failure_of(error: BaseException, now: float | None = None, rule: Rule | None
         failure = _failure_of(error, now, rule, set(), 0)
         is_builtin = cls.__module__ == "builtins" and not isinstance(error, BaseExceptionGroup)
         if is_builtin and rule is None and _is_bare(error):
-            _bare[cls] = failure
+            failure = _bare[cls] = replace(failure, is_bare=True)
     except Exception:  # noqa: BLE001  # the attributes of foreign classes may do anything
         return Failure(Kind.UNKNOWN, None, text(read(type(error), "__name__")))
     return failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from enum import StrEnum
 
 from opero.dataclass import dataclass
@@ -50,12 +51,15 @@ class Failure:
         status: its HTTP status; None if it has none.
         reason: why it is of that kind, such as "HTTP 503", "ConnectionError", "SQLSTATE 40001" or "gRPC UNAVAILABLE".
         retry_in: seconds until another attempt may succeed, as the service says; None if it does not.
+        is_bare: whether it is a builtin exception that says no more than its class: it has no status, no cause and no
+            mark of a call inside.
     """
 
     kind: Kind
     status: int | None = None
     reason: str = ""
     retry_in: float | None = None
+    is_bare: bool = field(default=False, compare=False, repr=False)
 
 
 def gravest(first: Failure, second: Failure) -> Failure:
