@@ -131,3 +131,42 @@ def test_what_was_made_counts_as_old_unless_the_program_has_frozen_objects() -> 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_a_child_that_is_forked_meanwhile_has_it_enabled() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], check=True, timeout=60)
+
+
+BINDING = """
+import gc
+from opero import opero
+from opero.binding.binding import Binding
+
+def function():
+    return lambda x: x
+
+full = []
+kept = [opero(function())]
+gc.collect()
+gc.callbacks.append(lambda phase, info: full.append(phase) if info["generation"] == 2 else None)
+{code}
+"""
+
+
+def binding(code: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-c", BINDING.format(code=code)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return ran.stdout.strip()
+
+
+def test_many_functions_are_bound_without_a_collection_of_everything() -> None:
+    assert binding("kept += [opero(function()) for _ in range(6000)]\nprint(len(full))") == "0"
+
+
+def test_bound_functions_that_nobody_keeps_are_collected() -> None:
+    alive = "sum(type(each) is Binding for each in gc.get_objects())"
+    alive_at_most = int(binding(f"most = 0\nfor _ in range(40):\n    for _ in range(250): opero(function())\n"
+                                f"    most = max(most, {alive})\nprint(most)"))  # fmt: skip
+    assert alive_at_most < 1500
+
+
+def test_what_the_program_has_frozen_stays_so_while_functions_are_bound() -> None:
+    code = "gc.freeze()\nbefore = gc.get_freeze_count()\nkept += [opero(function()) for _ in range(600)]\n"
+    assert binding(f"{code}print(before - gc.get_freeze_count())") == "0"

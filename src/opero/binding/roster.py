@@ -6,12 +6,16 @@ import weakref
 from typing import TYPE_CHECKING
 
 from opero.events import watched
+from opero.runtime.collector import make_old
 from opero.runtime.forking import RenewedLock, at_fork
 
 if TYPE_CHECKING:
     from opero.binding.binding import Binding
 
 
+MANY = 256
+"""Bindings of which the garbage collector goes through the living again and again while more are made, as modules are
+imported. So whenever so many more are alive, they count as old."""
 _all: weakref.WeakSet[Roster] = weakref.WeakSet()
 _all_lock = RenewedLock()
 
@@ -50,10 +54,17 @@ class Roster:
         self._held: dict[weakref.ref[Binding], None] = {}
         self._on_gone = self._forget  # one for all
         self._lock = RenewedLock()  # reentrant: a weak reference may be cleared while this thread holds the lock
+        self._old = 0  # bindings that the garbage collector leaves alone, as far as is known
 
     def add(self, binding: Binding) -> None:
         with self._lock:
             self._held[weakref.ref(binding, self._on_gone)] = None
+            held = len(self._held)
+            if held < self._old:
+                self._old = held
+            elif held >= self._old + MANY:
+                self._old = held
+                make_old()
 
     def _forget(self, gone: weakref.ref[Binding]) -> None:
         self._held.pop(gone, None)  # bindings compare by identity, and so does what is left of them

@@ -39,10 +39,9 @@ def without_collector(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         finally:
             try:
-                # Garbage among old objects is found late, so a few are left to the collector as they are. What the
-                # program has frozen is to stay so.
-                if gc.get_count()[0] >= MANY and gc.get_freeze_count() < FROZEN_BY_PYTHON:
-                    _make_old()
+                # Garbage among old objects is found late, so a few are left to the collector as they are.
+                if gc.get_count()[0] >= MANY:
+                    make_old()
             finally:
                 gc.enable()
                 _pausing.discard(thread)
@@ -50,12 +49,16 @@ def without_collector(function: Callable[P, R]) -> Callable[P, R]:
     return paused
 
 
-def _make_old() -> None:
-    """Count all objects as old, which takes no time. Otherwise, the next collections would go through the new ones."""
-    try:
-        gc.freeze()
-    finally:
-        gc.unfreeze()
+def make_old() -> None:
+    """Count all objects as old, which takes no time. Otherwise, the next collections would go through the new ones.
+
+    Nothing happens if the program has frozen objects, which are to stay so.
+    """
+    if gc.get_freeze_count() < FROZEN_BY_PYTHON:
+        try:
+            gc.freeze()
+        finally:
+            gc.unfreeze()
 
 
 def _resume() -> None:
