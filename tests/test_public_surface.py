@@ -31,6 +31,7 @@ def members(cls: type[Any]) -> list[str]:
     for name in sorted({name for base in cls.__mro__ if base.__module__.startswith("opero") for name in vars(base)}):
         if name.startswith("_") and name not in ("__call__", "__init__", "__new__"):
             continue
+        getattr(cls, name)  # a method that is made when it is first used takes its place
         found = inspect.getattr_static(cls, name)
         if issubclass(cls, StrictModel) and (name in cls.model_fields or name.startswith("model_")):
             continue
