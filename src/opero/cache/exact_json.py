@@ -5,6 +5,7 @@ Reading makes values of these types and no others, so it is as safe as JSON.
 
 from __future__ import annotations
 
+import functools
 import json
 from base64 import b64decode, b64encode
 from collections import Counter, OrderedDict, deque
@@ -50,7 +51,16 @@ def loads(data: bytes) -> Any:
     Raises:
         Exception: it is not what `dumps` has written.
     """
-    return json.loads(data.decode("utf-8", "surrogatepass"), object_hook=_decoded)
+    text = data.decode("utf-8", "surrogatepass")
+    value, end = _decoder().raw_decode(text)
+    if end != len(text):
+        raise ValueError("something follows the value")
+    return value
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_hook=_decoded)
 
 
 def encoded(value: Any, enums: bool) -> Any:

@@ -99,7 +99,7 @@ class Codec:
             )
         start = HEADER.size + 1
         end = start + data[HEADER.size] * TOKEN
-        tokens = tuple(data[at : at + TOKEN] for at in range(start, end, TOKEN))
+        tokens = tuple([data[at : at + TOKEN] for at in range(start, end, TOKEN)])
         try:
             if self.values is not None:
                 value = self.values.loads(data[end:])
