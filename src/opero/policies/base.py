@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
@@ -93,6 +94,14 @@ else:
     class ModelType(type(BaseModel)):
         """Makes models whose constructors raise `ConfigError`. `model_validate`, which pydantic calls as well, raises
         pydantic's `ValidationError`."""
+
+        def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+            # Annotations as text would be evaluated by pydantic in three times as long, for each subclass once more.
+            known, texts = vars(sys.modules[namespace["__module__"]]), namespace.get("__annotations__", {})
+            for field, text in texts.items():
+                with suppress(NameError):  # of something local or below, which pydantic may find
+                    texts[field] = eval(text, known, namespace) if type(text) is str else text
+            return super().__new__(cls, name, bases, namespace, **options)
 
         def __call__(cls, /, *args: Any, **fields: Any) -> Any:
             try:
