@@ -78,7 +78,8 @@ def test_listing_the_names_of_opero_loads_nothing_heavy() -> None:
         ),
         (
             CALL_BY_PROFILE,
-            {"tenacity", "dogpile", "joblib", "aiolimiter", "cloudpickle", "sqlite3", "stevedore", "difflib"},
+            {"tenacity", "dogpile", "joblib", "aiolimiter", "cloudpickle", "sqlite3", "stevedore", "difflib"}
+            | {"pydantic_settings", "asyncio"},
         ),
         (
             "from opero import opmap\n@opmap(mode='thread', workers=2)\ndef f(x):\n    return x\nf([1, 2])",

@@ -405,6 +405,19 @@ def test_only_variables_of_opero_are_read(policies: Policies, monkeypatch: pytes
     assert list(loaded.policies) == ["api"]
 
 
+def test_files_alone_are_joined_as_pydantic_settings_joins_them(policies: Policies) -> None:
+    policies.write(
+        base="defaults: {timeout: 9}\npolicies: {api: {retry: 1}, db: {retry: 2}}\nfunctions: {'a:b': {retry: 3}}",
+        development="extends: staging\npolicies: {api: {retry: {retries: 5}}}",
+        staging="policies: {api: {cache: 30s}, more: {}}",
+    )
+    alone, joined = policies.load(), policies.load(OPERO_ENV="development")
+    assert [each.name for each in alone.layers] == [each.name for each in joined.layers]
+    assert len(alone.layers) == 4
+    assert (alone.policies, alone.enabled) == (joined.policies, joined.enabled)
+    assert not policies.load(OPERO_ENABLED="no").enabled
+
+
 def test_importing_opero_imports_neither_pydantic_settings_nor_yaml() -> None:
     code = "import sys, opero; sys.exit(bool({'pydantic_settings', 'yaml'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -285,7 +285,7 @@ def test_the_queues_of_ended_runs_are_dropped() -> None:
     for _ in range(3):
         run(lambda: together(bound, 3))
     limiter = bound.binding.resolved().executors["rate_limit"].limiter
-    assert len(limiter._queues) == 1
+    assert len(limiter._queues._by_loop) == 1
 
 
 def test_cache() -> None:

@@ -1,12 +1,10 @@
-"""Loading: pydantic-settings sources for files, secrets, a `.env` file and the environment, and `load`."""
+"""Loading: files, secrets, a `.env` file and the environment become a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
-
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from typing import TYPE_CHECKING
 
 from opero.config.alert_variables import read_alert_variables
 from opero.config.composition import profile_names
@@ -28,75 +26,26 @@ from opero.runtime.named_secrets import SecretFinder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pydantic.fields import FieldInfo
-
     from opero.config.environment import RawValue
     from opero.config.location import Location
     from opero.config.sources import ConfigLayer, Marked
 
 
-class LayerSource(PydanticBaseSettingsSource):
-    """A source that returns one unmerged layer, so that each value keeps its source and what it shadows."""
-
-    def __init__(self, settings_cls: type[BaseSettings], layer: ConfigLayer, enabled: bool | None = None) -> None:
-        super().__init__(settings_cls)
-        self.layer = layer
-        self.enabled = enabled
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False  # values are not looked up by field: see __call__
-
-    def __call__(self) -> dict[str, Any]:
-        layers = {"layers": {self.layer.name: self.layer}}
-        return layers if self.enabled is None else {**layers, "enabled": self.enabled}
-
-
-class Settings(BaseSettings):
-    """The layers of all sources.
-
-    pydantic-settings collects the layers from the sources; composition.py merges them to profiles.
-
-    Attributes:
-        enabled: `OPERO_ENABLED`. Default true.
-        layers: the contents of each file and each set of variables, lowest precedence first.
-    """
-
-    model_config = SettingsConfigDict(frozen=True)
-
-    enabled: bool = True
-    layers: dict[str, Any] = {}  # of `ConfigLayer`, for which pydantic would build a schema
-
-    @classmethod
-    def read(
-        cls, files: Mapping[Path, ConfigLayer | None], variables: Mapping[str, Mapping[str, RawValue]], report: Report
-    ) -> Self:
-        """Join files and variables, lowest precedence first; problems are added to `report`."""
-        layers = [layer for layer in files.values() if layer is not None]
-        functions = dict.fromkeys(each for layer in layers for each in layer.functions)
-        complete = len(layers) == len(files)
-        read: list[tuple[ConfigLayer, bool | None]] = [(layer, None) for layer in layers]
-        for name, raw in variables.items():
-            # Variables are matched with the names that the files define.
-            layer = read_variables(raw, profile_names(layers), functions, report, name=name, complete=complete)
-            alerts = [each for file in layers for each in file.alerts]
-            layer = replace(layer, alerts=read_alert_variables(raw, alerts, report if complete else Report()))
-            read.append((layer, read_enabled(raw, report)))
-        # pydantic-settings passes only init arguments to settings_customise_sources.
-        init: dict[str, Any] = {"read": read}
-        return cls(**init)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return a source for each layer, highest precedence first: environment, `.env`, secrets, then the files."""
-        assert isinstance(init_settings, InitSettingsSource)
-        return tuple(LayerSource(settings_cls, *each) for each in reversed(init_settings.init_kwargs["read"]))
+def _read_layers(
+    files: Mapping[Path, ConfigLayer | None], variables: Mapping[str, Mapping[str, RawValue]], report: Report
+) -> list[tuple[ConfigLayer, bool | None]]:
+    """Return the layers of files and variables, lowest precedence first, each with what it says of `OPERO_ENABLED`."""
+    layers = [layer for layer in files.values() if layer is not None]
+    functions = dict.fromkeys(each for layer in layers for each in layer.functions)
+    complete = len(layers) == len(files)
+    read: list[tuple[ConfigLayer, bool | None]] = [(layer, None) for layer in layers]
+    for name, raw in variables.items():
+        # Variables are matched with the names that the files define.
+        layer = read_variables(raw, profile_names(layers), functions, report, name=name, complete=complete)
+        alerts = [each for file in layers for each in file.alerts]
+        layer = replace(layer, alerts=read_alert_variables(raw, alerts, report if complete else Report()))
+        read.append((layer, read_enabled(raw, report)))
+    return read
 
 
 def _read_files(location: Location, report: Report) -> dict[Path, ConfigLayer | None]:
@@ -184,21 +133,26 @@ def load(
     variables, held_in = collect_variables(environ, env_file, secrets_dir, report, base)
     location = locate(directory, environment, flatten(variables), report, places_of(variables))
     files = _read_files(location, report)
-    settings = Settings.read(files, variables, report)
-    layers = tuple(settings.layers.values())
+    read = _read_layers(files, variables, report)
+    if any(variables.values()):
+        from opero.config.settings_sources import join
+
+        layers, enabled = join(read)
+    else:  # A program that is configured by files alone loads neither pydantic-settings nor asyncio with it.
+        layers, enabled = tuple([layer for layer, _ in read]), True
     resolve_references(layers, SecretFinder(environ, env_file, secrets_dir, base), report)
-    read = [each for each in (location.chosen_in, location.directory, *location.files, *held_in) if each is not None]
+    paths = [each for each in (location.chosen_in, location.directory, *location.files, *held_in) if each is not None]
     configuration = Configuration(
         environment=location.environment,
         directory=location.directory,
-        enabled=settings.enabled,
+        enabled=enabled,
         files=tuple(files),
         layers=layers,
         watched=(*((location.directory,) if location.directory is not None else ()), *held_in),
         warnings=(
             *location.warnings,
             *(f"{source}: {text}" for source, text in report.ignored),
-            *writable_warnings([*read, *secret_files(held_in)]),
+            *writable_warnings([*paths, *secret_files(held_in)]),
         ),
         ignored=tuple(report.ignored),
         chosen_by=location.chosen_by,

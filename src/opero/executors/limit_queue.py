@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from opero.runtime.async_library import new_lock
+from opero.runtime.async_library import await_within, in_trio, is_closed, new_lock, running_loop
 
 if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
@@ -36,6 +36,14 @@ class LoopQueue:
 
             self.limiter = AsyncLimiter(capacity, capacity / rate)
 
+    async def enter_within(self, seconds: float, hold: Callable[[], Awaitable[None]] | None = None) -> None:
+        """As `enter`.
+
+        Raises:
+            Expired: it took longer than `seconds`.
+        """
+        await await_within(seconds, self.enter(hold))
+
     async def enter(self, hold: Callable[[], Awaitable[None]] | None = None) -> None:
         """Wait for this task's turn, and before others have theirs, for `hold`."""
         await self.turn.acquire()
@@ -51,3 +59,22 @@ class LoopQueue:
         """Let the next task have its turn, if this one has kept it."""
         if self.limiter is None:
             self.turn.release()
+
+
+class LoopQueues:
+    """The queue of each event loop. It is made for the first async caller, as all others do without asyncio."""
+
+    def __init__(self, policy: RateLimitPolicy, *, varying: bool) -> None:
+        self._policy = policy
+        self._varying = varying
+        self._by_loop: dict[Any, LoopQueue] = {}
+
+    def here(self) -> LoopQueue:
+        """Return the queue of the event loop that runs."""
+        loop = running_loop()
+        queue = self._by_loop.get(loop)
+        if queue is None:
+            for old in [each for each in list(self._by_loop) if is_closed(each)]:
+                self._by_loop.pop(old, None)
+            queue = self._by_loop[loop] = LoopQueue(self._policy, varying=self._varying or in_trio())
+        return queue

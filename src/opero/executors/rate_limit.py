@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opero.errors import RateLimitExceededError, RejectedError
 from opero.events import Waited
-from opero.executors.limit_queue import LoopQueue
 from opero.executors.state.budget import AGAIN, FOREVER, LATER, Budget, LocalBudget, Terms, new_budget
 from opero.executors.state.home import Holder, Moved
 from opero.executors.state.reserving_budget import ReservingBudget
 from opero.policies.quantities import LONGEST
 from opero.policies.types import approximate_duration, format_duration
 from opero.runtime import forking
-from opero.runtime.async_library import await_within, in_trio, is_closed, running_loop
 from opero.runtime.hosts import BlockingHost
 from opero.runtime.interruption import Expired
 from opero.runtime.log import log
 
 if TYPE_CHECKING:
     from opero.executors.call import Call
+    from opero.executors.limit_queue import LoopQueue, LoopQueues
     from opero.executors.state.budget import Receipt
     from opero.policies.rate_limit import RateLimitPolicy
     from opero.runtime.clock import Clock
@@ -42,6 +41,7 @@ class RateLimitExecutor(Holder[Budget]):
     """
 
     own: LocalBudget
+    _queues: LoopQueues | None = None
 
     def __init__(self, policy: RateLimitPolicy, clock: Clock, name: str) -> None:
         super().__init__(policy, self.new_home(policy, clock))
@@ -52,7 +52,6 @@ class RateLimitExecutor(Holder[Budget]):
         self.heeds = policy.feedback or policy.is_adaptive
         self.patience = LONGEST if policy.max_wait is None else policy.max_wait
         self.blocking = BlockingHost(clock)
-        self._queues: dict[Any, LoopQueue] = {}
         self.queued = 0
         self._waiting: dict[object, Receipt] = {}
         forking.renew_in_child(self)
@@ -68,7 +67,7 @@ class RateLimitExecutor(Holder[Budget]):
 
     def after_fork(self) -> None:
         """Forget the calls that wait: they are the parent's, and so are the permits that they have reserved."""
-        self._queues.clear()
+        vars(self).pop("_queues", None)
         self.queued = 0
         self.home.successor.forgo(self._waiting.values())
         self._waiting.clear()
@@ -288,8 +287,8 @@ class RateLimitExecutor(Holder[Budget]):
         queue, generation = self._queue(), forking.generation
         self.queued += 1
         try:
-            entering = queue.enter(self._hold if self.heeds else None)
-            await (entering if patience == LONGEST else await_within(patience, entering))
+            hold = self._hold if self.heeds else None
+            await (queue.enter(hold) if patience == LONGEST else queue.enter_within(patience, hold))
         except Expired:
             raise self.refusal(call, expected, self.clock.monotonic()) from None
         finally:
@@ -314,10 +313,10 @@ class RateLimitExecutor(Holder[Budget]):
             await self.clock.async_sleep(seconds)
 
     def _queue(self) -> LoopQueue:
-        loop = running_loop()
-        queue = self._queues.get(loop)
-        if queue is None:
-            for old in [each for each in list(self._queues) if is_closed(each)]:
-                self._queues.pop(old, None)
-            queue = self._queues[loop] = LoopQueue(self.policy, varying=self.varies or in_trio())
-        return queue
+        queues = self._queues
+        if queues is None:
+            from opero.executors.limit_queue import LoopQueues
+
+            # Atomic: a task of another thread's event loop may do the same.
+            queues = vars(self).setdefault("_queues", LoopQueues(self.policy, varying=self.varies))
+        return queues.here()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from opero.errors import CallTimeoutError
 from opero.policies.types import approximate_duration, format_duration
-from opero.runtime.async_library import await_within
 from opero.runtime.deadlines import Deadline, current, restore, run_until, sooner
 from opero.runtime.interruption import Expired
 from opero.runtime.time_limits import Here, run_and_judge
@@ -188,6 +187,8 @@ class TimeoutExecutor:
         return bounded
 
     def _within_async(self) -> Callable[[float, Awaitable[Any]], Awaitable[Any]]:
+        from opero.runtime.async_library import await_within  # sync functions do without asyncio
+
         return partial(await_and_judge, self.clock.monotonic) if self.policy.enforce == "wait" else await_within
 
     def _wrap_unlimited_async(self, layer: Layer) -> Layer:
