@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -13,7 +12,7 @@ from opero.config.environment import NOTHING
 from opero.config.sources import Marked, mark
 from opero.config.variable_names import ALERTS, fold
 from opero.errors import message_of, nearest
-from opero.policies.json_text import parse_json
+from opero.policies.json_text import NotJSONError, parse_json
 
 if TYPE_CHECKING:
     from opero.config.environment import RawValue
@@ -58,7 +57,7 @@ def _parse(field: str, text: str) -> Any:
         return None
     try:
         return parse_json(text) if text.startswith(("{", "[")) else text
-    except JSONDecodeError as error:
+    except NotJSONError as error:
         raise ValueError(f"is not valid JSON: {message_of(error)}") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.config.document import LISTS, read_parent, read_statement
@@ -13,7 +12,7 @@ from opero.config.sources import BROKEN, ConfigLayer, Marked, Section, Source, S
 from opero.config.unknown_variables import UnknownVariables
 from opero.config.variable_names import ALERTS, PREFIX, RESERVED, RESERVED_PREFIX, Target, fold
 from opero.errors import message_of
-from opero.policies.json_text import parse_json
+from opero.policies.json_text import NotJSONError, parse_json
 from opero.policies.merging import overlay
 from opero.policies.policy import KINDS
 from opero.policies.quantities import quoted
@@ -200,7 +199,7 @@ def _parse(target: Target, text: str) -> Any:
             return _json(text)
         return [each.strip() for each in text.split(",")] if "," in text else text.strip()
     if is_json(target.kind, target.field):
-        with suppress(JSONDecodeError):
+        with suppress(NotJSONError):
             return parse_json(text)
     return text
 
@@ -213,7 +212,7 @@ def _is_secret_text(target: Target) -> bool:
 def _json(text: str) -> Any:
     try:
         return parse_json(text)
-    except JSONDecodeError as error:
+    except NotJSONError as error:
         raise ValueError(f"is not valid JSON: {message_of(error)}") from error
 
 

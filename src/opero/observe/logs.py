@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -118,6 +117,8 @@ class _Json(logging.Formatter):
             line["traceback"] = self.formatException(record.exc_info)
         elif record.exc_text:
             line["traceback"] = record.exc_text
+        import json  # few log JSON
+
         return json.dumps(line, ensure_ascii=False)
 
 

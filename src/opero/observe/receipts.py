@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import suppress
 from contextvars import ContextVar
@@ -132,6 +131,8 @@ class Timeline:
 
     def as_json(self, indent: int | None = None) -> str:
         """Return everything as JSON text."""
+        import json
+
         return json.dumps(self.as_dict(), ensure_ascii=False, indent=indent)
 
     def __str__(self) -> str:

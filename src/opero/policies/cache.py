@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from json import JSONDecodeError
 from os import PathLike, fspath
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -23,7 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from opero.errors import message_of
 from opero.policies.adaptive_ttl import AdaptiveTTL
 from opero.policies.base import BasePolicy, masked
-from opero.policies.json_text import parse_json
+from opero.policies.json_text import NotJSONError, parse_json
 from opero.policies.lists import each_of
 from opero.policies.names import (
     IMPORT_TEXT,
@@ -43,6 +42,7 @@ from opero.policies.quantities import (
     Ratio,
     fits,
     format_duration,
+    is_usual_duration,
     named_schema,
     parse_duration,
     quoted,
@@ -77,16 +77,17 @@ def _time_to_live(value: Any) -> Any:
         return value
     if value is None or isinstance(value, AdaptiveTTL):
         return value
-    if fits(JSON_TEXT, value):  # an environment variable
+    is_duration = is_usual_duration(value)
+    if not is_duration and fits(JSON_TEXT, value):  # an environment variable
         try:
             value = parse_json(value)
-        except JSONDecodeError as error:
+        except NotJSONError as error:
             raise ValueError(f"{quoted(value)} is not valid JSON: {message_of(error)}") from None
     if isinstance(value, Mapping):
         return AdaptiveTTL.model_validate(value)
     if value == "adaptive":
         return AdaptiveTTL()
-    if fits(IMPORT_TEXT, value):
+    if not is_duration and fits(IMPORT_TEXT, value):
         found = resolve(value.strip())
         check_callable(found, value)
         check_call(found)

@@ -19,6 +19,7 @@ from opero.policies.quantities import (
     Share,
     fits,
     format_duration,
+    is_usual_duration,
     named_schema,
     parse_duration,
     parse_number,
@@ -44,7 +45,7 @@ def _window(value: Any) -> int | float:
         if value < 1 or value.bit_length() > MOST_BITS:
             raise ValueError(f"a window of {quoted(value)} calls is invalid: use an integer >= 1")
         return value
-    if isinstance(value, str):
+    if isinstance(value, str) and not is_usual_duration(value):
         if fits(CALLS_TEXT, value):
             return int(value)
         if parse_number(value) is not None and not fits(SECONDS_TEXT, value):

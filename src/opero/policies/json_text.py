@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -16,11 +15,15 @@ MOST_DIGITS = 3_900
 """The most digits of an integer, as in files."""
 
 
+class NotJSONError(ValueError):
+    """Some text is not JSON."""
+
+
 def parse_json(text: str) -> Any:
     """Parse JSON strictly.
 
     Raises:
-        json.JSONDecodeError: it is not JSON.
+        NotJSONError: it is not JSON.
         ValueError: it is nested too deeply, has too large a number, or a mapping has the same key twice; `json.loads`
             would use the last one.
     """
@@ -29,7 +32,12 @@ def parse_json(text: str) -> Any:
         depth += 1 if bracket in "[{" else -1
         if depth > DEEPEST:
             raise ValueError(f"is nested deeper than {DEEPEST} levels")
-    return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_integer)
+    import json  # which only variables need
+
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise NotJSONError(str(error)) from None
 
 
 def _integer(text: str) -> int:

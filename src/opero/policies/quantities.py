@@ -133,6 +133,11 @@ def _usual(text: str) -> tuple[str, str]:
     return (digits, rest) if len(digits) <= 20 and digits.strip("0") else ("", text)
 
 
+def is_usual_duration(value: object) -> bool:
+    """Return whether a value is text such as "30s", which most durations are: digits and a unit."""
+    return isinstance(value, str) and _usual(value)[1] in UNITS
+
+
 def quoted(value: object) -> str:
     """Return a value as messages show it: dates as in YAML, URLs without passwords, otherwise the repr; the contents of
     mappings, which may be secret, are not shown."""

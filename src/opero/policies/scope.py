@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from json import JSONDecodeError
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
 
 from opero.errors import message_of, nearest
 from opero.policies.base import StrictModel
-from opero.policies.json_text import parse_json
+from opero.policies.json_text import NotJSONError, parse_json
 from opero.policies.names import (
     IMPORT_TEXT,
     NAME,
@@ -113,7 +112,7 @@ def _scope(value: object) -> object:
         assert isinstance(value, str)
         try:
             value = parse_json(value)
-        except JSONDecodeError as error:
+        except NotJSONError as error:
             raise ValueError(f"{quoted(value)} is not valid JSON: {message_of(error)}") from None
     if isinstance(value, Mapping):
         return KeyedScope.model_validate(value)

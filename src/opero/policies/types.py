@@ -92,10 +92,10 @@ def _flag(value: object) -> bool:
 
 
 def _flag_or_auto(value: object) -> bool | str:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
     if isinstance(value, bool) or fits(FLAG_TEXT, value):
         return _flag(value)
-    if value == "auto":
-        return "auto"
     if callable(value):
         raise ValueError(f"{described(value, 60)} is a callback: pass it to the call, f.map(items, progress=callback)")
     raise ValueError(f"{quoted(value)} is invalid: use true, false or 'auto'")
