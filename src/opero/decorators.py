@@ -226,7 +226,8 @@ def decorating(
     effective: Policy | None = None
     if isinstance(policy, str):
         profile = policy
-        Policy.check_fields(fields, names_of(options))
+        if fields:
+            Policy.check_fields(fields, names_of(options))
     elif policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy= must be a profile's name or a Policy, not of type {type(policy).__name__}")
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from opero.config.fields import is_secret
+from opero.config.fields import secrets_of
 from opero.config.sources import DEFAULT, ConfigLayer, Leaf, Marked, Section, Source, Statement
 from opero.errors import nearest
 from opero.policies.merging import merge_statements
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MOST_ANCESTORS = 100
 """The most profiles that a profile may extend, one after the other."""
-SECRETS = {kind: [field for field in model.model_fields if is_secret(kind, field)] for kind, model in KINDS.items()}
 
 
 def profile_names(layers: Iterable[ConfigLayer]) -> list[str]:
@@ -167,7 +166,7 @@ class Profile:
             if content is None:
                 continue
             fields = {field: entry.plain() for field, entry in content.items()}
-            for field in SECRETS[kind]:
+            for field in secrets_of(kind):
                 if field in fields:
                     fields[field] = _hidden(fields[field])
             values[kind] = fields if type(content) is dict else type(content)(fields)
@@ -204,7 +203,7 @@ class Profile:
                 # The field moves to the end, so that the last field is the one that was set last.
                 below = fields.pop(field, None) or removal
                 value = entry.plain()
-                if field in SECRETS[kind]:
+                if field in secrets_of(kind):
                     value = _hidden(value)
                 if _is_there_without(field, statements, index):
                     below = self._over_default(kind, field, below)

@@ -50,6 +50,12 @@ def is_secret(kind: str, field: str) -> bool:
     return SecretStr in _held(kind, field)[1]
 
 
+@cache
+def secrets_of(kind: str) -> tuple[str, ...]:
+    """Return the fields of a policy that are secret."""
+    return tuple(field for field in KINDS[kind].model_fields if is_secret(kind, field))
+
+
 def is_hidden(kind: str, field: str) -> bool:
     """Return whether messages must not show its value: a secret, or free data that may contain one."""
     return bool(_held(kind, field)[1] & {SecretStr, Mapping}) or is_json(kind, field)
