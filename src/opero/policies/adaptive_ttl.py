@@ -1,7 +1,5 @@
 """A time to live that depends on how often a key is requested."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator

@@ -1,7 +1,5 @@
 """The bulkhead policy: how many calls may run at once."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator

@@ -1,7 +1,5 @@
 """The cache policy: which results to keep, where, and for how long."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from os import PathLike, fspath
 from string import Formatter

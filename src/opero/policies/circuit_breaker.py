@@ -1,7 +1,5 @@
 """The circuit breaker policy: when to stop calling a failing service."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 

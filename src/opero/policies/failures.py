@@ -1,7 +1,5 @@
 """The failures policy: which kind of failure an exception or a returned response is, where its shape does not say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 

@@ -1,7 +1,5 @@
 """The fallback policy: what to use instead when an attempt or a call fails."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 

@@ -1,7 +1,5 @@
 """The hedge policy: a second attempt while the first one is slow, of which the first answer counts."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator

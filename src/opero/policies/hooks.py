@@ -1,7 +1,5 @@
 """The hooks of a policy: functions that are called at the events of the functions bound under it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
 

@@ -1,7 +1,5 @@
 """The parallel policy: how to map a function over many items."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 

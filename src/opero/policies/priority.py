@@ -1,7 +1,5 @@
 """The priority policy: which calls go first where there is not enough for all."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from opero.policies.base import BasePolicy

@@ -1,7 +1,5 @@
 """The rate limit policy: how often to call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 

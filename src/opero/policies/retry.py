@@ -1,7 +1,5 @@
 """The retry policy: when and how to try again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 

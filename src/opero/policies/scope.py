@@ -1,7 +1,5 @@
 """Whose state a policy keeps: one for a profile, one for each function, or one for each value of an argument."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 

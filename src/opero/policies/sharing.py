@@ -1,7 +1,5 @@
 """What policies have in common whose state may be shared by processes and machines."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """The throttle policy: reject calls by the share that the service does not accept."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator

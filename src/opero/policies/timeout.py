@@ -1,7 +1,5 @@
 """The timeout policy: how long an attempt, a whole call, and the wait for the next item of a stream may take."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
