@@ -97,10 +97,11 @@ else:
 
         def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
             # Annotations as text would be evaluated by pydantic in three times as long, for each subclass once more.
-            known, texts = vars(sys.modules[namespace["__module__"]]), namespace.get("__annotations__", {})
-            for field, text in texts.items():
-                with suppress(NameError):  # of something local or below, which pydantic may find
-                    texts[field] = eval(text, known, namespace) if type(text) is str else text
+            module, texts = sys.modules.get(namespace.get("__module__", "")), namespace.get("__annotations__", {})
+            for field, text in texts.items() if module is not None else ():
+                if type(text) is str:
+                    with suppress(NameError):  # of something local or below, which pydantic may find
+                        texts[field] = eval(text, vars(module), namespace)
             return super().__new__(cls, name, bases, namespace, **options)
 
         def __call__(cls, /, *args: Any, **fields: Any) -> Any:
