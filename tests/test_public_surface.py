@@ -5,6 +5,8 @@ After an intended change, update the file with `python tests/test_public_surface
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -17,9 +19,8 @@ FILE = Path(__file__).with_name("public_surface.txt")
 
 
 def signature(function: Any) -> str:
-    return re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>| at 0x\w+", r"\1", str(inspect.signature(function))).replace(
-        "'", ""
-    )
+    text = re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>| at 0x\w+", r"\1", str(inspect.signature(function)))
+    return re.sub(r"\b(?:typing|collections\.abc|opero(?:\.[a-z_]+)+)\.", "", text.replace("'", ""))
 
 
 def members(cls: type[Any]) -> list[str]:
@@ -45,6 +46,17 @@ def members(cls: type[Any]) -> list[str]:
     return lines
 
 
+@functools.cache
+def written_in(cls: type[Any]) -> dict[str, str]:
+    """Return the annotations in a class body of opero, as they are written."""
+    if not cls.__module__.startswith("opero"):
+        return {}
+    [found] = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(found, ast.ClassDef)
+    fields = [each for each in found.body if isinstance(each, ast.AnnAssign)]
+    return {ast.unparse(each.target): ast.unparse(each.annotation) for each in fields}
+
+
 def described(name: str) -> list[str]:
     value = getattr(opero, name)
     if not callable(value):
@@ -57,9 +69,7 @@ def described(name: str) -> list[str]:
     if issubclass(value, StrictModel):
         for field, info in value.model_fields.items():
             default = "" if info.is_required() else f" = {info.get_default(call_default_factory=True)!r}"
-            written = next(
-                base.__annotations__[field] for base in value.__mro__ if field in vars(base).get("__annotations__", ())
-            )
+            written = next(annotations[field] for base in value.__mro__ if field in (annotations := written_in(base)))
             lines.append(f"    {field}: {written}{default}")
     return lines + members(value)
 

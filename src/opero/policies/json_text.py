@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from opero.errors import message_of
 from opero.patterns import pattern
 from opero.policies.quantities import quoted
 
@@ -37,7 +38,7 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_integer)
     except json.JSONDecodeError as error:
-        raise NotJSONError(str(error)) from None
+        raise NotJSONError(message_of(error)) from None
 
 
 def _integer(text: str) -> int:
