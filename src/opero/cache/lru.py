@@ -103,7 +103,8 @@ class Memory:
         with self._lock:
             if self._expiries or self._gone:
                 self._purge(removed)
-            removed.append(self._drop(key))
+            if key in self.values:
+                removed.append(self._drop(key))
             self.values[key] = value
             if expires != FOREVER:
                 number = next(self._number)
