@@ -103,7 +103,7 @@ class Memory:
         with self._lock:
             if self._expiries or self._gone:
                 self._purge(removed)
-            if key in self.values:
+            if key in self.values or key in self._due or self._tags_of or self._with:  # for most keys, none holds
                 removed.append(self._drop(key))
             self.values[key] = value
             if expires != FOREVER:
