@@ -9,10 +9,12 @@ import enum
 import itertools
 import math
 import pickle
+from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
+from pickle import PickleBuffer
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, RootModel
 
 from opero import Policy
-from opero.cache.content import freeze
+from opero.cache.content import NoKeyError, freeze
 from opero.cache.digest import digest
 
 
@@ -329,3 +331,30 @@ def test_a_long_tuple_of_one_type_is_known_again_by_its_items_and_their_type(
     assert freeze(made(at=at, other=other)) != known
     assert freeze([*made()]) != known
     assert freeze(made()) == known
+
+
+class SomeBytes(bytes):
+    """Equal to bytes, of another type."""
+
+
+@pytest.mark.parametrize("first", [1, 1.0, 10**12, "a", b"a"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        SomeBytes(b"x"),
+        bytearray(b"x"),
+        memoryview(b"x"),
+        array("b", b"x"),
+        numpy.frombuffer(b"x", "u1"),
+        PickleBuffer(b"x"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_serializers_write_as_bytes_is_not_bytes(first: Any, other: Any) -> None:
+    known = freeze((first, *range(2000), b"x"))
+    assert freeze((first, *range(2000), b"x")) == known
+    try:
+        found = freeze((first, *range(2000), other))
+    except NoKeyError:
+        return
+    assert found != known

@@ -30,8 +30,8 @@ SAMPLE = 4096
 """Bytes of a long value that make its hash, at each of three places."""
 SCALARS = frozenset({str, int, bool, float, bytes, type(None)})
 """The types that `marshal` writes in the same way whenever they are equal."""
-UNIFORM = frozenset({str, bytes})
-"""The types of which all equal values are the same, and whose hashes are remembered with them."""
+UNIFORM = frozenset({str, int, bytes})
+"""The types of which all equal values are the same."""
 
 
 class NoKeyError(ConfigError):
@@ -180,27 +180,22 @@ _equal: weakref.WeakValueDictionary[Hashable, Content] = weakref.WeakValueDictio
 def _form(value: tuple[Any, ...]) -> Hashable | None:
     """Return what only tuples of the same items of the same types have in common; None if there is no fast way."""
     kind = type(value[0])
-    if kind in UNIFORM:
-        return (kind, value) if countOf(map(type, value), kind) == len(value) else None
-    if kind is not int and kind is not float:
-        return None
-    pieces: list[bytes] = []
-    try:
-        if kind is float or -1 << 31 <= value[0] < 1 << 31:
-            _plain_pickler()(_Pieces(pieces.append), 5).dump(value)
-        else:  # which pickle in twice the time
-            pieces.append(marshal.dumps(value, 2))
-    except Exception:  # noqa: BLE001  # there is another way, which says what is wrong
-        return None
-    return _Written(pieces)
+    if kind is float or (kind is int and -1 << 31 <= value[0] < 1 << 31):  # longer integers pickle slowly
+        pieces: list[bytes] = []
+        try:
+            _plain_pickler()(_Pieces(pieces.append), 4).dump(value)
+        except Exception:  # noqa: BLE001  # it has other items, of any class; the slow way says what is wrong with them
+            return None
+        return _Written(pieces)
+    return (kind, value) if kind in UNIFORM and countOf(map(type, value), kind) == len(value) else None
 
 
 @functools.cache
 def _plain_pickler() -> Any:
     """Return a class that pickles builtin values.
 
-    Equal pickles mean equal values of equal types, and numbers pickle in one way only. For a tuple of numbers that
-    takes less time than to look at the type of each.
+    Equal pickles mean equal values of equal types, up to protocol 4: protocol 5 writes other buffers as bytes, and so
+    does `marshal`. Numbers pickle in one way only, in less time than it takes to look at the type of each.
     """
     from pickle import Pickler
 
