@@ -28,7 +28,7 @@ def _dataclass(
     eq: bool = True,
     repr: bool = True,  # noqa: A002  # as the standard one
 ) -> Any:
-    """As `dataclasses.dataclass`."""
+    """As `dataclasses.dataclass`, with the options that opero uses."""
 
     def made(cls: type[T]) -> type[T]:
         own = cls.__dict__

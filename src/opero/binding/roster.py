@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 MANY = 256
-"""Bindings of which the garbage collector goes through the living again and again while more are made, as modules are
-imported. So whenever so many more are alive, they count as old."""
+"""How many more bindings have to be alive before all objects are moved to the garbage collector's oldest generation.
+Otherwise, it would traverse all of them again and again while a program binds its functions."""
 _all: weakref.WeakSet[Roster] = weakref.WeakSet()
 _all_lock = RenewedLock()
 
@@ -54,7 +54,7 @@ class Roster:
         self._held: dict[weakref.ref[Binding], None] = {}
         self._on_gone = self._forget  # one for all
         self._lock = RenewedLock()  # reentrant: a weak reference may be cleared while this thread holds the lock
-        self._old = 0  # bindings that the garbage collector leaves alone, as far as is known
+        self._old = 0  # how many were alive when objects were last moved
 
     def add(self, binding: Binding) -> None:
         with self._lock:

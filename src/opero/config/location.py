@@ -202,9 +202,8 @@ def _from_pyproject(path: Path) -> _Named | None:
         return None
     name = show_path(path)
     data = path.read_bytes()
-    if b"opero" not in data or not CONFIGURES.search(
-        data
-    ):  # so most files need not be parsed, and their mistakes are those of others
+    # So most files need not be parsed, and their mistakes are those of others.
+    if b"opero" not in data or not CONFIGURES.search(data):
         return None
     import tomllib
 

@@ -207,8 +207,7 @@ class Rounds:
                 rejection = False
                 for position, variant in enumerate(variants):
                     if position:
-                        if isinstance(errors[-1], ResultRejectedError):
-                            await close_response(host, errors[-1])
+                        await close_response(host, errors[-1])
                         call.stats.fallbacks += 1
                         call.stats.emit(FallbackUsed, what="value", error=errors[-1])
                         text = "%s: trying the next value of %s"
@@ -283,7 +282,7 @@ class Rounds:
                 if RetryScheduled.handlers:
                     values = {"attempt": progress.attempt_number, "delay": delay, "is_asked": is_asked}
                     call.stats.emit(RetryScheduled, **values, error=errors[-1])
-                if isinstance(errors[-1], ResultRejectedError):
+                if isinstance(errors[-1], ResultRejectedError):  # most are not, and need no coroutine
                     await close_response(host, errors[-1])
                 if delay > 0:
                     await host.sleep(delay)

@@ -220,9 +220,7 @@ class Stats:
             self.sample_at, samples.stride = 0, 1
         else:
             weight = samples.begin(calls, now)
-            at = calls + samples.stride
-            self.countdown.cell_contents += at - self._sample_at
-            self._sample_at = at
+            self.sample_at = calls + samples.stride
         if watched.calls:  # read after the write: it may have become true meanwhile
             self.sample_at = 0
         samples.in_flight += weight

@@ -50,7 +50,7 @@ def without_collector(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def make_old() -> None:
-    """Count all objects as old, which takes no time. Otherwise, the next collections would go through the new ones.
+    """Move all objects to the oldest generation, in constant time. Otherwise, the next collections would traverse them.
 
     Nothing happens if the program has frozen objects, which are to stay so.
     """

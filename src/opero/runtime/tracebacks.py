@@ -51,10 +51,7 @@ def is_own_file(name: str) -> bool:
 
 def _users(traceback: TracebackType | None) -> TracebackType | None:
     """Return the traceback from the first frame of the user's on."""
-    while traceback is not None:
-        name = traceback.tb_frame.f_code.co_filename
-        if name not in _own_files and not is_own_file(name):
-            break
+    while traceback is not None and _is_own(traceback):
         traceback = traceback.tb_next
     return traceback
 
